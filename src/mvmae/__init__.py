@@ -1,0 +1,32 @@
+"""Multi-view masked autoencoders: from a folder of unlabelled images to a Vision Transformer.
+
+The public names load on first use, so that `import mvmae` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mvmae.encoders import load_autoencoder, load_encoder
+    from mvmae.models.mae import MaskedAutoencoder
+    from mvmae.tasks.pretrain import run as pretrain
+
+__version__ = "0.1.0"
+
+__all__ = ["MaskedAutoencoder", "__version__", "load_autoencoder", "load_encoder", "pretrain"]
+
+_HOME = {
+    "MaskedAutoencoder": ("mvmae.models.mae", "MaskedAutoencoder"),
+    "load_autoencoder": ("mvmae.encoders", "load_autoencoder"),
+    "load_encoder": ("mvmae.encoders", "load_encoder"),
+    "pretrain": ("mvmae.tasks.pretrain", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'mvmae' has no attribute '{name}'")
+    module, attribute = _HOME[name]
+    return getattr(importlib.import_module(module), attribute)

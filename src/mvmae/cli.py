@@ -1,0 +1,208 @@
+"""The `mvmae` command: a verb, what it works on, and any field of its config by name.
+
+    mvmae pretrain my_images/ --recipe tiny-cpu --epochs 100
+    mvmae pretrain --recipe runs/pretrain/config.json --out runs/again
+    mvmae knn runs/pretrain my_labelled_images/
+
+Only the chosen verb is imported, so `mvmae --help` answers without loading torch.
+Exit status: 0; 2 and one plain line for what the user got wrong; 1 for our own faults; 130 and 143
+after SIGINT and SIGTERM.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tyro
+
+from mvmae import config as configs
+from mvmae import recipes
+from mvmae.config import BenchConfig, KnnConfig, PretrainConfig, ProbeConfig, ReconstructConfig
+from mvmae.errors import UserError, nearest
+
+
+class Verb(NamedTuple):
+    """A subcommand: what it is for, what it is told, and the module whose `run` does it."""
+
+    summary: str
+    config: type
+    module: str
+
+
+VERBS = {
+    "pretrain": Verb(
+        "Pre-train an encoder from unlabelled images.", PretrainConfig, "mvmae.tasks.pretrain"
+    ),
+    "knn": Verb(
+        "Judge an encoder by nearest neighbours on labelled images.", KnnConfig, "mvmae.tasks.knn"
+    ),
+    "probe": Verb(
+        "Judge an encoder by a linear classifier on its features.", ProbeConfig, "mvmae.tasks.probe"
+    ),
+    "reconstruct": Verb(
+        "Draw what the decoder makes of masked images.",
+        ReconstructConfig,
+        "mvmae.tasks.reconstruct",
+    ),
+    "bench": Verb(
+        "Time a training step or the input against the plain way.",
+        BenchConfig,
+        "mvmae.tasks.bench",
+    ),
+}
+WORDS = (*VERBS, "recipes")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return its exit status."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(args)
+    except UserError as error:
+        print(f"mvmae: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # `mvmae recipes | head`
+        sys.stderr.close()
+        return 0
+
+
+def _main(args: list[str]) -> int:
+    match args:
+        case [] | ["-h" | "--help" | "help", *_]:
+            print(usage())
+        case ["--version", *_]:
+            print(f"mvmae {importlib.import_module('mvmae').__version__}")
+        case ["recipes"]:
+            print(recipe_list())
+        case ["recipes", *rest]:
+            raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
+        case [name, *rest]:
+            verb, settings = parse(name, rest)
+            return importlib.import_module(verb.module).run(settings) or 0
+    return 0
+
+
+def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
+    """Turn a verb's name and its arguments into the verb and its config.
+
+    Raises:
+        UserError: The verb, a flag or a value is not one that works.
+    """
+    if name not in VERBS:
+        raise UserError(f"no verb '{name}'{nearest(name, WORDS)} (`mvmae --help` lists them)")
+    verb = VERBS[name]
+    default, args = pretrain_default(args) if name == "pretrain" else (None, args)
+    return verb, parse_config(verb.config, default, args, prog=f"mvmae {name}")
+
+
+def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any:
+    """Let tyro read the arguments, and put what it complains of into one line."""
+    complaint = io.StringIO()
+    options = {} if default is None else {"default": default}
+    flags = (tyro.conf.FlagCreatePairsOff,) if kind is PretrainConfig else ()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=args, prog=prog, config=flags, **options)
+    except SystemExit as end:
+        if end.code:
+            raise UserError(_one_line(complaint.getvalue(), prog)) from None
+        raise
+
+
+def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
+    """The config that the other arguments change, and those arguments.
+
+    `--recipe` names it. Without one a run to be resumed brings its own, own images get `tiny-cpu`
+    or, on a machine with CUDA, `vit-small-128`, and no images at all get `demo`.
+    """
+    recipe, rest = _take_option(args, "--recipe")
+    if recipe is not None:
+        return _recipe_or_file(recipe), rest
+    if "--resume" in rest:
+        out, _ = _take_option(rest, "--out")
+        return _recipe_or_file(str(Path(out or PretrainConfig().out) / "config.json")), rest
+    demo = recipes.named("demo")
+    if {"-h", "--help"} & set(rest):
+        return demo, rest
+    if parse_config(PretrainConfig, demo, rest, prog="mvmae pretrain").data == demo.data:
+        return demo, rest
+    name = "vit-small-128" if _has_cuda() else "tiny-cpu"
+    print(f"recipe: {name} ({recipes.RECIPES[name].summary} --recipe chooses another)")
+    return recipes.named(name), rest
+
+
+def _recipe_or_file(recipe: str) -> PretrainConfig:
+    if not recipe.endswith(".json"):
+        return recipes.named(recipe)
+    try:
+        text = Path(recipe).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {recipe}: {error}") from error
+    return configs.from_json(text, PretrainConfig, source=recipe)
+
+
+def _take_option(args: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """The value of `flag VALUE` or `flag=VALUE`, and the arguments without it."""
+    for at, word in enumerate(args):
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}="), args[:at] + args[at + 1 :]
+        if word == flag:
+            if at + 1 == len(args) or args[at + 1].startswith("-"):
+                raise UserError(f"{flag} needs a value")
+            return args[at + 1], args[:at] + args[at + 2 :]
+    return None, args
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _one_line(box: str, prog: str) -> str:
+    """What tyro drew in a box, as a sentence."""
+    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
+    rules = [at for at, row in enumerate(rows) if row.startswith("──")] + [len(rows)]
+    said = " ".join(rows[: rules[0]])
+    said = re.sub(r"^Error parsing (--[\w.-]+|[A-Z]+): ", r"\1: ", said)
+    said = re.sub(r"^Error parsing [\w.]+: ", "", said)
+    said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
+    said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
+    unknown = re.match(r"Unrecognized (?:options|arguments): (--[^\s,=]+)", said)
+    if unknown:
+        meant = re.search(r"Perhaps you meant:.*?(--[\w.-]+)", " ".join(rows))
+        said = f"no option {unknown[1]}" + (f": did you mean {meant[1]}?" if meant else "")
+    return f"{said or 'cannot read these arguments'} (`{prog} --help` lists the options)"
+
+
+def usage() -> str:
+    """The verbs, and where to begin."""
+    lines = [
+        "usage: mvmae VERB ... [--field value]      mvmae VERB --help",
+        "",
+        "From a folder of unlabelled images to a Vision Transformer that knows them.",
+        "",
+    ]
+    lines += [f"  {name:12} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [
+        "  recipes      List the recipes of pretrain.",
+        "",
+        "Begin with:  mvmae pretrain my_images/      then:  mvmae knn runs/pretrain my_labelled/",
+    ]
+    return "\n".join(lines)
+
+
+def recipe_list() -> str:
+    """The recipes and the variants, a line each."""
+    lines = [f"  {name:15} {recipe.summary}" for name, recipe in recipes.RECIPES.items()]
+    lines += ["", "Variants, for any recipe (demo+mae):"]
+    for name, variant in recipes.VARIANTS.items():
+        lines.append(f"  +{name:14} {(variant.__doc__ or '').splitlines()[0]}")
+    return "\n".join(lines)

@@ -1,0 +1,171 @@
+"""Judging an encoder and timing the parts: what each verb besides `pretrain` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, arg
+
+from mvmae.config.pretraining import DataArgument, ModelConfig, require
+
+EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
+LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What every evaluation of an encoder on labelled images needs."""
+
+    encoder: EncoderArgument
+    """Run folder, checkpoint file, or random:NAME."""
+
+    data: LabelledArgument = "photos"
+    """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list (path,label), photos or digits."""
+
+    image_size: int | tuple[int, int] | None = None
+    """Side of the input in pixels. Default: the encoder's own."""
+
+    max_train: int | None = None
+    """Most training images to use, drawn at random."""
+
+    max_test: int | None = None
+    """Most test images to use, drawn at random."""
+
+    baselines: bool = True
+    """Also judge raw pixels and a random encoder of the same shape."""
+
+    batch_size: int = 256
+    """Images encoded at a time."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where there is one."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the encoder; auto: bf16 on CUDA, fp32 on a CPU."""
+
+    workers: int | None = None
+    """Processes that read images. Default: by the machine."""
+
+    seed: int = 0
+    """Of the random encoder, and of what max_train and max_test draw."""
+
+    out: Path | None = None
+    """JSON file for the result. Default: in the run folder, where ENCODER is one."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_train", "max_test", "batch_size"):
+            value = getattr(self, name)
+            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KnnConfig(EvaluateConfig):
+    """Classify by the nearest neighbours among labelled images."""
+
+    k: int = 20
+    """Neighbours that vote."""
+
+    temperature: float = 0.07
+    """Sharpness of the votes: each weighs exp(similarity / temperature)."""
+
+    def __post_init__(self) -> None:
+        EvaluateConfig.__post_init__(self)
+        require(self.k >= 1, f"k must be at least 1, not {self.k}")
+        require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProbeConfig(EvaluateConfig):
+    """Train a linear classifier on frozen features."""
+
+    costs: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    """Inverse strengths of L2 to choose from, on a fifth of the training images."""
+
+    max_iterations: int = 1000
+    """Most iterations of L-BFGS for one fit."""
+
+    def __post_init__(self) -> None:
+        EvaluateConfig.__post_init__(self)
+        require(len(self.costs) > 0 and min(self.costs) > 0, "costs must be numbers above 0")
+        require(self.max_iterations >= 1, "max_iterations must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReconstructConfig:
+    """Draw what the decoder makes of masked images (the paper's Figure 5)."""
+
+    encoder: EncoderArgument
+    """Run folder, or a checkpoint file with a decoder."""
+
+    data: DataArgument = ("photos",)
+    """Images: folders, list files, photos or digits."""
+
+    count: int = 6
+    """Images drawn."""
+
+    mask_ratio: float | None = None
+    """Share of patches hidden. Default: the run's own."""
+
+    statistics: Literal["visible", "target"] = "visible"
+    """Under normalised targets a patch's brightness and contrast are not predicted. They are
+    estimated from the visible patches around it, or taken from the hidden patch itself, which is a
+    leak and makes the prettier pictures of the literature."""
+
+    seed: int = 0
+    """Of the choice of images and of the masks."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where there is one."""
+
+    out: Path | None = None
+    """The picture. Default: figures/reconstructions.png in the run folder."""
+
+    def __post_init__(self) -> None:
+        require(self.count >= 1, f"count must be at least 1, not {self.count}")
+        require(
+            self.mask_ratio is None or 0 < self.mask_ratio < 1,
+            f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BenchConfig:
+    """Time the parts of pre-training against the plain way, in one run."""
+
+    part: Annotated[Positional[Literal["step", "input"]], arg(metavar="PART")]
+    """step: a training step against transformers' ViTMAE, one pass a view.
+    input: two views of a JPEG file against torchvision's PIL transform, file decoded twice."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+    data: str | None = None
+    """Folder of JPEG images for `input`. Default: the built-in photographs, written as JPEG."""
+
+    batch_size: int = 16
+    """Images in a step, each seen in two views."""
+
+    rounds: int = 5
+    """Timed rounds of each side, in turn; medians are reported."""
+
+    images: int = 200
+    """Images read in a round of `input`."""
+
+    quick: bool = False
+    """A small model and few rounds: under a minute on two cores."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where there is one."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic; auto: bf16 on CUDA, fp32 on a CPU."""
+
+    out: Path | None = None
+    """JSON file for the result."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "rounds", "images"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, not {value}")

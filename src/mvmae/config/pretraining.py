@@ -1,0 +1,351 @@
+"""Pre-training: the model, the views, the objective, and the run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import floor
+from pathlib import Path
+from typing import Annotated, Literal, NamedTuple
+
+from tyro.conf import Positional, arg
+
+from mvmae.errors import UserError
+
+
+class Size(NamedTuple):
+    """Shape of a stack of Transformer blocks."""
+
+    width: int
+    depth: int
+    num_heads: int
+
+
+ENCODERS = {  # ViT's and MAE's sizes; pico and nano are ours, for two CPU cores
+    "vit_pico": Size(64, 4, 2),
+    "vit_nano": Size(128, 4, 4),
+    "vit_tiny": Size(192, 12, 3),
+    "vit_small": Size(384, 12, 6),
+    "vit_base": Size(768, 12, 12),
+    "vit_large": Size(1024, 24, 16),
+    "vit_huge": Size(1280, 32, 16),
+}
+EncoderName = Literal[
+    "vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"
+]
+Pool = Literal["mean", "cls"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DECODER_HEAD_WIDTH = 32  # MAE: 512 wide, 16 heads
+
+
+def num_visible(num_patches: int, mask_ratio: float) -> int:
+    """Patches that a mask leaves visible.
+
+    MAE's `int(N * (1 - ratio))` loses a patch to floating point where the product is whole (25
+    patches at 0.8 leave 4, not 5); the small addition mends that and changes nothing elsewhere.
+    """
+    return floor(num_patches * (1 - mask_ratio) + 1e-6)
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `UserError` with the message unless the condition holds."""
+    if not condition:
+        raise UserError(message)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """Encoder and decoder."""
+
+    encoder: EncoderName = "vit_base"
+    """Size of the ViT encoder."""
+
+    image_size: int | tuple[int, int] = 224
+    """Side of the input in pixels, or its height and width."""
+
+    patch_size: int = 16
+    """Side of a square patch in pixels."""
+
+    in_channels: int = 3
+    """Channels of the images: 3 for colour, 1 for gray."""
+
+    mask_ratio: float = 0.8
+    """Share of patches hidden from the encoder."""
+
+    decoder_depth: int = 4
+    """Transformer blocks in the decoder."""
+
+    decoder_dim: int = 512
+    """Width of the decoder, a multiple of 32."""
+
+    latent: Pool = "mean"
+    """What is contrasted: the mean of the visible patch tokens, or the class token."""
+
+    head: Literal["none", "mlp"] = "none"
+    """What the latent passes through before the contrast: nothing (the paper), or a 2-layer MLP."""
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
+            require(getattr(self, name) > 0, f"{name} must be at least 1")
+        height, width = self.height_width
+        require(
+            min(height, width) > 0 and height % self.patch_size == 0 == width % self.patch_size,
+            f"image_size {_size(self.image_size)} is not a multiple of patch_size "
+            f"{self.patch_size}: {_multiples(self)} would be",
+        )
+        require(
+            self.decoder_dim % DECODER_HEAD_WIDTH == 0,
+            f"decoder_dim {self.decoder_dim} is not a multiple of {DECODER_HEAD_WIDTH}, "
+            "the width of a decoder head",
+        )
+        require(
+            0 < self.mask_ratio < 1,
+            f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}: the paper's is 0.8",
+        )
+        require(
+            0 < self.num_visible < self.num_patches,
+            f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches "
+            "visible: there must be a visible and a hidden one (a smaller patch_size helps)",
+        )
+
+    @property
+    def size(self) -> Size:
+        """Width, depth and heads of the encoder."""
+        return ENCODERS[self.encoder]
+
+    @property
+    def height_width(self) -> tuple[int, int]:
+        """Height and width of the input in pixels."""
+        side = self.image_size
+        return (side, side) if isinstance(side, int) else side
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        height, width = self.height_width
+        return height // self.patch_size, width // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches in one image."""
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def num_visible(self) -> int:
+        """Patches that the encoder sees."""
+        return num_visible(self.num_patches, self.mask_ratio)
+
+
+def _size(image_size: int | tuple[int, int]) -> str:
+    return str(image_size) if isinstance(image_size, int) else "{} x {}".format(*image_size)
+
+
+def _multiples(config: ModelConfig) -> str:
+    """The nearest sizes that would work."""
+    patch = config.patch_size
+    near = [max(patch, round(side / patch) * patch) for side in config.height_width]
+    return str(near[0]) if isinstance(config.image_size, int) else f"{near[0]} x {near[1]}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewsConfig:
+    """How an image becomes views."""
+
+    num_views: Literal[1, 2] = 2
+    """Masked views of an image in a step: 2, or 1 (MAE)."""
+
+    targets: Literal["two", "one"] = "two"
+    """Two crops of an image, or one crop masked twice."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in a crop."""
+
+    flip: Literal["none", "horizontal"] = "horizontal"
+    """Mirror every other view, or none."""
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How a crop is resized; always antialiased."""
+
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, of values in [0, 1]. Default: ImageNet's."""
+
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel. Default: ImageNet's."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
+        )
+        require(
+            self.std is None or min(self.std) > 0, "std must be above 0 for every channel"
+        )
+
+    def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel.
+
+        Raises:
+            UserError: `mean` or `std` has another number of values than the images channels.
+        """
+        return tuple(
+            _per_channel(name, given, default, channels)
+            for name, given, default in (
+                ("mean", self.mean, IMAGENET_MEAN),
+                ("std", self.std, IMAGENET_STD),
+            )
+        )  # type: ignore[return-value]
+
+
+def _per_channel(
+    name: str, given: tuple[float, ...] | None, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    if given is None:
+        # Gray, and whatever is neither gray nor colour, gets the colours' average.
+        return default if channels == 3 else (sum(default) / 3,) * channels
+    require(
+        len(given) == channels, f"views.{name} has {len(given)} values for {channels} channels"
+    )
+    return given
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ObjectiveConfig:
+    """What is minimised: reconstruction_weight * L_r + contrastive_weight * L_c (equation 7)."""
+
+    reconstruction_weight: float = 1.0
+    """Weight of the reconstruction; 0 leaves the decoder untrained."""
+
+    contrastive_weight: float = 2.0
+    """The paper's lambda; 0 is no contrast."""
+
+    temperature: float = 0.07
+    """The paper's tau, by which similarities are divided."""
+
+    reconstruct: Literal["masked", "all"] = "masked"
+    """Patches whose error counts: the masked ones (MAE), or all (equation 3 as printed)."""
+
+    normalize_targets: bool = True
+    """Normalise each target patch by its own mean and variance (MAE's released weights)."""
+
+    def __post_init__(self) -> None:
+        weights = self.reconstruction_weight, self.contrastive_weight
+        require(min(weights) >= 0, "the weights of the two losses must not be negative")
+        require(max(weights) > 0, "both losses have weight 0: there is nothing to learn")
+        require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
+
+
+DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainConfig:
+    """Pre-train an encoder from unlabelled images."""
+
+    data: DataArgument = ("photos",)
+    """Folders of images (searched to the bottom), list files (.txt, .csv), or the built-in photos or
+    digits."""
+
+    out: Path = Path("runs/pretrain")
+    """Run folder: everything the run leaves is in here."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    views: ViewsConfig = field(default_factory=ViewsConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+
+    epochs: int = 1600
+    """Passes over the images."""
+
+    batch_size: int = 256
+    """Images in an optimiser step, over all processes."""
+
+    base_lr: float = 1.5e-4
+    """Learning rate at batch size 256; the rate used is base_lr * batch_size / 256."""
+
+    warmup_epochs: float = 40.0
+    """Epochs in which the learning rate rises from 0."""
+
+    weight_decay: float = 0.05
+    """AdamW's weight decay, on everything but biases and norms."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's averaging rates."""
+
+    clip_grad: float | None = None
+    """Largest norm of the gradient; none: not clipped."""
+
+    seed: int = 0
+    """Of the initial weights, the order, the crops and the masks."""
+
+    eval_data: str | None = None
+    """Labelled images for kNN while training; never trained on."""
+
+    eval_every: int = 10
+    """Epochs between two kNN evaluations (and one at the end)."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where there is one."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Arithmetic of the networks; auto: bf16 on CUDA, fp32 on a CPU. Losses are always fp32."""
+
+    workers: int | None = None
+    """Processes that read images, for each training process. Default: by the machine."""
+
+    log_every: int = 10
+    """Steps between two lines of metrics."""
+
+    save_every_minutes: float = 10.0
+    """Minutes between two checkpoints (and one at the end)."""
+
+    log: tuple[Literal["tensorboard"], ...] = ()
+    """Where else metrics go."""
+
+    resume: bool = False
+    """Continue the run in `out` at its exact step."""
+
+    overwrite: bool = False
+    """Replace the run in `out`."""
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_every", "log_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} must be at least 1, not {value}")
+        require(self.base_lr > 0, f"base_lr must be above 0, not {self.base_lr}")
+        require(
+            0 <= self.warmup_epochs < self.epochs,
+            f"warmup_epochs {self.warmup_epochs:g} must be shorter than the {self.epochs} epochs",
+        )
+        require(self.weight_decay >= 0, "weight_decay must not be negative")
+        require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
+        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
+        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require(self.seed >= 0, "seed must not be negative")
+        require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
+        if self.objective.contrastive_weight > 0:
+            require(
+                self.views.num_views == 2,
+                "contrast needs two views: set views.num_views 2, or objective.contrastive_weight 0",
+            )
+            require(
+                self.batch_size > 1,
+                "contrast needs other images to compare with: batch_size must be at least 2, "
+                "or objective.contrastive_weight 0",
+            )
+        else:
+            require(
+                self.model.head == "none",
+                "model.head has no effect without contrast: leave it at 'none', "
+                "or set objective.contrastive_weight above 0",
+            )
+        self.views.pixel_statistics(self.model.in_channels)
+
+    @property
+    def lr(self) -> float:
+        """Peak learning rate (MAE's linear scaling)."""
+        return self.base_lr * self.batch_size / 256
+
+    @property
+    def pixel_statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel."""
+        return self.views.pixel_statistics(self.model.in_channels)
