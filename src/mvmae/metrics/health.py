@@ -1,0 +1,113 @@
+"""Is the pre-training working: what to watch, and what it means in plain words.
+
+Shapes: B images, D embedding width, N patches, P numbers in a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import log
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+def chance_level(num_images: int) -> float:
+    """NT-Xent of a model that cannot tell images apart: log(2N - 1) candidates."""
+    return log(2 * num_images - 1)
+
+
+def effective_rank(z: Float[Tensor, "B D"]) -> float:
+    """Directions that the embeddings use: the exponential of the entropy of singular values.
+
+    RankMe (Garrido et al. 2023), of the centred embeddings, so that a constant counts for none.
+    1 is a collapse to a line; the most is the smaller of B and D.
+    """
+    singular = torch.linalg.svdvals((z - z.mean(dim=0)).double())
+    share = singular / singular.sum().clamp_min(1e-12)
+    return torch.special.entr(share).sum().exp().item()
+
+
+def contrast_health(z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> dict[str, float]:
+    """Mean cosine of two views of one image and of different images, and how often the right
+    partner is the nearest of all; plus the effective rank."""
+    rank = effective_rank(torch.cat([z1, z2]))
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    cosine = z1 @ z2.T
+    positive = cosine.diagonal()
+    others = max(1, len(z1) * (len(z1) - 1))
+    own = torch.arange(len(z1), device=z1.device)
+    return {
+        "positive_similarity": positive.mean().item(),
+        "negative_similarity": ((cosine.sum() - positive.sum()) / others).item(),
+        "contrastive_top1": 100 * (cosine.argmax(dim=1) == own).float().mean().item(),
+        "effective_rank": rank,
+    }
+
+
+def mean_error(target: Float[Tensor, "B N P"], mask: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
+    """Squared error of predicting each masked patch's own mean: what a blur achieves at best."""
+    variance_BN = target.var(dim=-1, unbiased=False)
+    return (variance_BN * mask).sum() / mask.sum()
+
+
+class Verdict(NamedTuple):
+    """What the numbers mean."""
+
+    status: Literal["good", "weak", "collapsed"]
+    sentence: str
+
+
+def verdict(metrics: Mapping[str, float], width: int) -> Verdict:
+    """Read the last line of metrics as a person would.
+
+    Args:
+        metrics: `contrastive`, `chance`, the four of `contrast_health`, `reconstruction` and
+            `mean_error`, as far as the run has them.
+        width: Width of the embeddings.
+    """
+    said, status = [], "good"
+    if "contrastive" in metrics:
+        status, words = _contrast_words(metrics, width)
+        said.append(words)
+    if "reconstruction" in metrics:
+        share = metrics["reconstruction"] / max(metrics["mean_error"], 1e-12)
+        said.append(f"masked patches are rebuilt with {share:.0%} of the error of their mean colour")
+        if share >= 1:
+            status = "weak" if status == "good" else status
+            said[-1] += ", no better than a blur"
+    return Verdict(status, "; ".join(said))
+
+
+def is_collapsed(metrics: Mapping[str, float]) -> bool:
+    """Whether different images are embedded alike, and the loss says so too."""
+    return "contrastive" in metrics and (
+        metrics["effective_rank"] < 2
+        or (
+            metrics["negative_similarity"] > 0.95
+            and metrics["contrastive"] > 0.95 * metrics["chance"]
+        )
+    )
+
+
+def _contrast_words(
+    metrics: Mapping[str, float], width: int
+) -> tuple[Literal["good", "weak", "collapsed"], str]:
+    loss, chance = metrics["contrastive"], metrics["chance"]
+    numbers = (
+        f"contrast {loss:.2f} (chance {chance:.2f}), views of one image {_cosine(metrics, 'positive')} "
+        f"alike, of different images {_cosine(metrics, 'negative')}, "
+        f"effective rank {metrics['effective_rank']:.0f} of {width}"
+    )
+    if is_collapsed(metrics):
+        return "collapsed", f"{numbers}: all images look the same to the encoder"
+    if loss > 0.8 * chance:
+        return "weak", f"{numbers}: it hardly tells images apart yet; train longer"
+    return "good", numbers
+
+
+def _cosine(metrics: Mapping[str, float], kind: str) -> str:
+    return f"{metrics[f'{kind}_similarity']:.2f}"

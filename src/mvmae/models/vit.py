@@ -1,0 +1,202 @@
+"""Vision Transformer that can be shown any subset of an image's patches.
+
+Parameter names are timm's and MAE's, so checkpoints of either load without renaming.
+Shapes: B images, C channels, N tokens, K visible patches, D width, P numbers in a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Generator, Tensor, nn
+
+from mvmae.config import Pool, Size
+from mvmae.models.patches import patchify, take_rows
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Mix tokens."""
+        B, N, D = x.shape
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
+
+
+class Mlp(nn.Module):
+    """Two linear layers with a GELU between."""
+
+    def __init__(self, dim: int, hidden_dim: int) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden_dim)
+        self.fc2 = nn.Linear(hidden_dim, dim)
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Transform each token."""
+        return self.fc2(F.gelu(self.fc1(x)))
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block."""
+
+    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, num_heads)
+        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Attend, then transform."""
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    """Linear embedding of patches, kept under the name and shape of ViT's strided convolution.
+
+    A convolution must embed the whole image; a product with the patches at hand embeds only the
+    visible ones, a fifth of them.
+    """
+
+    def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
+
+    def forward(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
+        """Embed patches cut by `patchify`, whose channels run fastest."""
+        weight_DP = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
+        return F.linear(patches, weight_DP, self.proj.bias)
+
+
+def sincos_positions(dim: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
+    """Fixed 2-D sine-cosine positions: half the width for the column, half for the row (MAE)."""
+    quarter = dim // 4
+    frequency = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
+    row, column = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    angles = [axis.flatten()[:, None] * frequency for axis in (column, row)]
+    parts = [wave(angle) for angle in angles for wave in (torch.sin, torch.cos)]
+    return torch.cat(parts, dim=1).float()
+
+
+def positions_with_cls(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
+    """Sine-cosine positions behind a row of zeros for the class token."""
+    return torch.cat([torch.zeros(1, dim), sincos_positions(dim, grid)])[None]
+
+
+class Encoder(nn.Module):
+    """Vision Transformer with a class token and fixed 2-D positions.
+
+    Args:
+        size: Width, depth and heads.
+        image_size: Height and width of the images in pixels.
+        patch_size: Side of a patch in pixels; divides both.
+        in_channels: Channels of the images.
+    """
+
+    pos_embed: Tensor
+
+    def __init__(
+        self, size: Size, *, image_size: tuple[int, int], patch_size: int, in_channels: int = 3
+    ) -> None:
+        super().__init__()
+        self.size, self.image_size = size, image_size
+        self.patch_size, self.in_channels = patch_size, in_channels
+        self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.patch_embed = PatchEmbed(patch_size, in_channels, size.width)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
+        self.register_buffer("pos_embed", positions_with_cls(size.width, self.grid))
+        self.blocks = nn.ModuleList(Block(size.width, size.num_heads) for _ in range(size.depth))
+        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+
+    @property
+    def embed_dim(self) -> int:
+        """Width of a token."""
+        return self.size.width
+
+    def forward(
+        self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B tokens D"]:
+        """The class token and the patches at `ids_keep` (default: all), after the last norm.
+
+        Raises:
+            ValueError: The images have another size or number of channels than the encoder.
+        """
+        return self.encode(self.patches(images), ids_keep)
+
+    def patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
+        """Cut images into patches; see `forward` for what is raised."""
+        if (shape := tuple(images.shape[1:])) != (self.in_channels, *self.image_size):
+            raise ValueError(
+                f"images are {shape}, this encoder takes {(self.in_channels, *self.image_size)}: "
+                "resize them, or load the encoder with another image_size"
+            )
+        return patchify(images, self.patch_size)
+
+    def encode(
+        self, patches: Float[Tensor, "B N P"], ids_keep: Int[Tensor, "B K"] | None = None
+    ) -> Float[Tensor, "B tokens D"]:
+        """As `forward`, from patches. Those to be seen are picked before they are embedded."""
+        x = self._embed(patches, ids_keep)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+    def _embed(self, patches: Tensor, ids_keep: Tensor | None) -> Tensor:
+        positions = self.pos_embed[:, 1:]
+        if ids_keep is not None:
+            patches = take_rows(patches, ids_keep)
+            positions = positions[0][ids_keep]
+        x = self.patch_embed(patches) + positions
+        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
+        return torch.cat([cls.to(x.dtype), x], dim=1)
+
+    def embed(self, images: Float[Tensor, "B C H W"], pool: Pool = "mean") -> Float[Tensor, "B D"]:
+        """One vector an image: the mean of the patch tokens, or the class token."""
+        return pooled(self(images), pool)
+
+    def forward_intermediates(
+        self, images: Float[Tensor, "B C H W"], indices: Sequence[int]
+    ) -> list[Float[Tensor, "B D rows columns"]]:
+        """Maps of patch tokens after the blocks at `indices`, before the last norm."""
+        x = self._embed(self.patches(images), None)
+        outputs = []
+        for block in self.blocks:
+            x = block(x)
+            outputs.append(x)
+        return [
+            outputs[at][:, 1:].transpose(1, 2).unflatten(2, self.grid).contiguous()
+            for at in indices
+        ]
+
+
+def pooled(tokens: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B D"]:
+    """The mean of the patch tokens, or the class token, which comes first."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+
+
+def initialize(model: nn.Module, generator: Generator) -> None:
+    """MAE's initial weights: Xavier-uniform matrices, zero biases, tokens of deviation 0.02.
+
+    The patch embedding counts as a matrix of one column a pixel, not as a convolution.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.data.flatten(1), generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("cls_token", "mask_token")):
+            nn.init.normal_(parameter, std=0.02, generator=generator)
