@@ -1,0 +1,99 @@
+"""Bytes of an image file to 8-bit pixels.
+
+JPEG goes through torchvision's decoder, everything else through Pillow; both give the picture
+upright, as EXIF says.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms.v2 import functional as tv
+
+Pixels = UInt8[Tensor, "C H W"]
+
+EXTENSIONS = frozenset(
+    ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .tga".split()
+)
+JPEG_MAGIC = b"\xff\xd8\xff"
+WHITE = (255, 255, 255, 255)
+
+
+class UnreadableImage(Exception):
+    """An image that cannot be decoded; the message says why."""
+
+
+def decode(data: bytes, channels: int) -> Pixels:
+    """Decode an image file.
+
+    Gray becomes colour and colour gray as `channels` asks. What is transparent is laid on white,
+    of an animation the first frame is taken, and 16-bit values are scaled from their full range.
+
+    Args:
+        data: The whole file.
+        channels: 3 for colour, 1 for gray.
+
+    Raises:
+        UnreadableImage: The bytes are no image, are damaged, or of a kind not read.
+    """
+    try:
+        image = _decode_jpeg(data) if data.startswith(JPEG_MAGIC) else None
+        image = _decode_pillow(data) if image is None else image
+        return _with_channels(image, channels)
+    except UnreadableImage:
+        raise
+    except Exception as error:  # decoders raise anything: OSError, ValueError, TypeError, ...
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnreadableImage(reason[:200]) from error
+
+
+def _decode_jpeg(data: bytes) -> Pixels | None:
+    """Pixels of a gray or colour JPEG; none for CMYK, whose colours only Pillow gets right."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
+        encoded = torch.frombuffer(data, dtype=torch.uint8)
+    image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    return None if len(image) == 4 else image
+
+
+def _decode_pillow(data: bytes) -> Pixels:
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and palettes that it then reads; of bombs it still raises.
+        warnings.simplefilter("ignore")
+        with Image.open(io.BytesIO(data)) as file:
+            file.load()
+            return torch.from_numpy(_eight_bit(ImageOps.exif_transpose(file))).permute(2, 0, 1)
+
+
+def _eight_bit(image: Image.Image) -> np.ndarray:
+    """Height x width x channels, 1 or 3, of any of Pillow's modes."""
+    if image.mode.startswith("I"):
+        values = np.array(image).astype(np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImage("32-bit integers beyond 16 bit are not read")
+        return (values // 257).astype(np.uint8)[..., None]
+    if image.mode == "F":
+        raise UnreadableImage("floating-point images are not read: save them with 8 or 16 bit")
+    if image.has_transparency_data:
+        opaque = Image.new("RGBA", image.size, WHITE)
+        return np.array(Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB"))
+    if image.mode in ("1", "L"):
+        return np.array(image.convert("L"))[..., None]
+    return np.array(image.convert("RGB"))
+
+
+def _with_channels(image: Pixels, channels: int) -> Pixels:
+    if len(image) == channels:
+        return image
+    if channels == 3:
+        return image[:1].expand(3, -1, -1).contiguous()
+    if channels == 1:
+        return tv.rgb_to_grayscale(image[:3])
+    raise UnreadableImage(f"the file has {len(image)} channels, {channels} were asked for")

@@ -1,0 +1,199 @@
+"""Batches for pre-training and for evaluation, read by worker processes.
+
+The order of the images is a function of (seed, epoch), and a batch is a slice of it, so that a run
+continues at any step, on any number of processes, with what it would have seen.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mvmae.config import PretrainConfig
+from mvmae.data.decode import UnreadableImage
+from mvmae.data.sources.source import Source
+from mvmae.data.views import mask_noise, random_views, whole_view
+
+ATTEMPTS = 64  # other images tried in place of an unreadable one
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read."""
+
+    path: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """What one process trains on in one step."""
+
+    views: UInt8[Tensor, "V B C H W"]
+    """Views of each image, first views first."""
+
+    noise: Float[Tensor, "V B N"]
+    """What ranks the patches of each view for masking."""
+
+    skipped: list[Skipped]
+    """Images that were to be in the batch and could not be read."""
+
+    is_whole: bool
+    """Whether something readable was found for every place."""
+
+
+class _Sample(NamedTuple):
+    views: Tensor | None
+    noise: Tensor
+    skipped: list[Skipped]
+
+
+class ViewsDataset(Dataset):
+    """Views of an image by (epoch, index)."""
+
+    def __init__(self, source: Source, config: PretrainConfig) -> None:
+        self.source, self.config = source, config
+
+    def __getitem__(self, key: tuple[int, int]) -> _Sample:
+        epoch, index = key
+        config = self.config
+        rng = np.random.default_rng((config.seed, epoch, index))
+        noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
+        skipped = []
+        for _ in range(ATTEMPTS):
+            try:
+                image = self.source.read(index)
+            except UnreadableImage as error:
+                skipped.append(Skipped(self.source.path(index), str(error)))
+                index = int(rng.integers(len(self.source)))
+            else:
+                views = random_views(image, config.views, config.model.height_width, rng)
+                return _Sample(views, noise, skipped)
+        return _Sample(None, noise, skipped)
+
+
+def _collate(samples: list[_Sample]) -> Batch:
+    views = [sample.views for sample in samples if sample.views is not None]
+    stacked = torch.stack(views, dim=1) if views else torch.empty(0, 0, 0, 0, 0, dtype=torch.uint8)
+    noise = torch.stack([sample.noise for sample in samples], dim=1)
+    skipped = [skip for sample in samples for skip in sample.skipped]
+    return Batch(stacked, noise, skipped, len(views) == len(samples))
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """Every image once, shuffled."""
+    return np.random.default_rng((seed, epoch)).permutation(num_images)
+
+
+class StepSampler:
+    """For each step from `start`, the (epoch, index) pairs of this process's share of the batch.
+
+    Images at an epoch's end that fill no batch are left out of that epoch, as in MAE.
+    """
+
+    def __init__(
+        self, num_images: int, config: PretrainConfig, steps: range, rank: int, world_size: int
+    ) -> None:
+        self.num_images, self.config, self.steps = num_images, config, steps
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch_size = self.config.batch_size
+        per_epoch = self.num_images // batch_size
+        share = batch_size // self.world_size
+        known, order = -1, np.empty(0, dtype=np.int64)
+        for step in self.steps:
+            epoch, place = divmod(step, per_epoch)
+            if epoch != known:
+                known, order = epoch, epoch_order(self.config.seed, epoch, self.num_images)
+            begin = place * batch_size + self.rank * share
+            yield [(epoch, int(index)) for index in order[begin : begin + share]]
+
+
+def view_batches(
+    source: Source, config: PretrainConfig, steps: range, *, rank: int, world_size: int, cuda: bool
+) -> DataLoader:
+    """Batches of views for the given steps; iterating yields `Batch`."""
+    return DataLoader(
+        ViewsDataset(source, config),
+        batch_sampler=StepSampler(len(source), config, steps, rank, world_size),
+        **_loading(config.workers, cuda),
+        collate_fn=_collate,
+    )
+
+
+class WholeBatch(NamedTuple):
+    """Whole images with their place in the source."""
+
+    images: UInt8[Tensor, "B C H W"]
+    indices: Int[Tensor, " B"]
+    skipped: list[Skipped]
+
+
+class WholeDataset(Dataset):
+    """Images as they are judged, by index."""
+
+    def __init__(self, source: Source, size: tuple[int, int], interpolation: str) -> None:
+        self.source, self.size, self.interpolation = source, size, interpolation
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Skipped]]:
+        try:
+            image = whole_view(self.source.read(index), self.size, self.interpolation)
+        except UnreadableImage as error:
+            return None, index, [Skipped(self.source.path(index), str(error))]
+        return image, index, []
+
+
+def _collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
+    images = [image for image, _, _ in samples if image is not None]
+    indices = [index for image, index, _ in samples if image is not None]
+    stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+    skipped = [skip for _, _, skips in samples for skip in skips]
+    return WholeBatch(stacked, torch.tensor(indices, dtype=torch.int64), skipped)
+
+
+def whole_batches(
+    source: Source,
+    size: tuple[int, int],
+    *,
+    interpolation: str,
+    batch_size: int,
+    workers: int | None,
+    cuda: bool,
+) -> DataLoader:
+    """Every image once, in order; iterating yields `WholeBatch`."""
+    return DataLoader(
+        WholeDataset(source, size, interpolation),
+        batch_size=batch_size,
+        **_loading(workers, cuda),
+        collate_fn=_collate_whole,
+    )
+
+
+def _loading(workers: int | None, cuda: bool) -> dict:
+    """DataLoader's options. On a CPU the cores are wanted by the network, so one reader is enough."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if workers is None:
+        workers = min(16, cores) if cuda else min(1, cores - 1)
+    options: dict = {"num_workers": workers, "pin_memory": cuda}
+    if workers:
+        options |= {"worker_init_fn": _leave_signals_to_the_parent, "prefetch_factor": 4}
+    return options
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches every process of a terminal; the parent saves first, then ends its workers."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,1 @@
+"""Where images come from. Adding a kind of source is adding a file here and a line to `opening`."""

@@ -1,0 +1,129 @@
+"""Images that come with the packages this project needs: nothing is downloaded.
+
+`photos`: windows of the photographs in scikit-image's and scikit-learn's wheels, labelled by the
+photograph. `digits`: scikit-learn's handwritten digits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import files
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+
+from mvmae.data.decode import Pixels, decode
+from mvmae.errors import UserError
+
+Split = Literal["train", "val"]
+
+PHOTOGRAPHS = {
+    name.split(".")[0]: ("skimage.data", name)
+    for name in (
+        "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png "
+        "gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg "
+        "rocket.jpg"
+    ).split()
+} | {name: ("sklearn.datasets.images", f"{name}.jpg") for name in ("china", "flower")}
+
+WINDOW_SIDES = (72, 128)  # pixels in the photograph
+STORED_SIDE = 64  # pixels that a window is shrunk to: twice the demo's input
+NUM_WINDOWS = {"train": 200, "val": 60}  # of each photograph
+SHARE = {"train": (0.0, 0.6), "val": (0.62, 1.0)}  # of the photograph's width: no pixel in both
+
+
+class InMemory:
+    """Images held as one array."""
+
+    def __init__(
+        self,
+        name: str,
+        images: np.ndarray,
+        labels: np.ndarray,
+        classes: Sequence[str],
+        channels: int,
+    ) -> None:
+        self.name, self.classes = name, tuple(classes)
+        self.images, self.labels, self.channels = torch.from_numpy(images), labels, channels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        image = self.images[index]
+        return image if len(image) == self.channels else image[:1].expand(self.channels, -1, -1)
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return int(self.labels[index])
+
+    def path(self, index: int) -> str:
+        """See `Source`."""
+        return f"{self.name}/{self.classes[self.label(index)]}/{index}"
+
+
+def photos(split: Split, channels: int) -> InMemory:
+    """Square windows of 18 photographs; the label is the photograph.
+
+    The windows that train come from the left 60 % of each photograph, those that validate from the
+    right 38 %. They are drawn with a fixed seed, the same on every machine.
+    """
+    windows, labels = [], []
+    for label, (package, file) in enumerate(PHOTOGRAPHS.values()):
+        photograph = decode(files(package).joinpath(file).read_bytes(), channels)
+        windows.append(_windows(photograph.permute(1, 2, 0).numpy(), split, label))
+        labels += [label] * NUM_WINDOWS[split]
+    images = np.concatenate(windows).transpose(0, 3, 1, 2)
+    return InMemory(
+        f"photos:{split}", np.ascontiguousarray(images), np.array(labels), list(PHOTOGRAPHS), channels
+    )
+
+
+def _windows(photograph: np.ndarray, split: Split, label: int) -> np.ndarray:
+    """Windows of one photograph, shrunk: count x side x side x channels."""
+    rng = np.random.default_rng((label, split == "val"))
+    height, width, channels = photograph.shape
+    low, high = (round(share * width) for share in SHARE[split])
+    windows = []
+    for _ in range(NUM_WINDOWS[split]):
+        side = int(rng.integers(WINDOW_SIDES[0], 1 + min(WINDOW_SIDES[1], height, high - low)))
+        top = int(rng.integers(0, 1 + height - side))
+        left = int(rng.integers(low, 1 + high - side))
+        window = Image.fromarray(photograph[top : top + side, left : left + side].squeeze())
+        window = window.resize((STORED_SIDE, STORED_SIDE), Image.Resampling.BICUBIC)
+        windows.append(np.asarray(window).reshape(STORED_SIDE, STORED_SIDE, channels))
+    return np.stack(windows)
+
+
+def digits(split: Split, channels: int) -> InMemory:
+    """1,797 handwritten digits of 8 x 8 pixels; every fifth validates."""
+    from sklearn.datasets import load_digits  # half a second that only this source costs
+
+    data = load_digits()
+    validates = np.arange(len(data.target)) % 5 == 4
+    keep = validates if split == "val" else ~validates
+    images = np.round(data.images[keep] * (255 / 16)).astype(np.uint8)[:, None]
+    names = [str(digit) for digit in range(10)]
+    return InMemory(f"digits:{split}", images, data.target[keep], names, channels)
+
+
+BUILTIN = {"photos": photos, "digits": digits}
+
+
+def is_builtin(name: str) -> bool:
+    """Whether the name is that of a built-in source.
+
+    Raises:
+        UserError: There is also a folder of that name here.
+    """
+    from pathlib import Path
+
+    if name in BUILTIN and Path(name).exists():
+        raise UserError(
+            f"'{name}' is built in, and a folder here is called so too: write ./{name} for the "
+            f"folder, builtin:{name} for the other"
+        )
+    return name.removeprefix("builtin:") in BUILTIN

@@ -1,0 +1,121 @@
+"""State to disk and back: whole or not at all, and never a pickle that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from mvmae.errors import UserError
+
+
+def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is there completely or as it was before.
+
+    A temporary file beside it is written, forced to the disk and renamed.
+    """
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        with temporary.open("wb") as stream:
+            write(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_whole(file, lambda stream: stream.write(text.encode()))
+
+
+def save(folder: Path, state: dict[str, Any]) -> None:
+    """Make `last.pt` of the state; the one before becomes `previous.pt`."""
+    folder.mkdir(exist_ok=True)
+    last, fresh = folder / "last.pt", folder / "fresh.pt"
+    write_whole(fresh, lambda stream: torch.save(state, stream))
+    if last.exists():
+        last.replace(folder / "previous.pt")
+    fresh.replace(last)
+
+
+def load(file: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        UserError: It is missing, damaged, or holds what is not plain data.
+    """
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"no checkpoint {file}") from error
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
+        previous = file.with_name("previous.pt")
+        rescue = (
+            f"; delete it and rename {previous.name} to {file.name} to go on from the one before"
+            if file.name == "last.pt" and previous.exists()
+            else ""
+        )
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise UserError(f"{file} is damaged or no checkpoint ({reason}){rescue}") from error
+    if not isinstance(state, dict):
+        raise UserError(f"{file} is no checkpoint: it holds a {type(state).__name__}")
+    return state
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """Write tensors as safetensors, and facts about them as JSON beside them."""
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_whole(file, lambda stream: stream.write(safetensors.torch.save(plain)))
+    write_text(file.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+
+
+def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote.
+
+    Raises:
+        UserError: Either file is missing or damaged.
+    """
+    facts_file = file.with_suffix(".json")
+    try:
+        tensors = safetensors.torch.load(file.read_bytes())
+        facts = json.loads(facts_file.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {error.filename}") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} or {facts_file.name} is damaged: {error}") from error
+    return tensors, facts
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
+    """Give a model its weights; every key must fit.
+
+    Raises:
+        UserError: A key is missing or unknown, or a tensor has another shape.
+    """
+    ours = model.state_dict()
+    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
+    if missing or extra:
+        raise UserError(
+            f"{source} is of another model: "
+            + "; ".join(
+                f"{len(keys)} keys {what}, {keys[0]} for one"
+                for what, keys in (("missing", missing), ("not known", extra))
+                if keys
+            )
+        )
+    for key, tensor in state.items():
+        if tensor.shape != ours[key].shape:
+            raise UserError(
+                f"{source} is of another shape: {key} is {list(tensor.shape)}, "
+                f"the model has {list(ours[key].shape)}"
+            )
+    model.load_state_dict(state)

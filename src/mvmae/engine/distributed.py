@@ -1,0 +1,120 @@
+"""Plain `torch.distributed`, in the few calls this project makes.
+
+Every function works unchanged in a single process, so no caller asks whether it is distributed.
+Shapes: B rows of this process, G rows of all, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from os import environ
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+
+@contextmanager
+def process_group(device: torch.device) -> Iterator[None]:
+    """Join the group that `torchrun` announces, if any, and leave it at the end."""
+    if "RANK" not in environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def local_rank() -> int:
+    """Number of this process on its machine, which is the number of its GPU."""
+    return int(environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    """Number of this process, 0 on its own."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """Number of processes, 1 on its own."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes the files and the screen."""
+    return rank() == 0
+
+
+def announced_world_size() -> int:
+    """Number of processes that `torchrun` started, known before they join."""
+    return int(environ.get("WORLD_SIZE", "1"))
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model with its gradients averaged over processes."""
+    if world_size() == 1:
+        return model
+    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+class _GatherWithGradient(torch.autograd.Function):
+    """All-gather whose backward sums every process's gradient for this process's rows.
+
+    `torch.distributed.nn.functional.all_gather` does this too and is deprecated since torch 2.14.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, local: Tensor) -> Tensor:
+        gathered = local.new_empty(world_size() * len(local), *local.shape[1:])
+        dist.all_gather_into_tensor(gathered, local.contiguous())
+        return gathered
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        grad = grads[0].contiguous()
+        dist.all_reduce(grad)
+        return grad.chunk(world_size())[rank()]
+
+
+def gather_rows(local: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
+    """Stack the rows of every process, in rank order; gradients flow back to their owners."""
+    return _GatherWithGradient.apply(local) if world_size() > 1 else local
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The average of each process's values."""
+    if world_size() > 1:
+        values = values.clone()
+        dist.all_reduce(values)
+        values /= world_size()
+    return values
+
+
+def largest(value: int, device: torch.device) -> int:
+    """The largest of each process's numbers, so that all act on it together."""
+    if world_size() == 1:
+        return value
+    tensor = torch.tensor(value, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return int(tensor.item())
+
+
+def gather_objects(items: list) -> list:
+    """The lists of every process, joined in rank order, on the main process; empty elsewhere."""
+    if world_size() == 1:
+        return items
+    lists: list[list] | None = [[] for _ in range(world_size())] if is_main() else None
+    dist.gather_object(items, lists)
+    return [item for one in lists or [] for item in one]
+
+
+def barrier() -> None:
+    """Wait for every process."""
+    if world_size() > 1:
+        dist.barrier()

@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM as a wish to stop after the current step."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+
+
+class Interrupt:
+    """While entered, notes the first SIGINT or SIGTERM instead of dying of it.
+
+    A second SIGINT ends the program at once, for who cannot wait.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Interrupt:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)  # type: ignore[arg-type]
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = self.signal or number
+
+
+def exit_status(number: int) -> int:
+    """The status by which a shell knows the signal: 130 or 143."""
+    return 128 + number

@@ -1,0 +1,131 @@
+"""What a run says while it runs: metrics.jsonl, a progress bar, TensorBoard."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from mvmae.errors import UserError
+
+PLAIN_LINES = 20  # lines in a whole run where there is no terminal
+
+
+class Log:
+    """Writes metrics, and shows them; on other processes than the main one it is silent.
+
+    Args:
+        folder: The run folder.
+        start: Steps done already; later lines of metrics.jsonl are dropped.
+        total: Steps in the whole run.
+        also: Other places for the metrics.
+        quiet: Whether this process says nothing.
+    """
+
+    def __init__(
+        self, folder: Path, *, start: int, total: int, also: Sequence[str], quiet: bool
+    ) -> None:
+        self.file, self.start, self.total, self.quiet = folder / "metrics.jsonl", start, total, quiet
+        self.console = Console(quiet=quiet, soft_wrap=True)
+        self.began, self._seconds_before, self._said = time.perf_counter(), 0.0, 0
+        self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
+        if not quiet:
+            self._seconds_before = _keep_until(self.file, start)
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed}/{task.total} steps"),
+            TextColumn("{task.fields[said]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=quiet or not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("pretrain", total=total, completed=start, said="")
+
+    def __enter__(self) -> Log:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+        if self._board:
+            self._board.close()
+
+    def seconds(self) -> float:
+        """Time that the run has taken, what came before a resume included."""
+        return self._seconds_before + time.perf_counter() - self.began
+
+    def say(self, text: str) -> None:
+        """A line for a person, above the bar."""
+        self.console.print(text, markup=False, highlight=False)
+
+    def advance(self, step: int) -> None:
+        """Move the bar."""
+        self._bar.update(self._task, completed=step)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a line of metrics; `record` has at least `step`."""
+        if self.quiet:
+            return
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(record) + "\n")
+        if self._board:
+            for name, value in record.items():
+                if name != "step":
+                    self._board.add_scalar(name, value, record["step"])
+        said = "  ".join(
+            f"{short} {record[name]:{form}}" for name, short, form in SHOWN if name in record
+        )
+        self._bar.update(self._task, completed=record["step"], said=said)
+        self._plain_line(record["step"], said)
+
+    def _plain_line(self, step: int, said: str) -> None:
+        """Where there is no terminal, about twenty lines tell the run."""
+        due = step * PLAIN_LINES // self.total
+        if self.console.is_terminal or due == self._said:
+            return
+        self._said = due
+        done = self.seconds() - self._seconds_before
+        left = done / max(1, step - self.start) * (self.total - step)
+        self.say(f"step {step}/{self.total}  {said}  {_clock(left)} left")
+
+
+SHOWN = (
+    ("loss", "loss", ".3f"),
+    ("reconstruction", "L_r", ".3f"),
+    ("contrastive", "L_c", ".3f"),
+    ("lr", "lr", ".1e"),
+    ("images_per_second", "images/s", ".0f"),
+    ("knn_top1", "kNN", ".1f"),
+)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _keep_until(file: Path, step: int) -> float:
+    """Drop lines after `step`, which a resumed run writes again; seconds at the last line kept."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    records = [json.loads(line) for line in lines if line.endswith("}")]
+    kept = [record for record in records if record["step"] <= step]
+    file.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return max((record.get("seconds", 0.0) for record in kept), default=0.0)
+
+
+def _tensorboard(folder: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError("--log tensorboard needs: pip install 'mvmae[logging]'") from error
+    return SummaryWriter(str(folder / "tensorboard"))
