@@ -8,12 +8,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from mvmae.version import __version__
+
 if TYPE_CHECKING:
     from mvmae.encoders import load_autoencoder, load_encoder
     from mvmae.models.mae import MaskedAutoencoder
     from mvmae.tasks.pretrain import run as pretrain
-
-__version__ = "0.1.0"
 
 __all__ = ["MaskedAutoencoder", "__version__", "load_autoencoder", "load_encoder", "pretrain"]
 

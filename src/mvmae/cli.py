@@ -26,6 +26,7 @@ from mvmae import config as configs
 from mvmae import recipes
 from mvmae.config import BenchConfig, KnnConfig, PretrainConfig, ProbeConfig, ReconstructConfig
 from mvmae.errors import UserError, nearest
+from mvmae.version import __version__
 
 
 class Verb(NamedTuple):
@@ -78,7 +79,7 @@ def _main(args: list[str]) -> int:
         case [] | ["-h" | "--help" | "help", *_]:
             print(usage())
         case ["--version", *_]:
-            print(f"mvmae {importlib.import_module('mvmae').__version__}")
+            print(f"mvmae {__version__}")
         case ["recipes"]:
             print(recipe_list())
         case ["recipes", *rest]:

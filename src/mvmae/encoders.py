@@ -14,14 +14,13 @@ from torch import Generator, Tensor, nn
 
 from mvmae import config as configs
 from mvmae.config import ENCODERS, ModelConfig, Pool, PretrainConfig, Size
-from mvmae.config.pretraining import IMAGENET_MEAN, IMAGENET_STD
 from mvmae.data.loader import Skipped, whole_batches
 from mvmae.data.sources.source import Source
 from mvmae.data.views import normalized
 from mvmae.engine import checkpoint, precision
 from mvmae.errors import UserError, nearest
 from mvmae.models.mae import MaskedAutoencoder
-from mvmae.models.vit import Encoder, initialize, pooled, positions_with_cls
+from mvmae.models.vit import Encoder, initialize, pooled
 
 PRODUCT = "encoder.safetensors"
 
@@ -84,18 +83,20 @@ def open_encoder(
         )
         pool = facts["pool"]
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{source}: encoder.json does not describe an encoder: {error!r}") from error
+        raise UserError(
+            f"{source}: encoder.json does not describe an encoder: {error!r}"
+        ) from error
     if in_channels not in (None, encoder.in_channels):
         raise UserError(f"{source} takes {encoder.in_channels} channels, not {in_channels}")
     checkpoint.load_weights(encoder, tensors, source=str(source))
     return OpenedEncoder(resized(encoder, image_size).eval(), preprocessing, pool)
 
 
-def _random(
-    name: str, image_size: int | tuple[int, int] | None, in_channels: int
-) -> OpenedEncoder:
+def _random(name: str, image_size: int | tuple[int, int] | None, in_channels: int) -> OpenedEncoder:
     if name not in ENCODERS:
-        raise UserError(f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)})")
+        raise UserError(
+            f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)})"
+        )
     config = ModelConfig(encoder=name, image_size=image_size or 224, in_channels=in_channels)  # type: ignore[arg-type]
     mean, std = configs.ViewsConfig().pixel_statistics(in_channels)
     return OpenedEncoder(random_encoder(config, 0), Preprocessing(mean, std, "bicubic"), "mean")
@@ -133,7 +134,9 @@ def resized(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encod
         patch_size=encoder.patch_size,
         in_channels=encoder.in_channels,
     )
-    weights = encoder.state_dict() | {"pos_embed": _stretched(encoder.pos_embed, encoder.grid, other.grid)}
+    weights = encoder.state_dict() | {
+        "pos_embed": _stretched(encoder.pos_embed, encoder.grid, other.grid)
+    }
     other.load_state_dict(weights)
     return other
 
@@ -182,7 +185,9 @@ def _tensors_and_facts(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         else:
             raise UserError(f"{path} holds no encoder: neither {PRODUCT} nor checkpoints/last.pt")
     if not path.exists():
-        raise UserError(f"no such encoder: {path} (a run folder, a checkpoint file, or random:NAME)")
+        raise UserError(
+            f"no such encoder: {path} (a run folder, a checkpoint file, or random:NAME)"
+        )
     if path.suffix == ".safetensors":
         return checkpoint.load_tensors(path)
     state, config = _training_state(path)
@@ -222,7 +227,9 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     path = Path(source)
     path = path / "checkpoints" / "last.pt" if path.is_dir() else path
     if path.suffix == ".safetensors":
-        raise UserError(f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt")
+        raise UserError(
+            f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
+        )
     state, config = _training_state(path)
     model = MaskedAutoencoder(config.model)
     checkpoint.load_weights(model, state, source=str(path))
@@ -287,11 +294,18 @@ def features(
     return Features(torch.cat(means), torch.cat(tokens), torch.tensor(labels), skipped)
 
 
-def raw_pixels(source: Source, *, batch_size: int = 256, side: int = 32) -> Features:
+def raw_pixels(
+    source: Source, *, side: int, batch_size: int = 256, workers: int | None = None
+) -> Features:
     """Images shrunk to `side` as vectors: what any encoder must beat. Both tokens are the same."""
     images, labels, skipped = [], [], []
     batches = whole_batches(
-        source, (side, side), interpolation="bicubic", batch_size=batch_size, workers=None, cuda=False
+        source,
+        (side, side),
+        interpolation="bicubic",
+        batch_size=batch_size,
+        workers=None,
+        cuda=False,
     )
     for batch in batches:
         images.append(batch.images.flatten(1).float() / 255)

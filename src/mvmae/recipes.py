@@ -22,7 +22,7 @@ class Recipe(NamedTuple):
 
 
 def as_mae(config: PretrainConfig) -> PretrainConfig:
-    """One view, no contrast, 75 % masked, and twice the epochs, so that equally many views are seen.
+    """One view, no contrast, 75 % masked, twice the epochs: equally many views are seen.
 
     Twice the epochs are also twice the optimiser steps, which favours MAE in a comparison.
     """
@@ -96,7 +96,7 @@ DEMO = PretrainConfig(
     ),
     views=ViewsConfig(),
     objective=ObjectiveConfig(contrastive_weight=1.0),
-    epochs=11,
+    epochs=8,
     batch_size=128,
     base_lr=2e-3,
     warmup_epochs=1.0,

@@ -22,7 +22,8 @@ class EvaluateConfig:
     """Run folder, checkpoint file, or random:NAME."""
 
     data: LabelledArgument = "photos"
-    """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list (path,label), photos or digits."""
+    """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list of path,label, or the built-in
+    photos or digits."""
 
     image_size: int | tuple[int, int] | None = None
     """Side of the input in pixels. Default: the encoder's own."""
@@ -81,10 +82,10 @@ class KnnConfig(EvaluateConfig):
 class ProbeConfig(EvaluateConfig):
     """Train a linear classifier on frozen features."""
 
-    costs: tuple[float, ...] = (0.001, 0.01, 0.1, 1.0, 10.0)
+    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     """Inverse strengths of L2 to choose from, on a fifth of the training images."""
 
-    max_iterations: int = 1000
+    max_iterations: int = 200
     """Most iterations of L-BFGS for one fit."""
 
     def __post_init__(self) -> None:

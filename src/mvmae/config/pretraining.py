@@ -178,9 +178,7 @@ class ViewsConfig:
         require(
             0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
         )
-        require(
-            self.std is None or min(self.std) > 0, "std must be above 0 for every channel"
-        )
+        require(self.std is None or min(self.std) > 0, "std must be above 0 for every channel")
 
     def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel.
@@ -188,13 +186,10 @@ class ViewsConfig:
         Raises:
             UserError: `mean` or `std` has another number of values than the images channels.
         """
-        return tuple(
-            _per_channel(name, given, default, channels)
-            for name, given, default in (
-                ("mean", self.mean, IMAGENET_MEAN),
-                ("std", self.std, IMAGENET_STD),
-            )
-        )  # type: ignore[return-value]
+        return (
+            _per_channel("mean", self.mean, IMAGENET_MEAN, channels),
+            _per_channel("std", self.std, IMAGENET_STD, channels),
+        )
 
 
 def _per_channel(
@@ -203,9 +198,7 @@ def _per_channel(
     if given is None:
         # Gray, and whatever is neither gray nor colour, gets the colours' average.
         return default if channels == 3 else (sum(default) / 3,) * channels
-    require(
-        len(given) == channels, f"views.{name} has {len(given)} values for {channels} channels"
-    )
+    require(len(given) == channels, f"views.{name} has {len(given)} values for {channels} channels")
     return given
 
 
@@ -243,8 +236,8 @@ class PretrainConfig:
     """Pre-train an encoder from unlabelled images."""
 
     data: DataArgument = ("photos",)
-    """Folders of images (searched to the bottom), list files (.txt, .csv), or the built-in photos or
-    digits."""
+    """Folders of images (searched to the bottom), list files (.txt, .csv), or the built-in photos
+    or digits."""
 
     out: Path = Path("runs/pretrain")
     """Run folder: everything the run leaves is in here."""
@@ -325,7 +318,8 @@ class PretrainConfig:
         if self.objective.contrastive_weight > 0:
             require(
                 self.views.num_views == 2,
-                "contrast needs two views: set views.num_views 2, or objective.contrastive_weight 0",
+                "contrast needs two views: set views.num_views 2, "
+                "or objective.contrastive_weight 0",
             )
             require(
                 self.batch_size > 1,

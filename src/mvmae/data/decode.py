@@ -20,13 +20,16 @@ from torchvision.transforms.v2 import functional as tv
 Pixels = UInt8[Tensor, "C H W"]
 
 EXTENSIONS = frozenset(
-    ".jpg .jpeg .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .pbm .pnm .avif .jp2 .tga".split()
+    (
+        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
+    )
 )
 JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
 
 
-class UnreadableImage(Exception):
+class UnreadableImageError(Exception):
     """An image that cannot be decoded; the message says why."""
 
 
@@ -41,17 +44,17 @@ def decode(data: bytes, channels: int) -> Pixels:
         channels: 3 for colour, 1 for gray.
 
     Raises:
-        UnreadableImage: The bytes are no image, are damaged, or of a kind not read.
+        UnreadableImageError: The bytes are no image, are damaged, or of a kind not read.
     """
     try:
         image = _decode_jpeg(data) if data.startswith(JPEG_MAGIC) else None
         image = _decode_pillow(data) if image is None else image
         return _with_channels(image, channels)
-    except UnreadableImage:
+    except UnreadableImageError:
         raise
     except Exception as error:  # decoders raise anything: OSError, ValueError, TypeError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImage(reason[:200]) from error
+        raise UnreadableImageError(reason[:200]) from error
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
@@ -60,6 +63,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
         encoded = torch.frombuffer(data, dtype=torch.uint8)
     image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+    assert isinstance(image, Tensor)
     return None if len(image) == 4 else image
 
 
@@ -77,10 +81,10 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     if image.mode.startswith("I"):
         values = np.array(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImage("32-bit integers beyond 16 bit are not read")
+            raise UnreadableImageError("32-bit integers beyond 16 bit are not read")
         return (values // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
-        raise UnreadableImage("floating-point images are not read: save them with 8 or 16 bit")
+        raise UnreadableImageError("floating-point images are not read: save them with 8 or 16 bit")
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, WHITE)
         return np.array(Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB"))
@@ -96,4 +100,4 @@ def _with_channels(image: Pixels, channels: int) -> Pixels:
         return image[:1].expand(3, -1, -1).contiguous()
     if channels == 1:
         return tv.rgb_to_grayscale(image[:3])
-    raise UnreadableImage(f"the file has {len(image)} channels, {channels} were asked for")
+    raise UnreadableImageError(f"the file has {len(image)} channels, {channels} were asked for")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config import PretrainConfig
-from mvmae.data.decode import UnreadableImage
+from mvmae.data.decode import UnreadableImageError
 from mvmae.data.sources.source import Source
 from mvmae.data.views import mask_noise, random_views, whole_view
 
@@ -60,18 +61,18 @@ class ViewsDataset(Dataset):
     def __init__(self, source: Source, config: PretrainConfig) -> None:
         self.source, self.config = source, config
 
-    def __getitem__(self, key: tuple[int, int]) -> _Sample:
-        epoch, index = key
+    def __getitem__(self, index: tuple[int, int]) -> _Sample:
+        epoch, place = index
         config = self.config
-        rng = np.random.default_rng((config.seed, epoch, index))
+        rng = np.random.default_rng((config.seed, epoch, place))
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
         skipped = []
         for _ in range(ATTEMPTS):
             try:
-                image = self.source.read(index)
-            except UnreadableImage as error:
-                skipped.append(Skipped(self.source.path(index), str(error)))
-                index = int(rng.integers(len(self.source)))
+                image = self.source.read(place)
+            except UnreadableImageError as error:
+                skipped.append(Skipped(self.source.path(place), str(error)))
+                place = int(rng.integers(len(self.source)))
             else:
                 views = random_views(image, config.views, config.model.height_width, rng)
                 return _Sample(views, noise, skipped)
@@ -151,7 +152,7 @@ class WholeDataset(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Skipped]]:
         try:
             image = whole_view(self.source.read(index), self.size, self.interpolation)
-        except UnreadableImage as error:
+        except UnreadableImageError as error:
             return None, index, [Skipped(self.source.path(index), str(error))]
         return image, index, []
 
@@ -183,9 +184,9 @@ def whole_batches(
 
 
 def _loading(workers: int | None, cuda: bool) -> dict:
-    """DataLoader's options. On a CPU the cores are wanted by the network, so one reader is enough."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """DataLoader's options; on a CPU the network wants the cores, so one process reads."""
     if workers is None:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)
     options: dict = {"num_workers": workers, "pin_memory": cuda}
     if workers:

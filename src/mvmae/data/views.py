@@ -64,9 +64,10 @@ def random_views(
 
     With `targets` "one" every view is the same crop, and only the masks tell them apart.
     """
+    height, width = image.shape[1:]
     crops = []
     for _ in range(config.num_views if config.targets == "two" else 1):
-        box = random_box(rng, *image.shape[1:], config.crop_scale)
+        box = random_box(rng, height, width, config.crop_scale)
         flipped = config.flip == "horizontal" and rng.random() < 0.5
         view = crop(image, box, size, config.interpolation)
         crops.append(view.flip(-1) if flipped else view)

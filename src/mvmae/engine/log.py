@@ -6,7 +6,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
@@ -31,7 +30,12 @@ class Log:
     def __init__(
         self, folder: Path, *, start: int, total: int, also: Sequence[str], quiet: bool
     ) -> None:
-        self.file, self.start, self.total, self.quiet = folder / "metrics.jsonl", start, total, quiet
+        self.file, self.start, self.total, self.quiet = (
+            folder / "metrics.jsonl",
+            start,
+            total,
+            quiet,
+        )
         self.console = Console(quiet=quiet, soft_wrap=True)
         self.began, self._seconds_before, self._said = time.perf_counter(), 0.0, 0
         self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
@@ -52,9 +56,7 @@ class Log:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
         if self._board:
             self._board.close()

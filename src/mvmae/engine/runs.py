@@ -14,15 +14,16 @@ from typing import Any
 import torch
 import torchvision
 
-from mvmae import __version__
 from mvmae.engine.checkpoint import write_text
 from mvmae.errors import UserError
+from mvmae.version import __version__
 
 CONFIG = "config.json"
 OURS = (
-    CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "health.json", "knn.json", "probe.json",
-    "encoder.safetensors", "encoder.json", "report.html", "checkpoints", "figures", "tensorboard",
-)  # fmt: skip
+    *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
+    *("encoder.safetensors", "encoder.json", "health.json", "knn.json", "probe.json"),
+    *("figures", "report.html"),
+)
 
 
 def is_run(folder: Path) -> bool:
@@ -82,7 +83,12 @@ def _git_commit() -> str | None:
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     try:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=True
+            command,
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -78,7 +78,9 @@ def draw(panels: Panels, *, names: Sequence[str], title: str, note: str) -> byte
             va="center",
             transform=axes[row][0].transAxes,
         )
-    figure.text(0.5, 1 - 0.12 / size[1], title, fontsize=10, color=INK, ha="center", va="top", weight="bold")
+    figure.text(
+        0.5, 1 - 0.12 / size[1], title, fontsize=10, color=INK, ha="center", va="top", weight="bold"
+    )
     figure.text(0.5, 0.1 / size[1], note, fontsize=6.5, color=FAINT, ha="center", va="bottom")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")

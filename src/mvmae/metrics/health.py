@@ -32,8 +32,10 @@ def effective_rank(z: Float[Tensor, "B D"]) -> float:
 
 
 def contrast_health(z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> dict[str, float]:
-    """Mean cosine of two views of one image and of different images, and how often the right
-    partner is the nearest of all; plus the effective rank."""
+    """How alike two views of one image are, and views of different images (mean cosines).
+
+    Also how often the right partner is the nearest of all (percent), and the effective rank.
+    """
     rank = effective_rank(torch.cat([z1, z2]))
     z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
     cosine = z1 @ z2.T
@@ -75,7 +77,7 @@ def verdict(metrics: Mapping[str, float], width: int) -> Verdict:
         said.append(words)
     if "reconstruction" in metrics:
         share = metrics["reconstruction"] / max(metrics["mean_error"], 1e-12)
-        said.append(f"masked patches are rebuilt with {share:.0%} of the error of their mean colour")
+        said.append(f"masked patches are rebuilt with {share:.0%} of the error of their mean")
         if share >= 1:
             status = "weak" if status == "good" else status
             said[-1] += ", no better than a blur"
@@ -97,17 +99,13 @@ def _contrast_words(
     metrics: Mapping[str, float], width: int
 ) -> tuple[Literal["good", "weak", "collapsed"], str]:
     loss, chance = metrics["contrastive"], metrics["chance"]
+    same, other = metrics["positive_similarity"], metrics["negative_similarity"]
     numbers = (
-        f"contrast {loss:.2f} (chance {chance:.2f}), views of one image {_cosine(metrics, 'positive')} "
-        f"alike, of different images {_cosine(metrics, 'negative')}, "
-        f"effective rank {metrics['effective_rank']:.0f} of {width}"
+        f"contrast {loss:.2f} (chance {chance:.2f}), views of one image {same:.2f} alike, of "
+        f"different images {other:.2f}, effective rank {metrics['effective_rank']:.0f} of {width}"
     )
     if is_collapsed(metrics):
         return "collapsed", f"{numbers}: all images look the same to the encoder"
     if loss > 0.8 * chance:
         return "weak", f"{numbers}: it hardly tells images apart yet; train longer"
     return "good", numbers
-
-
-def _cosine(metrics: Mapping[str, float], kind: str) -> str:
-    return f"{metrics[f'{kind}_similarity']:.2f}"

@@ -34,7 +34,7 @@ def logistic_predictions(
     queries: Float[np.ndarray, "Q D"],
     *,
     costs: Sequence[float],
-    max_iterations: int = 1000,
+    max_iterations: int = 200,
 ) -> Linear:
     """Multinomial logistic regression with L2, by scikit-learn's L-BFGS on standardised features.
 
@@ -54,15 +54,16 @@ def _best_cost(
     # A class of one image cannot be held out by class; then the draw ignores classes.
     by_class = labels if np.bincount(labels)[np.unique(labels)].min() > 1 else None
     try:
-        parts = train_test_split(
-            x, labels, test_size=HELD_OUT, random_state=0, stratify=by_class
-        )
+        parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0, stratify=by_class)
     except ValueError:  # fewer held-out images than classes
         parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0)
     fit_x, held_x, fit_labels, held_labels = parts
     if len(np.unique(fit_labels)) < 2:
         return costs[len(costs) // 2]
-    scores = [_fitted(fit_x, fit_labels, c, max_iterations)[0].score(held_x, held_labels) for c in costs]
+    scores = []
+    for cost in costs:
+        classifier, _ = _fitted(fit_x, fit_labels, cost, max_iterations)
+        scores.append(classifier.score(held_x, held_labels))
     return costs[int(np.argmax(scores))]
 
 

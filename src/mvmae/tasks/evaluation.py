@@ -43,7 +43,9 @@ class Score(NamedTuple):
     notes: dict[str, Any]
 
 
-def rows(config: EvaluateConfig, opened: encoders.OpenedEncoder, data: Labelled) -> Iterator[Judged]:
+def rows(
+    config: EvaluateConfig, opened: encoders.OpenedEncoder, data: Labelled, *, pixel_side: int
+) -> Iterator[Judged]:
     """Features of the encoder and, unless left out, of what it must beat."""
     device = precision.choose_device(config.device)
 
@@ -65,7 +67,9 @@ def rows(config: EvaluateConfig, opened: encoders.OpenedEncoder, data: Labelled)
     yield judged(config.encoder, opened.encoder)
     if config.baselines:
         yield judged("the same, untrained", untrained(opened.encoder, config.seed))
-        train, test = (encoders.raw_pixels(part) for part in (data.train, data.test))
+        train, test = (
+            encoders.raw_pixels(part, side=pixel_side) for part in (data.train, data.test)
+        )
         yield Judged("raw pixels", train, test, ("pixels",))
 
 
@@ -129,8 +133,8 @@ def report(
     share = scores[0].top1[headline] / 100
     error = 100 * sqrt(share * (1 - share) / tests)
     console.print(
-        f"top-1 in %; {len(data.train)} images learn, {tests} test ({data.split}); {classes} classes, "
-        f"chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}",
+        f"top-1 in %; {len(data.train)} images learn, {tests} test ({data.split}); "
+        f"{classes} classes, chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}",
         highlight=False,
     )
     file = config.out or _default_file(config.encoder, verb)

@@ -7,6 +7,8 @@ from mvmae.metrics.knn import knn_predictions, top1
 from mvmae.tasks import evaluation
 from mvmae.tasks.evaluation import Judged, Score
 
+PIXEL_SIDE = 32  # to which images shrink as raw pixels
+
 
 def run(config: KnnConfig) -> None:
     """Print and keep the kNN accuracy of an encoder, an untrained one and raw pixels.
@@ -15,7 +17,10 @@ def run(config: KnnConfig) -> None:
         UserError: The encoder or the labelled images cannot be read.
     """
     opened, data = evaluation.open_both(config)
-    scores = [score(judged, config) for judged in evaluation.rows(config, opened, data)]
+    scores = [
+        score(judged, config)
+        for judged in evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE)
+    ]
     title = f"kNN on {config.data} (k = {config.k}, temperature {config.temperature:g})"
     evaluation.report(config, data, scores, verb="knn", title=title, headline=opened.pool)
 

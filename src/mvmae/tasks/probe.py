@@ -7,6 +7,8 @@ from mvmae.metrics.linear import logistic_predictions
 from mvmae.tasks import evaluation
 from mvmae.tasks.evaluation import Judged, Score
 
+PIXEL_SIDE = 16  # to which images shrink as raw pixels: 768 numbers, a fit of seconds
+
 
 def run(config: ProbeConfig) -> None:
     """Print and keep the linear-probe accuracy of an encoder, an untrained one and raw pixels.
@@ -15,7 +17,10 @@ def run(config: ProbeConfig) -> None:
         UserError: The encoder or the labelled images cannot be read.
     """
     opened, data = evaluation.open_both(config)
-    scores = [score(judged, config) for judged in evaluation.rows(config, opened, data)]
+    scores = [
+        score(judged, config)
+        for judged in evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE)
+    ]
     title = f"linear probe on {config.data} (logistic regression, L2 chosen on a fifth)"
     evaluation.report(config, data, scores, verb="probe", title=title, headline=opened.pool)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config import ModelConfig, PretrainConfig, ReconstructConfig, num_visible
-from mvmae.data.decode import UnreadableImage
+from mvmae.data.decode import UnreadableImageError
 from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
 from mvmae.data.views import mask_noise, normalized, whole_view
@@ -80,7 +80,7 @@ def drawn_images(
     for index in np.random.default_rng((config.seed, 0)).permutation(len(source)).tolist():
         try:
             pixels = source.read(index)
-        except UnreadableImage:
+        except UnreadableImageError:
             continue
         images.append(whole_view(pixels, trained.model.height_width, trained.views.interpolation))
         names.append("/".join(Path(source.path(index)).parts[-2:])[-28:])
@@ -120,7 +120,9 @@ def panels_of(
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
     original = picture(target)
-    shown = unpatchify((1 - hidden).expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
+    shown = (
+        unpatchify((1 - hidden).expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
+    )
     return Panels(
         original=original,
         masked=original * shown + HIDDEN * (1 - shown),
@@ -152,7 +154,9 @@ def output_file(config: ReconstructConfig) -> Path:
     """
     if config.out is None:
         if not runs.is_run(Path(config.encoder)):
-            raise UserError(f"{config.encoder} is no run folder: say where to draw with --out FILE.png")
+            raise UserError(
+                f"{config.encoder} is no run folder: say where to draw with --out FILE.png"
+            )
         return Path(config.encoder) / "figures" / "reconstructions.png"
     if config.out.suffix.lower() != ".png":
         raise UserError(f"--out {config.out} must end in .png")

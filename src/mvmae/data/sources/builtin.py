@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,14 +20,15 @@ from mvmae.errors import UserError
 
 Split = Literal["train", "val"]
 
-PHOTOGRAPHS = {
-    name.split(".")[0]: ("skimage.data", name)
-    for name in (
-        "astronaut.png brick.png camera.png cell.png chelsea.png coffee.png coins.png grass.png "
-        "gravel.png hubble_deep_field.jpg ihc.png moon.png motorcycle_left.png page.png retina.jpg "
-        "rocket.jpg"
-    ).split()
-} | {name: ("sklearn.datasets.images", f"{name}.jpg") for name in ("china", "flower")}
+SCIKIT_IMAGE = (
+    *("astronaut.png", "brick.png", "camera.png", "cell.png", "chelsea.png", "coffee.png"),
+    *("coins.png", "grass.png", "gravel.png", "hubble_deep_field.jpg", "ihc.png", "moon.png"),
+    *("motorcycle_left.png", "page.png", "retina.jpg", "rocket.jpg"),
+)
+PHOTOGRAPHS = {file.split(".")[0]: ("skimage.data", file) for file in SCIKIT_IMAGE} | {
+    "china": ("sklearn.datasets.images", "china.jpg"),
+    "flower": ("sklearn.datasets.images", "flower.jpg"),
+}
 
 WINDOW_SIDES = (72, 128)  # pixels in the photograph
 STORED_SIDE = 64  # pixels that a window is shrunk to: twice the demo's input
@@ -78,7 +80,11 @@ def photos(split: Split, channels: int) -> InMemory:
         labels += [label] * NUM_WINDOWS[split]
     images = np.concatenate(windows).transpose(0, 3, 1, 2)
     return InMemory(
-        f"photos:{split}", np.ascontiguousarray(images), np.array(labels), list(PHOTOGRAPHS), channels
+        f"photos:{split}",
+        np.ascontiguousarray(images),
+        np.array(labels),
+        list(PHOTOGRAPHS),
+        channels,
     )
 
 
@@ -102,12 +108,12 @@ def digits(split: Split, channels: int) -> InMemory:
     """1,797 handwritten digits of 8 x 8 pixels; every fifth validates."""
     from sklearn.datasets import load_digits  # half a second that only this source costs
 
-    data = load_digits()
-    validates = np.arange(len(data.target)) % 5 == 4
+    values, labels = load_digits(return_X_y=True)
+    validates = np.arange(len(labels)) % 5 == 4
     keep = validates if split == "val" else ~validates
-    images = np.round(data.images[keep] * (255 / 16)).astype(np.uint8)[:, None]
+    images = np.round(values[keep] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
     names = [str(digit) for digit in range(10)]
-    return InMemory(f"digits:{split}", images, data.target[keep], names, channels)
+    return InMemory(f"digits:{split}", images, labels[keep], names, channels)
 
 
 BUILTIN = {"photos": photos, "digits": digits}
@@ -119,8 +125,6 @@ def is_builtin(name: str) -> bool:
     Raises:
         UserError: There is also a folder of that name here.
     """
-    from pathlib import Path
-
     if name in BUILTIN and Path(name).exists():
         raise UserError(
             f"'{name}' is built in, and a folder here is called so too: write ./{name} for the "

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mvmae.data.decode import EXTENSIONS, Pixels, UnreadableImage, decode
+from mvmae.data.decode import EXTENSIONS, Pixels, UnreadableImageError, decode
 from mvmae.errors import UserError
 
 HEADERS = {"path", "file", "filename", "image"}  # first cells that make a row a header
@@ -43,7 +43,7 @@ class Files:
         try:
             data = Path(self.paths[index]).read_bytes()
         except OSError as error:
-            raise UnreadableImage(error.strerror or str(error)) from error
+            raise UnreadableImageError(error.strerror or str(error)) from error
         return decode(data, self.channels)
 
     def label(self, index: int) -> int:
@@ -68,9 +68,7 @@ def from_folders(folders: Sequence[str], channels: int) -> Files:
     for folder in folders:
         found = sorted(_images_below(Path(folder)))
         if not found:
-            raise UserError(
-                f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}"
-            )
+            raise UserError(f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}")
         paths += found
         depth = len(Path(folder).parts)
         class_names += [

@@ -48,7 +48,8 @@ def _open_one(name: str, channels: int) -> Source:
     if path.exists():
         raise UserError(f"{name} is neither a folder nor a list of images (.txt, .csv)")
     raise UserError(
-        f"no such folder: {name} (DATA is a folder of images, a .txt or .csv list, photos or digits)"
+        f"no such folder: {name} (DATA is a folder of images, a .txt or .csv list, "
+        "photos or digits)"
     )
 
 

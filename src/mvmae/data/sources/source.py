@@ -31,7 +31,7 @@ class Source(Protocol):
         """The pixels of an image.
 
         Raises:
-            UnreadableImage: It cannot be decoded.
+            UnreadableImageError: It cannot be decoded.
         """
         ...
 

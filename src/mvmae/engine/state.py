@@ -1,0 +1,172 @@
+"""What a training run must remember to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvmae import config as configs
+from mvmae.config import PretrainConfig
+from mvmae.engine import checkpoint, distributed, runs
+from mvmae.errors import UserError
+
+MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "log", "resume", "overwrite"}
+ENOUGH_TRIED = 100  # images after which the share of unreadable ones is believed
+
+
+class State:
+    """What a step changes besides the weights."""
+
+    def __init__(self) -> None:
+        self.step = 0
+        self.pending: list[Tensor] = []  # losses since the last line of metrics
+        self.last_record: dict[str, float] = {}
+        self.warned = False  # of a collapse
+        self.drawn = self.unreadable = 0
+        self.skipped: list[tuple[str, str]] = []  # not yet in skipped.csv
+        self.saved_at, self.saved_step = time.monotonic(), 0
+
+    def note_reading(
+        self, drawn: int, skipped: Sequence[tuple[str, str]], *, is_whole: bool
+    ) -> None:
+        """Count images drawn and those among them that could not be read.
+
+        Args:
+            drawn: Images in the batch.
+            skipped: Path and reason of each image that was passed over for another.
+            is_whole: Whether something readable was found for every place.
+
+        Raises:
+            UserError: More than half cannot be read.
+        """
+        self.skipped += skipped
+        self.unreadable += len(skipped)
+        self.drawn += drawn + len(skipped)
+        too_many = self.drawn >= ENOUGH_TRIED and self.unreadable > self.drawn / 2
+        if too_many or not is_whole:
+            path, reason = skipped[-1]
+            raise UserError(
+                f"{self.unreadable} of the first {self.drawn} images cannot be read, "
+                f"{path} for one ({reason}): is this the right DATA?"
+            )
+
+    def require_finite(self, config: PretrainConfig) -> None:
+        """Stop at the first loss since the last line of metrics that is no number.
+
+        Raises:
+            UserError: There is one.
+        """
+        values = torch.stack(self.pending)  # a CPU-GPU synchronisation on CUDA
+        bad = (~values.isfinite()).any(dim=1).nonzero()
+        if not len(bad):
+            return
+        step = self.step - len(values) + int(bad[0]) + 1
+        kept = (
+            f"{config.out}/checkpoints/last.pt holds step {self.saved_step}, from before it"
+            if self.saved_step
+            else "no checkpoint had been saved yet"
+        )
+        raise UserError(
+            f"the loss is not finite at step {step}: lower --base-lr, or set --clip-grad 1; {kept}"
+        )
+
+
+def save(
+    state: State,
+    config: PretrainConfig,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    fingerprint: str,
+) -> None:
+    """Write a checkpoint, unless a loss since the last one is not finite.
+
+    Raises:
+        UserError: A loss is not finite; the checkpoint before stays.
+    """
+    if state.pending:
+        state.require_finite(config)
+    rows = distributed.gather_objects(state.skipped)
+    state.skipped = []
+    if distributed.is_main():
+        runs.append_skipped(config.out, rows)
+        content = {
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "config": configs.to_json(replace(config, resume=False, overwrite=False)),
+            "fingerprint": fingerprint,
+            "step": state.step,
+            "pending": state.pending,
+            "last_record": state.last_record,
+            "warned": state.warned,
+            "drawn": state.drawn,
+            "unreadable": state.unreadable,
+        }
+        checkpoint.save(config.out / "checkpoints", content)
+    state.saved_at, state.saved_step = time.monotonic(), state.step
+    distributed.barrier()
+
+
+def resume(
+    config: PretrainConfig, model: nn.Module, optimizer: torch.optim.Optimizer, fingerprint: str
+) -> State:
+    """Take up the run in the folder where it was saved.
+
+    Raises:
+        UserError: The checkpoint is damaged, or of another model, config or data.
+    """
+    file = config.out / "checkpoints" / "last.pt"
+    saved = checkpoint.load(file)
+    _require_same(saved, config, fingerprint, source=str(file))
+    checkpoint.load_weights(model, saved["model"], source=str(file))
+    optimizer.load_state_dict(saved["optimizer"])
+    device = next(model.parameters()).device
+    state = State()
+    state.step = state.saved_step = saved["step"]
+    state.pending = [row.to(device) for row in saved["pending"]]
+    state.last_record, state.warned = saved["last_record"], saved["warned"]
+    state.drawn, state.unreadable = saved["drawn"], saved["unreadable"]
+    return state
+
+
+def _require_same(
+    saved: dict[str, Any], config: PretrainConfig, fingerprint: str, *, source: str
+) -> None:
+    if not {"model", "optimizer", "config", "fingerprint", "step"} <= saved.keys():
+        raise UserError(f"{source} is no checkpoint of mvmae pretrain")
+    before = configs.from_json(saved["config"], PretrainConfig, source=source)
+    if changed := differences(before, config):
+        raise UserError(
+            f"{config.out} was run with {changed}: resume with the same settings "
+            f"(mvmae pretrain --resume --out {config.out}), or begin a new run"
+        )
+    if saved["fingerprint"] != fingerprint:
+        raise UserError(
+            f"the images in {' '.join(config.data)} are not those that {config.out} began with: "
+            "put them back, or begin a new run"
+        )
+
+
+def differences(before: Any, now: Any, prefix: str = "") -> str:
+    """Fields that changed, and what they were; empty if none did that matters on resuming."""
+    words = []
+    for field in fields(before):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if old == new or (not prefix and field.name in MAY_DIFFER):
+            continue
+        name = prefix + field.name
+        is_group = hasattr(old, "__dataclass_fields__")
+        words.append(differences(old, new, f"{name}.") if is_group else f"{name} {old}, not {new}")
+    return "; ".join(words)
+
+
+def is_due(state: State, config: PretrainConfig, device: torch.device) -> bool:
+    """Whether it is time for a checkpoint; asked between lines of metrics, and all agree."""
+    if state.step % config.log_every:
+        return False
+    late = time.monotonic() - state.saved_at >= 60 * config.save_every_minutes
+    return bool(distributed.largest(int(late), device))

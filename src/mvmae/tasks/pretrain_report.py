@@ -1,0 +1,138 @@
+"""What `pretrain` says of its steps: metrics, health, the verdict."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+
+from mvmae import encoders
+from mvmae.config import PretrainConfig
+from mvmae.data.loader import Batch
+from mvmae.data.sources.source import Source
+from mvmae.engine import distributed, runs
+from mvmae.engine.log import Log
+from mvmae.engine.state import State
+from mvmae.metrics import health
+from mvmae.models.mae import MaskedAutoencoder, View
+from mvmae.objectives import normalize_patches
+
+
+class Clock:
+    """Where the time goes between two lines of metrics."""
+
+    def __init__(self) -> None:
+        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with the waiting for each noted."""
+        iterator = iter(batches)
+        while True:
+            began = time.perf_counter()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self.waited += time.perf_counter() - began
+            self.steps += 1
+            yield batch
+
+    def lap(self, batch_size: int) -> dict[str, float]:
+        """Images a second, and the share of time that steps waited for data; starts anew."""
+        now = time.perf_counter()
+        passed = max(now - self.began, 1e-9)
+        speed = {
+            "images_per_second": round(self.steps * batch_size / passed, 2),
+            "data_wait": round(self.waited / passed, 4),
+        }
+        self.began, self.waited, self.steps = now, 0.0, 0
+        return speed
+
+
+def introduce(
+    log: Log, config: PretrainConfig, source: Source, model: MaskedAutoencoder, state: State
+) -> None:
+    """Say what is about to happen."""
+    size = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    height, width = config.model.height_width
+    log.say(
+        f"{len(source)} images, {config.model.encoder}/{config.model.patch_size} of {size:.1f} M "
+        f"parameters at {height} x {width}, {config.model.num_visible} of "
+        f"{config.model.num_patches} patches visible"
+    )
+    resumed = f", from step {state.step}" if state.step else ""
+    log.say(
+        f"{config.epochs} epochs of {len(source) // config.batch_size} steps of "
+        f"{config.batch_size} images{resumed} -> {config.out}"
+    )
+
+
+def interval_record(
+    config: PretrainConfig, state: State, view: View, names: Iterable[str]
+) -> dict[str, float]:
+    """Mean losses since the last line of metrics, and the health of the last step.
+
+    Raises:
+        UserError: A loss is not finite.
+    """
+    state.require_finite(config)
+    means = torch.stack(state.pending).double().mean(dim=0)
+    state.pending = []
+    losses = distributed.mean_over_processes(means).tolist()
+    state.last_record = dict(zip(names, losses, strict=True)) | health_of(view, config)
+    return state.last_record
+
+
+@torch.no_grad()
+def health_of(view: View, config: PretrainConfig) -> dict[str, float]:
+    """What `health.verdict` reads, over all processes."""
+    numbers = {}
+    if config.objective.reconstruction_weight > 0:
+        normalize = config.objective.normalize_targets
+        target = normalize_patches(view.target) if normalize else view.target
+        blur = distributed.mean_over_processes(health.mean_error(target, view.mask))
+        numbers["mean_error"] = blur.item()
+    if config.objective.contrastive_weight > 0:
+        z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
+        numbers["chance"] = health.chance_level(len(z1))
+        numbers |= health.contrast_health(z1, z2)
+    return numbers
+
+
+def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], total: int) -> None:
+    """Say at once that all images are embedded alike; in the first tenth of a run they are."""
+    if state.warned or state.step * 10 < total or not health.is_collapsed(record):
+        return
+    state.warned = True
+    log.say(
+        f"warning: collapse at step {state.step}: all images get the same embedding "
+        f"(effective rank {record['effective_rank']:.1f}); a lower --base-lr or a larger "
+        "--batch-size may help"
+    )
+
+
+def farewell(signal: int, config: PretrainConfig, state: State) -> str:
+    """What to say when stopped."""
+    name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
+    return (
+        f"stopped by {name} after step {state.step}, saved. Go on with: "
+        f"mvmae pretrain --resume --out {config.out}"
+    )
+
+
+def conclude(log: Log, config: PretrainConfig, state: State) -> None:
+    """The verdict, kept in health.json, and what to do next."""
+    record: dict[str, Any] = state.last_record
+    verdict = health.verdict(record, config.model.size.width)
+    runs.write_json(config.out / "health.json", verdict._asdict() | record)
+    log.say(f"health: {verdict.status}. {verdict.sentence}.")
+    if state.unreadable:
+        log.say(f"images that could not be read: {config.out / 'skipped.csv'}")
+    if "knn_top1" in record:
+        log.say(f"kNN top-1 on {config.eval_data}: {record['knn_top1']:.1f} %")
+    minutes, seconds = divmod(round(log.seconds()), 60)
+    log.say(
+        f"{state.step} steps in {minutes}:{seconds:02}. The encoder: "
+        f"{config.out / encoders.PRODUCT}. Judge it: mvmae knn {config.out} LABELLED_IMAGES"
+    )
