@@ -1,0 +1,57 @@
+# Two commands are enough on a fresh machine: make demo, make test. Needs Python >= 3.11 and make.
+PYTHON ?= python3
+UV_VERSION := 0.13.9
+BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
+
+.PHONY: setup demo check test test-all bench docs format constraints clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvmae needs Python 3.11 or newer: make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(INSTALL) -e '.[logging,bench]' --group dev --group parity
+	@touch $@
+
+demo: setup  ## pre-train on the built-in photographs, judge, draw: about three minutes on two cores
+	$(BIN)/python examples/demo.py
+
+check: setup  ## format, lint, import direction, types, spelling
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
+	$(BIN)/pyrefly check --summary none
+	$(BIN)/codespell
+
+test: setup  ## everything but the slow tests, with coverage
+	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+test-all: setup  ## the slow tests too
+	$(PYTEST)
+
+bench: setup  ## a training step and the input against the plain way
+	$(BIN)/mvmae bench step --quick
+	$(BIN)/mvmae bench input --quick
+
+docs: .venv/ready-docs  ## the site, into site/
+	$(BIN)/mkdocs build --strict --quiet
+
+.venv/ready-docs: .venv/ready
+	$(INSTALL) --group docs
+	@touch $@
+
+format: setup
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+constraints: setup  ## the newest versions that fit together, for every supported Python
+	echo "# Exact versions of everything that make setup installs. Renew: make constraints" > constraints.txt
+	echo hatchling | $(BIN)/uv pip compile --quiet --upgrade --universal --python-version 3.11 --all-extras \
+		--group dev --group parity --group docs --no-header --no-annotate --no-emit-index-url \
+		pyproject.toml - >> constraints.txt
+
+clean:
+	rm -rf .venv site
