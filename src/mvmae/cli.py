@@ -12,8 +12,10 @@ after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -59,19 +61,41 @@ VERBS = {
     ),
 }
 WORDS = (*VERBS, "recipes")
+MACHINE_SAYS_NO = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
+    # Threads that spin while they wait make a training step 4 to 14 times as slow when anything
+    # else runs on the machine (docs/log.md). OpenMP reads this once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         return _main(args)
     except UserError as error:
-        print(f"mvmae: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return _refused(str(error))
     except BrokenPipeError:  # `mvmae recipes | head`
         sys.stderr.close()
         return 0
+    except KeyboardInterrupt:
+        print("mvmae: interrupted", file=sys.stderr)
+        return 130
+    except OSError as error:
+        if error.errno not in MACHINE_SAYS_NO:
+            raise
+        return _refused(f"{error.strerror}: {error.filename or 'no file named'}")
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+            raise
+        return _refused("the GPU's memory is too small for this: lower --batch-size, or the model")
+
+
+def _refused(complaint: str) -> int:
+    print(f"mvmae: {' '.join(complaint.split())}", file=sys.stderr)
+    return 2
 
 
 def _main(args: list[str]) -> int:
@@ -127,8 +151,10 @@ def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
     if recipe is not None:
         return _recipe_or_file(recipe), rest
     if "--resume" in rest:
-        out, _ = _take_option(rest, "--out")
-        return _recipe_or_file(str(Path(out or PretrainConfig().out) / "config.json")), rest
+        out = Path(_take_option(rest, "--out")[0] or PretrainConfig().out)
+        if not (out / "config.json").is_file():
+            raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
+        return _recipe_or_file(str(out / "config.json")), rest
     demo = recipes.named("demo")
     if {"-h", "--help"} & set(rest):
         return demo, rest

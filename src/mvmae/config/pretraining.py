@@ -233,7 +233,11 @@ DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PretrainConfig:
-    """Pre-train an encoder from unlabelled images."""
+    """Pre-train an encoder from unlabelled images.
+
+    --recipe NAME (`mvmae recipes` lists them) or --recipe RUN/config.json sets what is not given;
+    the defaults shown are those of `demo`.
+    """
 
     data: DataArgument = ("photos",)
     """Folders of images (searched to the bottom), list files (.txt, .csv), or the built-in photos

@@ -74,9 +74,10 @@ class Log:
         self._bar.update(self._task, completed=step)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a line of metrics; `record` has at least `step`."""
+        """Add a line of metrics and the seconds so far; `record` has at least `step`."""
         if self.quiet:
             return
+        record = {**record, "seconds": round(self.seconds(), 3)}
         with self.file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(record) + "\n")
         if self._board:

@@ -52,6 +52,18 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 
+def make(folder: Path) -> None:
+    """Make the run folder.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}") from error
+
+
 def clear(folder: Path) -> None:
     """Remove what a run left, and nothing else."""
     for name in OURS:
@@ -81,14 +93,12 @@ def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str
 def _git_commit() -> str | None:
     """The commit of the code that runs, where it runs from a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    here = Path(__file__).resolve().parent
+    if not (here.parents[2] / ".git").exists():  # installed, perhaps inside another repository
+        return None
     try:
         done = subprocess.run(
-            command,
-            cwd=Path(__file__).parent,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
+            command, cwd=here, capture_output=True, text=True, timeout=10, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -40,7 +40,7 @@ def run(config: PretrainConfig) -> int:
             finite.
     """
     device = precision.choose_device(config.device)
-    with distributed.process_group(device), Interrupt() as interrupt:
+    with distributed.process_group(device):
         runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
         source = open_source(config.data, config.model.in_channels)
         plan = plan_of(config, source)
@@ -67,9 +67,8 @@ def run(config: PretrainConfig) -> int:
         )
 
         quiet = not distributed.is_main()
-        with Log(
-            config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet
-        ) as log:
+        log = Log(config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet)
+        with log, Interrupt() as interrupt:
             report.introduce(log, config, source, model, state)
             clock = report.Clock()
             for batch in clock.timed(batches):
@@ -175,7 +174,7 @@ def open_judge(config: PretrainConfig, source: Source) -> Labelled | None:
 def begin_folder(config: PretrainConfig, plan: Plan, device: torch.device, num_images: int) -> None:
     """Make the run folder, with what repeats the run; the other processes wait for it."""
     if distributed.is_main():
-        config.out.mkdir(parents=True, exist_ok=True)
+        runs.make(config.out)
         if config.overwrite:
             runs.clear(config.out)
         facts = runs.environment(device, distributed.world_size())
