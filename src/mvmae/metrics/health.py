@@ -34,19 +34,21 @@ def effective_rank(z: Float[Tensor, "B D"]) -> float:
 def contrast_health(z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> dict[str, float]:
     """How alike two views of one image are, and views of different images (mean cosines).
 
-    Also how often the right partner is the nearest of all (percent), and the effective rank.
+    Also how often a view's partner is the nearest of all 2B - 1 others (percent), and the
+    effective rank.
     """
-    rank = effective_rank(torch.cat([z1, z2]))
-    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    cosine = z1 @ z2.T
-    positive = cosine.diagonal()
-    others = max(1, len(z1) * (len(z1) - 1))
-    own = torch.arange(len(z1), device=z1.device)
+    z = F.normalize(torch.cat([z1, z2]), dim=1)
+    cosine = z @ z.T
+    itself = torch.arange(len(z), device=z.device)
+    partner = itself.roll(len(z1))
+    positive = cosine[itself, partner]
+    negatives = cosine.sum() - positive.sum() - cosine.diagonal().sum()
+    nearest = cosine.fill_diagonal_(float("-inf")).argmax(dim=1)
     return {
         "positive_similarity": positive.mean().item(),
-        "negative_similarity": ((cosine.sum() - positive.sum()) / others).item(),
-        "contrastive_top1": 100 * (cosine.argmax(dim=1) == own).float().mean().item(),
-        "effective_rank": rank,
+        "negative_similarity": (negatives / max(1, len(z) * (len(z) - 2))).item(),
+        "contrastive_top1": 100 * (nearest == partner).float().mean().item(),
+        "effective_rank": effective_rank(torch.cat([z1, z2])),
     }
 
 
