@@ -84,7 +84,7 @@ def run(config: PretrainConfig) -> int:
                     record = report.interval_record(config, state, view, losses)
                     speed = clock.lap(config.batch_size)
                     log.write(plan.place(state.step, config) | {"lr": lr} | record | speed)
-                    report.warn_of_collapse(log, state, record, plan.total)
+                    report.warn_of_collapse(log, state, record, plan.warmup(config))
                 if judge and plan.is_evaluation(state.step, config):
                     top1 = evaluate(model.encoder, judge, config, device)
                     state.last_record |= {"knn_top1": top1}
@@ -118,8 +118,12 @@ class Plan(NamedTuple):
 
     def lr(self, step: int, config: PretrainConfig) -> float:
         """Learning rate of a step."""
-        warmup = round(config.warmup_epochs * self.per_epoch)
+        warmup = self.warmup(config)
         return warmup_cosine(step, peak=config.lr, warmup_steps=warmup, total_steps=self.total)
+
+    def warmup(self, config: PretrainConfig) -> int:
+        """Steps in which the learning rate rises."""
+        return round(config.warmup_epochs * self.per_epoch)
 
     def place(self, step: int, config: PretrainConfig) -> dict[str, Any]:
         """How far the run is after so many steps, in the units people compare."""

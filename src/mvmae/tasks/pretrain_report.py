@@ -100,15 +100,18 @@ def health_of(view: View, config: PretrainConfig) -> dict[str, float]:
     return numbers
 
 
-def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], total: int) -> None:
-    """Say at once that all images are embedded alike; in the first tenth of a run they are."""
-    if state.warned or state.step * 10 < total or not health.is_collapsed(record):
+EARLY = 100  # steps in which a healthy run may still embed all images alike
+
+
+def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], warmup: int) -> None:
+    """Say at once, though not before the warm-up ends, that all images are embedded alike."""
+    if state.warned or state.step < max(EARLY, warmup) or not health.is_collapsed(record):
         return
     state.warned = True
     log.say(
-        f"warning: collapse at step {state.step}: all images get the same embedding "
-        f"(effective rank {record['effective_rank']:.1f}); a lower --base-lr or a larger "
-        "--batch-size may help"
+        f"warning: collapse at step {state.step}: views of different images are "
+        f"{record['negative_similarity']:.2f} alike, effective rank {record['effective_rank']:.1f}; "
+        "a lower --base-lr or a larger --batch-size may help"
     )
 
 
