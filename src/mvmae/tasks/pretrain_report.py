@@ -108,10 +108,10 @@ def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], warmup
     if state.warned or state.step < max(EARLY, warmup) or not health.is_collapsed(record):
         return
     state.warned = True
+    alike, rank = record["negative_similarity"], record["effective_rank"]
     log.say(
-        f"warning: collapse at step {state.step}: views of different images are "
-        f"{record['negative_similarity']:.2f} alike, effective rank {record['effective_rank']:.1f}; "
-        "a lower --base-lr or a larger --batch-size may help"
+        f"warning: collapse at step {state.step}: views of different images are {alike:.2f} alike, "
+        f"effective rank {rank:.1f}. A lower --base-lr or a larger --batch-size may help"
     )
 
 
