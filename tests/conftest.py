@@ -1,8 +1,4 @@
-"""What every test shares: one thread, a fixed seed, and small generated data.
-
-Nothing of `mvmae` is imported at the top: pytest reads this file before it installs the hook that
-checks types and shapes, and what is imported earlier goes unchecked.
-"""
+"""What every test shares: one thread, a fixed seed, and small generated data."""
 
 import os
 import socket
@@ -14,9 +10,16 @@ os.environ["OMP_NUM_THREADS"] = "1"  # child processes inherit it
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
+from mvmae.config import ModelConfig, PretrainConfig
+
 REPOSITORY = Path(__file__).parents[1]
+
+# The same cases each time, on a machine of any speed.
+settings.register_profile("mvmae", derandomize=True, deadline=None)
+settings.load_profile("mvmae")
 
 torch.set_num_threads(1)  # two cores, several test processes: more threads only get in the way
 
@@ -71,10 +74,8 @@ def image_folder(tmp_path) -> Callable[..., Path]:
 
 
 @pytest.fixture
-def tiny(tmp_path):
+def tiny(tmp_path) -> PretrainConfig:
     """A run of seconds: 16 patches of 4 x 4 pixels, 8 images in a batch."""
-    from mvmae.config import ModelConfig, PretrainConfig
-
     return PretrainConfig(
         out=tmp_path / "run",
         model=ModelConfig(

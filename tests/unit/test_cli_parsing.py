@@ -1,0 +1,255 @@
+import io
+import re
+import sys
+from dataclasses import fields, is_dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from mvmae.cli import VERBS, main, parse, usage
+from mvmae.config import KnnConfig, PretrainConfig, to_json
+from mvmae.errors import UserError, nearest
+from mvmae.recipes import RECIPES, VARIANTS, named
+from mvmae.version import __version__
+
+MINIMAL = {
+    "pretrain": [],
+    "knn": ["run"],
+    "probe": ["run"],
+    "reconstruct": ["run"],
+    "bench": ["step"],
+}
+
+
+def config_of(verb: str, *args: str):
+    return parse(verb, list(args))[1]
+
+
+def complaint(verb: str, *args: str) -> str:
+    with pytest.raises(UserError) as caught:
+        parse(verb, list(args))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_parses_with_the_least(verb):
+    assert isinstance(config_of(verb, *MINIMAL[verb]), VERBS[verb].config)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_parses_to_itself(name):
+    assert config_of("pretrain", "--recipe", name) == named(name)
+
+
+@pytest.mark.parametrize("base", [name for name in RECIPES if name not in ("mae", "contrast-only")])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_of_every_recipe_parses_to_itself(base, variant):
+    name = f"{base}+{variant}"
+    if name == "no-contrast+contrast-only":
+        assert "both losses have weight 0" in complaint("pretrain", "--recipe", name)
+    else:
+        assert config_of("pretrain", f"--recipe={name}") == named(name)
+
+
+# What pretrain starts from
+
+
+def test_without_data_it_is_the_demo():
+    assert config_of("pretrain") == named("demo")
+    assert config_of("pretrain", "photos", "--epochs", "3") == replace(named("demo"), epochs=3)
+
+
+@pytest.mark.parametrize(("cuda", "recipe"), [(False, "tiny-cpu"), (True, "vit-small-128")])
+def test_own_images_get_a_recipe_for_this_machine_and_are_told_so(
+    cuda, recipe, monkeypatch, capsys
+):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    assert config_of("pretrain", "cats/") == replace(named(recipe), data=("cats/",))
+    assert config_of("pretrain", "cats/", "dogs/").data == ("cats/", "dogs/")
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == f"recipe: {recipe} ({RECIPES[recipe].summary} --recipe chooses another)"
+
+
+def test_a_named_recipe_is_not_announced(capsys):
+    assert config_of("pretrain", "cats/", "--recipe", "tiny-cpu").data == ("cats/",)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_config_file_is_a_recipe(tmp_path):
+    config = replace(named("demo+mae"), seed=5)
+    file = tmp_path / "config.json"
+    file.write_text(to_json(config))
+    assert config_of("pretrain", "--recipe", str(file)) == config
+    assert config_of("pretrain", "--recipe", str(file), "--seed", "6") == replace(config, seed=6)
+
+
+def test_a_resumed_run_brings_its_own_config(tmp_path):
+    config = replace(named("demo"), out=tmp_path, epochs=77)
+    (tmp_path / "config.json").write_text(to_json(config))
+    for args in (["--resume", "--out", str(tmp_path)], [f"--out={tmp_path}", "--resume"]):
+        assert config_of("pretrain", *args) == replace(config, resume=True)
+
+
+# Fields by name
+
+
+def test_fields_of_every_depth_can_be_set():
+    config = config_of(
+        *("pretrain", "a", "b", "--recipe", "demo", "--epochs", "5", "--out", "there"),
+        *("--model.mask-ratio", "0.5", "--model.image-size", "32", "64", "--views.flip", "none"),
+        *("--objective.temperature", "0.2", "--objective.no-normalize-targets"),
+        *("--betas", "0.9", "0.99", "--clip-grad", "1", "--log", "tensorboard", "--overwrite"),
+    )
+    demo = named("demo")
+    assert config == replace(
+        demo,
+        data=("a", "b"),
+        epochs=5,
+        out=Path("there"),
+        model=replace(demo.model, mask_ratio=0.5, image_size=(32, 64)),
+        views=replace(demo.views, flip="none"),
+        objective=replace(demo.objective, temperature=0.2, normalize_targets=False),
+        betas=(0.9, 0.99),
+        clip_grad=1.0,
+        log=("tensorboard",),
+        overwrite=True,
+    )
+
+
+def test_an_option_can_be_set_back_to_none():
+    assert config_of("pretrain", "--workers", "None", "--clip-grad", "None") == named("demo")
+
+
+def test_evaluations_take_an_encoder_and_data():
+    config = config_of("knn", "runs/a", "pets/", "--k", "5", "--no-baselines", "--out", "k.json")
+    assert config == KnnConfig(
+        encoder="runs/a", data="pets/", k=5, baselines=False, out=Path("k.json")
+    )
+    assert config_of("probe", "runs/a").data == "photos"
+    assert config_of("probe", "runs/a", "--costs", "1", "2").costs == (1.0, 2.0)
+    assert config_of("reconstruct", "runs/a", "cats", "dogs").data == ("cats", "dogs")
+
+
+# What is refused, in one line
+
+
+REFUSED = [
+    (["pretian"], "no verb 'pretian': did you mean 'pretrain'? (`mvmae --help` lists them)"),
+    (["recipe"], "no verb 'recipe': did you mean 'recipes'?"),
+    (["xyz"], "no verb 'xyz' (`mvmae --help` lists them)"),
+    (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number"),
+    (["pretrain", "--epochs", "1.5"], "--epochs: '1.5' is no whole number"),
+    (["pretrain", "--base-lr", "fast"], "--base-lr: 'fast' is no number"),
+    (["pretrain", "--epochs"], "Missing value for argument '--epochs'"),
+    (["pretrain", "--epoch", "3"], "no option --epoch: did you mean --epochs?"),
+    (["pretrain", "--epoch=3"], "no option --epoch: did you mean --epochs?"),
+    (
+        ["pretrain", "--model.mask-ration", "0.3"],
+        "no option --model.mask-ration: did you mean --model.mask-ratio?",
+    ),
+    (["pretrain", "--zzzz"], "no option --zzzz (`mvmae pretrain --help` lists the options)"),
+    (["pretrain", "--model.encoder", "vit_bas"], "invalid choice 'vit_bas'"),
+    (["pretrain", "--model.mask-ratio", "1.3"], "mask_ratio must lie between 0 and 1, not 1.3"),
+    (["pretrain", "--model.image-size", "225"], "image_size 225 is not a multiple of patch_size 4"),
+    (["pretrain", "--batch-size", "1"], "contrast needs other images to compare with"),
+    (["pretrain", "--recipe"], "--recipe needs a value"),
+    (["pretrain", "--recipe", "--epochs", "3"], "--recipe needs a value"),
+    (["pretrain", "--recipe", "papr"], "no recipe 'papr': did you mean 'paper'?"),
+    (["pretrain", "--recipe", "demo+ma"], "no variant 'ma': did you mean 'mae'?"),
+    (["pretrain", "--recipe", "nowhere/config.json"], "cannot read nowhere/config.json: "),
+    (["pretrain", "cats/", "--epoch", "3"], "no option --epoch: did you mean --epochs?"),
+    (["knn"], "ENCODER Run folder, checkpoint file, or random:NAME."),
+    (["knn", "run", "--k", "0"], "k must be at least 1, not 0"),
+    (["knn", "run", "--kk", "3"], "no option --kk: did you mean --k?"),
+    (["probe", "run", "--costs", "0"], "costs must be numbers above 0"),
+    (["bench", "stepp"], "invalid choice 'stepp'"),
+    (["recipes", "all"], "`mvmae recipes` takes no arguments, got all"),
+]
+
+
+class Pipe(io.StringIO):
+    """Where a shell script's output goes; tyro draws its boxes by what it is told here."""
+
+    encoding = "utf-8"
+
+
+@pytest.mark.parametrize(("args", "message"), REFUSED)
+def test_what_cannot_be_understood_is_one_plain_line_and_status_2(
+    args, message, capsys, monkeypatch
+):
+    out = Pipe()
+    monkeypatch.setattr(sys, "stdout", out)
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert out.getvalue() == ""
+    assert err.startswith("mvmae: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not set("│╭╰─") & set(err)
+
+
+def test_a_damaged_config_file_is_named(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text('{"epoch": 3}')
+    assert complaint("pretrain", "--recipe", str(file)) == (
+        f"unknown key 'epoch': did you mean 'epochs'? @ {file}"
+    )
+    file.write_bytes(b"\xff\xfe")
+    assert complaint("pretrain", "--recipe", str(file)).startswith(f"cannot read {file}: ")
+
+
+def test_the_nearest_name_is_meant_where_there_is_one():
+    assert nearest("demi", ["demo", "paper"]) == ": did you mean 'demo'?"
+    assert nearest("xyz", ["demo", "paper"]) == ""
+
+
+# What is told
+
+
+def test_help_names_every_verb():
+    text = usage()
+    assert all(f"  {name} " in text for name in (*VERBS, "recipes"))
+    assert all(verb.summary in text for verb in VERBS.values())
+
+
+@pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
+def test_asking_for_help_succeeds(args, capsys):
+    assert main(args) == 0
+    assert capsys.readouterr().out == usage() + "\n"
+
+
+def test_the_version_is_told(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mvmae {__version__}\n"
+
+
+def test_recipes_and_variants_are_listed_with_their_sentences(capsys):
+    assert main(["recipes"]) == 0
+    out = capsys.readouterr().out
+    for name, recipe in RECIPES.items():
+        assert f"  {name} " in out
+        assert recipe.summary in out
+    for name in VARIANTS:
+        assert f"+{name} " in out
+    assert max(len(line) for line in out.splitlines()) <= 100
+
+
+def options_of_pretrain() -> list[str]:
+    """Every field of a pre-training as the command line spells it."""
+    config, names = PretrainConfig(), []
+    for field in fields(config):
+        part = getattr(config, field.name)
+        inner = fields(part) if is_dataclass(part) else ()
+        names += [f"{field.name}.{one.name}" for one in inner] or [field.name]
+    names.remove("data")
+    return [f"--{name.replace('_', '-')}" for name in names]
+
+
+def test_help_of_a_verb_names_every_option(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["pretrain", "--help"])
+    assert caught.value.code == 0
+    out = capsys.readouterr().out.replace(".no-", ".")  # what is on can only be switched off
+    assert [name for name in options_of_pretrain() if not re.search(rf"{name}\s", out)] == []
+    assert "DATA" in out

@@ -1,0 +1,254 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from mvmae.metrics.health import (
+    chance_level,
+    contrast_health,
+    effective_rank,
+    is_collapsed,
+    mean_error,
+    verdict,
+)
+from mvmae.metrics.knn import CHUNK, knn_predictions, top1
+from mvmae.metrics.linear import logistic_predictions
+
+# Nearest neighbours
+
+
+def test_the_nearest_vector_by_angle_decides_alone():
+    features = torch.tensor([[1.0, 0.0], [0.0, 10.0], [-1.0, -1.0]])
+    queries = torch.tensor([[5.0, 1.0], [0.1, 0.2], [-3.0, -2.0]])
+    predictions = knn_predictions(features, torch.tensor([4, 2, 0]), queries, k=1)
+    assert predictions.tolist() == [4, 2, 0]
+
+
+def test_votes_weigh_by_similarity():
+    near, far = [1.0, 0.0], [0.6, 0.8]  # cosines 1 and 0.6 to the query
+    features = torch.tensor([near, far, far])
+    labels, query = torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]])
+    # exp(1 / T) against 2 exp(0.6 / T): one near vote wins if and only if T < 0.4 / ln 2 = 0.577.
+    assert knn_predictions(features, labels, query, k=3, temperature=0.55).item() == 0
+    assert knn_predictions(features, labels, query, k=3, temperature=0.60).item() == 1
+
+
+def test_only_k_neighbours_vote():
+    features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.6, 0.8]])
+    labels, query = torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]])
+    assert knn_predictions(features, labels, query, k=2, temperature=100.0).item() == 0
+    labels = torch.tensor([0, 1, 1, 1])
+    assert knn_predictions(features, labels, query, k=1, temperature=100.0).item() == 0
+    assert knn_predictions(features, labels, query, k=4, temperature=100.0).item() == 1
+
+
+def test_fewer_vectors_than_k_all_vote():
+    features = torch.randn(3, 4)
+    assert knn_predictions(features, torch.tensor([1, 1, 1]), features, k=20).tolist() == [1, 1, 1]
+
+
+def test_many_queries_are_answered_in_their_order():
+    queries = torch.randn(2 * CHUNK + 3, 8)
+    features, labels = torch.randn(50, 8), torch.randint(0, 5, (50,))
+    together = knn_predictions(features, labels, queries)
+    apart = [knn_predictions(features, labels, part) for part in queries.split(700)]
+    assert torch.equal(together, torch.cat(apart))
+
+
+def test_top1_is_a_percentage():
+    assert top1(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
+
+
+# Linear classification
+
+
+def clusters(per_class: int, classes: int = 3, spread: float = 0.3) -> tuple[np.ndarray, ...]:
+    rng = np.random.default_rng(0)
+    centers = 3 * np.eye(classes, 6)
+    labels = np.tile(np.arange(classes), per_class)
+    features = centers[labels] + spread * rng.standard_normal((len(labels), 6))
+    return features.astype(np.float32), labels
+
+
+def test_clusters_apart_are_told_apart():
+    features, labels = clusters(20)
+    result = logistic_predictions(features[:30], labels[:30], features[30:], costs=(0.1, 1.0))
+    assert np.array_equal(result.predictions, labels[30:])
+    assert result.converged
+    assert result.cost in (0.1, 1.0)
+
+
+def test_features_of_any_scale_and_offset_are_judged_alike():
+    features, labels = clusters(20, spread=2.0)
+    moved = 1000 * features.astype(np.float64) - 500
+    first, second = (
+        logistic_predictions(x[:30], labels[:30], x[30:], costs=(0.01,)).predictions
+        for x in (features.astype(np.float64), moved)
+    )
+    assert np.array_equal(first, second)
+
+
+def test_a_feature_that_never_changes_does_no_harm():
+    features, labels = clusters(10)
+    features[:, 5] = 4.0
+    result = logistic_predictions(features, labels, features, costs=(1.0,))
+    assert np.array_equal(result.predictions, labels)
+
+
+@pytest.mark.parametrize("costs", [(1e-3, 1.0), (1.0, 1e-3)])
+def test_weak_regularisation_is_chosen_where_there_is_much_to_learn(costs):
+    features, labels = clusters(20)
+    kept = (labels == 0) | (np.arange(60) < 20)  # uneven, so that strong L2 sees one class only
+    result = logistic_predictions(features[kept], labels[kept], features, costs=costs)
+    assert result.cost == 1.0
+    assert np.array_equal(result.predictions, labels)
+
+
+@pytest.mark.parametrize("costs", [(1e-3, 1e4), (1e4, 1e-3)])
+def test_strong_regularisation_is_chosen_where_there_is_nothing_to_learn(costs):
+    features = np.random.default_rng(0).standard_normal((150, 60))
+    labels = np.array([0, 0, 0, 1] * 38)[:150]
+    result = logistic_predictions(features, labels, features, costs=costs)
+    assert result.cost == 1e-3
+    assert not result.predictions.any()
+
+
+def test_a_query_is_judged_alone():
+    features, labels = clusters(20, spread=3.0)
+    together = logistic_predictions(features[:30], labels[:30], features[30:], costs=(1.0,))
+    alone = logistic_predictions(features[:30], labels[:30], features[40:41], costs=(1.0,))
+    assert together.predictions[10] == alone.predictions[0]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        pytest.param([0] * 10 + [1] * 9 + [2], id="a class of one image"),
+        pytest.param(list(range(9)) * 2, id="fewer held-out images than classes"),
+        pytest.param([3] * 10 + [7] * 10, id="classes that no image has"),
+        pytest.param([0, 1], id="two images"),
+    ],
+)
+def test_few_images_are_classified_too(labels):
+    labels = np.array(labels)
+    features = np.eye(10)[labels] + 0.01 * np.random.default_rng(0).standard_normal(
+        (len(labels), 10)
+    )
+    result = logistic_predictions(features, labels, features, costs=(0.1, 1.0, 10.0))
+    assert np.array_equal(result.predictions, labels)
+
+
+def test_a_fit_that_ran_out_of_iterations_says_so():
+    features, labels = clusters(50, spread=2.0)
+    result = logistic_predictions(features, labels, features, costs=(1e4,), max_iterations=1)
+    assert not result.converged
+
+
+# Health
+
+
+def test_chance_is_the_log_of_the_candidates():
+    assert chance_level(256) == pytest.approx(6.2364, abs=1e-4)
+    assert chance_level(1) == 0
+
+
+def test_effective_rank_counts_directions():
+    # Three equal singular values, in a space of eight.
+    z = torch.cat([torch.eye(3, 8), -torch.eye(3, 8)])
+    assert effective_rank(z) == pytest.approx(3)
+    assert effective_rank(z + 5) == pytest.approx(3)  # a constant is no direction
+    assert effective_rank(100 * z) == pytest.approx(3)
+
+
+def test_effective_rank_of_unequal_directions_lies_between():
+    z = torch.cat([torch.diag(torch.tensor([3.0, 1.0])), -torch.diag(torch.tensor([3.0, 1.0]))])
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert effective_rank(z) == pytest.approx(math.exp(entropy))
+
+
+def test_effective_rank_of_a_collapse_is_1():
+    line = torch.linspace(-1, 1, 10)[:, None] * torch.ones(1, 8)
+    assert effective_rank(line) == pytest.approx(1)
+    assert effective_rank(torch.ones(10, 8)) == pytest.approx(1)
+
+
+def test_contrast_health_of_two_images_by_hand():
+    z1 = torch.tensor([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
+    z2 = torch.tensor([[4.0, 0.0, 3.0], [3.0, 4.0, 0.0]])
+    health = contrast_health(z1, z2)
+    assert health["positive_similarity"] == pytest.approx((0.8 + 0.8) / 2)
+    others = [0, 0.6, 0, 0.48]  # first with first, first with second twice, second with second
+    assert health["negative_similarity"] == pytest.approx(sum(others) / 4)
+    assert health["contrastive_top1"] == 100.0
+    assert health["effective_rank"] == pytest.approx(effective_rank(torch.cat([z1, z2])))
+
+
+def test_contrastive_top1_asks_every_view_for_its_partner():
+    z1 = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    z2 = torch.tensor([[1.0, 0.0, 0.1], [1.0, 0.5, 0.0]])
+    # Only the last is nearer to another image (0.89) than to its partner (0.45).
+    assert contrast_health(z1, z2)["contrastive_top1"] == 75.0
+
+
+def test_contrast_health_of_perfect_embeddings():
+    health = contrast_health(torch.eye(4), torch.eye(4))
+    assert health["positive_similarity"] == pytest.approx(1)
+    assert health["negative_similarity"] == pytest.approx(0)
+    assert health["contrastive_top1"] == 100.0
+    assert health["effective_rank"] == pytest.approx(3)
+
+
+def test_contrast_health_of_one_image_is_finite():
+    assert contrast_health(torch.ones(1, 4), torch.ones(1, 4))["negative_similarity"] == 0
+
+
+def test_mean_error_is_what_the_best_constant_achieves():
+    target, mask = torch.randn(3, 5, 12), (torch.rand(3, 5) > 0.4).float()
+    best = target.mean(dim=-1, keepdim=True).expand_as(target)
+    assert mean_error(target, mask).item() == pytest.approx(
+        F.mse_loss(best[mask == 1], target[mask == 1]).item()
+    )
+
+
+GOOD = {
+    "contrastive": 1.0,
+    "chance": 6.2,
+    "positive_similarity": 0.9,
+    "negative_similarity": 0.1,
+    "contrastive_top1": 95.0,
+    "effective_rank": 30.0,
+    "reconstruction": 0.5,
+    "mean_error": 1.0,
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "words"),
+    [
+        ({}, "good", "effective rank 30 of 64"),
+        ({"contrastive": 5.5}, "weak", "hardly tells images apart yet"),
+        ({"reconstruction": 1.1}, "weak", "110% of the error of their mean, no better than a blur"),
+        ({"effective_rank": 1.2}, "collapsed", "all images look the same"),
+        ({"effective_rank": 1.2, "reconstruction": 1.1}, "collapsed", "no better than a blur"),
+        ({"negative_similarity": 0.97, "contrastive": 6.1}, "collapsed", "all images look the sa"),
+        ({"negative_similarity": 0.97}, "good", "of different images 0.97"),
+    ],
+)
+def test_the_verdict_reads_the_numbers(change, status, words):
+    said = verdict(GOOD | change, 64)
+    assert said.status == status
+    assert words in said.sentence
+    assert is_collapsed(GOOD | change) == (status == "collapsed")
+
+
+def test_the_verdict_of_mae_speaks_of_reconstruction_alone():
+    said = verdict({"reconstruction": 0.4, "mean_error": 0.8}, 64)
+    assert said == ("good", "masked patches are rebuilt with 50% of the error of their mean")
+    assert not is_collapsed({"reconstruction": 0.4, "mean_error": 0.8})
+
+
+def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():
+    kept = {key: GOOD[key] for key in list(GOOD)[:6]}
+    assert "rebuilt" not in verdict(kept, 64).sentence
