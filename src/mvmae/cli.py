@@ -110,6 +110,8 @@ def _main(args: list[str]) -> int:
             raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
         case [name, *rest]:
             verb, settings = parse(name, rest)
+            if settings is None:  # --help
+                return 0
             return importlib.import_module(verb.module).run(settings) or 0
     return 0
 
@@ -127,18 +129,24 @@ def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
     return verb, parse_config(verb.config, default, args, prog=f"mvmae {name}")
 
 
+class _Paper(io.StringIO):
+    """A stand-in for stdout: tyro asks it whether to draw coloured boxes, or boxes at all."""
+
+    encoding = "utf-8"
+
+
 def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any:
     """Let tyro read the arguments, and put what it complains of into one line."""
     complaint = io.StringIO()
     options = {} if default is None else {"default": default}
-    flags = (tyro.conf.FlagCreatePairsOff,) if kind is PretrainConfig else ()
+    out = sys.stdout if {"-h", "--help"} & set(args) else _Paper()
     try:
-        with contextlib.redirect_stderr(complaint):
-            return tyro.cli(kind, args=args, prog=prog, config=flags, **options)
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaint):
+            return tyro.cli(kind, args=args, prog=prog, **options)
     except SystemExit as end:
         if end.code:
             raise UserError(_one_line(complaint.getvalue(), prog)) from None
-        raise
+        return None
 
 
 def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
@@ -149,6 +157,8 @@ def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
     """
     recipe, rest = _take_option(args, "--recipe")
     if recipe is not None:
+        if _take_option(rest, "--recipe")[0] is not None:
+            raise UserError("--recipe is given twice: RECIPE+VARIANT joins two")
         return _recipe_or_file(recipe), rest
     if "--resume" in rest:
         out = Path(_take_option(rest, "--out")[0] or PretrainConfig().out)
@@ -202,10 +212,11 @@ def _one_line(box: str, prog: str) -> str:
     said = re.sub(r"^Error parsing [\w.]+: ", "", said)
     said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
     said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
-    unknown = re.match(r"Unrecognized (?:options|arguments): (--[^\s,=]+)", said)
+    unknown = re.match(r"Unrecognized (?:options|arguments): ([^\s,=]+)", said)
     if unknown:
         meant = re.search(r"Perhaps you meant:.*?(--[\w.-]+)", " ".join(rows))
-        said = f"no option {unknown[1]}" + (f": did you mean {meant[1]}?" if meant else "")
+        what = "option" if unknown[1].startswith("-") else "place for"
+        said = f"no {what} {unknown[1]}" + (f": did you mean {meant[1]}?" if meant else "")
     return f"{said or 'cannot read these arguments'} (`{prog} --help` lists the options)"
 
 

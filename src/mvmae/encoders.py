@@ -23,6 +23,7 @@ from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.vit import Encoder, initialize, pooled
 
 PRODUCT = "encoder.safetensors"
+RANDOM_PATCH = 16  # of random:NAME
 
 
 class Preprocessing(NamedTuple):
@@ -44,7 +45,7 @@ def load_encoder(
         source: A run folder, a checkpoint (`last.pt`, `encoder.safetensors`), or `random:vit_small`
             and the like, whose weights are drawn with seed 0.
         image_size: Side, or height and width, in pixels. Default: what it was trained on, 224 for
-            a random one. Positions are computed for the new grid, keeping the trained spacing.
+            a random one. Positions are resampled to the new grid, bicubic in two dimensions.
         in_channels: For a random encoder only. Default: 3.
 
     Raises:
@@ -97,9 +98,23 @@ def _random(name: str, image_size: int | tuple[int, int] | None, in_channels: in
         raise UserError(
             f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)})"
         )
-    config = ModelConfig(encoder=name, image_size=image_size or 224, in_channels=in_channels)  # type: ignore[arg-type]
+    size = _height_width(image_size or 224, RANDOM_PATCH)
+    encoder = Encoder(
+        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=in_channels
+    )
+    initialize(encoder, Generator().manual_seed(0))
     mean, std = configs.ViewsConfig().pixel_statistics(in_channels)
-    return OpenedEncoder(random_encoder(config, 0), Preprocessing(mean, std, "bicubic"), "mean")
+    preprocessing = Preprocessing(mean, std, "bicubic")
+    return OpenedEncoder(encoder.eval(), preprocessing, "mean")
+
+
+def _height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < 1 or size[0] % patch or size[1] % patch:
+        raise UserError(
+            f"image size {size[0]} x {size[1]} is not a multiple of the patch size {patch}"
+        )
+    return size
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
@@ -120,14 +135,11 @@ def resized(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encod
     Raises:
         UserError: The patch does not divide it.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if size is None or size == encoder.image_size:
+    if image_size is None:
         return encoder
-    if min(size) < 1 or size[0] % encoder.patch_size or size[1] % encoder.patch_size:
-        raise UserError(
-            f"image size {size[0]} x {size[1]} is not a multiple of the patch size "
-            f"{encoder.patch_size}"
-        )
+    size = _height_width(image_size, encoder.patch_size)
+    if size == encoder.image_size:
+        return encoder
     other = Encoder(
         encoder.size,
         image_size=size,
@@ -304,7 +316,7 @@ def raw_pixels(
         (side, side),
         interpolation="bicubic",
         batch_size=batch_size,
-        workers=None,
+        workers=workers,
         cuda=False,
     )
     for batch in batches:

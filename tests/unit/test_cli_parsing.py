@@ -91,6 +91,11 @@ def test_a_resumed_run_brings_its_own_config(tmp_path):
         assert config_of("pretrain", *args) == replace(config, resume=True)
 
 
+def test_where_there_is_no_run_nothing_is_resumed(tmp_path):
+    told = complaint("pretrain", "--resume", "--out", str(tmp_path))
+    assert told == f"no run in {tmp_path} to resume: leave out --resume to begin one"
+
+
 # Fields by name
 
 
@@ -247,9 +252,44 @@ def options_of_pretrain() -> list[str]:
 
 
 def test_help_of_a_verb_names_every_option(capsys):
-    with pytest.raises(SystemExit) as caught:
-        main(["pretrain", "--help"])
-    assert caught.value.code == 0
-    out = capsys.readouterr().out.replace(".no-", ".")  # what is on can only be switched off
-    assert [name for name in options_of_pretrain() if not re.search(rf"{name}\s", out)] == []
+    assert main(["pretrain", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert [name for name in options_of_pretrain() if not re.search(rf"{name}[\s,]", out)] == []
     assert "DATA" in out
+
+
+class Screen(io.StringIO):
+    """A terminal, or a file of some encoding; tyro draws its boxes by what it is told here."""
+
+    def __init__(self, encoding: str, *, terminal: bool) -> None:
+        super().__init__()
+        self._encoding, self._terminal = encoding, terminal
+
+    @property
+    def encoding(self) -> str:
+        return self._encoding
+
+    def isatty(self) -> bool:
+        return self._terminal
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize("encoding", ["utf-8", "UTF-8", "cp1252"])
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["pretrain", "--epoch", "3"], "no option --epoch: did you mean --epochs? (`mvmae"),
+        (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number (`mvmae"),
+        (["pretrain", "--model.mask-ratio", "1.3"], "mask_ratio must lie between 0 and 1, not 1.3"),
+        (["knn"], "ENCODER Run folder, checkpoint file, or random:NAME."),
+    ],
+)
+def test_a_complaint_reads_the_same_on_every_screen(
+    args, message, encoding, terminal, capsys, monkeypatch
+):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setattr(sys, "stdout", Screen(encoding, terminal=terminal))
+    assert main(args) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "\x1b" not in err

@@ -294,3 +294,28 @@ def test_configs_and_recipes_load_without_torch_and_numpy():
     )
     done = subprocess.run([sys.executable, "-c", code], check=False, stderr=subprocess.PIPE)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ('{"data": "photos"}', "data"),  # is read as p, h, o, t, o, s
+        ('{"epochs": 2.7, "warmup_epochs": 0}', "epochs"),  # becomes 2
+        ('{"epochs": "50"}', "epochs"),
+        ('{"objective": {"normalize_targets": "false"}}', "objective.normalize_targets"),  # is true
+    ],
+)
+def test_json_of_another_kind_is_refused_and_not_bent(text, place):
+    with pytest.raises(UserError, match=rf"@ my.json.{place}"):
+        from_json(text, PretrainConfig, source="my.json")
+
+
+def test_a_weight_that_is_no_number_is_refused():
+    with pytest.raises(UserError, match="weight"):
+        ObjectiveConfig(contrastive_weight=float("nan"))
+
+
+def test_normalised_targets_of_one_number_are_refused():
+    model = ModelConfig(encoder="vit_pico", image_size=8, patch_size=1, in_channels=1)
+    with pytest.raises(UserError, match="normalize_targets"):
+        PretrainConfig(model=model)

@@ -286,3 +286,17 @@ def test_random_encoders_follow_the_seed():
     first, again, other = (encoders.random_encoder(config, seed) for seed in (0, 0, 1))
     assert torch.equal(first(IMAGES), again(IMAGES))
     assert not torch.equal(first(IMAGES), other(IMAGES))
+
+
+@pytest.mark.parametrize("size", [16, 32, (16, 48)])
+def test_a_random_encoder_takes_small_images(size):
+    assert load_encoder("random:vit_pico", size).patch_size == 16
+
+
+def test_a_json_that_is_no_object_is_damaged(tmp_path):
+    import safetensors.torch
+
+    safetensors.torch.save_file({"x": torch.zeros(1)}, tmp_path / "encoder.safetensors")
+    (tmp_path / "encoder.json").write_text(json.dumps([]))
+    with pytest.raises(UserError, match="damaged"):
+        load_encoder(tmp_path)

@@ -252,3 +252,11 @@ def test_the_verdict_of_mae_speaks_of_reconstruction_alone():
 def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():
     kept = {key: GOOD[key] for key in list(GOOD)[:6]}
     assert "rebuilt" not in verdict(kept, 64).sentence
+
+
+def test_a_low_temperature_lets_the_nearest_decide():
+    features = torch.tensor([[0.98, 0.2], [1.0, 0.0]])
+    labels, query = torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]])
+    for temperature in (0.07, 0.01, 1e-3, 1e-6):
+        prediction = knn_predictions(features, labels, query, k=2, temperature=temperature)
+        assert prediction.item() == 1, temperature

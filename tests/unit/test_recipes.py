@@ -58,6 +58,7 @@ def test_the_mae_variant_sees_as_many_views_and_changes_only_the_method(base):
     before, after = named(base), named(f"{base}+mae")
     assert after.epochs * after.views.num_views == before.epochs * before.views.num_views
     assert after.warmup_epochs / after.epochs == before.warmup_epochs / before.epochs
+    assert after.epochs / after.eval_every == before.epochs / before.eval_every
     assert (after.model.mask_ratio, after.views.num_views) == (0.75, 1)
     assert after.objective.contrastive_weight == 0
     undone = replace(

@@ -148,14 +148,17 @@ class BenchConfig:
     batch_size: int = 16
     """Images in a step, each seen in two views."""
 
-    rounds: int = 5
-    """Timed rounds of each side, in turn; medians are reported."""
+    rounds: int | None = None
+    """Timed rounds of each side, in turn; medians are reported. Default: 5, or 3 if quick."""
 
-    images: int = 200
-    """Images read in a round of `input`."""
+    images: int | None = None
+    """Images read in a round of `input`. Default: 200, or 50 if quick."""
 
     quick: bool = False
-    """A small model and few rounds: under a minute on two cores."""
+    """Under a minute on two cores: ViT-S at 96 pixels for `step`, few rounds and images."""
+
+    attention: Literal["sdpa", "eager"] = "sdpa"
+    """Attention of transformers' ViTMAE: sdpa is its default, eager its plain one."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: CUDA where there is one."""
@@ -167,6 +170,25 @@ class BenchConfig:
     """JSON file for the result."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "rounds", "images"):
+        for name in ("batch_size", "num_rounds", "num_images"):
             value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}")
+            require(value >= 1, f"{name.removeprefix('num_')} must be at least 1, not {value}")
+        require(
+            not self.quick or self.part == "input" or self.model == ModelConfig(),
+            "--quick brings its own model: leave out --quick or --model.*",
+        )
+
+    @property
+    def step_model(self) -> ModelConfig:
+        """What `step` trains."""
+        return ModelConfig(encoder="vit_small", image_size=96) if self.quick else self.model
+
+    @property
+    def num_rounds(self) -> int:
+        """Timed rounds."""
+        return self.rounds if self.rounds is not None else 3 if self.quick else 5
+
+    @property
+    def num_images(self) -> int:
+        """Images in a round of `input`."""
+        return self.images if self.images is not None else 50 if self.quick else 200

@@ -19,12 +19,34 @@ _json.register_unstructure_hook(Path, str)
 _json.register_structure_hook(Path, lambda value, _: Path(value))
 
 
-@_json.register_structure_hook
+def _exactly(value: Any, kind: Any) -> Any:
+    """JSON's own kinds as they are; cattrs would make 2 of 2.7 and true of "false"."""
+    if type(value) is kind or (kind is float and type(value) is int):
+        return kind(value)
+    raise TypeError(repr(value))
+
+
+for _kind in (bool, int, float, str):
+    _json.register_structure_hook(_kind, _exactly)
+
+
+def _list(value: Any, _: Any) -> tuple[str, ...]:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    raise TypeError(repr(value))  # a word would become its letters
+
+
+_json.register_structure_hook_func(lambda kind: kind == tuple[str, ...], _list)
+
+
 def _image_size(value: Any, _: Any) -> int | tuple[int, int]:
-    if isinstance(value, int):
-        return value
-    height, width = value
-    return int(height), int(width)
+    sides = value if isinstance(value, list) else [value]
+    if any(type(side) is not int for side in sides) or len(sides) != (1 + isinstance(value, list)):
+        raise TypeError(repr(value))
+    return (sides[0], sides[1]) if isinstance(value, list) else value
+
+
+_json.register_structure_hook_func(lambda kind: kind == int | tuple[int, int], _image_size)
 
 
 def to_json(config: Any) -> str:
@@ -48,7 +70,7 @@ def from_json(text: str, kind: type[T], *, source: str) -> T:
         raise UserError(f"{source} is not a config: {error}") from error
 
 
-def _complaint(error: BaseException, kind: type | None) -> str:
+def _complaint(error: BaseException, kind: Any) -> str:
     """What cattrs found wrong, in plain words; the place in the file is added by cattrs."""
     match error:
         case ForbiddenExtraKeysError(cl=owner, extra_fields=unknown) if owner and unknown:

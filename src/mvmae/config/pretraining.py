@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from math import floor
+from math import floor, inf
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -162,7 +162,7 @@ class ViewsConfig:
     """Smallest and largest share of the image's area in a crop."""
 
     flip: Literal["none", "horizontal"] = "horizontal"
-    """Mirror every other view, or none."""
+    """Mirror a view with probability one half, or none."""
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How a crop is resized; always antialiased."""
@@ -219,11 +219,14 @@ class ObjectiveConfig:
     """Patches whose error counts: the masked ones (MAE), or all (equation 3 as printed)."""
 
     normalize_targets: bool = True
-    """Normalise each target patch by its own mean and variance (MAE's released weights)."""
+    """Whether target patches are normalised by their own mean and variance (MAE's weights)."""
 
     def __post_init__(self) -> None:
         weights = self.reconstruction_weight, self.contrastive_weight
-        require(min(weights) >= 0, "the weights of the two losses must not be negative")
+        require(
+            all(0 <= weight < inf for weight in weights),
+            "the weights of the two losses must be finite and not negative",
+        )
         require(max(weights) > 0, "both losses have weight 0: there is nothing to learn")
         require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
 
@@ -308,7 +311,8 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "eval_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1, not {value}")
-        require(self.base_lr > 0, f"base_lr must be above 0, not {self.base_lr}")
+        require(0 < self.base_lr < inf, f"base_lr must be above 0, not {self.base_lr}")
+        require(self.save_every_minutes >= 0, "save_every_minutes must not be negative")
         require(
             0 <= self.warmup_epochs < self.epochs,
             f"warmup_epochs {self.warmup_epochs:g} must be shorter than the {self.epochs} epochs",
@@ -337,6 +341,13 @@ class PretrainConfig:
                 "or set objective.contrastive_weight above 0",
             )
         self.views.pixel_statistics(self.model.in_channels)
+        require(
+            self.model.patch_size > 1
+            or self.model.in_channels > 1
+            or not self.objective.normalize_targets,
+            "a patch of one number has no variance: set objective.normalize_targets false, "
+            "or a larger model.patch_size",
+        )
 
     @property
     def lr(self) -> float:

@@ -62,7 +62,8 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
         encoded = torch.frombuffer(data, dtype=torch.uint8)
-    image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
+        # torchvision 0.29 calls its decoders deprecated.
+        image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     assert isinstance(image, Tensor)
     return None if len(image) == 4 else image
 
@@ -93,7 +94,7 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
-def _with_channels(image: Pixels, channels: int) -> Pixels:
+def _with_channels(image: Pixels, channels: int) -> UInt8[Tensor, "K H W"]:
     if len(image) == channels:
         return image
     if channels == 3:

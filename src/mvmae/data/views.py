@@ -47,7 +47,9 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> Pixels:
+def crop(
+    image: Pixels, box: Box, size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "C h w"]:
     """Cut out a box and resize it with antialiasing, on 8-bit pixels.
 
     Mean difference to Pillow's bicubic, which MAE uses: 0.03 grey levels, at 2.6 times the images
@@ -59,7 +61,7 @@ def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> 
 
 def random_views(
     image: Pixels, config: ViewsConfig, size: tuple[int, int], rng: np.random.Generator
-) -> UInt8[Tensor, "V C H W"]:
+) -> UInt8[Tensor, "V C h w"]:
     """The views of an image before they are masked (section 3.1.1).
 
     With `targets` "one" every view is the same crop, and only the masks tell them apart.
@@ -79,7 +81,9 @@ def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Fl
     return torch.from_numpy(rng.random((num_views, num_patches), dtype=np.float32))
 
 
-def whole_view(image: Pixels, size: tuple[int, int], interpolation: str = "bicubic") -> Pixels:
+def whole_view(
+    image: Pixels, size: tuple[int, int], interpolation: str = "bicubic"
+) -> UInt8[Tensor, "C h w"]:
     """What is judged: the largest part in the middle that has the shape, resized."""
     height, width = image.shape[1:]
     scale = min(height / size[0], width / size[1])

@@ -92,6 +92,8 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise UserError(f"no such file: {error.filename}") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
         raise UserError(f"{file} or {facts_file.name} is damaged: {error}") from error
+    if not isinstance(facts, dict):
+        raise UserError(f"{facts_file} is damaged: it holds a {type(facts).__name__}")
     return tensors, facts
 
 

@@ -32,7 +32,8 @@ def knn_predictions(
     for chunk in queries.split(CHUNK):
         similarity, neighbours = (chunk @ features.T).topk(min(k, len(features)), dim=1)
         votes = similarity.new_zeros(len(chunk), num_classes)
-        votes.scatter_add_(1, labels[neighbours], (similarity / temperature).exp())
+        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1
+        votes.scatter_add_(1, labels[neighbours], weights)
         predictions.append(votes.argmax(dim=1))
     return torch.cat(predictions)
 

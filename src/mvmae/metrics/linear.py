@@ -52,11 +52,9 @@ def logistic_predictions(
 def _best_cost(
     x: np.ndarray, labels: np.ndarray, costs: Sequence[float], max_iterations: int
 ) -> float:
-    # A class of one image cannot be held out by class; then the draw ignores classes.
-    by_class = labels if np.bincount(labels)[np.unique(labels)].min() > 1 else None
     try:
-        parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0, stratify=by_class)
-    except ValueError:  # fewer held-out images than classes
+        parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0, stratify=labels)
+    except ValueError:  # a class of one image, or fewer held-out images than classes
         parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0)
     fit_x, held_x, fit_labels, held_labels = parts
     if len(np.unique(fit_labels)) < 2:
@@ -77,4 +75,4 @@ def _fitted(
     with threadpool_limits(limits=1), warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier.fit(x, labels)
-    return classifier, not said
+    return classifier, not any(issubclass(w.category, ConvergenceWarning) for w in said)

@@ -7,6 +7,7 @@ every view. Nothing here is slowed down on purpose: what a package does by defau
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +23,8 @@ from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.engine import precision
 from mvmae.errors import UserError
 
+Attention = Literal["sdpa", "eager"]
+KNOWN_TRANSFORMERS = "5.23.0"
 NEEDS_TRANSFORMERS = "`bench step` needs transformers: pip install 'mvmae[bench]'"
 
 
@@ -47,9 +50,7 @@ class PlainStep:
         UserError: transformers is not installed.
     """
 
-    def __init__(
-        self, config: PretrainConfig, device: torch.device, attention: Literal["sdpa", "eager"]
-    ) -> None:
+    def __init__(self, config: PretrainConfig, device: torch.device, attention: Attention) -> None:
         self.config, self.device = config, device
         self.model = vit_mae(config.model, attention).to(device).train()
         self.optimizer = torch.optim.AdamW(
@@ -65,6 +66,20 @@ class PlainStep:
         """The encoder's tokens, which the pre-training output leaves out."""
         self._latent = output.last_hidden_state
 
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of our model's state dict.
+
+        Raises:
+            UserError: This version of transformers names them in a way that is not known here.
+        """
+        renamed = with_plain_names(state)
+        if renamed.keys() != self.model.state_dict().keys():
+            raise UserError(
+                f"transformers {version('transformers')} names ViTMAE's weights in another way "
+                f"than {KNOWN_TRANSFORMERS}: pip install transformers=={KNOWN_TRANSFORMERS}"
+            )
+        self.model.load_state_dict(renamed)
+
     def __call__(self, batch: PlainBatch) -> Tensor:
         """One update; returns the loss, a scalar."""
         reconstructions, embeddings = [], []
@@ -75,8 +90,8 @@ class PlainStep:
                 reconstructions.append(self.model(images, noise=noise).loss)
             embeddings.append(self._latent[:, 1:].mean(dim=1).float())
         objective = self.config.objective
-        contrast = plain_nt_xent(*embeddings, objective.temperature)
-        reconstruction = sum(reconstructions) / 2
+        contrast = plain_nt_xent(embeddings[0], embeddings[1], objective.temperature)
+        reconstruction = (reconstructions[0] + reconstructions[1]) / 2
         loss = (
             objective.reconstruction_weight * reconstruction
             + objective.contrastive_weight * contrast
@@ -87,8 +102,8 @@ class PlainStep:
         return loss.detach()
 
 
-def vit_mae(config: ModelConfig, attention: str) -> Any:
-    """transformers' ViTMAE of the same sizes, mask ratio and target.
+def vit_mae(config: ModelConfig, attention: Attention) -> Any:
+    """A ViTMAE of transformers, of the same sizes, mask ratio and target.
 
     Raises:
         UserError: transformers is not installed.
@@ -114,8 +129,8 @@ def vit_mae(config: ModelConfig, attention: str) -> Any:
         # It rounds down: half a patch more leaves exactly as many visible as ours.
         mask_ratio=1 - (config.num_visible + 0.5) / config.num_patches,
         norm_pix_loss=True,
-        attn_implementation=attention,
     )
+    sizes._attn_implementation = attention
     return ViTMAEForPreTraining(sizes)
 
 
@@ -155,7 +170,7 @@ OUTER_NAMES = {
 
 
 def with_plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under transformers' names (5.23), query, key and value apart."""
+    """Our state dict under transformers' names, query, key and value apart."""
     renamed = {}
     for key, value in state.items():
         stem, _, kind = key.rpartition(".")

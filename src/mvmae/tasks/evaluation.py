@@ -68,7 +68,8 @@ def rows(
     if config.baselines:
         yield judged("the same, untrained", untrained(opened.encoder, config.seed))
         train, test = (
-            encoders.raw_pixels(part, side=pixel_side) for part in (data.train, data.test)
+            encoders.raw_pixels(part, side=pixel_side, workers=config.workers)
+            for part in (data.train, data.test)
         )
         yield Judged("raw pixels", train, test, ("pixels",))
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mvmae.data.decode import Pixels
 
 
+@runtime_checkable  # beartype asks in tests
 class Source(Protocol):
     """Images by number; picklable, for it goes to the processes that read."""
 

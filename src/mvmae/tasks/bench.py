@@ -1,0 +1,51 @@
+"""Timing the parts of pre-training against the plain way, both in one run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mvmae.config import BenchConfig
+from mvmae.engine import precision, runs
+from mvmae.errors import UserError
+from mvmae.tasks import bench_input, bench_step
+
+
+def run(config: BenchConfig) -> None:
+    """Time one part, print the table, and write JSON where asked.
+
+    Raises:
+        UserError: A package or the data are missing, or the JSON cannot go where it is told to.
+    """
+    if config.out and config.out.is_dir():
+        raise UserError(f"{config.out} is a folder: --out must name a JSON file")
+    if config.part == "step":
+        device = precision.choose_device(config.device)
+        part, result = bench_step, bench_step.measure(config, device)
+        facts = runs.environment(device, 1)
+    else:
+        part, result = bench_input, bench_input.measure(config)
+        facts = runs.environment(torch.device("cpu"), 1, threads=1)
+    console = Console()
+    console.print(part.table_of(result, config))
+    for note in part.notes_of(result, config):
+        console.print(note, highlight=False, soft_wrap=True)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        runs.write_json(config.out, told(config) | result | {"environment": facts})
+        console.print(f"written: {config.out}", highlight=False, soft_wrap=True)
+
+
+def told(config: BenchConfig) -> dict[str, Any]:
+    """What was timed, for the JSON: the config with its defaults filled in, but for `out`."""
+    fields = asdict(config) | {"rounds": config.num_rounds}
+    if config.part == "step":
+        kept = ("part", "batch_size", "rounds", "attention", "precision")
+        return {
+            "config": {name: fields[name] for name in kept} | {"model": asdict(config.step_model)}
+        }
+    facts = {"images": config.num_images, "size": config.model.height_width}
+    return {"config": {name: fields[name] for name in ("part", "data", "rounds")} | facts}
