@@ -74,11 +74,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     # else runs on the machine (docs/log.md). OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        return _main(args)
+        status = _main(args)
+        sys.stdout.flush()
+        return status
     except UserError as error:
         return _refused(str(error))
     except BrokenPipeError:  # `mvmae recipes | head`
-        sys.stderr.close()
+        # Python flushes once more at its end; let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
         print("mvmae: interrupted", file=sys.stderr)

@@ -16,7 +16,7 @@ from mvmae import config as configs
 from mvmae.config import ENCODERS, ModelConfig, Pool, PretrainConfig, Size
 from mvmae.data.loader import Skipped, whole_batches
 from mvmae.data.sources.source import Source
-from mvmae.data.views import normalized
+from mvmae.data.views import MODES, normalized
 from mvmae.engine import checkpoint, precision
 from mvmae.errors import UserError, nearest
 from mvmae.models.mae import MaskedAutoencoder
@@ -73,6 +73,8 @@ def open_encoder(
         return _random(str(source).removeprefix("random:"), image_size, in_channels or 3)
     tensors, facts = _tensors_and_facts(Path(source))
     try:
+        if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
+            raise ValueError("pool or interpolation is not one that exists")
         encoder = Encoder(
             Size(facts["width"], facts["depth"], facts["num_heads"]),
             image_size=tuple(facts["image_size"]),
@@ -83,7 +85,7 @@ def open_encoder(
             tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"]
         )
         pool = facts["pool"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{source}: encoder.json does not describe an encoder: {error!r}"
         ) from error

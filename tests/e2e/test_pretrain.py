@@ -263,7 +263,6 @@ def test_killed_and_resumed_is_never_stopped(tmp_path, images, pretrain, pretrai
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(strict=True, reason="loader.py: SIGTERM ends the workers, and with them the run")
 def test_sigterm_to_every_process_of_the_run_saves_too(tmp_path, images, pretrain_command):
     """As Slurm and systemd send it: workers get the signal as well."""
     run = tmp_path / "run"

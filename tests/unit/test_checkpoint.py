@@ -114,9 +114,6 @@ def test_failed_save_keeps_both(tmp_path):
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 1
 
 
-@pytest.mark.xfail(
-    strict=True, reason="checkpoint.save moves last.pt away before the new one is in"
-)
 def test_there_is_a_last_checkpoint_at_every_moment(tmp_path, monkeypatch):
     """As seen when the process is killed just before any of the renames."""
     saved(tmp_path, 2)

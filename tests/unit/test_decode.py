@@ -251,7 +251,6 @@ def test_what_is_no_image_is_unreadable(data):
     assert "\n" not in reason
 
 
-@pytest.mark.xfail(strict=True, reason="decode.py: Pillow's reason names an object in memory")
 @pytest.mark.parametrize("data", [b"", b"text"])
 def test_reason_names_no_object_in_memory(data):
     with pytest.raises(UnreadableImageError) as caught:
@@ -282,7 +281,6 @@ def test_a_bomb_is_unreadable():
         decode(header.replace(b"1 1\n", b"60000 60000\n", 1), 3)
 
 
-@pytest.mark.xfail(strict=True, reason="decode.py: Image.open is not given the formats to try")
 def test_postscript_under_another_name_never_reaches_ghostscript():
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n%%EOF\n"
     with pytest.raises(UnreadableImageError) as caught:

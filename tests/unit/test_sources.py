@@ -1,6 +1,5 @@
 """Folders, lists and built-in images: what is found, in which order, and what is refused."""
 
-import csv
 import os
 import pickle
 from importlib.resources import files
@@ -123,7 +122,6 @@ def test_several_folders_share_the_classes_of_equal_name(image_folder):
     assert labels(source).tolist() == [0, 1, 1, 2]
 
 
-@pytest.mark.xfail(strict=True, reason="files.py: a folder given twice is read twice")
 def test_folder_given_twice_is_read_once(image_folder):
     folder = str(image_folder())
     assert len(open_source([folder, folder], 3)) == len(open_source([folder], 3))
@@ -223,7 +221,6 @@ def test_list_that_cannot_be_used_says_where(tmp_path, name, content, message):
         open_source([str(tmp_path / name)], 3)
 
 
-@pytest.mark.xfail(strict=True, raises=csv.Error, reason="files.py: csv.Error is not caught")
 def test_list_with_an_endless_field_is_the_users_mistake(tmp_path):
     (tmp_path / "all.csv").write_text('"' + "x" * 200_000)
     with pytest.raises(UserError):

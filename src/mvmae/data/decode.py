@@ -12,7 +12,7 @@ import warnings
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
@@ -24,6 +24,10 @@ EXTENSIONS = frozenset(
         *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
     )
+)
+FORMATS = (  # Pillow knows more, some of which start other programs (PostScript)
+    *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF"),
+    *("TIFF", "PPM", "AVIF", "JPEG2000", "TGA"),
 )
 JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
@@ -52,6 +56,8 @@ def decode(data: bytes, channels: int) -> Pixels:
         return _with_channels(image, channels)
     except UnreadableImageError:
         raise
+    except UnidentifiedImageError as error:
+        raise UnreadableImageError("no image of a kind that is read") from error
     except Exception as error:  # decoders raise anything: OSError, ValueError, TypeError, ...
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(reason[:200]) from error
@@ -72,7 +78,7 @@ def _decode_pillow(data: bytes) -> Pixels:
     with warnings.catch_warnings():
         # Pillow warns of odd metadata and palettes that it then reads; of bombs it still raises.
         warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as file:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             file.load()
             return torch.from_numpy(_eight_bit(ImageOps.exif_transpose(file))).permute(2, 0, 1)
 

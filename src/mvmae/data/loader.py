@@ -195,6 +195,6 @@ def _loading(workers: int | None, cuda: bool) -> dict:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches every process of a terminal; the parent saves first, then ends its workers."""
+    """Terminals and Slurm signal every process; the parent saves, then ends its workers."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -43,8 +43,20 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     last, fresh = folder / "last.pt", folder / "fresh.pt"
     write_whole(fresh, lambda stream: torch.save(state, stream))
     if last.exists():
-        last.replace(folder / "previous.pt")
+        _keep_as_previous(last)
     fresh.replace(last)
+
+
+def _keep_as_previous(last: Path) -> None:
+    """Give the last checkpoint its second name without taking the first, where the disk can."""
+    previous, second = last.with_name("previous.pt"), last.with_name("second.pt")
+    try:
+        second.unlink(missing_ok=True)
+        second.hardlink_to(last)
+    except OSError:  # no hard links on this file system
+        last.replace(previous)
+    else:
+        second.replace(previous)
 
 
 def load(file: Path) -> dict[str, Any]:

@@ -126,9 +126,20 @@ def _keep_until(file: Path, step: int) -> float:
     return max((record.get("seconds", 0.0) for record in kept), default=0.0)
 
 
+def require(also: Sequence[str]) -> None:
+    """Make sure that metrics can go to the other places.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    if "tensorboard" in also:
+        try:
+            import torch.utils.tensorboard  # noqa: F401
+        except ImportError as error:
+            raise UserError("--log tensorboard needs: pip install 'mvmae[logging]'") from error
+
+
 def _tensorboard(folder: Path) -> Any:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise UserError("--log tensorboard needs: pip install 'mvmae[logging]'") from error
+    from torch.utils.tensorboard import SummaryWriter
+
     return SummaryWriter(str(folder / "tensorboard"))

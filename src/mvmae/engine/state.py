@@ -16,6 +16,10 @@ from mvmae.engine import checkpoint, distributed, runs
 from mvmae.errors import UserError
 
 MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "log", "resume", "overwrite"}
+KEPT = {
+    *("model", "optimizer", "config", "fingerprint", "step", "pending"),
+    *("last_record", "warned", "drawn", "unreadable"),
+}  # what a checkpoint holds
 ENOUGH_TRIED = 100  # images after which the share of unreadable ones is believed
 
 
@@ -136,7 +140,7 @@ def resume(
 def _require_same(
     saved: dict[str, Any], config: PretrainConfig, fingerprint: str, *, source: str
 ) -> None:
-    if not {"model", "optimizer", "config", "fingerprint", "step"} <= saved.keys():
+    if not saved.keys() >= KEPT:
         raise UserError(f"{source} is no checkpoint of mvmae pretrain")
     before = configs.from_json(saved["config"], PretrainConfig, source=source)
     if changed := differences(before, config):

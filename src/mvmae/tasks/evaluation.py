@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Generator
 
@@ -112,34 +113,39 @@ def features_of(judged: Judged, token: str) -> tuple[torch.Tensor, torch.Tensor]
 def report(
     config: EvaluateConfig,
     data: Labelled,
+    judged: list[Judged],
     scores: list[Score],
     *,
     verb: str,
     title: str,
     headline: str,
 ) -> None:
-    """Print the table, and write the JSON beside the run or where asked."""
-    classes, tests = len(data.test.classes), len(data.test)
-    console = Console()
-    table = Table()
-    table.add_column("encoder")
-    for column in ("mean token", "class token"):
-        table.add_column(column, justify="right")
-    for score in scores:
-        if "pixels" in score.top1:
-            table.add_row(score.name, f"{score.top1['pixels']:.1f}", "")
-        else:
-            table.add_row(score.name, *(f"{score.top1[token]:.1f}" for token in ("mean", "cls")))
-    console.print(f"\n{title}", style="bold", highlight=False, soft_wrap=True)
-    console.print(table)
-    share = scores[0].top1[headline] / 100
-    error = 100 * sqrt(share * (1 - share) / tests)
+    """Print the table, and write the JSON beside the run or where asked.
+
+    Args:
+        config: What was asked.
+        data: The labelled images.
+        judged: The rows' features, for what was read and what was not.
+        scores: The rows' accuracies.
+        verb: Names the figure and the file.
+        title: Above the table.
+        headline: The token whose figure of the encoder counts.
+    """
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"\n{title}", style="bold")
+    Console().print(table_of(scores))
+    read = judged[0]
+    num_train, num_test = len(read.train.labels), len(read.test.labels)
+    share, classes = scores[0].top1[headline] / 100, len(data.test.classes)
+    error = 100 * sqrt(share * (1 - share) / num_test)
     console.print(
-        f"top-1 in %; {len(data.train)} images learn, {tests} test ({data.split}); "
-        f"{classes} classes, chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}",
-        highlight=False,
-        soft_wrap=True,
+        f"top-1 in %; {num_train} images learn, {num_test} test ({data.split}); {classes} classes, "
+        f"chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}"
     )
+    skipped = [*read.train.skipped, *read.test.skipped]
+    if skipped:
+        path, reason = skipped[0]
+        console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
     file = config.out or _default_file(config.encoder, verb)
     if file:
         result = {
@@ -147,14 +153,27 @@ def report(
             "config": {name: _plain(value) for name, value in asdict(config).items()},
             "headline": {"token": headline, f"{verb}_top1": scores[0].top1[headline]},
             "rows": [score._asdict() for score in scores],
-            "num_train": len(data.train),
-            "num_test": tests,
+            "num_train": num_train,
+            "num_test": num_test,
+            "skipped": [skip._asdict() for skip in skipped],
             "classes": list(data.test.classes),
             "environment": runs.environment(precision.choose_device(config.device), 1),
         }
-        file.parent.mkdir(parents=True, exist_ok=True)
+        runs.make(file.parent)
         runs.write_json(file, result)
-        console.print(f"written: {file}", highlight=False, soft_wrap=True)
+        console.print(f"written: {file}")
+
+
+def table_of(scores: list[Score]) -> Table:
+    """The rows as a table for the terminal."""
+    table = Table()
+    table.add_column("encoder")
+    for column in ("mean token", "class token"):
+        table.add_column(column, justify="right")
+    for score in scores:
+        figures = [f"{value:.1f}" for value in score.top1.values()]
+        table.add_row(escape(score.name), *figures)
+    return table
 
 
 def _default_file(encoder: str, verb: str) -> Path | None:

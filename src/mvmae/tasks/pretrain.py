@@ -18,6 +18,7 @@ from mvmae.data.views import normalized
 from mvmae.engine import checkpoint, distributed, precision, runs
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
+from mvmae.engine.log import require as require_log
 from mvmae.engine.optim import adamw, set_lr
 from mvmae.engine.schedule import warmup_cosine
 from mvmae.engine.state import State, is_due, resume, save
@@ -42,6 +43,7 @@ def run(config: PretrainConfig) -> int:
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
         runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
+        require_log(config.log)
         source = open_source(config.data, config.model.in_channels)
         plan = plan_of(config, source)
         judge = open_judge(config, source)

@@ -17,12 +17,10 @@ def run(config: ProbeConfig) -> None:
         UserError: The encoder or the labelled images cannot be read.
     """
     opened, data = evaluation.open_both(config)
-    scores = [
-        score(judged, config)
-        for judged in evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE)
-    ]
+    judged = list(evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE))
+    scores = [score(row, config) for row in judged]
     title = f"linear probe on {config.data} (logistic regression, L2 chosen on a fifth)"
-    evaluation.report(config, data, scores, verb="probe", title=title, headline=opened.pool)
+    evaluation.report(config, data, judged, scores, verb="probe", title=title, headline=opened.pool)
 
 
 def score(judged: Judged, config: ProbeConfig) -> Score:

@@ -56,9 +56,9 @@ def run(config: ReconstructConfig) -> None:
     picture = reconstruction.draw(
         panels, names=names, title=title_of(config, trained, visible), note=note_of(config, trained)
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
+    runs.make(file.parent)
     write_whole(file, lambda stream: stream.write(picture))
-    Console(soft_wrap=True).print(f"written: {file}", highlight=False)
+    Console(soft_wrap=True).print(f"written: {file}", markup=False, highlight=False)
 
 
 def visible_count(model: ModelConfig, mask_ratio: float | None) -> int:

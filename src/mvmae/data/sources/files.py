@@ -65,7 +65,7 @@ def from_folders(folders: Sequence[str], channels: int) -> Files:
         UserError: A folder is missing or holds no image.
     """
     paths, class_names = [], []
-    for folder in folders:
+    for folder in {os.path.realpath(folder): folder for folder in folders}.values():
         found = sorted(_images_below(Path(folder)))
         if not found:
             raise UserError(f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}")
@@ -122,5 +122,8 @@ def _rows(file: str) -> list[list[str]]:
         raise UserError(f"cannot read the list {file}: {error}") from error
     if Path(file).suffix.lower() == ".txt":
         return [[line.strip()] for line in text.splitlines() if line.strip()]
-    rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip()]
+    try:
+        rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip()]
+    except csv.Error as error:
+        raise UserError(f"cannot read the list {file}: {error}") from error
     return rows[1:] if rows and rows[0][0].strip().lower() in HEADERS else rows
