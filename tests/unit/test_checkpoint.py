@@ -82,6 +82,14 @@ def test_old_file_is_whole_while_the_new_one_is_written(tmp_path):
     assert (tmp_path / "a").read_bytes() == b"new" * 10_000
 
 
+def test_reader_of_the_old_file_reads_it_to_its_end(tmp_path):
+    """The new file takes the old one's name, and does not overwrite it in place."""
+    (tmp_path / "a").write_bytes(b"old")
+    with (tmp_path / "a").open("rb") as reader:
+        checkpoint.write_whole(tmp_path / "a", lambda stream: stream.write(b"new"))
+        assert reader.read() == b"old"
+
+
 def test_text_is_written_as_utf8(tmp_path):
     checkpoint.write_text(tmp_path / "a.txt", "Größe\n")
     assert (tmp_path / "a.txt").read_bytes() == "Größe\n".encode()

@@ -38,6 +38,7 @@ class Log:
         )
         self.console = Console(quiet=quiet, soft_wrap=True)
         self.began, self._seconds_before, self._said = time.perf_counter(), 0.0, 0
+        require(also)
         self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
         if not quiet:
             self._seconds_before = _keep_until(self.file, start)
