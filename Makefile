@@ -23,7 +23,7 @@ check: setup  ## format, lint, import direction, types, spelling
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
-	$(BIN)/pyrefly check --summary none
+	$(BIN)/pyrefly check
 	$(BIN)/codespell
 
 test: setup  ## everything but the slow tests, with coverage

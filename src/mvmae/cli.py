@@ -91,9 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return _refused(f"{error.strerror}: {error.filename or 'no file named'}")
     except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not loaded here
+        # torch's own class and its CPU allocator's words; torch is not loaded here
+        is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+        if not is_memory:
             raise
-        return _refused("the GPU's memory is too small for this: lower --batch-size, or the model")
+        return _refused(
+            "the memory is too small for this: lower --batch-size, or choose less model"
+        )
 
 
 def _refused(complaint: str) -> int:
@@ -107,7 +111,7 @@ def _main(args: list[str]) -> int:
             print(usage())
         case ["--version", *_]:
             print(f"mvmae {__version__}")
-        case ["recipes"]:
+        case ["recipes"] | ["recipes", "-h" | "--help"]:
             print(recipe_list())
         case ["recipes", *rest]:
             raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")

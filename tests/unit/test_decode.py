@@ -275,10 +275,21 @@ def test_damaged_bytes_never_raise_anything_else(kind):
 
 
 def test_a_bomb_is_unreadable():
+    """A few bytes that would become 3.6 gigapixels."""
     header = encoded(Image.new("1", (1, 1)), "PPM")
     assert header.startswith(b"P4\n1 1\n")
     with pytest.raises(UnreadableImageError, match="decompression bomb"):
         decode(header.replace(b"1 1\n", b"60000 60000\n", 1), 3)
+
+
+@pytest.mark.xfail(strict=True, reason="decode.py: JPEG is decoded whatever its size")
+def test_a_jpeg_bomb_is_unreadable():
+    """A kilobyte that becomes 180 megapixels, just above what Pillow refuses."""
+    data = bytearray(encoded(Image.new("L", (64, 64)), "JPEG"))
+    frame = data.index(b"\xff\xc0")  # length, precision, then height and width
+    data[frame + 5 : frame + 9] = 2 * (13400).to_bytes(2, "big")
+    with pytest.raises(UnreadableImageError, match="decompression bomb"):
+        decode(bytes(data), 1)
 
 
 def test_postscript_under_another_name_never_reaches_ghostscript():

@@ -60,6 +60,8 @@ class EvaluateConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require(self.data != "", "DATA is empty: name labelled images")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +127,8 @@ class ReconstructConfig:
     """The picture. Default: figures/reconstructions.png in the run folder."""
 
     def __post_init__(self) -> None:
+        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
         require(self.count >= 1, f"count must be at least 1, not {self.count}")
         require(
             self.mask_ratio is None or 0 < self.mask_ratio < 1,

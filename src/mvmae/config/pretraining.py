@@ -89,6 +89,7 @@ class ModelConfig:
         for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
             require(getattr(self, name) > 0, f"{name} must be at least 1")
         height, width = self.height_width
+        require(min(height, width) > 0, f"image_size {_size(self.image_size)} must be at least 1")
         require(
             min(height, width) > 0 and height % self.patch_size == 0 == width % self.patch_size,
             f"image_size {_size(self.image_size)} is not a multiple of patch_size "
@@ -178,7 +179,14 @@ class ViewsConfig:
         require(
             0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
         )
-        require(self.std is None or min(self.std) > 0, "std must be above 0 for every channel")
+        require(
+            all(1e-6 < value < 1e6 for value in self.std or ()),
+            "std must lie between 1e-6 and 1e6 for every channel; pixels are in [0, 1]",
+        )
+        require(
+            all(abs(value) < 1e6 for value in self.mean or ()),
+            "mean must lie between -1e6 and 1e6 for every channel; pixels are in [0, 1]",
+        )
 
     def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation of each channel.
@@ -311,17 +319,20 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "eval_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1, not {value}")
-        require(0 < self.base_lr < inf, f"base_lr must be above 0, not {self.base_lr}")
-        require(self.save_every_minutes >= 0, "save_every_minutes must not be negative")
+        require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
+        require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
         require(
             0 <= self.warmup_epochs < self.epochs,
-            f"warmup_epochs {self.warmup_epochs:g} must be shorter than the {self.epochs} epochs",
+            f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}: set "
+            "--warmup-epochs 0, or more epochs",
         )
-        require(self.weight_decay >= 0, "weight_decay must not be negative")
+        require(0 <= self.weight_decay < inf, "weight_decay must be finite and not negative")
         require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
         require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
         require(self.workers is None or self.workers >= 0, "workers must not be negative")
-        require(self.seed >= 0, "seed must not be negative")
+        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
+        require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
         if self.objective.contrastive_weight > 0:
             require(

@@ -75,9 +75,12 @@ class State:
             if self.saved_step
             else "no checkpoint had been saved yet"
         )
-        raise UserError(
-            f"the loss is not finite at step {step}: lower --base-lr, or set --clip-grad 1; {kept}"
+        remedy = (
+            "lower --base-lr, or set --clip-grad 1"
+            if step > 1
+            else "before any update: look at --views.mean, --views.std and --objective.temperature"
         )
+        raise UserError(f"the loss is not finite at step {step}: {remedy}; {kept}")
 
 
 def save(
@@ -124,6 +127,11 @@ def resume(
         UserError: The checkpoint is damaged, or of another model, config or data.
     """
     file = config.out / "checkpoints" / "last.pt"
+    if not file.exists():
+        raise UserError(
+            f"no checkpoint {file}: the run was stopped before its first, "
+            "begin again with --overwrite"
+        )
     saved = checkpoint.load(file)
     _require_same(saved, config, fingerprint, source=str(file))
     checkpoint.load_weights(model, saved["model"], source=str(file))

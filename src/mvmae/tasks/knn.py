@@ -19,7 +19,8 @@ def run(config: KnnConfig) -> None:
     opened, data = evaluation.open_both(config)
     judged = list(evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE))
     scores = [score(row, config) for row in judged]
-    title = f"kNN on {config.data} (k = {config.k}, temperature {config.temperature:g})"
+    k = min(config.k, len(judged[0].train.labels))
+    title = f"kNN on {config.data} (k = {k}, temperature {config.temperature:g})"
     evaluation.report(config, data, judged, scores, verb="knn", title=title, headline=opened.pool)
 
 
