@@ -29,6 +29,7 @@ FORMATS = (  # Pillow knows more, some of which start other programs (PostScript
     *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF"),
     *("TIFF", "PPM", "AVIF", "JPEG2000", "TGA"),
 )
+MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # where Pillow refuses too
 JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
 
@@ -65,6 +66,8 @@ def decode(data: bytes, channels: int) -> Pixels:
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
     """Pixels of a gray or colour JPEG; none for CMYK, whose colours only Pillow gets right."""
+    if (size := _jpeg_size(data)) > MOST_PIXELS:
+        raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
         encoded = torch.frombuffer(data, dtype=torch.uint8)
@@ -72,6 +75,18 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     assert isinstance(image, Tensor)
     return None if len(image) == 4 else image
+
+
+def _jpeg_size(data: bytes) -> int:
+    """Pixels that a JPEG's frame header announces, before anything is decoded; 0 without one."""
+    at = 2
+    while at + 9 <= len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
+            return int.from_bytes(height, "big") * int.from_bytes(width, "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
 
 
 def _decode_pillow(data: bytes) -> Pixels:
