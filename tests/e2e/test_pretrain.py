@@ -397,10 +397,10 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     options = {"base-lr": 1e30, "save-every-minutes": 0, "log-every": 1, "warmup-epochs": 1}
     assert pretrain(images, run, options) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "lower --base-lr, or set --clip-grad 1" in line
+    assert "a lower --base-lr, or with --clip-grad 1" in line
     step = int(line.split("not finite at step ")[1].split(":")[0])
     kept = state(run)
-    assert f"{run}/checkpoints/last.pt holds step {kept['step']}, from before it" in line
+    assert f"{run}/checkpoints/last.pt, of step {kept['step']}, is from before it" in line
     assert 1 <= kept["step"] < step
     assert [record["step"] for record in metrics(run)] == list(range(1, step))
     assert names(run) == RUN - PRODUCTS

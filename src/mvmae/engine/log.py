@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mvmae.engine.checkpoint import write_text
 from mvmae.errors import UserError
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
@@ -123,7 +124,7 @@ def _keep_until(file: Path, step: int) -> float:
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("}")]
     kept = [record for record in records if record["step"] <= step]
-    file.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    write_text(file, "".join(json.dumps(record) + "\n" for record in kept))
     return max((record.get("seconds", 0.0) for record in kept), default=0.0)
 
 

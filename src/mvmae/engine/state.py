@@ -71,12 +71,12 @@ class State:
             return
         step = self.step - len(values) + int(bad[0]) + 1
         kept = (
-            f"{config.out}/checkpoints/last.pt holds step {self.saved_step}, from before it"
+            f"{config.out}/checkpoints/last.pt, of step {self.saved_step}, is from before it"
             if self.saved_step
             else "no checkpoint had been saved yet"
         )
         remedy = (
-            "lower --base-lr, or set --clip-grad 1"
+            "begin a new run with a lower --base-lr, or with --clip-grad 1"
             if step > 1
             else "before any update: look at --views.mean, --views.std and --objective.temperature"
         )

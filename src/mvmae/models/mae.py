@@ -16,6 +16,8 @@ from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.models.patches import Masking, masking_from_noise, take_rows
 from mvmae.models.vit import Block, Encoder, initialize, pooled, positions_with_cls
 
+HEAD_WIDTH = 128  # of what the projection head gives, as in SimCLR
+
 
 class View(NamedTuple):
     """What the model makes of masked views."""
@@ -108,7 +110,7 @@ def _projection_head(config: ModelConfig) -> nn.Module:
     if config.head == "none":
         return nn.Identity()
     width = config.size.width
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, 128))
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, HEAD_WIDTH))
 
 
 def _drop_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

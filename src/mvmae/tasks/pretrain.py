@@ -43,6 +43,7 @@ def run(config: PretrainConfig) -> int:
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
         runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
+        distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         source = open_source(config.data, config.model.in_channels)
         plan = plan_of(config, source)
@@ -74,7 +75,11 @@ def run(config: PretrainConfig) -> int:
             report.introduce(log, config, source, model, state)
             clock = report.Clock()
             for batch in clock.timed(batches):
-                state.note_reading(batch.noise.shape[1], batch.skipped, is_whole=batch.is_whole)
+                try:
+                    state.note_reading(batch.noise.shape[1], batch.skipped, is_whole=batch.is_whole)
+                except UserError:
+                    runs.append_skipped(config.out, state.skipped)
+                    raise
                 lr = plan.lr(state.step, config)
                 set_lr(optimizer, lr)
                 view, losses = training_step(wrapped, optimizer, batch, config, device)

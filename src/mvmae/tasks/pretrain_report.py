@@ -16,7 +16,7 @@ from mvmae.engine import distributed, runs
 from mvmae.engine.log import Log
 from mvmae.engine.state import State
 from mvmae.metrics import health
-from mvmae.models.mae import MaskedAutoencoder, View
+from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.objectives import normalize_patches
 
 
@@ -127,7 +127,8 @@ def farewell(signal: int, config: PretrainConfig, state: State) -> str:
 def conclude(log: Log, config: PretrainConfig, state: State) -> None:
     """The verdict, kept in health.json, and what to do next."""
     record: dict[str, Any] = state.last_record
-    verdict = health.verdict(record, config.model.size.width)
+    width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
+    verdict = health.verdict(record, width)
     runs.write_json(config.out / "health.json", verdict._asdict() | record)
     log.say(f"health: {verdict.status}. {verdict.sentence}.")
     if state.unreadable:

@@ -86,7 +86,7 @@ def _images_below(folder: Path) -> Iterator[str]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in files:
             if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
                 yield str(Path(where, name))
