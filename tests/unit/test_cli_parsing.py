@@ -293,3 +293,10 @@ def test_a_complaint_reads_the_same_on_every_screen(
     err = capsys.readouterr().err
     assert message in err
     assert "\x1b" not in err
+
+
+@pytest.mark.parametrize("flag", ["--accumulate", "--accum-iter", "--gradient-accumulation-steps"])
+def test_gradient_accumulation_that_would_shrink_the_negatives_is_not_offered(flag, capsys):
+    """Item 9 of our fidelity list asks for a warning; there is nothing to warn of."""
+    assert main(["pretrain", flag, "2"]) == 2
+    assert f"no option {flag}" in capsys.readouterr().err
