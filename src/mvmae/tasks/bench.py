@@ -41,7 +41,7 @@ def run(config: BenchConfig) -> None:
 
 def told(config: BenchConfig) -> dict[str, Any]:
     """What was timed, for the JSON: the config with its defaults filled in, but for `out`."""
-    fields = asdict(config) | {"rounds": config.num_rounds}
+    fields = asdict(config)
     if config.part == "step":
         kept = ("part", "batch_size", "rounds", "attention", "precision")
         return {

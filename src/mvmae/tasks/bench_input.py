@@ -139,7 +139,7 @@ def seconds_in_turn(
     """Seconds of every round of every way; the ways take turns."""
     chosen = [files[at % len(files)] for at in range(config.num_images)]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(config.num_rounds):
+    for _ in range(config.rounds):
         for name, way in ways.items():
             begin = time.perf_counter()
             for file in chosen:
@@ -250,7 +250,7 @@ def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
     rounds, parts = result["ratio_of_rounds"], result["milliseconds_of_ours"]
     difference = result["difference_to_pillow"]
     return [
-        f"medians of {config.num_rounds} rounds in turn, {config.num_images} images each; "
+        f"medians of {config.rounds} rounds in turn, {config.num_images} images each; "
         f"the ratio was {min(rounds):.2f} to {max(rounds):.2f} by round, "
         f"{result['ratio_decoded_once']:.2f} to a file read once",
         "milliseconds an image of ours: "

@@ -57,7 +57,7 @@ def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
     repeats = max(1, ceil(MIN_SECONDS / min(seconds_of(step, device) for step in steps)))
     ours, plain = [], []
     matmul = 0.0
-    for _ in range(config.num_rounds):
+    for _ in range(config.rounds):
         ours.append(seconds_of(steps[0], device, repeats))
         plain.append(seconds_of(steps[1], device, repeats))
         matmul = max(matmul, matmul_rate(device, config.precision))
@@ -252,7 +252,7 @@ def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
     return [
         f"transformers {result['plain']['transformers']}: ViTMAE, {config.attention} attention, "
         "one pass a view, AdamW as it comes",
-        f"medians of {config.num_rounds} rounds in turn, {result['steps_per_timing']} steps each; "
+        f"medians of {config.rounds} rounds in turn, {result['steps_per_timing']} steps each; "
         f"the ratio was {min(rounds):.2f} to {max(rounds):.2f} by round",
         f"matmul of the same type in the same run: {result['matmul_gflop_per_second']:.0f} GFLOP/s",
         "loss of the first step from equal weights: "
