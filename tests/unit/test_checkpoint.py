@@ -267,11 +267,11 @@ def test_weights_that_fit_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("bias"), "f.pt is of another model: 1 keys missing, bias for one"),
-        (lambda s: s.update(odd=s["bias"]), "f.pt is of another model: 1 keys not known, odd"),
+        (lambda s: s.pop("bias"), "f.pt is of another model: missing keys: bias"),
+        (lambda s: s.update(odd=s["bias"]), "f.pt is of another model: unknown keys: odd"),
         (
             lambda s: s.update(odd=s.pop("bias")),
-            "1 keys missing, bias for one; 1 keys not known, odd for one",
+            "missing keys: bias; unknown keys: odd",
         ),
         (
             lambda s: s.update(weight=torch.zeros(3, 3)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 from collections.abc import Callable
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from mvmae.errors import UserError
+
+MOST_KEYS = 10  # listed of those that do not fit
 
 
 def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
@@ -66,7 +69,10 @@ def load(file: Path) -> dict[str, Any]:
         UserError: It is missing, damaged, or holds what is not plain data.
     """
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
+        # argparse's Namespace is plain data, and the training scripts of MAE, MoCo v3 and DINO keep
+        # their arguments in one.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
@@ -98,15 +104,34 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
     facts_file = file.with_suffix(".json")
     try:
-        tensors = safetensors.torch.load(file.read_bytes())
+        tensors = tensors_of(file)
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no such file: {error.filename}") from error
-    except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} or {facts_file.name} is damaged: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{facts_file} is damaged: {error}") from error
     if not isinstance(facts, dict):
         raise UserError(f"{facts_file} is damaged: it holds a {type(facts).__name__}")
     return tensors, facts
+
+
+def tensors_of(file: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        return safetensors.torch.load(file.read_bytes())
+    except FileNotFoundError as error:
+        raise UserError(f"no such file: {file}") from error
+    except (OSError, ValueError, safetensors.SafetensorError) as error:
+        raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
+
+
+def _listed(keys: list[str]) -> str:
+    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
+    return ", ".join(keys[:MOST_KEYS]) + more
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
@@ -121,8 +146,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> 
         raise UserError(
             f"{source} is of another model: "
             + "; ".join(
-                f"{len(keys)} keys {what}, {keys[0]} for one"
-                for what, keys in (("missing", missing), ("not known", extra))
+                f"{what} keys: {_listed(keys)}"
+                for what, keys in (("missing", missing), ("unknown", extra))
                 if keys
             )
         )

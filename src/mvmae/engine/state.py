@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import fields, replace
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mvmae import config as configs
 from mvmae.config import PretrainConfig
-from mvmae.engine import checkpoint, distributed, runs
+from mvmae.engine import checkpoint, distributed, resuming, runs
 from mvmae.errors import UserError
 
-MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "log", "resume", "overwrite"}
-KEPT = {
-    *("model", "optimizer", "config", "fingerprint", "step", "pending"),
-    *("last_record", "warned", "drawn", "unreadable"),
-}  # what a checkpoint holds
+KEPT = (  # what a checkpoint holds
+    *("model", "optimizer", "step", "pending", "last_record", "warned", "drawn", "unreadable"),
+)
 ENOUGH_TRIED = 100  # images after which the share of unreadable ones is believed
 
 
@@ -104,8 +99,6 @@ def save(
         content = {
             "model": model.state_dict(),
             "optimizer": optimizer.state_dict(),
-            "config": configs.to_json(replace(config, resume=False, overwrite=False)),
-            "fingerprint": fingerprint,
             "step": state.step,
             "pending": state.pending,
             "last_record": state.last_record,
@@ -113,7 +106,7 @@ def save(
             "drawn": state.drawn,
             "unreadable": state.unreadable,
         }
-        checkpoint.save(config.out / "checkpoints", content)
+        resuming.save(config, fingerprint, content)
     state.saved_at, state.saved_step = time.monotonic(), state.step
     distributed.barrier()
 
@@ -126,15 +119,8 @@ def resume(
     Raises:
         UserError: The checkpoint is damaged, or of another model, config or data.
     """
-    file = config.out / "checkpoints" / "last.pt"
-    if not file.exists():
-        raise UserError(
-            f"no checkpoint {file}: the run was stopped before its first, "
-            "begin again with --overwrite"
-        )
-    saved = checkpoint.load(file)
-    _require_same(saved, config, fingerprint, source=str(file))
-    checkpoint.load_weights(model, saved["model"], source=str(file))
+    saved = resuming.load(config, fingerprint, KEPT)
+    checkpoint.load_weights(model, saved["model"], source=str(resuming.file_of(config.out)))
     optimizer.load_state_dict(saved["optimizer"])
     device = next(model.parameters()).device
     state = State()
@@ -143,37 +129,6 @@ def resume(
     state.last_record, state.warned = saved["last_record"], saved["warned"]
     state.drawn, state.unreadable = saved["drawn"], saved["unreadable"]
     return state
-
-
-def _require_same(
-    saved: dict[str, Any], config: PretrainConfig, fingerprint: str, *, source: str
-) -> None:
-    if not saved.keys() >= KEPT:
-        raise UserError(f"{source} is no checkpoint of mvmae pretrain")
-    before = configs.from_json(saved["config"], PretrainConfig, source=source)
-    if changed := differences(before, config):
-        raise UserError(
-            f"{config.out} was run with {changed}: resume with the same settings "
-            f"(mvmae pretrain --resume --out {config.out}), or begin a new run"
-        )
-    if saved["fingerprint"] != fingerprint:
-        raise UserError(
-            f"the images in {' '.join(config.data)} are not those that {config.out} began with: "
-            "put them back, or begin a new run"
-        )
-
-
-def differences(before: Any, now: Any, prefix: str = "") -> str:
-    """Fields that changed, and what they were; empty if none did that matters on resuming."""
-    words = []
-    for field in fields(before):
-        old, new = getattr(before, field.name), getattr(now, field.name)
-        if old == new or (not prefix and field.name in MAY_DIFFER):
-            continue
-        name = prefix + field.name
-        is_group = hasattr(old, "__dataclass_fields__")
-        words.append(differences(old, new, f"{name}.") if is_group else f"{name} {old}, not {new}")
-    return "; ".join(words)
 
 
 def is_due(state: State, config: PretrainConfig, device: torch.device) -> bool:

@@ -7,14 +7,42 @@ Shapes: B images, C channels, N tokens, K visible patches, D width, P numbers in
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
+from torchvision.ops import stochastic_depth
 
 from mvmae.config import Pool, Size
+from mvmae.errors import UserError
 from mvmae.models.patches import patchify, take_rows
+
+
+class Variant(NamedTuple):
+    """Where Vision Transformers of other makers differ from MAE's."""
+
+    mlp_ratio: float = 4.0
+    """Width of the MLP's hidden layer over that of a token."""
+
+    cls_token: bool = True
+    """Whether a class token stands first."""
+
+    num_registers: int = 0
+    """Further tokens without a place, behind the class token (DINOv2's registers)."""
+
+    layer_scale: bool = False
+    """Whether a learnt factor scales each branch (CaiT, DeiT III, DINOv2)."""
+
+    final_norm: bool = True
+    """Whether tokens are normalised at the end; fine-tuned models pool first."""
+
+    norm_eps: float = 1e-6
+    """What layer norms add to the variance; transformers' ViT has 1e-12."""
+
+
+PLAIN = Variant()
 
 
 class Attention(nn.Module):
@@ -48,20 +76,44 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
-    """Pre-norm Transformer block."""
+class LayerScale(nn.Module):
+    """A learnt factor for each number of a token."""
 
-    def __init__(self, dim: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(dim, eps=1e-6)
+        self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
+
+    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
+        """Scale each token."""
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Pre-norm Transformer block.
+
+    `drop_path` is the probability with which training skips a branch of an image (stochastic
+    depth, Huang et al. 2016); fine-tuning sets it.
+    """
+
+    def __init__(self, dim: int, num_heads: int, variant: Variant = PLAIN) -> None:
+        super().__init__()
+        self.drop_path = 0.0
+        self.norm1 = nn.LayerNorm(dim, eps=variant.norm_eps)
         self.attn = Attention(dim, num_heads)
-        self.norm2 = nn.LayerNorm(dim, eps=1e-6)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio))
+        self.ls1 = LayerScale(dim) if variant.layer_scale else nn.Identity()
+        self.norm2 = nn.LayerNorm(dim, eps=variant.norm_eps)
+        self.mlp = Mlp(dim, round(dim * variant.mlp_ratio))
+        self.ls2 = LayerScale(dim) if variant.layer_scale else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Attend, then transform."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+        x = x + self._dropped(self.ls1(self.attn(self.norm1(x))))
+        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+
+    def _dropped(self, branch: Tensor) -> Tensor:
+        if self.drop_path == 0 or not self.training:
+            return branch
+        return stochastic_depth(branch, self.drop_path, mode="row")
 
 
 class PatchEmbed(nn.Module):
@@ -97,39 +149,71 @@ def positions_with_cls(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 N D"
 
 
 class Encoder(nn.Module):
-    """Vision Transformer with a class token and fixed 2-D positions.
+    """Vision Transformer with fixed 2-D positions and, unless its variant says not, a class token.
 
     Args:
         size: Width, depth and heads.
         image_size: Height and width of the images in pixels.
         patch_size: Side of a patch in pixels; divides both.
         in_channels: Channels of the images.
+        variant: Where it differs from MAE's.
     """
 
     pos_embed: Tensor
 
     def __init__(
-        self, size: Size, *, image_size: tuple[int, int], patch_size: int, in_channels: int = 3
+        self,
+        size: Size,
+        *,
+        image_size: tuple[int, int],
+        patch_size: int,
+        in_channels: int = 3,
+        variant: Variant = PLAIN,
     ) -> None:
         super().__init__()
-        self.size, self.image_size = size, image_size
+        self.size, self.image_size, self.variant = size, image_size, variant
         self.patch_size, self.in_channels = patch_size, in_channels
         self.grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.patch_embed = PatchEmbed(patch_size, in_channels, size.width)
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
-        self.register_buffer("pos_embed", positions_with_cls(size.width, self.grid))
-        self.blocks = nn.ModuleList(Block(size.width, size.num_heads) for _ in range(size.depth))
-        self.norm = nn.LayerNorm(size.width, eps=1e-6)
+        if variant.cls_token:
+            self.cls_token = nn.Parameter(torch.zeros(1, 1, size.width))
+        if variant.num_registers:
+            self.reg_token = nn.Parameter(torch.zeros(1, variant.num_registers, size.width))
+        positions = positions_with_cls(size.width, self.grid)
+        self.register_buffer("pos_embed", positions if variant.cls_token else positions[:, 1:])
+        self.blocks = nn.ModuleList(
+            Block(size.width, size.num_heads, variant) for _ in range(size.depth)
+        )
+        self.norm: nn.Module = nn.Identity()
+        if variant.final_norm:
+            self.norm = nn.LayerNorm(size.width, eps=variant.norm_eps)
+
+    def rebuilt(
+        self, *, image_size: tuple[int, int] | None = None, in_channels: int | None = None
+    ) -> Encoder:
+        """An encoder of the same shape, or for other images; its weights are not set."""
+        return Encoder(
+            self.size,
+            image_size=image_size or self.image_size,
+            patch_size=self.patch_size,
+            in_channels=in_channels or self.in_channels,
+            variant=self.variant,
+        )
 
     @property
     def embed_dim(self) -> int:
         """Width of a token."""
         return self.size.width
 
+    @property
+    def num_prefix(self) -> int:
+        """Tokens before the patches: the class token and the registers, where there are any."""
+        return int(self.variant.cls_token) + self.variant.num_registers
+
     def forward(
         self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B tokens D"]:
-        """The class token and the patches at `ids_keep` (default: all), after the last norm.
+        """The prefix tokens and the patches at `ids_keep` (default: all), after the last norm.
 
         Raises:
             ValueError: The images have another size or number of channels than the encoder.
@@ -155,17 +239,33 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def _embed(self, patches: Tensor, ids_keep: Tensor | None) -> Tensor:
-        positions = self.pos_embed[:, 1:]
+        prefix = []
+        positions = self.pos_embed
+        if self.variant.cls_token:
+            prefix.append(self.cls_token + positions[:, :1])
+            positions = positions[:, 1:]
+        if self.variant.num_registers:
+            prefix.append(self.reg_token)
         if ids_keep is not None:
             patches = take_rows(patches, ids_keep)
             positions = positions[0][ids_keep]
         x = self.patch_embed(patches) + positions
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(x), -1, -1)
-        return torch.cat([cls.to(x.dtype), x], dim=1)
+        first = [tokens.to(x.dtype).expand(len(x), -1, -1) for tokens in prefix]
+        return torch.cat([*first, x], dim=1)
 
     def embed(self, images: Float[Tensor, "B C H W"], pool: Pool = "mean") -> Float[Tensor, "B D"]:
-        """One vector an image: the mean of the patch tokens, or the class token."""
-        return pooled(self(images), pool)
+        """One vector an image: the mean of the patch tokens, or the class token.
+
+        Raises:
+            UserError: There is no class token.
+        """
+        return self.pooled(self(images), pool)
+
+    def pooled(self, tokens: Float[Tensor, "B tokens D"], pool: Pool) -> Float[Tensor, "B D"]:
+        """What `embed` makes of this encoder's tokens, and raises."""
+        if pool == "cls" and not self.variant.cls_token:
+            raise UserError("this encoder has no class token: pool the mean of the patch tokens")
+        return pooled(tokens, pool, self.num_prefix)
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], indices: Sequence[int]
@@ -177,14 +277,14 @@ class Encoder(nn.Module):
             x = block(x)
             outputs.append(x)
         return [
-            outputs[at][:, 1:].transpose(1, 2).unflatten(2, self.grid).contiguous()
+            outputs[at][:, self.num_prefix :].transpose(1, 2).unflatten(2, self.grid).contiguous()
             for at in indices
         ]
 
 
-def pooled(tokens: Float[Tensor, "B N D"], pool: Pool) -> Float[Tensor, "B D"]:
-    """The mean of the patch tokens, or the class token, which comes first."""
-    return tokens[:, 0] if pool == "cls" else tokens[:, 1:].mean(dim=1)
+def pooled(tokens: Float[Tensor, "B N D"], pool: Pool, num_prefix: int = 1) -> Float[Tensor, "B D"]:
+    """The mean of the patch tokens, which follow the prefix, or the class token, the first."""
+    return tokens[:, 0] if pool == "cls" else tokens[:, num_prefix:].mean(dim=1)
 
 
 def initialize(model: nn.Module, generator: Generator) -> None:
@@ -198,5 +298,5 @@ def initialize(model: nn.Module, generator: Generator) -> None:
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
     for name, parameter in model.named_parameters():
-        if name.endswith(("cls_token", "mask_token")):
+        if name.endswith(("cls_token", "reg_token", "mask_token")):
             nn.init.normal_(parameter, std=0.02, generator=generator)

@@ -63,7 +63,8 @@ def rows(
             )
             for part in (data.train, data.test)
         )
-        return Judged(name, train, test, ("mean", "cls"))
+        tokens = ("mean",) if train.cls is None else ("mean", "cls")
+        return Judged(name, train, test, tokens)
 
     yield judged(config.encoder, opened.encoder)
     if config.baselines:
@@ -77,12 +78,7 @@ def rows(
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same shape with random weights."""
-    other = Encoder(
-        encoder.size,
-        image_size=encoder.image_size,
-        patch_size=encoder.patch_size,
-        in_channels=encoder.in_channels,
-    )
+    other = encoder.rebuilt()
     initialize(other, Generator().manual_seed(seed))
     return other.eval()
 

@@ -105,7 +105,9 @@ def run(config: PretrainConfig) -> int:
 
             save(state, config, model, optimizer, plan.fingerprint)
             if distributed.is_main():
-                encoders.save_encoder(config.out, model.encoder, config)
+                encoders.save_encoder(
+                    config.out, encoders.opened_from_config(model.encoder, config)
+                )
                 report.conclude(log, config, state)
         distributed.barrier()
     return 0
@@ -264,7 +266,7 @@ def evaluate(
     """
     accuracy = 0.0
     if distributed.is_main():
-        preprocessing = encoders.Preprocessing(*config.pixel_statistics, config.views.interpolation)
+        preprocessing = encoders.opened_from_config(encoder, config).preprocessing
         train, test = (
             encoders.features(
                 encoder,

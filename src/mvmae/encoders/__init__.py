@@ -1,0 +1,41 @@
+"""Encoders from anywhere, fitted to the images at hand, and what they make of images."""
+
+from mvmae.encoders.features import Features, encoded, features, raw_pixels, refuse_unreadable
+from mvmae.encoders.fitting import resized
+from mvmae.encoders.opening import (
+    OpenedAutoencoder,
+    load_autoencoder,
+    load_encoder,
+    open_autoencoder,
+    open_encoder,
+    random_encoder,
+)
+from mvmae.encoders.product import (
+    PRODUCT,
+    OpenedEncoder,
+    Preprocessing,
+    facts_of,
+    opened_from_config,
+    save_encoder,
+)
+
+__all__ = [
+    "PRODUCT",
+    "Features",
+    "OpenedAutoencoder",
+    "OpenedEncoder",
+    "Preprocessing",
+    "encoded",
+    "facts_of",
+    "features",
+    "load_autoencoder",
+    "load_encoder",
+    "open_autoencoder",
+    "open_encoder",
+    "opened_from_config",
+    "random_encoder",
+    "raw_pixels",
+    "refuse_unreadable",
+    "resized",
+    "save_encoder",
+]

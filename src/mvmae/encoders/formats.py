@@ -1,0 +1,294 @@
+"""Encoders in other makers' files, recognised by their tensors and renamed to timm's keys.
+
+Read are MAE's checkpoints, MoCo v3's, DINO's and DINOv2's, timm's ViTs, and transformers' ViT,
+ViTMAE and DINOv2, in each of the spellings that transformers has given their keys.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mvmae.config import ENCODERS, Size
+from mvmae.errors import UserError
+from mvmae.models.vit import Variant
+
+WRAPPERS = (  # under which files keep their tensors, the ones to prefer first
+    *("teacher", "model_ema", "state_dict", "model", "module", "model_state_dict", "student"),
+)
+EMBEDDINGS = {"patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"}
+PREFERRED = ("base_encoder.", "teacher.", "backbone.")  # where a file holds several encoders
+
+HEADS = re.compile(  # what stands beside an encoder and is no part of it
+    r"(head|head_dist|fc|fc_norm|pre_logits|attn_pool|pooler|classifier|decoder\w*|mask_token"
+    r"|lm_head|projection_head|predictor|embeddings\.mask_token)(\.|$)"
+)
+STRANGERS = (  # parts that this project's encoder has not: what their keys contain, whose they are
+    ("relative_position", "a relative position bias (BEiT, SimMIM, Swin)"),
+    ("rel_pos_bias", "a relative position bias (BEiT, SimMIM, CAE)"),
+    ("q_norm", "normalised queries and keys"),
+    ("rope", "rotary positions (DINOv3, EVA-02)"),
+    ("freqs", "rotary positions"),
+    ("norm_pre", "a norm before its blocks (CLIP)"),
+    ("pre_layrnorm", "a norm before its blocks (CLIP)"),
+    ("mlp.w1", "a gated MLP (SwiGLU)"),
+    ("mlp.w2", "a gated MLP (SwiGLU)"),
+    ("mlp.weights_in", "a gated MLP (SwiGLU)"),
+    ("patch_embed.backbone", "a convolutional stem (hybrid ViT)"),
+    ("patch_embed.proj.0.", "a convolutional stem"),
+    ("stages.", "stages (a hierarchical network)"),
+)
+
+
+class Found(NamedTuple):
+    """An encoder among the tensors of a file."""
+
+    maker: str
+    """Whose layout the file has."""
+
+    tensors: dict[str, Tensor]
+    """By the names of `Encoder`."""
+
+    size: Size
+    patch_size: int
+    in_channels: int
+    image_size: tuple[int, int]
+    variant: Variant
+    left_out: tuple[str, ...]
+    """Keys of the file that are no part of the encoder."""
+
+
+class Hints(NamedTuple):
+    """What another file or package says of an encoder, and its tensors do not."""
+
+    num_heads: int | None = None
+    norm_eps: float | None = None
+    image_size: tuple[int, int] | None = None
+
+
+NO_HINTS = Hints()
+
+
+def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS) -> Found:
+    """The encoder in what a checkpoint file holds.
+
+    Args:
+        state: The file's content: tensors by name, or a dict that has them somewhere inside.
+        source: Names the file in errors.
+        hints: What is known besides the tensors.
+
+    Raises:
+        UserError: There is no ViT, it is of a kind that is not supported, or a key is missing or
+            unknown; the message lists it.
+    """
+    everything = innermost(state)
+    prefix = _prefix(everything, source)
+    inside = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
+    beside = [key for key in everything if not key.startswith(prefix)]
+    for part, what in STRANGERS:
+        if odd := next((key for key in inside if part in key), None):
+            raise UserError(
+                f"{source} is a network with {what}, which mvmae's encoder has not "
+                f"({odd}): give a plain ViT (MAE, MoCo v3, DINO, DINOv2, DeiT, ViT)"
+            )
+    maker = maker_of(everything, inside, prefix)
+    tensors, left_out = {}, list(beside)
+    for key, tensor in _renamed(inside).items():
+        if HEADS.match(key):
+            left_out.append(prefix + key)
+        else:
+            tensors[key] = tensor
+    tensors = _joined(tensors, source)
+    if maker == "MoCo v3" and tensors["patch_embed.proj.weight"].shape[0] == 384:
+        hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S is not everybody's
+    if maker.startswith("transformers"):
+        hints = hints._replace(norm_eps=hints.norm_eps or _default_eps(maker))
+    return _measured(maker, tensors, tuple(sorted(left_out)), hints, source)
+
+
+def innermost(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors by name, from whatever dicts are around them."""
+    while True:
+        inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
+        tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if tensors or inner is None:
+            return tensors
+        state = inner
+
+
+def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
+    """What stands before the keys of the encoder; of several encoders the one to use."""
+    found = {
+        key.removesuffix(end)
+        for key in tensors
+        for end in EMBEDDINGS
+        if key.endswith(end) and (key == end or key.removesuffix(end).endswith("."))
+    }
+    if not found:
+        listed = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
+        raise UserError(
+            f"{source} holds no Vision Transformer that is known here (it has {listed})"
+        )
+    preferred = [p for like in PREFERRED for p in sorted(found) if p.endswith(like)]
+    return (preferred or sorted(found, key=len))[0]
+
+
+def maker_of(everything: Mapping[str, Any], inside: Mapping[str, Any], prefix: str) -> str:
+    """Whose layout it is, in words."""
+    if "embeddings.patch_embeddings.projection.weight" in inside:
+        if any("layer_scale" in key for key in inside):
+            return "transformers DINOv2"
+        is_mae = any(key.startswith("decoder.") for key in everything)
+        return "transformers ViTMAE" if is_mae else "transformers ViT"
+    if "base_encoder." in prefix:
+        return "MoCo v3"
+    if any(key.startswith("decoder_") for key in inside):
+        return "MAE"
+    if "backbone." in prefix:
+        return "DINO"
+    return "ViT with timm's keys"
+
+
+def _default_eps(maker: str) -> float:
+    return 1e-6 if maker == "transformers DINOv2" else 1e-12
+
+
+RENAMES = tuple(  # transformers' keys, both spellings; order matters
+    (re.compile(pattern), new)
+    for pattern, new in (
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.cls_token$", "cls_token"),
+        (r"^embeddings\.register_tokens$", "reg_token"),
+        (r"^embeddings\.distillation_token$", "dist_token"),
+        (r"^register_tokens$", "reg_token"),
+        (r"^layernorm\.", "norm."),
+        (r"^(?:encoder\.)?layers?\.(\d+)\.", r"blocks.\1."),
+        (r"\.attention\.(?:attention\.)?(query|key|value)\.", r".attn.\1."),
+        (r"\.attention\.q_proj\.", ".attn.query."),
+        (r"\.attention\.k_proj\.", ".attn.key."),
+        (r"\.attention\.v_proj\.", ".attn.value."),
+        (r"\.attention\.(?:o_proj|output\.dense)\.", ".attn.proj."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"^(blocks\.\d+)\.output\.dense\.", r"\1.mlp.fc2."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+        (r"\.gamma_([12])$", r".ls\1.gamma"),
+    )
+)
+
+
+def _renamed(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same tensors under timm's names."""
+    renamed = {}
+    for key, tensor in inside.items():
+        name = key
+        for pattern, new in RENAMES:
+            name = pattern.sub(new, name)
+        renamed[name] = tensor
+    return renamed
+
+
+def _joined(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Separate queries, keys and values as one matrix; absent biases as zeros."""
+    joined = {
+        key: value
+        for key, value in tensors.items()
+        if not re.search(r"\.attn\.(query|key|value|q_bias|v_bias)\b", key)
+    }
+    for block in sorted({key.split(".")[1] for key in tensors if key.startswith("blocks.")}):
+        attn = f"blocks.{block}.attn."
+        for what in ("weight", "bias"):
+            parts = [tensors.get(f"{attn}{name}.{what}") for name in ("query", "key", "value")]
+            if any(part is not None for part in parts):
+                if missing := [n for n, part in zip("qkv", parts, strict=True) if part is None]:
+                    raise UserError(f"{source} lacks the {missing[0]} {what} of block {block}")
+                joined[f"{attn}qkv.{what}"] = torch.cat(parts)  # type: ignore[arg-type]
+        if f"{attn}q_bias" in tensors:  # BEiT's family: keys have no bias
+            q, v = tensors[f"{attn}q_bias"], tensors[f"{attn}v_bias"]
+            joined[f"{attn}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+        if (weight := joined.get(f"{attn}qkv.weight")) is not None:
+            joined.setdefault(f"{attn}qkv.bias", weight.new_zeros(len(weight)))
+    embedding = joined["patch_embed.proj.weight"]
+    joined.setdefault("patch_embed.proj.bias", embedding.new_zeros(len(embedding)))
+    return joined
+
+
+def _measured(
+    maker: str, tensors: dict[str, Tensor], left_out: tuple[str, ...], hints: Hints, source: str
+) -> Found:
+    """Sizes read from the tensors; positions of prefix tokens put where `Encoder` has them."""
+    embedding = tensors["patch_embed.proj.weight"]
+    if embedding.ndim != 4 or embedding.shape[2] != embedding.shape[3]:
+        raise UserError(f"{source} has patches of shape {list(embedding.shape)}: not squares")
+    width, in_channels, patch = embedding.shape[:3]
+    depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
+    hidden = tensors.get("blocks.0.mlp.fc1.weight")
+    if hidden is None or "pos_embed" not in tensors:
+        lacking = "pos_embed" if hidden is not None else "blocks.0.mlp.fc1.weight"
+        raise UserError(f"{source} is no plain ViT: it lacks {lacking}")
+    tensors, num_registers, grid = _placed(tensors, hints.image_size, patch, source)
+    variant = Variant(
+        mlp_ratio=len(hidden) / width,
+        cls_token="cls_token" in tensors,
+        num_registers=num_registers,
+        layer_scale="blocks.0.ls1.gamma" in tensors,
+        final_norm="norm.weight" in tensors,
+        norm_eps=hints.norm_eps or 1e-6,
+    )
+    size = Size(width, depth, hints.num_heads or num_heads(width, depth, source))
+    image_size = (grid[0] * patch, grid[1] * patch)
+    return Found(maker, tensors, size, patch, in_channels, image_size, variant, left_out)
+
+
+def num_heads(width: int, depth: int, source: str) -> int:
+    """Heads of an encoder whose file does not say: a known size's, else 64 numbers wide."""
+    known = [size.num_heads for size in ENCODERS.values() if size[:2] == (width, depth)]
+    if not known and width % 64:
+        raise UserError(f"{source} does not say how many heads its width of {width} is split into")
+    return known[0] if known else width // 64
+
+
+def _placed(
+    tensors: dict[str, Tensor], image_size: tuple[int, int] | None, patch: int, source: str
+) -> tuple[dict[str, Tensor], int, tuple[int, int]]:
+    """Positions as `Encoder` keeps them: a row for the class token, then a row a patch.
+
+    Files differ in which prefix tokens have a position. A register's (or DeiT's distillation
+    token's, which is one) is added to the token, a class token without one gets zeros.
+    """
+    tensors = dict(tensors)
+    if "dist_token" in tensors:
+        tensors["reg_token"] = tensors.pop("dist_token")
+    positions = tensors["pos_embed"]
+    positions = positions[None] if positions.ndim == 2 else positions
+    registers = tensors.get("reg_token")
+    num_registers = 0 if registers is None else registers.shape[1]
+    num_cls = int("cls_token" in tensors)
+    for prefix in (num_cls + num_registers, num_cls, 0):
+        grid = _grid(positions.shape[1] - prefix, image_size, patch)
+        if grid:
+            break
+    else:
+        raise UserError(
+            f"{source} has {positions.shape[1]} positions, which are no square of patches"
+        )
+    own, patches = positions[:, :prefix], positions[:, prefix:]
+    if registers is not None and prefix > num_cls:
+        tensors["reg_token"] = registers + own[:, num_cls:]
+    cls = own[:, :num_cls] if prefix else torch.zeros_like(patches[:, :num_cls])
+    tensors["pos_embed"] = torch.cat([cls, patches], dim=1)
+    return tensors, num_registers, grid
+
+
+def _grid(count: int, image_size: tuple[int, int] | None, patch: int) -> tuple[int, int] | None:
+    if image_size:
+        grid = (image_size[0] // patch, image_size[1] // patch)
+        return grid if grid[0] * grid[1] == count else None
+    side = round(max(count, 0) ** 0.5)
+    return (side, side) if side and side * side == count else None

@@ -1,0 +1,197 @@
+"""Encoders from where they are kept: run folders, checkpoints of many makers, timm and the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Generator
+
+from mvmae import config as configs
+from mvmae.config import ENCODERS, ModelConfig, PretrainConfig
+from mvmae.encoders import hub
+from mvmae.encoders.fitting import height_width, resized, with_channels
+from mvmae.encoders.formats import Found, find_encoder
+from mvmae.encoders.product import (
+    PRODUCT,
+    OpenedEncoder,
+    Preprocessing,
+    encoder_from_facts,
+    opened_from_config,
+)
+from mvmae.engine import checkpoint
+from mvmae.errors import UserError, nearest
+from mvmae.models.mae import MaskedAutoencoder
+from mvmae.models.vit import Encoder, initialize
+
+RANDOM_PATCH = 16  # of random:NAME
+KINDS = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
+
+
+def load_encoder(
+    source: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
+) -> Encoder:
+    """An encoder, ready to embed images.
+
+    Args:
+        source: A run folder; a checkpoint file, ours (`last.pt`, `encoder.safetensors`) or one of
+            MAE, MoCo v3, DINO, DINOv2, timm or transformers; a folder of transformers; `timm:NAME`
+            or `hf:NAME`, which download; `random:vit_small` and the like, whose weights are drawn
+            with seed 0.
+        image_size: Side, or height and width, in pixels. Default: what it was trained on, 224 for
+            a random one. Positions are resampled to the new grid, bicubic in two dimensions.
+        in_channels: Default: what it was trained on, 3 for a random one. The patch embedding is
+            adapted as timm does.
+
+    Raises:
+        UserError: There is no such encoder, it is damaged, or of a kind that is not supported.
+    """
+    return open_encoder(source, image_size, in_channels).encoder
+
+
+def open_encoder(
+    source: str | Path,
+    image_size: int | tuple[int, int] | None = None,
+    in_channels: int | None = None,
+) -> OpenedEncoder:
+    """`load_encoder`, with the preprocessing and the token to read."""
+    name = str(source)
+    if in_channels is not None and in_channels < 1:
+        raise UserError(f"in_channels must be at least 1, not {in_channels}")
+    if name.startswith("random:"):
+        return _random(name.removeprefix("random:"), image_size, in_channels or 3)
+    if name.startswith("timm:"):
+        opened = _from_found(*hub.from_timm(name.removeprefix("timm:")), source=name)
+    elif name.startswith("hf:"):
+        folder = hub.folder_of(name.removeprefix("hf:"))
+        opened = _from_found(*hub.from_transformers(folder), source=name)
+    else:
+        opened = _from_path(Path(source))
+    opened = with_channels(opened, in_channels)
+    return opened._replace(encoder=resized(opened.encoder, image_size).eval())
+
+
+def _random(name: str, image_size: int | tuple[int, int] | None, in_channels: int) -> OpenedEncoder:
+    if name not in ENCODERS:
+        raise UserError(
+            f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)})"
+        )
+    size = height_width(image_size or 224, RANDOM_PATCH)
+    encoder = Encoder(
+        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=in_channels
+    )
+    initialize(encoder, Generator().manual_seed(0))
+    mean, std = configs.ViewsConfig().pixel_statistics(in_channels)
+    preprocessing = Preprocessing(mean, std, "bicubic")
+    return OpenedEncoder(encoder.eval(), preprocessing, "mean", "random weights")
+
+
+def random_encoder(config: ModelConfig, seed: int) -> Encoder:
+    """An encoder as it is before training."""
+    encoder = Encoder(
+        config.size,
+        image_size=config.height_width,
+        patch_size=config.patch_size,
+        in_channels=config.in_channels,
+    )
+    initialize(encoder, Generator().manual_seed(seed))
+    return encoder.eval()
+
+
+def _from_path(path: Path) -> OpenedEncoder:
+    """An encoder from a run folder, a folder of transformers, or any checkpoint file."""
+    if path.is_dir():
+        if (path / PRODUCT).exists():
+            path = path / PRODUCT
+        elif (path / "checkpoints" / "last.pt").exists():
+            path = path / "checkpoints" / "last.pt"
+        elif hub.is_transformers(path):
+            return _from_found(*hub.from_transformers(path), source=str(path))
+        else:
+            raise UserError(f"{path} holds no encoder: neither {PRODUCT} nor checkpoints/last.pt")
+    if not path.exists():
+        raise UserError(f"no such encoder: {path} ({KINDS})")
+    if path.name == PRODUCT or _has_facts(path):
+        tensors, facts = checkpoint.load_tensors(path)
+        opened = encoder_from_facts(facts, source=str(path))
+        checkpoint.load_weights(opened.encoder, tensors, source=str(path))
+        return opened
+    state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else checkpoint.load(path)
+    if _is_ours(state):
+        return _from_training_state(state, path)
+    return _from_found(find_encoder(state, source=str(path)), None, source=str(path))
+
+
+def _has_facts(path: Path) -> bool:
+    return path.suffix == ".safetensors" and path.with_suffix(".json").exists()
+
+
+def _from_found(found: Found, preprocessing: Preprocessing | None, *, source: str) -> OpenedEncoder:
+    """An encoder with the tensors that were found; every key must fit."""
+    encoder = Encoder(
+        found.size,
+        image_size=found.image_size,
+        patch_size=found.patch_size,
+        in_channels=found.in_channels,
+        variant=found.variant,
+    )
+    checkpoint.load_weights(encoder, found.tensors, source=source)
+    if preprocessing is None:
+        mean, std = configs.ViewsConfig().pixel_statistics(found.in_channels)
+        preprocessing = Preprocessing(mean, std, "bicubic")
+    pool = "cls" if found.variant.cls_token and found.variant.final_norm else "mean"
+    return OpenedEncoder(encoder, preprocessing, pool, found.maker, found.left_out)
+
+
+def _is_ours(state: dict[str, Any]) -> bool:
+    return isinstance(state.get("config"), str) and isinstance(state.get("model"), dict)
+
+
+def _from_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
+    config = configs.from_json(state["config"], PretrainConfig, source=str(path))
+    opened = opened_from_config(random_encoder(config.model, 0), config)
+    tensors = {key: value for key, value in state["model"].items() if not _is_decoder(key)}
+    checkpoint.load_weights(opened.encoder, tensors, source=str(path))
+    return opened
+
+
+def _is_decoder(key: str) -> bool:
+    return key.startswith(("decoder", "mask_token", "projection_head"))
+
+
+class OpenedAutoencoder(NamedTuple):
+    """An autoencoder with the config it was trained by."""
+
+    model: MaskedAutoencoder
+    config: PretrainConfig
+
+
+def load_autoencoder(source: str | Path) -> MaskedAutoencoder:
+    """A whole masked autoencoder, decoder included.
+
+    Args:
+        source: A run folder or its `last.pt`.
+
+    Raises:
+        UserError: There is no checkpoint with a decoder, or it is damaged.
+    """
+    return open_autoencoder(source).model
+
+
+def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
+    """`load_autoencoder`, with its config."""
+    path = Path(source)
+    path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    if path.suffix == ".safetensors":
+        raise UserError(
+            f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
+        )
+    state = checkpoint.load(path)
+    if not _is_ours(state):
+        raise UserError(f"{path} is no checkpoint of mvmae: it has no 'model' and 'config'")
+    config = configs.from_json(state["config"], PretrainConfig, source=str(path))
+    model = MaskedAutoencoder(config.model)
+    checkpoint.load_weights(model, state["model"], source=str(path))
+    return OpenedAutoencoder(model.eval(), config)

@@ -1,0 +1,98 @@
+"""The product of a run: encoder.safetensors, and encoder.json that says how to use it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mvmae.config import Pool, PretrainConfig, Size
+from mvmae.data.views import MODES
+from mvmae.engine import checkpoint
+from mvmae.errors import UserError
+from mvmae.models.vit import PLAIN, Encoder, Variant
+
+PRODUCT = "encoder.safetensors"
+FORMAT = 1  # of encoder.json
+
+
+class Preprocessing(NamedTuple):
+    """How pixels become what an encoder was trained on."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+class OpenedEncoder(NamedTuple):
+    """An encoder with what one must know to use it."""
+
+    encoder: Encoder
+    preprocessing: Preprocessing
+    pool: Pool
+    """The token that training shaped."""
+
+    maker: str = "mvmae"
+    """Whose file it is from, in words."""
+
+    left_out: tuple[str, ...] = ()
+    """Keys of the file that are no part of the encoder."""
+
+
+def save_encoder(folder: Path, opened: OpenedEncoder) -> None:
+    """Write encoder.safetensors and encoder.json into a folder."""
+    checkpoint.save_tensors(folder / PRODUCT, opened.encoder.state_dict(), facts_of(opened))
+
+
+def facts_of(opened: OpenedEncoder) -> dict[str, Any]:
+    """What encoder.json says: sizes and preprocessing."""
+    encoder, preprocessing = opened.encoder, opened.preprocessing
+    facts = {
+        "format": FORMAT,
+        "width": encoder.size.width,
+        "depth": encoder.size.depth,
+        "num_heads": encoder.size.num_heads,
+        "patch_size": encoder.patch_size,
+        "image_size": list(encoder.image_size),
+        "in_channels": encoder.in_channels,
+        "pool": opened.pool,
+        "mean": list(preprocessing.mean),
+        "std": list(preprocessing.std),
+        "interpolation": preprocessing.interpolation,
+    }
+    return facts | {
+        name: value
+        for name, value in encoder.variant._asdict().items()
+        if value != getattr(PLAIN, name)
+    }
+
+
+def encoder_from_facts(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
+    """An encoder as encoder.json describes it; its weights are not set.
+
+    Raises:
+        UserError: The facts do not describe an encoder.
+    """
+    try:
+        if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
+            raise ValueError("pool or interpolation is not one that exists")
+        encoder = Encoder(
+            Size(facts["width"], facts["depth"], facts["num_heads"]),
+            image_size=tuple(facts["image_size"]),
+            patch_size=facts["patch_size"],
+            in_channels=facts["in_channels"],
+            variant=Variant(**{name: facts[name] for name in Variant._fields if name in facts}),
+        )
+        preprocessing = Preprocessing(
+            tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"]
+        )
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise UserError(
+            f"{source}: encoder.json does not describe an encoder: {error!r}"
+        ) from error
+    return OpenedEncoder(encoder, preprocessing, facts["pool"])
+
+
+def opened_from_config(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:
+    """An encoder that is being pre-trained, as it will be used."""
+    preprocessing = Preprocessing(*config.pixel_statistics, config.views.interpolation)
+    return OpenedEncoder(encoder, preprocessing, config.model.latent)
