@@ -15,6 +15,7 @@ import contextlib
 import errno
 import importlib
 import io
+import json
 import os
 import re
 import sys
@@ -132,7 +133,7 @@ def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
     if name not in VERBS:
         raise UserError(f"no verb '{name}'{nearest(name, WORDS)} (`mvmae --help` lists them)")
     verb = VERBS[name]
-    default, args = pretrain_default(args) if name == "pretrain" else (None, args)
+    default, args = (pretrain_default if name == "pretrain" else default_of)(name, args)
     return verb, parse_config(verb.config, default, args, prog=f"mvmae {name}")
 
 
@@ -156,22 +157,39 @@ def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any
         return None
 
 
-def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
-    """The config that the other arguments change, and those arguments.
+def default_of(verb: str, args: list[str]) -> tuple[Any, list[str]]:
+    """The config that the other arguments change, none for the class's defaults, and those.
 
-    `--recipe` names it. Without one a run to be resumed brings its own, own images get `tiny-cpu`
-    or, on a machine with CUDA, `vit-small-128`, and no images at all get `demo`.
+    `--recipe` names it: a recipe of the verb, a run's config.json, or the JSON of a result. A run
+    to be resumed brings its own.
+    """
+    recipe, rest = _take_option(args, "--recipe")
+    if recipe is not None:
+        if _take_option(rest, "--recipe")[0] is not None:
+            raise UserError("--recipe is given twice")
+        return recipe_or_file(verb, recipe), rest
+    out = _take_option(rest, "--out")[0]
+    if "--resume" in rest and out and (Path(out) / "config.json").is_file():
+        return recipe_or_file(verb, str(Path(out) / "config.json")), rest
+    return None, rest
+
+
+def pretrain_default(verb: str, args: list[str]) -> tuple[PretrainConfig, list[str]]:
+    """As `default_of`, and never none.
+
+    Without `--recipe` a run to be resumed brings its own, own images get `tiny-cpu` or, on a
+    machine with CUDA, `vit-small-128`, and no images at all get `demo`.
     """
     recipe, rest = _take_option(args, "--recipe")
     if recipe is not None:
         if _take_option(rest, "--recipe")[0] is not None:
             raise UserError("--recipe is given twice: RECIPE+VARIANT joins two")
-        return _recipe_or_file(recipe), rest
+        return recipe_or_file(verb, recipe), rest
     if "--resume" in rest:
         out = Path(_take_option(rest, "--out")[0] or PretrainConfig().out)
         if not (out / "config.json").is_file():
             raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
-        return _recipe_or_file(str(out / "config.json")), rest
+        return recipe_or_file(verb, str(out / "config.json")), rest
     demo = recipes.named("demo")
     if {"-h", "--help"} & set(rest):
         return demo, rest
@@ -182,14 +200,25 @@ def pretrain_default(args: list[str]) -> tuple[PretrainConfig, list[str]]:
     return recipes.named(name), rest
 
 
-def _recipe_or_file(recipe: str) -> PretrainConfig:
+def recipe_or_file(verb: str, recipe: str) -> Any:
+    """The config that a recipe's name, a config.json or a result's JSON stands for.
+
+    Raises:
+        UserError: There is no such recipe or file, or it is of another verb.
+    """
     if not recipe.endswith(".json"):
-        return recipes.named(recipe)
+        return recipes.of(verb, recipe)
     try:
-        text = Path(recipe).read_text(encoding="utf-8")
+        content = json.loads(Path(recipe).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {recipe}: {error}") from error
-    return configs.from_json(text, PretrainConfig, source=recipe)
+    except ValueError as error:
+        raise UserError(f"{recipe} is not a config: {error}") from error
+    if isinstance(content, dict) and isinstance(content.get("config"), dict):  # a result
+        if content.get("verb", verb) != verb:
+            raise UserError(f"{recipe} is a result of mvmae {content['verb']}, not of {verb}")
+        content = content["config"]
+    return configs.from_json(json.dumps(content), VERBS[verb].config, source=recipe)
 
 
 def _take_option(args: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -237,7 +266,7 @@ def usage() -> str:
     ]
     lines += [f"  {name:12} {verb.summary}" for name, verb in VERBS.items()]
     lines += [
-        "  recipes      List the recipes of pretrain.",
+        "  recipes      List the recipes.",
         "",
         "Begin with:  mvmae pretrain my_images/      then:  mvmae knn runs/pretrain my_labelled/",
     ]
@@ -246,8 +275,10 @@ def usage() -> str:
 
 def recipe_list() -> str:
     """The recipes and the variants, a line each."""
-    lines = [f"  {name:15} {recipe.summary}" for name, recipe in recipes.RECIPES.items()]
-    lines += ["", "Variants, for any recipe (demo+mae):"]
+    lines = []
+    for verb, named in recipes.BY_VERB.items():
+        lines += [f"{verb}:", *(f"  {name:15} {one.summary}" for name, one in named.items()), ""]
+    lines += ["Variants, for any recipe of pretrain (demo+mae):"]
     for name, variant in recipes.VARIANTS.items():
         lines.append(f"  +{name:14} {(variant.__doc__ or '').splitlines()[0]}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Named, complete pre-training runs: rows of the paper's tables, and runs for own images.
+"""Named, complete runs: rows of the paper's tables, and runs for own images.
 
 A recipe is a value, so one derives from another with `dataclasses.replace`. A variant changes what
 the method is and leaves the rest of any recipe alone: `demo+mae` is the demo trained as MAE.
@@ -6,9 +6,9 @@ the method is and leaves the rest of any recipe alone: `demo+mae` is the demo tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
 from mvmae.errors import UserError, nearest
@@ -18,7 +18,7 @@ class Recipe(NamedTuple):
     """A complete config, and the sentence that says what it is for."""
 
     summary: str
-    config: PretrainConfig
+    config: Any
 
 
 def as_mae(config: PretrainConfig) -> PretrainConfig:
@@ -116,6 +116,27 @@ RECIPES: dict[str, Recipe] = {
     "tiny-cpu": Recipe("Own images on a laptop: a ViT of 0.8 M parameters at 64.", TINY_CPU),
     "demo": Recipe("The built-in photographs, in about a minute on two cores.", DEMO),
 }
+
+
+BY_VERB: dict[str, Mapping[str, Recipe]] = {"pretrain": RECIPES}
+
+
+def of(verb: str, name: str) -> Any:
+    """The config of a verb's recipe.
+
+    Raises:
+        UserError: The verb has no such recipe.
+    """
+    if verb == "pretrain":
+        return named(name)
+    known = BY_VERB.get(verb, {})
+    if name not in known:
+        here = f"there are: {', '.join(known)}; " if known else ""
+        raise UserError(
+            f"{verb} has no recipe '{name}'{nearest(name, known)} ({here}"
+            "a config.json or the JSON of a result works too)"
+        )
+    return known[name].config
 
 
 def named(name: str) -> PretrainConfig:

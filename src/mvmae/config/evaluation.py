@@ -19,7 +19,8 @@ class EvaluateConfig:
     """What every evaluation of an encoder on labelled images needs."""
 
     encoder: EncoderArgument
-    """Run folder, checkpoint file, or random:NAME."""
+    """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
+    timm:NAME, hf:NAME, or random:NAME."""
 
     data: LabelledArgument = "photos"
     """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list of path,label, or the built-in
@@ -27,6 +28,9 @@ class EvaluateConfig:
 
     image_size: int | tuple[int, int] | None = None
     """Side of the input in pixels. Default: the encoder's own."""
+
+    in_channels: int | None = None
+    """Channels of the images, 3 for colour or 1 for gray. Default: the encoder's own."""
 
     max_train: int | None = None
     """Most training images to use, drawn at random."""
@@ -53,10 +57,11 @@ class EvaluateConfig:
     """Of the random encoder, and of what max_train and max_test draw."""
 
     out: Path | None = None
-    """JSON file for the result. Default: in the run folder, where ENCODER is one."""
+    """Folder that gets results/. Default: the run folder, where ENCODER is one or lies in one;
+    else runs/ENCODER."""
 
     def __post_init__(self) -> None:
-        for name in ("max_train", "max_test", "batch_size"):
+        for name in ("in_channels", "max_train", "max_test", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(self.workers is None or self.workers >= 0, "workers must not be negative")
@@ -68,15 +73,17 @@ class EvaluateConfig:
 class KnnConfig(EvaluateConfig):
     """Classify by the nearest neighbours among labelled images."""
 
-    k: int = 20
-    """Neighbours that vote."""
+    k: tuple[int, ...] = (10, 20, 100)
+    """Neighbours that vote, each number scored; the figure that counts is that of 20, or of the
+    first."""
 
     temperature: float = 0.07
     """Sharpness of the votes: each weighs exp(similarity / temperature)."""
 
     def __post_init__(self) -> None:
         EvaluateConfig.__post_init__(self)
-        require(self.k >= 1, f"k must be at least 1, not {self.k}")
+        require(len(self.k) > 0, "k is empty: name a number of neighbours")
+        require(min(self.k) >= 1, f"k must be at least 1, not {min(self.k)}")
         require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
 
 

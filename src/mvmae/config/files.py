@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+import json
+import shlex
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,9 +52,51 @@ def _image_size(value: Any, _: Any) -> int | tuple[int, int]:
 _json.register_structure_hook_func(lambda kind: kind == int | tuple[int, int], _image_size)
 
 
+POSITIONAL = ("encoder", "data", "part")  # what stands without a flag on the command line
+
+
+def to_plain(config: Any) -> dict[str, Any]:
+    """A config as what JSON can hold."""
+    return json.loads(to_json(config))
+
+
 def to_json(config: Any) -> str:
     """A config as JSON that `from_json` reads back."""
     return _json.dumps(config, indent=2) + "\n"
+
+
+def command_of(verb: str, config: Any) -> str:
+    """The command line that gives this config: what differs from the class's defaults."""
+    return shlex.join(["mvmae", verb, *_words(config, type(config), "")])
+
+
+def _words(config: Any, kind: Any, prefix: str) -> Iterator[str]:
+    flags = []
+    for field in fields(kind):
+        value, default = getattr(config, field.name), _default(field)
+        if is_dataclass(value):
+            flags += _words(value, type(value), f"{prefix}{field.name}.")
+        elif not prefix and field.name in POSITIONAL:
+            yield from (str(item) for item in (value if isinstance(value, tuple) else (value,)))
+        elif value != default:
+            flags += _flag((prefix + field.name).replace("_", "-"), value)
+    yield from flags
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+def _flag(name: str, value: Any) -> list[str]:
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--{_negated(name)}"]
+    values = value if isinstance(value, tuple) else (value,)
+    return [f"--{name}", *(str(item) for item in values)]
+
+
+def _negated(name: str) -> str:
+    *groups, last = name.split(".")
+    return ".".join([*groups, f"no-{last}"])
 
 
 def from_json(text: str, kind: type[T], *, source: str) -> T:

@@ -21,8 +21,8 @@ from mvmae.version import __version__
 CONFIG = "config.json"
 OURS = (
     *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
-    *("encoder.safetensors", "encoder.json", "health.json", "knn.json", "probe.json"),
-    *("figures", "report.html"),
+    *("encoder.safetensors", "encoder.json", "health.json", "figures", "report.html"),
+    *("results", "cache"),
 )
 
 

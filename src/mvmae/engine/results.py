@@ -1,0 +1,77 @@
+"""What a judgement leaves: RESULTS/results/VERB-DATA.json, with all that repeats it."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvmae.config.files import command_of, to_plain
+from mvmae.engine import runs
+from mvmae.errors import UserError
+
+LONGEST = 80  # letters of a file's name that are taken from what the user called things
+
+
+def home(encoder: str, out: Path | None) -> Path:
+    """The folder that gets results/, cache/ and figures/ of what judges an encoder.
+
+    The one asked for; else the run that the encoder is or lies in; else runs/ENCODER.
+
+    Raises:
+        UserError: It is a file.
+    """
+    folder = out or _run_of(Path(encoder)) or Path("runs") / slug(_short(encoder))
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: --out must name a folder")
+    return folder
+
+
+def _run_of(path: Path) -> Path | None:
+    for folder in (path, path.parent, path.parent.parent):
+        if runs.is_run(folder) and (folder / "environment.json").exists():
+            return folder
+    return None
+
+
+def _short(encoder: str) -> str:
+    """A file's or folder's own name; `timm:NAME` and the like whole."""
+    if encoder.split(":")[0] in ("random", "timm", "hf"):
+        return encoder
+    return Path(encoder).stem if Path(encoder).is_file() else Path(encoder).resolve().name
+
+
+def slug(text: str) -> str:
+    """What can be a file's name of what the user called something."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-.")[-LONGEST:] or "data"
+
+
+def write(
+    folder: Path,
+    verb: str,
+    config: Any,
+    content: dict[str, Any],
+    *,
+    device: torch.device,
+    name: str = "",
+) -> Path:
+    """Write a result as JSON, whole or not at all.
+
+    Args:
+        folder: From `home`.
+        verb: Of the command line.
+        config: What was asked; `mvmae VERB --recipe FILE` asks it again.
+        content: The figures, and the data's name, fingerprint and sizes.
+        device: Where it was computed.
+        name: Of the file, without .json. Default: the verb and the data.
+
+    Returns:
+        The file.
+    """
+    file = folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json"
+    runs.make(file.parent)
+    frame = {"verb": verb, "command": command_of(verb, config), "config": to_plain(config)}
+    runs.write_json(file, frame | content | {"environment": runs.environment(device, 1)})
+    return file
