@@ -1,0 +1,154 @@
+"""A part of the embeddings as bytes of a file and back: Parquet, NPZ, safetensors.
+
+The same part gives the same bytes every time, so a folder can be compared by its hashes.
+Shapes: M images, D width, N patch tokens.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+from jaxtyping import Float
+
+from mvmae.errors import UserError
+
+Bytes = bytes | memoryview  # a view saves a copy of the whole file
+
+
+class Part(NamedTuple):
+    """Embeddings of some images, in the order of the data."""
+
+    paths: list[str]
+    labels: list[str | None]
+    """Names of the classes; none where the images have no labels."""
+
+    embeddings: Float[np.ndarray, "M ..."]
+    """M x D, or M x N x D of patch tokens."""
+
+
+def _to_parquet(part: Part) -> Bytes:
+    pa, parquet = _arrow()
+    flat = np.ascontiguousarray(part.embeddings).reshape(-1)
+    width = part.embeddings[0].size if len(part.paths) else int(np.prod(part.embeddings.shape[1:]))
+    columns = {
+        "path": pa.array(part.paths, pa.string()),
+        "label": pa.array(part.labels, pa.string()),
+        "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
+    }
+    sink = pa.BufferOutputStream()
+    # A dictionary or statistics of embeddings cost time and say nothing.
+    parquet.write_table(
+        pa.table(columns), sink, use_dictionary=["label"], write_statistics=["path", "label"]
+    )
+    return memoryview(sink.getvalue())
+
+
+def _from_parquet(data: Bytes, shape: tuple[int, ...]) -> Part:
+    pa, parquet = _arrow()
+    table = parquet.read_table(pa.BufferReader(data))
+    embedding = table["embedding"].combine_chunks()
+    if isinstance(embedding, pa.ChunkedArray):  # of no rows
+        embedding = pa.concat_arrays(embedding.chunks)
+    rows = embedding.flatten().to_numpy().reshape(len(table), *shape)
+    return Part(table["path"].to_pylist(), table["label"].to_pylist(), rows)
+
+
+def _arrow() -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise UserError("Parquet needs: pip install pyarrow (or choose --format npz)") from error
+    return pyarrow, pyarrow.parquet
+
+
+def _to_npz(part: Part) -> Bytes:
+    stream = io.BytesIO()
+    arrays = {  # unicode arrays, no objects: they load without pickle
+        "paths": np.array(part.paths, dtype=np.str_),
+        "labels": np.array([label or "" for label in part.labels], dtype=np.str_),
+        "embeddings": part.embeddings,
+    }
+    np.savez(stream, **arrays)
+    return stream.getbuffer()
+
+
+def _from_npz(data: Bytes, _shape: tuple[int, ...]) -> Part:
+    with np.load(io.BytesIO(data)) as arrays:
+        labels = [label or None for label in arrays["labels"].tolist()]
+        return Part(arrays["paths"].tolist(), labels, arrays["embeddings"])
+
+
+def _to_safetensors(part: Part) -> bytes:
+    """The format by hand: the package orders its metadata differently in every process."""
+    values = np.ascontiguousarray(part.embeddings)
+    header = {
+        "__metadata__": {"paths": json.dumps(part.paths), "labels": json.dumps(part.labels)},
+        "embeddings": {
+            "dtype": {"float32": "F32", "float16": "F16"}[values.dtype.name],
+            "shape": list(values.shape),
+            "data_offsets": [0, values.nbytes],
+        },
+    }
+    head = json.dumps(header).encode()
+    head += b" " * (-len(head) % 8)
+    return struct.pack("<Q", len(head)) + head + values.tobytes()
+
+
+def _from_safetensors(data: Bytes, _shape: tuple[int, ...]) -> Part:
+    length = struct.unpack("<Q", data[:8])[0]
+    metadata = json.loads(bytes(data[8 : 8 + length]))["__metadata__"]
+    embeddings = safetensors.numpy.load(bytes(data))["embeddings"]
+    return Part(json.loads(metadata["paths"]), json.loads(metadata["labels"]), embeddings)
+
+
+class _Format(NamedTuple):
+    write: Callable[[Part], Bytes]
+    read: Callable[[Bytes, tuple[int, ...]], Part]
+
+
+_FORMATS = {
+    "parquet": _Format(_to_parquet, _from_parquet),
+    "npz": _Format(_to_npz, _from_npz),
+    "safetensors": _Format(_to_safetensors, _from_safetensors),
+}
+
+
+def require(name: str) -> None:
+    """Make sure that a format can be written here.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    if name == "parquet":
+        _arrow()
+
+
+def versions(name: str) -> dict[str, str]:
+    """Of the package that writes a format."""
+    return {"pyarrow": _arrow()[0].__version__} if name == "parquet" else {"numpy": np.__version__}
+
+
+def to_bytes(part: Part, name: str) -> Bytes:
+    """A part as a file of the format: a key of `config.EmbedConfig.format`."""
+    return _FORMATS[name].write(part)
+
+
+def from_bytes(data: Bytes, name: str, shape: tuple[int, ...]) -> Part:
+    """What `to_bytes` wrote; `shape` is that of one embedding.
+
+    Raises:
+        Exception: The bytes are damaged; of which kind, each format decides.
+    """
+    return _FORMATS[name].read(data, shape)
+
+
+def plain_text(path: str) -> str:
+    r"""A path that any file can hold: bytes that are no UTF-8 become `\udcff` and the like."""
+    return path.encode("utf-8", "backslashreplace").decode()
