@@ -102,6 +102,8 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
             left_out.append(prefix + key)
         else:
             tensors[key] = tensor
+    if scalar := next((key for key, tensor in tensors.items() if tensor.ndim == 0), None):
+        raise UserError(f"{source} has a single number for {scalar}")
     tensors = _joined(tensors, source)
     if maker == "MoCo v3" and tensors["patch_embed.proj.weight"].shape[0] == 384:
         hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S is not everybody's
@@ -115,7 +117,7 @@ def innermost(state: Mapping[str, Any]) -> dict[str, Tensor]:
     while True:
         inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
         tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-        if tensors or inner is None:
+        if inner is None or any(key.endswith(tuple(EMBEDDINGS)) for key in tensors):
             return tensors
         state = inner
 
@@ -208,15 +210,27 @@ def _joined(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             if any(part is not None for part in parts):
                 if missing := [n for n, part in zip("qkv", parts, strict=True) if part is None]:
                     raise UserError(f"{source} lacks the {missing[0]} {what} of block {block}")
-                joined[f"{attn}qkv.{what}"] = torch.cat(parts)  # type: ignore[arg-type]
+                joined[f"{attn}qkv.{what}"] = _cat(parts, block, source)  # type: ignore[arg-type]
         if f"{attn}q_bias" in tensors:  # BEiT's family: keys have no bias
-            q, v = tensors[f"{attn}q_bias"], tensors[f"{attn}v_bias"]
-            joined[f"{attn}qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
+            q, v = tensors[f"{attn}q_bias"], tensors.get(f"{attn}v_bias")
+            if v is None:
+                raise UserError(f"{source} lacks the v bias of block {block}")
+            joined[f"{attn}qkv.bias"] = _cat([q, torch.zeros_like(q), v], block, source)
         if (weight := joined.get(f"{attn}qkv.weight")) is not None:
             joined.setdefault(f"{attn}qkv.bias", weight.new_zeros(len(weight)))
     embedding = joined["patch_embed.proj.weight"]
     joined.setdefault("patch_embed.proj.bias", embedding.new_zeros(len(embedding)))
     return joined
+
+
+def _cat(parts: list[Tensor], block: str, source: str) -> Tensor:
+    """Queries, keys and values below each other."""
+    if len({part.shape for part in parts}) > 1:
+        shapes = ", ".join(str(list(part.shape)) for part in parts)
+        raise UserError(
+            f"{source} has queries, keys and values of shapes {shapes} in block {block}"
+        )
+    return torch.cat(parts)
 
 
 def _measured(
@@ -229,7 +243,7 @@ def _measured(
     width, in_channels, patch = embedding.shape[:3]
     depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
     hidden = tensors.get("blocks.0.mlp.fc1.weight")
-    if hidden is None or "pos_embed" not in tensors:
+    if hidden is None or hidden.ndim != 2 or "pos_embed" not in tensors:
         lacking = "pos_embed" if hidden is not None else "blocks.0.mlp.fc1.weight"
         raise UserError(f"{source} is no plain ViT: it lacks {lacking}")
     tensors, num_registers, grid = _placed(tensors, hints.image_size, patch, source)
@@ -268,6 +282,9 @@ def _placed(
     positions = tensors["pos_embed"]
     positions = positions[None] if positions.ndim == 2 else positions
     registers = tensors.get("reg_token")
+    for name, tensor in (("positions", positions), ("registers", registers)):
+        if tensor is not None and (tensor.ndim != 3 or len(tensor) != 1):
+            raise UserError(f"{source} has {name} of shape {list(tensor.shape)}")
     num_registers = 0 if registers is None else registers.shape[1]
     num_cls = int("cls_token" in tensors)
     for prefix in (num_cls + num_registers, num_cls, 0):

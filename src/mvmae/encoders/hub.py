@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,9 @@ def from_timm(name: str) -> tuple[Found, Preprocessing]:
             "(timm.list_models('vit*') lists them)"
         )
     try:
-        model: Any = timm.create_model(name, pretrained=True, num_classes=0).eval()
+        model: Any = timm.create_model(
+            name, pretrained=True, num_classes=0, pretrained_cfg_overlay=_weights_of_timm(name)
+        ).eval()
     except Exception as error:  # no network, no weights, no such file: of many classes
         raise UserError(f"timm cannot give {name}: {_first_line(error)}") from error
     _require_plain(model, name)
@@ -49,6 +53,34 @@ def from_timm(name: str) -> tuple[Found, Preprocessing]:
         tuple(facts["mean"]), tuple(facts["std"]), _known_mode(facts.get("interpolation"))
     )
     return found._replace(maker="timm"), preprocessing
+
+
+def _weights_of_timm(name: str) -> dict[str, Any]:
+    """Where timm finds the weights: a file from the hub, or nothing to say.
+
+    Without a network timm itself would ask for a minute, and say so ten times.
+    """
+    import timm
+
+    facts = timm.models.get_pretrained_cfg(name)
+    if facts is None or not facts.hf_hub_id:
+        return {}
+    names = (facts.hf_hub_filename,) if facts.hf_hub_filename else WEIGHTS
+    folder = _snapshot(facts.hf_hub_id, names, ())
+    file = next((folder / name for name in names if (folder / name).exists()), None)
+    # `custom_load` is for the Jax files that these weights once were.
+    return {"file": str(file), "custom_load": False} if file else {}
+
+
+def _snapshot(name: str, weights: Sequence[str], others: Sequence[str]) -> Path:
+    """A model's folder in the hub's cache, with one of the files of weights: the first there is."""
+    from huggingface_hub import snapshot_download
+
+    for file in weights:
+        folder = Path(snapshot_download(name, allow_patterns=[file, *others]))
+        if (folder / file).exists():
+            break
+    return folder
 
 
 def _require_plain(model: Any, name: str) -> None:
@@ -91,13 +123,10 @@ def folder_of(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    if find_spec("huggingface_hub") is None:
+        raise UserError(f"no folder {name}, and the hub needs: pip install 'mvmae[hf]'")
     try:
-        from huggingface_hub import snapshot_download
-    except ImportError as error:
-        raise UserError(f"no folder {name}, and the hub needs: pip install 'mvmae[hf]'") from error
-    try:
-        wanted = ["config.json", PREPROCESSOR, *WEIGHTS]
-        return Path(snapshot_download(name, allow_patterns=wanted))
+        return _snapshot(name, WEIGHTS, ("config.json", PREPROCESSOR))
     except Exception as error:  # no network, no such model, no right to it: of many classes
         raise UserError(
             f"hf:{name} is no folder here, and the hub does not give it: {_first_line(error)}"

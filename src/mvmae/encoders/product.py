@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch
 
 from mvmae.config import Pool, PretrainConfig, Size
 from mvmae.data.views import MODES
@@ -96,3 +99,13 @@ def opened_from_config(encoder: Encoder, config: PretrainConfig) -> OpenedEncode
     """An encoder that is being pre-trained, as it will be used."""
     preprocessing = Preprocessing(*config.pixel_statistics, config.views.interpolation)
     return OpenedEncoder(encoder, preprocessing, config.model.latent)
+
+
+def digest(encoder: Encoder) -> str:
+    """A short hash of the weights, the same wherever they lie: names, shapes and bytes."""
+    whole = hashlib.sha256()
+    for name, tensor in sorted(encoder.state_dict().items()):
+        plain = tensor.detach().cpu().contiguous()
+        whole.update(f"{name} {list(plain.shape)} {plain.dtype}\0".encode())
+        whole.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return whole.hexdigest()[:16]

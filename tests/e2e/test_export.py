@@ -1,0 +1,424 @@
+"""`mvmae export`: encoders that other software loads, and computes the same with."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Generator
+
+from mvmae import config as configs
+from mvmae import encoders
+from mvmae.cli import main
+from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, Size
+from mvmae.encoders import OpenedEncoder, Preprocessing, load_encoder
+from mvmae.engine import checkpoint, runs
+from mvmae.models.mae import MaskedAutoencoder
+from mvmae.models.patches import masking_from_noise
+from mvmae.models.vit import Encoder, Variant, initialize
+
+IMAGES = torch.randn(2, 3, 16, 16, generator=Generator().manual_seed(1))
+
+
+def shaken(model):
+    """A model whose every weight counts; untrained ones have biases of 0 and norms of 1."""
+    generator = Generator().manual_seed(2)
+    for parameter in model.parameters():
+        parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    return model.eval()
+
+
+def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
+    """A run folder with what training leaves in it."""
+    objective = ObjectiveConfig(**changes.pop("objective", {}))
+    model_config = ModelConfig(
+        **{
+            "encoder": "vit_pico",
+            "image_size": 16,
+            "patch_size": 4,
+            "decoder_dim": 64,
+            "decoder_depth": 2,
+        }
+        | changes
+    )
+    config = PretrainConfig(out=folder, model=model_config, objective=objective)
+    model = shaken(MaskedAutoencoder(config.model))
+    folder.mkdir()
+    state = {"model": model.state_dict(), "config": configs.to_json(config)}
+    checkpoint.save(folder / "checkpoints", state)
+    encoders.save_encoder(folder, encoders.opened_from_config(model.encoder, config))
+    (folder / "config.json").write_text(configs.to_json(config))
+    runs.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
+    runs.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
+    (folder / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
+    return config, model
+
+
+def odd_encoder(folder: Path, variant: Variant, **sizes) -> OpenedEncoder:
+    """An encoder of another maker's kind, saved in a folder."""
+    size = {"image_size": (16, 16), "patch_size": 4, "in_channels": 3} | sizes
+    encoder = Encoder(Size(64, 2, 2), **size, variant=variant)
+    initialize(encoder, Generator().manual_seed(0))
+    channels = size["in_channels"]
+    preprocessing = Preprocessing((0.5,) * channels, (0.25,) * channels, "bilinear")
+    pool = "cls" if variant.cls_token else "mean"
+    opened = OpenedEncoder(shaken(encoder), preprocessing, pool)
+    folder.mkdir()
+    encoders.save_encoder(folder, opened)
+    return opened
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """An empty folder but for three images to check with, in which commands are given."""
+    (tmp_path / "images").mkdir()
+    for index in range(3):
+        noise = np.random.default_rng(index).integers(256, size=(20, 30, 3), dtype=np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{index}.png")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def exported(*words: str) -> None:
+    assert main(["export", *words, "--data", "images"]) == 0
+
+
+def left(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+def made_by(text: str, name: str):
+    """What a printed or written snippet of Python makes, called `name` in it."""
+    scope: dict = {}
+    exec(text, scope)
+    return scope[name]
+
+
+def snippet(readme: Path) -> str:
+    return readme.read_text().split("```python\n")[1].split("```")[0]
+
+
+# timm
+
+
+def test_a_run_becomes_a_model_of_timm_by_the_printed_line(here, capsys):
+    pytest.importorskip("timm")
+    _, model = begun(here / "run")
+    exported("run", "--format", "timm", "safetensors")
+    out = capsys.readouterr().out
+    line = next(line for line in out.splitlines() if line.startswith("model = timm"))
+    theirs = made_by(f"import timm\n{line}", "model")
+    expected = model.encoder.embed(IMAGES)
+    torch.testing.assert_close(theirs(IMAGES), expected, rtol=1e-4, atol=1e-5)
+    assert left(here / "run" / "export") == [
+        "safetensors/README.md",
+        "safetensors/encoder.json",
+        "safetensors/encoder.safetensors",
+        "timm/README.md",
+        "timm/model.safetensors",
+    ]
+    assert "3 images of images" in out
+
+
+VARIANTS = {
+    "registers": Variant(num_registers=3),
+    "registers alone": Variant(num_registers=2, cls_token=False),
+    "no class token": Variant(cls_token=False),
+    "layer scale": Variant(layer_scale=True),
+    "no final norm": Variant(final_norm=False),
+    "narrow MLP and another eps": Variant(mlp_ratio=49 / 64, norm_eps=1e-2),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
+def test_every_kind_of_encoder_becomes_a_model_of_timm(here, variant):
+    pytest.importorskip("timm")
+    opened = odd_encoder(here / "odd", variant, image_size=(16, 24), in_channels=1)
+    exported("odd", "--format", "timm", "--out", "out")
+    os.chdir(here / "out" / "timm")
+    theirs = made_by(snippet(Path("README.md")), "model")
+    images = torch.randn(2, 1, 16, 24)
+    expected = opened.encoder.embed(images, opened.pool)
+    torch.testing.assert_close(theirs(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "expected"),
+    [
+        ("vit_tiny", 224, "vit_tiny_patch16_224"),
+        ("vit_tiny", 384, "vit_tiny_patch16_384"),
+        ("vit_tiny", 96, "vit_tiny_patch16_224', checkpoint_path='f', img_size=96"),
+        ("vit_pico", (32, 48), "f', img_size=(32, 48), embed_dim=64, depth=4, num_heads=2"),
+    ],
+)
+def test_timms_own_names_are_used_where_there_are_some(name, size, expected):
+    pytest.importorskip("timm")
+    from mvmae.tasks.export_timm import lines
+
+    text = lines(Path("f"), encoders.open_encoder(f"random:{name}", size))
+    words = expected.split(", ")
+    assert all(word in text for word in words), text
+
+
+def test_the_safetensors_card_loads_with_mvmae_and_with_timm(here):
+    pytest.importorskip("timm")
+    _, model = begun(here / "run", latent="cls")
+    exported("run", "--format", "safetensors")
+    os.chdir(here / "run" / "export" / "safetensors")
+    text = Path("README.md").read_text()
+    assert torch.equal(
+        made_by(snippet(Path("README.md")), "encoder")(IMAGES), model.encoder(IMAGES)
+    )
+    theirs = made_by(snippet(Path("README.md")), "model")
+    torch.testing.assert_close(theirs(IMAGES), model.encoder(IMAGES)[:, 0], rtol=1e-4, atol=1e-5)
+    for words in (
+        "20 steps of 256 images",
+        "photos (99 images)",
+        "healthy. it learns.",
+        "vit_pico/4",
+    ):
+        assert words in text
+
+
+# transformers
+
+
+def test_a_run_becomes_a_vit_of_transformers(here):
+    transformers = pytest.importorskip("transformers")
+    _, model = begun(here / "run")
+    exported("run", "--format", "hf")
+    theirs, told = transformers.ViTModel.from_pretrained(
+        "run/export/hf", add_pooling_layer=False, output_loading_info=True
+    )
+    assert not any(told.values())
+    tokens = theirs.eval()(IMAGES).last_hidden_state
+    torch.testing.assert_close(tokens, model.encoder(IMAGES), rtol=1e-4, atol=1e-5)
+    assert torch.equal(load_encoder("hf:run/export/hf")(IMAGES), model.encoder(IMAGES))
+
+
+def test_transformers_prepares_images_as_mvmae_does(here):
+    transformers = pytest.importorskip("transformers")
+    from mvmae.data.sources.opening import open_source
+    from mvmae.data.views import normalized, whole_view
+
+    begun(here / "run", image_size=32)
+    exported("run", "--format", "hf")
+    processor = transformers.AutoImageProcessor.from_pretrained("run/export/hf")
+    mean, std, _ = encoders.open_encoder("run").preprocessing
+    # Of other shapes than squares the crop is cut after resizing, not before.
+    for width, tolerance in ((64, 0.005), (50, 0.06)):
+        pixels = open_source(("photos",), 3).read(0)[:, :, :width]
+        theirs = processor(images=pixels, return_tensors="pt")["pixel_values"]
+        ours = normalized(whole_view(pixels, (32, 32))[None], mean, std, torch.device("cpu"))
+        assert theirs.shape == ours.shape
+        assert (theirs - ours).abs().mean() < tolerance
+
+
+@pytest.mark.parametrize("options", [{}, {"mask_ratio": 0.8, "image_size": 20, "head": "mlp"}])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
+    transformers = pytest.importorskip("transformers")
+    config, model = begun(here / "run", objective={"normalize_targets": normalize}, **options)
+    exported("run", "--format", "hf-mae")
+    theirs, told = transformers.ViTMAEForPreTraining.from_pretrained(
+        "run/export/hf-mae", output_loading_info=True
+    )
+    assert not any(told.values())
+    assert theirs.config.norm_pix_loss == normalize
+    assert theirs.config.mask_ratio == pytest.approx(config.model.mask_ratio, abs=1e-5)
+    images = torch.randn(2, 3, *config.model.height_width)
+    noise = torch.rand(2, config.model.num_patches)
+    outputs = theirs.eval()(images, noise=noise)
+    assert torch.equal(outputs.mask, masking_from_noise(noise, config.model.num_visible).mask)
+    view = model(images, noise)
+    torch.testing.assert_close(outputs.logits, view.prediction, rtol=1e-4, atol=1e-5)
+    ours, state = model.state_dict(), theirs.state_dict()
+    assert torch.equal(state["vit.embeddings.position_embeddings"], ours["pos_embed"])
+    assert torch.equal(state["decoder.decoder_pos_embed"], ours["decoder_pos_embed"])
+    query = ours["decoder_blocks.1.attn.qkv.weight"][:64]
+    assert torch.equal(state["decoder.decoder_layers.1.attention.q_proj.weight"], query)
+
+
+# Graphs
+
+
+def test_a_run_becomes_an_onnx_file_for_any_number_of_images(here):
+    runtime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    _, model = begun(here / "run")
+    exported("run", "--format", "onnx")
+    session = runtime.InferenceSession("run/export/onnx/encoder.onnx")
+    assert [(one.name, one.shape[1:]) for one in session.get_inputs()] == [("images", [3, 16, 16])]
+    facts = json.loads(session.get_modelmeta().custom_metadata_map["encoder"])
+    assert facts["mean"] == [0.485, 0.456, 0.406]
+    for count in (1, 5):
+        images = torch.randn(count, 3, 16, 16)
+        pooled, patches = session.run(["pooled", "patches"], {"images": images.numpy()})
+        tokens = model.encoder(images)
+        torch.testing.assert_close(torch.tensor(patches), tokens[:, 1:], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.tensor(pooled), tokens[:, 1:].mean(1), rtol=1e-4, atol=1e-4
+        )
+
+
+def test_a_run_becomes_a_program_of_torch_for_any_number_of_images(here):
+    _, model = begun(here / "run", latent="cls")
+    exported("run", "--format", "pt2")
+    facts = {"encoder.json": ""}
+    program = torch.export.load("run/export/pt2/encoder.pt2", extra_files=facts)
+    assert json.loads(facts["encoder.json"])["pool"] == "cls"
+    for count in (1, 5):
+        images = torch.randn(count, 3, 16, 16)
+        pooled, patches = program.module()(images)
+        tokens = model.encoder(images)
+        torch.testing.assert_close(pooled, tokens[:, 0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(patches, tokens[:, 1:], rtol=1e-5, atol=1e-5)
+
+
+# What is refused, and what stays
+
+
+def refused(command: str, capsys) -> str:
+    capsys.readouterr()
+    assert main(command.split()) == 2
+    told = capsys.readouterr()
+    assert told.err.count("\n") == 1
+    assert told.err.startswith("mvmae: ")
+    return told.err
+
+
+@pytest.mark.parametrize(
+    ("variant", "says"),
+    [
+        (Variant(num_registers=1), "registers"),
+        (Variant(layer_scale=True), "layer scale"),
+        (Variant(cls_token=False), "no class token"),
+        (Variant(final_norm=False, layer_scale=True), "layer scale and no norm at the end"),
+    ],
+)
+def test_what_transformers_vit_has_not_is_refused(here, capsys, variant, says):
+    odd_encoder(here / "odd", variant)
+    text = refused("export odd --format timm hf", capsys)
+    assert f"odd has {says}, which transformers' ViTModel cannot have" in text
+    assert not Path("runs").exists()
+
+
+def test_a_decoder_that_is_not_there_is_refused(here, capsys):
+    begun(here / "contrast", objective={"reconstruction_weight": 0.0})
+    assert "trained without reconstruction" in refused("export contrast --format hf-mae", capsys)
+    begun(here / "wide", image_size=(16, 32))
+    assert "squares only" in refused("export wide --format hf-mae", capsys)
+    odd_encoder(here / "odd", Variant())
+    assert "odd/checkpoints/last.pt" in refused("export odd --format hf-mae", capsys)
+    text = refused("export wide/encoder.safetensors --format hf-mae", capsys)
+    assert "holds the encoder alone" in text
+    assert not list(here.rglob("export"))
+
+
+@pytest.mark.parametrize(
+    ("command", "says"),
+    [
+        ("export", "ENCODER"),
+        ("export run", "--format"),
+        ("export run --format", "--format"),
+        ("export run --format tflite", "tflite"),
+        ("export run --format pt2 pt2", "format pt2 is named twice"),
+        ("export nowhere --format pt2", "no such encoder: nowhere"),
+        ("export run --format pt2 --data nowhere", "no such folder: nowhere"),
+        ("export run --format pt2 --data empty", "no images"),
+        ("export run --format pt2 --data bad", "none of the 2 images of bad can be read"),
+        ("export run --format pt2 --out file", "file is a file"),
+        ("export run --format pt2 --out file/in", "file is a file"),
+        ("export run --format onnx --out a.onnx", "a.onnx must name a folder"),
+        ("export run --format pt2 --data=", "DATA is empty"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_and_leaves_nothing(here, capsys, command, says):
+    begun(here / "run")
+    (here / "file").write_text("")
+    (here / "empty").mkdir()
+    (here / "bad").mkdir()
+    for name in ("a.png", "b.jpg"):
+        (here / "bad" / name).write_bytes(b"no image")
+    before = left(here)
+    assert says in refused(command, capsys)
+    assert left(here) == before
+    assert not (here / "run" / "export").exists()
+
+
+def test_what_is_there_stays_unless_it_may_be_replaced(here, capsys):
+    begun(here / "run")
+    exported("run", "--format", "safetensors", "--out", "out")
+    file = here / "out" / "safetensors" / "encoder.safetensors"
+    (file.parent / "notes.txt").write_text("mine")
+    before = file.stat().st_mtime_ns
+    text = refused("export run --format pt2 safetensors --out out", capsys)
+    assert "there already: out/safetensors: --overwrite replaces it" in text
+    assert file.stat().st_mtime_ns == before
+    exported("run", "--format", "safetensors", "--out", "out", "--overwrite")
+    assert file.stat().st_mtime_ns > before
+    assert sorted(path.name for path in (here / "out").iterdir()) == ["safetensors"]
+    assert left(here / "out" / "safetensors") == [
+        *("README.md", "encoder.json", "encoder.safetensors")
+    ]
+
+
+def test_an_encoder_of_numbers_that_are_not_finite_is_refused(here, capsys):
+    opened = odd_encoder(here / "odd", Variant())
+    opened.encoder.norm.bias.data[3] = float("nan")
+    encoders.save_encoder(here / "odd", opened)
+    assert "not finite" in refused("export odd --format safetensors --out a/b", capsys)
+    assert not Path("a").exists()
+
+
+@pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_export_that_is_interrupted_leaves_what_was_there(here, monkeypatch, failure):
+    begun(here / "run")
+    exported("run", "--format", "safetensors", "--out", "out")
+    before = left(here)
+
+    def interrupted(*_):
+        raise failure
+
+    monkeypatch.setattr(safetensors.torch, "save", interrupted)
+    status = 130 if failure is KeyboardInterrupt else 2
+    command = ["export", "run", "--format", "safetensors", "--data", "images", "--out"]
+    assert main([*command, "out", "--overwrite"]) == status
+    assert left(here) == before
+    assert main([*command, "new/er"]) == status
+    assert left(here) == before
+    assert not Path("new").exists()
+
+
+def test_a_file_that_computes_something_else_is_our_fault_and_does_not_stay(here, monkeypatch):
+    begun(here / "run")
+    save = safetensors.torch.save
+
+    def spoiled(tensors):
+        return save(tensors | {"norm.bias": tensors["norm.bias"] + 0.01})
+
+    monkeypatch.setattr(safetensors.torch, "save", spoiled)
+    with pytest.raises(RuntimeError, match="safetensors: what was written computes something else"):
+        main(["export", "run", "--format", "safetensors"])
+    assert not (here / "run" / "export").exists()
+
+
+def test_a_missing_package_is_named(here, capsys, monkeypatch):
+    begun(here / "run")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    text = refused("export run --format pt2 onnx", capsys)
+    assert text == "mvmae: --format onnx needs onnxscript: pip install 'mvmae[onnx]'\n"
+
+
+def test_an_encoder_of_four_channels_is_compared_on_noise(here, capsys):
+    opened = odd_encoder(here / "odd", Variant(), in_channels=4)
+    exported("odd", "--format", "pt2", "--out", "out")
+    assert "8 images of noise" in capsys.readouterr().out
+    images = torch.randn(3, 4, 16, 16)
+    program = torch.export.load("out/pt2/encoder.pt2").module()
+    torch.testing.assert_close(program(images)[0], opened.encoder.embed(images, "cls"))
