@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config import PretrainConfig
-from mvmae.data.decode import UnreadableImageError
+from mvmae.data.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.source import Source
 from mvmae.data.views import mask_noise, random_views, whole_view
 
@@ -66,17 +66,29 @@ class ViewsDataset(Dataset):
         config = self.config
         rng = np.random.default_rng((config.seed, epoch, place))
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
-        skipped = []
-        for _ in range(ATTEMPTS):
-            try:
-                image = self.source.read(place)
-            except UnreadableImageError as error:
-                skipped.append(Skipped(self.source.path(place), str(error)))
-                place = int(rng.integers(len(self.source)))
-            else:
-                views = random_views(image, config.views, config.model.height_width, rng)
-                return _Sample(views, noise, skipped)
-        return _Sample(None, noise, skipped)
+        image, _, skipped = readable(self.source, place, rng)
+        if image is None:
+            return _Sample(None, noise, skipped)
+        views = random_views(image, config.views, config.model.height_width, rng)
+        return _Sample(views, noise, skipped)
+
+
+def readable(
+    source: Source, place: int, rng: np.random.Generator
+) -> tuple[Pixels | None, int, list[Skipped]]:
+    """The image at a place, or another in place of an unreadable one.
+
+    Returns:
+        Its pixels, or none where none of `ATTEMPTS` could be read; its place; what was skipped.
+    """
+    skipped = []
+    for _ in range(ATTEMPTS):
+        try:
+            return source.read(place), place, skipped
+        except UnreadableImageError as error:
+            skipped.append(Skipped(source.path(place), str(error)))
+            place = int(rng.integers(len(source)))
+    return None, place, skipped
 
 
 def _collate(samples: list[_Sample]) -> Batch:
@@ -92,6 +104,21 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_images)
 
 
+@runtime_checkable  # beartype asks in tests
+class Order(Protocol):
+    """What the order of the images follows from, besides their number."""
+
+    @property
+    def seed(self) -> int:
+        """Of the shuffling."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step, over all processes."""
+        ...
+
+
 class StepSampler:
     """For each step from `start`, the (epoch, index) pairs of this process's share of the batch.
 
@@ -99,23 +126,23 @@ class StepSampler:
     """
 
     def __init__(
-        self, num_images: int, config: PretrainConfig, steps: range, rank: int, world_size: int
+        self, num_images: int, order: Order, steps: range, rank: int, world_size: int
     ) -> None:
-        self.num_images, self.config, self.steps = num_images, config, steps
+        self.num_images, self.order, self.steps = num_images, order, steps
         self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch_size = self.config.batch_size
+        batch_size = self.order.batch_size
         per_epoch = self.num_images // batch_size
         share = batch_size // self.world_size
         known, order = -1, np.empty(0, dtype=np.int64)
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
-                known, order = epoch, epoch_order(self.config.seed, epoch, self.num_images)
+                known, order = epoch, epoch_order(self.order.seed, epoch, self.num_images)
             begin = place * batch_size + self.rank * share
             yield [(epoch, int(index)) for index in order[begin : begin + share]]
 
@@ -127,7 +154,7 @@ def view_batches(
     return DataLoader(
         ViewsDataset(source, config),
         batch_sampler=StepSampler(len(source), config, steps, rank, world_size),
-        **_loading(config.workers, cuda),
+        **loading(config.workers, cuda),
         collate_fn=_collate,
     )
 
@@ -143,18 +170,20 @@ class WholeBatch(NamedTuple):
 class WholeDataset(Dataset):
     """Images as they are judged, by index."""
 
-    def __init__(self, source: Source, size: tuple[int, int], interpolation: str) -> None:
-        self.source, self.size, self.interpolation = source, size, interpolation
+    def __init__(
+        self, source: Source, size: tuple[int, int], interpolation: str, share: float = 1.0
+    ) -> None:
+        self.source, self.size, self.interpolation, self.share = source, size, interpolation, share
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Skipped]]:
         try:
-            image = whole_view(self.source.read(index), self.size, self.interpolation)
+            pixels = self.source.read(index)
         except UnreadableImageError as error:
             return None, index, [Skipped(self.source.path(index), str(error))]
-        return image, index, []
+        return whole_view(pixels, self.size, self.interpolation, self.share), index, []
 
 
 def _collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
@@ -173,18 +202,19 @@ def whole_batches(
     batch_size: int,
     workers: int | None,
     cuda: bool,
+    share: float = 1.0,
 ) -> DataLoader:
-    """Every image once, in order; iterating yields `WholeBatch`."""
+    """Every image once, in order, as `whole_view` shows it; iterating yields `WholeBatch`."""
     return DataLoader(
-        WholeDataset(source, size, interpolation),
+        WholeDataset(source, size, interpolation, share),
         batch_size=batch_size,
-        **_loading(workers, cuda),
+        **loading(workers, cuda),
         collate_fn=_collate_whole,
     )
 
 
-def _loading(workers: int | None, cuda: bool) -> dict:
-    """DataLoader's options; on a CPU the network wants the cores, so one process reads."""
+def loading(workers: int | None, cuda: bool) -> dict:
+    """Options for DataLoader; on a CPU the network wants the cores, so one process reads."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)

@@ -82,11 +82,19 @@ def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Fl
 
 
 def whole_view(
-    image: Pixels, size: tuple[int, int], interpolation: str = "bicubic"
+    image: Pixels, size: tuple[int, int], interpolation: str = "bicubic", share: float = 1.0
 ) -> UInt8[Tensor, "C h w"]:
-    """What is judged: the largest part in the middle that has the shape, resized."""
+    """What is judged: the largest part in the middle that has the shape, resized.
+
+    Args:
+        image: The pixels.
+        size: Height and width wanted, in pixels.
+        interpolation: "bicubic" or "bilinear".
+        share: Of that part's height and width, what is kept in the middle; 224/256 is what
+            supervised training is customarily tested on.
+    """
     height, width = image.shape[1:]
-    scale = min(height / size[0], width / size[1])
+    scale = share * min(height / size[0], width / size[1])
     h, w = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
     box = Box((height - h) // 2, (width - w) // 2, h, w)
     return crop(image, box, size, interpolation)

@@ -114,6 +114,22 @@ def gather_objects(items: list) -> list:
     return [item for one in lists or [] for item in one]
 
 
+def from_main(value: Any) -> Any:
+    """What the main process has here, for all of them; plain data."""
+    if world_size() == 1:
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def share_buffers(model: nn.Module) -> None:
+    """Give every process the main one's buffers, such as batch norm's running figures."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+
+
 def barrier() -> None:
     """Wait for every process."""
     if world_size() > 1:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -26,10 +29,18 @@ class Log:
         total: Steps in the whole run.
         also: Other places for the metrics.
         quiet: Whether this process says nothing.
+        title: Before the bar.
     """
 
     def __init__(
-        self, folder: Path, *, start: int, total: int, also: Sequence[str], quiet: bool
+        self,
+        folder: Path,
+        *,
+        start: int,
+        total: int,
+        also: Sequence[str],
+        quiet: bool,
+        title: str = "pretrain",
     ) -> None:
         self.file, self.start, self.total, self.quiet = (
             folder / "metrics.jsonl",
@@ -52,7 +63,7 @@ class Log:
             console=self.console,
             disable=quiet or not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("pretrain", total=total, completed=start, said="")
+        self._task = self._bar.add_task(title, total=total, completed=start, said="")
 
     def __enter__(self) -> Log:
         self._bar.start()
@@ -92,6 +103,18 @@ class Log:
         self._bar.update(self._task, completed=record["step"], said=said)
         self._plain_line(record["step"], said)
 
+    def picture(self, name: str, png: bytes, step: int) -> None:
+        """Show a picture, a PNG file's bytes, where there is a place for pictures."""
+        if self._board:
+            with Image.open(io.BytesIO(png)) as file:
+                pixels = np.asarray(file.convert("RGB"))
+            self._board.add_image(name, pixels, step, dataformats="HWC")
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether `picture` has a place to show them."""
+        return self._board is not None
+
     def _plain_line(self, step: int, said: str) -> None:
         """Where there is no terminal, about twenty lines tell the run."""
         due = step * PLAIN_LINES // self.total
@@ -110,6 +133,10 @@ SHOWN = (
     ("lr", "lr", ".1e"),
     ("images_per_second", "images/s", ".0f"),
     ("knn_top1", "kNN", ".1f"),
+    ("top1", "top-1", ".1f"),
+    ("box_ap", "AP box", ".1f"),
+    ("mask_ap", "AP mask", ".1f"),
+    ("miou", "mIoU", ".1f"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from mvmae.config.files import command_of, to_plain
 from mvmae.engine import runs
 from mvmae.errors import UserError
 
-LONGEST = 80  # letters of a file's name that are taken from what the user called things
+LONGEST = 80  # bytes of a file's name that are taken from what the user called things
 
 
 def home(encoder: str, out: Path | None) -> Path:
@@ -21,12 +22,21 @@ def home(encoder: str, out: Path | None) -> Path:
     The one asked for; else the run that the encoder is or lies in; else runs/ENCODER.
 
     Raises:
-        UserError: It is a file.
+        UserError: It is a file, lies below one, or may not be written to.
     """
-    folder = out or _run_of(Path(encoder)) or Path("runs") / slug(_short(encoder))
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file: --out must name a folder")
+    run = None if _is_named(encoder) else _run_of(Path(encoder))
+    folder = out or run or Path("runs") / slug(_short(encoder))
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file: --out must name a folder")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} may not be written to: name another folder with --out")
     return folder
+
+
+def _is_named(encoder: str) -> bool:
+    """Whether it is `timm:NAME` or the like, and no path."""
+    return encoder.split(":")[0] in ("random", "timm", "hf")
 
 
 def _run_of(path: Path) -> Path | None:
@@ -38,14 +48,15 @@ def _run_of(path: Path) -> Path | None:
 
 def _short(encoder: str) -> str:
     """A file's or folder's own name; `timm:NAME` and the like whole."""
-    if encoder.split(":")[0] in ("random", "timm", "hf"):
+    if _is_named(encoder):
         return encoder
     return Path(encoder).stem if Path(encoder).is_file() else Path(encoder).resolve().name
 
 
 def slug(text: str) -> str:
     """What can be a file's name of what the user called something."""
-    return re.sub(r"[^\w.]+", "-", text).strip("-.")[-LONGEST:] or "data"
+    plain = re.sub(r"[^\w.]+", "-", text).encode()[-LONGEST:].decode(errors="ignore")
+    return plain.strip("-.") or "data"
 
 
 def write(

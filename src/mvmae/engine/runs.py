@@ -23,6 +23,8 @@ OURS = (
     *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
     *("encoder.safetensors", "encoder.json", "health.json", "figures", "report.html"),
     *("results", "cache"),
+    *("model.safetensors", "model.json", "best.safetensors", "best.json", "predictions.csv"),
+    *("predictions.json", "predictions"),
 )
 
 

@@ -6,7 +6,7 @@ Shapes: B images, C channels, N tokens, K visible patches, D width, P numbers in
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -54,12 +54,15 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
-    def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Mix tokens."""
+    def forward(
+        self, x: Float[Tensor, "B N D"], bias: Callable[[Tensor], Tensor] | None = None
+    ) -> Float[Tensor, "B N D"]:
+        """Mix tokens; `bias` makes what is added to the logits of the queries, B heads N d."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
+        mask = None if bias is None else bias(q)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
 
 
@@ -107,10 +110,11 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Attend, then transform."""
-        x = x + self._dropped(self.ls1(self.attn(self.norm1(x))))
-        return x + self._dropped(self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.dropped(self.ls1(self.attn(self.norm1(x))))
+        return x + self.dropped(self.ls2(self.mlp(self.norm2(x))))
 
-    def _dropped(self, branch: Tensor) -> Tensor:
+    def dropped(self, branch: Tensor) -> Tensor:
+        """A branch, left out of some images in training."""
         if self.drop_path == 0 or not self.training:
             return branch
         return stochastic_depth(branch, self.drop_path, mode="row")
@@ -250,7 +254,8 @@ class Encoder(nn.Module):
             patches = take_rows(patches, ids_keep)
             positions = positions[0][ids_keep]
         x = self.patch_embed(patches) + positions
-        first = [tokens.to(x.dtype).expand(len(x), -1, -1) for tokens in prefix]
+        # len() would be a constant to torch.export.
+        first = [tokens.to(x.dtype).expand(x.shape[0], -1, -1) for tokens in prefix]
         return torch.cat([*first, x], dim=1)
 
     def embed(self, images: Float[Tensor, "B C H W"], pool: Pool = "mean") -> Float[Tensor, "B D"]:

@@ -1,0 +1,112 @@
+"""What every supervised training run does between its steps, whatever it learns."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mvmae import config as configs
+from mvmae.engine import checkpoint, distributed, runs
+from mvmae.engine.interrupt import Interrupt
+from mvmae.engine.state import State
+from mvmae.errors import UserError
+
+
+def refuse_own_encoder(encoder: str, out: Path, *, overwrite: bool) -> None:
+    """An encoder that `--overwrite` would delete is no place to write to.
+
+    Raises:
+        UserError: It lies in `out`.
+    """
+    path = Path(encoder)
+    if overwrite and path.exists() and path.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--overwrite would delete {path}, the encoder: choose another --out")
+
+
+def refuse_unequal_shares(batch_size: int, accumulate: int) -> None:
+    """A batch must be shared by the processes, and each share must have its parts.
+
+    Raises:
+        UserError: It cannot.
+    """
+    processes = distributed.world_size()
+    if batch_size % processes:
+        near = max(1, batch_size // processes) * processes
+        raise UserError(
+            f"batch_size {batch_size} cannot be shared by {processes} processes: {near} can"
+        )
+    if accumulate > batch_size // processes:
+        raise UserError(
+            f"accumulate {accumulate} is more than the {batch_size // processes} images that a "
+            "process has in a step"
+        )
+
+
+def begin_folder(config: Any, device: torch.device, **facts: Any) -> None:
+    """Make the run folder, with what repeats the run; the other processes wait for it."""
+    if distributed.is_main():
+        runs.make(config.out)
+        if config.overwrite:
+            runs.clear(config.out)
+        environment = runs.environment(device, distributed.world_size(), **facts)
+        runs.write_json(config.out / "environment.json", environment)
+        kept = replace(config, resume=False, overwrite=False)
+        checkpoint.write_text(config.out / runs.CONFIG, configs.to_json(kept))
+    distributed.barrier()
+
+
+def is_due(state: State, config: Any, device: torch.device) -> bool:
+    """Whether it is time for a checkpoint; asked between lines of metrics, and all agree."""
+    if state.step % config.log_every:
+        return False
+    late = time.monotonic() - state.saved_at >= 60 * config.save_every_minutes
+    return bool(distributed.largest(int(late), device))
+
+
+def stop_signal(interrupt: Interrupt, state: State, config: Any, device: torch.device) -> int:
+    """The signal to stop for, if any process got one; several ask each other only now and then."""
+    if distributed.world_size() > 1 and state.step % config.log_every:
+        return 0
+    return distributed.largest(interrupt.signal, device)
+
+
+def refuse_infinite(state: State, out: Path, remedy: str) -> None:
+    """Stop at the first loss since the last line of metrics that is no number.
+
+    Args:
+        state: Its `pending` has a loss, or a row of them, for each step.
+        out: The run folder.
+        remedy: What to do about it, once there has been an update.
+
+    Raises:
+        UserError: There is one.
+    """
+    if not state.pending:
+        return
+    values = torch.stack(state.pending).reshape(len(state.pending), -1)
+    bad = (~values.isfinite()).any(dim=1).nonzero()  # a CPU-GPU synchronisation on CUDA
+    if not len(bad):
+        return
+    step = state.step - len(values) + int(bad[0]) + 1
+    kept = (
+        f"{out}/checkpoints/last.pt, of step {state.saved_step}, is from before it"
+        if state.saved_step
+        else "no checkpoint had been saved yet"
+    )
+    first = "before any update: look at ENCODER, whose weights may be damaged"
+    raise UserError(
+        f"the loss is not finite at step {step}: {remedy if step > 1 else first}; {kept}"
+    )
+
+
+def farewell(verb: str, signal: int, out: Path, step: int) -> str:
+    """What to say when stopped."""
+    name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
+    return (
+        f"stopped by {name} after step {step}, saved. Go on with: "
+        f"mvmae {verb} --resume --out {out}"
+    )

@@ -1,0 +1,218 @@
+"""What a fine-tuning run is, and what it must remember to go on as if it had never stopped."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mvmae.config import FinetuneConfig
+from mvmae.data.sources.opening import Labelled, fingerprint
+from mvmae.encoders import OpenedEncoder
+from mvmae.engine import checkpoint, distributed, resuming, runs
+from mvmae.engine.interrupt import Interrupt
+from mvmae.engine.optim import layerwise_adamw
+from mvmae.engine.schedule import warmup_cosine
+from mvmae.engine.state import State
+from mvmae.errors import UserError
+from mvmae.models.classifier import Classifier
+
+COUNTED = (  # of the state, what a checkpoint holds as it is
+    *("step", "pending", "drawn", "unreadable"),
+    *("judged_step", "best_top1", "best_top5", "best_epoch"),
+)
+
+
+class Plan(NamedTuple):
+    """How long the run is, and on what."""
+
+    per_epoch: int
+    """Steps in an epoch."""
+
+    total: int
+    """Steps in the run."""
+
+    fingerprint: str
+    """Of the training images and of the test images."""
+
+    def lr(self, step: int, config: FinetuneConfig) -> float:
+        """Learning rate of the head in a step."""
+        return warmup_cosine(
+            step,
+            peak=config.lr,
+            warmup_steps=round(config.warmup_epochs * self.per_epoch),
+            total_steps=self.total,
+            final=config.min_lr,
+        )
+
+    def place(self, step: int, config: FinetuneConfig) -> dict[str, Any]:
+        """How far the run is after so many steps, in the units people compare."""
+        epoch = round(step / self.per_epoch, 4)
+        return {"step": step, "epoch": epoch, "images": step * config.batch_size}
+
+    def is_evaluation(self, step: int, config: FinetuneConfig) -> bool:
+        """Whether the test images are looked at after this step; the last has its own place."""
+        return step < self.total and step % (config.eval_every * self.per_epoch) == 0
+
+
+def plan_of(config: FinetuneConfig, data: Labelled) -> Plan:
+    """Count the steps.
+
+    Raises:
+        UserError: There are fewer images than a batch needs, or the batch cannot be shared out.
+    """
+    processes, count = distributed.world_size(), len(data.train)
+    if config.batch_size % processes:
+        near = max(1, config.batch_size // processes) * processes
+        raise UserError(
+            f"batch_size {config.batch_size} cannot be shared by {processes} processes: {near} can"
+        )
+    if config.accumulate > config.batch_size // processes:
+        raise UserError(
+            f"accumulate {config.accumulate} is more than the {config.batch_size // processes} "
+            "images that a process has in a step"
+        )
+    if count < config.batch_size:
+        raise UserError(
+            f"{count} training images are fewer than a batch of {config.batch_size}: "
+            f"set --batch-size {count} or less, or give more images"
+        )
+    per_epoch = count // config.batch_size
+    both = f"{fingerprint(data.train)}-{fingerprint(data.test)}"
+    return Plan(per_epoch, per_epoch * config.epochs, both)
+
+
+class Job(NamedTuple):
+    """What does not change in a run."""
+
+    config: FinetuneConfig
+    opened: OpenedEncoder
+    """The encoder to begin with; its weights are not trained, a copy's are."""
+
+    data: Labelled
+    plan: Plan
+    device: torch.device
+
+
+class Trained(NamedTuple):
+    """What the optimiser changes, and the average that follows it."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @property
+    def product(self) -> Classifier:
+        """What is judged and kept."""
+        return self.average.module if self.average else self.model  # type: ignore[return-value]
+
+
+def trained_of(model: Classifier, config: FinetuneConfig) -> Trained:
+    """A model with its optimiser and, where asked for, the average of its weights."""
+    optimizer = layerwise_adamw(
+        model,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+    )
+    if config.ema is None:
+        return Trained(model, optimizer, None)
+    follow = get_ema_multi_avg_fn(config.ema)
+    return Trained(model, optimizer, AveragedModel(model, multi_avg_fn=follow))
+
+
+class FinetuneState(State):
+    """What a step changes besides the weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.judged_step = -1  # after which the test images were last looked at
+        self.best_top1, self.best_top5, self.best_epoch = -1.0, 0.0, 0.0
+
+    def refuse_infinite(self, config: FinetuneConfig) -> None:
+        """Stop at the first loss since the last line of metrics that is no number.
+
+        Raises:
+            UserError: There is one.
+        """
+        if not self.pending:
+            return
+        values = torch.stack(self.pending)  # a CPU-GPU synchronisation on CUDA
+        bad = (~values.isfinite()).nonzero()
+        if not len(bad):
+            return
+        step = self.step - len(values) + int(bad[0]) + 1
+        kept = (
+            f"{config.out}/checkpoints/last.pt, of step {self.saved_step}, is from before it"
+            if self.saved_step
+            else "no checkpoint had been saved yet"
+        )
+        remedy = (
+            "begin a new run with a lower --base-lr, or with --clip-grad 1"
+            if step > 1
+            else "before any update: look at ENCODER, whose weights may be damaged"
+        )
+        raise UserError(f"the loss is not finite at step {step}: {remedy}; {kept}")
+
+
+def save(state: FinetuneState, config: FinetuneConfig, trained: Trained, fingerprint: str) -> None:
+    """Write a checkpoint, unless a loss since the last one is not finite.
+
+    Raises:
+        UserError: A loss is not finite; the checkpoint before stays.
+    """
+    state.refuse_infinite(config)
+    rows = distributed.gather_objects(state.skipped)
+    state.skipped = []
+    if distributed.is_main():
+        runs.append_skipped(config.out, rows)
+        average = trained.average.state_dict() if trained.average else None
+        content = {
+            "model": trained.model.state_dict(),
+            "optimizer": trained.optimizer.state_dict(),
+            "average": average,
+        }
+        resuming.save(config, fingerprint, content | {n: getattr(state, n) for n in COUNTED})
+    state.saved_at, state.saved_step = time.monotonic(), state.step
+    distributed.barrier()
+
+
+def resume(config: FinetuneConfig, trained: Trained, fingerprint: str) -> FinetuneState:
+    """Take up the run in the folder where it was saved.
+
+    Raises:
+        UserError: The checkpoint is damaged, or of another model, config or data.
+    """
+    saved = resuming.load(config, fingerprint, ("model", "optimizer", "average", *COUNTED))
+    source = str(resuming.file_of(config.out))
+    checkpoint.load_weights(trained.model, saved["model"], source=source)
+    trained.optimizer.load_state_dict(saved["optimizer"])
+    if trained.average:
+        checkpoint.load_weights(trained.average, saved["average"], source=source)
+    state = FinetuneState()
+    for name in COUNTED:
+        setattr(state, name, saved[name])
+    device = next(trained.model.parameters()).device
+    state.pending = [loss.to(device) for loss in state.pending]
+    state.saved_step = state.step
+    return state
+
+
+def is_due(state: FinetuneState, config: FinetuneConfig, device: torch.device) -> bool:
+    """Whether it is time for a checkpoint; asked between lines of metrics, and all agree."""
+    if state.step % config.log_every:
+        return False
+    late = time.monotonic() - state.saved_at >= 60 * config.save_every_minutes
+    return bool(distributed.largest(int(late), device))
+
+
+def stop_signal(
+    interrupt: Interrupt, config: FinetuneConfig, state: FinetuneState, device: torch.device
+) -> int:
+    """The signal to stop for, if any process got one; several ask each other only now and then."""
+    if distributed.world_size() > 1 and state.step % config.log_every:
+        return 0
+    return distributed.largest(interrupt.signal, device)
