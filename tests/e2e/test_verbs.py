@@ -1,6 +1,5 @@
-"""`knn`, `probe`, `reconstruct`, `recipes` and help on a run of a second."""
+"""`reconstruct`, `recipes` and help on a run of a second."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ from mvmae.cli import VERBS, main
 from mvmae.recipes import RECIPES, VARIANTS
 from mvmae.version import __version__
 
-ROWS = ["run", "the same, untrained", "raw pixels"]
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 2 "
     "--warmup-epochs 0 --device cpu --workers 0"
@@ -23,7 +21,7 @@ A_SECOND = (
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A run, and labelled images in two colours that a nearest neighbour tells apart."""
+    """A run, and images in two colours."""
     home = tmp_path_factory.mktemp("home")
     for label, colour in (("blue", (20, 40, 200)), ("red", (200, 40, 20))):
         (home / "images" / label).mkdir(parents=True)
@@ -45,141 +43,9 @@ def here(home, tmp_path, monkeypatch, capsys) -> Path:
     return tmp_path / "here"
 
 
-def result(file: Path | str) -> dict:
-    return json.loads(Path(file).read_text())
-
-
 def said(capsys) -> str:
     """What a person reads, in one line: tables are as wide as the terminal."""
     return " ".join(capsys.readouterr().out.split())
-
-
-# knn and probe
-
-
-@pytest.mark.parametrize("verb", ["knn", "probe"])
-def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, verb):
-    assert main([verb, "run", "images", "--workers", "0"]) == 0
-    text = said(capsys)
-    for row in ROWS:
-        assert row in text
-    for words in ("mean token", "class token", "16 images learn, 4 test", "chance 50.0"):
-        assert words in text
-    assert "every fifth image of each class tests" in text
-    assert f"written: run/{verb}.json" in text
-
-    kept = result(f"run/{verb}.json")
-    assert kept["verb"] == verb
-    assert kept["classes"] == ["blue", "red"]
-    assert (kept["num_train"], kept["num_test"]) == (16, 4)
-    assert kept["config"]["encoder"] == "run"
-    assert kept["config"]["data"] == "images"
-    assert kept["environment"]["mvmae"] == __version__
-    assert [row["name"] for row in kept["rows"]] == ROWS
-    assert [set(row["top1"]) for row in kept["rows"]] == [{"mean", "cls"}] * 2 + [{"pixels"}]
-    assert all(0 <= score <= 100 for row in kept["rows"] for score in row["top1"].values())
-    assert kept["headline"] == {"token": "mean", f"{verb}_top1": kept["rows"][0]["top1"]["mean"]}
-
-
-@pytest.mark.parametrize("verb", ["knn", "probe"])
-def test_two_colours_are_told_apart_by_their_pixels(here, capsys, verb):
-    assert main([verb, "run", "images", "--workers", "0"]) == 0
-    pixels = result(f"run/{verb}.json")["rows"][2]["top1"]["pixels"]
-    assert pixels == 100
-    assert "│ raw pixels │ 100.0 │" in said(capsys)
-
-
-def test_evaluation_is_the_same_every_time(here):
-    assert main(["knn", "run", "images", "--workers", "0"]) == 0
-    first = result("run/knn.json")["rows"]
-    assert main(["knn", "run", "images", "--workers", "1", "--batch-size", "3"]) == 0
-    second = result("run/knn.json")["rows"]
-    assert [row["top1"] for row in first] == [row["top1"] for row in second]
-
-
-def test_probe_notes_the_strength_it_chose(here):
-    assert main(["probe", "run", "images", "--costs", "0.5", "--workers", "0"]) == 0
-    for row in result("run/probe.json")["rows"]:
-        assert all(note == {"cost": 0.5, "converged": True} for note in row["notes"].values())
-
-
-def test_baselines_can_be_left_out(here, capsys):
-    assert main(["knn", "run", "images", "--no-baselines", "--workers", "0"]) == 0
-    assert [row["name"] for row in result("run/knn.json")["rows"]] == ["run"]
-    assert "untrained" not in said(capsys)
-
-
-def test_result_goes_where_it_is_asked_to(here):
-    assert main(["knn", "run", "images", "--out", "results/a.json", "--workers", "0"]) == 0
-    assert result("results/a.json")["verb"] == "knn"
-    assert not Path("run/knn.json").exists()
-
-
-def test_fewer_images_can_be_asked_for(here, capsys):
-    options = ["--max-train", "6", "--max-test", "3", "--workers", "0"]
-    assert main(["knn", "run", "images", *options]) == 0
-    assert "6 images learn, 3 test" in said(capsys)
-    kept = result("run/knn.json")
-    assert (kept["num_train"], kept["num_test"]) == (6, 3)
-
-
-def test_encoder_file_and_checkpoint_are_judged_like_the_run(here):
-    tops = []
-    for number, encoder in enumerate(["run", "run/encoder.safetensors", "run/checkpoints/last.pt"]):
-        file = f"{number}.json"
-        assert main(["knn", encoder, "images", "--out", file, "--workers", "0"]) == 0
-        tops.append([row["top1"] for row in result(file)["rows"]])
-    assert tops[0] == tops[1] == tops[2]
-
-
-def test_another_size_of_input_is_judged(here):
-    assert main(["knn", "run", "images", "--image-size", "24", "32", "--workers", "0"]) == 0
-    assert result("run/knn.json")["config"]["image_size"] == [24, 32]
-
-
-def test_random_encoder_is_judged_and_leaves_nothing(here, capsys):
-    before = sorted(here.rglob("*"))
-    options = ["--image-size", "64", "--workers", "0", "--no-baselines"]
-    assert main(["knn", "random:vit_pico", "images", *options]) == 0
-    text = said(capsys)
-    assert "random:vit_pico" in text
-    assert "written" not in text
-    assert sorted(here.rglob("*")) == before
-
-
-@pytest.mark.parametrize("size", ["16", "32"])
-def test_random_encoder_takes_any_multiple_of_its_patch(here, size):
-    command = ["knn", "random:vit_pico", "images", "--image-size", size, "--workers", "0"]
-    assert main(command) == 0
-
-
-def test_folders_of_both_parts_are_judged_as_they_are(here, capsys):
-    for part in ("train", "val"):
-        shutil.copytree("images", f"split/{part}")
-    assert main(["knn", "run", "split", "--workers", "0"]) == 0
-    assert "20 images learn, 20 test (train/ and val/)" in said(capsys)
-
-
-@pytest.mark.parametrize("verb", ["knn", "probe"])
-def test_images_that_cannot_be_judged_are_mentioned(here, capsys, verb):
-    for name in ("blue/0", "red/1"):
-        Path(f"images/{name}.png").write_bytes(b"no image")
-    assert main([verb, "run", "images", "--workers", "0"]) == 0
-    text = said(capsys)
-    assert "15 images learn, 3 test" in text
-    assert "could not be read" in text or "cannot be read" in text
-
-
-@pytest.mark.parametrize("verb", ["knn", "probe"])
-def test_brackets_in_a_name_are_no_markup(here, capsys, verb):
-    Path("run").rename("run[final]")
-    Path("images").rename("images[old]")
-    options = ["--workers", "0", "--no-baselines"]
-    assert main([verb, "run[final]", "images[old]", *options]) == 0
-    text = said(capsys)
-    assert "on images[old] (" in text
-    assert "│ run[final] │" in text
-    assert f"run[final]/{verb}.json" in text
 
 
 # reconstruct

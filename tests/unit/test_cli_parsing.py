@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from mvmae.cli import VERBS, main, parse, usage
-from mvmae.config import KnnConfig, PretrainConfig, to_json
+from mvmae.config import KnnConfig, LabelsConfig, PretrainConfig, ProbeConfig, to_json
 from mvmae.errors import UserError, nearest
 from mvmae.recipes import RECIPES, VARIANTS, named
 from mvmae.version import __version__
@@ -17,7 +18,13 @@ MINIMAL = {
     "pretrain": [],
     "knn": ["run"],
     "probe": ["run"],
+    "labels": ["run"],
+    "embed": ["run"],
+    "finetune": ["run"],
+    "detect": ["run", "data"],
     "reconstruct": ["run"],
+    "show": ["run"],
+    "export": ["run", "--format", "timm"],
     "bench": ["step"],
 }
 
@@ -127,13 +134,55 @@ def test_an_option_can_be_set_back_to_none():
 
 
 def test_evaluations_take_an_encoder_and_data():
-    config = config_of("knn", "runs/a", "pets/", "--k", "5", "--no-baselines", "--out", "k.json")
+    config = config_of("knn", "runs/a", "pets/", "--k", "5", "--no-baselines", "--out", "there")
     assert config == KnnConfig(
-        encoder="runs/a", data="pets/", k=5, baselines=False, out=Path("k.json")
+        encoder="runs/a", data="pets/", k=(5,), baselines=False, out=Path("there")
     )
     assert config_of("probe", "runs/a").data == "photos"
     assert config_of("probe", "runs/a", "--costs", "1", "2").costs == (1.0, 2.0)
     assert config_of("reconstruct", "runs/a", "cats", "dogs").data == ("cats", "dogs")
+    labels = config_of("labels", "runs/a", "pets/", "--against", "timm:b", "c", "--per-class", "5")
+    assert (labels.against, labels.per_class) == (("timm:b", "c"), (5,))
+
+
+# A result, or a config, that is asked for again
+
+
+def result_of(folder: Path, verb: str, config) -> str:
+    """A result as the verbs write it, and a file of its name."""
+    file = folder / f"{verb}-pets.json"
+    file.write_text(json.dumps({"verb": verb, "config": json.loads(to_json(config)), "rows": []}))
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("verb", "config"),
+    [
+        ("knn", KnnConfig(encoder="runs/a", data="pets/", k=(1, 3), out=Path("there"))),
+        ("probe", ProbeConfig(encoder="timm:a", protocol="mae", epochs=30, costs=(1.0,))),
+        ("labels", LabelsConfig(encoder="b.pth", against=("c", "d"), per_class=(2,), seed=4)),
+    ],
+)
+def test_a_result_is_a_recipe_of_its_verb(tmp_path, verb, config):
+    file = result_of(tmp_path, verb, config)
+    assert config_of(verb, "--recipe", file) == config
+    assert config_of(verb, f"--recipe={file}", "--seed", "9") == replace(config, seed=9)
+    assert config_of(verb, "another", "--recipe", file) == replace(config, encoder="another")
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert config_of(verb, "--recipe", str(tmp_path / "config.json")) == config
+
+
+def test_a_result_of_another_verb_is_no_recipe(tmp_path):
+    file = result_of(tmp_path, "knn", KnnConfig(encoder="run"))
+    assert complaint("probe", "--recipe", file) == f"{file} is a result of mvmae knn, not of probe"
+
+
+@pytest.mark.parametrize("verb", ["knn", "probe", "labels"])
+def test_evaluations_have_no_recipe_of_a_name(verb):
+    assert complaint(verb, "run", "--recipe", "demo").startswith(f"{verb} has no recipe 'demo'")
+    assert complaint(verb, "run", "--recipe", "a.json", "--recipe", "b.json") == (
+        "--recipe is given twice"
+    )
 
 
 # What is refused, in one line
@@ -164,7 +213,7 @@ REFUSED = [
     (["pretrain", "--recipe", "demo+ma"], "no variant 'ma': did you mean 'mae'?"),
     (["pretrain", "--recipe", "nowhere/config.json"], "cannot read nowhere/config.json: "),
     (["pretrain", "cats/", "--epoch", "3"], "no option --epoch: did you mean --epochs?"),
-    (["knn"], "ENCODER Run folder, checkpoint file, or random:NAME."),
+    (["knn"], "ENCODER Run folder, checkpoint file"),
     (["knn", "run", "--k", "0"], "k must be at least 1, not 0"),
     (["knn", "run", "--kk", "3"], "no option --kk: did you mean --k?"),
     (["probe", "run", "--costs", "0"], "costs must be numbers above 0"),
@@ -281,7 +330,7 @@ class Screen(io.StringIO):
         (["pretrain", "--epoch", "3"], "no option --epoch: did you mean --epochs? (`mvmae"),
         (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number (`mvmae"),
         (["pretrain", "--model.mask-ratio", "1.3"], "mask_ratio must lie between 0 and 1, not 1.3"),
-        (["knn"], "ENCODER Run folder, checkpoint file, or random:NAME."),
+        (["knn"], "ENCODER Run folder, checkpoint file"),
     ],
 )
 def test_a_complaint_reads_the_same_on_every_screen(

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, fields, is_dataclass, replace
+from math import inf, nan
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from mvmae.config import (
     ENCODERS,
     BenchConfig,
     KnnConfig,
+    LabelsConfig,
     ModelConfig,
     ObjectiveConfig,
     PretrainConfig,
@@ -157,15 +159,34 @@ REFUSED = [
         {"model": ModelConfig(in_channels=1), "views": ViewsConfig(std=(0.2, 0.2, 0.2))},
         "views.std has 3 values for 1 channels",
     ),
-    (KnnConfig, {"encoder": "run", "k": 0}, "k must be at least 1, not 0"),
-    (KnnConfig, {"encoder": "run", "temperature": 0.0}, "temperature must be above 0, not 0.0"),
+    (KnnConfig, {"encoder": "run", "k": (5, 0)}, "k must be at least 1, not 0"),
+    (KnnConfig, {"encoder": "run", "k": ()}, "k is empty: name a number of neighbours"),
+    (KnnConfig, {"encoder": "run", "k": (5, 7, 5)}, "k names a number twice"),
+    (KnnConfig, {"encoder": "run", "data": ""}, "DATA is empty"),
+    (KnnConfig, {"encoder": "run", "temperature": inf}, "temperature must be finite"),
+    (KnnConfig, {"encoder": "run", "temperature": 0.0}, "temperature must be finite and above 0"),
     (KnnConfig, {"encoder": "run", "max_train": 0}, "max_train must be at least 1, not 0"),
     (ProbeConfig, {"encoder": "run", "max_test": 0}, "max_test must be at least 1, not 0"),
     (ProbeConfig, {"encoder": "run", "batch_size": 0}, "batch_size must be at least 1, not 0"),
     (ProbeConfig, {"encoder": "run", "workers": -1}, "workers must not be negative"),
     (ProbeConfig, {"encoder": "run", "costs": ()}, "costs must be numbers above 0"),
     (ProbeConfig, {"encoder": "run", "costs": (1.0, 0.0)}, "costs must be numbers above 0"),
+    (ProbeConfig, {"encoder": "run", "costs": (inf,)}, "costs must be numbers above 0"),
+    (ProbeConfig, {"encoder": "run", "costs": (1.0, nan)}, "costs must be numbers above 0"),
     (ProbeConfig, {"encoder": "run", "max_iterations": 0}, "max_iterations must be at least 1"),
+    (ProbeConfig, {"encoder": "run", "epochs": 10}, "warmup_epochs 10 must be less than epochs 10"),
+    (ProbeConfig, {"encoder": "run", "step_size": 0}, "step_size must be at least 1, not 0"),
+    (ProbeConfig, {"encoder": "run", "base_lr": nan}, "base_lr must be finite and above 0"),
+    (ProbeConfig, {"encoder": "run", "crop_scale": (0.5, 0.1)}, "crop_scale 0.5 0.1 must be two"),
+    (ProbeConfig, {"encoder": "run", "save_every_minutes": nan}, "save_every_minutes must not"),
+    (LabelsConfig, {"encoder": "run", "shares": ()}, "name shares, or numbers with --per-class"),
+    (LabelsConfig, {"encoder": "run", "shares": (0.0, 1.0)}, r"shares must lie in \(0, 1\]"),
+    (LabelsConfig, {"encoder": "run", "shares": (1.5,)}, r"shares must lie in \(0, 1\]"),
+    (LabelsConfig, {"encoder": "run", "shares": (0.5, 0.5)}, "shares names one twice"),
+    (LabelsConfig, {"encoder": "run", "per_class": (0,)}, "per_class must be at least 1"),
+    (LabelsConfig, {"encoder": "run", "against": ("a", "a")}, "against names one twice"),
+    (LabelsConfig, {"encoder": "run", "draws": 0}, "draws must be at least 1, not 0"),
+    (LabelsConfig, {"encoder": "run", "costs": (0.0,)}, "costs must be numbers above 0"),
     (ReconstructConfig, {"encoder": "run", "count": 0}, "count must be at least 1, not 0"),
     (ReconstructConfig, {"encoder": "run", "mask_ratio": 1.0}, "between 0 and 1, not 1.0"),
     (BenchConfig, {"part": "step", "rounds": 0}, "rounds must be at least 1, not 0"),
@@ -209,8 +230,10 @@ def test_json_brings_back_every_kind_of_value(tmp_path):
 @pytest.mark.parametrize(
     "config",
     [
-        KnnConfig(encoder="run", k=5, out=Path("knn.json"), image_size=(32, 64)),
+        KnnConfig(encoder="run", k=(5,), out=Path("there"), image_size=(32, 64)),
         ProbeConfig(encoder="run", costs=(0.5,), max_train=100),
+        ProbeConfig(encoder="run", protocol="mae", crop_scale=(0.2, 0.9), save_every_minutes=1.0),
+        LabelsConfig(encoder="run", against=("timm:a", "b"), per_class=(1, 5), shares=()),
         ReconstructConfig(encoder="run", mask_ratio=0.5),
         BenchConfig(part="input", quick=True),
     ],

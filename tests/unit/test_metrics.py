@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from sklearn.linear_model import LogisticRegression
 
 from mvmae.metrics.health import (
     chance_level,
@@ -13,53 +14,7 @@ from mvmae.metrics.health import (
     mean_error,
     verdict,
 )
-from mvmae.metrics.knn import CHUNK, knn_predictions, top1
-from mvmae.metrics.linear import logistic_predictions
-
-# Nearest neighbours
-
-
-def test_the_nearest_vector_by_angle_decides_alone():
-    features = torch.tensor([[1.0, 0.0], [0.0, 10.0], [-1.0, -1.0]])
-    queries = torch.tensor([[5.0, 1.0], [0.1, 0.2], [-3.0, -2.0]])
-    predictions = knn_predictions(features, torch.tensor([4, 2, 0]), queries, k=1)
-    assert predictions.tolist() == [4, 2, 0]
-
-
-def test_votes_weigh_by_similarity():
-    near, far = [1.0, 0.0], [0.6, 0.8]  # cosines 1 and 0.6 to the query
-    features = torch.tensor([near, far, far])
-    labels, query = torch.tensor([0, 1, 1]), torch.tensor([[1.0, 0.0]])
-    # exp(1 / T) against 2 exp(0.6 / T): one near vote wins if and only if T < 0.4 / ln 2 = 0.577.
-    assert knn_predictions(features, labels, query, k=3, temperature=0.55).item() == 0
-    assert knn_predictions(features, labels, query, k=3, temperature=0.60).item() == 1
-
-
-def test_only_k_neighbours_vote():
-    features = torch.tensor([[1.0, 0.0], [0.8, 0.6], [0.6, 0.8], [0.6, 0.8]])
-    labels, query = torch.tensor([0, 0, 1, 1]), torch.tensor([[1.0, 0.0]])
-    assert knn_predictions(features, labels, query, k=2, temperature=100.0).item() == 0
-    labels = torch.tensor([0, 1, 1, 1])
-    assert knn_predictions(features, labels, query, k=1, temperature=100.0).item() == 0
-    assert knn_predictions(features, labels, query, k=4, temperature=100.0).item() == 1
-
-
-def test_fewer_vectors_than_k_all_vote():
-    features = torch.randn(3, 4)
-    assert knn_predictions(features, torch.tensor([1, 1, 1]), features, k=20).tolist() == [1, 1, 1]
-
-
-def test_many_queries_are_answered_in_their_order():
-    queries = torch.randn(2 * CHUNK + 3, 8)
-    features, labels = torch.randn(50, 8), torch.randint(0, 5, (50,))
-    together = knn_predictions(features, labels, queries)
-    apart = [knn_predictions(features, labels, part) for part in queries.split(700)]
-    assert torch.equal(together, torch.cat(apart))
-
-
-def test_top1_is_a_percentage():
-    assert top1(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
-
+from mvmae.metrics.linear import logistic_regression
 
 # Linear classification
 
@@ -74,7 +29,7 @@ def clusters(per_class: int, classes: int = 3, spread: float = 0.3) -> tuple[np.
 
 def test_clusters_apart_are_told_apart():
     features, labels = clusters(20)
-    result = logistic_predictions(features[:30], labels[:30], features[30:], costs=(0.1, 1.0))
+    result = logistic_regression(features[:30], labels[:30], features[30:], num_classes=3, costs=(0.1, 1.0))
     assert np.array_equal(result.predictions, labels[30:])
     assert result.converged
     assert result.cost in (0.1, 1.0)
@@ -84,7 +39,7 @@ def test_features_of_any_scale_and_offset_are_judged_alike():
     features, labels = clusters(20, spread=2.0)
     moved = 1000 * features.astype(np.float64) - 500
     first, second = (
-        logistic_predictions(x[:30], labels[:30], x[30:], costs=(0.01,)).predictions
+        logistic_regression(x[:30], labels[:30], x[30:], num_classes=3, costs=(0.01,)).predictions
         for x in (features.astype(np.float64), moved)
     )
     assert np.array_equal(first, second)
@@ -93,7 +48,7 @@ def test_features_of_any_scale_and_offset_are_judged_alike():
 def test_a_feature_that_never_changes_does_no_harm():
     features, labels = clusters(10)
     features[:, 5] = 4.0
-    result = logistic_predictions(features, labels, features, costs=(1.0,))
+    result = logistic_regression(features, labels, features, num_classes=3, costs=(1.0,))
     assert np.array_equal(result.predictions, labels)
 
 
@@ -101,7 +56,7 @@ def test_a_feature_that_never_changes_does_no_harm():
 def test_weak_regularisation_is_chosen_where_there_is_much_to_learn(costs):
     features, labels = clusters(20)
     kept = (labels == 0) | (np.arange(60) < 20)  # uneven, so that strong L2 sees one class only
-    result = logistic_predictions(features[kept], labels[kept], features, costs=costs)
+    result = logistic_regression(features[kept], labels[kept], features, num_classes=3, costs=costs)
     assert result.cost == 1.0
     assert np.array_equal(result.predictions, labels)
 
@@ -110,15 +65,15 @@ def test_weak_regularisation_is_chosen_where_there_is_much_to_learn(costs):
 def test_strong_regularisation_is_chosen_where_there_is_nothing_to_learn(costs):
     features = np.random.default_rng(0).standard_normal((150, 60))
     labels = np.array([0, 0, 0, 1] * 38)[:150]
-    result = logistic_predictions(features, labels, features, costs=costs)
+    result = logistic_regression(features, labels, features, num_classes=2, costs=costs)
     assert result.cost == 1e-3
     assert not result.predictions.any()
 
 
 def test_a_query_is_judged_alone():
     features, labels = clusters(20, spread=3.0)
-    together = logistic_predictions(features[:30], labels[:30], features[30:], costs=(1.0,))
-    alone = logistic_predictions(features[:30], labels[:30], features[40:41], costs=(1.0,))
+    together = logistic_regression(features[:30], labels[:30], features[30:], num_classes=3, costs=(1.0,))
+    alone = logistic_regression(features[:30], labels[:30], features[40:41], num_classes=3, costs=(1.0,))
     assert together.predictions[10] == alone.predictions[0]
 
 
@@ -136,14 +91,51 @@ def test_few_images_are_classified_too(labels):
     features = np.eye(10)[labels] + 0.01 * np.random.default_rng(0).standard_normal(
         (len(labels), 10)
     )
-    result = logistic_predictions(features, labels, features, costs=(0.1, 1.0, 10.0))
+    result = logistic_regression(features, labels, features, num_classes=10, costs=(0.1, 1.0, 10.0))
     assert np.array_equal(result.predictions, labels)
 
 
 def test_a_fit_that_ran_out_of_iterations_says_so():
     features, labels = clusters(50, spread=2.0)
-    result = logistic_predictions(features, labels, features, costs=(1e4,), max_iterations=1)
+    result = logistic_regression(features, labels, features, num_classes=3, costs=(1e4,), max_iterations=1)
     assert not result.converged
+
+
+def test_scores_are_the_logits_of_every_class():
+    features, labels = clusters(20)
+    result = logistic_regression(features, labels, features[:7], num_classes=5, costs=(1.0,))
+    assert result.scores.shape == (7, 5)
+    assert result.scores.dtype == np.float32
+    assert np.isfinite(result.scores[:, :3]).all()
+    assert (result.scores[:, 3:] == -np.inf).all()
+    assert np.array_equal(result.predictions, result.scores.argmax(axis=1))
+
+
+def test_a_class_without_a_training_image_keeps_its_place():
+    features, labels = clusters(20)
+    moved = np.array([1, 4, 2])[labels]  # classes 0 and 3 have no image
+    result = logistic_regression(features, moved, features, num_classes=6, costs=(1.0,))
+    assert (result.scores[:, [0, 3, 5]] == -np.inf).all()
+    assert np.array_equal(result.predictions, moved)
+
+
+def test_scores_of_two_classes_differ_by_the_log_of_the_odds():
+    features, labels = clusters(20, classes=2, spread=2.0)
+    result = logistic_regression(features, 3 * labels, features, num_classes=4, costs=(0.1,))
+    x = (features - features.mean(axis=0)) / (features.std(axis=0) + 1e-6)
+    odds = LogisticRegression(C=0.1).fit(x, labels).predict_log_proba(x)
+    assert (result.scores[:, [1, 2]] == -np.inf).all()
+    difference = result.scores[:, 3] - result.scores[:, 0]
+    np.testing.assert_allclose(difference, odds[:, 1] - odds[:, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_training_images_of_one_class_can_say_nothing_else():
+    features = np.random.default_rng(0).standard_normal((6, 4))
+    labels = np.full(6, 2)
+    result = logistic_regression(features, labels, features, num_classes=3, costs=(0.1, 1.0))
+    assert result.predictions.tolist() == [2] * 6
+    assert result.scores.tolist() == [[-np.inf, -np.inf, 0]] * 6
+    assert result.converged
 
 
 # Health
@@ -252,11 +244,3 @@ def test_the_verdict_of_mae_speaks_of_reconstruction_alone():
 def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():
     kept = {key: GOOD[key] for key in list(GOOD)[:6]}
     assert "rebuilt" not in verdict(kept, 64).sentence
-
-
-def test_a_low_temperature_lets_the_nearest_decide():
-    features = torch.tensor([[0.98, 0.2], [1.0, 0.0]])
-    labels, query = torch.tensor([0, 1]), torch.tensor([[1.0, 0.0]])
-    for temperature in (0.07, 0.01, 1e-3, 1e-6):
-        prediction = knn_predictions(features, labels, query, k=2, temperature=temperature)
-        assert prediction.item() == 1, temperature

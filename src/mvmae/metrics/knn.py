@@ -1,16 +1,83 @@
 """Classification by nearest neighbours.
 
-Shapes: M labelled vectors, Q queries, D width.
+Shapes: M labelled vectors, Q queries, D width, k neighbours, K classes.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-CHUNK = 1024  # queries at a time: with 1.28 M labelled vectors, 5 GB of similarities
+BANK, QUERIES = 65_536, 1_024  # vectors at a time: 268 MB of similarities, whatever M and Q are
+
+
+class Neighbours(NamedTuple):
+    """The most similar labelled vectors of each query, the nearest first."""
+
+    similarity: Float[Tensor, "Q k"]
+    """Cosines."""
+
+    indices: Int[Tensor, "Q k"]
+
+
+def neighbours(
+    features: Float[Tensor, "M D"],
+    queries: Float[Tensor, "Q D"],
+    k: int,
+    *,
+    device: torch.device | None = None,
+) -> Neighbours:
+    """The `k` vectors of largest cosine, or all where there are fewer.
+
+    Both sides are taken in pieces, so that 1.28 million vectors and 50,000 queries need no more
+    memory than they and the result: on the device, a piece of each.
+
+    Args:
+        features: What is searched.
+        queries: What is searched for.
+        k: Neighbours of each query.
+        device: Where to compute; default: where `queries` are. The result is on the CPU.
+    """
+    device = device or queries.device
+    k = min(k, len(features))
+    similarity = torch.full((len(queries), k), -torch.inf)
+    indices = torch.zeros(len(queries), k, dtype=torch.int64)
+    for begin in range(0, len(features), BANK):
+        bank = F.normalize(features[begin : begin + BANK].to(device).float(), dim=1)
+        for at in range(0, len(queries), QUERIES):
+            rows = slice(at, at + QUERIES)
+            chunk = F.normalize(queries[rows].to(device).float(), dim=1)
+            near, places = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
+            both = torch.cat([similarity[rows], near.cpu()], dim=1)
+            where = torch.cat([indices[rows], places.cpu() + begin], dim=1)
+            similarity[rows], kept = both.topk(k, dim=1)
+            indices[rows] = where.gather(1, kept)
+    return Neighbours(similarity, indices)
+
+
+def knn_votes(
+    near: Neighbours,
+    labels: Int[Tensor, " M"],
+    num_classes: int,
+    *,
+    k: int,
+    temperature: float,
+) -> Float[Tensor, "Q K"]:
+    """What each query's first `k` neighbours give the classes; the nearest gives 1.
+
+    Classes without a neighbour have -inf. A vote weighs exp(similarity / temperature), as in
+    InstDisc (Wu et al. 2018) and DINO.
+    """
+    similarity, indices = near.similarity[:, :k], near.indices[:, :k]
+    weights = ((similarity - similarity[:, :1]) / temperature).exp()
+    votes = similarity.new_zeros(len(similarity), num_classes)
+    votes.scatter_add_(1, labels[indices], weights)
+    named = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[indices], value=True)
+    return votes.masked_fill(~named, -torch.inf)
 
 
 def knn_predictions(
@@ -21,21 +88,10 @@ def knn_predictions(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[Tensor, " Q"]:
-    """The class that each query's `k` most similar labelled vectors vote for.
-
-    Similarity is the cosine; a vote weighs exp(similarity / temperature), as in InstDisc (Wu et al.
-    2018) and DINO. With fewer than `k` vectors all of them vote.
-    """
-    features, queries = F.normalize(features, dim=1), F.normalize(queries, dim=1)
+    """The class that each query's `k` nearest neighbours vote for; with fewer, all vote."""
+    near = neighbours(features, queries, k)
     num_classes = int(labels.max()) + 1
-    predictions = []
-    for chunk in queries.split(CHUNK):
-        similarity, neighbours = (chunk @ features.T).topk(min(k, len(features)), dim=1)
-        votes = similarity.new_zeros(len(chunk), num_classes)
-        weights = ((similarity - similarity[:, :1]) / temperature).exp()  # the nearest weighs 1
-        votes.scatter_add_(1, labels[neighbours], weights)
-        predictions.append(votes.argmax(dim=1))
-    return torch.cat(predictions)
+    return knn_votes(near, labels, num_classes, k=k, temperature=temperature).argmax(dim=1)
 
 
 def top1(predictions: Int[Tensor, " Q"], labels: Int[Tensor, " Q"]) -> float:

@@ -1,6 +1,6 @@
 """Linear classification of frozen features.
 
-Shapes: M training vectors, Q test vectors, D width.
+Shapes: M training vectors, Q test vectors, D width, K classes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,28 @@ HELD_OUT = 0.2
 
 
 class Linear(NamedTuple):
-    """What a linear classifier predicts, and the strength it chose."""
+    """What a linear classifier says of the test vectors, and the strength it chose."""
 
-    predictions: Int[np.ndarray, " Q"]
+    scores: Float[np.ndarray, "Q K"]
+    """Logits; -inf for a class without a training vector."""
+
     cost: float
     """Inverse strength of L2 that was best on the held-out fifth."""
 
     converged: bool
 
+    @property
+    def predictions(self) -> Int[np.ndarray, " Q"]:
+        """The class of largest score."""
+        return self.scores.argmax(axis=1)
 
-def logistic_predictions(
+
+def logistic_regression(
     features: Float[np.ndarray, "M D"],
     labels: Int[np.ndarray, " M"],
     queries: Float[np.ndarray, "Q D"],
     *,
+    num_classes: int,
     costs: Sequence[float],
     max_iterations: int = 200,
 ) -> Linear:
@@ -41,12 +49,21 @@ def logistic_predictions(
 
     The strength of L2 is the best of `costs` on a fifth of the training vectors, held out by class
     with a fixed seed; the classifier is then fitted to all of them. Test vectors choose nothing.
+    With training vectors of one class only, that class is all there is to say.
     """
+    scores = np.full((len(queries), num_classes), -np.inf, dtype=np.float32)
+    if len(np.unique(labels)) == 1:
+        scores[:, labels[0]] = 0
+        return Linear(scores, costs[len(costs) // 2], True)
     center, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     x, test = (features - center) / spread, (queries - center) / spread
     cost = costs[0] if len(costs) == 1 else _best_cost(x, labels, costs, max_iterations)
     classifier, converged = _fitted(x, labels, cost, max_iterations)
-    return Linear(classifier.predict(test), cost, converged)
+    logits = classifier.decision_function(test)
+    if logits.ndim == 1:  # two classes share one
+        logits = np.stack([-logits, logits], axis=1) / 2
+    scores[:, classifier.classes_] = logits
+    return Linear(scores, cost, converged)
 
 
 def _best_cost(

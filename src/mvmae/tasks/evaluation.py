@@ -1,79 +1,191 @@
-"""What `knn` and `probe` share: an encoder and its baselines on the same labelled images."""
+"""What the verbs that judge share: an encoder and its baselines on the same labelled images."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict
+import contextlib
+import hashlib
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from rich.console import Console
 from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Generator
+from torch import Generator, Tensor
 
 from mvmae import encoders
-from mvmae.config import EvaluateConfig
-from mvmae.data.sources.opening import Labelled, open_labelled
+from mvmae.config import EvaluateConfig, Pool
+from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, stamp
 from mvmae.data.sources.source import Source, Subset
-from mvmae.encoders import Features
-from mvmae.engine import precision, runs
+from mvmae.encoders import PRODUCT, Features, OpenedEncoder
+from mvmae.engine import precision, results
+from mvmae.errors import UserError
+from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
 from mvmae.models.vit import Encoder, initialize
+
+FEW_CLASSES = 5  # up to which top-5 says nothing
+MISTAKES = 3  # of the most frequent ones, named on the screen
+
+
+class Setting(NamedTuple):
+    """What is judged, on what, and where the result goes."""
+
+    opened: OpenedEncoder
+    data: Labelled
+    pool: Pool
+    """The token whose figure counts."""
+
+    home: Path
+    device: torch.device
+    began: float
+    caches: list[Path]
+    """Folders of features that are kept until the result is written."""
 
 
 class Judged(NamedTuple):
-    """One row of an evaluation before it is scored."""
+    """Features of one encoder, or of none, before they are scored."""
 
     name: str
     train: Features
     test: Features
-    tokens: tuple[str, ...]
-    """Features to score; `pixels` for raw pixels, which have no tokens."""
 
 
-class Score(NamedTuple):
-    """Accuracy of one row, in percent."""
+class Row(NamedTuple):
+    """One line of a result: accuracies in percent."""
 
     name: str
-    top1: dict[str, float]
-    """By token."""
-
+    token: str
+    top1: float
+    top5: float
     notes: dict[str, Any]
 
 
-def rows(
-    config: EvaluateConfig, opened: encoders.OpenedEncoder, data: Labelled, *, pixel_side: int
-) -> Iterator[Judged]:
-    """Features of the encoder and, unless left out, of what it must beat."""
-    device = precision.choose_device(config.device)
+def setting_of(config: EvaluateConfig) -> Setting:
+    """Open the encoder and the labelled images, as many as asked for.
 
-    def judged(name: str, encoder: Encoder) -> Judged:
-        train, test = (
+    Raises:
+        UserError: Either cannot be opened, or the token asked for is not there.
+    """
+    device = precision.choose_device(config.device)
+    home = results.home(config.encoder, config.out)
+    opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
+    pool = config.pool or opened.pool
+    if pool == "cls" and not opened.encoder.variant.cls_token:
+        raise UserError(f"{config.encoder} has no class token: use --pool mean")
+    data = open_labelled(config.data, opened.encoder.in_channels)
+    train = at_most(data.train, config.max_train, config.seed)
+    test = at_most(data.test, config.max_test, config.seed + 1)
+    kept = Labelled(train, test, data.split)
+    return Setting(opened, kept, pool, home, device, time.perf_counter(), [])
+
+
+def candidates(
+    config: EvaluateConfig, setting: Setting, *, pixel_side: int, against: Sequence[str] = ()
+) -> Iterator[Judged]:
+    """Features of the encoder, of others and, unless left out, of what it must beat."""
+    parts = setting.data.train, setting.data.test
+    named = [(config.encoder, setting.opened)]
+    channels = setting.opened.encoder.in_channels
+    named += [(name, encoders.open_encoder(name, config.image_size, channels)) for name in against]
+    if config.baselines:
+        like = untrained(setting.opened.encoder, config.seed)
+        named.append(("the same, untrained", setting.opened._replace(encoder=like)))
+    with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
+        for name, opened in named:
+            bar.name(name)
+            yield judged(config, setting, name, opened, bar)
+        if config.baselines:
+            bar.name("raw pixels")
+            train, test = (
+                encoders.raw_pixels(
+                    part, side=pixel_side, workers=config.workers, advance=bar.advance
+                )
+                for part in parts
+            )
+            yield Judged("raw pixels", train, test)
+
+
+def judged(
+    config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
+) -> Judged:
+    """Features of both parts by one encoder."""
+    features = []
+    for part in (setting.data.train, setting.data.test):
+        keep = cache_of(config, setting, opened, part)
+        setting.caches.append(keep)
+        features.append(
             encoders.features(
-                encoder,
+                opened.encoder,
                 part,
                 opened.preprocessing,
-                device=device,
+                device=setting.device,
                 precision_name=config.precision,
                 batch_size=config.batch_size,
                 workers=config.workers,
+                keep=keep,
+                advance=bar.advance,
             )
-            for part in (data.train, data.test)
         )
-        tokens = ("mean",) if train.cls is None else ("mean", "cls")
-        return Judged(name, train, test, tokens)
+    return Judged(name, *features)
 
-    yield judged(config.encoder, opened.encoder)
-    if config.baselines:
-        yield judged("the same, untrained", untrained(opened.encoder, config.seed))
-        train, test = (
-            encoders.raw_pixels(part, side=pixel_side, workers=config.workers)
-            for part in (data.train, data.test)
+
+def cache_of(
+    config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, source: Source
+) -> Path:
+    """Where features of these images by this encoder are kept until the result is written."""
+    facts = (
+        encoders.digest(opened.encoder),
+        opened.encoder.image_size,
+        opened.preprocessing,
+        setting.device.type,
+        config.precision,
+        stamp(source),
+    )
+    return setting.home / "cache" / f"features-{key_of(facts)}"
+
+
+def key_of(facts: object) -> str:
+    """A short name for what some facts say."""
+    return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
+
+
+class Bar:
+    """Progress over all images of all encoders; nothing where there is no terminal."""
+
+    def __init__(self, total: int) -> None:
+        console = Console()
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
         )
-        yield Judged("raw pixels", train, test, ("pixels",))
+        self.task = self.bar.add_task("", total=total)
+
+    def __enter__(self) -> Bar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def name(self, name: str) -> None:
+        """What is being done now."""
+        self.bar.update(self.task, description=escape(name))
+
+    def advance(self, count: int) -> None:
+        """So many more images are done."""
+        self.bar.update(self.task, advance=count)
 
 
 def untrained(encoder: Encoder, seed: int) -> Encoder:
@@ -81,15 +193,6 @@ def untrained(encoder: Encoder, seed: int) -> Encoder:
     other = encoder.rebuilt()
     initialize(other, Generator().manual_seed(seed))
     return other.eval()
-
-
-def open_both(config: EvaluateConfig) -> tuple[encoders.OpenedEncoder, Labelled]:
-    """The encoder and the labelled images, as many as asked for."""
-    opened = encoders.open_encoder(config.encoder, config.image_size)
-    data = open_labelled(config.data, opened.encoder.in_channels)
-    train = at_most(data.train, config.max_train, config.seed)
-    test = at_most(data.test, config.max_test, config.seed + 1)
-    return opened, Labelled(train, test, data.split)
 
 
 def at_most(source: Source, count: int | None, seed: int) -> Source:
@@ -100,81 +203,136 @@ def at_most(source: Source, count: int | None, seed: int) -> Source:
     return Subset(source, sorted(drawn.tolist()))
 
 
-def features_of(judged: Judged, token: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Training and test vectors of a token."""
-    token = "mean" if token == "pixels" else token
-    return getattr(judged.train, token), getattr(judged.test, token)
+def tokens_of(judged: Judged) -> dict[str, tuple[Tensor, Tensor]]:
+    """Training and test vectors by token; raw pixels have none and are called so."""
+    if judged.name == "raw pixels":
+        return {"pixels": (judged.train.mean, judged.test.mean)}
+    vectors = {"mean": (judged.train.mean, judged.test.mean)}
+    if judged.train.cls is not None and judged.test.cls is not None:
+        vectors["cls"] = (judged.train.cls, judged.test.cls)
+    return vectors
 
 
 def report(
     config: EvaluateConfig,
-    data: Labelled,
-    judged: list[Judged],
-    scores: list[Score],
+    setting: Setting,
+    rows: Sequence[Row],
+    headline: Row,
+    predictions: Int[Tensor, " Q"],
+    read: tuple[Features, Features],
     *,
     verb: str,
     title: str,
-    headline: str,
+    name: str = "",
+    more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the table, and write the JSON beside the run or where asked.
+    """Print the table and what was mistaken for what, and write the JSON.
 
     Args:
         config: What was asked.
-        data: The labelled images.
-        judged: The rows' features, for what was read and what was not.
-        scores: The rows' accuracies.
-        verb: Names the figure and the file.
+        setting: From `setting_of`.
+        rows: Of all encoders and tokens.
+        headline: The row that counts.
+        predictions: Its predictions for the test images that could be read.
+        read: Training and test features, for what was read and what was not.
+        verb: Of the command line.
         title: Above the table.
-        headline: The token whose figure of the encoder counts.
+        name: Of the file; default: the verb and the data.
+        more: What else goes into the file.
     """
+    classes, (train, test) = setting.data.test.classes, read
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"\n{title}", style="bold")
-    Console().print(table_of(scores))
-    read = judged[0]
-    num_train, num_test = len(read.train.labels), len(read.test.labels)
-    share, classes = scores[0].top1[headline] / 100, len(data.test.classes)
-    error = 100 * sqrt(share * (1 - share) / num_test)
+    Console().print(table_of(rows, len(classes)))
+    share, count = headline.top1 / 100, len(test.labels)
+    error = 100 * sqrt(share * (1 - share) / count)
     console.print(
-        f"top-1 in %; {num_train} images learn, {num_test} test ({data.split}); {classes} classes, "
-        f"chance {100 / classes:.1f}; sampling error of one figure ±{error:.1f}"
+        f"in %; {len(train.labels)} images learn, {count} test ({setting.data.split}); "
+        f"{len(classes)} classes, chance {100 / len(classes):.1f}; "
+        f"sampling error of one figure ±{error:.1f}"
     )
-    skipped = [*read.train.skipped, *read.test.skipped]
+    confusion = confusion_matrix(predictions, test.labels, len(classes))
+    if said := mistakes(confusion, classes):
+        console.print(said)
+    skipped = [*train.skipped, *test.skipped]
     if skipped:
         path, reason = skipped[0]
         console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
-    file = config.out or _default_file(config.encoder, verb)
-    if file:
-        result = {
-            "verb": verb,
-            "config": {name: _plain(value) for name, value in asdict(config).items()},
-            "headline": {"token": headline, f"{verb}_top1": scores[0].top1[headline]},
-            "rows": [score._asdict() for score in scores],
-            "num_train": num_train,
-            "num_test": num_test,
-            "skipped": [skip._asdict() for skip in skipped],
-            "classes": list(data.test.classes),
-            "environment": runs.environment(precision.choose_device(config.device), 1),
-        }
-        runs.make(file.parent)
-        runs.write_json(file, result)
-        console.print(f"written: {file}")
+    content = {
+        "headline": {"token": headline.token, "top1": headline.top1, "top5": headline.top5}
+        | headline.notes,
+        "rows": [row._asdict() for row in rows],
+        "per_class": accuracies(confusion, classes),
+        "confusion": confusion.tolist(),
+        "data": facts_of(setting.data) | {"num_train": len(train.labels), "num_test": count},
+        "skipped": [skip._asdict() for skip in skipped],
+        "seconds": round(time.perf_counter() - setting.began, 1),
+        **(more or {}),
+    }
+    file = results.write(setting.home, verb, config, content, device=setting.device, name=name)
+    clear(setting)
+    console.print(f"written: {file}")
 
 
-def table_of(scores: list[Score]) -> Table:
-    """The rows as a table for the terminal."""
+def clear(setting: Setting) -> None:
+    """Remove what was kept for going on after an interruption."""
+    for folder in setting.caches:
+        shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):  # not there, or of use to another command
+        (setting.home / "cache").rmdir()
+
+
+def facts_of(data: Labelled) -> dict[str, Any]:
+    """What a result says of its images."""
+    return {
+        "name": data.test.name,
+        "split": data.split,
+        "fingerprint": f"{fingerprint(data.train)}-{fingerprint(data.test)}",
+        "classes": list(data.test.classes),
+    }
+
+
+def accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, float | None]:
+    """Accuracy of each class in percent; none for a class without a test image."""
+    values = per_class_accuracy(confusion).tolist()
+    return {
+        name: None if value != value else round(value, 4)
+        for name, value in zip(classes, values, strict=True)
+    }
+
+
+def mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
+    """The worst class and the most frequent mistakes, as a sentence."""
+    known = {name: v for name, v in accuracies(confusion, classes).items() if v is not None}
+    common = most_confused(confusion, MISTAKES)
+    if not common or len(classes) < 3:
+        return ""
+    worst = min(known, key=lambda name: known[name])
+    listed = ", ".join(f"{classes[a]} taken for {classes[b]} {n} times" for a, b, n in common)
+    return f"worst class: {worst} ({known[worst]:.1f} %); {listed}"
+
+
+def short(name: str) -> str:
+    """An encoder as a table shows it: of a path, the last part that says which."""
+    parts = [part for part in Path(name).parts if part not in ("checkpoints", "last.pt", PRODUCT)]
+    return parts[-1] if len(parts) > 1 and name.count("/") and ":" not in name else name
+
+
+def table_of(rows: Sequence[Row], num_classes: int) -> Table:
+    """The rows for the terminal; top-1 by `k`, where rows differ in it, stands side by side."""
     table = Table()
     table.add_column("encoder")
-    for column in ("mean token", "class token"):
-        table.add_column(column, justify="right")
-    for score in scores:
-        figures = [f"{value:.1f}" for value in score.top1.values()]
-        table.add_row(escape(score.name), *figures)
+    table.add_column("token")
+    several = list(dict.fromkeys(row.notes["k"] for row in rows if "k" in row.notes))
+    for k in several:
+        table.add_column(f"k = {k}", justify="right")
+    if not several:
+        table.add_column("top-1", justify="right")
+    if has_top5 := num_classes > FEW_CLASSES:
+        table.add_column("top-5", justify="right")
+    for name, token in dict.fromkeys((row.name, row.token) for row in rows):
+        own = [row for row in rows if (row.name, row.token) == (name, token)]
+        figures = [f"{row.top1:.1f}" for row in own]
+        last = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
+        table.add_row(escape(short(name)), "" if token == "pixels" else token, *figures, *last)
     return table
-
-
-def _default_file(encoder: str, verb: str) -> Path | None:
-    return Path(encoder) / f"{verb}.json" if runs.is_run(Path(encoder)) else None
-
-
-def _plain(value: Any) -> Any:
-    return str(value) if isinstance(value, Path) else value

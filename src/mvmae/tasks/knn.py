@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from torch import Tensor
+
 from mvmae.config import KnnConfig
-from mvmae.metrics.knn import knn_predictions, top1
+from mvmae.metrics.accuracy import topk_accuracy
+from mvmae.metrics.knn import knn_votes, neighbours
 from mvmae.tasks import evaluation
-from mvmae.tasks.evaluation import Judged, Score
+from mvmae.tasks.evaluation import Judged, Row, Setting
 
 PIXEL_SIDE = 32  # to which images shrink as raw pixels
+USUAL_K = 20  # DINO's
 
 
 def run(config: KnnConfig) -> None:
@@ -16,21 +22,28 @@ def run(config: KnnConfig) -> None:
     Raises:
         UserError: The encoder or the labelled images cannot be read.
     """
-    opened, data = evaluation.open_both(config)
-    judged = list(evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE))
-    scores = [score(row, config) for row in judged]
-    k = min(config.k, len(judged[0].train.labels))
-    title = f"kNN on {config.data} (k = {k}, temperature {config.temperature:g})"
-    evaluation.report(config, data, judged, scores, verb="knn", title=title, headline=opened.pool)
+    setting = evaluation.setting_of(config)
+    counts = USUAL_K if USUAL_K in config.k else config.k[0]
+    rows, first = [], None
+    for judged in evaluation.candidates(config, setting, pixel_side=PIXEL_SIDE):
+        for row, votes in scored(judged, config, setting):
+            rows.append(row)
+            if first is None and (row.token, row.notes["k"]) == (setting.pool, counts):
+                first = row, votes.argmax(dim=1), (judged.train, judged.test)
+    assert first is not None
+    headline, predictions, read = first
+    title = f"kNN on {config.data} (votes weigh exp(similarity / {config.temperature:g}))"
+    evaluation.report(config, setting, rows, headline, predictions, read, verb="knn", title=title)
 
 
-def score(judged: Judged, config: KnnConfig) -> Score:
-    """Accuracy of each token's features."""
-    accuracy = {}
-    for token in judged.tokens:
-        train, test = evaluation.features_of(judged, token)
-        predicted = knn_predictions(
-            train, judged.train.labels, test, k=config.k, temperature=config.temperature
-        )
-        accuracy[token] = round(top1(predicted, judged.test.labels), 4)
-    return Score(judged.name, accuracy, {})
+def scored(judged: Judged, config: KnnConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:
+    """A row for each token and each number of neighbours, with the votes."""
+    num_classes = len(setting.data.test.classes)
+    for token, (train, test) in evaluation.tokens_of(judged).items():
+        near = neighbours(train, test, max(config.k), device=setting.device)
+        for k in config.k:
+            votes = knn_votes(
+                near, judged.train.labels, num_classes, k=k, temperature=config.temperature
+            )
+            one, five = (round(topk_accuracy(votes, judged.test.labels, n), 4) for n in (1, 5))
+            yield Row(judged.name, token, one, five, {"k": k}), votes

@@ -2,40 +2,57 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
 from mvmae.config import ProbeConfig
-from mvmae.metrics.linear import logistic_predictions
-from mvmae.tasks import evaluation
-from mvmae.tasks.evaluation import Judged, Score
+from mvmae.metrics.accuracy import topk_accuracy
+from mvmae.metrics.linear import logistic_regression
+from mvmae.tasks import evaluation, probe_mae
+from mvmae.tasks.evaluation import Judged, Row, Setting
 
 PIXEL_SIDE = 16  # to which images shrink as raw pixels: 768 numbers, a fit of seconds
 
 
-def run(config: ProbeConfig) -> None:
+def run(config: ProbeConfig) -> int:
     """Print and keep the linear-probe accuracy of an encoder, an untrained one and raw pixels.
+
+    Returns:
+        0; 130 or 143 when the protocol of MAE was stopped by SIGINT or SIGTERM, its state saved.
 
     Raises:
         UserError: The encoder or the labelled images cannot be read.
     """
-    opened, data = evaluation.open_both(config)
-    judged = list(evaluation.rows(config, opened, data, pixel_side=PIXEL_SIDE))
-    scores = [score(row, config) for row in judged]
+    if config.protocol == "mae":
+        return probe_mae.run(config)
+    setting = evaluation.setting_of(config)
+    rows, first = [], None
+    for judged in evaluation.candidates(config, setting, pixel_side=PIXEL_SIDE):
+        for row, scores in scored(judged, config, setting):
+            rows.append(row)
+            if first is None and row.token == setting.pool:
+                first = row, scores.argmax(dim=1), (judged.train, judged.test)
+    assert first is not None
+    headline, predictions, read = first
     title = f"linear probe on {config.data} (logistic regression, L2 chosen on a fifth)"
-    evaluation.report(config, data, judged, scores, verb="probe", title=title, headline=opened.pool)
+    evaluation.report(config, setting, rows, headline, predictions, read, verb="probe", title=title)
+    return 0
 
 
-def score(judged: Judged, config: ProbeConfig) -> Score:
-    """Accuracy of each token's features, with the strength of L2 that was chosen."""
-    accuracy, notes = {}, {}
-    for token in judged.tokens:
-        train, test = evaluation.features_of(judged, token)
-        result = logistic_predictions(
+def scored(judged: Judged, config: ProbeConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:
+    """A row for each token, with the strength of L2 that was chosen, and the scores."""
+    for token, (train, test) in evaluation.tokens_of(judged).items():
+        result = logistic_regression(
             train.numpy(),
             judged.train.labels.numpy(),
             test.numpy(),
+            num_classes=len(setting.data.test.classes),
             costs=config.costs,
             max_iterations=config.max_iterations,
         )
-        right = result.predictions == judged.test.labels.numpy()
-        accuracy[token] = round(100 * float(right.mean()), 4)
-        notes[token] = {"cost": result.cost, "converged": result.converged}
-    return Score(judged.name, accuracy, notes)
+        scores = torch.from_numpy(result.scores)
+        one, five = (round(topk_accuracy(scores, judged.test.labels, n), 4) for n in (1, 5))
+        notes = {"cost": result.cost, "converged": result.converged}
+        yield Row(judged.name, token, one, five, notes), scores

@@ -1,0 +1,257 @@
+"""The low-label curve: what an encoder does with few labels, beside one that was never trained."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from math import sqrt
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mvmae.config import LabelsConfig
+from mvmae.engine import results, runs
+from mvmae.engine.checkpoint import write_whole
+from mvmae.errors import UserError
+from mvmae.figures import curves
+from mvmae.metrics.labels import labels_needed, stratified_draw
+from mvmae.metrics.linear import logistic_regression
+from mvmae.tasks import evaluation
+from mvmae.tasks.evaluation import Judged, Setting
+
+PIXEL_SIDE = 16  # as for probe
+BASELINES = ("the same, untrained", "raw pixels")
+
+
+class Cell(NamedTuple):
+    """Accuracy of one encoder with one draw of labels."""
+
+    name: str
+    amount: int | float
+    draw: int
+    count: int
+    """Labelled images."""
+
+    top1: float
+
+
+def run(config: LabelsConfig) -> None:
+    """Print, draw and keep accuracy against the number of labels.
+
+    Raises:
+        UserError: An encoder or the labelled images cannot be read.
+    """
+    setting = evaluation.setting_of(config)
+    if twice := [name for name in config.against if name == config.encoder]:
+        raise UserError(f"--against names {twice[0]}, which is ENCODER itself")
+    known = Known(setting.home / "cache" / f"labels-{cells_key(config, setting)}.jsonl")
+    cells: list[Cell] = []
+    for judged in evaluation.candidates(
+        config, setting, pixel_side=PIXEL_SIDE, against=config.against
+    ):
+        cells += cells_of(judged, config, setting, known)
+    picture = picture_of(cells, config, setting)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"\naccuracy with few labels on {config.data}", style="bold")
+    Console().print(table_of(cells))
+    verdict = verdict_of(cells, config.encoder, len(setting.data.test))
+    console.print(verdict)
+    file = results.write(
+        setting.home,
+        "labels",
+        config,
+        {
+            "verdict": verdict,
+            "cells": [cell._asdict() for cell in cells],
+            "data": evaluation.facts_of(setting.data),
+            "seconds": round(time.perf_counter() - setting.began, 1),
+        },
+        device=setting.device,
+    )
+    known.file.unlink(missing_ok=True)
+    evaluation.clear(setting)
+    console.print(f"written: {file} and {picture}")
+
+
+def cells_key(config: LabelsConfig, setting: Setting) -> str:
+    """Changes with whatever a cell depends on."""
+    data = setting.data
+    return evaluation.key_of(
+        (
+            evaluation.cache_of(config, setting, setting.opened, data.train).name,
+            evaluation.cache_of(config, setting, setting.opened, data.test).name,
+            config.against,
+            config.seed,
+            config.costs,
+            config.max_iterations,
+            setting.pool,
+        )
+    )
+
+
+class Known:
+    """Cells that an interrupted command has already computed."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
+        self.cells: dict[tuple[str, str, int], Cell] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError):  # cut short by what interrupted it
+                cell = Cell(**json.loads(line))
+                self.cells[cell.name, str(cell.amount), cell.draw] = cell
+
+    def keep(self, cell: Cell) -> None:
+        """Add a cell to the file."""
+        runs.make(self.file.parent)
+        with self.file.open("a", encoding="utf-8") as stream:
+            stream.write("\n" + json.dumps(cell._asdict()))  # whatever the last line lacks
+
+
+def cells_of(
+    judged: Judged, config: LabelsConfig, setting: Setting, known: Known
+) -> Iterator[Cell]:
+    """Every amount and draw for one encoder."""
+    vectors = evaluation.tokens_of(judged)
+    train, test = vectors.get(setting.pool) or next(iter(vectors.values()))
+    labels, truth = judged.train.labels.numpy(), judged.test.labels.numpy()
+    for amount in (*config.per_class, *(() if config.per_class else config.shares)):
+        for number in range(1 if amount == 1.0 and isinstance(amount, float) else config.draws):
+            cell = known.cells.get((judged.name, str(amount), number))  # 1 image is not 1.0, all
+            if cell is None:
+                rng = np.random.default_rng((config.seed, number, round(amount * 1e6)))
+                places = stratified_draw(labels, amount, rng)
+                result = logistic_regression(
+                    train.numpy()[places],
+                    labels[places],
+                    test.numpy(),
+                    num_classes=len(setting.data.test.classes),
+                    costs=config.costs,
+                    max_iterations=config.max_iterations,
+                )
+                top1 = round(100 * float((result.predictions == truth).mean()), 4)
+                cell = Cell(judged.name, amount, number, len(places), top1)
+                known.keep(cell)
+            yield cell
+
+
+class Point(NamedTuple):
+    """All draws of so many labels for one encoder."""
+
+    count: int
+    mean: float
+    spread: float
+    """Standard deviation over draws; 0 for one."""
+
+
+def points_of(cells: Sequence[Cell], name: str) -> list[Point]:
+    """A curve, from the fewest labels to the most."""
+    own = [cell for cell in cells if cell.name == name]
+    points = []
+    for count in sorted({cell.count for cell in own}):  # small shares may be as many images
+        values = [cell.top1 for cell in own if cell.count == count]
+        spread = statistics.stdev(values) if len(values) > 1 else 0.0
+        points.append(Point(count, statistics.mean(values), spread))
+    return points
+
+
+def names_of(cells: Sequence[Cell]) -> list[str]:
+    """The encoders, in their order."""
+    return list(dict.fromkeys(cell.name for cell in cells))
+
+
+def table_of(cells: Sequence[Cell]) -> Table:
+    """A row for each encoder, a column for each number of labels."""
+    table = Table()
+    table.add_column("encoder")
+    names = names_of(cells)
+    for point in points_of(cells, names[0]):
+        table.add_column(f"{point.count} labels", justify="right")
+    for name in names:
+        figures = [
+            f"{point.mean:.1f}" + (f" ±{point.spread:.1f}" if point.spread else "")
+            for point in points_of(cells, name)
+        ]
+        table.add_row(escape(evaluation.short(name)), *figures)
+    return table
+
+
+def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
+    """Whether pre-training was worth it, in a sentence or two."""
+    untrained = BASELINES[0]
+    if untrained not in names_of(cells):
+        return f"{encoder} has no baseline beside it: leave out --no-baselines to compare"
+    gains = paired_gains(cells, encoder, untrained, num_test)
+    own, other = points_of(cells, encoder), points_of(cells, untrained)
+    count, gain, _ = gains[0]
+    if all(gain <= 2 * error for _, gain, error in gains):
+        return (
+            f"pre-training was not worth it here: over the same encoder untrained {gain:+.1f} "
+            f"points with {count} labels, {gains[-1][1]:+.1f} with {gains[-1][0]}"
+        )
+    counts, means = [p.count for p in other], [p.mean for p in other]
+    needed = labels_needed(counts, means, own[0].mean)
+    worth = (
+        f"all {counts[-1]} labels do not bring the untrained one there"
+        if needed is None
+        else f"the untrained one needs about {needed:.0f}"
+    )
+    return (
+        f"pre-training was worth it: {gain:+.1f} points over the same encoder untrained with "
+        f"{count} labels, {gains[-1][1]:+.1f} with {gains[-1][0]}. For what it does with {count} "
+        f"labels, {worth}."
+    )
+
+
+def paired_gains(
+    cells: Sequence[Cell], name: str, other: str, num_test: int
+) -> list[tuple[int, float, float]]:
+    """For each number of labels the mean gain over the same draws, and its standard error.
+
+    Of one draw the error is that of two proportions of the test images.
+    """
+    theirs = {(cell.amount, cell.draw): cell.top1 for cell in cells if cell.name == other}
+    pairs: dict[int, list[tuple[float, float]]] = {}
+    for cell in cells:
+        if cell.name == name:
+            both = cell.top1, theirs[cell.amount, cell.draw]
+            pairs.setdefault(cell.count, []).append(both)
+    gains = []
+    for count, values in sorted(pairs.items()):
+        differences = [ours - its for ours, its in values]
+        if len(values) > 1:
+            error = statistics.stdev(differences) / sqrt(len(values))
+        else:
+            error = sqrt(sum(value * (100 - value) for value in values[0]) / num_test)
+        gains.append((count, statistics.mean(differences), error))
+    return gains
+
+
+def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) -> Path:
+    """Draw the curves into figures/labels-DATA.png."""
+    drawn = []
+    for name in names_of(cells):
+        points: list[Any] = points_of(cells, name)
+        counts, means, spreads = zip(*points, strict=True)
+        drawn.append(
+            curves.Curve(evaluation.short(name), counts, means, spreads, name in BASELINES)
+        )
+    classes = len(setting.data.test.classes)
+    png = curves.draw(
+        drawn,
+        title=f"Linear classifier on frozen features: {config.data}",
+        note=f"{classes} classes, {len(setting.data.test)} test images; band: standard deviation "
+        f"over {config.draws} draws of the labels",
+        chance=100 / classes,
+    )
+    file = setting.home / "figures" / f"labels-{results.slug(config.data)}.png"
+    runs.make(file.parent)
+    write_whole(file, lambda stream: stream.write(png))
+    return file

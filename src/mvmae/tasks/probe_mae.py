@@ -1,0 +1,253 @@
+"""The linear probe of MAE and of the paper (section 4.1.3): crops, batch norm, LARS, 100 epochs."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int, UInt8
+from torch import Generator, Tensor, nn
+
+from mvmae import encoders
+from mvmae.config import ProbeConfig
+from mvmae.data.loader import Skipped, whole_batches
+from mvmae.data.sources.opening import stamp
+from mvmae.data.supervised import labelled_batches
+from mvmae.data.views import normalized
+from mvmae.encoders import Features
+from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine.interrupt import Interrupt, exit_status
+from mvmae.engine.lars import Lars
+from mvmae.engine.log import Log
+from mvmae.engine.optim import set_lr
+from mvmae.engine.schedule import warmup_cosine
+from mvmae.errors import UserError
+from mvmae.metrics.accuracy import topk_accuracy
+from mvmae.tasks import evaluation
+from mvmae.tasks.evaluation import Row, Setting
+
+EVAL_SHARE = 224 / 256  # of the image's sides that is judged: MAE resizes to 256 and cuts out 224
+LOG_EVERY = 10  # steps between two lines of metrics
+MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "baselines", "pool", "batch_size"}
+
+
+def run(config: ProbeConfig) -> int:
+    """Train a linear layer on each token of the frozen encoder, and judge both.
+
+    Interrupted, the same command goes on at the exact step.
+
+    Returns:
+        0; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
+
+    Raises:
+        UserError: The encoder or the images cannot be read, or the loss stopped being finite.
+    """
+    if distributed.announced_world_size() > 1:
+        raise UserError("mvmae probe runs in one process: start it without torchrun")
+    setting = evaluation.setting_of(config)
+    device, train = setting.device, setting.data.train
+    step_size = min(config.step_size, len(train))
+    if step_size < 2:
+        raise UserError("batch norm needs at least 2 training images, and a --step-size of 2")
+    per_epoch = len(train) // step_size
+    total = per_epoch * config.epochs
+    peak = config.base_lr * step_size / 256
+
+    encoder = setting.opened.encoder.to(device).eval()
+    heads = heads_of(setting, config.seed).to(device)
+    optimizer = Lars(heads.parameters(), lr=0.0)
+    folder = folder_of(config, setting)
+    step = taken_up(folder, heads, optimizer)
+    batches = labelled_batches(
+        train,
+        seed=config.seed,
+        steps=range(step, total),
+        batch_size=step_size,
+        size=encoder.image_size,
+        crop_scale=config.crop_scale,
+        interpolation=setting.opened.preprocessing.interpolation,
+        augment=0,
+        rank=0,
+        world_size=1,
+        workers=config.workers,
+        cuda=device.type == "cuda",
+    )
+
+    runs.make(folder)
+    log = Log(folder, start=step, total=total, also=(), quiet=False, title="probe")
+    with log, Interrupt() as interrupt:
+        log.say(
+            f"{len(train)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
+            f"learning rate {peak:g}" + (f", from step {step}" if step else "")
+        )
+        saved_at = time.monotonic()
+        for batch in batches:
+            if not batch.is_whole:
+                path, reason = batch.skipped[-1]
+                raise UserError(f"images of {config.data} cannot be read: {path} ({reason})")
+            warmup = round(config.warmup_epochs * per_epoch)
+            set_lr(
+                optimizer, warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total)
+            )
+            tokens = frozen_tokens(batch.images, config, setting)
+            loss = update(heads, optimizer, tokens, batch.labels.to(device))
+            step += 1
+            log.advance(step)
+            if step % LOG_EVERY == 0 or step == total:
+                log.write({"step": step, "loss": finite(loss.item(), step)})
+            late = time.monotonic() - saved_at >= 60 * config.save_every_minutes
+            if interrupt.signal or late:
+                keep(folder, heads, optimizer, step)
+                saved_at = time.monotonic()
+            if interrupt.signal:
+                log.say(f"stopped after step {step}, saved. Go on with the same command")
+                return exit_status(interrupt.signal)
+
+    judge(config, setting, heads, log)
+    return 0
+
+
+def heads_of(setting: Setting, seed: int) -> nn.ModuleDict:
+    """For each token a batch norm without weights and a linear layer, of deviation 0.01 (MAE)."""
+    width, classes = setting.opened.encoder.embed_dim, len(setting.data.train.classes)
+    generator = Generator().manual_seed(seed)
+    heads = nn.ModuleDict()
+    for token in ("mean", "cls") if setting.opened.encoder.variant.cls_token else ("mean",):
+        linear = nn.Linear(width, classes)
+        nn.init.normal_(linear.weight, std=0.01, generator=generator)
+        nn.init.zeros_(linear.bias)
+        heads[token] = nn.Sequential(nn.BatchNorm1d(width, affine=False, eps=1e-6), linear)
+    return heads
+
+
+@torch.inference_mode()
+def frozen_tokens(
+    images: UInt8[Tensor, "B C H W"], config: ProbeConfig, setting: Setting
+) -> dict[str, Float[Tensor, "B D"]]:
+    """The encoder's pooled tokens, `batch_size` images at a time."""
+    encoder, (mean, std, _) = setting.opened.encoder, setting.opened.preprocessing
+    parts: dict[str, list[Tensor]] = {"mean": [], "cls": []}
+    for chunk in images.split(config.batch_size):
+        pixels = normalized(chunk, mean, std, setting.device)
+        with precision.autocast(setting.device, config.precision):
+            tokens = encoder(pixels)
+        parts["mean"].append(encoder.pooled(tokens, "mean").float())
+        if encoder.variant.cls_token:
+            parts["cls"].append(encoder.pooled(tokens, "cls").float())
+    return {token: torch.cat(chunks) for token, chunks in parts.items() if chunks}
+
+
+def update(
+    heads: nn.ModuleDict,
+    optimizer: Lars,
+    tokens: dict[str, Float[Tensor, "B D"]],
+    labels: Int[Tensor, " B"],
+) -> Float[Tensor, ""]:
+    """One step of every head; they share nothing, so the sum of their losses trains each alone.
+
+    Returns:
+        The mean of the heads' losses.
+    """
+    heads.train()
+    losses = [F.cross_entropy(head(tokens[token].clone()), labels) for token, head in heads.items()]
+    optimizer.zero_grad(set_to_none=True)
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+    return torch.stack(losses).mean().detach()
+
+
+def finite(loss: float, step: int) -> float:
+    """The loss, if it is a number.
+
+    Raises:
+        UserError: It is none.
+    """
+    if loss != loss or abs(loss) == float("inf"):
+        raise UserError(f"the loss is not finite at step {step}: try a lower --base-lr")
+    return loss
+
+
+def folder_of(config: ProbeConfig, setting: Setting) -> Path:
+    """Where the state is kept until the result is written: a place for these settings alone."""
+    fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
+    facts = (
+        encoders.digest(setting.opened.encoder),
+        setting.opened.preprocessing,
+        stamp(setting.data.train),
+        sorted((name, value) for name, value in fields.items() if name not in MAY_DIFFER),
+    )
+    folder = setting.home / "cache" / f"probe-{evaluation.key_of(facts)}"
+    setting.caches.append(folder)
+    return folder
+
+
+def keep(folder: Path, heads: nn.Module, optimizer: Lars, step: int) -> None:
+    """Save the state, whole or not at all."""
+    state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    checkpoint.save(folder, state)
+
+
+def taken_up(folder: Path, heads: nn.Module, optimizer: Lars) -> int:
+    """Take up what was kept; the step to go on from."""
+    if not (folder / "last.pt").exists():
+        return 0
+    state: dict[str, Any] = checkpoint.load(folder / "last.pt")
+    heads.load_state_dict(state["heads"])
+    optimizer.load_state_dict(state["optimizer"])
+    return state["step"]
+
+
+def judge(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log) -> None:
+    """Score the test images, and write the result with the course of the loss."""
+    scores, labels, skipped = test_scores(config, setting, heads.eval())
+    rows = []
+    for token, values in scores.items():
+        one, five = (round(topk_accuracy(values, labels, n), 4) for n in (1, 5))
+        rows.append(Row(config.encoder, token, one, five, {}))
+    headline = next(row for row in rows if row.token == setting.pool)
+    course = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
+    none = torch.empty(0, setting.opened.encoder.embed_dim)
+    places = torch.zeros(len(setting.data.train), dtype=torch.int64)
+    evaluation.report(
+        config,
+        setting,
+        rows,
+        headline,
+        scores[setting.pool].argmax(dim=1),
+        (Features(none, None, places, []), Features(none, None, labels, skipped)),
+        verb="probe",
+        title=f"linear probe on {config.data} (MAE's protocol, {config.epochs} epochs)",
+        name=f"probe-mae-{evaluation.results.slug(config.data)}",
+        more={"loss": course},
+    )
+
+
+@torch.inference_mode()
+def test_scores(
+    config: ProbeConfig, setting: Setting, heads: nn.ModuleDict
+) -> tuple[dict[str, Float[Tensor, "Q K"]], Int[Tensor, " Q"], list[Skipped]]:
+    """Each head's logits for the test images' centres."""
+    source = setting.data.test
+    scores: dict[str, list[Tensor]] = {token: [] for token in heads}
+    labels, skipped = [], []
+    for batch in whole_batches(
+        source,
+        setting.opened.encoder.image_size,
+        interpolation=setting.opened.preprocessing.interpolation,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        cuda=setting.device.type == "cuda",
+        share=EVAL_SHARE,
+    ):
+        skipped += batch.skipped
+        labels += [source.label(index) for index in batch.indices.tolist()]
+        if len(batch.images):
+            tokens = frozen_tokens(batch.images, config, setting)
+            for token, head in heads.items():
+                scores[token].append(head(tokens[token]).float().cpu())
+    encoders.refuse_unreadable(source, skipped)
+    return {t: torch.cat(parts) for t, parts in scores.items()}, torch.tensor(labels), skipped

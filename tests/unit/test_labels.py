@@ -1,0 +1,202 @@
+import math
+
+import numpy as np
+import pytest
+
+from mvmae.config import LabelsConfig
+from mvmae.metrics.labels import labels_needed, stratified_draw
+from mvmae.tasks import labels
+from mvmae.tasks.labels import Cell, Known, paired_gains, points_of, verdict_of
+
+# Draws
+
+
+def draw(classes: list[int], amount: float, seed: int = 0) -> np.ndarray:
+    return stratified_draw(np.array(classes), amount, np.random.default_rng(seed))
+
+
+def test_a_share_is_taken_of_every_class():
+    classes = [0] * 100 + [1] * 20 + [7] * 10
+    drawn = np.array(classes)[draw(classes, 0.1)]
+    assert np.unique(drawn, return_counts=True)[1].tolist() == [10, 2, 1]
+
+
+def test_a_small_share_is_at_least_one_image_of_every_class():
+    classes = [0] * 100 + [1] * 3
+    assert np.array(classes)[draw(classes, 0.001)].tolist() == [0, 1]
+
+
+def test_a_number_is_taken_of_every_class_or_all_there_is():
+    classes = [0] * 100 + [1] * 3
+    assert np.array(classes)[draw(classes, 5)].tolist() == [0] * 5 + [1] * 3
+    assert np.array(classes)[draw(classes, 1)].tolist() == [0, 1]  # not 1.0, all
+
+
+def test_all_of_it_is_every_image_once():
+    assert draw([1, 0, 1, 0, 2], 1.0).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_another_seed_draws_others():
+    classes = [0, 1] * 200
+    assert draw(classes, 0.1).tolist() == draw(classes, 0.1).tolist()
+    assert draw(classes, 0.1).tolist() != draw(classes, 0.1, seed=1).tolist()
+
+
+# What the untrained one needs
+
+
+def test_labels_needed_lie_between_two_points_on_a_log_scale():
+    assert labels_needed([10, 1000], [20.0, 60.0], 40.0) == pytest.approx(100)
+    assert labels_needed([1000, 10], [60.0, 20.0], 40.0) == pytest.approx(100)  # in any order
+    between = math.exp(0.75 * math.log(10) + 0.25 * math.log(1000))
+    assert labels_needed([10, 1000], [20.0, 60.0], 30.0) == pytest.approx(between)
+
+
+def test_the_first_crossing_counts():
+    assert labels_needed([1, 10, 100, 1000], [0.0, 50.0, 20.0, 90.0], 50.0) == pytest.approx(10)
+
+
+def test_a_curve_that_starts_above_needs_its_first_count_at_most():
+    assert labels_needed([10, 100], [50.0, 60.0], 40.0) == 10
+    assert labels_needed([10, 100], [50.0, 60.0], 50.0) == 10
+
+
+def test_a_curve_that_stays_below_never_gets_there():
+    assert labels_needed([10, 100], [50.0, 60.0], 60.1) is None
+    assert labels_needed([10], [50.0], 51.0) is None
+
+
+def test_a_flat_curve_divides_by_nothing():
+    assert labels_needed([10, 100, 1000], [50.0, 50.0, 70.0], 60.0) == pytest.approx(10**2.5)
+
+
+# Cells
+
+
+def cells(name: str, **accuracies: list[float]) -> list[Cell]:
+    """Draws by the number of labels: `n20=[50.0, 60.0]`."""
+    return [
+        Cell(name, int(key[1:]) / 1000, draw, int(key[1:]), top1)
+        for key, values in accuracies.items()
+        for draw, top1 in enumerate(values)
+    ]
+
+
+def test_points_are_means_and_deviations_from_the_fewest_labels_on():
+    points = points_of(cells("a", n100=[90.0], n20=[50.0, 60.0]) + cells("b", n20=[1.0]), "a")
+    assert points[0] == (20, 55, pytest.approx(math.sqrt(50)))
+    assert points[1] == (100, 90, 0)
+
+
+def test_shares_of_as_many_images_are_one_point():
+    """1 % and 5 % of ten images are both one image."""
+    given = [Cell("a", share, 0, 1, top1) for share, top1 in ((0.01, 40.0), (0.05, 60.0))]
+    ((count, mean, _),) = points_of(given, "a")
+    assert (count, mean) == (1, 50)
+
+
+def test_gains_are_of_the_same_draws():
+    ours, theirs = cells("a", n20=[50.0, 70.0, 60.0]), cells("b", n20=[40.0, 66.0, 49.0])
+    ((count, gain, error),) = paired_gains(ours + theirs, "a", "b", num_test=100)
+    assert (count, gain) == (20, pytest.approx(25 / 3))  # 10, 4 and 11
+    deviation = math.sqrt(((10 - 25 / 3) ** 2 + (4 - 25 / 3) ** 2 + (11 - 25 / 3) ** 2) / 2)
+    assert error == pytest.approx(deviation / math.sqrt(3))
+
+
+def test_draws_are_paired_whatever_their_order():
+    ours, theirs = cells("a", n20=[50.0, 70.0]), cells("b", n20=[40.0, 60.0])
+    for given in (ours + theirs, ours + theirs[::-1], theirs + ours[::-1]):
+        assert paired_gains(given, "a", "b", num_test=9) == [(20, 10, 0)]
+
+
+def test_the_error_of_one_draw_is_that_of_two_proportions():
+    given = cells("a", n20=[80.0]) + cells("b", n20=[50.0])
+    ((_, gain, error),) = paired_gains(given, "a", "b", num_test=400)
+    assert gain == 30
+    assert error == pytest.approx(100 * math.sqrt((0.8 * 0.2 + 0.5 * 0.5) / 400))
+
+
+# The verdict
+
+UNTRAINED = "the same, untrained"
+
+
+def test_better_for_every_number_of_labels_is_worth_it():
+    given = cells("run", n10=[60.0, 62.0], n100=[80.0], n1000=[90.0])
+    given += cells(UNTRAINED, n10=[20.0, 24.0], n100=[51.0], n1000=[71.0])
+    assert verdict_of(given, "run", num_test=1000) == (
+        "pre-training was worth it: +39.0 points over the same encoder untrained with 10 labels, "
+        "+19.0 with 1000. For what it does with 10 labels, the untrained one needs about 316."
+    )
+
+
+def test_what_the_untrained_one_never_reaches_is_said():
+    given = cells("run", n10=[60.0], n100=[80.0]) + cells(UNTRAINED, n10=[20.0], n100=[51.0])
+    said = verdict_of(given, "run", num_test=1000)
+    assert said.endswith("all 100 labels do not bring the untrained one there.")
+
+
+@pytest.mark.parametrize(
+    "theirs",
+    [
+        {"n10": [60.0, 20.0, 40.0], "n100": [82.0]},
+        {"n10": [30.0, 50.0, 48.0], "n100": [79.9]},  # a gain within the error of one test set
+    ],
+)
+def test_no_better_than_chance_would_have_it_was_not_worth_it(theirs):
+    given = cells("run", n10=[40.0, 40.0, 40.0], n100=[80.0]) + cells(UNTRAINED, **theirs)
+    said = verdict_of(given, "run", num_test=100)
+    assert said.startswith("pre-training was not worth it here: over the same encoder untrained ")
+    assert "with 10 labels" in said
+    assert said.endswith(f"{80.0 - theirs['n100'][0]:+.1f} with 100")
+
+
+def test_without_a_baseline_there_is_no_verdict():
+    said = verdict_of(cells("run", n10=[40.0]) + cells("other", n10=[10.0]), "run", num_test=10)
+    assert said == "run has no baseline beside it: leave out --no-baselines to compare"
+
+
+# What an interrupted command left
+
+CELL = Cell("run", 0.1, 2, 40, 61.25)
+
+
+def test_cells_are_known_again(tmp_path):
+    file = tmp_path / "cache" / "labels.jsonl"
+    known = Known(file)
+    assert known.cells == {}
+    known.keep(CELL)
+    known.keep(CELL._replace(draw=3))
+    assert list(Known(file).cells.values()) == [CELL, CELL._replace(draw=3)]
+
+
+def test_one_image_of_each_class_is_not_the_share_of_all(tmp_path):
+    known = Known(tmp_path / "labels.jsonl")
+    known.keep(CELL._replace(amount=1))
+    assert ("run", "1.0", 2) not in Known(known.file).cells
+    assert ("run", "1", 2) in Known(known.file).cells
+
+
+@pytest.mark.parametrize("cut", [1, 10, 40])
+def test_a_line_that_was_cut_short_costs_that_cell_alone(tmp_path, cut):
+    known = Known(tmp_path / "labels.jsonl")
+    known.keep(CELL)
+    known.keep(CELL._replace(draw=3))
+    known.file.write_bytes(known.file.read_bytes()[:-cut])
+    assert list(Known(known.file).cells.values()) == [CELL]
+    Known(known.file).keep(CELL._replace(draw=4))
+    assert list(Known(known.file).cells.values()) == [CELL, CELL._replace(draw=4)]
+
+
+@pytest.mark.parametrize("line", ["}", "[1]", "{}", '{"name": 3}', "null", "\x00\xff", ""])
+def test_a_line_that_is_no_cell_is_passed_over(tmp_path, line):
+    file = tmp_path / "labels.jsonl"
+    file.write_bytes(line.encode("latin-1"))
+    Known(file).keep(CELL)
+    assert list(Known(file).cells.values()) == [CELL]
+
+
+def test_amounts_are_numbers_of_images_where_those_are_named():
+    config = LabelsConfig(encoder="run", per_class=(1, 5))
+    assert config.shares == (0.01, 0.05, 0.1, 1.0)
+    assert labels.points_of([], "run") == []
