@@ -123,6 +123,10 @@ def test_a_run_becomes_a_model_of_timm_by_the_printed_line(here, capsys):
         "timm/model.safetensors",
     ]
     assert "3 images of images" in out
+    modes = {
+        path.stat().st_mode for path in (here / "run" / "export").rglob("*.*") if path.is_file()
+    }
+    assert modes == {(here / "run" / "encoder.json").stat().st_mode}
 
 
 VARIANTS = {

@@ -22,7 +22,7 @@ CONFIG = "config.json"
 OURS = (
     *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
     *("encoder.safetensors", "encoder.json", "health.json", "figures", "report.html"),
-    *("results", "cache"),
+    *("results", "cache", "export"),
     *("model.safetensors", "model.json", "best.safetensors", "best.json", "predictions.csv"),
     *("predictions.json", "predictions"),
 )

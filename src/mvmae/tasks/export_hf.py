@@ -23,6 +23,7 @@ from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.data.views import mask_noise
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder, Preprocessing
 from mvmae.engine import runs
+from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.models.vit import PLAIN, Encoder
 from mvmae.objectives import normalize_patches, reconstruction_loss
@@ -133,7 +134,8 @@ def _write(
 ) -> None:
     runs.write_json(folder / "config.json", facts | {"dtype": "float32", "torch_dtype": "float32"})
     runs.write_json(folder / "preprocessor_config.json", processor(image_size, preprocessing))
-    safetensors.torch.save_file(tensors, folder / FILE, metadata={"format": "pt"})
+    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    write_whole(folder / FILE, lambda stream: stream.write(content))
 
 
 def processor(image_size: tuple[int, int], preprocessing: Preprocessing) -> dict[str, Any]:

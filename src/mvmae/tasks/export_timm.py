@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mvmae import encoders
 from mvmae.config import ENCODERS
 from mvmae.encoders import OpenedEncoder
+from mvmae.engine.checkpoint import write_whole
 from mvmae.models.vit import PLAIN, Encoder
 
 FILE = "model.safetensors"
@@ -25,7 +26,8 @@ def write(folder: Path, opened: OpenedEncoder) -> None:
     """Write the weights under timm's names; the file's metadata say how images are prepared."""
     plain = {key: value.detach().contiguous() for key, value in weights(opened.encoder).items()}
     facts = {"encoder": json.dumps(encoders.facts_of(opened))}
-    safetensors.torch.save_file(plain, folder / FILE, metadata=facts)
+    content = safetensors.torch.save(plain, metadata=facts)  # save_file's are unreadable to others
+    write_whole(folder / FILE, lambda stream: stream.write(content))
 
 
 def weights(encoder: Encoder) -> dict[str, Tensor]:
