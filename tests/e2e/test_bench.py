@@ -20,7 +20,8 @@ TINY_INPUT = ("--model.image-size", "64", "--rounds", "2", "--images", "3")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     """One step a timing, and a small product to compare with."""
-    from mvmae.tasks import bench_input, bench_step
+    from mvmae.tasks.benching import input as bench_input
+    from mvmae.tasks.benching import step as bench_step
 
     monkeypatch.setattr(bench_step, "MIN_SECONDS", 1e-9)
     monkeypatch.setattr(bench_step, "MATMUL_SIDE", {"cpu": 64})

@@ -162,7 +162,7 @@ def test_every_kind_of_encoder_becomes_a_model_of_timm(here, variant):
 )
 def test_timms_own_names_are_used_where_there_are_some(name, size, expected):
     pytest.importorskip("timm")
-    from mvmae.tasks.export_timm import lines
+    from mvmae.tasks.exporting.to_timm import lines
 
     text = lines(Path("f"), encoders.open_encoder(f"random:{name}", size))
     words = expected.split(", ")

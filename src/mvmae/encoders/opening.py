@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -116,6 +118,10 @@ def _from_path(path: Path) -> OpenedEncoder:
     if path.name == PRODUCT or _has_facts(path):
         tensors, facts = checkpoint.load_tensors(path)
         opened = encoder_from_facts(facts, source=str(path))
+        if "classes" in facts:  # of finetune: a classifier, whose head is no part of the encoder
+            head = {key for key in tensors if key.startswith(("fc_norm.", "head."))}
+            opened = opened._replace(left_out=tuple(sorted(head)))
+            tensors = {key: value for key, value in tensors.items() if key not in head}
         checkpoint.load_weights(opened.encoder, tensors, source=str(path))
         return opened
     state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else checkpoint.load(path)
@@ -150,11 +156,23 @@ def _is_ours(state: dict[str, Any]) -> bool:
 
 
 def _from_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
+    if '"encoder":' in state["config"].split('\n  "model"')[0]:
+        raise UserError(
+            f"{path} is of a run that is not finished: go on with it (--resume), "
+            "or take the encoder it began with"
+        )
     config = configs.from_json(state["config"], PretrainConfig, source=str(path))
     opened = opened_from_config(random_encoder(config.model, 0), config)
     tensors = {key: value for key, value in state["model"].items() if not _is_decoder(key)}
     checkpoint.load_weights(opened.encoder, tensors, source=str(path))
     return opened
+
+
+def _began_with_an_encoder(config: str) -> bool:
+    """Whether a config is of a supervised run, whose checkpoints hold more than an encoder."""
+    with suppress(ValueError, AttributeError):
+        return isinstance(json.loads(config).get("encoder"), str)
+    return False
 
 
 def _is_decoder(key: str) -> bool:

@@ -27,6 +27,27 @@ def refuse_own_encoder(encoder: str, out: Path, *, overwrite: bool) -> None:
         raise UserError(f"--overwrite would delete {path}, the encoder: choose another --out")
 
 
+def refuse_to_replace(config: Any) -> None:
+    """Let `--overwrite` delete a run of this verb only, and never the encoder to begin with.
+
+    A folder mistaken for another would cost a pre-training.
+
+    Raises:
+        UserError: `config.out` holds another verb's run, or the encoder.
+    """
+    refuse_own_encoder(config.encoder, config.out, overwrite=config.overwrite)
+    if not config.overwrite or not runs.is_run(config.out):
+        return
+    file, verb = config.out / runs.CONFIG, type(config).__name__.removesuffix("Config").lower()
+    try:
+        configs.from_json(file.read_text(encoding="utf-8"), type(config), source=str(file))
+    except (UserError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"--overwrite would delete {config.out}, which is no run of {verb}: "
+            "choose another --out"
+        ) from error
+
+
 def refuse_unequal_shares(batch_size: int, accumulate: int) -> None:
     """A batch must be shared by the processes, and each share must have its parts.
 
@@ -107,6 +128,5 @@ def farewell(verb: str, signal: int, out: Path, step: int) -> str:
     """What to say when stopped."""
     name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
     return (
-        f"stopped by {name} after step {step}, saved. Go on with: "
-        f"mvmae {verb} --resume --out {out}"
+        f"stopped by {name} after step {step}, saved. Go on with: mvmae {verb} --resume --out {out}"
     )

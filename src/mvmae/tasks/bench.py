@@ -11,7 +11,8 @@ from rich.console import Console
 from mvmae.config import BenchConfig
 from mvmae.engine import precision, runs
 from mvmae.errors import UserError
-from mvmae.tasks import bench_input, bench_step
+from mvmae.tasks.benching import input as bench_input
+from mvmae.tasks.benching import step as bench_step
 
 
 def run(config: BenchConfig) -> None:

@@ -29,11 +29,10 @@ from mvmae.engine import precision, results, runs
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.errors import UserError
 from mvmae.models.vit import Encoder
-from mvmae.tasks import embed_formats, embed_search
-from mvmae.tasks import embed_parts as parts
-from mvmae.tasks.embed_formats import Part
-from mvmae.tasks.embed_parts import Index, read_embeddings
-from mvmae.tasks.embed_progress import Meter, conclude, farewell, introduce
+from mvmae.tasks.embedding import formats, parts, search
+from mvmae.tasks.embedding.formats import Part
+from mvmae.tasks.embedding.parts import Index, read_embeddings
+from mvmae.tasks.embedding.progress import Meter, conclude, farewell, introduce
 
 __all__ = ["Part", "read_embeddings", "run"]
 
@@ -65,11 +64,11 @@ def run(config: EmbedConfig) -> int:
     device = precision.choose_device(config.device)
     folder = folder_of(config)
     claim(folder, config)
-    embed_formats.require(config.format)
+    formats.require(config.format)
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
     source = open_source(config.data, opened.encoder.in_channels)
     facts = json.loads(json.dumps(facts_of(config, opened, source, device)))  # as it is read back
-    queries = embed_search.open_queries(config, opened, device)
+    queries = search.open_queries(config, opened, device)
 
     meter = Meter(len(source))
     if is_made(folder, config, facts):
@@ -94,7 +93,7 @@ def run(config: EmbedConfig) -> int:
             raise
         conclude(meter, folder, index)
     if queries:
-        embed_search.answer(folder, index, opened, source, queries, config)
+        search.answer(folder, index, opened, source, queries, config)
     return 0
 
 
@@ -170,7 +169,7 @@ def facts_of(
         "data_fingerprint": fingerprint(source),
         "labels_fingerprint": labels_fingerprint(source),
         "classes": list(source.classes),
-        "environment": runs.environment(device, 1, **embed_formats.versions(config.format)),
+        "environment": runs.environment(device, 1, **formats.versions(config.format)),
     }
 
 

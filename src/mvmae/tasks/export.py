@@ -38,9 +38,9 @@ from mvmae.data.views import normalized, whole_view
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.engine import results, runs
 from mvmae.errors import UserError
-from mvmae.tasks import export_graph, export_hf, export_timm
-from mvmae.tasks.about import about
-from mvmae.tasks.export_card import card
+from mvmae.tasks.exporting import to_graph, to_timm, to_transformers
+from mvmae.tasks.exporting.about import about
+from mvmae.tasks.exporting.card import card
 
 NUM_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest number; fp32 in another order of operations differs by 1e-6
@@ -53,11 +53,11 @@ NEEDS = {  # packages of a format, and the extra that brings them
     "safetensors": ((), ""),
 }
 MAIN = {  # the file of a format
-    "timm": export_timm.FILE,
-    "hf": export_hf.FILE,
-    "hf-mae": export_hf.FILE,
-    "onnx": export_graph.ONNX,
-    "pt2": export_graph.PT2,
+    "timm": to_timm.FILE,
+    "hf": to_transformers.FILE,
+    "hf-mae": to_transformers.FILE,
+    "onnx": to_graph.ONNX,
+    "pt2": to_graph.PT2,
     "safetensors": encoders.PRODUCT,
 }
 CPU = torch.device("cpu")
@@ -164,9 +164,9 @@ def open_all(config: ExportConfig) -> tuple[OpenedEncoder, OpenedAutoencoder | N
         else encoders.opened_from_config(whole.model.encoder, whole.config)
     )
     if whole is not None:
-        export_hf.require_decoder(whole, config.encoder)
+        to_transformers.require_decoder(whole, config.encoder)
     if "hf" in config.format:
-        export_hf.require_plain(opened.encoder, config.encoder)
+        to_transformers.require_plain(opened.encoder, config.encoder)
     return opened, whole
 
 
@@ -230,16 +230,16 @@ def write(
     """Write one format into an empty folder; hf-mae needs the whole autoencoder."""
     match name:
         case "timm":
-            export_timm.write(folder, opened)
+            to_timm.write(folder, opened)
         case "hf":
-            export_hf.write(folder, opened)
+            to_transformers.write(folder, opened)
         case "hf-mae":
             assert whole is not None
-            export_hf.write_mae(folder, whole)
+            to_transformers.write_mae(folder, whole)
         case "onnx":
-            export_graph.write_onnx(folder, opened)
+            to_graph.write_onnx(folder, opened)
         case "pt2":
-            export_graph.write_pt2(folder, opened)
+            to_graph.write_pt2(folder, opened)
         case "safetensors":
             encoders.save_encoder(folder, opened)
 
@@ -248,21 +248,21 @@ def loading(name: ExportFormat, folder: Path, opened: OpenedEncoder) -> str:
     """Lines of Python that load one format."""
     match name:
         case "timm":
-            return export_timm.lines(folder / export_timm.FILE, opened)
+            return to_timm.lines(folder / to_timm.FILE, opened)
         case "hf":
-            return export_hf.lines(folder)
+            return to_transformers.lines(folder)
         case "hf-mae":
-            return export_hf.lines_mae(folder)
+            return to_transformers.lines_mae(folder)
         case "onnx":
-            return export_graph.lines_onnx(folder)
+            return to_graph.lines_onnx(folder)
         case "pt2":
-            return export_graph.lines_pt2(folder)
+            return to_graph.lines_pt2(folder)
         case "safetensors":
             file = folder / encoders.PRODUCT
             text = f"import mvmae\nencoder = mvmae.load_encoder({str(file)!r})"
-            if not find_spec("timm") or not export_timm.is_same(opened.encoder):
+            if not find_spec("timm") or not to_timm.is_same(opened.encoder):
                 return text
-            return f"{text}\n\n# or\n{export_timm.lines(file, opened)}"
+            return f"{text}\n\n# or\n{to_timm.lines(file, opened)}"
 
 
 @torch.inference_mode()
@@ -286,7 +286,7 @@ def compare(
     pairs = []
     for batch in (images, images[:1]):
         ours = (
-            export_hf.expected_mae(whole, batch)
+            to_transformers.expected_mae(whole, batch)
             if whole is not None and name == "hf-mae"
             else features(opened, batch)
         )
@@ -312,15 +312,15 @@ def loaded(
     """What computes from the files, by the other software."""
     match name:
         case "timm":
-            return export_timm.load(folder, opened)
+            return to_timm.load(folder, opened)
         case "hf":
-            return export_hf.load(folder, opened)
+            return to_transformers.load(folder, opened)
         case "hf-mae":
-            return export_hf.load_mae(folder)
+            return to_transformers.load_mae(folder)
         case "onnx":
-            return export_graph.load_onnx(folder)
+            return to_graph.load_onnx(folder)
         case "pt2":
-            return export_graph.load_pt2(folder)
+            return to_graph.load_pt2(folder)
         case "safetensors":
             return partial(features, encoders.open_encoder(folder))
 

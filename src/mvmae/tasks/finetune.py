@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from pathlib import Path
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
-from mvmae import config as configs
 from mvmae import encoders
 from mvmae.config import FinetuneConfig
 from mvmae.data.augment import mixed, random_erasing, seeded
@@ -19,27 +15,34 @@ from mvmae.data.loader import whole_batches
 from mvmae.data.sources.opening import open_labelled
 from mvmae.data.supervised import LabelledBatch, labelled_batches
 from mvmae.data.views import normalized
-from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine import distributed, precision, runs
+from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
 from mvmae.engine.log import require as require_log
 from mvmae.engine.optim import set_lr
+from mvmae.engine.supervised import (
+    begin_folder,
+    farewell,
+    is_due,
+    refuse_infinite,
+    refuse_to_replace,
+    stop_signal,
+)
 from mvmae.errors import UserError
 from mvmae.models.classifier import Classifier
-from mvmae.tasks import finetune_report as report
-from mvmae.tasks.finetune_report import Judgement
-from mvmae.tasks.finetune_state import (
+from mvmae.tasks.finetuning import report
+from mvmae.tasks.finetuning.report import Judgement
+from mvmae.tasks.finetuning.state import (
+    REMEDY,
     FinetuneState,
     Job,
     Trained,
-    is_due,
     plan_of,
     resume,
     save,
-    stop_signal,
     trained_of,
 )
-from mvmae.tasks.pretrain_report import Clock
 
 MOST_AT_ONCE = 256  # test images
 
@@ -66,7 +69,12 @@ def run(config: FinetuneConfig) -> int:
             state = resume(config, trained, job.plan.fingerprint)
         else:
             state = FinetuneState()
-            begin_folder(job)
+            begin_folder(
+                config,
+                device,
+                data_fingerprint=job.plan.fingerprint,
+                num_images=len(job.data.train),
+            )
         wrapped = distributed.wrap(trained.model, device)
         total = job.plan.total
         batches = labelled_batches(
@@ -115,9 +123,9 @@ def run(config: FinetuneConfig) -> int:
                     log.write(job.plan.place(state.step, config) | record | speed)
                 if job.plan.is_evaluation(state.step, config):
                     judge(log, job, trained, state)
-                if stopped := stop_signal(interrupt, config, state, device):
+                if stopped := stop_signal(interrupt, state, config, device):
                     save(state, config, trained, job.plan.fingerprint)
-                    log.say(report.farewell(stopped, config, state.step))
+                    log.say(farewell("finetune", stopped, config.out, state.step))
                     return exit_status(stopped)
                 if state.step < total and is_due(state, config, device):
                     save(state, config, trained, job.plan.fingerprint)
@@ -150,43 +158,6 @@ def classifier_of(job: Job) -> Classifier:
         drop_path=job.config.drop_path,
         generator=Generator().manual_seed(job.config.seed),
     ).to(job.device)
-
-
-def refuse_to_replace(config: FinetuneConfig) -> None:
-    """Let `--overwrite` delete a run of `finetune` only, and never the encoder to begin with.
-
-    A folder mistaken for another would cost a pre-training.
-
-    Raises:
-        UserError: `out` holds another verb's run, or the encoder.
-    """
-    encoder, out = Path(config.encoder), config.out
-    if not config.overwrite or not runs.is_run(out):
-        return
-    if encoder.exists() and encoder.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--overwrite would delete {encoder}, the encoder: choose another --out")
-    file = out / runs.CONFIG
-    try:
-        configs.from_json(file.read_text(encoding="utf-8"), FinetuneConfig, source=str(file))
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--overwrite would delete {out}, which is no run of finetune: choose another --out"
-        ) from error
-
-
-def begin_folder(job: Job) -> None:
-    """Make the run folder, with what repeats the run; the other processes wait for it."""
-    config = job.config
-    if distributed.is_main():
-        runs.make(config.out)
-        if config.overwrite:
-            runs.clear(config.out)
-        facts = runs.environment(job.device, distributed.world_size())
-        facts |= {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-        runs.write_json(config.out / "environment.json", facts)
-        kept = replace(config, resume=False, overwrite=False)
-        checkpoint.write_text(config.out / runs.CONFIG, configs.to_json(kept))
-    distributed.barrier()
 
 
 def training_step(
@@ -235,7 +206,7 @@ def mean_loss(state: FinetuneState, config: FinetuneConfig) -> float:
     Raises:
         UserError: One is not finite.
     """
-    state.refuse_infinite(config)
+    refuse_infinite(state, config.out, REMEDY)
     mean = torch.stack(state.pending).double().mean()
     state.pending = []
     return distributed.mean_over_processes(mean).item()
@@ -249,7 +220,7 @@ def judge(log: Log, job: Job, trained: Trained, state: FinetuneState) -> Judgeme
     Raises:
         UserError: A loss before it is not finite, or most test images cannot be read.
     """
-    state.refuse_infinite(job.config)
+    refuse_infinite(state, job.config.out, REMEDY)
     judgement = None
     if distributed.is_main():
         judgement = judgement_of(trained.product, job)

@@ -16,6 +16,7 @@ from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, ope
 from mvmae.data.sources.source import Source
 from mvmae.data.views import normalized
 from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
 from mvmae.engine.log import require as require_log
@@ -27,7 +28,7 @@ from mvmae.metrics.knn import knn_predictions, top1
 from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
 from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
-from mvmae.tasks import pretrain_report as report
+from mvmae.tasks.pretraining import report
 
 
 def run(config: PretrainConfig) -> int:
@@ -73,7 +74,7 @@ def run(config: PretrainConfig) -> int:
         log = Log(config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet)
         with log, Interrupt() as interrupt:
             report.introduce(log, config, source, model, state)
-            clock = report.Clock()
+            clock = Clock()
             for batch in clock.timed(batches):
                 try:
                     state.note_reading(batch.noise.shape[1], batch.skipped, is_whole=batch.is_whole)

@@ -8,7 +8,7 @@ from typing import Any
 
 from mvmae import encoders
 from mvmae.config import ShowConfig
-from mvmae.tasks.about import (
+from mvmae.tasks.exporting.about import (
     about,
     headline_in_words,
     input_in_words,

@@ -12,10 +12,10 @@ from mvmae.config import FinetuneConfig
 from mvmae.data.sources.opening import Labelled, fingerprint
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import checkpoint, distributed, resuming, runs
-from mvmae.engine.interrupt import Interrupt
 from mvmae.engine.optim import layerwise_adamw
 from mvmae.engine.schedule import warmup_cosine
 from mvmae.engine.state import State
+from mvmae.engine.supervised import refuse_infinite, refuse_unequal_shares
 from mvmae.errors import UserError
 from mvmae.models.classifier import Classifier
 
@@ -23,6 +23,9 @@ COUNTED = (  # of the state, what a checkpoint holds as it is
     *("step", "pending", "drawn", "unreadable"),
     *("judged_step", "best_top1", "best_top5", "best_epoch"),
 )
+
+
+REMEDY = "begin a new run with a lower --base-lr, or with --clip-grad 1"
 
 
 class Plan(NamedTuple):
@@ -63,17 +66,8 @@ def plan_of(config: FinetuneConfig, data: Labelled) -> Plan:
     Raises:
         UserError: There are fewer images than a batch needs, or the batch cannot be shared out.
     """
-    processes, count = distributed.world_size(), len(data.train)
-    if config.batch_size % processes:
-        near = max(1, config.batch_size // processes) * processes
-        raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {processes} processes: {near} can"
-        )
-    if config.accumulate > config.batch_size // processes:
-        raise UserError(
-            f"accumulate {config.accumulate} is more than the {config.batch_size // processes} "
-            "images that a process has in a step"
-        )
+    count = len(data.train)
+    refuse_unequal_shares(config.batch_size, config.accumulate)
     if count < config.batch_size:
         raise UserError(
             f"{count} training images are fewer than a batch of {config.batch_size}: "
@@ -132,31 +126,6 @@ class FinetuneState(State):
         self.judged_step = -1  # after which the test images were last looked at
         self.best_top1, self.best_top5, self.best_epoch = -1.0, 0.0, 0.0
 
-    def refuse_infinite(self, config: FinetuneConfig) -> None:
-        """Stop at the first loss since the last line of metrics that is no number.
-
-        Raises:
-            UserError: There is one.
-        """
-        if not self.pending:
-            return
-        values = torch.stack(self.pending)  # a CPU-GPU synchronisation on CUDA
-        bad = (~values.isfinite()).nonzero()
-        if not len(bad):
-            return
-        step = self.step - len(values) + int(bad[0]) + 1
-        kept = (
-            f"{config.out}/checkpoints/last.pt, of step {self.saved_step}, is from before it"
-            if self.saved_step
-            else "no checkpoint had been saved yet"
-        )
-        remedy = (
-            "begin a new run with a lower --base-lr, or with --clip-grad 1"
-            if step > 1
-            else "before any update: look at ENCODER, whose weights may be damaged"
-        )
-        raise UserError(f"the loss is not finite at step {step}: {remedy}; {kept}")
-
 
 def save(state: FinetuneState, config: FinetuneConfig, trained: Trained, fingerprint: str) -> None:
     """Write a checkpoint, unless a loss since the last one is not finite.
@@ -164,7 +133,7 @@ def save(state: FinetuneState, config: FinetuneConfig, trained: Trained, fingerp
     Raises:
         UserError: A loss is not finite; the checkpoint before stays.
     """
-    state.refuse_infinite(config)
+    refuse_infinite(state, config.out, REMEDY)
     rows = distributed.gather_objects(state.skipped)
     state.skipped = []
     if distributed.is_main():
@@ -199,20 +168,3 @@ def resume(config: FinetuneConfig, trained: Trained, fingerprint: str) -> Finetu
     state.pending = [loss.to(device) for loss in state.pending]
     state.saved_step = state.step
     return state
-
-
-def is_due(state: FinetuneState, config: FinetuneConfig, device: torch.device) -> bool:
-    """Whether it is time for a checkpoint; asked between lines of metrics, and all agree."""
-    if state.step % config.log_every:
-        return False
-    late = time.monotonic() - state.saved_at >= 60 * config.save_every_minutes
-    return bool(distributed.largest(int(late), device))
-
-
-def stop_signal(
-    interrupt: Interrupt, config: FinetuneConfig, state: FinetuneState, device: torch.device
-) -> int:
-    """The signal to stop for, if any process got one; several ask each other only now and then."""
-    if distributed.world_size() > 1 and state.step % config.log_every:
-        return 0
-    return distributed.largest(interrupt.signal, device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvmae.config import ExportFormat
-from mvmae.tasks.about import (
+from mvmae.tasks.exporting.about import (
     headline_in_words,
     input_in_words,
     preprocessing_in_words,

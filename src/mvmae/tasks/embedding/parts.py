@@ -23,7 +23,7 @@ from mvmae.data.sources.source import Source
 from mvmae.engine import runs
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
-from mvmae.tasks.embed_formats import Part, from_bytes, plain_text, to_bytes
+from mvmae.tasks.embedding.formats import Part, from_bytes, plain_text, to_bytes
 
 KIND = "mvmae embeddings"
 INDEX = "index.json"

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from mvmae import encoders
 from mvmae.config import PretrainConfig
-from mvmae.data.loader import Batch
 from mvmae.data.sources.source import Source
 from mvmae.engine import distributed, runs
 from mvmae.engine.log import Log
@@ -18,36 +16,6 @@ from mvmae.engine.state import State
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.objectives import normalize_patches
-
-
-class Clock:
-    """Where the time goes between two lines of metrics."""
-
-    def __init__(self) -> None:
-        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
-
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        """The batches, with the waiting for each noted."""
-        iterator = iter(batches)
-        while True:
-            began = time.perf_counter()
-            batch = next(iterator, None)
-            if batch is None:
-                return
-            self.waited += time.perf_counter() - began
-            self.steps += 1
-            yield batch
-
-    def lap(self, batch_size: int) -> dict[str, float]:
-        """Images a second, and the share of time that steps waited for data; starts anew."""
-        now = time.perf_counter()
-        passed = max(now - self.began, 1e-9)
-        speed = {
-            "images_per_second": round(self.steps * batch_size / passed, 2),
-            "data_wait": round(self.waited / passed, 4),
-        }
-        self.began, self.waited, self.steps = now, 0.0, 0
-        return speed
 
 
 def introduce(

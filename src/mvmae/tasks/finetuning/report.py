@@ -14,12 +14,10 @@ from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config import FinetuneConfig
 from mvmae.config.files import command_of
 from mvmae.data.loader import Skipped
 from mvmae.encoders import OpenedEncoder
@@ -27,7 +25,7 @@ from mvmae.engine import checkpoint, distributed, results, runs
 from mvmae.engine.log import Log
 from mvmae.metrics.accuracy import confusion_matrix, per_class_accuracy, topk_accuracy
 from mvmae.models.classifier import Classifier, timm_keys
-from mvmae.tasks.finetune_state import FinetuneState, Job, Trained
+from mvmae.tasks.finetuning.state import FinetuneState, Job, Trained
 
 WORST = 3  # classes named on the screen
 FEW_CLASSES = 5  # up to which top-5 says nothing
@@ -67,15 +65,6 @@ def introduce(log: Log, job: Job, trained: Trained, state: FinetuneState) -> Non
     )
 
 
-def farewell(signal: int, config: FinetuneConfig, step: int) -> str:
-    """What to say when stopped."""
-    name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
-    return (
-        f"stopped by {name} after step {step}, saved. Go on with: "
-        f"mvmae finetune --resume --out {config.out}"
-    )
-
-
 def save_classifier(job: Job, name: str, model: Classifier) -> None:
     """Write NAME.safetensors, with timm's keys, and NAME.json, which says how to use it."""
     facts = encoders.facts_of(_body(job, model)) | {
@@ -104,7 +93,7 @@ def conclude(log: Log, job: Job, judgement: Judgement, state: FinetuneState) -> 
     write_predictions(config.out / "predictions.csv", job, judgement)
     file = write_result(log, job, judgement, state, confusion)
     last = judgement.figures()
-    Console().print(table_of(last, state, job, len(classes)))
+    log.console.print(table_of(last, state, job, len(classes)), soft_wrap=False)
     log.say(_small_print(last["top1"] / 100, len(judgement.labels), len(classes)))
     if worst := worst_classes(confusion, classes):
         log.say(worst)

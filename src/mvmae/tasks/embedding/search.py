@@ -31,9 +31,9 @@ from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import neighbours
 from mvmae.figures.neighbours import Cell, Row
-from mvmae.tasks import embed_parts as parts
-from mvmae.tasks.embed_formats import plain_text
-from mvmae.tasks.embed_parts import Index
+from mvmae.tasks.embedding import parts
+from mvmae.tasks.embedding.formats import plain_text
+from mvmae.tasks.embedding.parts import Index
 
 DECIMALS = 6
 ROWS = 1024  # compared at a time

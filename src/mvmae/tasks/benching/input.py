@@ -24,7 +24,7 @@ from mvmae.data.sources.builtin import PHOTOGRAPHS
 from mvmae.data.sources.files import from_folders
 from mvmae.data.views import crop, normalized, random_box, random_views
 from mvmae.errors import UserError
-from mvmae.tasks.bench_plain import load_pil, mae_transform
+from mvmae.tasks.benching.plain import load_pil, mae_transform
 
 PHOTO_SIZE = (500, 375)  # width and height, about those of ImageNet's photographs
 PHOTO_QUALITY = 85

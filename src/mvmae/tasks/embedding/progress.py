@@ -13,7 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of
 from mvmae.engine.log import PLAIN_LINES
-from mvmae.tasks.embed_parts import PARTS, Index
+from mvmae.tasks.embedding.parts import PARTS, Index
 
 
 class Meter:

@@ -22,7 +22,7 @@ from mvmae.engine import precision
 from mvmae.engine.optim import adamw
 from mvmae.errors import UserError
 from mvmae.models.mae import MaskedAutoencoder
-from mvmae.tasks.bench_plain import Attention, PlainBatch, PlainStep
+from mvmae.tasks.benching.plain import Attention, PlainBatch, PlainStep
 from mvmae.tasks.pretrain import training_step
 
 MIN_SECONDS = 0.5  # of one timing: shorter steps are repeated

@@ -1,0 +1,1 @@
+"""What embedding is made of: parts, files, the search."""
