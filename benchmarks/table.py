@@ -19,6 +19,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from mvmae.cli import main
+from mvmae.engine.results import slug
 
 ARMS = {  # name in the table -> variant of the base recipe
     "MAE": "+mae",
@@ -27,6 +28,7 @@ ARMS = {  # name in the table -> variant of the base recipe
     "the method": "",
 }
 BASELINES = ("raw pixels", "untrained encoder")
+NAMES = {"raw pixels": "raw pixels", "the same, untrained": "untrained encoder"}  # in a result
 ACCENT, PLAIN, INK = "#0f766e", "#b6c2c9", "#1f2933"
 
 
@@ -72,6 +74,11 @@ def run_of(options: Namespace, variant: str) -> Path:
     return options.out / f"{(variant or '+method')[1:]}-{options.seed}"
 
 
+def result_of(options: Namespace, variant: str, verb: str) -> Path:
+    """What a verb says of an arm."""
+    return run_of(options, variant) / "results" / f"{verb}-{slug(str(options.data))}.json"
+
+
 def train_and_judge(options: Namespace, variant: str) -> int:
     """One arm, unless it is there already."""
     run = run_of(options, variant)
@@ -85,7 +92,7 @@ def train_and_judge(options: Namespace, variant: str) -> int:
             return status
     for verb in ("knn", "probe"):
         baselines = [] if variant == "+mae" else ["--no-baselines"]
-        if not (run / f"{verb}.json").exists() and (
+        if not result_of(options, variant, verb).exists() and (
             status := said([verb, str(run), str(options.data), *baselines])
         ):
             return status
@@ -103,11 +110,12 @@ def collected(options: Namespace) -> list[dict]:
     scores: dict[str, dict] = {name: {"name": name} for name in (*BASELINES, *ARMS)}
     for name, variant in ARMS.items():
         for verb in ("knn", "probe"):
-            result = json.loads((run_of(options, variant) / f"{verb}.json").read_text())
-            own, *others = result["rows"]
-            scores[name][verb] = own["top1"]
-            for baseline, row in zip(reversed(BASELINES), others, strict=False):
-                scores[baseline][verb] = row["top1"]
+            result = json.loads(result_of(options, variant, verb).read_text())
+            k = result["headline"].get("k")
+            for row in result["rows"]:
+                if row["notes"].get("k") == k:
+                    of = NAMES.get(row["name"], name)
+                    scores[of].setdefault(verb, {})[row["token"]] = row["top1"]
     return list(scores.values())
 
 

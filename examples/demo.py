@@ -45,9 +45,13 @@ def run_all() -> int:
 
 def rows(run: str, verb: str) -> list[float]:
     """Accuracies that a verb left in a run folder: the encoder's, and its baselines'."""
-    result = json.loads((RUNS / run / f"{verb}.json").read_text())
-    token = result["headline"]["token"]
-    return [row["top1"].get(token, row["top1"].get("pixels")) for row in result["rows"]]
+    result = json.loads((RUNS / run / "results" / f"{verb}-photos.json").read_text())
+    counts = result["headline"]
+    return [
+        row["top1"]
+        for row in result["rows"]
+        if row["token"] in (counts["token"], "pixels") and row["notes"].get("k") == counts.get("k")
+    ]
 
 
 if __name__ == "__main__":

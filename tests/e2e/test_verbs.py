@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -129,8 +130,9 @@ def test_help_of_a_verb_names_its_options(capsys, verb):
     assert main([verb, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"mvmae {verb}" in text
-    assert "--out" in text
-    assert "--device" in text
+    own = {field.name for field in fields(VERBS[verb].config)}
+    for name in {"out", "device", "data"} & own:
+        assert f"--{name}" in text or name.upper() in text
 
 
 def test_version_is_told(capsys):

@@ -23,6 +23,7 @@ MINIMAL = {
     "finetune": ["run"],
     "detect": ["run", "data"],
     "reconstruct": ["run"],
+    "segment": ["run", "data"],
     "show": ["run"],
     "export": ["run", "--format", "timm"],
     "bench": ["step"],

@@ -8,9 +8,9 @@ import pytest
 
 from mvmae.encoders import digest, load_encoder
 from mvmae.errors import UserError
-from mvmae.tasks.embed_formats import Part, from_bytes, plain_text, to_bytes
-from mvmae.tasks.embed_parts import Filling, part_size_of
-from mvmae.tasks.embed_search import Best, cosine, unit_rows
+from mvmae.tasks.embedding.formats import Part, from_bytes, plain_text, to_bytes
+from mvmae.tasks.embedding.parts import Filling, part_size_of
+from mvmae.tasks.embedding.search import Best, cosine, unit_rows
 
 FORMATS = ["parquet", "npz", "safetensors"]
 
@@ -37,7 +37,7 @@ def test_a_part_comes_back_as_it_was(format, shape, dtype, count):
 
 WRITE = """
 import hashlib, numpy as np
-from mvmae.tasks.embed_formats import Part, to_bytes
+from mvmae.tasks.embedding.formats import Part, to_bytes
 part = Part(["a", "b"], ["x", None], np.ones((2, 3), np.float32))
 print([hashlib.sha256(to_bytes(part, f)).hexdigest() for f in ("parquet", "npz", "safetensors")])
 """

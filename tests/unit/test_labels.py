@@ -125,8 +125,19 @@ def test_better_for_every_number_of_labels_is_worth_it():
     given = cells("run", n10=[60.0, 62.0], n100=[80.0], n1000=[90.0])
     given += cells(UNTRAINED, n10=[20.0, 24.0], n100=[51.0], n1000=[71.0])
     assert verdict_of(given, "run", num_test=1000) == (
-        "pre-training was worth it: +39.0 points over the same encoder untrained with 10 labels, "
-        "+19.0 with 1000. For what it does with 10 labels, the untrained one needs about 316."
+        "pre-training was worth it: over the same encoder untrained +39.0 points with 10, "
+        "+29.0 points with 100, +19.0 points with 1000 labels. For what it does with 10 labels, "
+        "the untrained one needs about 316."
+    )
+
+
+def test_better_for_some_numbers_of_labels_is_worth_it_for_those():
+    given = cells("run", n10=[40.0, 60.0], n100=[80.0, 80.0], n1000=[90.0])
+    given += cells(UNTRAINED, n10=[60.0, 50.0], n100=[51.0, 52.0], n1000=[90.0])
+    assert verdict_of(given, "run", num_test=1000) == (
+        "pre-training was worth it with 100 labels: over the same encoder untrained -5.0 points "
+        "with 10, +28.5 points with 100, +0.0 points with 1000 labels. For what it does with 100 "
+        "labels, the untrained one needs about 550."
     )
 
 
@@ -147,8 +158,8 @@ def test_no_better_than_chance_would_have_it_was_not_worth_it(theirs):
     given = cells("run", n10=[40.0, 40.0, 40.0], n100=[80.0]) + cells(UNTRAINED, **theirs)
     said = verdict_of(given, "run", num_test=100)
     assert said.startswith("pre-training was not worth it here: over the same encoder untrained ")
-    assert "with 10 labels" in said
-    assert said.endswith(f"{80.0 - theirs['n100'][0]:+.1f} with 100")
+    assert "points with 10, " in said
+    assert said.endswith(f"{80.0 - theirs['n100'][0]:+.1f} points with 100 labels")
 
 
 def test_without_a_baseline_there_is_no_verdict():

@@ -29,7 +29,9 @@ def clusters(per_class: int, classes: int = 3, spread: float = 0.3) -> tuple[np.
 
 def test_clusters_apart_are_told_apart():
     features, labels = clusters(20)
-    result = logistic_regression(features[:30], labels[:30], features[30:], num_classes=3, costs=(0.1, 1.0))
+    result = logistic_regression(
+        features[:30], labels[:30], features[30:], num_classes=3, costs=(0.1, 1.0)
+    )
     assert np.array_equal(result.predictions, labels[30:])
     assert result.converged
     assert result.cost in (0.1, 1.0)
@@ -72,8 +74,12 @@ def test_strong_regularisation_is_chosen_where_there_is_nothing_to_learn(costs):
 
 def test_a_query_is_judged_alone():
     features, labels = clusters(20, spread=3.0)
-    together = logistic_regression(features[:30], labels[:30], features[30:], num_classes=3, costs=(1.0,))
-    alone = logistic_regression(features[:30], labels[:30], features[40:41], num_classes=3, costs=(1.0,))
+    together = logistic_regression(
+        features[:30], labels[:30], features[30:], num_classes=3, costs=(1.0,)
+    )
+    alone = logistic_regression(
+        features[:30], labels[:30], features[40:41], num_classes=3, costs=(1.0,)
+    )
     assert together.predictions[10] == alone.predictions[0]
 
 
@@ -97,7 +103,9 @@ def test_few_images_are_classified_too(labels):
 
 def test_a_fit_that_ran_out_of_iterations_says_so():
     features, labels = clusters(50, spread=2.0)
-    result = logistic_regression(features, labels, features, num_classes=3, costs=(1e4,), max_iterations=1)
+    result = logistic_regression(
+        features, labels, features, num_classes=3, costs=(1e4,), max_iterations=1
+    )
     assert not result.converged
 
 

@@ -9,6 +9,7 @@ from mvmae.encoders.opening import (
     open_autoencoder,
     open_encoder,
     random_encoder,
+    untrained,
 )
 from mvmae.encoders.product import (
     PRODUCT,
@@ -40,4 +41,5 @@ __all__ = [
     "refuse_unreadable",
     "resized",
     "save_encoder",
+    "untrained",
 ]

@@ -40,8 +40,8 @@ def load_encoder(
     Args:
         source: A run folder; a checkpoint file, ours (`last.pt`, `encoder.safetensors`) or one of
             MAE, MoCo v3, DINO, DINOv2, timm or transformers; a folder of transformers; `timm:NAME`
-            or `hf:NAME`, which download; `random:vit_small` and the like, whose weights are drawn
-            with seed 0.
+            or `hf:NAME`, which download; `random:vit_small` and the like, or `random:RUN` for the
+            shape of a run, whose weights are drawn with seed 0.
         image_size: Side, or height and width, in pixels. Default: what it was trained on, 224 for
             a random one. Positions are resampled to the new grid, bicubic in two dimensions.
         in_channels: Default: what it was trained on, 3 for a random one. The patch embedding is
@@ -63,7 +63,7 @@ def open_encoder(
     if in_channels is not None and in_channels < 1:
         raise UserError(f"in_channels must be at least 1, not {in_channels}")
     if name.startswith("random:"):
-        return _random(name.removeprefix("random:"), image_size, in_channels or 3)
+        return _random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
         opened = _from_found(*hub.from_timm(name.removeprefix("timm:")), source=name)
     elif name.startswith("hf:"):
@@ -75,19 +75,34 @@ def open_encoder(
     return opened._replace(encoder=resized(opened.encoder, image_size).eval())
 
 
-def _random(name: str, image_size: int | tuple[int, int] | None, in_channels: int) -> OpenedEncoder:
+def _random(
+    name: str, image_size: int | tuple[int, int] | None, in_channels: int | None
+) -> OpenedEncoder:
+    """An untrained encoder of a named size, or of the shape of another encoder."""
+    if name not in ENCODERS and (Path(name).exists() or name.startswith(("timm:", "hf:"))):
+        like = open_encoder(name, image_size, in_channels)
+        encoder = untrained(like.encoder, 0)
+        return like._replace(encoder=encoder, maker="random weights", left_out=())
     if name not in ENCODERS:
         raise UserError(
-            f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)})"
+            f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)}; "
+            "random:RUN gives an untrained one of a run's shape)"
         )
-    size = height_width(image_size or 224, RANDOM_PATCH)
+    size, channels = height_width(image_size or 224, RANDOM_PATCH), in_channels or 3
     encoder = Encoder(
-        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=in_channels
+        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=channels
     )
     initialize(encoder, Generator().manual_seed(0))
-    mean, std = configs.ViewsConfig().pixel_statistics(in_channels)
+    mean, std = configs.ViewsConfig().pixel_statistics(channels)
     preprocessing = Preprocessing(mean, std, "bicubic")
     return OpenedEncoder(encoder.eval(), preprocessing, "mean", "random weights")
+
+
+def untrained(encoder: Encoder, seed: int) -> Encoder:
+    """An encoder of the same shape with random weights."""
+    other = encoder.rebuilt()
+    initialize(other, Generator().manual_seed(seed))
+    return other.eval()
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:

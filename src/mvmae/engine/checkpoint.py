@@ -103,8 +103,8 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: Either file is missing or damaged.
     """
     facts_file = file.with_suffix(".json")
+    tensors = tensors_of(file)
     try:
-        tensors = tensors_of(file)
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"no such file: {error.filename}") from error

@@ -26,6 +26,8 @@ def home(encoder: str, out: Path | None) -> Path:
     """
     run = None if _is_named(encoder) else _run_of(Path(encoder))
     folder = out or run or Path("runs") / slug(_short(encoder))
+    if folder.suffix == ".json":
+        raise UserError(f"--out names a folder, which gets results/: leave out {folder.name}")
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is a file: --out must name a folder")
@@ -50,7 +52,10 @@ def _short(encoder: str) -> str:
     """A file's or folder's own name; `timm:NAME` and the like whole."""
     if _is_named(encoder):
         return encoder
-    return Path(encoder).stem if Path(encoder).is_file() else Path(encoder).resolve().name
+    path = Path(encoder)
+    if path.is_file() and path.stem in ("encoder", "model", "best", "last"):
+        path = path.resolve().parent  # whose name says more
+    return path.stem if path.is_file() else path.resolve().name
 
 
 def slug(text: str) -> str:

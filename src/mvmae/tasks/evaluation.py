@@ -18,17 +18,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config import EvaluateConfig, Pool
+from mvmae.data.loader import Skipped
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, stamp
 from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import PRODUCT, Features, OpenedEncoder
 from mvmae.engine import precision, results
 from mvmae.errors import UserError
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
-from mvmae.models.vit import Encoder, initialize
 
 FEW_CLASSES = 5  # up to which top-5 says nothing
 MISTAKES = 3  # of the most frequent ones, named on the screen
@@ -45,6 +45,9 @@ class Setting(NamedTuple):
     home: Path
     device: torch.device
     began: float
+    stamps: dict[str, str]
+    """What tells whether images were replaced, by part."""
+
     caches: list[Path]
     """Folders of features that are kept until the result is written."""
 
@@ -55,6 +58,8 @@ class Judged(NamedTuple):
     name: str
     train: Features
     test: Features
+    pool: Pool | None = None
+    """The token whose figure counts; none for raw pixels."""
 
 
 class Row(NamedTuple):
@@ -83,19 +88,22 @@ def setting_of(config: EvaluateConfig) -> Setting:
     train = at_most(data.train, config.max_train, config.seed)
     test = at_most(data.test, config.max_test, config.seed + 1)
     kept = Labelled(train, test, data.split)
-    return Setting(opened, kept, pool, home, device, time.perf_counter(), [])
+    stamps = {"train": stamp(train), "test": stamp(test)}
+    return Setting(opened, kept, pool, home, device, time.perf_counter(), stamps, [])
 
 
 def candidates(
-    config: EvaluateConfig, setting: Setting, *, pixel_side: int, against: Sequence[str] = ()
+    config: EvaluateConfig,
+    setting: Setting,
+    *,
+    pixel_side: int,
+    against: Sequence[tuple[str, OpenedEncoder]] = (),
 ) -> Iterator[Judged]:
     """Features of the encoder, of others and, unless left out, of what it must beat."""
     parts = setting.data.train, setting.data.test
-    named = [(config.encoder, setting.opened)]
-    channels = setting.opened.encoder.in_channels
-    named += [(name, encoders.open_encoder(name, config.image_size, channels)) for name in against]
+    named = [(config.encoder, setting.opened), *against]
     if config.baselines:
-        like = untrained(setting.opened.encoder, config.seed)
+        like = encoders.untrained(setting.opened.encoder, config.seed)
         named.append(("the same, untrained", setting.opened._replace(encoder=like)))
     with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
         for name, opened in named:
@@ -117,8 +125,9 @@ def judged(
 ) -> Judged:
     """Features of both parts by one encoder."""
     features = []
-    for part in (setting.data.train, setting.data.test):
-        keep = cache_of(config, setting, opened, part)
+    for name_of_part in ("train", "test"):
+        part = getattr(setting.data, name_of_part)
+        keep = cache_of(config, setting, opened, name_of_part)
         setting.caches.append(keep)
         features.append(
             encoders.features(
@@ -133,12 +142,13 @@ def judged(
                 advance=bar.advance,
             )
         )
-    return Judged(name, *features)
+    train, test = features
+    if config.pool is None and opened is not setting.opened:
+        return Judged(name, train, test, opened.pool)
+    return Judged(name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean")
 
 
-def cache_of(
-    config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, source: Source
-) -> Path:
+def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str) -> Path:
     """Where features of these images by this encoder are kept until the result is written."""
     facts = (
         encoders.digest(opened.encoder),
@@ -146,7 +156,7 @@ def cache_of(
         opened.preprocessing,
         setting.device.type,
         config.precision,
-        stamp(source),
+        setting.stamps[part],
     )
     return setting.home / "cache" / f"features-{key_of(facts)}"
 
@@ -186,13 +196,6 @@ class Bar:
     def advance(self, count: int) -> None:
         """So many more images are done."""
         self.bar.update(self.task, advance=count)
-
-
-def untrained(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same shape with random weights."""
-    other = encoder.rebuilt()
-    initialize(other, Generator().manual_seed(seed))
-    return other.eval()
 
 
 def at_most(source: Source, count: int | None, seed: int) -> Source:
@@ -255,9 +258,7 @@ def report(
     if said := mistakes(confusion, classes):
         console.print(said)
     skipped = [*train.skipped, *test.skipped]
-    if skipped:
-        path, reason = skipped[0]
-        console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
+    say_skipped(console, skipped)
     content = {
         "headline": {"token": headline.token, "top1": headline.top1, "top5": headline.top5}
         | headline.notes,
@@ -272,6 +273,13 @@ def report(
     file = results.write(setting.home, verb, config, content, device=setting.device, name=name)
     clear(setting)
     console.print(f"written: {file}")
+
+
+def say_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
+    """Mention images that could not be read, if there are any."""
+    if skipped:
+        path, reason = skipped[0]
+        console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
 
 
 def clear(setting: Setting) -> None:
@@ -312,10 +320,17 @@ def mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
     return f"worst class: {worst} ({known[worst]:.1f} %); {listed}"
 
 
-def short(name: str) -> str:
-    """An encoder as a table shows it: of a path, the last part that says which."""
+def short(name: str, others: Sequence[str] = ()) -> str:
+    """An encoder as a table shows it: of a path the last part, where no other ends alike."""
+    if "/" not in name or ":" in name:
+        return name
+    ends = [_last(other) for other in {name, *others}]
+    return _last(name) if ends.count(_last(name)) == 1 else name
+
+
+def _last(name: str) -> str:
     parts = [part for part in Path(name).parts if part not in ("checkpoints", "last.pt", PRODUCT)]
-    return parts[-1] if len(parts) > 1 and name.count("/") and ":" not in name else name
+    return parts[-1] if parts else name
 
 
 def table_of(rows: Sequence[Row], num_classes: int) -> Table:
@@ -334,5 +349,6 @@ def table_of(rows: Sequence[Row], num_classes: int) -> Table:
         own = [row for row in rows if (row.name, row.token) == (name, token)]
         figures = [f"{row.top1:.1f}" for row in own]
         last = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
-        table.add_row(escape(short(name)), "" if token == "pixels" else token, *figures, *last)
+        shown = escape(short(name, [row.name for row in rows]))
+        table.add_row(shown, "" if token == "pixels" else token, *figures, *last)
     return table

@@ -16,7 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mvmae import encoders
 from mvmae.config import LabelsConfig
+from mvmae.data.loader import Skipped
+from mvmae.encoders import OpenedEncoder
 from mvmae.engine import results, runs
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
@@ -51,18 +54,23 @@ def run(config: LabelsConfig) -> None:
     setting = evaluation.setting_of(config)
     if twice := [name for name in config.against if name == config.encoder]:
         raise UserError(f"--against names {twice[0]}, which is ENCODER itself")
-    known = Known(setting.home / "cache" / f"labels-{cells_key(config, setting)}.jsonl")
+    against = others_of(config, setting)
+    key = cells_key(config, setting, against)
+    known = Known(setting.home / "cache" / f"labels-{key}.jsonl")
     cells: list[Cell] = []
-    for judged in evaluation.candidates(
-        config, setting, pixel_side=PIXEL_SIDE, against=config.against
-    ):
+    skipped: list[Skipped] = []
+    num_test = 0
+    for judged in evaluation.candidates(config, setting, pixel_side=PIXEL_SIDE, against=against):
         cells += cells_of(judged, config, setting, known)
+        skipped = skipped or [*judged.train.skipped, *judged.test.skipped]
+        num_test = len(judged.test.labels)
     picture = picture_of(cells, config, setting)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
     Console().print(table_of(cells))
-    verdict = verdict_of(cells, config.encoder, len(setting.data.test))
+    verdict = verdict_of(cells, config.encoder, num_test)
     console.print(verdict)
+    evaluation.say_skipped(console, skipped)
     file = results.write(
         setting.home,
         "labels",
@@ -70,6 +78,7 @@ def run(config: LabelsConfig) -> None:
         {
             "verdict": verdict,
             "cells": [cell._asdict() for cell in cells],
+            "skipped": [skip._asdict() for skip in skipped],
             "data": evaluation.facts_of(setting.data),
             "seconds": round(time.perf_counter() - setting.began, 1),
         },
@@ -80,20 +89,25 @@ def run(config: LabelsConfig) -> None:
     console.print(f"written: {file} and {picture}")
 
 
-def cells_key(config: LabelsConfig, setting: Setting) -> str:
+def others_of(config: LabelsConfig, setting: Setting) -> list[tuple[str, OpenedEncoder]]:
+    """The encoders of --against, fitted to the same images."""
+    channels = setting.opened.encoder.in_channels
+    return [
+        (name, encoders.open_encoder(name, config.image_size, channels)) for name in config.against
+    ]
+
+
+def cells_key(
+    config: LabelsConfig, setting: Setting, against: Sequence[tuple[str, OpenedEncoder]]
+) -> str:
     """Changes with whatever a cell depends on."""
-    data = setting.data
-    return evaluation.key_of(
-        (
-            evaluation.cache_of(config, setting, setting.opened, data.train).name,
-            evaluation.cache_of(config, setting, setting.opened, data.test).name,
-            config.against,
-            config.seed,
-            config.costs,
-            config.max_iterations,
-            setting.pool,
-        )
-    )
+    caches = [
+        evaluation.cache_of(config, setting, opened, part).name
+        for _, opened in [("", setting.opened), *against]
+        for part in ("train", "test")
+    ]
+    said = config.against, config.seed, config.costs, config.max_iterations, config.pool
+    return evaluation.key_of((caches, said))
 
 
 class Known:
@@ -120,7 +134,7 @@ def cells_of(
 ) -> Iterator[Cell]:
     """Every amount and draw for one encoder."""
     vectors = evaluation.tokens_of(judged)
-    train, test = vectors.get(setting.pool) or next(iter(vectors.values()))
+    train, test = vectors[judged.pool or "pixels"]
     labels, truth = judged.train.labels.numpy(), judged.test.labels.numpy()
     for amount in (*config.per_class, *(() if config.per_class else config.shares)):
         for number in range(1 if amount == 1.0 and isinstance(amount, float) else config.draws):
@@ -179,35 +193,43 @@ def table_of(cells: Sequence[Cell]) -> Table:
             f"{point.mean:.1f}" + (f" ±{point.spread:.1f}" if point.spread else "")
             for point in points_of(cells, name)
         ]
-        table.add_row(escape(evaluation.short(name)), *figures)
+        table.add_row(escape(evaluation.short(name, names)), *figures)
     return table
 
 
 def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
-    """Whether pre-training was worth it, in a sentence or two."""
+    """Whether pre-training was worth it, in a sentence or two.
+
+    A gain over the untrained encoder is clear where it is above twice its standard error.
+    """
     untrained = BASELINES[0]
     if untrained not in names_of(cells):
         return f"{encoder} has no baseline beside it: leave out --no-baselines to compare"
     gains = paired_gains(cells, encoder, untrained, num_test)
-    own, other = points_of(cells, encoder), points_of(cells, untrained)
-    count, gain, _ = gains[0]
-    if all(gain <= 2 * error for _, gain, error in gains):
-        return (
-            f"pre-training was not worth it here: over the same encoder untrained {gain:+.1f} "
-            f"points with {count} labels, {gains[-1][1]:+.1f} with {gains[-1][0]}"
-        )
+    clear = [count for count, gain, error in gains if gain > 2 * error]
+    listed = ", ".join(f"{gain:+.1f} points with {count}" for count, gain, _ in gains)
+    said = f"over the same encoder untrained {listed} labels"
+    if not clear:
+        return f"pre-training was not worth it here: {said}"
+    where = "" if len(clear) == len(gains) else f" with {_joined(clear)} labels"
+    own = {point.count: point.mean for point in points_of(cells, encoder)}
+    other = points_of(cells, untrained)
     counts, means = [p.count for p in other], [p.mean for p in other]
-    needed = labels_needed(counts, means, own[0].mean)
+    needed = labels_needed(counts, means, own[clear[0]])
     worth = (
         f"all {counts[-1]} labels do not bring the untrained one there"
         if needed is None
         else f"the untrained one needs about {needed:.0f}"
     )
     return (
-        f"pre-training was worth it: {gain:+.1f} points over the same encoder untrained with "
-        f"{count} labels, {gains[-1][1]:+.1f} with {gains[-1][0]}. For what it does with {count} "
-        f"labels, {worth}."
+        f"pre-training was worth it{where}: {said}. For what it does with {clear[0]} labels, "
+        f"{worth}."
     )
+
+
+def _joined(counts: Sequence[int]) -> str:
+    *first, last = (str(count) for count in counts)
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def paired_gains(
@@ -236,12 +258,12 @@ def paired_gains(
 
 def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) -> Path:
     """Draw the curves into figures/labels-DATA.png."""
-    drawn = []
-    for name in names_of(cells):
+    drawn, names = [], names_of(cells)
+    for name in names:
         points: list[Any] = points_of(cells, name)
         counts, means, spreads = zip(*points, strict=True)
         drawn.append(
-            curves.Curve(evaluation.short(name), counts, means, spreads, name in BASELINES)
+            curves.Curve(evaluation.short(name, names), counts, means, spreads, name in BASELINES)
         )
     classes = len(setting.data.test.classes)
     png = curves.draw(

@@ -32,6 +32,7 @@ from mvmae.tasks.evaluation import Row, Setting
 
 EVAL_SHARE = 224 / 256  # of the image's sides that is judged: MAE resizes to 256 and cuts out 224
 LOG_EVERY = 10  # steps between two lines of metrics
+FEW_STEPS = 500  # under which the linear layer may not get far
 MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "baselines", "pool", "batch_size"}
 
 
@@ -61,7 +62,7 @@ def run(config: ProbeConfig) -> int:
     heads = heads_of(setting, config.seed).to(device)
     optimizer = Lars(heads.parameters(), lr=0.0)
     folder = folder_of(config, setting)
-    step = taken_up(folder, heads, optimizer)
+    step, skipped = taken_up(folder, heads, optimizer)
     batches = labelled_batches(
         train,
         seed=config.seed,
@@ -70,7 +71,7 @@ def run(config: ProbeConfig) -> int:
         size=encoder.image_size,
         crop_scale=config.crop_scale,
         interpolation=setting.opened.preprocessing.interpolation,
-        augment=0,
+        augment=0.0,
         rank=0,
         world_size=1,
         workers=config.workers,
@@ -84,8 +85,11 @@ def run(config: ProbeConfig) -> int:
             f"{len(train)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
             f"learning rate {peak:g}" + (f", from step {step}" if step else "")
         )
+        if total < FEW_STEPS:
+            log.say(f"{total} steps in all are few: a smaller --step-size makes more of them")
         saved_at = time.monotonic()
         for batch in batches:
+            skipped |= dict(batch.skipped)
             if not batch.is_whole:
                 path, reason = batch.skipped[-1]
                 raise UserError(f"images of {config.data} cannot be read: {path} ({reason})")
@@ -100,14 +104,14 @@ def run(config: ProbeConfig) -> int:
             if step % LOG_EVERY == 0 or step == total:
                 log.write({"step": step, "loss": finite(loss.item(), step)})
             late = time.monotonic() - saved_at >= 60 * config.save_every_minutes
-            if interrupt.signal or late:
-                keep(folder, heads, optimizer, step)
+            if interrupt.signal or late or step == total:
+                keep(folder, heads, optimizer, step, skipped)
                 saved_at = time.monotonic()
             if interrupt.signal:
                 log.say(f"stopped after step {step}, saved. Go on with the same command")
                 return exit_status(interrupt.signal)
 
-    judge(config, setting, heads, log)
+    judge(config, setting, heads, log, skipped)
     return 0
 
 
@@ -185,23 +189,27 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
     return folder
 
 
-def keep(folder: Path, heads: nn.Module, optimizer: Lars, step: int) -> None:
+def keep(
+    folder: Path, heads: nn.Module, optimizer: Lars, step: int, skipped: dict[str, str]
+) -> None:
     """Save the state, whole or not at all."""
     state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    checkpoint.save(folder, state)
+    checkpoint.save(folder, state | {"skipped": skipped})
 
 
-def taken_up(folder: Path, heads: nn.Module, optimizer: Lars) -> int:
-    """Take up what was kept; the step to go on from."""
+def taken_up(folder: Path, heads: nn.Module, optimizer: Lars) -> tuple[int, dict[str, str]]:
+    """Take up what was kept: the step to go on from, and images that could not be read."""
     if not (folder / "last.pt").exists():
-        return 0
+        return 0, {}
     state: dict[str, Any] = checkpoint.load(folder / "last.pt")
     heads.load_state_dict(state["heads"])
     optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
+    return state["step"], state["skipped"]
 
 
-def judge(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log) -> None:
+def judge(
+    config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log, unread: dict[str, str]
+) -> None:
     """Score the test images, and write the result with the course of the loss."""
     scores, labels, skipped = test_scores(config, setting, heads.eval())
     rows = []
@@ -211,14 +219,15 @@ def judge(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log)
     headline = next(row for row in rows if row.token == setting.pool)
     course = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
     none = torch.empty(0, setting.opened.encoder.embed_dim)
-    places = torch.zeros(len(setting.data.train), dtype=torch.int64)
+    places = torch.zeros(len(setting.data.train) - len(unread), dtype=torch.int64)
+    lost = [Skipped(*row) for row in sorted(unread.items())]
     evaluation.report(
         config,
         setting,
         rows,
         headline,
         scores[setting.pool].argmax(dim=1),
-        (Features(none, None, places, []), Features(none, None, labels, skipped)),
+        (Features(none, None, places, lost), Features(none, None, labels, skipped)),
         verb="probe",
         title=f"linear probe on {config.data} (MAE's protocol, {config.epochs} epochs)",
         name=f"probe-mae-{evaluation.results.slug(config.data)}",
