@@ -20,6 +20,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,20 @@ import tyro
 
 from mvmae import config as configs
 from mvmae import recipes
-from mvmae.config import BenchConfig, KnnConfig, PretrainConfig, ProbeConfig, ReconstructConfig
+from mvmae.config import (
+    BenchConfig,
+    DetectConfig,
+    EmbedConfig,
+    ExportConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LabelsConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ReconstructConfig,
+    SegmentConfig,
+    ShowConfig,
+)
 from mvmae.errors import UserError, nearest
 from mvmae.version import __version__
 
@@ -50,10 +64,41 @@ VERBS = {
     "probe": Verb(
         "Judge an encoder by a linear classifier on its features.", ProbeConfig, "mvmae.tasks.probe"
     ),
+    "finetune": Verb(
+        "Train an encoder and a classifier end to end on labelled images.",
+        FinetuneConfig,
+        "mvmae.tasks.finetune",
+    ),
+    "segment": Verb(
+        "Train an encoder and UperNet to name each pixel; or check an encoder frozen.",
+        SegmentConfig,
+        "mvmae.tasks.segment",
+    ),
+    "detect": Verb(
+        "Train an encoder and Mask R-CNN to find things; or find them with a finished run.",
+        DetectConfig,
+        "mvmae.tasks.detect",
+    ),
+    "labels": Verb(
+        "Draw how accuracy grows with the labels, beside an untrained encoder.",
+        LabelsConfig,
+        "mvmae.tasks.labels",
+    ),
+    "embed": Verb(
+        "Write embeddings of images to files; find images that look alike.",
+        EmbedConfig,
+        "mvmae.tasks.embed",
+    ),
     "reconstruct": Verb(
         "Draw what the decoder makes of masked images.",
         ReconstructConfig,
         "mvmae.tasks.reconstruct",
+    ),
+    "show": Verb("Say what an encoder is.", ShowConfig, "mvmae.tasks.show"),
+    "export": Verb(
+        "Write an encoder for timm, transformers, ONNX or torch.export.",
+        ExportConfig,
+        "mvmae.tasks.export",
     ),
     "bench": Verb(
         "Time a training step or the input against the plain way.",
@@ -63,7 +108,7 @@ VERBS = {
 }
 WORDS = (*VERBS, "recipes")
 MACHINE_SAYS_NO = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
 
@@ -133,7 +178,9 @@ def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
     if name not in VERBS:
         raise UserError(f"no verb '{name}'{nearest(name, WORDS)} (`mvmae --help` lists them)")
     verb = VERBS[name]
-    default, args = (pretrain_default if name == "pretrain" else default_of)(name, args)
+    if {"-h", "--help"} & set(args):
+        print(RECIPE_HELP)
+    default, args = DEFAULTS.get(name, default_of)(name, args)
     return verb, parse_config(verb.config, default, args, prog=f"mvmae {name}")
 
 
@@ -169,7 +216,8 @@ def default_of(verb: str, args: list[str]) -> tuple[Any, list[str]]:
             raise UserError("--recipe is given twice")
         return recipe_or_file(verb, recipe), rest
     out = _take_option(rest, "--out")[0]
-    if "--resume" in rest and out and (Path(out) / "config.json").is_file():
+    can_resume = "resume" in VERBS[verb].config.__dataclass_fields__
+    if can_resume and "--resume" in rest and out and (Path(out) / "config.json").is_file():
         return recipe_or_file(verb, str(Path(out) / "config.json")), rest
     return None, rest
 
@@ -198,6 +246,50 @@ def pretrain_default(verb: str, args: list[str]) -> tuple[PretrainConfig, list[s
     name = "vit-small-128" if _has_cuda() else "tiny-cpu"
     print(f"recipe: {name} ({recipes.RECIPES[name].summary} --recipe chooses another)")
     return recipes.named(name), rest
+
+
+NOT_GIVEN = "ENCODER"
+RECIPE_HELP = (  # above the options, which tyro lists
+    "--recipe NAME|FILE.json begins from a recipe (`mvmae recipes` lists them), a run's\n"
+    "config.json or the JSON of a result; the other options change that.\n"
+)
+
+
+BY_MACHINE = {  # recipes where none is named: on a CPU, and with CUDA
+    "finetune": ("small-finetune", "paper-finetune"),
+    "segment": ("small", "paper-ade20k"),
+    "detect": ("small", "li2021"),
+}
+
+
+def supervised_default(verb: str, args: list[str]) -> tuple[Any, list[str]]:
+    """As `default_of`; without a recipe, the verb's for this machine.
+
+    The help shows the class's defaults, which are those of the recipe for a machine with CUDA.
+    """
+    given, rest = default_of(verb, args)
+    if given is not None or {"-h", "--help"} & set(rest):
+        return given, rest
+    name = BY_MACHINE[verb][_has_cuda()]
+    recipe, kind = recipes.BY_VERB[verb][name], VERBS[verb].config
+    if "--resume" in rest:
+        out = Path(_take_option(rest, "--out")[0] or recipe.config.out or f"runs/{verb}")
+        if not (out / "config.json").is_file():
+            raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
+        return recipe_or_file(verb, str(out / "config.json")), rest
+    data = kind.__dataclass_fields__["data"].default
+    chosen = replace(recipe.config, encoder=NOT_GIVEN, data=data)
+    asked = parse_config(kind, chosen, rest, prog=f"mvmae {verb}")
+    if asked.encoder == NOT_GIVEN:
+        raise UserError(
+            "no ENCODER: name a run folder, a checkpoint file, timm:NAME, hf:NAME or random:NAME"
+        )
+    if getattr(asked, "predict", None) is None:
+        print(f"recipe: {name} ({recipe.summary} --recipe chooses another)")
+    return chosen, rest
+
+
+DEFAULTS = {"pretrain": pretrain_default} | dict.fromkeys(BY_MACHINE, supervised_default)
 
 
 def recipe_or_file(verb: str, recipe: str) -> Any:

@@ -1,4 +1,4 @@
-"""The paper's two losses (section 3.2), as functions of tensors.
+"""The paper's two losses (section 3.2) and that of segmentation, as functions of tensors.
 
 Shapes: B images, N patches, P numbers in a patch, D embedding width, G rows over all processes.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
@@ -76,3 +76,17 @@ def nt_xent(
         return F.cross_entropy(logits, positive)
 
     return (loss_of(z1, all1, all2) + loss_of(z2, all2, all1)) / 2
+
+
+def pixel_loss(
+    scores: Float[Tensor, "B K h w"], classes: Int[Tensor, "B H W"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of scores brought to the masks' size, in fp32; classes below 0 do not count.
+
+    The sum is divided by all pixels, those included that do not count: so do BEiT and
+    mmsegmentation, and a crop that is half padding weighs half.
+    """
+    size = list(classes.shape[1:])
+    whole = F.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
+    total = F.cross_entropy(whole, classes, ignore_index=-1, reduction="sum")
+    return total / classes.numel()

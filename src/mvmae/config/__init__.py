@@ -5,14 +5,19 @@ that cannot work raises `UserError` here, before a model is built or a file is w
 follows from a config is a property of it; nothing is ever written back.
 """
 
+from mvmae.config.detection import DetectConfig
+from mvmae.config.embedding import EmbedConfig
 from mvmae.config.evaluation import (
     BenchConfig,
     EvaluateConfig,
     KnnConfig,
+    LabelsConfig,
     ProbeConfig,
     ReconstructConfig,
 )
+from mvmae.config.exporting import ExportConfig, ExportFormat, ShowConfig
 from mvmae.config.files import from_json, to_json
+from mvmae.config.finetuning import FinetuneConfig
 from mvmae.config.pretraining import (
     ENCODERS,
     ModelConfig,
@@ -23,18 +28,27 @@ from mvmae.config.pretraining import (
     ViewsConfig,
     num_visible,
 )
+from mvmae.config.segmentation import SegmentConfig
 
 __all__ = [
     "ENCODERS",
     "BenchConfig",
+    "DetectConfig",
+    "EmbedConfig",
     "EvaluateConfig",
+    "ExportConfig",
+    "ExportFormat",
+    "FinetuneConfig",
     "KnnConfig",
+    "LabelsConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "Pool",
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
+    "SegmentConfig",
+    "ShowConfig",
     "Size",
     "ViewsConfig",
     "from_json",

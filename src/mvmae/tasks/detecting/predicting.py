@@ -1,0 +1,138 @@
+"""`mvmae detect RUN --predict IMAGES --out FOLDER`: what is in other images, and pictures of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from mvmae.config import DetectConfig
+from mvmae.data.loader import Skipped
+from mvmae.data.sources.opening import open_source
+from mvmae.data.sources.source import Source
+from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.errors import UserError
+from mvmae.figures.detections import drawn, png_of
+from mvmae.tasks.detecting import product
+from mvmae.tasks.detecting.judging import Finder, find
+from mvmae.tasks.detecting.product import OpenedDetector
+from mvmae.tasks.detecting.report import things_of
+from mvmae.tasks.evaluation import Bar
+from mvmae.tasks.segmenting.predicting import names_of, put_in_place, refuse_own_images
+
+FILE = "predictions.json"
+OURS = {FILE, "pictures", "skipped.csv"}
+MOST_SAID = 8  # classes on the screen
+
+
+def run(config: DetectConfig) -> None:
+    """Write what is found in each image of a folder.
+
+    Raises:
+        UserError: The run or the images cannot be opened, or the folder holds something.
+    """
+    assert config.predict is not None
+    if distributed.announced_world_size() > 1:
+        raise UserError("--predict runs in one process: start it without torchrun")
+    began = time.perf_counter()
+    device = precision.choose_device(config.device)
+    made = product.open_detector(config.encoder)
+    run_folder = Path(config.encoder)
+    run_folder = run_folder if run_folder.is_dir() else run_folder.parent
+    out = config.out or run_folder / "predictions"
+    require_free(out, overwrite=config.overwrite)
+    source = open_source((config.predict,), made.in_channels)
+    refuse_own_images(out, source)
+    finder = Finder(
+        made.model.to(device),
+        made.shape.side,
+        made.preprocessing,
+        device,
+        config.precision,
+        config.batch_size,
+        config.workers,
+    )
+    unfinished = out.resolve().with_name(f".{out.resolve().name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    runs.make(unfinished)
+    try:
+        rows, skipped = write_all(unfinished, finder, made, source, config)
+        if len(skipped) == len(source):
+            path, reason = skipped[0]
+            raise UserError(f"no image of {source.name} can be read, {path} for one ({reason})")
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        checkpoint.write_text(unfinished / FILE, f"[\n{lines}\n]\n")
+        runs.append_skipped(unfinished, skipped)
+        put_in_place(unfinished, out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    told(out, rows, len(source), skipped, time.perf_counter() - began, config)
+
+
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Make sure that the folder is new or empty, or holds predictions that may go.
+
+    Raises:
+        UserError: It does not.
+    """
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: --out must name a folder")
+    there = {path.name for path in out.iterdir()} if out.exists() else set()
+    if not there:
+        return
+    if there > OURS or FILE not in there:
+        raise UserError(f"{out} holds other files: choose an --out that is new or empty")
+    if not overwrite:
+        raise UserError(
+            f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
+        )
+
+
+def write_all(
+    folder: Path, finder: Finder, made: OpenedDetector, source: Source, config: DetectConfig
+) -> tuple[list[dict[str, Any]], list[Skipped]]:
+    """Pictures of all images; what was found in them, and what could not be read."""
+    rows: list[dict[str, Any]] = []
+    skipped: list[Skipped] = []
+    names = names_of(source)
+    with Bar(len(source)) as bar:
+        bar.name("looking")
+        for one in find(finder, source, range(len(source)), skipped, bar.advance):
+            kept = one.above(config.score)
+            file = source.path(one.index)
+            for row, label in zip(kept.as_coco(one.index + 1, made.ids), kept.labels, strict=True):
+                rows.append({"file_name": file, "category": made.classes[label - 1]} | row)
+            if config.draw:
+                pixels = source.read(one.index).permute(1, 2, 0).numpy()
+                png = png_of(drawn(pixels, things_of(kept), made.classes))
+                picture = folder / "pictures" / f"{names[one.index]}.png"
+                runs.make(picture.parent)
+                checkpoint.write_whole(picture, lambda stream, png=png: stream.write(png))
+    return rows, skipped
+
+
+def told(
+    out: Path,
+    rows: list[dict[str, Any]],
+    count: int,
+    skipped: list[Skipped],
+    seconds: float,
+    config: DetectConfig,
+) -> None:
+    """What was written, and what is in the images."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    classes = Counter(row["category"] for row in rows).most_common(MOST_SAID)
+    said = ", ".join(f"{number} {name}" for name, number in classes) or "nothing"
+    console.print(
+        f"{count - len(skipped)} images in {seconds:.0f} s; found with score {config.score:g} or "
+        f"more: {said}"
+    )
+    if skipped:
+        console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
+    pictures = f" and {out / 'pictures'}" if config.draw else ""
+    console.print(f"written: {out / FILE}{pictures}")

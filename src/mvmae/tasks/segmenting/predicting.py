@@ -1,0 +1,193 @@
+"""`mvmae segment RUN --predict IMAGES --out FOLDER`: masks and overlays of other images."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from mvmae.config import SegmentConfig
+from mvmae.data.decode import Pixels, UnreadableImageError
+from mvmae.data.segmentation import NEVER_COUNTS
+from mvmae.data.sources.opening import open_source
+from mvmae.data.sources.source import Source
+from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.errors import UserError
+from mvmae.figures.segmentations import overlaid, palette
+from mvmae.tasks.evaluation import Bar
+from mvmae.tasks.segmenting import product
+from mvmae.tasks.segmenting.judging import Examiner, predicted
+from mvmae.tasks.segmenting.product import OpenedSegmenter
+
+OURS = ("masks", "overlays", "classes.csv", "skipped.csv")
+QUALITY = 90  # of the overlays' JPEG
+
+
+def run(config: SegmentConfig) -> None:
+    """Write a mask and an overlay for each image of a folder.
+
+    Raises:
+        UserError: The run or the images cannot be opened, or the folder holds something.
+    """
+    assert config.predict is not None
+    assert config.out is not None
+    if distributed.announced_world_size() > 1:
+        raise UserError("--predict runs in one process: start it without torchrun")
+    began = time.perf_counter()
+    device = precision.choose_device(config.device)
+    require_free(config.out, overwrite=config.overwrite)
+    made = product.open_segmenter(config.encoder)
+    source = open_source((config.predict,), made.opened.encoder.in_channels)
+    refuse_own_images(config.out, source)
+    examiner = product.examiner_of(made, config, device)
+    unfinished = config.out.resolve().with_name(f".{config.out.resolve().name}.tmp")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    runs.make(unfinished)
+    try:
+        pixels, skipped = write_all(unfinished, examiner, made, source)
+        write_classes(unfinished / "classes.csv", made, pixels)
+        runs.append_skipped(unfinished, skipped)
+        put_in_place(unfinished, config.out)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    told(config.out, made, pixels, len(source) - len(skipped), skipped, time.perf_counter() - began)
+
+
+def require_free(out: Path, *, overwrite: bool) -> None:
+    """Make sure that the folder is new or empty, or holds predictions that may go.
+
+    Raises:
+        UserError: It does not.
+    """
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
+    if not out.is_dir():
+        raise UserError(f"{out} is a file: --out must name a folder")
+    if {path.name for path in out.iterdir()} - set(OURS) or not (out / "classes.csv").exists():
+        raise UserError(f"{out} holds other files: choose an --out that is new or empty")
+    if not overwrite:
+        raise UserError(
+            f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
+        )
+
+
+def refuse_own_images(out: Path, source: Source) -> None:
+    """Images that `--overwrite` would delete are no place to write to.
+
+    Raises:
+        UserError: One lies in `out`.
+    """
+    whole = out.resolve()
+    for index in range(len(source)):
+        if Path(source.path(index)).resolve().is_relative_to(whole):
+            raise UserError(
+                f"the images lie in {out}, where the masks are to go: choose another --out"
+            )
+
+
+def write_all(
+    folder: Path, examiner: Examiner, made: OpenedSegmenter, source: Source
+) -> tuple[Tensor, list[tuple[str, str]]]:
+    """Masks and overlays; the pixels of each class, and what could not be read."""
+    examiner.model.eval()
+    colours, names = palette(len(made.classes)), names_of(source)
+    pixels = torch.zeros(len(made.classes), dtype=torch.int64)
+    skipped = []
+    with Bar(len(source)) as bar:
+        bar.name("segmenting")
+        for index, name in enumerate(names):
+            bar.advance(1)
+            try:
+                image = source.read(index)
+            except UnreadableImageError as error:
+                skipped.append((source.path(index), str(error)))
+                continue
+            classes = predicted(examiner, image, (image.shape[1], image.shape[2]))
+            pixels += torch.bincount(classes.flatten().int(), minlength=len(pixels))
+            write_mask(folder / "masks" / f"{name}.png", classes, made, colours)
+            write_overlay(folder / "overlays" / f"{name}.jpg", image, classes, colours)
+    if len(skipped) == len(source):
+        raise UserError(f"no image of {source.name} can be read, {skipped[0][0]}: {skipped[0][1]}")
+    return pixels, skipped
+
+
+def names_of(source: Source) -> list[str]:
+    """Each image's path below what they have in common, without suffix unless two would be one."""
+    paths = [Path(source.path(index)) for index in range(len(source))]
+    base = Path(os.path.commonpath([path.parent for path in paths]))
+    inside = [path.relative_to(base) for path in paths]
+    plain = Counter(path.with_suffix("") for path in inside)
+    return [
+        str(path.with_suffix("") if plain[path.with_suffix("")] == 1 else path) for path in inside
+    ]
+
+
+def write_mask(file: Path, classes: Tensor, made: OpenedSegmenter, colours: np.ndarray) -> None:
+    """A PNG of the values that the training masks had: a palette, or 16 bit for many classes."""
+    runs.make(file.parent)
+    values = made.rule.values(classes.numpy().astype(np.int64))
+    most = made.rule.value(len(made.classes) - 1)
+    if most >= NEVER_COUNTS:
+        picture = Image.fromarray(values.astype(np.uint16))
+    else:
+        picture = Image.fromarray(values.astype(np.uint8))
+        table = np.zeros((256, 3), dtype=np.uint8)
+        table[made.rule.values(np.arange(len(colours)))] = colours
+        picture.putpalette(table.flatten().tolist())
+    picture.save(file)
+
+
+def write_overlay(file: Path, image: Pixels, classes: Tensor, colours: np.ndarray) -> None:
+    """A JPEG of the image with the classes in colour upon it."""
+    runs.make(file.parent)
+    picture = overlaid(image.expand(3, -1, -1), classes, colours)
+    Image.fromarray(picture).save(file, quality=QUALITY)
+
+
+def write_classes(file: Path, made: OpenedSegmenter, pixels: Tensor) -> None:
+    """What the masks' values mean, and how many pixels each has."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("value", "name", "pixels"))
+    values = made.rule.values(np.arange(len(made.classes))).tolist()
+    writer.writerows(zip(values, made.classes, pixels.tolist(), strict=True))
+    checkpoint.write_text(file, text.getvalue())
+
+
+def put_in_place(unfinished: Path, out: Path) -> None:
+    """Give the whole folder its name, in place of what may go."""
+    if out.exists():
+        shutil.rmtree(out)
+    unfinished.rename(out.resolve())
+
+
+def told(
+    out: Path,
+    made: OpenedSegmenter,
+    pixels: Tensor,
+    count: int,
+    skipped: Sequence[tuple[str, str]],
+    seconds: float,
+) -> None:
+    """What was written, and what is in the images."""
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    total = max(1, int(pixels.sum()))
+    order = pixels.argsort(descending=True, stable=True).tolist()
+    shares = [f"{made.classes[n]} {100 * int(pixels[n]) / total:.1f} %" for n in order[:8]]
+    console.print(f"{count} images in {seconds:.0f} s; {', '.join(shares)}")
+    if skipped:
+        console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
+    console.print(
+        f"written: {out / 'masks'} (values: {out / 'classes.csv'}) and {out / 'overlays'}"
+    )
