@@ -17,7 +17,6 @@ import importlib
 import io
 import json
 import os
-import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,6 +27,7 @@ import tyro
 
 from mvmae import config as configs
 from mvmae import recipes
+from mvmae.complaints import one_line
 from mvmae.config import (
     BenchConfig,
     DetectConfig,
@@ -142,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not is_memory:
             raise
         return _refused(
-            "the memory is too small for this: lower --batch-size, or choose less model"
+            "the memory is too small for this: lower --batch-size or --image-size, or choose a "
+            "smaller model"
         )
 
 
@@ -200,7 +201,7 @@ def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any
             return tyro.cli(kind, args=args, prog=prog, **options)
     except SystemExit as end:
         if end.code:
-            raise UserError(_one_line(complaint.getvalue(), prog)) from None
+            raise UserError(one_line(complaint.getvalue(), prog)) from None
         return None
 
 
@@ -310,7 +311,19 @@ def recipe_or_file(verb: str, recipe: str) -> Any:
         if content.get("verb", verb) != verb:
             raise UserError(f"{recipe} is a result of mvmae {content['verb']}, not of {verb}")
         content = content["config"]
+    if others := _verbs_of(content, verb):
+        raise UserError(f"{recipe} is of mvmae {others[0]}, not of {verb}")
     return configs.from_json(json.dumps(content), VERBS[verb].config, source=recipe)
+
+
+def _verbs_of(content: Any, verb: str) -> list[str]:
+    """Other verbs whose config has all keys of one that this verb's has not."""
+    if not isinstance(content, dict):
+        return []
+    known = {name: set(one.config.__dataclass_fields__) for name, one in VERBS.items()}
+    if content.keys() <= known[verb]:
+        return []
+    return [name for name, fields in known.items() if content.keys() <= fields]
 
 
 def _take_option(args: list[str], flag: str) -> tuple[str | None, list[str]]:
@@ -329,23 +342,6 @@ def _has_cuda() -> bool:
     import torch
 
     return torch.cuda.is_available()
-
-
-def _one_line(box: str, prog: str) -> str:
-    """What tyro drew in a box, as a sentence."""
-    rows = [row.strip("│ ") for row in box.splitlines() if row.startswith("│")]
-    rules = [at for at, row in enumerate(rows) if row.startswith("──")] + [len(rows)]
-    said = " ".join(rows[: rules[0]])
-    said = re.sub(r"^Error parsing (--[\w.-]+|[A-Z]+): ", r"\1: ", said)
-    said = re.sub(r"^Error parsing [\w.]+: ", "", said)
-    said = re.sub(r"invalid literal for int\(\) with base 10: (.*)", r"\1 is no whole number", said)
-    said = re.sub(r"could not convert string to float: (.*)", r"\1 is no number", said)
-    unknown = re.match(r"Unrecognized (?:options|arguments): ([^\s,=]+)", said)
-    if unknown:
-        meant = re.search(r"Perhaps you meant:.*?(--[\w.-]+)", " ".join(rows))
-        what = "option" if unknown[1].startswith("-") else "place for"
-        said = f"no {what} {unknown[1]}" + (f": did you mean {meant[1]}?" if meant else "")
-    return f"{said or 'cannot read these arguments'} (`{prog} --help` lists the options)"
 
 
 def usage() -> str:

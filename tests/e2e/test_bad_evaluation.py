@@ -102,7 +102,7 @@ def case(name: str, words: str, says: str):
 
 
 OF_ALL = [
-    case("no encoder named", "", "ENCODER Run folder, checkpoint file"),
+    case("no encoder named", "", "ENCODER is missing"),
     case("one argument too many", "enc images more", "more"),
     case("unknown flag", "enc images --max-trian 5", "no option --max-trian: did you mean --max-t"),
     case("no such encoder", "gone images", "no such encoder: gone"),
@@ -122,7 +122,7 @@ OF_ALL = [
     case("the encoder for the data", "images enc", "images holds no encoder"),
     case("size", "enc images --image-size 17", "not a multiple of the patch size 4"),
     case("size of a random one", "random:vit_pico images --image-size 17", "patch size 16"),
-    case("channels", "enc images --in-channels 2", "with 1 or 3 channels, not 2"),
+    case("channels", "enc images --in-channels 2", "must be 3 for colour or 1 for gray"),
     case("no channels", "enc images --in-channels 0", "in_channels must be at least 1"),
     case("token that is not there", "nocls images --pool cls", "no class token: use --pool mean"),
     case("token that no encoder has", "enc images --pool max", "'max'"),
@@ -161,7 +161,11 @@ OF_ONE = [
     case("no shares", "labels enc images --shares", "name shares, or numbers with --per-class"),
     case("a share twice", "labels enc images --shares 0.5 0.5", "shares names one twice"),
     case("none a class", "labels enc images --per-class 0", "per_class must be at least 1"),
-    case("a part of an image", "labels enc images --per-class 0.5", "--per-class: .*0.5"),
+    case(
+        "a part of an image",
+        "labels enc images --per-class 0.5",
+        "--per-class 0.5: give whole numbers",
+    ),
     case("no draws", "labels enc images --draws 0", "draws must be at least 1"),
     case("against nothing", "labels enc images --against gone", "no such encoder: gone"),
     case("against itself", "labels enc images --against enc", "names enc, which is ENCODER itself"),
@@ -190,7 +194,7 @@ def test_empty_data_is_refused(here, capsys):
 
 
 def test_an_empty_encoder_is_refused(here, capsys):
-    refused(here, capsys, ["knn", "", "images"], "holds no encoder")
+    refused(here, capsys, ["knn", "", "images"], "ENCODER is empty")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")

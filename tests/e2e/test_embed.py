@@ -300,7 +300,7 @@ def test_an_embedding_that_is_no_number_stops_without_a_trace(here, capsys):
     refused(capsys, *words, encoder="enc", says="no finite embedding of .*try --dtype float32")
     opened.encoder.norm.bias.data[0] = float("nan")
     encoders.save_encoder(Path("enc"), opened)
-    refused(capsys, "--image-size", "16", encoder="enc", says="are its weights damaged")
+    refused(capsys, "--image-size", "16", encoder="enc", says="weights .*damaged")
 
 
 # going on
@@ -437,6 +437,60 @@ def test_a_folder_that_was_made_before_is_kept(here):
         "part-00000.parquet",
         "part-00001.parquet",
     ]
+
+
+@pytest.mark.parametrize("damage", ["", '{"kind": "mvmae emb', "{}", "[]"])
+def test_a_damaged_index_can_be_replaced(here, capsys, damage):
+    assert embed() == 0
+    before = content("e")
+    Path("e/index.json").write_text(damage)
+    for words in ([], ["--resume"], ["--query", "images/red/0.jpg"]):
+        refused(
+            capsys, *words, says="damaged or not of mvmae embed: --overwrite makes the embeddings"
+        )
+    assert embed("--overwrite") == 0
+    assert content("e") == before
+
+
+def test_an_index_of_something_else_beside_parts_is_not_replaced(here, capsys):
+    assert embed() == 0
+    Path("e/index.json").write_text('{"kind": "books"}')
+    for words in (["--overwrite"], ["--resume"]):
+        refused(capsys, *words, says="not of mvmae embed: choose another --out")
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mvmae.tasks.embedding.lock import locked
+with locked(Path("e")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
+@pytest.mark.parametrize("ends", ["well", "killed"])
+def test_two_commands_do_not_write_into_one_folder(here, capsys, ends):
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    refused(capsys, says=rf"another mvmae embed \(process {other.pid}\) is writing into e: wait")
+    if ends == "killed":
+        other.kill()
+    other.communicate()
+    assert Path("e/.lock").exists() == (ends == "killed")
+    assert embed("--query", "images/red/0.jpg") == 0
+    assert not Path("e/.lock").exists()
+    assert len(whole()[0]) == 10
+
+
+def test_a_search_waits_for_no_lock_that_is_gone(here):
+    assert embed() == 0
+    Path("e/.lock").write_text("99999999")
+    assert embed("--query", "images/red/0.jpg") == 0
 
 
 def test_folders_of_others_are_left_alone(here, capsys):

@@ -160,15 +160,24 @@ def test_every_number_of_neighbours_is_a_row_and_20_is_what_counts(here, capsys)
     assert [row["notes"]["k"] for row in kept["rows"]] == [1, 20, 7] * 5
     assert kept["headline"]["k"] == 20
     assert main(["knn", "run", "many", "--k", "3", "7", "--workers", "0"]) == 0
-    assert result("run/results/knn-many.json")["headline"]["k"] == 3
+    assert result("run/results/knn-many-2.json")["headline"]["k"] == 3
+
+
+def test_another_question_leaves_the_first_result_alone(here):
+    for k in ("1", "3", "1", "7"):
+        command = ["knn", "run", "images", "--k", k, "--no-baselines", "--workers", "0"]
+        assert main(command) == 0
+    files = {file.stem: result(file)["headline"]["k"] for file in Path("run/results").iterdir()}
+    assert files == {"knn-images": 1, "knn-images-2": 3, "knn-images-3": 7}
 
 
 def test_neighbours_are_scored_alike_alone_or_with_others(here):
     assert main(["knn", "run", "many", "--k", "1", "20", "99", "--workers", "0"]) == 0
     together = result("run/results/knn-many.json")["rows"]
     for k in (1, 20, 99):
-        assert main(["knn", "run", "many", "--k", str(k), "--workers", "0"]) == 0
-        alone = result("run/results/knn-many.json")["rows"]
+        command = ["knn", "run", "many", "--k", str(k), "--workers", "0", "--out", f"k{k}"]
+        assert main(command) == 0
+        alone = result(f"k{k}/results/knn-many.json")["rows"]
         assert alone == [row for row in together if row["notes"]["k"] == k]
 
 

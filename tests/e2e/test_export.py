@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,10 +107,19 @@ def snippet(readme: Path) -> str:
 # timm
 
 
+def test_of_several_formats_the_cards_are_named(here, capsys):
+    begun(here / "run")
+    exported("run", "--format", "pt2", "safetensors")
+    out = capsys.readouterr().out
+    assert "\n  run/export/pt2/README.md\n  run/export/safetensors/README.md\n" in out
+    assert "import" not in out
+
+
 def test_a_run_becomes_a_model_of_timm_by_the_printed_line(here, capsys):
     pytest.importorskip("timm")
     _, model = begun(here / "run")
-    exported("run", "--format", "timm", "safetensors")
+    exported("run", "--format", "safetensors")
+    exported("run", "--format", "timm")
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("model = timm"))
     theirs = made_by(f"import timm\n{line}", "model")
@@ -200,9 +210,32 @@ def test_a_run_becomes_a_vit_of_transformers(here):
         "run/export/hf", add_pooling_layer=False, output_loading_info=True
     )
     assert not any(told.values())
+    assert theirs.config.mvmae_pool == "mean"
     tokens = theirs.eval()(IMAGES).last_hidden_state
     torch.testing.assert_close(tokens, model.encoder(IMAGES), rtol=1e-4, atol=1e-5)
     assert torch.equal(load_encoder("hf:run/export/hf")(IMAGES), model.encoder(IMAGES))
+
+
+def test_transformers_says_nothing_of_our_own_key(here):
+    """Its complaints go to a logger, which warnings do not see."""
+    pytest.importorskip("transformers")
+    begun(here / "run", latent="cls")
+    exported("run", "--format", "hf", "hf-mae")
+    code = (
+        "import transformers as t\n"
+        "vit = t.ViTModel.from_pretrained('run/export/hf', add_pooling_layer=False)\n"
+        "mae = t.ViTMAEForPreTraining.from_pretrained('run/export/hf-mae')\n"
+        "print(vit.config.mvmae_pool, mae.config.mvmae_pool)\n"
+        "vit.save_pretrained('again')\n"
+    )
+    quiet = os.environ | {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=quiet
+    )
+    assert done.stdout == "cls cls\n"
+    assert "warn" not in done.stderr.lower()
+    assert "mvmae" not in done.stderr
+    assert '"mvmae_pool": "cls"' in Path("again/config.json").read_text()
 
 
 def test_transformers_prepares_images_as_mvmae_does(here):
@@ -233,6 +266,7 @@ def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
         "run/export/hf-mae", output_loading_info=True
     )
     assert not any(told.values())
+    assert theirs.config.mvmae_pool == "mean"
     assert theirs.config.norm_pix_loss == normalize
     assert theirs.config.mask_ratio == pytest.approx(config.model.mask_ratio, abs=1e-5)
     images = torch.randn(2, 3, *config.model.height_width)
@@ -321,6 +355,8 @@ def test_a_decoder_that_is_not_there_is_refused(here, capsys):
     assert "odd/checkpoints/last.pt" in refused("export odd --format hf-mae", capsys)
     text = refused("export wide/encoder.safetensors --format hf-mae", capsys)
     assert "holds the encoder alone" in text
+    text = refused("export random:vit_pico --format hf-mae", capsys)
+    assert "--format hf-mae needs a run of pretrain, whose decoder it writes: random:" in text
     assert not list(here.rglob("export"))
 
 
@@ -376,7 +412,7 @@ def test_an_encoder_of_numbers_that_are_not_finite_is_refused(here, capsys):
     opened = odd_encoder(here / "odd", Variant())
     opened.encoder.norm.bias.data[3] = float("nan")
     encoders.save_encoder(here / "odd", opened)
-    assert "not finite" in refused("export odd --format safetensors --out a/b", capsys)
+    assert "holds infinite numbers" in refused("export odd --format safetensors --out a/b", capsys)
     assert not Path("a").exists()
 
 
@@ -426,3 +462,13 @@ def test_an_encoder_of_four_channels_is_compared_on_noise(here, capsys):
     images = torch.randn(3, 4, 16, 16)
     program = torch.export.load("out/pt2/encoder.pt2").module()
     torch.testing.assert_close(program(images)[0], opened.encoder.embed(images, "cls"))
+
+
+@pytest.mark.parametrize("format", ["timm", "hf", "hf-mae"])
+def test_a_copy_still_says_which_token_counts(here, format):
+    begun(here / "run")  # whose token is the mean, and not the class token of other makers' files
+    exported("run", "--format", format)
+    folder = Path("run/export") / format
+    opened = encoders.open_encoder(folder / "model.safetensors" if format == "timm" else folder)
+    assert opened.pool == "mean"
+    assert opened.preprocessing == encoders.open_encoder("run").preprocessing

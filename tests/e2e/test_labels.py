@@ -100,6 +100,19 @@ def test_images_are_counted_by_class_where_that_is_asked_for(here):
     assert kept["verdict"] == "enc has no baseline beside it: leave out --no-baselines to compare"
 
 
+def test_what_is_not_drawn_as_asked_for_is_said(here, capsys):
+    words = ("--per-class", "2", "17", "30", "--shares", "0.5", "--no-baselines", "--draws", "2")
+    assert main(["labels", "enc", "images", *words, *QUICK]) == 0
+    text = capsys.readouterr().out
+    assert "--shares is not used: --per-class takes its place\n" in text
+    assert "3 of 3 classes have fewer than 30 images and gave all they have\n" in text
+    assert (
+        "left out of --per-class, because another draws as many images of every class: 30" in text
+    )
+    counts = [cell["count"] for cell in result()["cells"]]
+    assert counts == [6, 6, 48]
+
+
 def test_every_encoder_gets_the_same_draws(here):
     shutil.copytree("enc", "copy")
     write_encoder("other", seed=9)
@@ -117,8 +130,9 @@ def test_two_images_of_a_class_apart_give_the_same_for_another_number_of_shares(
     words = ("--draws", "2", "--no-baselines")
     assert main(["labels", "enc", "images", "--shares", "0.1", "0.3", *words, *QUICK]) == 0
     both = [row for row in accuracies(result()) if row[1] == 0.3]
-    assert main(["labels", "enc", "images", "--shares", "0.3", *words, *QUICK]) == 0
-    assert accuracies(result()) == both
+    there = ("--out", "there")
+    assert main(["labels", "enc", "images", "--shares", "0.3", *words, *QUICK, *there]) == 0
+    assert accuracies(result("there/results/labels-images.json")) == both
 
 
 def test_another_encoder_reads_what_the_first_one_reads(here):

@@ -313,7 +313,8 @@ def test_overwriting_removes_only_what_a_run_leaves(tmp_path, images, pretrain):
     run = tmp_path / "run"
     pretrain(images, run, {"epochs": 8, "save-every-minutes": 0})
     (run / "notes.md").write_text("mine")
-    (run / "knn.json").write_text("{}")
+    (run / "results").mkdir()
+    (run / "results" / "knn-photos.json").write_text("{}")  # of the encoder that goes
     assert pretrain(images, run, None, "--overwrite") == 0
     assert names(run) == {*RUN, "notes.md"}
     assert names(run / "checkpoints") == {"last.pt"}

@@ -144,7 +144,7 @@ def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path, share):
     file = saved(tmp_path, 2)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"damaged or no checkpoint .*rename previous\.pt to last"):
+    with pytest.raises(UserError, match=r"damaged or no checkpoint: .*rename previous\.pt to last"):
         checkpoint.load(file)
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 1
 

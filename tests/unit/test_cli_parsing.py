@@ -196,7 +196,28 @@ REFUSED = [
     (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number"),
     (["pretrain", "--epochs", "1.5"], "--epochs: '1.5' is no whole number"),
     (["pretrain", "--base-lr", "fast"], "--base-lr: 'fast' is no number"),
-    (["pretrain", "--epochs"], "Missing value for argument '--epochs'"),
+    (["pretrain", "--epochs"], "mvmae: --epochs needs a value (`mvmae"),
+    (["pretrain", "--betas", "1"], "mvmae: --betas needs a value (`mvmae"),
+    (["pretrain", "--betas", "1", "x"], "mvmae: --betas 1 x: give two numbers (`mvmae"),
+    (["pretrain", "--clip-grad", "x"], "mvmae: --clip-grad x: give a number (`mvmae"),
+    (["pretrain", "--workers", "1.5"], "mvmae: --workers 1.5: give a whole number (`mvmae"),
+    (
+        ["pretrain", "--model.image-size", "abc"],
+        "mvmae: --model.image-size abc: give a whole number, or height and width (`mvmae",
+    ),
+    *(
+        (
+            ["knn", "run", "--image-size", *given],
+            f"mvmae: {' '.join(['--image-size', *given])}: "
+            "give a whole number, or height and width (`mvmae",
+        )
+        for given in (["abc"], ["64", "64", "64"], ["64", "x"], [])
+    ),
+    (["knn", "run", "--k", "nan"], "mvmae: --k nan: give whole numbers (`mvmae"),
+    (["labels", "run", "--shares", "0.1", "x"], "mvmae: --shares 0.1 x: give numbers (`mvmae"),
+    (["export", "run"], "mvmae: --format is missing (`mvmae"),
+    (["export"], "mvmae: ENCODER and --format are missing (`mvmae"),
+    (["knn", "--kk", "3"], "mvmae: ENCODER is missing (`mvmae"),
     (["pretrain", "--epoch", "3"], "no option --epoch: did you mean --epochs?"),
     (["pretrain", "--epoch=3"], "no option --epoch: did you mean --epochs?"),
     (
@@ -214,7 +235,7 @@ REFUSED = [
     (["pretrain", "--recipe", "demo+ma"], "no variant 'ma': did you mean 'mae'?"),
     (["pretrain", "--recipe", "nowhere/config.json"], "cannot read nowhere/config.json: "),
     (["pretrain", "cats/", "--epoch", "3"], "no option --epoch: did you mean --epochs?"),
-    (["knn"], "ENCODER Run folder, checkpoint file"),
+    (["knn"], "mvmae: ENCODER is missing (`mvmae knn --help` lists the options)\n"),
     (["knn", "run", "--k", "0"], "k must be at least 1, not 0"),
     (["knn", "run", "--kk", "3"], "no option --kk: did you mean --k?"),
     (["probe", "run", "--costs", "0"], "costs must be numbers above 0"),
@@ -331,7 +352,7 @@ class Screen(io.StringIO):
         (["pretrain", "--epoch", "3"], "no option --epoch: did you mean --epochs? (`mvmae"),
         (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number (`mvmae"),
         (["pretrain", "--model.mask-ratio", "1.3"], "mask_ratio must lie between 0 and 1, not 1.3"),
-        (["knn"], "ENCODER Run folder, checkpoint file"),
+        (["knn"], "mvmae: ENCODER is missing (`mvmae knn --help` lists the options)\n"),
     ],
 )
 def test_a_complaint_reads_the_same_on_every_screen(

@@ -105,6 +105,14 @@ def test_names_of_curves_that_end_together_do_not_touch():
     assert ends.max() < reds.min() or reds.max() < ends.min()
 
 
+def test_chance_is_named_behind_the_points():
+    """A curve that begins at chance has no word under it."""
+    picture = pixels(curve(means=(10.0, 50.0, 80.0)), chance=10.0)
+    gray = drawn_in(picture, GRAY)[:700]  # without the note
+    assert gray[:, 1010:].any(axis=1).sum() > 8
+    assert 0 < gray[:, :900].any(axis=1).sum() <= 4  # the line alone
+
+
 def test_one_point_is_a_dot():
     assert drawn_in(pixels(curve(means=(50.0,))), RED).sum() > 20
 

@@ -6,11 +6,12 @@ import sys
 import numpy as np
 import pytest
 
+from mvmae.config import EmbedConfig
 from mvmae.encoders import digest, load_encoder
 from mvmae.errors import UserError
 from mvmae.tasks.embedding.formats import Part, from_bytes, plain_text, to_bytes
-from mvmae.tasks.embedding.parts import Filling, part_size_of
-from mvmae.tasks.embedding.search import Best, cosine, unit_rows
+from mvmae.tasks.embedding.parts import Filling, Index, part_size_of
+from mvmae.tasks.embedding.search import Best, Found, Neighbour, cosine, note_of, unit_rows
 
 FORMATS = ["parquet", "npz", "safetensors"]
 
@@ -71,6 +72,14 @@ def test_a_filling_takes_its_own_rows_only():
     filling.add([], np.empty(0, np.float32))
     assert filling.places == [3, 5]
     assert filling.rows[:2].tolist() == [[3.0], [5.0]]
+
+
+def test_the_caption_counts_the_neighbours_there_are():
+    config, index = EmbedConfig(encoder="a", k=20), Index({"tokens": "mean"}, {}, 0.0)
+    for count, said in ((10, ""), (12, ""), (15, "12 of 15 neighbours"), (20, "12 of 20")):
+        note = note_of([Found(None, [Neighbour(1.0, None, "a.jpg")] * count)], config, index)
+        assert ("; the first " in note) == bool(said)
+        assert said in note
 
 
 def test_bytes_that_are_no_text_become_text():

@@ -2,6 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
+import safetensors.torch
 import torch
 
 from mvmae import config as configs
@@ -300,3 +301,56 @@ def test_a_json_that_is_no_object_is_damaged(tmp_path):
     (tmp_path / "encoder.json").write_text(json.dumps([]))
     with pytest.raises(UserError, match="damaged"):
         load_encoder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("facts", "reason"),
+    [
+        ({"num_heads": 3}, "3 heads do not divide 64"),
+        ({"width": -1}, "sizes must be whole numbers from 1 on"),
+        ({"depth": 2.5}, "sizes must be whole numbers from 1 on"),
+        ({"std": [0.0, 1.0, 1.0]}, "std above 0"),
+        ({"mean": [0.5]}, "a number for each channel"),
+        ({"image_size": [30, 30]}, "patch_size does not divide image_size"),
+    ],
+)
+def test_facts_that_describe_nonsense_are_refused(run, facts, reason):
+    folder, _ = run
+    file = folder / "encoder.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | facts))
+    with pytest.raises(UserError, match=reason):
+        load_encoder(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(run, value):
+    folder, model = run
+    weights = model.encoder.state_dict()
+    weights["norm.bias"][3] = value
+    safetensors.torch.save_file(weights, folder / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"norm\.bias holds infinite numbers, or none"):
+        load_encoder(folder)
+
+
+def test_whole_numbers_are_no_weights(run):
+    folder, model = run
+    weights = {key: value.to(torch.int8) for key, value in model.encoder.state_dict().items()}
+    safetensors.torch.save_file(weights, folder / "encoder.safetensors")
+    with pytest.raises(UserError, match=r"holds torch\.int8"):
+        load_encoder(folder)
+
+
+def test_an_untrained_encoder_has_the_shape_of_a_run(run):
+    folder, model = run
+    other = load_encoder(f"random:{folder}")
+    assert other.size == model.encoder.size
+    assert other.image_size == model.encoder.image_size
+    assert torch.equal(other.cls_token, load_encoder(f"random:{folder}").cls_token)
+
+
+@pytest.mark.parametrize("size", [0, -64, (0, 32)])
+def test_no_size_at_all_is_refused(run, size):
+    folder, _ = run
+    for source in (folder, "random:vit_pico"):
+        with pytest.raises(UserError, match="must be at least a patch"):
+            load_encoder(source, size)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from mvmae.config import LabelsConfig
-from mvmae.metrics.labels import labels_needed, stratified_draw
+from mvmae.metrics.labels import class_counts, labels_needed, stratified_draw
 from mvmae.tasks import labels
 from mvmae.tasks.labels import Cell, Known, paired_gains, points_of, verdict_of
 
@@ -70,6 +70,41 @@ def test_a_flat_curve_divides_by_nothing():
     assert labels_needed([10, 100, 1000], [50.0, 50.0, 70.0], 60.0) == pytest.approx(10**2.5)
 
 
+# Amounts
+
+TEN = np.repeat([0, 1], [10, 40])
+
+
+def test_a_draw_has_the_counts_that_are_told():
+    for amount in (0.01, 0.11, 0.5, 1.0, 1, 12, 99):
+        drawn = TEN[stratified_draw(TEN, amount, np.random.default_rng(0))]
+        assert class_counts(TEN, amount) == np.unique(drawn, return_counts=True)[1].tolist()
+
+
+def test_every_set_of_counts_is_drawn_once_and_all_of_it_in_one_way():
+    """1 % and 3 % of 10 and of 40 images are 1 and 1."""
+    config = LabelsConfig(encoder="run", shares=(0.03, 0.01, 0.1, 0.999, 1.0), draws=4)
+    assert labels.amounts_of(TEN, config) == {0.03: 4, 0.1: 4, 0.999: 1}
+    assert labels.remarks(TEN, config) == [
+        "left out of --shares, because another draws as many images of every class: 0.01, 1"
+    ]
+    config = LabelsConfig(encoder="run", per_class=(1, 20, 40, 50), draws=4)
+    assert labels.amounts_of(TEN, config) == {1: 4, 20: 4, 40: 1}
+
+
+def test_what_is_as_asked_for_needs_no_remark():
+    assert labels.remarks(TEN, LabelsConfig(encoder="run", shares=(0.1, 1.0))) == []
+    assert labels.remarks(TEN, LabelsConfig(encoder="run", per_class=(1, 10))) == []
+
+
+def test_numbers_a_class_that_are_too_large_and_shares_beside_them_are_remarked():
+    config = LabelsConfig(encoder="run", per_class=(5, 20), shares=(0.5,))
+    assert labels.remarks(TEN, config) == [
+        "--shares is not used: --per-class takes its place",
+        "1 of 2 classes have fewer than 20 images and gave all they have",
+    ]
+
+
 # Cells
 
 
@@ -86,13 +121,6 @@ def test_points_are_means_and_deviations_from_the_fewest_labels_on():
     points = points_of(cells("a", n100=[90.0], n20=[50.0, 60.0]) + cells("b", n20=[1.0]), "a")
     assert points[0] == (20, 55, pytest.approx(math.sqrt(50)))
     assert points[1] == (100, 90, 0)
-
-
-def test_shares_of_as_many_images_are_one_point():
-    """1 % and 5 % of ten images are both one image."""
-    given = [Cell("a", share, 0, 1, top1) for share, top1 in ((0.01, 40.0), (0.05, 60.0))]
-    ((count, mean, _),) = points_of(given, "a")
-    assert (count, mean) == (1, 50)
 
 
 def test_gains_are_of_the_same_draws():
@@ -160,6 +188,13 @@ def test_no_better_than_chance_would_have_it_was_not_worth_it(theirs):
     assert said.startswith("pre-training was not worth it here: over the same encoder untrained ")
     assert "points with 10, " in said
     assert said.endswith(f"{80.0 - theirs['n100'][0]:+.1f} points with 100 labels")
+
+
+def test_what_was_not_pre_trained_is_not_judged():
+    given = cells("random:vit_pico", n10=[10.0]) + cells(UNTRAINED, n10=[60.0])
+    assert verdict_of(given, "random:vit_pico", num_test=1000) == (
+        "random:vit_pico was not pre-trained, so there is nothing to judge"
+    )
 
 
 def test_without_a_baseline_there_is_no_verdict():

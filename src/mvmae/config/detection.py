@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import require
+from mvmae.config.pretraining import require, require_workers
 
 CocoArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
@@ -183,7 +183,7 @@ class DetectConfig:
         )
         require(0 <= self.score < 1, f"score must lie in [0, 1), not {self.score}")
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require_workers(self.workers)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
 

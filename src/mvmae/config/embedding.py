@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import DataArgument, require
+from mvmae.config.pretraining import DataArgument, require, require_workers
 
 MOST_IN_SAFETENSORS = 100_000  # images in a part: paths lie in a header that may take 100 MB
 
@@ -77,7 +77,7 @@ class EmbedConfig:
         for name in ("k", "in_channels", "part_size", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require_workers(self.workers)
         require(
             len(self.data) > 0 and all(self.data),
             "DATA is empty: name a folder, a list file, photos or digits",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import DataArgument, ModelConfig, Pool, require
+from mvmae.config.pretraining import DataArgument, ModelConfig, Pool, require, require_workers
 
 EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
 LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]
@@ -69,7 +69,11 @@ class EvaluateConfig:
         for name in ("in_channels", "max_train", "max_test", "batch_size"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require(
+            self.in_channels in (None, 1, 3),
+            f"in_channels must be 3 for colour or 1 for gray, not {self.in_channels}",
+        )
+        require_workers(self.workers)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(self.data != "", "DATA is empty: name labelled images")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from mvmae.config.evaluation import EncoderArgument, LabelledArgument
-from mvmae.config.pretraining import require
+from mvmae.config.pretraining import require, require_workers
 
 STRONGEST = 10  # of RandAugment's magnitudes on timm's scale
 
@@ -142,7 +142,7 @@ class FinetuneConfig:
             f"in_channels must be at least 1, not {self.in_channels}",
         )
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require_workers(self.workers)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(self.encoder != "", "ENCODER is empty: name a run folder, a file, timm:NAME, ...")
         require(self.data != "", "DATA is empty: name labelled images")

@@ -54,6 +54,18 @@ def require(condition: bool, message: str) -> None:
         raise UserError(message)
 
 
+MOST_WORKERS = 512  # a process each; a slip of the keyboard would stop the machine
+
+
+def require_workers(workers: int | None) -> None:
+    """Raise `UserError` for a number of reading processes that cannot be meant."""
+    require(workers is None or workers >= 0, "workers must not be negative")
+    require(
+        workers is None or workers <= MOST_WORKERS,
+        f"workers {workers} is more than {MOST_WORKERS} processes",
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """Encoder and decoder."""
@@ -329,7 +341,7 @@ class PretrainConfig:
         require(0 <= self.weight_decay < inf, "weight_decay must be finite and not negative")
         require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
         require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require_workers(self.workers)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
         require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import require
+from mvmae.config.pretraining import require, require_workers
 
 Protocol = Literal["upernet", "linear", "knn", "test"]
 SegmentedArgument = Annotated[Positional[str], arg(metavar="DATA")]
@@ -223,7 +223,7 @@ class SegmentConfig:
             self.num_classes is None or 2 <= self.num_classes < 2**15,
             f"num_classes must lie between 2 and {2**15 - 1}, not {self.num_classes}",
         )
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
+        require_workers(self.workers)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
 
     def _check_shares(self) -> None:

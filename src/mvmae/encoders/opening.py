@@ -13,7 +13,7 @@ from mvmae import config as configs
 from mvmae.config import ENCODERS, ModelConfig, PretrainConfig
 from mvmae.encoders import hub
 from mvmae.encoders.fitting import height_width, resized, with_channels
-from mvmae.encoders.formats import Found, find_encoder
+from mvmae.encoders.formats import Found, Hints, find_encoder
 from mvmae.encoders.product import (
     PRODUCT,
     OpenedEncoder,
@@ -62,17 +62,35 @@ def open_encoder(
     name = str(source)
     if in_channels is not None and in_channels < 1:
         raise UserError(f"in_channels must be at least 1, not {in_channels}")
+    if not name.removeprefix("random:"):
+        raise UserError(f"ENCODER is empty: name {KINDS}")
     if name.startswith("random:"):
         return _random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
         opened = _from_found(*hub.from_timm(name.removeprefix("timm:")), source=name)
     elif name.startswith("hf:"):
         folder = hub.folder_of(name.removeprefix("hf:"))
-        opened = _from_found(*hub.from_transformers(folder), source=name)
+        opened = _from_transformers(folder, name)
     else:
         opened = _from_path(Path(source))
+    refuse_no_numbers(opened, name)
     opened = with_channels(opened, in_channels)
     return opened._replace(encoder=resized(opened.encoder, image_size).eval())
+
+
+def refuse_no_numbers(opened: OpenedEncoder, source: str) -> None:
+    """Stop at weights that are infinite or no numbers: every figure of them would be nonsense.
+
+    Raises:
+        UserError: There are some; the message names one.
+    """
+    bad = [
+        key for key, tensor in opened.encoder.state_dict().items() if not tensor.isfinite().all()
+    ]
+    if bad:
+        raise UserError(
+            f"the weights of {source} are damaged: {bad[0]} holds infinite numbers, or none"
+        )
 
 
 def _random(
@@ -88,7 +106,8 @@ def _random(
             f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)}; "
             "random:RUN gives an untrained one of a run's shape)"
         )
-    size, channels = height_width(image_size or 224, RANDOM_PATCH), in_channels or 3
+    size = height_width(224 if image_size is None else image_size, RANDOM_PATCH)
+    channels = 3 if in_channels is None else in_channels
     encoder = Encoder(
         ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=channels
     )
@@ -125,12 +144,16 @@ def _from_path(path: Path) -> OpenedEncoder:
         elif (path / "checkpoints" / "last.pt").exists():
             path = path / "checkpoints" / "last.pt"
         elif hub.is_transformers(path):
-            return _from_found(*hub.from_transformers(path), source=str(path))
+            return _from_transformers(path, str(path))
         else:
             raise UserError(f"{path} holds no encoder: neither {PRODUCT} nor checkpoints/last.pt")
     if not path.exists():
         raise UserError(f"no such encoder: {path} ({KINDS})")
-    if path.name == PRODUCT or _has_facts(path):
+    if path.name == PRODUCT and not _has_facts(path):
+        raise UserError(
+            f"no such file: {path.with_suffix('.json')}, which says how {path.name} is used"
+        )
+    if _has_facts(path):
         tensors, facts = checkpoint.load_tensors(path)
         opened = encoder_from_facts(facts, source=str(path))
         if "classes" in facts:  # of finetune: a classifier, whose head is no part of the encoder
@@ -142,7 +165,25 @@ def _from_path(path: Path) -> OpenedEncoder:
     state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else checkpoint.load(path)
     if _is_ours(state):
         return _from_training_state(state, path)
+    if facts := checkpoint.facts_within(path):
+        return _from_export(state, facts, str(path))
     return _from_found(find_encoder(state, source=str(path)), None, source=str(path))
+
+
+def _from_transformers(folder: Path, source: str) -> OpenedEncoder:
+    """An encoder of transformers; one that `mvmae export` wrote says which token counts."""
+    opened = _from_found(*hub.from_transformers(folder), source=source)
+    pool = hub.read_json(folder / "config.json").get("mvmae_pool")
+    return opened._replace(pool=pool) if pool in ("mean", "cls") else opened
+
+
+def _from_export(state: dict[str, Any], facts: dict[str, Any], source: str) -> OpenedEncoder:
+    """An encoder that `mvmae export` wrote for timm, with what encoder.json said in the file."""
+    said = encoder_from_facts(facts, source=source)
+    size, eps = said.encoder.size, said.encoder.variant.norm_eps
+    hints = Hints(size.num_heads, eps, said.encoder.image_size)
+    found = find_encoder(state, source=source, hints=hints)
+    return _from_found(found, said.preprocessing, source=source)._replace(pool=said.pool)
 
 
 def _has_facts(path: Path) -> bool:
@@ -224,6 +265,8 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     state = checkpoint.load(path)
     if not _is_ours(state):
         raise UserError(f"{path} is no checkpoint of mvmae: it has no 'model' and 'config'")
+    if _began_with_an_encoder(state["config"]):
+        raise UserError(f"{path} is of no run of pretrain: it has no decoder")
     config = configs.from_json(state["config"], PretrainConfig, source=str(path))
     model = MaskedAutoencoder(config.model)
     checkpoint.load_weights(model, state["model"], source=str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,8 +77,7 @@ def encoder_from_facts(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
         UserError: The facts do not describe an encoder.
     """
     try:
-        if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
-            raise ValueError("pool or interpolation is not one that exists")
+        _require_sane(facts)
         encoder = Encoder(
             Size(facts["width"], facts["depth"], facts["num_heads"]),
             image_size=tuple(facts["image_size"]),
@@ -93,6 +93,26 @@ def encoder_from_facts(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
             f"{source}: encoder.json does not describe an encoder: {error!r}"
         ) from error
     return OpenedEncoder(encoder, preprocessing, facts["pool"])
+
+
+def _require_sane(facts: dict[str, Any]) -> None:
+    """Refuse what could be built and would fail, or compute nonsense, only later."""
+    if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
+        raise ValueError("pool or interpolation is not one that exists")
+    counts = [facts[n] for n in ("width", "depth", "num_heads", "patch_size", "in_channels")]
+    counts += facts["image_size"]
+    if any(type(count) is not int or count < 1 for count in counts):
+        raise ValueError("sizes must be whole numbers from 1 on")
+    if facts["width"] % facts["num_heads"]:
+        raise ValueError(f"{facts['num_heads']} heads do not divide {facts['width']} numbers")
+    if any(side % facts["patch_size"] for side in facts["image_size"]):
+        raise ValueError("patch_size does not divide image_size")
+    if any(len(facts[name]) != facts["in_channels"] for name in ("mean", "std")):
+        raise ValueError("mean and std need a number for each channel")
+    if not all(isfinite(value) for value in facts["mean"]) or not all(
+        0 < value < inf for value in facts["std"]
+    ):
+        raise ValueError("mean must be finite, std above 0")
 
 
 def opened_from_config(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:

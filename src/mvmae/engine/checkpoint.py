@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -71,7 +73,9 @@ def load(file: Path) -> dict[str, Any]:
     try:
         # argparse's Namespace is plain data, and the training scripts of MAE, MoCo v3 and DINO keep
         # their arguments in one.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        safe = torch.serialization.safe_globals([argparse.Namespace])
+        with safe, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pickle protocols, before it refuses them
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
@@ -82,11 +86,33 @@ def load(file: Path) -> dict[str, Any]:
             if file.name == "last.pt" and previous.exists()
             else ""
         )
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UserError(f"{file} is damaged or no checkpoint ({reason}){rescue}") from error
+        raise UserError(f"{file} is damaged or no checkpoint: {_why(error)}{rescue}") from error
     if not isinstance(state, dict):
         raise UserError(f"{file} is no checkpoint: it holds a {type(state).__name__}")
     return state
+
+
+def _why(error: Exception) -> str:
+    """What torch found wrong, in our words; its own are an essay about `weights_only`."""
+    objects = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
+    if objects:
+        return (
+            f"it holds {objects[1] or objects[2]}, which is no plain data and could run code; "
+            "save the state dict alone"
+        )
+    return "torch cannot read it as tensors and plain data"
+
+
+def facts_within(file: Path) -> dict[str, Any] | None:
+    """What encoder.json said when `mvmae export` wrote a safetensors file; none in other files."""
+    if file.suffix != ".safetensors":
+        return None
+    try:
+        with safetensors.safe_open(file, "pt") as opened:
+            facts = json.loads((opened.metadata() or {}).get("encoder", "null"))
+    except (OSError, ValueError, safetensors.SafetensorError):
+        return None
+    return facts if isinstance(facts, dict) else None
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
@@ -152,6 +178,8 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> 
             )
         )
     for key, tensor in state.items():
+        if tensor.is_floating_point() != ours[key].is_floating_point():
+            raise UserError(f"{source} is of another kind: {key} holds {tensor.dtype}")
         if tensor.shape != ours[key].shape:
             raise UserError(
                 f"{source} is of another shape: {key} is {list(tensor.shape)}, "

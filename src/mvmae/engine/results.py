@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +44,7 @@ def _is_named(encoder: str) -> bool:
 
 
 def _run_of(path: Path) -> Path | None:
-    for folder in (path, path.parent, path.parent.parent):
+    for folder in (path, *path.parents):
         if runs.is_run(folder) and (folder / "environment.json").exists():
             return folder
     return None
@@ -86,8 +88,31 @@ def write(
     Returns:
         The file.
     """
-    file = folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json"
-    runs.make(file.parent)
+    runs.make(folder / "results")
+    file = _free(folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json", config)
     frame = {"verb": verb, "command": command_of(verb, config), "config": to_plain(config)}
     runs.write_json(file, frame | content | {"environment": runs.environment(device, 1)})
     return file
+
+
+IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}
+
+
+def _free(first: Path, config: Any) -> Path:
+    """The file, or one with a number behind its name where another question has that one."""
+    asked = _question(to_plain(config))
+    for number in count(1):
+        file = first if number == 1 else first.with_name(f"{first.stem}-{number}.json")
+        try:
+            known = json.loads(file.read_text(encoding="utf-8"))["config"]
+        except (OSError, ValueError, KeyError, TypeError):
+            break  # none there, or nothing worth keeping
+        if _question(known) == asked:
+            break
+    return file
+
+
+def _question(config: dict[str, Any]) -> dict[str, Any]:
+    """What decides a result; a path written otherwise is the same path."""
+    paths = {name: os.path.normpath(str(config.get(name))) for name in ("encoder", "data")}
+    return {name: value for name, value in config.items() if name not in IDLE} | paths

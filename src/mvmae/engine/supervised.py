@@ -27,24 +27,23 @@ def refuse_own_encoder(encoder: str, out: Path, *, overwrite: bool) -> None:
         raise UserError(f"--overwrite would delete {path}, the encoder: choose another --out")
 
 
-def refuse_to_replace(config: Any) -> None:
+def refuse_to_replace(config: Any, out: Path) -> None:
     """Let `--overwrite` delete a run of this verb only, and never the encoder to begin with.
 
     A folder mistaken for another would cost a pre-training.
 
     Raises:
-        UserError: `config.out` holds another verb's run, or the encoder.
+        UserError: `out` holds another verb's run, or the encoder.
     """
-    refuse_own_encoder(config.encoder, config.out, overwrite=config.overwrite)
-    if not config.overwrite or not runs.is_run(config.out):
+    refuse_own_encoder(config.encoder, out, overwrite=config.overwrite)
+    if not config.overwrite or not runs.is_run(out):
         return
-    file, verb = config.out / runs.CONFIG, type(config).__name__.removesuffix("Config").lower()
+    file, verb = out / runs.CONFIG, type(config).__name__.removesuffix("Config").lower()
     try:
         configs.from_json(file.read_text(encoding="utf-8"), type(config), source=str(file))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--overwrite would delete {config.out}, which is no run of {verb}: "
-            "choose another --out"
+            f"--overwrite would delete {out}, which is no run of {verb}: choose another --out"
         ) from error
 
 

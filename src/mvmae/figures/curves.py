@@ -55,15 +55,7 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
     axes.set_title(shown, loc="left", **heading)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
-    axes.annotate(
-        "chance",
-        (ticks[0], chance),
-        xytext=(0, 3),
-        textcoords="offset points",
-        color=GRAY,
-        fontsize=8,
-    )
-    _name_ends(axes, ends, ticks[-1])
+    _name_ends(axes, [*ends, (chance, "chance", GRAY)], ticks[-1])
     figure.supxlabel(note, fontsize=8, color=GRAY)
     stream = io.BytesIO()
     figure.savefig(stream, format="png", metadata={"Software": None})
@@ -88,4 +80,5 @@ def _name_ends(axes: matplotlib.axes.Axes, ends: list[tuple[float, str, str]], a
             fontsize=9,
             annotation_clip=False,
             parse_math=False,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over chance's line
         )

@@ -10,6 +10,14 @@ import numpy as np
 from jaxtyping import Int
 
 
+def class_counts(labels: Int[np.ndarray, " M"], amount: int | float) -> list[int]:
+    """How many images of each class `stratified_draw` takes, in the classes' order."""
+    sizes = np.unique(labels, return_counts=True)[1].tolist()
+    if isinstance(amount, int):
+        return [min(amount, size) for size in sizes]
+    return [max(1, round(amount * size)) for size in sizes]
+
+
 def stratified_draw(
     labels: Int[np.ndarray, " M"], amount: int | float, rng: np.random.Generator
 ) -> Int[np.ndarray, " n"]:
@@ -24,11 +32,11 @@ def stratified_draw(
     Returns:
         Places in rising order.
     """
-    drawn = []
-    for label in np.unique(labels):
-        own = np.flatnonzero(labels == label)
-        count = amount if isinstance(amount, int) else max(1, round(amount * len(own)))
-        drawn.append(rng.permutation(own)[: int(count)])
+    counts = class_counts(labels, amount)
+    drawn = [
+        rng.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in zip(np.unique(labels), counts, strict=True)
+    ]
     return np.sort(np.concatenate(drawn))
 
 

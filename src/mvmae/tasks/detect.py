@@ -75,7 +75,7 @@ def train(config: DetectConfig) -> int:
     out, device = run_folder(config), precision.choose_device(config.device)
     with distributed.process_group(device):
         runs.claim(out, resume=config.resume, overwrite=config.overwrite)
-        supervised.refuse_own_encoder(config.encoder, out, overwrite=config.overwrite)
+        supervised.refuse_to_replace(config, out)
         distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         job = job_of(config, device)

@@ -31,6 +31,7 @@ from mvmae.errors import UserError
 from mvmae.models.vit import Encoder
 from mvmae.tasks.embedding import formats, parts, search
 from mvmae.tasks.embedding.formats import Part
+from mvmae.tasks.embedding.lock import LOCK, locked
 from mvmae.tasks.embedding.parts import Index, read_embeddings
 from mvmae.tasks.embedding.progress import Meter, conclude, farewell, introduce
 
@@ -69,7 +70,28 @@ def run(config: EmbedConfig) -> int:
     source = open_source(config.data, opened.encoder.in_channels)
     facts = json.loads(json.dumps(facts_of(config, opened, source, device)))  # as it is read back
     queries = search.open_queries(config, opened, device)
+    with locked(folder):
+        claim(folder, config)  # again: another command may have been here meanwhile
+        return write(folder, config, opened, source, facts, queries, device)
 
+
+def write(
+    folder: Path,
+    config: EmbedConfig,
+    opened: OpenedEncoder,
+    source: Source,
+    facts: dict[str, Any],
+    queries: search.Queries | None,
+    device: torch.device,
+) -> int:
+    """Embed what is to do into a folder that no other command writes into; answer the queries.
+
+    Returns:
+        An exit status.
+
+    Raises:
+        UserError: What is there or to be made cannot work.
+    """
     meter = Meter(len(source))
     if is_made(folder, config, facts):
         meter.say(f"embeddings of {source.name}: {folder}")
@@ -119,7 +141,8 @@ def claim(folder: Path, config: EmbedConfig) -> None:
             "choose an --out elsewhere"
         )
     if parts.is_there(folder):
-        parts.read_index(folder)  # or it is of somebody else, and not to be replaced
+        if not (config.overwrite and parts.has_parts(folder)):
+            parts.read_index(folder)  # or it is of somebody else, and not to be replaced
         if not (config.resume or config.overwrite or config.query):
             raise UserError(
                 f"{folder} already holds embeddings: choose another --out, "
@@ -127,7 +150,7 @@ def claim(folder: Path, config: EmbedConfig) -> None:
             )
     elif config.resume:
         raise UserError(f"no embeddings in {folder} to resume: leave out --resume to begin")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 

@@ -84,12 +84,26 @@ def setting_of(config: EvaluateConfig) -> Setting:
     pool = config.pool or opened.pool
     if pool == "cls" and not opened.encoder.variant.cls_token:
         raise UserError(f"{config.encoder} has no class token: use --pool mean")
+    refuse_among_images(home, config.data)
     data = open_labelled(config.data, opened.encoder.in_channels)
     train = at_most(data.train, config.max_train, config.seed)
     test = at_most(data.test, config.max_test, config.seed + 1)
     kept = Labelled(train, test, data.split)
     stamps = {"train": stamp(train), "test": stamp(test)}
     return Setting(opened, kept, pool, home, device, time.perf_counter(), stamps, [])
+
+
+def refuse_among_images(home: Path, data: str) -> None:
+    """A figure among the images would be one of them the next time, and its folder a class.
+
+    Raises:
+        UserError: Results would go there.
+    """
+    if Path(data).is_dir() and home.resolve().is_relative_to(Path(data).resolve()):
+        raise UserError(
+            f"results would go to {home}, among the images of {data}: "
+            "name another folder with --out"
+        )
 
 
 def candidates(
@@ -247,7 +261,9 @@ def report(
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"\n{title}", style="bold")
     Console().print(table_of(rows, len(classes)))
-    share, count = headline.top1 / 100, len(test.labels)
+    count = len(test.labels)
+    # of no image wrong, or none right, one in n + 2 stands for what n images could not show
+    share = min(max(headline.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))
     error = 100 * sqrt(share * (1 - share) / count)
     console.print(
         f"in %; {len(train.labels)} images learn, {count} test ({setting.data.split}); "
@@ -257,6 +273,9 @@ def report(
     confusion = confusion_matrix(predictions, test.labels, len(classes))
     if said := mistakes(confusion, classes):
         console.print(said)
+    lacking = [name for name, value in accuracies(confusion, classes).items() if value is None]
+    if lacking:
+        console.print(f"no test image that can be read: {', '.join(lacking[:5])}, not judged")
     skipped = [*train.skipped, *test.skipped]
     say_skipped(console, skipped)
     content = {

@@ -87,6 +87,7 @@ def run(config: ExportConfig) -> None:
         RuntimeError: What was written computes something else than the source.
     """
     require_packages(config.format)
+    require_run(config)
     folder = config.out or results.home(config.encoder, None) / "export"
     refuse_existing(folder, config)
     opened, whole = open_all(config)
@@ -116,8 +117,12 @@ def run(config: ExportConfig) -> None:
         f"{config.data if opened.encoder.in_channels in (1, 3) else 'noise'}; "
         f"{TOLERANCE:g} of the largest number would be too much"
     )
+    if len(config.format) == 1:
+        console.print(f"\n{loading(config.format[0], folder / config.format[0], opened)}")
+        return
+    console.print("\nhow to load each:")
     for name in config.format:
-        console.print(f"\n{loading(name, folder / name, opened)}")
+        console.print(f"  {folder / name / 'README.md'}")
 
 
 def require_packages(formats: tuple[ExportFormat, ...]) -> None:
@@ -133,6 +138,20 @@ def require_packages(formats: tuple[ExportFormat, ...]) -> None:
             raise UserError(
                 f"--format {name} needs {' and '.join(missing)}: pip install 'mvmae[{extra}]'"
             )
+
+
+def require_run(config: ExportConfig) -> None:
+    """Refuse an encoder without a decoder where the decoder is to be written.
+
+    Raises:
+        UserError: It is one of a library, or untrained.
+    """
+    kind = config.encoder.partition(":")[0]
+    if "hf-mae" in config.format and kind in ("random", "timm", "hf"):
+        raise UserError(
+            f"--format hf-mae needs a run of pretrain, whose decoder it writes: {config.encoder} "
+            "has none"
+        )
 
 
 def refuse_existing(folder: Path, config: ExportConfig) -> None:

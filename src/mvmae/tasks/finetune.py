@@ -60,7 +60,7 @@ def run(config: FinetuneConfig) -> int:
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
         runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
-        refuse_to_replace(config)
+        refuse_to_replace(config, config.out)
         distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         job = job_of(config, device)

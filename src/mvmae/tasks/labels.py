@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,7 +25,7 @@ from mvmae.engine import results, runs
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import curves
-from mvmae.metrics.labels import labels_needed, stratified_draw
+from mvmae.metrics.labels import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
 from mvmae.tasks import evaluation
 from mvmae.tasks.evaluation import Judged, Setting
@@ -59,17 +60,18 @@ def run(config: LabelsConfig) -> None:
     known = Known(setting.home / "cache" / f"labels-{key}.jsonl")
     cells: list[Cell] = []
     skipped: list[Skipped] = []
-    num_test = 0
+    num_test, learned = 0, np.empty(0, dtype=int)
     for judged in evaluation.candidates(config, setting, pixel_side=PIXEL_SIDE, against=against):
         cells += cells_of(judged, config, setting, known)
         skipped = skipped or [*judged.train.skipped, *judged.test.skipped]
-        num_test = len(judged.test.labels)
+        num_test, learned = len(judged.test.labels), judged.train.labels.numpy()
     picture = picture_of(cells, config, setting)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
     Console().print(table_of(cells))
     verdict = verdict_of(cells, config.encoder, num_test)
-    console.print(verdict)
+    for line in (*remarks(learned, config), verdict):
+        console.print(line)
     evaluation.say_skipped(console, skipped)
     file = results.write(
         setting.home,
@@ -129,6 +131,40 @@ class Known:
             stream.write("\n" + json.dumps(cell._asdict()))  # whatever the last line lacks
 
 
+def amounts_of(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dict[int | float, int]:
+    """The amounts to draw and how often; one that draws as many as an earlier one is left out.
+
+    All labels can be drawn in one way only.
+    """
+    amounts: dict[tuple[int, ...], int | float] = {}
+    for amount in config.per_class or config.shares:
+        amounts.setdefault(tuple(class_counts(labels, amount)), amount)
+    return {
+        amount: 1 if sum(counts) == len(labels) else config.draws
+        for counts, amount in amounts.items()
+    }
+
+
+def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
+    """What was not drawn as it was asked for, a line each."""
+    said, asked = [], config.per_class or config.shares
+    if config.per_class and config.shares != LabelsConfig(encoder="").shares:
+        said.append("--shares is not used: --per-class takes its place")
+    amounts = amounts_of(labels, config)
+    if same := [f"{amount:g}" for amount in asked if amount not in amounts]:
+        said.append(
+            f"left out of {'--per-class' if config.per_class else '--shares'}, because another "
+            f"draws as many images of every class: {', '.join(same)}"
+        )
+    sizes = np.unique(labels, return_counts=True)[1]
+    if config.per_class and (most := max(config.per_class)) > sizes.min():
+        said.append(
+            f"{(sizes < most).sum()} of {len(sizes)} classes have fewer than {most} images "
+            "and gave all they have"
+        )
+    return said
+
+
 def cells_of(
     judged: Judged, config: LabelsConfig, setting: Setting, known: Known
 ) -> Iterator[Cell]:
@@ -136,8 +172,8 @@ def cells_of(
     vectors = evaluation.tokens_of(judged)
     train, test = vectors[judged.pool or "pixels"]
     labels, truth = judged.train.labels.numpy(), judged.test.labels.numpy()
-    for amount in (*config.per_class, *(() if config.per_class else config.shares)):
-        for number in range(1 if amount == 1.0 and isinstance(amount, float) else config.draws):
+    for amount, draws in amounts_of(labels, config).items():
+        for number in range(draws):
             cell = known.cells.get((judged.name, str(amount), number))  # 1 image is not 1.0, all
             if cell is None:
                 rng = np.random.default_rng((config.seed, number, round(amount * 1e6)))
@@ -169,7 +205,7 @@ def points_of(cells: Sequence[Cell], name: str) -> list[Point]:
     """A curve, from the fewest labels to the most."""
     own = [cell for cell in cells if cell.name == name]
     points = []
-    for count in sorted({cell.count for cell in own}):  # small shares may be as many images
+    for count in sorted({cell.count for cell in own}):
         values = [cell.top1 for cell in own if cell.count == count]
         spread = statistics.stdev(values) if len(values) > 1 else 0.0
         points.append(Point(count, statistics.mean(values), spread))
@@ -202,6 +238,8 @@ def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
 
     A gain over the untrained encoder is clear where it is above twice its standard error.
     """
+    if encoder.startswith("random:"):
+        return f"{encoder} was not pre-trained, so there is nothing to judge"
     untrained = BASELINES[0]
     if untrained not in names_of(cells):
         return f"{encoder} has no baseline beside it: leave out --no-baselines to compare"
@@ -266,11 +304,16 @@ def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) ->
             curves.Curve(evaluation.short(name, names), counts, means, spreads, name in BASELINES)
         )
     classes = len(setting.data.test.classes)
+    draws = max(cell.draw for cell in cells) + 1
+    drawing = (
+        "one draw of the labels"
+        if draws == 1
+        else f"band: standard deviation over {draws} draws of the labels"
+    )
     png = curves.draw(
         drawn,
         title=f"Linear classifier on frozen features: {config.data}",
-        note=f"{classes} classes, {len(setting.data.test)} test images; band: standard deviation "
-        f"over {config.draws} draws of the labels",
+        note=f"{classes} classes, {len(setting.data.test)} test images; {drawing}",
         chance=100 / classes,
     )
     file = setting.home / "figures" / f"labels-{results.slug(config.data)}.png"

@@ -108,7 +108,9 @@ def _with_labels(source: Source) -> Source:
             "(CLASS/image.jpg), or give a .csv list of path,label"
         )
     if len(source.classes) < 2:
-        raise UserError(f"{source.name} has one class only, '{source.classes[0]}': nothing to tell")
+        only = source.classes[0]
+        hint = f": add a folder {TEST[0]} beside it" if only in TRAIN else ": nothing to tell"
+        raise UserError(f"{source.name} has one class only, '{only}'{hint}")
     return source
 
 

@@ -23,7 +23,7 @@ from mvmae.tasks.detecting.judging import Finder, find
 from mvmae.tasks.detecting.product import OpenedDetector
 from mvmae.tasks.detecting.report import things_of
 from mvmae.tasks.evaluation import Bar
-from mvmae.tasks.segmenting.predicting import names_of, put_in_place, refuse_own_images
+from mvmae.tasks.predictions import names_of, put_in_place, refuse_own_images
 
 FILE = "predictions.json"
 OURS = {FILE, "pictures", "skipped.csv"}

@@ -90,6 +90,23 @@ def is_there(folder: Path) -> bool:
     return (folder / INDEX).is_file()
 
 
+def has_parts(folder: Path) -> bool:
+    """Whether an index.json that cannot be read is ours by what lies beside it."""
+    try:
+        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = None
+    is_other = isinstance(content, dict) and content.get("kind", KIND) != KIND
+    return not is_other and any(_parts_in(folder))
+
+
+def _parts_in(folder: Path) -> Iterator[Path]:
+    """The files of parts, whatever index.json says."""
+    for file in (folder / PARTS).glob("part-*"):
+        if file.suffix in (".parquet", ".npz", ".safetensors"):
+            yield file
+
+
 def read_index(folder: Path) -> Index:
     """What index.json says.
 
@@ -112,7 +129,10 @@ def read_index(folder: Path) -> Index:
     except FileNotFoundError as error:
         raise UserError(f"no embeddings in {folder}: `mvmae embed` makes them") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{file} is damaged or not of mvmae embed ({error!r})") from error
+        remedy = (
+            "--overwrite makes the embeddings anew" if has_parts(folder) else "choose another --out"
+        )
+        raise UserError(f"{file} is damaged or not of mvmae embed: {remedy}") from error
     return index
 
 
@@ -143,9 +163,8 @@ def begin(folder: Path, index: Index) -> None:
 
 def clear(folder: Path) -> None:
     """Remove the files that `embed` wrote, and nothing else."""
-    for file in (folder / PARTS).glob("part-*"):
-        if file.suffix in (".parquet", ".npz", ".safetensors"):
-            file.unlink()
+    for file in _parts_in(folder):
+        file.unlink()
     for name in OURS:
         (folder / name).unlink(missing_ok=True)
 

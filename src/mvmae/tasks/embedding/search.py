@@ -294,6 +294,7 @@ def note_of(found: list[Found], config: EmbedConfig, index: Index) -> str:
     words = f"cosine of {tokens}, encoder {config.encoder}"
     if len(found) > MOST_DRAWN:
         words += f"; the first {MOST_DRAWN} of {len(found)} queries"
-    if config.k > MOST_ACROSS:
-        words += f"; the first {MOST_ACROSS} of {config.k} neighbours"
+    most = max(len(one.nearest) for one in found)
+    if most > MOST_ACROSS:
+        words += f"; the first {MOST_ACROSS} of {most} neighbours"
     return words

@@ -30,6 +30,7 @@ from mvmae.objectives import normalize_patches, reconstruction_loss
 
 Outputs = tuple[Tensor, ...]
 FILE = "model.safetensors"
+POOL = "mvmae_pool"  # mean or cls: what counts as the features; transformers keeps unknown keys
 RESAMPLING = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, as transformers keeps them
 RENAMES = tuple(  # mvmae's keys to the hub's; order matters
     (re.compile(pattern), new)
@@ -167,7 +168,12 @@ def processor(image_size: tuple[int, int], preprocessing: Preprocessing) -> dict
 
 def write(folder: Path, opened: OpenedEncoder) -> None:
     """Write a folder for ViTModel."""
-    facts = {"architectures": ["ViTModel"], "model_type": "vit", **_encoder_facts(opened.encoder)}
+    facts = {
+        "architectures": ["ViTModel"],
+        "model_type": "vit",
+        **_encoder_facts(opened.encoder),
+        POOL: opened.pool,
+    }
     tensors = renamed(opened.encoder.state_dict())
     _write(folder, facts, tensors, opened.encoder.image_size, opened.preprocessing)
 
@@ -185,6 +191,7 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
     """Write a folder for ViTMAEForPreTraining; a projection head is left out."""
     model, config = whole
     encoder, dim = model.encoder, config.model.decoder_dim
+    opened = encoders.opened_from_config(encoder, config)
     facts = {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
@@ -195,6 +202,7 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
         "decoder_intermediate_size": round(dim * PLAIN.mlp_ratio),
         "mask_ratio": _mask_ratio(config.model),
         "norm_pix_loss": config.objective.normalize_targets,
+        POOL: opened.pool,
     }
     state = model.state_dict()
     kept = {key: value for key, value in state.items() if not key.startswith("projection_head")}
@@ -202,8 +210,7 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
         key if key.startswith("decoder.") else f"vit.{key}": tensor
         for key, tensor in renamed(kept).items()
     }
-    preprocessing = encoders.opened_from_config(encoder, config).preprocessing
-    _write(folder, facts, tensors, encoder.image_size, preprocessing)
+    _write(folder, facts, tensors, encoder.image_size, opened.preprocessing)
 
 
 def _mask_ratio(model: ModelConfig) -> float:

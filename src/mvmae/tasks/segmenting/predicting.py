@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shutil
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,6 +24,7 @@ from mvmae.engine import checkpoint, distributed, precision, runs
 from mvmae.errors import UserError
 from mvmae.figures.segmentations import overlaid, palette
 from mvmae.tasks.evaluation import Bar
+from mvmae.tasks.predictions import names_of, put_in_place, refuse_own_images
 from mvmae.tasks.segmenting import product
 from mvmae.tasks.segmenting.judging import Examiner, predicted
 from mvmae.tasks.segmenting.product import OpenedSegmenter
@@ -82,20 +81,6 @@ def require_free(out: Path, *, overwrite: bool) -> None:
         )
 
 
-def refuse_own_images(out: Path, source: Source) -> None:
-    """Images that `--overwrite` would delete are no place to write to.
-
-    Raises:
-        UserError: One lies in `out`.
-    """
-    whole = out.resolve()
-    for index in range(len(source)):
-        if Path(source.path(index)).resolve().is_relative_to(whole):
-            raise UserError(
-                f"the images lie in {out}, where the masks are to go: choose another --out"
-            )
-
-
 def write_all(
     folder: Path, examiner: Examiner, made: OpenedSegmenter, source: Source
 ) -> tuple[Tensor, list[tuple[str, str]]]:
@@ -120,17 +105,6 @@ def write_all(
     if len(skipped) == len(source):
         raise UserError(f"no image of {source.name} can be read, {skipped[0][0]}: {skipped[0][1]}")
     return pixels, skipped
-
-
-def names_of(source: Source) -> list[str]:
-    """Each image's path below what they have in common, without suffix unless two would be one."""
-    paths = [Path(source.path(index)) for index in range(len(source))]
-    base = Path(os.path.commonpath([path.parent for path in paths]))
-    inside = [path.relative_to(base) for path in paths]
-    plain = Counter(path.with_suffix("") for path in inside)
-    return [
-        str(path.with_suffix("") if plain[path.with_suffix("")] == 1 else path) for path in inside
-    ]
 
 
 def write_mask(file: Path, classes: Tensor, made: OpenedSegmenter, colours: np.ndarray) -> None:
@@ -163,13 +137,6 @@ def write_classes(file: Path, made: OpenedSegmenter, pixels: Tensor) -> None:
     values = made.rule.values(np.arange(len(made.classes))).tolist()
     writer.writerows(zip(values, made.classes, pixels.tolist(), strict=True))
     checkpoint.write_text(file, text.getvalue())
-
-
-def put_in_place(unfinished: Path, out: Path) -> None:
-    """Give the whole folder its name, in place of what may go."""
-    if out.exists():
-        shutil.rmtree(out)
-    unfinished.rename(out.resolve())
 
 
 def told(

@@ -1,0 +1,69 @@
+"""One command at a time writes into a folder."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from mvmae.engine import runs
+from mvmae.errors import UserError
+
+LOCK = ".lock"  # holds the process's id
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, which is made where it is not there; folders that stay empty go again.
+
+    The system lets go of the lock when a process dies, so a file that one left means nothing. It
+    is not handed on to the loader's workers, which outlive a killed process by seconds.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    runs.make(folder)
+    held = None if os.name == "nt" else _taken(folder)
+    try:
+        yield
+    finally:
+        if held is not None:
+            (folder / LOCK).unlink(missing_ok=True)  # before another may take it
+            os.close(held)
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
+
+def _taken(folder: Path) -> int | None:
+    """The open file that is locked; none where the disk knows no locks."""
+    import fcntl  # which Windows has not
+
+    file = folder / LOCK
+    while True:
+        try:
+            opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:  # who had it took the empty folder away
+            runs.make(folder)
+            continue
+        try:
+            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # POSIX allows both
+            holder = os.read(opened, 20).decode(errors="replace").strip()
+            os.close(opened)
+            raise UserError(
+                f"another mvmae embed (process {holder or 'unknown'}) is writing into {folder}: "
+                "wait for it, or choose another --out"
+            ) from error
+        except OSError:
+            os.close(opened)
+            file.unlink(missing_ok=True)
+            return None
+        if file.exists() and file.stat().st_ino == os.fstat(opened).st_ino:
+            break
+        os.close(opened)  # of one who was just done
+    os.ftruncate(opened, 0)
+    os.write(opened, str(os.getpid()).encode())
+    return opened
