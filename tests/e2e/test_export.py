@@ -472,3 +472,26 @@ def test_a_copy_still_says_which_token_counts(here, format):
     opened = encoders.open_encoder(folder / "model.safetensors" if format == "timm" else folder)
     assert opened.pool == "mean"
     assert opened.preprocessing == encoders.open_encoder("run").preprocessing
+
+
+FULL_DISK = """
+import resource, signal, sys
+from mvmae.cli import main
+import onnxruntime, onnxscript, timm, transformers  # which write caches when first imported
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+for name in ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"):
+    print(name, main(["export", "run", "--format", name, "--data", "images", "--out", "out"]))
+"""
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(here):
+    begun(here / "run")
+    command = [sys.executable, "-W", "ignore", "-c", FULL_DISK]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    names = ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors")
+    assert done.stdout.splitlines() == [f"{name} 2" for name in names], done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("mvmae: ")]
+    assert len(lines) == len(names)
+    assert all(line.startswith("mvmae: File too large") for line in lines)
+    assert not Path("out").exists()

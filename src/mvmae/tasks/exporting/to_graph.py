@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -49,7 +50,9 @@ def _program(opened: OpenedEncoder) -> torch.export.ExportedProgram:
 def write_pt2(folder: Path, opened: OpenedEncoder) -> None:
     """Write torch.export's program; encoder.json inside says how images are prepared."""
     facts = {"encoder.json": json.dumps(encoders.facts_of(opened))}
-    torch.export.save(_program(opened), folder / PT2, extra_files=facts)
+    whole = io.BytesIO()  # a full disk ends the process inside torch's own writer of files
+    torch.export.save(_program(opened), whole, extra_files=facts)
+    (folder / PT2).write_bytes(whole.getbuffer())
 
 
 def lines_pt2(folder: Path) -> str:
