@@ -1,6 +1,7 @@
 """`probe --protocol mae`: crops, batch norm, LARS; stopped, and gone on exactly."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -228,6 +229,14 @@ def test_images_that_can_never_be_read_are_refused(here, capsys):
     assert probe("enc", "images") == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mvmae: images of images cannot be read: ")
+
+
+def test_a_rate_that_moves_nothing_is_said_with_one_that_would(here, capsys):
+    assert probe("enc", "images") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    rate = re.search(r"hardly move LARS's weights: --base-lr ([\d.e+]+) would", said)[1]
+    assert probe("enc", "images", "--base-lr", str(2 * float(rate))) == 0
+    assert "hardly move" not in capsys.readouterr().out
 
 
 def test_a_rate_that_is_far_too_high_is_named(here, capsys):

@@ -32,7 +32,7 @@ from mvmae.tasks.evaluation import Row, Setting
 
 EVAL_SHARE = 224 / 256  # of the image's sides that is judged: MAE resizes to 256 and cuts out 224
 LOG_EVERY = 10  # steps between two lines of metrics
-FEW_STEPS = 500  # under which the linear layer may not get far
+LITTLE, ENOUGH = 5.0, 20.0  # of `growth`; ImageNet's 100 epochs have 250
 MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "baselines", "pool", "batch_size"}
 
 
@@ -85,8 +85,11 @@ def run(config: ProbeConfig) -> int:
             f"{len(train)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
             f"learning rate {peak:g}" + (f", from step {step}" if step else "")
         )
-        if total < FEW_STEPS:
-            log.say(f"{total} steps in all are few: a smaller --step-size makes more of them")
+        if (growth := growth_of(total, peak)) < LITTLE:
+            log.say(
+                f"{total} steps at this rate hardly move LARS's weights: --base-lr "
+                f"{config.base_lr * ENOUGH / growth:.2g} would; --protocol cached needs no rate"
+            )
         saved_at = time.monotonic()
         for batch in batches:
             skipped |= dict(batch.skipped)
@@ -113,6 +116,15 @@ def run(config: ProbeConfig) -> int:
 
     judge(config, setting, heads, log, skipped)
     return 0
+
+
+def growth_of(steps: int, peak: float) -> float:
+    """How far LARS can take its weights in a run, in e-foldings of their norm.
+
+    A step changes a weight by lr * trust of its norm, ten times that with a momentum of 0.9, and
+    the cosine halves it. A smaller batch makes more steps of a smaller rate: it changes nothing.
+    """
+    return steps * peak * 0.001 * 10 / 2
 
 
 def heads_of(setting: Setting, seed: int) -> nn.ModuleDict:
