@@ -72,7 +72,8 @@ def mean_of_last(run: Path, name: str, count: int = 5) -> float:
 def knn_top1(run: Path, data: Path) -> float:
     options = ["--max-train", "5000", "--max-test", "2000", "--no-baselines", "--workers", "0"]
     assert main(["knn", str(run), str(data), *options]) == 0
-    return json.loads((run / "knn.json").read_text())["headline"]["knn_top1"]
+    (result,) = (run / "results").glob("knn-*.json")
+    return json.loads(result.read_text())["headline"]["top1"]
 
 
 def test_the_method_learns_what_mae_does_not(cifar, tmp_path, capsys):
