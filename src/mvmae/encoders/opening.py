@@ -214,8 +214,8 @@ def _is_ours(state: dict[str, Any]) -> bool:
 def _from_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
     if '"encoder":' in state["config"].split('\n  "model"')[0]:
         raise UserError(
-            f"{path} is of a run that is not finished: go on with it (--resume), "
-            "or take the encoder it began with"
+            f"{path} is of finetune, detect or segment and holds more than an encoder: take the "
+            "encoder that the run began with; a finished finetune run has its own"
         )
     config = configs.from_json(state["config"], PretrainConfig, source=str(path))
     opened = opened_from_config(random_encoder(config.model, 0), config)
