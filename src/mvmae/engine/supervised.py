@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from mvmae import config as configs
-from mvmae.engine import checkpoint, distributed, runs
+from mvmae.engine import checkpoint, distributed, resuming, runs
 from mvmae.engine.interrupt import Interrupt
 from mvmae.engine.state import State
 from mvmae.errors import UserError
@@ -129,3 +130,62 @@ def farewell(verb: str, signal: int, out: Path, step: int) -> str:
     return (
         f"stopped by {name} after step {step}, saved. Go on with: mvmae {verb} --resume --out {out}"
     )
+
+
+def save(
+    state: State,
+    config: Any,
+    fingerprint: str,
+    parts: Mapping[str, Any],
+    counted: Sequence[str],
+    remedy: str,
+) -> None:
+    """Write a checkpoint, unless a loss since the last one is not finite.
+
+    Args:
+        state: Of the run.
+        config: Of the run.
+        fingerprint: Of the images.
+        parts: What has a state dict, by its name in the checkpoint.
+        counted: What else of the state is kept.
+        remedy: As for `refuse_infinite`.
+
+    Raises:
+        UserError: A loss is not finite; the checkpoint before stays.
+    """
+    refuse_infinite(state, config.out, remedy)
+    rows = distributed.gather_objects(state.skipped)
+    state.skipped = []
+    if distributed.is_main():
+        runs.append_skipped(config.out, rows)
+        content = {name: part.state_dict() for name, part in parts.items()}
+        content |= {name: getattr(state, name) for name in counted}
+        resuming.save(config, fingerprint, content)
+    state.saved_at, state.saved_step = time.monotonic(), state.step
+    distributed.barrier()
+
+
+def resume(
+    state: State,
+    config: Any,
+    fingerprint: str,
+    parts: Mapping[str, Any],
+    counted: Sequence[str],
+    device: torch.device,
+) -> None:
+    """Take up what `save` wrote, into a fresh state and its parts.
+
+    Raises:
+        UserError: The checkpoint is damaged, or of another model, config or data.
+    """
+    saved = resuming.load(config, fingerprint, (*parts, *counted))
+    source = str(resuming.file_of(config.out))
+    for name, part in parts.items():
+        if isinstance(part, torch.nn.Module):
+            checkpoint.load_weights(part, saved[name], source=source)
+        else:
+            part.load_state_dict(saved[name])
+    for name in counted:
+        setattr(state, name, saved[name])
+    state.pending = [loss.to(device) for loss in state.pending]
+    state.saved_step = state.step

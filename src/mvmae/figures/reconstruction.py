@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import findfont, get_font
+
+from mvmae.figures.neighbours import drawable
 
 INK, FAINT = "#1f2933", "#66707a"
 CELL = 1.7  # inches
@@ -71,7 +72,7 @@ def draw(panels: Panels, *, names: Sequence[str], title: str, note: str) -> byte
         axes[row][0].text(
             -0.04,
             0.5,
-            _drawable(names[row]),
+            drawable(names[row]),
             parse_math=False,
             rotation=90,
             fontsize=6,
@@ -81,14 +82,8 @@ def draw(panels: Panels, *, names: Sequence[str], title: str, note: str) -> byte
             transform=axes[row][0].transAxes,
         )
     heading = {"fontsize": 10, "color": INK, "weight": "bold", "va": "top", "parse_math": False}
-    figure.text(0.5, 1 - 0.12 / size[1], _drawable(title), ha="center", **heading)
+    figure.text(0.5, 1 - 0.12 / size[1], drawable(title), ha="center", **heading)
     figure.text(0.5, 0.1 / size[1], note, fontsize=6.5, color=FAINT, ha="center", va="bottom")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return buffer.getvalue()
-
-
-def _drawable(text: str) -> str:
-    """The text with a question mark for each character that the font lacks."""
-    glyphs = get_font(findfont("DejaVu Sans")).get_charmap()
-    return "".join(letter if ord(letter) in glyphs else "?" for letter in text)

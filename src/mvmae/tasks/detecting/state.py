@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +11,7 @@ from torchvision.models.detection import FasterRCNN
 from mvmae.config import DetectConfig
 from mvmae.data.coco_batches import Jitter
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import checkpoint, distributed, resuming, runs, supervised
+from mvmae.engine import distributed, supervised
 from mvmae.engine.optim import layerwise_adamw
 from mvmae.engine.schedule import warmup_cosine, warmup_drops
 from mvmae.engine.state import State
@@ -160,42 +159,16 @@ def trained_of(job: Job) -> Trained:
 
 
 def save(state: DetectState, job: Job, trained: Trained) -> None:
-    """Write a checkpoint, unless a loss since the last one is not finite.
-
-    Raises:
-        UserError: A loss is not finite; the checkpoint before stays.
-    """
-    out = run_folder(job.config)
-    supervised.refuse_infinite(state, out, REMEDY)
-    rows = distributed.gather_objects(state.skipped)
-    state.skipped = []
-    if distributed.is_main():
-        runs.append_skipped(out, rows)
-        content = {
-            "model": trained.model.state_dict(),
-            "optimizer": trained.optimizer.state_dict(),
-        }
-        counted = {name: getattr(state, name) for name in COUNTED}
-        resuming.save(job.config, job.plan.fingerprint, content | counted)
-    state.saved_at, state.saved_step = time.monotonic(), state.step
-    distributed.barrier()
+    """As `supervised.save`, which says what is raised."""
+    supervised.save(state, job.config, job.plan.fingerprint, trained._asdict(), COUNTED, REMEDY)
 
 
 def resume(job: Job, trained: Trained) -> DetectState:
-    """Take up the run in the folder where it was saved.
-
-    Raises:
-        UserError: The checkpoint is damaged, or of another model, config or data.
-    """
-    saved = resuming.load(job.config, job.plan.fingerprint, ("model", "optimizer", *COUNTED))
-    source = str(resuming.file_of(run_folder(job.config)))
-    checkpoint.load_weights(trained.model, saved["model"], source=source)
-    trained.optimizer.load_state_dict(saved["optimizer"])
+    """As `supervised.resume`, which says what is raised."""
     state = DetectState()
-    for name in COUNTED:
-        setattr(state, name, saved[name])
-    state.pending = [loss.to(job.device) for loss in state.pending]
-    state.saved_step = state.step
+    supervised.resume(
+        state, job.config, job.plan.fingerprint, trained._asdict(), COUNTED, job.device
+    )
     return state
 
 

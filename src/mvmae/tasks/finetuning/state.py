@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any, NamedTuple
 
 import torch
@@ -11,11 +10,11 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mvmae.config import FinetuneConfig
 from mvmae.data.sources.opening import Labelled, fingerprint
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import checkpoint, distributed, resuming, runs
+from mvmae.engine import supervised
 from mvmae.engine.optim import layerwise_adamw
 from mvmae.engine.schedule import warmup_cosine
 from mvmae.engine.state import State
-from mvmae.engine.supervised import refuse_infinite, refuse_unequal_shares
+from mvmae.engine.supervised import refuse_unequal_shares
 from mvmae.errors import UserError
 from mvmae.models.classifier import Classifier
 
@@ -98,6 +97,11 @@ class Trained(NamedTuple):
     average: AveragedModel | None
 
     @property
+    def parts(self) -> dict[str, Any]:
+        """What a checkpoint holds the state of."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @property
     def product(self) -> Classifier:
         """What is judged and kept."""
         return self.average.module if self.average else self.model  # type: ignore[return-value]
@@ -128,43 +132,12 @@ class FinetuneState(State):
 
 
 def save(state: FinetuneState, config: FinetuneConfig, trained: Trained, fingerprint: str) -> None:
-    """Write a checkpoint, unless a loss since the last one is not finite.
-
-    Raises:
-        UserError: A loss is not finite; the checkpoint before stays.
-    """
-    refuse_infinite(state, config.out, REMEDY)
-    rows = distributed.gather_objects(state.skipped)
-    state.skipped = []
-    if distributed.is_main():
-        runs.append_skipped(config.out, rows)
-        average = trained.average.state_dict() if trained.average else None
-        content = {
-            "model": trained.model.state_dict(),
-            "optimizer": trained.optimizer.state_dict(),
-            "average": average,
-        }
-        resuming.save(config, fingerprint, content | {n: getattr(state, n) for n in COUNTED})
-    state.saved_at, state.saved_step = time.monotonic(), state.step
-    distributed.barrier()
+    """As `supervised.save`, which says what is raised."""
+    supervised.save(state, config, fingerprint, trained.parts, COUNTED, REMEDY)
 
 
 def resume(config: FinetuneConfig, trained: Trained, fingerprint: str) -> FinetuneState:
-    """Take up the run in the folder where it was saved.
-
-    Raises:
-        UserError: The checkpoint is damaged, or of another model, config or data.
-    """
-    saved = resuming.load(config, fingerprint, ("model", "optimizer", "average", *COUNTED))
-    source = str(resuming.file_of(config.out))
-    checkpoint.load_weights(trained.model, saved["model"], source=source)
-    trained.optimizer.load_state_dict(saved["optimizer"])
-    if trained.average:
-        checkpoint.load_weights(trained.average, saved["average"], source=source)
-    state = FinetuneState()
-    for name in COUNTED:
-        setattr(state, name, saved[name])
-    device = next(trained.model.parameters()).device
-    state.pending = [loss.to(device) for loss in state.pending]
-    state.saved_step = state.step
+    """As `supervised.resume`, which says what is raised."""
+    state, device = FinetuneState(), next(trained.model.parameters()).device
+    supervised.resume(state, config, fingerprint, trained.parts, COUNTED, device)
     return state
