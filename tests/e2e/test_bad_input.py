@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from mvmae.cli import main
+from mvmae.engine import checkpoint
 from mvmae.errors import UserError
 
 A_SECOND = (
@@ -276,9 +277,10 @@ def cut(file: Path, share: float = 0.5) -> None:
 
 def edit(change) -> None:
     """Change what the checkpoint holds, and leave it a sound file."""
-    saved = torch.load(LAST, weights_only=True)
+    saved = checkpoint.load(LAST)
+    del saved[checkpoint.CHECKSUM]
     change(saved)
-    torch.save(saved, LAST)
+    torch.save(saved | {checkpoint.CHECKSUM: checkpoint.digest(saved)}, LAST)
 
 
 def without_reconstruction(saved: dict) -> None:
@@ -336,7 +338,7 @@ def damaged(what: str, command: str, says: str):
         damaged("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
         damaged("another model", RESUME, "another model: missing keys: norm.weight"),
         damaged("older", RESUME, "no checkpoint"),
-        damaged("foreign", RESUME, "last.pt is no checkpoint of mvmae pretrain"),
+        damaged("foreign", RESUME, "last.pt is damaged or of another program: it has no checksum"),
         damaged("list", RESUME, "last.pt is no checkpoint: it holds a list"),
         damaged("hostile", RESUME, "last.pt is damaged or no checkpoint"),
         damaged("image gone", RESUME, "the images in images are not those that run began with"),

@@ -1,77 +1,33 @@
 """`mvmae pretrain` on small images: what it leaves, and that stopping it changes nothing."""
 
-import csv
 import json
-import operator
 import os
 import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
+from run_folders import (
+    PRODUCTS,
+    RUN,
+    assert_same_run,
+    metrics,
+    names,
+    skipped_paths,
+    state,
+    timeless,
+    wait_for_lines,
+)
 from safetensors.torch import load_file
-from torch.utils._pytree import tree_flatten_with_path
 
 from mvmae import load_autoencoder, load_encoder
 from mvmae.cli import main
 from mvmae.config import PretrainConfig, from_json
 
-TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
-PRODUCTS = {"encoder.safetensors", "encoder.json", "health.json"}
-RUN = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", *PRODUCTS}
 SOME_STEPS, MANY_STEPS = {"epochs": 15}, {"epochs": 30}  # of 3 steps: time to be stopped
-
-
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(run)]
-
-
-def state(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-
-
-def skipped_paths(run: Path) -> list[str]:
-    with (run / "skipped.csv").open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert all(row["reason"] for row in rows)
-    return [row["path"] for row in rows]
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """To the bit, but for times and the folder's name."""
-    assert timeless(ours) == timeless(theirs)
-    for name in PRODUCTS:
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-    one, other = (
-        tree_flatten_with_path({k: v for k, v in state(run).items() if k != "config"})[0]
-        for run in (ours, theirs)
-    )
-    assert len(one) == len(other) > 100
-    for (path, value), (other_path, other_value) in zip(one, other, strict=True):
-        assert path == other_path
-        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
-        assert same(value, other_value), path
-
-
-def wait_for_lines(run: Path, count: int) -> None:
-    """Until the run has written so many lines of metrics, a minute at most."""
-    for _ in range(6000):
-        file = run / "metrics.jsonl"
-        if file.exists() and file.read_text().count("\n") >= count:
-            return
-        time.sleep(0.01)
 
 
 @pytest.fixture
@@ -379,7 +335,8 @@ def test_labelled_images_are_judged_every_few_epochs_and_at_the_end(
     assert all(0 <= score <= 100 for score in scores.values())
     health = json.loads((run / "health.json").read_text())
     assert health["knn_top1"] == scores[15]
-    assert f"kNN top-1 on {judged}: {scores[15]:.1f} %" in capsys.readouterr().out
+    rise = f"{scores[6]:.1f} → {scores[15]:.1f} % on {judged}"
+    assert f"kNN top-1     {rise}\n" in capsys.readouterr().out
 
 
 def test_judging_changes_nothing_in_the_training(tmp_path, images, image_folder, pretrain):
@@ -535,27 +492,28 @@ def test_metrics_go_to_tensorboard_too(tmp_path, images, pretrain):
 # several processes
 
 
+def on_two_processes(arguments: list[str], port: int) -> list[subprocess.Popen]:
+    """Start a command as torchrun does."""
+    announced = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "mvmae", *arguments],
+            env=os.environ | announced | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
 @pytest.mark.slow
 def test_two_processes_leave_one_run_like_that_of_one(
     tmp_path, images, pretrain, pretrain_command, free_port
 ):
     (images / "blue" / "3.jpg").write_bytes(b"no image")
     alone, together = tmp_path / "alone", tmp_path / "together"
-    options = {"eval-data": "digits"} if False else {}
-    assert pretrain(images, alone, options) == 0
-    command = [sys.executable, "-m", "mvmae", *pretrain_command(images, together, options)]
-    processes = []
-    for rank in range(2):
-        announced = {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": "2",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port),
-        }
-        processes.append(
-            subprocess.Popen(command, env=os.environ | announced, stdout=subprocess.PIPE, text=True)
-        )
+    assert pretrain(images, alone) == 0
+    processes = on_two_processes(pretrain_command(images, together), free_port)
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert said[1] == ""  # the second process is silent
@@ -570,3 +528,66 @@ def test_two_processes_leave_one_run_like_that_of_one(
     weights, expected = (load_file(run / "encoder.safetensors") for run in (together, alone))
     torch.testing.assert_close(weights, expected, rtol=0, atol=1e-3)
     assert main(["pretrain", "--resume", "--out", str(together)]) == 0
+
+
+@pytest.mark.slow
+def test_run_begun_on_two_processes_goes_on_alone(
+    tmp_path, images, pretrain, pretrain_command, free_port
+):
+    """The images come in the same order; only sums are rounded elsewhere."""
+    whole, begun = tmp_path / "whole", tmp_path / "begun"
+    assert pretrain(images, whole, SOME_STEPS) == 0
+    processes = on_two_processes(pretrain_command(images, begun, SOME_STEPS), free_port)
+    wait_for_lines(begun, 3)
+    for process in processes:
+        process.send_signal(signal.SIGTERM)
+    for process in processes:
+        process.communicate(timeout=300)
+    assert [process.returncode for process in processes] == [143, 143]
+    step = state(begun)["step"]
+    assert 0 < step < 45
+    assert main(["pretrain", "--resume", "--out", str(begun)]) == 0
+    assert [line["step"] for line in metrics(begun)] == [line["step"] for line in metrics(whole)]
+    for ours, theirs in zip(timeless(begun), timeless(whole), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
+
+
+# checkpoints
+
+
+def test_kept_checkpoints_are_there_at_the_end_and_are_encoders(tmp_path, images, pretrain, capsys):
+    run = tmp_path / "run"
+    pretrain(images, run, {"keep-every": 2})
+    assert names(run / "checkpoints") == {"last.pt", "epoch-2.pt", "epoch-4.pt", "previous.pt"}
+    kept = torch.load(run / "checkpoints" / "epoch-2.pt", weights_only=True)
+    assert kept["step"] == 6
+    encoder = load_encoder(str(run / "checkpoints" / "epoch-2.pt"))
+    assert torch.equal(encoder.norm.weight, kept["model"]["norm.weight"])
+
+
+def test_saving_in_the_background_leaves_the_same_run(tmp_path, images, pretrain):
+    plain, background = tmp_path / "plain", tmp_path / "background"
+    pretrain(images, plain)
+    pretrain(images, background, {"save-in-background": True, "save-every-minutes": 0})
+    assert_same_run(background, plain)
+    assert torch.load(background / "checkpoints" / "previous.pt", weights_only=True)["step"] == 10
+
+
+def test_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
+    tmp_path, images, pretrain, send_after, capsys
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    pretrain(images, whole, SOME_STEPS)
+    send_after(signal.SIGTERM, run, 4)
+    assert pretrain(images, run, SOME_STEPS | {"save-every-minutes": 0}) == 143
+    last = run / "checkpoints" / "last.pt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    assert main(["pretrain", "--resume", "--out", str(run)]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"mvmae: {last} is damaged or gone: going on from {run}/checkpoints/previous.pt"
+    ]
+    assert_same_run(run, whole)
+    assert "damaged.pt" in names(run / "checkpoints")

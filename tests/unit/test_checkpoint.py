@@ -1,9 +1,11 @@
 """State is on the disk whole or not at all, and what is read never runs."""
 
+import contextlib
 import io
 import json
 import pickle
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -115,7 +117,7 @@ def test_second_save_keeps_the_one_before(tmp_path):
 
 def test_failed_save_keeps_both(tmp_path):
     saved(tmp_path, 2)
-    with pytest.raises(Exception, match="pickle"):
+    with pytest.raises(TypeError, match="plain data, not function"):
         checkpoint.save(tmp_path, {"step": 3, "a function": lambda: None})
     assert names(tmp_path) == {"last.pt", "previous.pt"}
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 2
@@ -140,21 +142,121 @@ def test_there_is_a_last_checkpoint_at_every_moment(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
-def test_truncated_checkpoint_is_refused_with_the_way_out(tmp_path, share):
+def test_truncated_checkpoint_is_refused_and_the_one_before_taken(tmp_path, share):
     file = saved(tmp_path, 2)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match=r"damaged or no checkpoint: .*rename previous\.pt to last"):
+    with pytest.raises(UserError, match="damaged or no checkpoint"):
         checkpoint.load(file)
-    assert checkpoint.load(tmp_path / "previous.pt")["step"] == 1
+    state, source = checkpoint.newest(tmp_path)
+    assert source == tmp_path / "previous.pt"
+    assert state["step"] == 1
+
+
+def test_newest_is_the_last_where_it_is_whole_and_has_no_checksum_left_in_it(tmp_path):
+    saved(tmp_path, 3)
+    read, source = checkpoint.newest(tmp_path)
+    assert source == tmp_path / "last.pt"
+    assert read.keys() == state(2).keys()
+    assert read["step"] == 3
 
 
 def test_damaged_checkpoint_without_an_older_one_promises_nothing(tmp_path):
     file = saved(tmp_path)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError) as caught:
-        checkpoint.load(file)
+        checkpoint.newest(tmp_path)
     assert "previous" not in str(caught.value)
+
+
+def test_two_damaged_checkpoints_are_both_named(tmp_path):
+    saved(tmp_path, 2)
+    for name in ("last.pt", "previous.pt"):
+        (tmp_path / name).write_bytes(b"garbage")
+    with pytest.raises(UserError, match=r"last\.pt is damaged .*; previous\.pt is damaged too"):
+        checkpoint.newest(tmp_path)
+
+
+def test_damaged_last_never_becomes_the_previous(tmp_path):
+    file = saved(tmp_path, 2)
+    file.write_bytes(b"garbage")
+    checkpoint.set_aside(tmp_path)
+    checkpoint.save(tmp_path, state(7))
+    assert checkpoint.load(tmp_path / "last.pt")["step"] == 7
+    assert checkpoint.load(tmp_path / "previous.pt")["step"] == 1
+
+
+def test_checkpoint_of_ours_without_its_checksum_is_not_gone_on_from(tmp_path):
+    torch.save(state(1), tmp_path / "last.pt")
+    with pytest.raises(UserError, match="no checksum"):
+        checkpoint.newest(tmp_path)
+
+
+def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path):
+    """torch itself reads such a file without a word."""
+    weights = torch.arange(1000, dtype=torch.float32)
+    checkpoint.save(tmp_path, {"weights": weights, "step": 1})
+    file = tmp_path / "last.pt"
+    content = bytearray(file.read_bytes())
+    at = bytes(content).index(weights.numpy().tobytes()) + 2001
+    content[at] ^= 1
+    file.write_bytes(content)
+    assert not torch.equal(torch.load(file, weights_only=True)["weights"], weights)
+    with pytest.raises(UserError, match="not what its checksum says"):
+        checkpoint.load(file)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_checkpoint_with_random_damage_is_refused_or_equal(tmp_path, seed):
+    original = {"weights": torch.randn(50, 4), "count": {"a": 1}, "words": ["x", None, 0.5]}
+    checkpoint.save(tmp_path, original)
+    file, rng = tmp_path / "last.pt", np.random.default_rng(seed)
+    whole = file.read_bytes()
+    for _ in range(25):
+        content = bytearray(whole)
+        for at in rng.integers(len(content), size=rng.integers(1, 4)):
+            content[at] ^= 1 << int(rng.integers(8))
+        file.write_bytes(content)
+        with contextlib.suppress(UserError):  # anything else is a failure
+            read, _ = checkpoint.newest(tmp_path)
+            assert checkpoint.digest(read) == checkpoint.digest(original)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"a": torch.zeros(2, 3), "b": [1, 2.0]},
+        {"a": torch.zeros(3, 2).double(), "b": [1, 2.0]},
+        {"a": torch.ones(3, 2), "b": [1, 2.0]},
+        {"a": torch.zeros(3, 2), "b": [1, 2]},
+        {"a": torch.zeros(3, 2), "b": (1, 2.0)},
+        {"a": torch.zeros(3, 2), "b": [12.0]},
+        {"a": torch.zeros(3, 2), "b": [1, [2.0]]},
+        {"a": torch.zeros(3, 2), "c": [1, 2.0]},
+        {"a": torch.zeros(3, 2), "b": [True, 2.0]},
+        {"a": torch.zeros(3, 2)},
+    ],
+)
+def test_digest_tells_states_apart(other):
+    whole = {"a": torch.zeros(3, 2), "b": [1, 2.0]}
+    assert checkpoint.digest(whole) == checkpoint.digest({"a": torch.zeros(3, 2), "b": [1, 2.0]})
+    assert checkpoint.digest(whole) != checkpoint.digest(other)
+
+
+def test_digest_takes_scalars_slices_and_half_precision_and_nothing_but_data():
+    half = torch.randn(4, 6).bfloat16()
+    assert checkpoint.digest(half[:, ::2]) == checkpoint.digest(half[:, ::2].clone())
+    assert checkpoint.digest(torch.tensor(1.0)) != checkpoint.digest(torch.tensor(2.0))
+    with pytest.raises(TypeError, match="not object"):
+        checkpoint.digest({"a": object()})
+
+
+def test_kept_checkpoint_outlives_the_next_ones(tmp_path):
+    saved(tmp_path, 1)
+    checkpoint.keep(tmp_path, "epoch-1.pt")
+    saved(tmp_path, 3)
+    assert checkpoint.load(tmp_path / "epoch-1.pt")["step"] == 1
+    assert names(tmp_path) == {"last.pt", "previous.pt", "epoch-1.pt"}
 
 
 @pytest.mark.parametrize("content", [b"garbage", b"\x80\x02", b"PK\x03\x04", b"\0" * 5000])

@@ -312,11 +312,21 @@ class PretrainConfig:
     workers: int | None = None
     """Processes that read images, for each training process. Default: by the machine."""
 
+    read_timeout: float = 600.0
+    """Seconds that reading an image may take; then it is passed over, as one that cannot be read.
+    Only where --workers read."""
+
     log_every: int = 10
     """Steps between two lines of metrics."""
 
     save_every_minutes: float = 10.0
     """Minutes between two checkpoints (and one at the end)."""
+
+    save_in_background: bool = False
+    """Whether training goes on while a checkpoint is written, from a copy in memory."""
+
+    keep_every: int | None = None
+    """Epochs between two checkpoints that are kept for good, as checkpoints/epoch-100.pt."""
 
     log: tuple[Literal["tensorboard"], ...] = ()
     """Where else metrics go."""
@@ -333,6 +343,14 @@ class PretrainConfig:
             require(value >= 1, f"{name} must be at least 1, not {value}")
         require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
+        require(
+            1 <= self.read_timeout < inf,
+            f"read_timeout must be at least 1 second, not {self.read_timeout:g}",
+        )
+        require(
+            self.keep_every is None or self.keep_every >= 1,
+            f"keep_every must be at least 1 epoch, not {self.keep_every}",
+        )
         require(
             0 <= self.warmup_epochs < self.epochs,
             f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}: set "

@@ -6,10 +6,12 @@ continues at any step, on any number of processes, with what it would have seen.
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache, partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -22,6 +24,7 @@ from mvmae.config import PretrainConfig
 from mvmae.data.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.source import Source
 from mvmae.data.views import mask_noise, random_views, whole_view
+from mvmae.data.watch import POLL, Watched, enduring
 
 ATTEMPTS = 64  # other images tried in place of an unreadable one
 
@@ -149,14 +152,20 @@ class StepSampler:
 
 def view_batches(
     source: Source, config: PretrainConfig, steps: range, *, rank: int, world_size: int, cuda: bool
-) -> DataLoader:
-    """Batches of views for the given steps; iterating yields `Batch`."""
-    return DataLoader(
-        ViewsDataset(source, config),
-        batch_sampler=StepSampler(len(source), config, steps, rank, world_size),
-        **loading(config.workers, cuda),
-        collate_fn=_collate,
-    )
+) -> Iterator[Batch]:
+    """Batches of views for the given steps, whatever becomes of the processes that read."""
+    options = loading(config.workers, cuda, timeout=POLL)
+    watched = Watched(source, options["num_workers"])
+
+    def loader(rest: range) -> DataLoader:
+        return DataLoader(
+            ViewsDataset(watched, config),
+            batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
+            **options,
+            collate_fn=_collate,
+        )
+
+    return enduring(loader, steps, watched, timeout=config.read_timeout)
 
 
 class WholeBatch(NamedTuple):
@@ -213,18 +222,33 @@ def whole_batches(
     )
 
 
-def loading(workers: int | None, cuda: bool) -> dict:
+def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
     """Options for DataLoader; on a CPU the network wants the cores, so one process reads."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)
     options: dict = {"num_workers": workers, "pin_memory": cuda}
     if workers:
-        options |= {"worker_init_fn": _leave_signals_to_the_parent, "prefetch_factor": 4}
+        options |= {
+            "worker_init_fn": partial(_leave_signals_to_the_parent, _ending()),
+            "prefetch_factor": 4,
+        }
+        options["timeout"] = timeout
     return options
 
 
-def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Terminals and Slurm signal every process; the parent saves, then ends its workers."""
+@cache
+def _ending() -> Tensor:
+    """A number that all processes see, and that is 1 when the program ends."""
+    flag = torch.zeros(1, dtype=torch.uint8).share_memory_()
+    atexit.register(flag.fill_, 1)
+    return flag
+
+
+def _leave_signals_to_the_parent(ending: Tensor, _worker: int) -> None:
+    """Terminals and Slurm signal every process; the parent saves, then ends its workers.
+
+    Python too ends workers with SIGTERM, where an error kept the loader from doing it.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.item() else None)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 
 from mvmae.errors import UserError
 
+CHECKSUM = "checksum"  # a key in every checkpoint of ours
 MOST_KEYS = 10  # listed of those that do not fit
 
 
@@ -33,6 +36,9 @@ def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         temporary.replace(file)
+    except OSError as error:
+        error.filename = error.filename or str(file)  # a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -43,13 +49,105 @@ def write_text(file: Path, text: str) -> None:
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Make `last.pt` of the state; the one before becomes `previous.pt`."""
+    """Make `last.pt` of the state; the one before becomes `previous.pt`.
+
+    The file carries a checksum: torch does not look at those of the archive it writes.
+    """
     folder.mkdir(exist_ok=True)
     last, fresh = folder / "last.pt", folder / "fresh.pt"
-    write_whole(fresh, lambda stream: torch.save(state, stream))
+    whole = state | {CHECKSUM: digest(state)}
+    write_whole(fresh, lambda stream: _write(whole, stream))
     if last.exists():
         _keep_as_previous(last)
     fresh.replace(last)
+
+
+def _write(state: dict[str, Any], stream: BinaryIO) -> None:
+    try:
+        torch.save(state, stream)
+    except RuntimeError as error:
+        if isinstance(error.__context__, OSError):  # what the disk said, which torch hides
+            raise error.__context__ from None
+        raise
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], Path]:
+    """The state in `last.pt`, or, where that is damaged or gone, in `previous.pt`; and the file.
+
+    Raises:
+        UserError: Neither is whole.
+    """
+    last, previous = folder / "last.pt", folder / "previous.pt"
+    try:
+        return _load_own(last), last
+    except UserError as error:
+        if not previous.exists():
+            raise
+        try:
+            return _load_own(previous), previous
+        except UserError:
+            raise UserError(f"{error}; {previous.name} is damaged too") from error
+
+
+def _load_own(file: Path) -> dict[str, Any]:
+    state = load(file)
+    if CHECKSUM not in state:
+        raise UserError(f"{file} is damaged or of another program: it has no checksum")
+    del state[CHECKSUM]
+    return state
+
+
+def set_aside(folder: Path) -> None:
+    """Give a damaged `last.pt` another name, or the next save would make it `previous.pt`."""
+    last = folder / "last.pt"
+    if last.exists():
+        last.replace(folder / "damaged.pt")
+
+
+def keep(folder: Path, name: str) -> None:
+    """Keep the newest checkpoint under a name of its own, for good."""
+    last, kept, fresh = folder / "last.pt", folder / name, folder / f".{name}.tmp"
+    try:
+        fresh.unlink(missing_ok=True)
+        try:
+            fresh.hardlink_to(last)
+        except OSError:  # no hard links on this file system
+            shutil.copyfile(last, fresh)
+        fresh.replace(kept)
+    finally:
+        fresh.unlink(missing_ok=True)
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of tensors and plain data, whatever file they lie in.
+
+    Raises:
+        TypeError: There is something else among them.
+    """
+    whole = hashlib.sha256()
+    _add(whole, value)
+    return whole.hexdigest()
+
+
+def _add(whole: Any, value: Any) -> None:
+    if isinstance(value, Tensor):
+        whole.update(f"{value.dtype}{list(value.shape)}".encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        whole.update(flat.view(torch.uint8).numpy())
+    elif isinstance(value, dict):
+        whole.update(f"dict {len(value)}".encode())
+        for key, content in value.items():
+            _add(whole, key)
+            _add(whole, content)
+    elif isinstance(value, list | tuple):
+        whole.update(f"{type(value).__name__} {len(value)}".encode())
+        for content in value:
+            _add(whole, content)
+    elif value is None or isinstance(value, bool | int | float | str):
+        text = f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
+        whole.update(f"{len(text)} ".encode() + text)
+    else:
+        raise TypeError(f"a checkpoint holds tensors and plain data, not {type(value).__name__}")
 
 
 def _keep_as_previous(last: Path) -> None:
@@ -65,7 +163,7 @@ def _keep_as_previous(last: Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Read a checkpoint onto the CPU, ours or another program's.
 
     Raises:
         UserError: It is missing, damaged, or holds what is not plain data.
@@ -80,16 +178,19 @@ def load(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
-        previous = file.with_name("previous.pt")
-        rescue = (
-            f"; delete it and rename {previous.name} to {file.name} to go on from the one before"
-            if file.name == "last.pt" and previous.exists()
-            else ""
-        )
-        raise UserError(f"{file} is damaged or no checkpoint: {_why(error)}{rescue}") from error
+        raise UserError(f"{file} is damaged or no checkpoint: {_why(error)}") from error
     if not isinstance(state, dict):
         raise UserError(f"{file} is no checkpoint: it holds a {type(state).__name__}")
+    if state.get(CHECKSUM, "") not in ("", _digest_without_checksum(state)):
+        raise UserError(f"{file} is damaged: it is not what its checksum says")
     return state
+
+
+def _digest_without_checksum(state: dict[str, Any]) -> str | None:
+    try:
+        return digest({name: value for name, value in state.items() if name != CHECKSUM})
+    except (TypeError, ValueError, RuntimeError):
+        return None  # a damaged file, or not ours
 
 
 def _why(error: Exception) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 from mvmae import config as configs
-from mvmae.engine import checkpoint
+from mvmae.engine import checkpoint, distributed
 from mvmae.errors import UserError
 
-MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "log", "resume", "overwrite"}
+MAY_DIFFER = {
+    *("out", "device", "workers", "read_timeout", "log", "resume", "overwrite"),
+    *("save_every_minutes", "save_in_background", "keep_every"),
+}
 
 
 def file_of(out: Path) -> Path:
@@ -19,17 +23,22 @@ def file_of(out: Path) -> Path:
     return out / "checkpoints" / "last.pt"
 
 
-def save(config: Any, fingerprint: str, content: dict[str, Any]) -> None:
+def save(
+    config: Any, fingerprint: str, content: dict[str, Any], *, keep_as: str | None = None
+) -> None:
     """Write a checkpoint into the run folder `config.out`.
 
     Args:
         config: Of the run: a dataclass with `out`, `data`, `resume` and `overwrite`.
         fingerprint: Of the images.
         content: Plain data and tensors.
+        keep_as: A file's name under which it is also kept for good.
     """
     kept = configs.to_json(replace(config, resume=False, overwrite=False))
     whole = {"config": kept, "fingerprint": fingerprint, **content}
     checkpoint.save(config.out / "checkpoints", whole)
+    if keep_as is not None:
+        checkpoint.keep(config.out / "checkpoints", keep_as)
 
 
 def load(config: Any, fingerprint: str, keys: Iterable[str]) -> dict[str, Any]:
@@ -38,13 +47,19 @@ def load(config: Any, fingerprint: str, keys: Iterable[str]) -> dict[str, Any]:
     Raises:
         UserError: There is none, it is damaged or lacks a key, or is of other settings or images.
     """
-    file = file_of(config.out)
-    if not file.exists():
+    folder = config.out / "checkpoints"
+    if not any((folder / name).exists() for name in ("last.pt", "previous.pt")):
         raise UserError(
-            f"no checkpoint {file}: the run was stopped before its first, "
+            f"no checkpoint {file_of(config.out)}: the run was stopped before its first, "
             "begin again with --overwrite"
         )
-    saved = checkpoint.load(file)
+    saved, file = checkpoint.newest(folder)
+    distributed.barrier()  # or a slow process would not find the file that is renamed
+    if file.name != "last.pt" and distributed.is_main():
+        checkpoint.set_aside(folder)
+        print(
+            f"mvmae: {folder / 'last.pt'} is damaged or gone: going on from {file}", file=sys.stderr
+        )
     verb = type(config).__name__.removesuffix("Config").lower()
     if not saved.keys() >= {"config", "fingerprint", *keys}:
         raise UserError(f"{file} is no checkpoint of mvmae {verb}")

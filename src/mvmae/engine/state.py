@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +31,18 @@ class State:
         self.warned = False  # of a collapse
         self.drawn = self.unreadable = 0
         self.skipped: list[tuple[str, str]] = []  # not yet in skipped.csv
+        self.last_skipped = ("skipped.csv", "names them")  # path and reason
         self.saved_at, self.saved_step = time.monotonic(), 0
+        self.saving: Future[None] | None = None  # a checkpoint on its way to the disk
+
+    def wait_for_saving(self) -> None:
+        """Wait until the checkpoint on its way is on the disk, and raise what went wrong there."""
+        saving, self.saving = self.saving, None
+        try:
+            if saving is not None:
+                saving.result()
+        finally:
+            del saving  # which holds the error that would hold this frame
 
     def note_reading(
         self, drawn: int, skipped: Sequence[tuple[str, str]], *, is_whole: bool
@@ -46,9 +60,10 @@ class State:
         self.skipped += skipped
         self.unreadable += len(skipped)
         self.drawn += drawn + len(skipped)
+        self.last_skipped = skipped[-1] if skipped else self.last_skipped
         too_many = self.drawn >= ENOUGH_TRIED and self.unreadable > self.drawn / 2
         if too_many or not is_whole:
-            path, reason = skipped[-1]
+            path, reason = self.last_skipped
             raise UserError(
                 f"{self.unreadable} of the first {self.drawn} images cannot be read, "
                 f"{path} for one ({reason}): is this the right DATA?"
@@ -84,12 +99,25 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     fingerprint: str,
+    *,
+    keep_as: str | None = None,
+    in_background: bool = False,
 ) -> None:
     """Write a checkpoint, unless a loss since the last one is not finite.
+
+    Args:
+        state: Of the run.
+        config: Of the run.
+        model: The model.
+        optimizer: Its optimiser.
+        fingerprint: Of the images.
+        keep_as: A file's name under which the checkpoint is also kept for good.
+        in_background: Whether to go on while a copy is written; the next call waits for it.
 
     Raises:
         UserError: A loss is not finite; the checkpoint before stays.
     """
+    state.wait_for_saving()
     if state.pending:
         state.require_finite(config)
     rows = distributed.gather_objects(state.skipped)
@@ -106,9 +134,46 @@ def save(
             "drawn": state.drawn,
             "unreadable": state.unreadable,
         }
-        resuming.save(config, fingerprint, content)
+        if in_background:
+            copied = _copied(content)
+            state.saving = _started(
+                lambda: resuming.save(config, fingerprint, copied, keep_as=keep_as)
+            )
+        else:
+            resuming.save(config, fingerprint, content, keep_as=keep_as)
     state.saved_at, state.saved_step = time.monotonic(), state.step
     distributed.barrier()
+
+
+def _copied(value: Any) -> Any:
+    """The same data in memory of its own on the CPU, which training no longer changes."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copied(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(content) for content in value)
+    return value
+
+
+def _started(write: Callable[[], None]) -> Future[None]:
+    """Begin to write in a thread; the future has what it raised.
+
+    The interpreter waits for a plain thread at its end, so the file is whole.
+    """
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(write())
+        except BaseException as error:
+            # Without what would hold the frames, and with them the future: tensors in such a ring
+            # crash torch when the program ends.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint").start()
+    return future
 
 
 def resume(

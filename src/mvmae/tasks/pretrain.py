@@ -101,10 +101,17 @@ def run(config: PretrainConfig) -> int:
                     save(state, config, model, optimizer, plan.fingerprint)
                     log.say(report.farewell(stopped, config, state))
                     return exit_status(stopped)
-                if state.step < plan.total and is_due(state, config, device):
-                    save(state, config, model, optimizer, plan.fingerprint)
+                kept = plan.kept_as(state.step, config)
+                if state.step < plan.total and (kept or is_due(state, config, device)):
+                    background = config.save_in_background
+                    save(
+                        *(state, config, model, optimizer, plan.fingerprint),
+                        keep_as=kept,
+                        in_background=background,
+                    )
 
-            save(state, config, model, optimizer, plan.fingerprint)
+            kept = plan.kept_as(plan.total, config)
+            save(state, config, model, optimizer, plan.fingerprint, keep_as=kept)
             if distributed.is_main():
                 encoders.save_encoder(
                     config.out, encoders.opened_from_config(model.encoder, config)
@@ -139,6 +146,13 @@ class Plan(NamedTuple):
         """How far the run is after so many steps, in the units people compare."""
         epoch = round(step / self.per_epoch, 4)
         return {"step": step, "epoch": epoch, "images": step * config.batch_size}
+
+    def kept_as(self, step: int, config: PretrainConfig) -> str | None:
+        """The name by which the checkpoint after this step is kept for good, if it is."""
+        if config.keep_every is None or step % (config.keep_every * self.per_epoch):
+            return None
+        width = len(str(config.epochs))
+        return f"epoch-{step // self.per_epoch:0{width}}.pt"
 
     def is_evaluation(self, step: int, config: PretrainConfig) -> bool:
         """Whether the encoder is judged after this step."""

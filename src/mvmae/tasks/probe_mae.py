@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -213,7 +212,7 @@ def taken_up(folder: Path, heads: nn.Module, optimizer: Lars) -> tuple[int, dict
     """Take up what was kept: the step to go on from, and images that could not be read."""
     if not (folder / "last.pt").exists():
         return 0, {}
-    state: dict[str, Any] = checkpoint.load(folder / "last.pt")
+    state, _ = checkpoint.newest(folder)
     heads.load_state_dict(state["heads"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], state["skipped"]

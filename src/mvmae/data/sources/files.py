@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -40,11 +41,7 @@ class Files:
 
     def read(self, index: int) -> Pixels:
         """See `Source`."""
-        try:
-            data = Path(self.paths[index]).read_bytes()
-        except OSError as error:
-            raise UnreadableImageError(error.strerror or str(error)) from error
-        return decode(data, self.channels)
+        return decode(contents(self.paths[index]), self.channels)
 
     def label(self, index: int) -> int:
         """See `Source`."""
@@ -53,6 +50,26 @@ class Files:
     def path(self, index: int) -> str:
         """See `Source`."""
         return self.paths[index]
+
+
+def contents(path: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or is a pipe or a device, which may never end.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UnreadableImageError("no regular file")
+            return stream.read()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe without waiting for somebody who writes."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def from_folders(folders: Sequence[str], channels: int) -> Files:

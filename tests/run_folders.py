@@ -1,0 +1,64 @@
+"""What the tests of runs share: reading run folders, and comparing them."""
+
+import csv
+import json
+import operator
+import time
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_flatten_with_path
+
+TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
+PRODUCTS = {"encoder.safetensors", "encoder.json", "health.json"}
+RUN = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", *PRODUCTS}
+
+
+def metrics(run: Path) -> list[dict]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def timeless(run: Path) -> list[dict]:
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(run)]
+
+
+def state(run: Path) -> dict:
+    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+
+def skipped_paths(run: Path) -> list[str]:
+    with (run / "skipped.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert all(row["reason"] for row in rows)
+    return [row["path"] for row in rows]
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def assert_same_run(ours: Path, theirs: Path) -> None:
+    """To the bit, but for times and the folder's name."""
+    assert timeless(ours) == timeless(theirs)
+    for name in PRODUCTS:
+        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
+    one, other = (
+        tree_flatten_with_path(
+            {k: v for k, v in state(run).items() if k not in ("config", "checksum")}
+        )[0]
+        for run in (ours, theirs)
+    )
+    assert len(one) == len(other) > 100
+    for (path, value), (other_path, other_value) in zip(one, other, strict=True):
+        assert path == other_path
+        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
+        assert same(value, other_value), path
+
+
+def wait_for_lines(run: Path, count: int) -> None:
+    """Until the run has written so many lines of metrics, a minute at most."""
+    for _ in range(6000):
+        file = run / "metrics.jsonl"
+        if file.exists() and file.read_text().count("\n") >= count:
+            return
+        time.sleep(0.01)
