@@ -6,15 +6,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from drawn import cells
 from PIL import Image
 
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig
-from mvmae.figures import reconstruction
-from mvmae.figures.reconstruction import Panels
+from mvmae.config import (
+    ModelConfig,
+    ObjectiveConfig,
+    PretrainConfig,
+    ViewsConfig,
+)
+from mvmae.figures import grid, reconstruction
+from mvmae.figures.reconstruction import Model, Panels
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.patches import masking_from_noise, patchify
 from mvmae.models.pixels import denormalized_patches
 from mvmae.objectives import normalize_patches
+from mvmae.tasks.drawing.images import displayed
 from mvmae.tasks.reconstruct import HIDDEN, panels_of
 
 GRID = (4, 6)
@@ -131,7 +138,7 @@ def tiled_images(channels: int = 3) -> torch.Tensor:
     return patch.repeat(2, 1, 4, 6)
 
 
-def panels(model, images, config, statistics="visible") -> Panels:
+def panels(model, images, config, statistics="visible", channels=()) -> Panels:
     noise = torch.rand(2, 24, generator=torch.Generator().manual_seed(3))
     return panels_of(
         model,
@@ -141,6 +148,7 @@ def panels(model, images, config, statistics="visible") -> Panels:
         num_visible=config.model.num_visible,
         statistics=statistics,
         device=torch.device("cpu"),
+        channels=channels,
     )
 
 
@@ -167,6 +175,54 @@ def test_model_that_copies_shows_the_original(normalize, statistics, channels):
     np.testing.assert_allclose(shown.original, original, atol=1e-5)
     np.testing.assert_allclose(shown.prediction, original, atol=1e-4)
     np.testing.assert_allclose(shown.pasted, original, atol=1e-4)
+    np.testing.assert_allclose(shown.error, 0, atol=1e-6)
+
+
+def test_error_is_that_of_hidden_pixels_as_drawn_in_all_channels():
+    config, images = run_config(normalize=False), tiled_images()
+    model = copying_model(config, images)
+    with torch.no_grad():
+        model.decoder_pred.bias.mul_(3)  # some of it beyond black and white
+    shown = panels(model, images, config)
+    hidden = np.isclose(shown.masked, HIDDEN, atol=1e-6).all(-1)
+    assert hidden.mean() == 0.75
+    expected = ((shown.prediction - shown.original) ** 2)[0][hidden[0]].mean()
+    assert expected > 0.01
+    assert shown.error[0] == pytest.approx(expected, rel=1e-5)
+    one = panels(model, images, config, channels=(2,))
+    np.testing.assert_array_equal(one.error, shown.error)
+
+
+@pytest.mark.parametrize(
+    ("have", "asked", "drawn"),
+    [
+        (1, (), [0]),
+        (2, (), [0]),
+        (3, (), [0, 1, 2]),
+        (5, (), [0, 1, 2]),
+        (5, (4, 2, 1), [3, 1, 0]),
+        (5, (5,), [4]),
+        (2, (2,), [1]),
+    ],
+)
+def test_channels_drawn_are_those_asked_or_the_first(have, asked, drawn):
+    pixels = np.random.default_rng(0).random((2, 4, 4, have))
+    np.testing.assert_array_equal(displayed(pixels, asked), pixels[..., drawn])
+
+
+def test_images_of_five_channels_are_drawn_by_three():
+    model_config = replace(run_config(normalize=True).model, in_channels=5)
+    config = replace(
+        run_config(normalize=True),
+        model=model_config,
+        views=ViewsConfig(mean=(0.5,) * 5, std=(0.25,) * 5),
+    )
+    images = tiled_images(5)
+    shown = panels(copying_model(config, images), images, config, channels=(4, 2, 1))
+    original = images[:, [3, 1, 0]].permute(0, 2, 3, 1).numpy() / 255
+    np.testing.assert_allclose(shown.original, original, atol=1e-5)
+    np.testing.assert_allclose(shown.prediction, original, atol=1e-4)
+    assert shown.masked.shape == shown.pasted.shape == (2, 16, 24, 3)
 
 
 def test_masked_picture_shows_visible_patches_and_gray():
@@ -190,7 +246,7 @@ def test_picture_values_lie_between_black_and_white():
     with torch.no_grad():
         model.decoder_pred.bias.mul_(100)
     shown = panels(model, images, config)
-    for picture in shown:
+    for picture in (shown.original, shown.masked, shown.prediction, shown.pasted):
         assert picture.min() >= 0
         assert picture.max() <= 1
 
@@ -209,15 +265,26 @@ def test_unasked_the_picture_takes_nothing_from_hidden_pixels():
 # figure
 
 
-def figure(count=2, size=(16, 24, 3), names=None) -> Image.Image:
-    picture = np.random.default_rng(0).random((count, *size), dtype=np.float32)
-    drawn = reconstruction.draw(
-        Panels(picture, picture, picture, picture),
-        names=names or ["class/name.jpg"] * count,
-        title="run: 4 of 16 patches visible",
-        note="how it was made",
-    )
+def made(picture: np.ndarray, others: np.ndarray | None = None) -> Panels:
+    """Panels that all show the same, or another prediction."""
+    count = len(picture)
+    others = picture if others is None else others
+    return Panels(picture, picture, others, others, np.full(count, 0.25))
+
+
+def figure(count=2, size=(16, 24, 3), names=None, models=1, **words) -> Image.Image:
+    picture = 0.9 * np.random.default_rng(0).random((count, *size), dtype=np.float32)
+    words = {"title": "run: 4 of 16 patches visible", "note": "how it was made"} | words
+    shown = [Model(f"run {number}", made(picture)) for number in range(models)]
+    drawn = reconstruction.draw(shown, names=names or ["class/name.jpg"] * count, **words)
     return Image.open(io.BytesIO(drawn))
+
+
+def pictures(count=1, size=(16, 24, 3), models=1) -> list[np.ndarray]:
+    """The pictures of the first row."""
+    stream = io.BytesIO()
+    figure(count, size, models=models).save(stream, "png")
+    return cells(stream.getvalue(), size[0] / size[1])
 
 
 @pytest.mark.parametrize(
@@ -227,20 +294,61 @@ def figure(count=2, size=(16, 24, 3), names=None) -> Image.Image:
 def test_figure_is_a_png_with_a_row_an_image(count, size):
     opened = figure(count, size)
     assert opened.format == "PNG"
-    width = 150 * (4 * reconstruction.CELL + 0.35)
-    height = 150 * (reconstruction.CELL * size[0] / size[1] * count + 1.05)
-    assert opened.size == (pytest.approx(width, abs=1), pytest.approx(height, abs=1))
+    aspect = size[0] / size[1]
+    cell = [grid.CELL * max(grid.NARROW, min(1, 1 / aspect)), grid.CELL * min(1, aspect)]
+    width = grid.SIDE + 4 * cell[0] + 3 * grid.GAP + grid.RIGHT
+    assert opened.width == pytest.approx(grid.DPI * width, abs=1)
+    further = grid.DPI * (count - 1) * (cell[1] + grid.GAP + grid.CAPTION)
+    assert opened.height - figure(1, size).height == pytest.approx(further, abs=count)
 
 
 def test_four_equal_panels_are_drawn_alike():
-    """The middle of each panel, at the size of a cell."""
-    pixels = np.asarray(figure(1, (16, 16, 3)).convert("RGB")).astype(float)
-    middle = pixels[160:300]
-    centers = [45 + 255 * (column + 0.5) for column in range(4)]
-    parts = [middle[:, round(center) - 60 : round(center) + 60] for center in centers]
+    parts = pictures(1, (16, 16, 3))
+    assert len(parts) == 4
     assert np.std(parts[0]) > 20
     for part in parts[1:]:
-        assert abs(part.mean() - parts[0].mean()) < 10
+        np.testing.assert_array_equal(part, parts[0])
+
+
+def test_a_further_model_adds_its_prediction_alone_and_pasted():
+    assert [len(pictures(models=models)) for models in (1, 2, 3)] == [4, 6, 8]
+
+
+def test_a_model_that_saw_another_mask_or_part_shows_what_it_saw():
+    first, second = np.full((2, 1, 16, 24, 3), 0.3, dtype=np.float32)
+    other = made(first)._replace(masked=1 - first)
+    tall = made(np.full((1, 24, 16, 3), 0.6, dtype=np.float32))
+    words = {"names": ["a"], "title": "t", "note": "n"}
+    for panels_, count in ((made(second), 6), (other, 7), (tall, 8)):
+        models = [Model("a", made(first)), Model("b", panels_)]
+        png = reconstruction.draw(models, **words)
+        assert len(cells(png)) == count
+
+
+def test_each_model_stands_in_its_own_columns():
+    shades = [np.full((1, 16, 16, 3), value, dtype=np.float32) for value in (0.2, 0.5, 0.8)]
+    models = [Model("a", made(shades[0], shades[1])), Model("b", made(shades[0], shades[2]))]
+    png = reconstruction.draw(models, names=["a"], title="t", note="n")
+    means = [cell.mean() / 255 for cell in cells(png)]
+    np.testing.assert_allclose(means, [0.2, 0.2, 0.5, 0.5, 0.8, 0.8], atol=0.01)
+
+
+def test_words_of_any_length_stay_on_the_figure():
+    plain = figure(1)
+    long = figure(1, names=["n" * 300], title="W" * 400, note="word " * 60)
+    assert long.width == plain.width
+    assert long.height > plain.height  # lines of the note
+    pixels = np.asarray(long.convert("L"))
+    for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
+        assert edge.min() > 240
+
+
+def test_very_many_rows_are_drawn_smaller_and_not_refused():
+    picture = np.full((75, 8, 4, 1), 0.5, dtype=np.float32)
+    png = reconstruction.draw([Model("a", made(picture))], names=["a"] * 75, title="t", note="n")
+    width, height = Image.open(io.BytesIO(png)).size
+    assert height <= grid.LONGEST_SIDE
+    assert width * height <= 1.01 * grid.MOST_PIXELS
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import DataArgument, ModelConfig, Pool, require, require_workers
+from mvmae.config.pretraining import ModelConfig, Pool, require, require_workers
 
 EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
 LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]
@@ -188,46 +188,6 @@ class LabelsConfig(EvaluateConfig):
         for name in ("against", "shares", "per_class"):
             value = getattr(self, name)
             require(len(set(value)) == len(value), f"{name} names one twice")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ReconstructConfig:
-    """Draw what the decoder makes of masked images (the paper's Figure 5)."""
-
-    encoder: EncoderArgument
-    """Run folder, or a checkpoint file with a decoder."""
-
-    data: DataArgument = ("photos",)
-    """Images: folders, list files, photos or digits."""
-
-    count: int = 6
-    """Images drawn."""
-
-    mask_ratio: float | None = None
-    """Share of patches hidden. Default: the run's own."""
-
-    statistics: Literal["visible", "target"] = "visible"
-    """Under normalised targets a patch's brightness and contrast are not predicted. They are
-    estimated from the visible patches around it, or taken from the hidden patch itself, which is a
-    leak and makes the prettier pictures of the literature."""
-
-    seed: int = 0
-    """Of the choice of images and of the masks."""
-
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: CUDA where there is one."""
-
-    out: Path | None = None
-    """The picture. Default: figures/reconstructions.png in the run folder."""
-
-    def __post_init__(self) -> None:
-        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
-        require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
-        require(self.count >= 1, f"count must be at least 1, not {self.count}")
-        require(
-            self.mask_ratio is None or 0 < self.mask_ratio < 1,
-            f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,19 +5,14 @@ Shapes: B images, H and W pixels, C channels 1 or 3.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
-from mvmae.figures.neighbours import drawable
-
-INK, FAINT = "#1f2933", "#66707a"
-CELL = 1.7  # inches
+from mvmae.figures import grid
+from mvmae.figures.grid import Column, Group
 
 
 class Panels(NamedTuple):
@@ -27,63 +22,59 @@ class Panels(NamedTuple):
     masked: Float[np.ndarray, "B H W C"]
     prediction: Float[np.ndarray, "B H W C"]
     pasted: Float[np.ndarray, "B H W C"]
+    error: Float[np.ndarray, " B"]
+    """Mean squared error of the prediction as it is drawn, over hidden patches and all channels."""
+
+
+class Model(NamedTuple):
+    """What one model made of the images."""
+
+    heading: str
+    panels: Panels
 
 
 COLUMNS = {
     "original": "original",
-    "masked": "what the encoder sees",
+    "masked": "visible patches",
     "prediction": "prediction",
     "pasted": "prediction + visible",
 }
 
 
-def draw(panels: Panels, *, names: Sequence[str], title: str, note: str) -> bytes:
-    """A PNG with a row an image and the four panels as columns.
+def draw(models: Sequence[Model], *, names: Sequence[str], title: str, note: str) -> bytes:
+    """A PNG with a row an image, and for each model its prediction, alone and pasted.
+
+    The original and the masked image stand before the first model's; before a further one's only
+    where it saw another part of the image, or another mask.
 
     Args:
-        panels: The pictures.
+        models: At least one; all of the same images.
         names: What each row shows, in small print beside it.
         title: Above the figure.
         note: Below it, how it was made.
     """
-    count, height, width = panels.original.shape[:3]
-    aspect = height / width
-    size = (CELL * len(COLUMNS) + 0.35, CELL * aspect * count + 1.05)
-    figure = Figure(figsize=size, dpi=150, facecolor="white")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(count, len(COLUMNS), squeeze=False)
-    figure.subplots_adjust(
-        left=0.3 / size[0],
-        right=1 - 0.05 / size[0],
-        top=1 - 0.68 / size[1],
-        bottom=0.34 / size[1],
-        wspace=0.05,
-        hspace=0.05,
-    )
-    for row in range(count):
-        for axis, (field, heading) in zip(axes[row], COLUMNS.items(), strict=True):
-            picture = np.clip(getattr(panels, field)[row], 0, 1)
-            # Small images are shown as their pixels, large ones smoothed to the figure.
-            smoothing = "nearest" if height < 128 else "antialiased"
-            axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation=smoothing)
-            axis.set_axis_off()
-            if row == 0:
-                axis.set_title(heading, fontsize=9, color=INK, pad=5)
-        axes[row][0].text(
-            -0.04,
-            0.5,
-            drawable(names[row]),
-            parse_math=False,
-            rotation=90,
-            fontsize=6,
-            color=FAINT,
-            ha="right",
-            va="center",
-            transform=axes[row][0].transAxes,
-        )
-    heading = {"fontsize": 10, "color": INK, "weight": "bold", "va": "top", "parse_math": False}
-    figure.text(0.5, 1 - 0.12 / size[1], drawable(title), ha="center", **heading)
-    figure.text(0.5, 0.1 / size[1], note, fontsize=6.5, color=FAINT, ha="center", va="bottom")
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
+    first = models[0].panels
+    groups = []
+    for place, model in enumerate(models):
+        columns = [_column(model.panels, field) for field in ("prediction", "pasted")]
+        if place and not _same(model.panels.masked, first.masked):
+            columns.insert(0, _column(model.panels, "masked"))
+        if place and not _same(model.panels.original, first.original):
+            columns.insert(0, _column(model.panels, "original"))
+        groups.append(Group(model.heading if len(models) > 1 else "", columns))
+    shown = [_column(first, field) for field in ("original", "masked")]
+    if len(models) == 1:
+        groups = [Group("", [*shown, *groups[0].columns])]
+    else:
+        groups = [Group("", shown), *groups]
+    return grid.draw(groups, names=names, title=title, note=note)
+
+
+def _column(panels: Panels, field: str) -> Column:
+    captions = [f"MSE {error:.4f}" for error in panels.error] if field == "prediction" else ()
+    return Column(COLUMNS[field], getattr(panels, field), captions)
+
+
+def _same(pictures: np.ndarray, others: np.ndarray) -> bool:
+    """Whether two columns show the same; exact but for rounding under other mean and deviation."""
+    return pictures.shape == others.shape and bool(np.allclose(pictures, others, atol=1e-3))

@@ -1,94 +1,124 @@
-"""Reconstructions: the paper's Figure 5 for any run and any images."""
+"""Reconstructions: the paper's Figure 5 for any runs and any images."""
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from rich.console import Console
 from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config import ModelConfig, PretrainConfig, ReconstructConfig, num_visible
-from mvmae.data.decode import UnreadableImageError
 from mvmae.data.sources.opening import open_source
-from mvmae.data.sources.source import Source
-from mvmae.data.views import mask_noise, normalized, whole_view
-from mvmae.engine import precision, runs
+from mvmae.data.views import mask_noise, normalized
+from mvmae.encoders import OpenedAutoencoder
+from mvmae.engine import precision, runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import reconstruction
-from mvmae.figures.reconstruction import Panels
+from mvmae.figures.reconstruction import Model, Panels
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.patches import masking_from_noise, patchify, unpatchify
 from mvmae.models.pixels import Statistics, denormalized_patches
+from mvmae.tasks.drawing.images import Chosen, choose, displayed, require_channels, views
+from mvmae.tasks.drawing.places import headings, picture_file, together
 
 HIDDEN = 0.5  # gray, in [0, 1]
+TOGETHER = 16  # images in a batch
 
 
 def run(config: ReconstructConfig) -> None:
-    """Draw originals, what the encoder sees, and what the decoder makes of it.
+    """Draw originals, their visible patches, and what the decoder makes of it.
 
     Raises:
         UserError: There is no decoder, no readable image, or nowhere to write.
     """
     device = precision.choose_device(config.device)
-    model, trained = encoders.open_autoencoder(config.encoder)
-    if trained.objective.reconstruction_weight == 0:
-        raise UserError(f"{config.encoder} was trained without reconstruction: it has no decoder")
-    visible = visible_count(trained.model, config.mask_ratio)
-    source = open_source(config.data, trained.model.in_channels)
-    images, names = drawn_images(source, trained, config)
-    noise = mask_noise(
-        np.random.default_rng((config.seed, 1)), len(images), trained.model.num_patches
-    )
-    panels = panels_of(
-        model.to(device),
-        images,
-        noise,
-        trained,
-        num_visible=visible,
-        statistics=config.statistics,
-        device=device,
-    )
-    file = output_file(config)
+    opened = [open_with_decoder(name) for name in (config.encoder, *config.against)]
+    file = picture_file(config.encoder, config.out, "reconstructions.png")
+    first = opened[0].config.model
+    ratio = config.mask_ratio or first.mask_ratio
+    for name, one in zip((config.encoder, *config.against), opened, strict=True):
+        visible_count(one.config.model, ratio, name)
+        require_channels(config.channels, one.config.model.in_channels, name)
+    chosen = choose(open_source(config.data, first.in_channels), config.count, config.seed)
+    models = [
+        Model(heading, panels_of_run(one, chosen, ratio, config, device))
+        for heading, one in zip(model_headings(config, opened), opened, strict=True)
+    ]
     picture = reconstruction.draw(
-        panels, names=names, title=title_of(config, trained, visible), note=note_of(config, trained)
+        models,
+        names=chosen.names,
+        title=title_of(config, [one.config.model for one in opened], ratio),
+        note=note_of(config, opened),
     )
     runs.make(file.parent)
     write_whole(file, lambda stream: stream.write(picture))
-    Console(soft_wrap=True).print(f"written: {file}", markup=False, highlight=False)
+    console = terminal.people()
+    if len(chosen.indices) < config.count:
+        console.print(f"{len(chosen.indices)} of {config.count} images: no more can be read")
+    console.print(f"written: {file}")
+    terminal.emit("result", {"verb": "reconstruct", "file": str(file), "mse": errors_of(models)})
 
 
-def visible_count(model: ModelConfig, mask_ratio: float | None) -> int:
-    """Patches shown."""
-    count = num_visible(model.num_patches, mask_ratio or model.mask_ratio)
+def open_with_decoder(name: str) -> OpenedAutoencoder:
+    """An autoencoder whose decoder was trained.
+
+    Raises:
+        UserError: There is no such checkpoint, it is damaged, or its decoder was not trained.
+    """
+    opened = encoders.open_autoencoder(name)
+    bad = [key for key, one in opened.model.state_dict().items() if not one.isfinite().all()]
+    if bad:
+        raise UserError(f"{name} is damaged: {bad[0]} holds infinite numbers, or none")
+    if opened.config.objective.reconstruction_weight == 0:
+        raise UserError(f"{name} was trained without reconstruction: it has no decoder")
+    return opened
+
+
+def visible_count(model: ModelConfig, mask_ratio: float, name: str) -> int:
+    """Patches shown.
+
+    Raises:
+        UserError: All of them, or none.
+    """
+    count = num_visible(model.num_patches, mask_ratio)
     if not 0 < count < model.num_patches:
         raise UserError(
-            f"mask_ratio {mask_ratio} leaves {count} of {model.num_patches} patches visible: there "
-            "must be a visible and a hidden one"
+            f"mask_ratio {mask_ratio} leaves {count} of {model.num_patches} patches of {name} "
+            "visible: there must be a visible and a hidden one"
         )
     return count
 
 
-def drawn_images(
-    source: Source, trained: PretrainConfig, config: ReconstructConfig
-) -> tuple[Tensor, list[str]]:
-    """Images at random, those that cannot be read passed over, and their names."""
-    images, names = [], []
-    for index in np.random.default_rng((config.seed, 0)).permutation(len(source)).tolist():
-        try:
-            pixels = source.read(index)
-        except UnreadableImageError:
-            continue
-        images.append(whole_view(pixels, trained.model.height_width, trained.views.interpolation))
-        names.append("/".join(Path(source.path(index)).parts[-2:])[-28:])
-        if len(images) == config.count:
-            break
-    if not images:
-        raise UserError(f"none of the {len(source)} images of {source.name} can be read")
-    return torch.stack(images), names
+def panels_of_run(
+    opened: OpenedAutoencoder,
+    chosen: Chosen,
+    mask_ratio: float,
+    config: ReconstructConfig,
+    device: torch.device,
+) -> Panels:
+    """What a run makes of the images; runs with grids alike get the same masks."""
+    model, trained = opened
+    shape = trained.model
+    source = open_source(config.data, shape.in_channels)
+    images = views(source, chosen.indices, shape.height_width, trained.views.interpolation)
+    noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
+    pieces = [
+        panels_of(
+            model.to(device),
+            images[first : first + TOGETHER],
+            noise[first : first + TOGETHER],
+            trained,
+            num_visible=num_visible(shape.num_patches, mask_ratio),
+            statistics=config.statistics,
+            device=device,
+            channels=config.channels,
+        )
+        for first in range(0, len(images), TOGETHER)
+    ]
+    return Panels(*(np.concatenate(parts) for parts in zip(*pieces, strict=True)))
 
 
 @torch.inference_mode()
@@ -101,8 +131,20 @@ def panels_of(
     num_visible: int,
     statistics: Statistics,
     device: torch.device,
+    channels: Sequence[int] = (),
 ) -> Panels:
-    """The four pictures of each image; `images` are 8-bit pixels, B x C x H x W."""
+    """The four pictures of each image.
+
+    Args:
+        model: On the device.
+        images: 8-bit pixels, B x C x H x W.
+        noise: What hides the patches, B x N.
+        trained: How the model was trained.
+        num_visible: Patches shown.
+        statistics: Of hidden patches, under normalised targets.
+        device: Where to compute.
+        channels: Those drawn, counted from 1; see `displayed` for the default.
+    """
     mean, std = trained.pixel_statistics
     inputs = normalized(images, mean, std, device)
     masking = masking_from_noise(noise.to(device), num_visible)
@@ -119,45 +161,62 @@ def panels_of(
         pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
-    original = picture(target)
-    shown = (
-        unpatchify((1 - hidden).expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
-    )
+    original, predicted = picture(target), picture(prediction)
+    area = unpatchify(hidden.expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
+    error = ((predicted - original) ** 2 * area).sum((1, 2, 3)) / area.sum((1, 2, 3))
+    shown = displayed(1 - area, channels)
     return Panels(
-        original=original,
-        masked=original * shown + HIDDEN * (1 - shown),
-        prediction=picture(prediction),
-        pasted=picture(prediction * hidden + target * (1 - hidden)),
+        original=displayed(original, channels),
+        masked=displayed(original, channels) * shown + HIDDEN * (1 - shown),
+        prediction=displayed(predicted, channels),
+        pasted=displayed(picture(prediction * hidden + target * (1 - hidden)), channels),
+        error=error,
     )
 
 
-def title_of(config: ReconstructConfig, trained: PretrainConfig, visible: int) -> str:
-    """The run, and how much of each image it saw."""
-    total = trained.model.num_patches
-    return f"{Path(config.encoder).name}: {visible} of {total} patches visible"
+def model_headings(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> list[str]:
+    """What the models are called; with their decoders' depths where these differ (Figure 5)."""
+    names = headings((config.encoder, *config.against))
+    depths = [one.config.model.decoder_depth for one in opened]
+    if len(set(depths)) == 1:
+        return names
+    return [f"{name} (decoder {depth} deep)" for name, depth in zip(names, depths, strict=True)]
 
 
-def note_of(config: ReconstructConfig, trained: PretrainConfig) -> str:
-    """How the colours came about."""
-    if not trained.objective.normalize_targets:
-        return "pixels as predicted"
-    if config.statistics == "target":
-        return "each hidden patch's brightness and contrast are its own, which the model never saw"
-    return "each hidden patch's brightness and contrast are estimated from visible patches near it"
+def errors_of(models: Sequence[Model]) -> dict[str, float]:
+    """The mean error of each model over the images."""
+    return {model.heading: round(float(model.panels.error.mean()), 6) for model in models}
 
 
-def output_file(config: ReconstructConfig) -> Path:
-    """Where the picture goes.
+def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
+    """The runs, and how much of each image they saw."""
+    names = together(headings((config.encoder, *config.against)))
+    shown = {(num_visible(shape.num_patches, mask_ratio), shape.num_patches) for shape in shapes}
+    if len(shown) > 1:
+        return f"{names}: {mask_ratio:.0%} of the patches hidden"
+    ((visible, total),) = shown
+    return f"{names}: {visible} of {total} patches visible"
 
-    Raises:
-        UserError: ENCODER is no run folder and no --out is given, or --out is no PNG.
-    """
-    if config.out is None:
-        if not runs.is_run(Path(config.encoder)):
-            raise UserError(
-                f"{config.encoder} is no run folder: say where to draw with --out FILE.png"
-            )
-        return Path(config.encoder) / "figures" / "reconstructions.png"
-    if config.out.suffix.lower() != ".png":
-        raise UserError(f"--out {config.out} must end in .png")
-    return config.out
+
+def note_of(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> str:
+    """How the colours and the errors came about."""
+    error = (
+        "MSE: of drawn pixels, 0 to 1, over hidden patches. What is predicted where a patch is "
+        "visible was never trained."
+    )
+    normalized = [one.config.objective.normalize_targets for one in opened]
+    if not any(normalized):
+        return f"Pixels as predicted. {error}"
+    leak = config.statistics == "target"
+    how = (
+        "each hidden patch's brightness and contrast are its own, which the model never saw, and "
+        "flatter the error"
+        if leak
+        else "each hidden patch's brightness and contrast are estimated from visible patches near "
+        "it, and part of the error is theirs"
+    )
+    if all(normalized):
+        return f"{how[0].upper()}{how[1:]}. {error}"
+    names = headings((config.encoder, *config.against))
+    which = " and ".join(n for n, flag in zip(names, normalized, strict=True) if flag)
+    return f"Of {which} {how}; pixels of the others are as predicted. {error}"

@@ -1,0 +1,148 @@
+"""Reading metrics.jsonl, of a run that is finished, is going on, was killed or came to nothing."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mvmae.errors import UserError
+
+FILE = "metrics.jsonl"
+Against = Literal["steps", "images", "hours"]
+LARGEST = 1e300  # what is larger counts as infinite
+PLACE = ("step", "epoch", "images", "seconds")  # how far the run is, and no figure of it
+LEVEL_OF = {  # columns, by those that they are to be compared with
+    "reconstruction": "mean_error",
+    "contrastive": "chance",
+    "contrastive_top1": "chance",
+}
+
+
+class Column(NamedTuple):
+    """One figure of a run over its length; T values, oldest first."""
+
+    x: Float[np.ndarray, " T"]
+    """Steps, images or hours, rising."""
+
+    y: Float[np.ndarray, " T"]
+    """The figure; NaN where it was not finite."""
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """The records of a run folder, one for each step that has any, in the order of steps.
+
+    A line that was cut short (by a kill, or since it is being written just now) is passed over. A
+    run that had to go back, because it was resumed at an earlier step, counts from there on as it
+    went the last time. What was measured at one step and written in several lines (the losses, and
+    then kNN) is one record, with the `seconds` of the last line.
+
+    Args:
+        run: The run folder.
+
+    Returns:
+        The records; none where the run has not written any yet.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    file = run / FILE
+    try:
+        text = file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}") from error
+    return merged([record for line in text.splitlines() if (record := _parsed(line))])
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_one = isinstance(record, dict) and _is_number(record.get("step"))
+    return record if is_one else None
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number of JSON may be larger than any float, which `isfinite` would not take.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+
+
+def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Records in the order in which they were written, joined to one for each step."""
+    kept: list[dict[str, Any]] = []
+    for record in records:
+        while kept and kept[-1]["step"] > record["step"]:
+            kept.pop()
+        if kept and kept[-1]["step"] == record["step"]:
+            kept[-1] |= record
+        else:
+            kept.append(dict(record))
+    return kept
+
+
+def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") -> dict[str, Column]:
+    """Every figure that the records have, each at the steps where it was measured.
+
+    Args:
+        records: From `read`.
+        against: The unit of x. Hours are those of training, what came before a resume included.
+
+    Returns:
+        Name to x and y. A value that is not finite is NaN; one that is no number is left out, and
+        so is a record that does not say how many images or seconds it came after.
+    """
+    found: dict[str, tuple[list[float], list[float]]] = {}
+    for record in records:
+        x = place(record, against)
+        if x is None:
+            continue
+        for name, value in record.items():
+            if name in PLACE or isinstance(value, bool) or not isinstance(value, int | float):
+                continue
+            xs, ys = found.setdefault(name, ([], []))
+            xs.append(x)
+            ys.append(value if _is_number(value) else math.nan)
+    return {
+        name: Column(np.array(xs, float), np.array(ys, float)) for name, (xs, ys) in found.items()
+    }
+
+
+def place(record: Mapping[str, Any], against: Against) -> float | None:
+    """Where a record lies on the x axis; none where it does not say."""
+    value = record.get({"steps": "step", "images": "images", "hours": "seconds"}[against])
+    if value is None or not _is_number(value):
+        return None
+    return value / 3600 if against == "hours" else float(value)
+
+
+def last(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """The last finite value of every figure, whichever line it stands in."""
+    known: dict[str, float] = {}
+    for record in records:
+        known |= {name: float(value) for name, value in record.items() if _is_number(value)}
+    return known
+
+
+def level(found: Mapping[str, Column], name: str) -> Column | None:
+    """What a model that knows nothing reaches, where the column `name` has something like it.
+
+    `contrastive`: log(2N - 1) for N images in a batch (NT-Xent's 2N - 1 equal candidates), as the
+    run wrote it. `contrastive_top1`: one of these candidates, in percent. `reconstruction`: the
+    squared error of predicting each hidden patch's own mean.
+
+    Args:
+        found: From `columns`.
+        name: Of a column.
+    """
+    column = found.get(LEVEL_OF.get(name, ""))
+    if column is None or not np.isfinite(column.y).any():
+        return None
+    return Column(column.x, 100 * np.exp(-column.y)) if name == "contrastive_top1" else column

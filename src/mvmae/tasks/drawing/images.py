@@ -1,0 +1,81 @@
+"""Which images are drawn, and how they look to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from mvmae.data.decode import UnreadableImageError
+from mvmae.data.sources.source import Source
+from mvmae.data.views import whole_view
+from mvmae.errors import UserError
+
+
+class Chosen(NamedTuple):
+    """Images of a source that can be read."""
+
+    indices: list[int]
+    names: list[str]
+    """Folder and file."""
+
+
+def choose(source: Source, count: int, seed: int) -> Chosen:
+    """So many images at random; those that cannot be read are passed over.
+
+    Raises:
+        UserError: None can be read.
+    """
+    chosen = Chosen([], [])
+    for index in np.random.default_rng((seed, 0)).permutation(len(source)).tolist():
+        try:
+            source.read(index)
+        except UnreadableImageError:
+            continue
+        chosen.indices.append(index)
+        chosen.names.append("/".join(Path(source.path(index)).parts[-2:]))
+        if len(chosen.indices) == count:
+            break
+    if not chosen.indices:
+        raise UserError(f"none of the {len(source)} images of {source.name} can be read")
+    return chosen
+
+
+def views(
+    source: Source, indices: Sequence[int], size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "B C H W"]:
+    """What an encoder of that size sees of them; read anew, for photographs fill the memory."""
+    return torch.stack([whole_view(source.read(index), size, interpolation) for index in indices])
+
+
+def finer(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """A size of the same shape, with at least so many pixels on its longer side."""
+    factor = max(1.0, long_side / max(size))
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
+    """Make sure that images have the channels that are asked for.
+
+    Raises:
+        UserError: They have not.
+    """
+    if channels and max(channels) > have:
+        raise UserError(
+            f"--channels {' '.join(map(str, channels))}: images of {encoder} have {have}, "
+            "counted from 1"
+        )
+
+
+def displayed(
+    pixels: Float[np.ndarray, "*B C"], channels: Sequence[int] = ()
+) -> Float[np.ndarray, "*B K"]:
+    """One channel or three of any number: those asked for, else the first."""
+    have = pixels.shape[-1]
+    chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))
+    return pixels[..., [channel - 1 for channel in chosen]]
