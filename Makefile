@@ -13,7 +13,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvmae needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(INSTALL) -e '.[logging,bench,timm,hf,onnx]' --group dev --group parity
+	$(INSTALL) -e '.[logging,bench,timm,hf,onnx,explore]' --group dev --group parity
 	@touch $@
 
 demo: setup  ## pre-train on the built-in photographs, judge, draw: about three minutes on two cores
@@ -31,6 +31,9 @@ test: setup  ## everything but the slow tests, with coverage
 
 test-all: setup  ## the slow tests too
 	$(PYTEST)
+
+screenshots: setup  ## the pictures of README and docs, from runs/showcase
+	$(BIN)/python examples/screenshots.py runs/showcase
 
 bench: setup  ## a training step and the input against the plain way
 	$(BIN)/mvmae bench step --quick

@@ -21,7 +21,8 @@ COMMANDS = (
     f"knn {RUNS}/demo photos",
     f"knn {RUNS}/demo-mae photos --no-baselines",
     f"probe {RUNS}/demo photos",
-    f"reconstruct {RUNS}/demo photos",
+    f"report {RUNS}/demo {RUNS}/demo-mae --data photos --out {RUNS}/demo.html",
+    f"report {RUNS}/demo --data photos",
 )
 
 
@@ -38,7 +39,7 @@ def run_all() -> int:
         f"\nkNN top-1: raw pixels {pixels:.1f}, untrained encoder {untrained:.1f}, "
         f"MAE after as many views {mae:.1f}, this method {method:.1f} %"
     )
-    print(f"Look at {RUNS}/demo/figures/reconstructions.png")
+    print(f"Look at {RUNS}/demo/report.html, and at both beside each other: {RUNS}/demo.html")
     print(f"All of it took {time.perf_counter() - began:.0f} s.")
     return 0
 

@@ -1,0 +1,1 @@
+"""Pages that explain themselves: one HTML file with its style, charts and pictures in it."""

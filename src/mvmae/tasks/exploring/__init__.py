@@ -1,0 +1,1 @@
+"""What `mvmae explore` is made of: what is computed, what is kept, and the page."""

@@ -1,0 +1,364 @@
+"""The page of `explore` in a real browser, served by the real command."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvmae.cli import main
+
+pytest.importorskip("uvicorn", reason="the server is not installed: pip install 'mvmae[explore]'")
+
+pytestmark = pytest.mark.browser
+
+A_SECOND = (
+    "--recipe demo --model.image-size 32 --model.patch-size 8 --model.decoder-dim 32 "
+    "--batch-size 8 --epochs 1 --warmup-epochs 0 --device cpu --workers 0"
+)
+PICTURES = ("#original", "#masked", "#prediction", "#pasted", "#similar", "#painted")
+SOON = 60_000  # ms, for a busy machine
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A run and its images."""
+    home = tmp_path_factory.mktemp("home")
+    for number, label in enumerate(("blue", "red")):
+        (home / "images" / label).mkdir(parents=True)
+        rng = np.random.default_rng(number)
+        for index in range(9):
+            pixels = np.kron(rng.integers(0, 256, (8, 8, 3)), np.ones((8, 8, 1)))
+            pixels[..., 2 * (1 - number)] = 230
+            Image.fromarray(pixels.astype(np.uint8)).save(home / "images" / label / f"{index}.png")
+    odd = "<b onclick=alert(1)>.png"
+    (home / "images" / "red" / "0.png").rename(home / "images" / "red" / odd)
+    Image.new("RGB", (90, 60), (20, 160, 60)).save(home / "green.png")
+    (home / "notes.png").write_text("words")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert main(f"pretrain images --out run {A_SECOND}".split()) == 0
+    return home
+
+
+@pytest.fixture(scope="module")
+def url(home):
+    """Where the command serves the run."""
+    command = [sys.executable, "-m", "mvmae", "explore", "run", "images", "--port", "0"]
+    process = subprocess.Popen(
+        command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    said = ""
+    while not (found := re.search(r"^open (http\S+)", said, re.MULTILINE)):
+        line = process.stdout.readline()
+        assert line, said
+        said += line
+    yield found[1]
+    process.terminate()
+    rest, _ = process.communicate(timeout=60)
+    assert "Traceback" not in rest
+
+
+@pytest.fixture
+def opened(browser, url):
+    """Opens the page and waits until it shows everything; nothing may go wrong meanwhile."""
+    contexts, trouble = [], []
+
+    def open_page(width=1440, height=900, **options):
+        context = browser.new_context(viewport={"width": width, "height": height}, **options)
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(SOON)
+        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on(
+            "console",
+            lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None,
+        )
+        page.on(
+            "request",
+            lambda request: (
+                None
+                if request.url.startswith((url, "data:", f"blob:{url}"))
+                else trouble.append(request.url)
+            ),
+        )
+        page.goto(url)
+        page.wait_for_selector("#typical:not([hidden]) #most button")
+        at_rest(page)
+        return page
+
+    open_page.trouble = trouble
+    yield open_page
+    for context in contexts:
+        context.close()
+    assert not trouble
+
+
+def at_rest(page) -> None:
+    """Wait until no panel computes. (The page's policy forbids Playwright's wait_for_function.)"""
+    page.wait_for_timeout(150)  # longer than the page waits after the last move of a slider
+    page.wait_for_selector("body:not(:has([aria-busy=true]))")
+
+
+def explored(page, name: str) -> None:
+    """Wait until the page shows all of an image."""
+    page.locator("#current-name").filter(has_text=re.compile(f"^{re.escape(name)}$")).wait_for()
+    at_rest(page)
+
+
+def source(page, selector: str) -> str:
+    return page.locator(selector).get_attribute("src")
+
+
+def violations(page, axe: str) -> list[str]:
+    """What axe-core holds for serious or critical."""
+    page.evaluate(axe)
+    return [
+        f"{one['id']}: {one['nodes'][0]['html']}"
+        for one in page.evaluate("axe.run()")["violations"]
+        if one["impact"] in ("serious", "critical")
+    ]
+
+
+def test_every_image_loads_and_is_described(opened):
+    page = opened()
+    page.evaluate("Promise.all([...document.images].map((one) => one.decode()))")
+    sizes = page.eval_on_selector_all("img", "all => all.map((one) => one.naturalWidth)")
+    assert len(sizes) == 1 + 6 + 1 + 18 + 16 + 16  # current, panels, attention, lists
+    assert min(sizes) > 0
+    for selector in (*PICTURES, "#current-picture", "#attention-maps img"):
+        assert "png" in page.locator(selector).get_attribute("alt"), selector
+    assert page.locator("#nearest li").count() == 16
+    assert page.locator("#status").inner_text() != ""
+
+
+def test_slider_changes_what_is_hidden_and_predicted(opened):
+    page = opened()
+    before = [source(page, one) for one in ("#masked", "#prediction", "#original")]
+    assert "81 %, 13 of 16" in page.locator("#ratio-said").inner_text()
+    page.locator("#ratio").fill("0.25")
+    at_rest(page)
+    after = [source(page, one) for one in ("#masked", "#prediction", "#original")]
+    assert "25 %, 4 of 16" in page.locator("#ratio-said").inner_text()
+    assert after[0] != before[0]
+    assert after[1] != before[1]
+    assert after[2] == before[2]
+    page.get_by_role("button", name="Another mask").click()
+    at_rest(page)
+    assert page.locator("#seed").input_value() == "1"
+    assert source(page, "#masked") != after[0]
+
+
+def test_patches_are_hidden_and_shown_by_hand(opened):
+    page = opened()
+    page.locator("#ratio").fill("0.5")
+    at_rest(page)
+    before = source(page, "#masked")
+    area = page.locator("#mask").bounding_box()
+    page.locator("#mask").click(position={"x": area["width"] / 8, "y": area["height"] / 8})
+    at_rest(page)
+    text = page.locator("#ratio-said").inner_text()
+    assert "7 of 16" in text or "9 of 16" in text
+    assert source(page, "#masked") != before
+    page.locator("#mask").press("Enter")  # the cursor is where it was clicked
+    at_rest(page)
+    assert "8 of 16" in page.locator("#ratio-said").inner_text()
+    assert source(page, "#masked") == before
+
+
+def test_click_on_a_patch_changes_the_map_of_similarity(opened):
+    page = opened()
+    before = source(page, "#similar")
+    area = page.locator("#patches").bounding_box()
+    page.locator("#patches").click(position={"x": area["width"] * 7 / 8, "y": area["height"] / 8})
+    at_rest(page)
+    assert source(page, "#similar") != before
+    assert page.locator("#patch-said").inner_text().startswith("Row 1, column 4.")
+
+
+def test_attention_of_blocks_and_heads(opened):
+    page = opened()
+    rollout = source(page, "#attention-maps img")
+    page.get_by_text("One block").click()
+    at_rest(page)
+    last = source(page, "#attention-maps img")
+    page.locator("#block").fill("1")
+    at_rest(page)
+    first = source(page, "#attention-maps img")
+    assert len({rollout, last, first}) == 3
+    page.get_by_text("Its heads").click()
+    at_rest(page)
+    assert page.locator("#attention-maps img").count() > 1
+    assert "Head 2" in page.locator("#attention-maps").inner_text()
+
+
+def test_image_is_chosen_from_the_gallery_and_from_the_neighbours(opened):
+    page = opened()
+    for place in ("#gallery button >> nth=3", "#nearest button >> nth=0"):
+        before, name = source(page, "#original"), page.locator(place).get_attribute("title")
+        page.locator(place).click()
+        explored(page, name)
+        assert source(page, "#original") != before
+    assert page.locator("#gallery button[aria-current=true]").count() == 1
+
+
+def test_address_names_the_image(opened, url):
+    page = opened()
+    page.locator("#gallery button >> nth=5").click()
+    name = page.locator("#gallery button >> nth=5").get_attribute("title")
+    explored(page, name)
+    page.reload()
+    explored(page, name)
+    assert page.url == url + "#" + page.locator("[aria-current=true]").first.get_attribute(
+        "data-image"
+    )
+
+
+def test_names_of_files_are_text(opened):
+    page = opened()
+    page.locator("button[title*='onclick'] >> nth=0").click()
+    explored(page, "red/<b onclick=alert(1)>.png")
+    assert page.locator("#current-name").inner_text() == "red/<b onclick=alert(1)>.png"
+    assert page.locator("b").count() == 0
+
+
+def test_uploaded_image_is_explored(opened, home):
+    page = opened()
+    page.locator("#file").set_input_files(home / "green.png")
+    explored(page, "green.png")
+    assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
+
+
+COLOUR = """async (img) => {
+  await img.decode();
+  const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1});
+  canvas.getContext('2d').drawImage(img, 0, 0, 1, 1);
+  return [...canvas.getContext('2d').getImageData(0, 0, 1, 1).data].slice(0, 3);
+}"""
+
+GIVE = """([kind, bytes, name]) => {
+  const data = new DataTransfer();
+  data.items.add(new File([new Uint8Array(bytes)], name));
+  const event = kind === 'paste'
+    ? new ClipboardEvent('paste', {clipboardData: data, bubbles: true, cancelable: true})
+    : new DragEvent(kind, {dataTransfer: data, bubbles: true, cancelable: true});
+  document.body.dispatchEvent(event);
+}"""
+
+
+@pytest.mark.parametrize("how", ["drop", "paste"])
+def test_dropped_and_pasted_images_are_explored(opened, home, how):
+    page = opened()
+    content = list((home / "green.png").read_bytes())
+    if how == "drop":
+        page.evaluate(GIVE, ["dragover", content, "mine.png"])
+        assert page.locator("#drop").is_visible()
+    page.evaluate(GIVE, [how, content, "mine.png"])
+    explored(page, "mine.png")
+    assert not page.locator("#drop").is_visible()
+    assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
+
+
+def test_bad_upload_is_said_in_the_page(opened, home):
+    page = opened()
+    name = page.locator("#current-name").inner_text()
+    page.locator("#file").set_input_files(home / "notes.png")
+    page.wait_for_selector("#upload-message:not([hidden])")
+    said = page.locator("#upload-message").inner_text()
+    assert said == "That file cannot be read as an image: no image of a kind that is read."
+    assert page.locator("#upload-message").get_attribute("role") == "alert"
+    assert page.locator("#current-name").inner_text() == name
+    (refused,) = opened.trouble  # the browser itself logs each answer of 400
+    assert "400" in refused
+    opened.trouble.clear()
+    page.locator("#file").set_input_files(home / "green.png")
+    page.wait_for_selector("#upload-message", state="hidden")
+    at_rest(page)
+
+
+def test_page_works_by_keyboard_alone(opened):
+    page = opened()
+    reached = []
+    for _ in range(70):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.id || document.activeElement.name"))
+        if reached[-1] == "ratio":
+            break
+    assert {"theme", "upload"} < set(reached)
+    before = source(page, "#masked")
+    page.keyboard.press("ArrowLeft")
+    at_rest(page)
+    assert source(page, "#masked") != before
+    for _ in range(3):
+        page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "mask"
+    before = source(page, "#masked")
+    page.keyboard.press("ArrowRight")
+    assert "Row 1, column 2: " in page.locator("#status").inner_text()
+    page.keyboard.press("Space")
+    at_rest(page)
+    assert source(page, "#masked") != before
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.name") == "kind"
+    page.keyboard.press("ArrowRight")
+    at_rest(page)
+    assert page.locator("input[value=block]").is_checked()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "block"
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "patches"
+    before = source(page, "#similar")
+    page.keyboard.press("ArrowUp")
+    at_rest(page)
+    assert source(page, "#similar") != before
+    assert "Row 2, column 3." in page.locator("#status").inner_text()
+    outline = "getComputedStyle(document.activeElement).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+
+
+@pytest.mark.parametrize(
+    ("width", "scheme"),
+    [
+        (390, "dark"),
+        (1440, "light"),
+        pytest.param(390, "light", marks=pytest.mark.slow),
+        pytest.param(1440, "dark", marks=pytest.mark.slow),
+    ],
+)
+def test_page_fits_and_is_accessible(opened, axe, width, scheme):
+    page = opened(width, color_scheme=scheme, has_touch=width < 500)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page, axe) == []
+    light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (sum(map(int, re.findall(r"\d+", light)[:3])) > 380) is (scheme == "light")
+
+
+def test_button_changes_the_colours_and_who_wants_no_motion_sees_none(opened):
+    page = opened(color_scheme="light", reduced_motion="reduce")
+    background = "getComputedStyle(document.body).backgroundColor"
+    before = page.evaluate(background)
+    page.locator("#theme").click()
+    assert page.evaluate(background) != before
+    assert page.locator("#theme").inner_text() == "Light"
+    page.evaluate("document.querySelector('#attention').setAttribute('aria-busy', 'true')")
+    spinner = "getComputedStyle(document.querySelector('#attention .spinner')).animationName"
+    assert page.evaluate(spinner) == "appear"
+
+
+def test_answers_out_of_date_are_dropped(opened):
+    """Of many moves of the slider the last one counts, however slow the answers are."""
+    page = opened()
+    sent = []
+    page.route(
+        "**/api/reconstruct",
+        lambda route: (sent.append(1), page.wait_for_timeout(300), route.continue_()),
+    )
+    for ratio in ("0.9375", "0.75", "0.5", "0.25"):
+        page.locator("#ratio").fill(ratio)
+        page.wait_for_timeout(120)
+    at_rest(page)
+    assert "25 %, 4 of 16" in page.locator("#ratio-said").inner_text()
+    assert len(sent) < 4

@@ -1,0 +1,209 @@
+"""`explore` as a person starts it: what it says, whom it lets in, how it ends."""
+
+import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mvmae.cli import main
+from mvmae.tasks.exploring.listening import is_loopback, listen, own_names, url_of
+
+pytest.importorskip("uvicorn")
+
+A_SECOND = (
+    "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 1 "
+    "--warmup-epochs 0 --device cpu --workers 0"
+)
+SOON = 120  # seconds that a busy machine may take to begin
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """A run, and images in two colours."""
+    home = tmp_path_factory.mktemp("home")
+    for label, colour in (("blue", (20, 40, 200)), ("red", (200, 40, 20))):
+        (home / "images" / label).mkdir(parents=True)
+        for index in range(8):
+            shade = tuple(value + 3 * index for value in colour)
+            Image.new("RGB", (20, 16), shade).save(home / "images" / label / f"{index}.png")
+    (home / "empty").mkdir()
+    (home / "broken").mkdir()
+    (home / "broken" / "a.png").write_bytes(b"no image")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        assert main(f"pretrain images --out run {A_SECOND}".split()) == 0
+    return home
+
+
+@pytest.fixture
+def started(home):
+    """Starts the command and waits for the address that it prints; returns both, and its words."""
+    processes = []
+
+    def start(*words: str) -> tuple[subprocess.Popen, str, str]:
+        command = [sys.executable, "-m", "mvmae", "explore", *words]
+        process = subprocess.Popen(
+            command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        processes.append(process)
+        said = ""
+        while not (found := re.search(r"^open (http\S+)", said, re.MULTILINE)):
+            line = process.stdout.readline()
+            assert line, said  # it ended
+            said += line
+        return process, found[1], said
+
+    yield start
+    for process in processes:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def read(url: str, question: dict | None = None, **headers: str) -> dict:
+    content = None if question is None else json.dumps(question).encode()
+    request = urllib.request.Request(url, data=content, headers=headers)
+    with DIRECT.open(request, timeout=SOON) as answer:
+        return json.load(answer)
+
+
+def finished(url: str) -> dict:
+    """The progress when all is embedded."""
+    for _ in range(10 * SOON):
+        if (progress := read(f"{url}api/progress"))["finished"]:
+            return progress
+        time.sleep(0.1)
+    raise AssertionError(progress)
+
+
+def test_run_is_explored_until_control_c(started, home, free_port):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", free_port))
+        taken.listen()
+        process, url, said = started("run", "images", "--port", str(free_port))
+        port = int(url.rstrip("/").split(":")[-1])
+        assert free_port < port <= free_port + 50
+        assert f"port {free_port} is taken: {port} instead" in said
+    assert "run on images: 16 images" in said
+    assert read(f"{url}api/about")["decoder"]["mask_ratio"] == 0.8
+    assert finished(url)["done"] == 16
+    assert len(read(f"{url}api/reconstruct", {"image": "d0", "mask_ratio": 0.5})["visible"]) == 8
+    near = read(f"{url}api/neighbours", {"image": "d0", "count": 7})["images"]
+    assert {one["label"] for one in near} == {"blue"}
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        read(f"{url}api/about", Host="evil.example")
+    deadline = time.monotonic() + 10
+    while not list((home / "run" / "cache").glob("explore-*.safetensors")):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=SOON)
+    assert process.returncode == 0
+    assert out == "ended\n"
+    assert is_free(port)
+
+
+@pytest.mark.slow
+def test_encoder_alone_on_all_addresses_warns_and_ends_by_a_signal(started, home):
+    before = sorted(home.iterdir())
+    process, url, said = started(
+        "random:vit_pico", "images", "--image-size", "32", "--host", "0.0.0.0", "--port", "0"
+    )
+    assert "anyone who reaches this machine" in said
+    assert "no reconstructions: random:vit_pico is an encoder alone" in said
+    assert url.startswith("http://127.0.0.1:")
+    port = url.rstrip("/").split(":")[-1]
+    assert read(f"{url}api/about", Host=f"192.0.2.7:{port}")["decoder"] is None
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        read(f"{url}api/about", Host="evil.example")
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=SOON)
+    assert process.returncode == 143
+    assert sorted(home.iterdir()) == before  # to look at an encoder makes no folder
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("127.0.0.1", port))
+    return True
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("", "ENCODER"),
+        ("gone", "no such encoder: gone"),
+        ("empty", "empty holds no encoder"),
+        ("random:vit_pic", "did you mean 'vit_pico'"),
+        ("run gone", "no such folder: gone"),
+        ("run empty", "no images below empty"),
+        ("run broken", "none of the 1 images of broken can be read"),
+        ("run images --port 65536", "port must lie between 0 and 65535, not 65536"),
+        ("run images --port=-1", "port must lie between 0 and 65535"),
+        ("run images --port http", "'http' is no whole number"),
+        ("run images --host http://127.0.0.1", "is no address: name one as 127.0.0.1"),
+        ("run images --host nothing.invalid", "is no address that is known here"),
+        ("run images --host 192.0.2.7", "cannot be served on"),
+        ("run images --host 127.0.0.1:80", "is no address"),
+        ("run images --most 0", "most must be at least 1"),
+        ("run images --image-size 17", "17"),
+        ("run images --prot 8000", "no option --prot: did you mean --port"),
+        ("run images run", "must all be folders|holds no image|no images"),
+    ],
+)
+def test_what_cannot_be_explored_is_refused(home, monkeypatch, capsys, words, says):
+    monkeypatch.chdir(home)
+    capsys.readouterr()
+    assert main(["explore", *words.split()]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("mvmae: ")
+    assert re.search(says, line), line
+
+
+@pytest.mark.parametrize("package", ["starlette", "uvicorn"])
+def test_missing_package_is_named(home, monkeypatch, capsys, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.chdir(home)
+    assert main(["explore", "run"]) == 2
+    assert "pip install 'mvmae[explore]'" in capsys.readouterr().err
+
+
+def test_port_zero_is_any_free_port():
+    with listen("127.0.0.1", 0) as one, listen("127.0.0.1", 0) as other:
+        assert url_of(one, "127.0.0.1") != url_of(other, "127.0.0.1")
+        assert url_of(one, "127.0.0.1").startswith("http://127.0.0.1:")
+
+
+def test_address_in_numbers_of_the_newer_kind_stands_in_brackets():
+    try:
+        sock = listen("::1", 0)
+    except Exception:
+        pytest.skip("no IPv6 here")
+    with sock:
+        assert url_of(sock, "::1") == f"http://[::1]:{sock.getsockname()[1]}/"
+
+
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *((host, True) for host in ("127.0.0.1", "127.1.2.3", "localhost", "::1")),
+        *((host, False) for host in ("0.0.0.0", "192.0.2.7", "::", "somewhere.example")),
+    ],
+)
+def test_only_this_machine_reaches_loopback(host, local):
+    assert is_loopback(host) is local
+
+
+def test_server_goes_by_its_host_and_this_machine():
+    assert {"box.example", "localhost", socket.gethostname().lower()} <= own_names("Box.example")
