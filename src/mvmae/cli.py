@@ -21,92 +21,19 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import tyro
 
 from mvmae import config as configs
 from mvmae import recipes
 from mvmae.complaints import one_line
-from mvmae.config import (
-    BenchConfig,
-    DetectConfig,
-    EmbedConfig,
-    ExportConfig,
-    FinetuneConfig,
-    KnnConfig,
-    LabelsConfig,
-    PretrainConfig,
-    ProbeConfig,
-    ReconstructConfig,
-    SegmentConfig,
-    ShowConfig,
-)
+from mvmae.config import PretrainConfig
 from mvmae.errors import UserError, nearest
+from mvmae.verbs import GROUPS, VERBS, Verb
 from mvmae.version import __version__
 
-
-class Verb(NamedTuple):
-    """A subcommand: what it is for, what it is told, and the module whose `run` does it."""
-
-    summary: str
-    config: type
-    module: str
-
-
-VERBS = {
-    "pretrain": Verb(
-        "Pre-train an encoder from unlabelled images.", PretrainConfig, "mvmae.tasks.pretrain"
-    ),
-    "knn": Verb(
-        "Judge an encoder by nearest neighbours on labelled images.", KnnConfig, "mvmae.tasks.knn"
-    ),
-    "probe": Verb(
-        "Judge an encoder by a linear classifier on its features.", ProbeConfig, "mvmae.tasks.probe"
-    ),
-    "finetune": Verb(
-        "Train an encoder and a classifier end to end on labelled images.",
-        FinetuneConfig,
-        "mvmae.tasks.finetune",
-    ),
-    "segment": Verb(
-        "Train an encoder and UperNet to name each pixel; or check an encoder frozen.",
-        SegmentConfig,
-        "mvmae.tasks.segment",
-    ),
-    "detect": Verb(
-        "Train an encoder and Mask R-CNN to find things; or find them with a finished run.",
-        DetectConfig,
-        "mvmae.tasks.detect",
-    ),
-    "labels": Verb(
-        "Draw how accuracy grows with the labels, beside an untrained encoder.",
-        LabelsConfig,
-        "mvmae.tasks.labels",
-    ),
-    "embed": Verb(
-        "Write embeddings of images to files; find images that look alike.",
-        EmbedConfig,
-        "mvmae.tasks.embed",
-    ),
-    "reconstruct": Verb(
-        "Draw what the decoder makes of masked images.",
-        ReconstructConfig,
-        "mvmae.tasks.reconstruct",
-    ),
-    "show": Verb("Say what an encoder is.", ShowConfig, "mvmae.tasks.show"),
-    "export": Verb(
-        "Write an encoder for timm, transformers, ONNX or torch.export.",
-        ExportConfig,
-        "mvmae.tasks.export",
-    ),
-    "bench": Verb(
-        "Time a training step or the input against the plain way.",
-        BenchConfig,
-        "mvmae.tasks.bench",
-    ),
-}
-WORDS = (*VERBS, "recipes")
+WORDS = (*VERBS, *GROUPS, "recipes")
 MACHINE_SAYS_NO = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
@@ -162,12 +89,28 @@ def _main(args: list[str]) -> int:
             print(recipe_list())
         case ["recipes", *rest]:
             raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
+        case [group] | [group, "-h" | "--help" | "help", *_] if group in GROUPS:
+            print(group_usage(group))
+        case [group, name, *rest] if group in GROUPS:
+            return run_verb(f"{group} {name}", rest)
+        case [("--quiet" | "--json") as flag, name, *rest]:
+            return _main([name, *rest, flag])
         case [name, *rest]:
-            verb, settings = parse(name, rest)
-            if settings is None:  # --help
-                return 0
-            return importlib.import_module(verb.module).run(settings) or 0
+            return run_verb(name, rest)
     return 0
+
+
+def run_verb(name: str, args: list[str]) -> int:
+    """Run a verb with its output where `--quiet` and `--json` say; both are no part of a config."""
+    from mvmae.engine import terminal  # which loads rich, and no torch
+
+    own = name in VERBS and "json" in VERBS[name].config.__dataclass_fields__  # that of `show`
+    words, args = terminal.flags(args, kept=("--json",) if own else ())
+    with terminal.output(words):
+        verb, settings = parse(name, args)
+        if settings is None:  # --help
+            return 0
+        return importlib.import_module(verb.module).run(settings) or 0
 
 
 def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
@@ -177,7 +120,10 @@ def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
         UserError: The verb, a flag or a value is not one that works.
     """
     if name not in VERBS:
-        raise UserError(f"no verb '{name}'{nearest(name, WORDS)} (`mvmae --help` lists them)")
+        group = f"{name.split()[0]} " if " " in name else ""
+        raise UserError(
+            f"no verb '{name}'{nearest(name, WORDS)} (`mvmae {group}--help` lists them)"
+        )
     verb = VERBS[name]
     if {"-h", "--help"} & set(args):
         print(RECIPE_HELP)
@@ -253,6 +199,8 @@ NOT_GIVEN = "ENCODER"
 RECIPE_HELP = (  # above the options, which tyro lists
     "--recipe NAME|FILE.json begins from a recipe (`mvmae recipes` lists them), a run's\n"
     "config.json or the JSON of a result; the other options change that.\n"
+    "--quiet says nothing but errors and warnings that matter; --json prints JSON only, an object\n"
+    "a line, and the result last.\n"
 )
 
 
@@ -357,6 +305,19 @@ def usage() -> str:
         "  recipes      List the recipes.",
         "",
         "Begin with:  mvmae pretrain my_images/      then:  mvmae knn runs/pretrain my_labelled/",
+    ]
+    return "\n".join(lines)
+
+
+def group_usage(group: str) -> str:
+    """The verbs of two words that begin with one."""
+    own = {name: verb for name, verb in VERBS.items() if name.split()[0] == group}
+    lines = [
+        f"usage: mvmae {group} VERB ... [--field value]      mvmae {group} VERB --help",
+        "",
+        GROUPS[group],
+        "",
+        *(f"  {name:12} {verb.summary}" for name, verb in own.items()),
     ]
     return "\n".join(lines)
 

@@ -23,10 +23,15 @@ MINIMAL = {
     "finetune": ["run"],
     "detect": ["run", "data"],
     "reconstruct": ["run"],
+    "attention": ["run"],
+    "report": ["run"],
+    "features": ["run"],
+    "curves": ["run"],
     "segment": ["run", "data"],
     "show": ["run"],
     "export": ["run", "--format", "timm"],
     "bench": ["step"],
+    "data check": ["images"],
 }
 
 

@@ -5,7 +5,10 @@ that cannot work raises `UserError` here, before a model is built or a file is w
 follows from a config is a property of it; nothing is ever written back.
 """
 
+from mvmae.config.checking import DataCheckConfig
+from mvmae.config.curves import CurvesConfig
 from mvmae.config.detection import DetectConfig
+from mvmae.config.drawing import AttentionConfig, ReconstructConfig
 from mvmae.config.embedding import EmbedConfig
 from mvmae.config.evaluation import (
     BenchConfig,
@@ -13,9 +16,10 @@ from mvmae.config.evaluation import (
     KnnConfig,
     LabelsConfig,
     ProbeConfig,
-    ReconstructConfig,
 )
+from mvmae.config.exploring import ExploreConfig
 from mvmae.config.exporting import ExportConfig, ExportFormat, ShowConfig
+from mvmae.config.features import FeaturesConfig
 from mvmae.config.files import from_json, to_json
 from mvmae.config.finetuning import FinetuneConfig
 from mvmae.config.pretraining import (
@@ -28,16 +32,22 @@ from mvmae.config.pretraining import (
     ViewsConfig,
     num_visible,
 )
+from mvmae.config.reporting import ReportConfig
 from mvmae.config.segmentation import SegmentConfig
 
 __all__ = [
     "ENCODERS",
+    "AttentionConfig",
     "BenchConfig",
+    "CurvesConfig",
+    "DataCheckConfig",
     "DetectConfig",
     "EmbedConfig",
     "EvaluateConfig",
+    "ExploreConfig",
     "ExportConfig",
     "ExportFormat",
+    "FeaturesConfig",
     "FinetuneConfig",
     "KnnConfig",
     "LabelsConfig",
@@ -47,6 +57,7 @@ __all__ = [
     "PretrainConfig",
     "ProbeConfig",
     "ReconstructConfig",
+    "ReportConfig",
     "SegmentConfig",
     "ShowConfig",
     "Size",

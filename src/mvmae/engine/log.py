@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, a progress bar, TensorBoard."""
+"""What a run says while it runs: metrics.jsonl, a bar or some lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from mvmae.engine import terminal
 from mvmae.engine.checkpoint import write_text
 from mvmae.errors import UserError
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
+LONG_WAIT = 0.1  # share of the time spent waiting for data from which people should know
 
 
 class Log:
@@ -54,16 +55,9 @@ class Log:
         self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
         if not quiet:
             self._seconds_before = _keep_until(self.file, start)
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            TextColumn("{task.completed}/{task.total} steps"),
-            TextColumn("{task.fields[said]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=quiet or not self.console.is_terminal,
-        )
-        self._task = self._bar.add_task(title, total=total, completed=start, said="")
+        self._known: dict[str, Any] = {}
+        self._bar = terminal.StepBar(title, total, unit="steps", console=self.console)
+        self._bar.update(self._bar.task, completed=start)
 
     def __enter__(self) -> Log:
         self._bar.start()
@@ -78,13 +72,22 @@ class Log:
         """Time that the run has taken, what came before a resume included."""
         return self._seconds_before + time.perf_counter() - self.began
 
+    def end_bar(self) -> None:
+        """Leave the bar as it is; what is said from now on stands below it."""
+        self._bar.stop()
+
     def say(self, text: str) -> None:
         """A line for a person, above the bar."""
         self.console.print(text, markup=False, highlight=False)
 
+    def warn(self, text: str) -> None:
+        """As `say`, also to those who asked to hear nothing."""
+        if not self.quiet:
+            terminal.warn(text)
+
     def advance(self, step: int) -> None:
         """Move the bar."""
-        self._bar.update(self._task, completed=step)
+        self._bar.update(self._bar.task, completed=step)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line of metrics and the seconds so far; `record` has at least `step`."""
@@ -97,11 +100,12 @@ class Log:
             for name, value in record.items():
                 if name != "step":
                     self._board.add_scalar(name, value, record["step"])
-        said = "  ".join(
-            f"{short} {record[name]:{form}}" for name, short, form in SHOWN if name in record
-        )
-        self._bar.update(self._task, completed=record["step"], said=said)
-        self._plain_line(record["step"], said)
+        terminal.emit("metrics", record)
+        self._known |= record
+        said = in_words(self._known)
+        self._bar.say(said)
+        self.advance(record["step"])
+        self._plain_line(record["step"], "  ".join(filter(None, said.values())))
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Show a picture, a PNG file's bytes, where there is a place for pictures."""
@@ -118,32 +122,33 @@ class Log:
     def _plain_line(self, step: int, said: str) -> None:
         """Where there is no terminal, about twenty lines tell the run."""
         due = step * PLAIN_LINES // self.total
-        if self.console.is_terminal or due == self._said:
+        if not self._bar.disable or due == self._said:
             return
         self._said = due
         done = self.seconds() - self._seconds_before
         left = done / max(1, step - self.start) * (self.total - step)
-        self.say(f"step {step}/{self.total}  {said}  {_clock(left)} left")
+        self.say(f"step {step}/{self.total}  {said}  {terminal.clock(left)} left")
 
 
 SHOWN = (
     ("loss", "loss", ".3f"),
     ("reconstruction", "L_r", ".3f"),
     ("contrastive", "L_c", ".3f"),
-    ("lr", "lr", ".1e"),
-    ("images_per_second", "images/s", ".0f"),
     ("knn_top1", "kNN", ".1f"),
     ("top1", "top-1", ".1f"),
     ("box_ap", "AP box", ".1f"),
     ("mask_ap", "AP mask", ".1f"),
     ("miou", "mIoU", ".1f"),
+    ("lr", "lr", ".1e"),
+    ("images_per_second", "images/s", ".0f"),
 )
 
 
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+def in_words(known: Mapping[str, Any]) -> dict[str, str]:
+    """What people watch, by name; waiting for data only where there is much of it."""
+    said = {name: f"{short} {known[name]:{form}}" for name, short, form in SHOWN if name in known}
+    wait = known.get("data_wait", 0.0)
+    return said | {"data_wait": f"data wait {wait:.0%}" if wait > LONG_WAIT else ""}
 
 
 def _keep_until(file: Path, step: int) -> float:

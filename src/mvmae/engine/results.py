@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from mvmae.config.files import command_of, to_plain
-from mvmae.engine import runs
+from mvmae.engine import runs, terminal
 from mvmae.errors import UserError
 
 LONGEST = 80  # bytes of a file's name that are taken from what the user called things
@@ -92,7 +93,18 @@ def write(
     file = _free(folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json", config)
     frame = {"verb": verb, "command": command_of(verb, config), "config": to_plain(config)}
     runs.write_json(file, frame | content | {"environment": runs.environment(device, 1)})
+    emit(verb, file, content)
     return file
+
+
+LONG = {"confusion", "skipped"}  # what is left to the file
+
+
+def emit(verb: str, file: Path, content: Mapping[str, Any]) -> None:
+    """Tell a program that reads JSON: the headline's figures as VERB_NAME, then all but `LONG`."""
+    figures = {f"{verb}_{name}": value for name, value in content.get("headline", {}).items()}
+    rest = {name: value for name, value in content.items() if name not in LONG}
+    terminal.emit("result", {"verb": verb, "file": str(file)} | figures | rest)
 
 
 IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 from mvmae.config import BenchConfig
-from mvmae.engine import precision, runs
+from mvmae.engine import precision, runs, terminal
 from mvmae.errors import UserError
 from mvmae.tasks.benching import input as bench_input
 from mvmae.tasks.benching import step as bench_step
@@ -30,6 +30,7 @@ def run(config: BenchConfig) -> None:
     else:
         part, result = bench_input, bench_input.measure(config)
         facts = runs.environment(torch.device("cpu"), 1, threads=1)
+    terminal.emit("result", {"verb": "bench"} | told(config) | result)
     console = Console()
     console.print(part.table_of(result, config))
     for note in part.notes_of(result, config):

@@ -16,7 +16,6 @@ import torch
 from jaxtyping import Int
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -27,6 +26,7 @@ from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, sta
 from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import PRODUCT, Features, OpenedEncoder
 from mvmae.engine import precision, results
+from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
 
@@ -178,38 +178,6 @@ def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, pa
 def key_of(facts: object) -> str:
     """A short name for what some facts say."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
-
-
-class Bar:
-    """Progress over all images of all encoders; nothing where there is no terminal."""
-
-    def __init__(self, total: int) -> None:
-        console = Console()
-        self.bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            transient=True,
-            disable=not console.is_terminal,
-        )
-        self.task = self.bar.add_task("", total=total)
-
-    def __enter__(self) -> Bar:
-        self.bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.stop()
-
-    def name(self, name: str) -> None:
-        """What is being done now."""
-        self.bar.update(self.task, description=escape(name))
-
-    def advance(self, count: int) -> None:
-        """So many more images are done."""
-        self.bar.update(self.task, advance=count)
 
 
 def at_most(source: Source, count: int | None, seed: int) -> Source:

@@ -36,7 +36,7 @@ from mvmae.data.decode import UnreadableImageError
 from mvmae.data.sources.opening import open_source
 from mvmae.data.views import normalized, whole_view
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
-from mvmae.engine import results, runs
+from mvmae.engine import results, runs, terminal
 from mvmae.errors import UserError
 from mvmae.tasks.exporting import to_graph, to_timm, to_transformers
 from mvmae.tasks.exporting.about import about
@@ -110,6 +110,8 @@ def run(config: ExportConfig) -> None:
         for name in config.format:
             put(temporary / name, folder / name, aside=temporary / f"{name}-before")
 
+    written = [row._asdict() for row in rows]
+    terminal.emit("result", {"verb": "export", "folder": str(folder), "formats": written})
     console.print(f"written: {folder}")
     Console().print(table_of(rows))
     console.print(

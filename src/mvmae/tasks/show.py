@@ -8,6 +8,7 @@ from typing import Any
 
 from mvmae import encoders
 from mvmae.config import ShowConfig
+from mvmae.engine import terminal
 from mvmae.tasks.exporting.about import (
     about,
     headline_in_words,
@@ -28,6 +29,7 @@ def run(config: ShowConfig) -> None:
         UserError: There is no such encoder, or it is of a kind that is not supported.
     """
     facts = about(config.encoder, encoders.open_encoder(config.encoder))
+    terminal.emit("result", {"verb": "show"} | facts)
     if config.json:
         print(json.dumps(facts, indent=2))
         return

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of
 from mvmae.engine.log import PLAIN_LINES
+from mvmae.engine.terminal import emit, has_bars
 from mvmae.tasks.embedding.parts import PARTS, Index
 
 
@@ -33,7 +34,7 @@ class Meter:
             TextColumn("{task.fields[speed]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not has_bars(self.console),
         )
         self._task = self._bar.add_task("embed", total=total, speed="")
 
@@ -59,7 +60,7 @@ class Meter:
         speed = (done - self.first) / max(time.perf_counter() - self.began, 1e-9)
         self._bar.update(self._task, completed=done, speed=f"{speed:.0f} images/s")
         due = done * PLAIN_LINES // self.total
-        if not self.console.is_terminal and due > self._said and done < self.total:
+        if self._bar.disable and due > self._said and done < self.total:
             self._said = due
             left = round((self.total - done) / max(speed, 1e-9))
             clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
@@ -101,6 +102,8 @@ def conclude(meter: Meter, folder: Path, index: Index) -> None:
         f"written: {folder / PARTS} ({counted(index.count('rows'), 'image')} in "
         f"{counted(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
     )
+    told = {"verb": "embed", "folder": str(folder), "images": index.count("rows")}
+    emit("result", told | {"skipped": skipped, "parts": len(index.parts)})
 
 
 def counted(number: int, what: str) -> str:

@@ -26,7 +26,7 @@ from mvmae.data.sources.files import Files
 from mvmae.data.sources.source import Source
 from mvmae.data.views import whole_view
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import runs
+from mvmae.engine import runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import neighbours
@@ -138,6 +138,7 @@ def answer(
     picture = picture_of(found, opened, source, queries, config, index)
     runs.write_json(folder / "neighbours.json", result_of(found, config, index))
     write_whole(folder / "neighbours.png", lambda stream: stream.write(picture))
+    terminal.emit("result", result_of(found, config, index))
     console.print(f"written: {folder / 'neighbours.json'}, {folder / 'neighbours.png'}")
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 
 from mvmae import encoders
 from mvmae.config import PretrainConfig
 from mvmae.data.sources.source import Source
-from mvmae.engine import distributed, runs
+from mvmae.engine import distributed, metrics_file, runs, terminal
 from mvmae.engine.log import Log
+from mvmae.engine.metrics_file import Column
 from mvmae.engine.state import State
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
@@ -77,7 +79,7 @@ def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], warmup
         return
     state.warned = True
     alike, rank = record["negative_similarity"], record["effective_rank"]
-    log.say(
+    log.warn(
         f"warning: collapse at step {state.step}: views of different images are {alike:.2f} alike, "
         f"effective rank {rank:.1f}. A lower --base-lr or a larger --batch-size may help"
     )
@@ -93,18 +95,68 @@ def farewell(signal: int, config: PretrainConfig, state: State) -> str:
 
 
 def conclude(log: Log, config: PretrainConfig, state: State) -> None:
-    """The verdict, kept in health.json, and what to do next."""
+    """The verdict, kept in health.json; how the run went, and what to do next."""
     record: dict[str, Any] = state.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
     verdict = health.verdict(record, width)
     runs.write_json(config.out / "health.json", verdict._asdict() | record)
-    log.say(f"health: {verdict.status}. {verdict.sentence}.")
+    found = metrics_file.columns(metrics_file.read(config.out))
+    log.end_bar()
+    for label, said in summary(found, config, state, log.seconds()):
+        log.say(f"{label:{LABEL}}{said}")
     if state.unreadable:
-        log.say(f"images that could not be read: {config.out / 'skipped.csv'}")
-    if "knn_top1" in record:
-        log.say(f"kNN top-1 on {config.eval_data}: {record['knn_top1']:.1f} %")
-    minutes, seconds = divmod(round(log.seconds()), 60)
+        log.warn(f"images that could not be read: {config.out / 'skipped.csv'}")
+    log.say(f"health: {verdict.status}. {verdict.sentence}.")
     log.say(
-        f"{state.step} steps in {minutes}:{seconds:02}. The encoder: "
-        f"{config.out / encoders.PRODUCT}. Judge it: mvmae knn {config.out} LABELLED_IMAGES"
+        f"The encoder: {config.out / encoders.PRODUCT}. Judge it: mvmae knn {config.out} "
+        f"LABELLED_IMAGES"
     )
+    log.say(f"How it went: mvmae curves {config.out}")
+    told = {"verb": "pretrain", "out": str(config.out), "steps": state.step}
+    told |= {"encoder": str(config.out / encoders.PRODUCT), "seconds": round(log.seconds(), 3)}
+    told |= {"health": verdict.status, "sentence": verdict.sentence}
+    terminal.emit("result", told | record | speed_of(found))
+
+
+LABEL = 14  # columns before what is said of each
+SUMMED_UP = (  # columns of metrics.jsonl
+    ("loss", "loss"),
+    ("reconstruction", "  L_r"),
+    ("contrastive", "  L_c"),
+)
+
+
+def summary(
+    found: Mapping[str, Column], config: PretrainConfig, state: State, seconds: float
+) -> Iterator[tuple[str, str]]:
+    """How a finished run went, a line each: from the first line of its metrics to the last."""
+    yield "steps", f"{state.step} of {config.batch_size} images, {config.epochs} epochs"
+    speed = speed_of(found)
+    fast = f", {speed['images_per_second']:.0f} images/s (median)" if speed else ""
+    wait = f", {speed['data_wait']:.0%} of the time waiting for data" if speed else ""
+    yield "time", f"{terminal.clock(seconds)}{fast}{wait}"
+    for name, label in SUMMED_UP:
+        if name in found and (name == "loss" or "contrastive" in found):
+            first, last = found[name].y[[0, -1]]
+            yield label, f"{first:.3f} → {last:.3f}{_beside(found, name)}"
+    if "knn_top1" in found:
+        scores = found["knn_top1"].y
+        before = f"{scores[0]:.1f} → " if len(scores) > 1 else ""
+        yield "kNN top-1", f"{before}{scores[-1]:.1f} % on {config.eval_data}"
+
+
+def _beside(found: Mapping[str, Column], name: str) -> str:
+    """What one who knows nothing reaches."""
+    compared = metrics_file.level(found, name)
+    words = {"reconstruction": "the mean of each patch", "contrastive": "chance"}.get(name)
+    return f" ({words}: {compared.y[-1]:.3f})" if compared else ""
+
+
+def speed_of(found: Mapping[str, Column]) -> dict[str, float]:
+    """Median images a second, and the share of the time spent waiting for data."""
+    if not {"images_per_second", "data_wait"} <= found.keys():
+        return {}
+    return {
+        "images_per_second": float(np.nanmedian(found["images_per_second"].y)),
+        "data_wait": round(float(np.nanmean(found["data_wait"].y)), 4),
+    }

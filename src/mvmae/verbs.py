@@ -1,0 +1,115 @@
+"""The verbs of the command line: a line for each, and what it is told. No torch."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mvmae.config import (
+    AttentionConfig,
+    BenchConfig,
+    CurvesConfig,
+    DataCheckConfig,
+    DetectConfig,
+    EmbedConfig,
+    ExploreConfig,
+    ExportConfig,
+    FeaturesConfig,
+    FinetuneConfig,
+    KnnConfig,
+    LabelsConfig,
+    PretrainConfig,
+    ProbeConfig,
+    ReconstructConfig,
+    ReportConfig,
+    SegmentConfig,
+    ShowConfig,
+)
+
+
+class Verb(NamedTuple):
+    """A subcommand: what it is for, what it is told, and the module whose `run` does it."""
+
+    summary: str
+    config: type
+    module: str
+
+
+VERBS = {
+    "pretrain": Verb(
+        "Pre-train an encoder from unlabelled images.", PretrainConfig, "mvmae.tasks.pretrain"
+    ),
+    "knn": Verb(
+        "Judge an encoder by nearest neighbours on labelled images.", KnnConfig, "mvmae.tasks.knn"
+    ),
+    "probe": Verb(
+        "Judge an encoder by a linear classifier on its features.", ProbeConfig, "mvmae.tasks.probe"
+    ),
+    "finetune": Verb(
+        "Train an encoder and a classifier end to end on labelled images.",
+        FinetuneConfig,
+        "mvmae.tasks.finetune",
+    ),
+    "segment": Verb(
+        "Train an encoder and UperNet to name each pixel; or check an encoder frozen.",
+        SegmentConfig,
+        "mvmae.tasks.segment",
+    ),
+    "detect": Verb(
+        "Train an encoder and Mask R-CNN to find things; or find them with a finished run.",
+        DetectConfig,
+        "mvmae.tasks.detect",
+    ),
+    "labels": Verb(
+        "Draw how accuracy grows with the labels, beside an untrained encoder.",
+        LabelsConfig,
+        "mvmae.tasks.labels",
+    ),
+    "embed": Verb(
+        "Write embeddings of images to files; find images that look alike.",
+        EmbedConfig,
+        "mvmae.tasks.embed",
+    ),
+    "reconstruct": Verb(
+        "Draw what the decoder makes of masked images.",
+        ReconstructConfig,
+        "mvmae.tasks.reconstruct",
+    ),
+    "attention": Verb(
+        "Draw where an encoder looks, beside other encoders.",
+        AttentionConfig,
+        "mvmae.tasks.attention",
+    ),
+    "features": Verb(
+        "Draw what an encoder sees: patches in colour, a map, outliers, duplicates.",
+        FeaturesConfig,
+        "mvmae.tasks.features",
+    ),
+    "curves": Verb("Draw how runs went: losses, scores.", CurvesConfig, "mvmae.tasks.curves"),
+    "report": Verb(
+        "Write a page about a run, or about several side by side.",
+        ReportConfig,
+        "mvmae.tasks.report",
+    ),
+    "explore": Verb(
+        "Explore an encoder in the browser, on a page of this machine.",
+        ExploreConfig,
+        "mvmae.tasks.explore",
+    ),
+    "data check": Verb(
+        "Look through images: unreadable, duplicate, leaked, odd ones.",
+        DataCheckConfig,
+        "mvmae.tasks.data_check",
+    ),
+    "show": Verb("Say what an encoder is.", ShowConfig, "mvmae.tasks.show"),
+    "export": Verb(
+        "Write an encoder for timm, transformers, ONNX or torch.export.",
+        ExportConfig,
+        "mvmae.tasks.export",
+    ),
+    "bench": Verb(
+        "Time a training step or the input against the plain way.",
+        BenchConfig,
+        "mvmae.tasks.bench",
+    ),
+}
+GROUPS = {"data": "What can be done with images, without an encoder."}  # verbs of two words
