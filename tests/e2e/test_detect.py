@@ -27,6 +27,7 @@ from mvmae.config import ModelConfig, ViewsConfig
 from mvmae.encoders import OpenedEncoder, Preprocessing
 
 TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
+NAMED = {"config", "checksum"}  # of a checkpoint: where the folder's name is, and its sum
 LEFT = {
     *("config.json", "environment.json", "metrics.jsonl", "checkpoints", "results", "figures"),
     *("model.safetensors", "model.json", "predictions.json"),
@@ -88,7 +89,7 @@ def assert_same_run(ours: Path, theirs: Path) -> None:
         torch.load(run / "checkpoints" / "last.pt", weights_only=True) for run in (ours, theirs)
     ]
     one, other = (
-        tree_flatten_with_path({k: v for k, v in state.items() if k != "config"})[0]
+        tree_flatten_with_path({k: v for k, v in state.items() if k not in NAMED})[0]
         for state in states
     )
     assert len(one) == len(other) > 100

@@ -147,6 +147,58 @@ def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
     assert all(one[key].equal(other[key]) for key in one)
 
 
+def test_a_judgement_that_fails_costs_no_training(here, capsys):
+    """The test images vanish meanwhile; once they are back the run is as if nothing had been."""
+    from mvmae.tasks import segment
+
+    own, images = segment.training_step, Path("data/images/validation")
+
+    def losing(step: int):
+        def step_of(wrapped, trained, batch, job, number):
+            if number == step:
+                images.rename("elsewhere")
+            return own(wrapped, trained, batch, job, number)
+
+        return step_of
+
+    for step, out in ((1, "middle"), (5, "end")):  # tests are after steps 3 and 6
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segment, "training_step", losing(step))
+            told = refused(capsys, f"segment enc data --out {out} {SMALL}")
+        assert "3 of the 3 test images cannot be read" in told
+        assert torch.load(Path(out) / "checkpoints" / "last.pt")["step"] == 3 * (1 + step // 3)
+        assert (Path(out) / "model.safetensors").exists() is (out == "end")
+        Path("elsewhere").rename(images)
+        assert said(f"segment --resume --out {out}") == 0
+        assert lines(out) == lines("run")
+        assert all(weights(out)[key].equal(value) for key, value in weights("run").items())
+        assert result(f"{out}/results/segment-data.json")["headline"]
+
+
+def test_a_run_goes_on_without_its_encoder_and_with_another_in_its_place(here):
+    from mvmae.tasks import segment
+
+    own = segment.training_step
+
+    def stopping(wrapped, trained, batch, job, step):
+        if step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return own(wrapped, trained, batch, job, step)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(segment, "training_step", stopping)
+        for out in ("gone", "other"):
+            assert said(f"segment enc data --out {out} {SMALL}") == 143
+    facts = result("enc/encoder.json")
+    Path("enc/encoder.json").write_text(json.dumps(facts | {"mean": [0.9] * 3}))
+    assert said("segment --resume --out other") == 0
+    shutil.rmtree("enc")
+    assert said("segment --resume --out gone") == 0
+    for out in ("gone", "other"):
+        assert all(weights(out)[key].equal(value) for key, value in weights("run").items())
+        assert result(f"{out}/encoder.json")["mean"] == facts["mean"]
+
+
 def test_parts_of_a_batch_and_recomputing_run(here):
     command = f"segment enc data --out parts {SMALL} --accumulate 2 --recompute --clip-grad 1"
     assert main(command.split()) == 0
@@ -250,6 +302,58 @@ def test_predictions_pass_over_unreadable_images_and_keep_folders(here, capsys):
     assert said("segment run --predict mixed --out seen --overwrite --device cpu") == 0
 
 
+def test_one_image_is_predicted_into_an_empty_folder_that_is_a_link(here, capsys):
+    Path("disk").mkdir()
+    Path("link").symlink_to("disk")
+    command = "segment run --predict data/images/validation/v1.png --out link --device cpu"
+    assert said(command) == 0
+    assert "1 images in" in capsys.readouterr().out
+    assert Path("disk/masks/v1.png").exists()
+
+
+def test_black_and_white_masks_are_learnt_and_predicted_as_they_are(here, capsys):
+    for part in ("training", "validation"):
+        for file in Path("data/annotations", part).iterdir():
+            white = 255 * (np.array(Image.open(file)) == 2).astype(np.uint8)
+            Image.fromarray(white).save(file)
+    Path("data/classes.csv").unlink()
+    capsys.readouterr()
+    assert said(f"segment enc data --out white {SMALL}") == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "values in the masks: 0 is a class (86.1 %), 255 is a class (13.9 %)" in told
+    assert "black-and-white masks have two classes" in told
+    assert [row["class"] for row in result("white/results/segment-data.json")["per_class"]] == [
+        "0",
+        "255",
+    ]
+    assert said("segment white --predict data/images/validation --out seen --device cpu") == 0
+    with Image.open("seen/masks/v0.png") as mask:
+        assert mask.mode == "L"
+        assert set(np.unique(mask).tolist()) <= {0, 255}
+    assert said("segment white data --protocol test --device cpu --workers 0") == 0
+    own, again = (
+        result(f"white/results/{n}-data.json")["confusion"] for n in ("segment", "segment-test")
+    )
+    assert own == again
+
+
+def test_plain_pairs_are_tested_without_what_was_learnt_from(here, capsys):
+    shutil.copytree("data/images/training", "pair/images")
+    shutil.copytree("data/annotations/training", "pair/masks")
+    assert said(f"segment enc pair --out plain {SMALL}") == 0
+    learnt = result("plain/model.json")["learnt"]
+    assert len(set(learnt)) == 6
+    assert said("segment plain pair --protocol test --device cpu --workers 0") == 0
+    assert "6 of the 8 images were learnt from, and are left out" in capsys.readouterr().out
+    own, again = (
+        result(f"plain/results/{n}-pair.json")["confusion"] for n in ("segment", "segment-test")
+    )
+    assert own == again
+    new = "--images data/images/validation --masks data/annotations/validation"
+    assert said(f"segment plain {new} --protocol test --device cpu --workers 0") == 0
+    assert "3 images of data/images/validation test (all images test)" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
 def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol):
     options = "--device cpu --workers 0 --crop 16 --stride 10 --short-side 24 --batch-size 4"
@@ -295,6 +399,10 @@ def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol
         ("segment enc data --resume --out run --lr 1", "was run with lr"),
         ("segment run data --out run --overwrite", "--overwrite would delete run"),
         ("segment enc --predict data --out seen", "enc is no finished run of mvmae segment"),
+        ("segment run --predict data --out seen --stride 3", "--stride 3 changes nothing here"),
+        ("segment run data --protocol test --crop 12", "--crop 12 changes nothing here"),
+        ("segment run --predict data --out run --resume", "--predict cannot be resumed"),
+        ("segment enc data --ignore-index 65536", "ignore_index must lie between 0 and 65535"),
         ("segment run --predict data", "--predict needs --out"),
         ("segment run --predict nowhere --out seen", "no such folder: nowhere"),
         ("segment run data --predict data --out seen", "leave out DATA"),
@@ -318,6 +426,8 @@ def test_spoilt_pairs_are_told_in_a_table_and_left_out(here, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "masks of another size" in text
     assert "6 images learn, 3 test" in text
+    assert "values in the masks: 0 counts for nothing (27.8 %), 1 is ground (" in text
+    assert "--ignore-index none makes 0 a class" in text
     assert result("left/results/segment-data.json")["data"]["num_train"] == 6
 
 

@@ -118,11 +118,12 @@ def test_masks_survive_their_run_lengths(mask):
         made = masks_of([Thing((0, 0, 1, 1), 1, kind)], size)
         assert torch.equal(made[0], torch.from_numpy(mask).byte())
         image = {"id": 1, "file_name": "a", "height": size[0], "width": size[1]}
-        one = annotation(1, 1, 1, [0, 0, 1, 1]) | {"segmentation": kind}
+        one = annotation(1, 1, 1, [0, 0, size[1], size[0]]) | {"segmentation": kind}
         found = checked(
             {"images": [image], "annotations": [one], "categories": [{"id": 1, "name": "a"}]}
         )
-        assert found.findings == []
+        assert len(found.content["annotations"]) == 1
+        assert mask.sum() < 4 or found.findings == []
 
 
 def test_polygons_are_filled_and_joined():
@@ -163,10 +164,15 @@ def with_(**changes) -> dict:
     return GOOD | {"id": 2} | changes
 
 
+def boxed(*box: float) -> dict:
+    """A good annotation with its box, and its mask, elsewhere."""
+    return annotation(2, 1, 3, list(box))
+
+
 @pytest.mark.parametrize(
     ("second", "what", "remedy", "left"),
     [
-        (with_(bbox=[50, 5, 20, 10]), "boxes that stick out of their image", "clipped", 2),
+        (boxed(50, 5, 20, 10), "boxes that stick out of their image", "clipped", 2),
         (with_(bbox=[70, 5, 20, 10]), "boxes outside their image", "left out", 1),
         (with_(bbox=[7, 5, 0, 10]), "boxes without an area", "left out", 1),
         (with_(bbox=[7, 5, -3, 10]), "boxes without an area", "left out", 1),
@@ -198,6 +204,20 @@ def with_(**changes) -> dict:
             1,
         ),
         (with_(segmentation={"size": [40, 60]}), "masks that cannot be read", "left out", 1),
+        (with_(bbox=[30, 20, 10, 10]), "masks that lie outside their box", "left out", 1),
+        (
+            with_(segmentation=[[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]),
+            "masks of fewer than 4 pixels in boxes of more: nothing is learnt of them",
+            "kept",
+            2,
+        ),
+        (
+            with_(segmentation=[GOOD["segmentation"][0], [1, 2, 3, 4]]),
+            "polygons of fewer than three points beside good ones",
+            "left out",
+            2,
+        ),
+        (with_(image_id=2**70), "annotations of unknown images", "left out", 1),
     ],
 )
 def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
@@ -210,12 +230,12 @@ def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
 
 
 def test_a_box_that_sticks_out_is_clipped_to_the_image():
-    found = checked(content_of(GOOD, with_(bbox=[-4, 30, 14, 20])))
+    found = checked(content_of(GOOD, boxed(-4, 30, 14, 20)))
     assert found.content["annotations"][1]["bbox"] == [0, 30, 10, 10]
 
 
 def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
-    found = checked(content_of(with_(bbox=[50.5, 5, 10, 10])))
+    found = checked(content_of(boxed(50.5, 5, 10, 10)))
     assert found.findings == []
     assert found.content["annotations"][0]["bbox"] == [50.5, 5, 10, 10]
 
@@ -226,13 +246,40 @@ def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
         ({"categories": []}, "no categories"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 3, "name": "b"}]}, "occur twice"),
         ({"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, "occur twice"),
-        ({"categories": [{"id": 3}]}, "categories without id or name"),
+        (
+            {"categories": [{"id": 3}]},
+            "categories whose id is no whole number of 64 bit, or without name",
+        ),
         ({"images": []}, "no image is left"),
-        ({"images": [{"id": 1, "height": 40, "width": 60}]}, "images without id or file_name"),
+        (
+            {"images": [{"id": 1, "height": 40, "width": 60}]},
+            "images whose id is no whole number of 64 bit, or without file_name",
+        ),
         ({"images": [{"id": 1, "file_name": "a.png"}]}, "images without a size"),
         (
             {"images": 2 * [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}]},
             "images of the same id",
+        ),
+        (
+            {
+                "images": [
+                    {"id": number, "file_name": name, "height": 40, "width": 60}
+                    for number, name in ((1, "a.png"), (2, "./a.png"))
+                ]
+            },
+            "images of the same file_name",
+        ),
+        (
+            {"images": [{"id": 2**70, "file_name": "a.png", "height": 40, "width": 60}]},
+            "images whose id is no whole number of 64 bit, or without file_name",
+        ),
+        (
+            {"categories": [{"id": 2**70, "name": "a"}]},
+            "categories whose id is no whole number of 64 bit, or without name",
+        ),
+        (
+            {"annotations": [with_(segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])]},
+            "more than half of the masks do not fit their boxes",
         ),
         ({"annotations": []}, "no annotation is left"),
         ({"annotations": [GOOD | {"iscrowd": 1}]}, "no annotation is left"),
@@ -283,8 +330,70 @@ def test_masks_are_used_where_most_things_have_one():
     assert few.findings[0].what == "annotations without a mask"
     many = checked(content_of(GOOD, bare | {"id": 2}, bare | {"id": 3}))
     assert (many.has_masks, len(many.content["annotations"])) == (False, 3)
-    crowd = checked(content_of(GOOD, bare | {"id": 2, "iscrowd": 1}))
-    assert (crowd.has_masks, crowd.findings) == (True, [])
+
+
+def test_a_crowd_without_a_mask_gets_its_box_where_others_have_masks():
+    bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
+    crowd = {**bare, "id": 2, "iscrowd": 1, "bbox": [20, 5, 30, 30]}
+    found = checked(content_of(GOOD, crowd))
+    assert [(one.what, one.remedy) for one in found.findings] == [
+        ("crowds without a mask: their box is it", "kept")
+    ]
+    good, _ = as_found(found.content)
+    assert average_precision(found.content, [good], "segm").figures["AP"] == 100
+    assert checked(content_of(bare, crowd)).findings == []  # nothing else has a mask
+
+
+def test_shares_in_place_of_pixels_are_no_matter_where_boxes_alone_are_learnt():
+    wrong = with_(segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])
+    found = checked(content_of(wrong), with_masks=False)
+    assert (found.findings, found.has_masks) == ([], False)
+    assert "segmentation" not in found.content["annotations"][0]
+
+
+@pytest.mark.parametrize(
+    ("value", "is_crowd"), [("0", 0), ("1", 1), ("true", 1), (0, 0), (1, 1), (True, 1), (None, 0)]
+)
+def test_crowds_are_marked_by_numbers_or_by_text(value, is_crowd):
+    found = checked(content_of(GOOD, with_(iscrowd=value)))
+    assert [one["iscrowd"] for one in found.content["annotations"]] == [0, is_crowd]
+
+
+def test_sizes_may_be_whole_floats():
+    image = {"id": 1, "file_name": "1.png", "height": 40.0, "width": 60.0}
+    found = checked(content_of(GOOD, images=1) | {"images": [image]})
+    assert found.findings == []
+    assert [type(found.content["images"][0][side]) for side in ("height", "width")] == [int, int]
+    odd = checked(content_of(GOOD) | {"images": [image | {"width": 60.5}]})
+    assert odd.fatal[0].what == "images without a size"
+
+
+def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
+    content = content_of(GOOD, images=9)
+    for number, name in enumerate(("a" * 300 + ".jpg", "\ud800x.jpg", "a\0b\x1b[31m.jpg"), 1):
+        content["images"][number]["file_name"] = name
+    for number in (1, 5, 6, 7, 8, 9):
+        Image.new("RGB", (60, 40)).save(tmp_path / f"{number}.png")
+    found = checked(content, sizes_in(tmp_path, content))
+    (missing,) = (one for one in found.findings if one.what == "image files that are missing")
+    assert missing.count == 3
+    assert missing.examples[1:] == ("\\ud800x.jpg", "a\\x00b\\x1b[31m.jpg")
+    assert all(example.encode() for example in missing.examples)
+
+
+def test_a_byte_order_mark_does_no_harm(tmp_path):
+    file = tmp_path / "instances_train.json"
+    file.write_text("\ufeff" + json.dumps(content_of(GOOD)), encoding="utf-8")
+    assert load(file)["annotations"][0]["id"] == 1
+
+
+def test_an_entry_that_is_no_object_is_named(tmp_path):
+    file = tmp_path / "instances_train.json"
+    file.write_text(json.dumps(content_of(GOOD, 3, GOOD, "x")))
+    with pytest.raises(
+        UserError, match=r"entry 2 of 4 in 'annotations' is no object but 3 \(and 1"
+    ):
+        load(file)
 
 
 @pytest.mark.parametrize(

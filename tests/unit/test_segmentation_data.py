@@ -5,20 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from masks_data import complaint, found, save_pair, values_of
 from PIL import Image
 
 from mvmae.data.decode import UnreadableImageError
-from mvmae.data.segmentation import (
-    IGNORED,
-    Pair,
-    Pairs,
-    Rule,
-    class_names,
-    find_pairs,
-    fingerprint,
-    read_names,
-    read_values,
-)
+from mvmae.data.mask_values import IGNORED, Rule, counted, read_names, read_values
+from mvmae.data.segmentation import Pair, Pairs, class_names, fingerprint
 from mvmae.data.segmentation_check import accepted, check_pairs
 from mvmae.data.segmentation_views import (
     Training,
@@ -47,52 +39,12 @@ TRAINING = Training(
 )
 
 
-def save_pair(root: Path, name: str, values: np.ndarray, part: str = "", masks="annotations"):
-    """An image whose red is ten times its mask's value, and the mask."""
-    image, mask = root / "images" / part / f"{name}.png", root / masks / part / f"{name}.png"
-    for file in (image, mask):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    colour = np.stack([values * 10, values * 0, values * 0 + 100], axis=-1)
-    Image.fromarray(colour.astype(np.uint8)).save(image)
-    Image.fromarray(values.astype(np.uint8)).save(mask)
-
-
-def values_of(*numbers: int, size=(20, 30)) -> np.ndarray:
-    """Vertical stripes."""
-    return np.array(numbers)[np.arange(size[1]) * len(numbers) // size[1]][None].repeat(size[0], 0)
-
-
 @pytest.fixture
 def ade(tmp_path) -> Path:
     for part, count in (("training", 6), ("validation", 3)):
         for index in range(count):
             save_pair(tmp_path, str(index), values_of(0, 1, 2, 3), part)
     return tmp_path
-
-
-def found(root: Path, **options):
-    options = {
-        "folders": None,
-        "channels": 3,
-        "ignore_index": "auto",
-        "test_split": None,
-        "names": None,
-    } | options
-    return find_pairs(str(root), **options)
-
-
-def checked(root: Path, num_classes=None, **options):
-    return check_pairs(found(root, **options), num_classes)
-
-
-def complaint(root: Path, num_classes=None, **options) -> str:
-    def opened():
-        where = found(root, **options)
-        return accepted(where, check_pairs(where, num_classes))
-
-    with pytest.raises(UserError) as caught:
-        opened()
-    return str(caught.value)
 
 
 # What values mean
@@ -114,8 +66,30 @@ def test_values_become_classes_without_a_gap(ignored, classes):
     assert rule.values(rule.classes(values)[known].astype(int)).tolist() == values[known].tolist()
 
 
+def test_a_void_of_16_bit_is_ignored_before_anything_is_clipped():
+    values = np.array([0, 1, 65534, 65535])
+    assert Rule(65535).classes(values).tolist() == [0, 1, 2**15 - 1, IGNORED]
+
+
+def test_negative_values_count_for_nothing():
+    for rule in (Rule(0), Rule(None), Rule(None, 255)):
+        assert rule.classes(np.array([-5, -1])).tolist() == [IGNORED, IGNORED]
+
+
+def test_black_and_white_masks_have_two_classes():
+    rule = Rule(None, 255)
+    assert rule.classes(np.array([0, 255, 1, 128])).tolist() == [0, 1, 1, 2**15 - 1]
+    assert rule.values(np.array([0, 1])).tolist() == [0, 255]
+
+
+def test_values_are_counted_whatever_they_are():
+    for values in (np.array([[3, 0], [3, 7]]), np.array([[3, -2], [3, 70_000]])):
+        numbers, counts = np.unique(values, return_counts=True)
+        assert counted(values) == dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+
+
 def test_values_beyond_16_bit_are_no_small_classes():
-    assert Rule(0).classes(np.array([70_000]))[0] == 2**15 - 2
+    assert Rule(0).classes(np.array([70_000, 32_768])).tolist() == [2**15 - 1] * 2
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16", "1", "RGB", "RGBA", "LA"])
@@ -152,6 +126,26 @@ def test_names_are_read_from_every_usual_file(tmp_path):
     assert class_names({0: "sky", 2: "road"}, 4) == ("sky", "1", "road", "3")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("0,a\n99999999999999999999999,b\n", "names value 999999999999: masks hold 0 to 65535"),
+        ("0,a\n65536,b\n", "names value 65536"),
+        ('0,"' + "a" * 200_000 + "\n1,b", "cannot read the classes' names"),
+        ("value;name\n0;a\n", "names no classes"),
+    ],
+)
+def test_names_that_cannot_be_are_told(tmp_path, text, told):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=told):
+        read_names(tmp_path / "a.csv", Rule(None))
+
+
+def test_names_have_nothing_that_a_screen_would_obey(tmp_path):
+    (tmp_path / "a.csv").write_text("0,[red]c\x1b[31m\n")
+    assert read_names(tmp_path / "a.csv", Rule(None)) == {0: "[red]c[31m"}
+
+
 # What is found
 
 
@@ -159,7 +153,7 @@ def test_ades_layout_has_its_parts_and_ignores_0(ade):
     here = found(ade)
     data = accepted(here, check_pairs(here))
     assert (len(data.train), len(data.test), data.split) == (6, 3, "training/ and validation/")
-    assert data.classes == ("0", "1", "2")
+    assert data.classes == ("1", "2", "3")  # as the masks have them
     assert data.train.mask(0).unique().tolist() == [IGNORED, 0, 1, 2]
 
 
@@ -189,7 +183,7 @@ def test_names_in_the_folder_say_how_many_classes_there_are(ade):
     (ade / "classes.csv").write_text("value,name\n0,nothing\n1,sky\n5,road\n")
     here = found(ade)
     data = accepted(here, check_pairs(here))
-    assert data.classes == ("sky", "1", "2", "3", "road")
+    assert data.classes == ("sky", "2", "3", "4", "road")
     assert fingerprint(data) != fingerprint(data._replace(classes=data.classes[:4]))
 
 
@@ -207,87 +201,6 @@ def test_no_image_with_a_mask_is_told(tmp_path):
     save_pair(tmp_path, "a", values_of(0, 1))
     (tmp_path / "annotations" / "a.png").rename(tmp_path / "annotations" / "b.png")
     assert "no image of" in complaint(tmp_path)
-
-
-# What is wrong
-
-
-def spoilt(ade: Path) -> Path:
-    """One of each kind among six pairs that are left, so that most can be used."""
-    for index in range(10, 20):
-        save_pair(ade, str(index), values_of(0, 1, 2, 3), "training")
-    masks, images = ade / "annotations" / "training", ade / "images" / "training"
-    (masks / "10.png").unlink()
-    (images / "11.png").unlink()
-    Image.fromarray(values_of(1, 2, size=(10, 10)).astype(np.uint8)).save(masks / "12.png")
-    Image.new("RGB", (30, 20), (200, 10, 10)).save(masks / "13.png")
-    Image.new("L", (30, 20), 0).save(masks / "14.png")
-    (masks / "15.png").write_bytes(b"no image")
-    (images / "16.png").write_bytes(b"no image")
-    return ade
-
-
-def test_everything_wrong_is_counted_and_named_and_left_out(ade):
-    look = checked(spoilt(ade))
-    told = {finding.what: finding for finding in look.findings}
-    assert {what: finding.count for what, finding in told.items()} == dict.fromkeys(
-        (
-            "images without a mask",
-            "masks without an image",
-            "masks of another size than their image",
-            "masks that are colour pictures, not numbers of classes",
-            "masks in which nothing counts",
-            "masks that cannot be read",
-            "images that cannot be read",
-        ),
-        1,
-    )
-    sizes = told["masks of another size than their image"].examples[0]
-    assert sizes.endswith("12.png (10 x 10, the image 30 x 20)")
-    assert {finding.consequence for finding in look.findings} == {"left out"}
-    assert len(look.usable[0]) == 9  # 16 less one of each kind
-    here = found(ade)
-    names = [Path(path).stem for path in accepted(here, look).train.paths]
-    assert not {"10", "11", "12", "13", "14", "15", "16"} & set(names)
-    assert look.pixels[1] == (420, 480, 420)
-
-
-def test_at_most_three_examples_are_named(ade):
-    for index in range(5):
-        (ade / "annotations" / "training" / f"{index}.png").unlink()
-    assert [(f.count, len(f.examples)) for f in checked(ade).findings] == [(5, 3)]
-
-
-def test_values_beyond_the_classes_stop(ade):
-    told = complaint(ade, num_classes=2)
-    assert "9 masks with a value beyond the 2 classes" in told
-    assert "(value 3)" in told
-    assert "--num-classes" in told
-
-
-def test_mostly_unusable_pairs_stop_with_the_commonest_reason(ade):
-    for index in range(4):
-        Image.new("RGB", (30, 20), (200, 10, 10)).save(
-            ade / "annotations" / "training" / f"{index}.png"
-        )
-    told = complaint(ade)
-    assert "4 of the 6 pairs to learn from cannot be used" in told
-    assert "colour pictures" in told
-
-
-def test_one_class_is_nothing_to_tell(tmp_path):
-    for index in range(4):
-        save_pair(tmp_path, f"{index}", values_of(0, 255), masks="masks")
-    assert "1 class only" in complaint(tmp_path)
-
-
-def test_turned_photographs_are_as_large_as_they_look(ade):
-    masks, images = ade / "annotations" / "training", ade / "images" / "training"
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (20, 30)).save(images / "0.png", exif=exif)  # upright: 30 x 20
-    assert not checked(ade).findings
-    (masks / "0.png").unlink()
 
 
 # What is trained on

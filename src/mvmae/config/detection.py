@@ -163,8 +163,8 @@ class DetectConfig:
     """Replace the run in `out`."""
 
     predict: str | None = None
-    """Folder or list of images: find things in them with the finished run ENCODER, in place of
-    training."""
+    """Folder or list of images, or one image: find things in them with the finished run ENCODER, in
+    place of training."""
 
     score: float = 0.5
     """predict: smallest score of what is kept, from 0 to 1."""
@@ -181,6 +181,11 @@ class DetectConfig:
             self.predict is None or not self.data,
             f"--predict takes a detector's run folder and no DATA: leave out {self.data}",
         )
+        require(
+            self.predict is None or not self.resume,
+            "--predict cannot be resumed: leave out --resume",
+        )
+        require(self.predict != "", "--predict is empty: name a folder of images")
         require(0 <= self.score < 1, f"score must lie in [0, 1), not {self.score}")
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
         require_workers(self.workers)

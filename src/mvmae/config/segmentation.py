@@ -47,7 +47,8 @@ class SegmentConfig:
     results/, by default the run folder that ENCODER is or lies in. --predict: a new folder."""
 
     predict: str | None = None
-    """Folder of images that the run ENCODER segments, in place of training."""
+    """Folder or list of images, or one image, that the run ENCODER segments, in place of
+    training."""
 
     protocol: Protocol = "upernet"
     """upernet: train everything. linear: the encoder frozen, batch norm and a linear layer on its
@@ -61,7 +62,8 @@ class SegmentConfig:
     ignore_index: int | Literal["auto", "none"] = "auto"
     """Value in the masks that counts for nothing; values above it move down by one. 0 is ADE20K's
     rule: 1 becomes class 0. none: all values are classes. 255 never counts. auto: 0 for the layout
-    images/SPLIT, none for a plain pair of folders."""
+    images/SPLIT, none for a plain pair of folders or where one class would be left; masks of 0 and
+    255 alone have two classes; --protocol test: as in training."""
 
     classes: Path | None = None
     """File of class names: a .csv of value,name; ADE20K's objectInfo150.txt; or a name a line.
@@ -211,8 +213,8 @@ class SegmentConfig:
             value = getattr(self, name)
             require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
         require(
-            isinstance(self.ignore_index, str) or 0 <= self.ignore_index < 2**15,
-            f"ignore_index must lie between 0 and {2**15 - 1}, or be none, not {self.ignore_index}",
+            isinstance(self.ignore_index, str) or 0 <= self.ignore_index < 2**16,
+            f"ignore_index must lie between 0 and {2**16 - 1}, or be none, not {self.ignore_index}",
         )
         require(
             self.window_stride <= self.crop,

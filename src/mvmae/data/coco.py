@@ -5,6 +5,7 @@ Shapes: C channels, H x W pixels, N things in an image.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import re
@@ -104,10 +105,12 @@ class CocoSplit:
         return str(self.pictures[index].path)
 
     def fingerprint(self) -> str:
-        """A short hash of the images' places and of the annotations."""
+        """A short hash of the images' places and sizes in bytes, and of the annotations."""
         digest = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode())
-        for index in range(len(self)):
-            digest.update(self.path(index).encode(errors="surrogateescape") + b"\0")
+        for picture in self.pictures:
+            digest.update(str(picture.path).encode(errors="surrogateescape") + b"\0")
+            with contextlib.suppress(OSError):
+                digest.update(f"{picture.path.stat().st_size}".encode())
         return digest.hexdigest()[:16]
 
 

@@ -19,13 +19,13 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.coco import CocoSplit, Picture, masks_of
+from mvmae.data.coco_values import LEAST_PIXELS
 from mvmae.data.decode import UnreadableImageError
 from mvmae.data.loader import Skipped, StepSampler, loading, readable
 from mvmae.data.sources.source import Source
 from mvmae.data.views import MODES, Box, crop
 
 LEAST_SIDE = 1.0  # pixels of a box that is worth learning
-LEAST_PIXELS = 4  # of a mask
 
 
 class Target(NamedTuple):

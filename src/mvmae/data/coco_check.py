@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import posixpath
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -14,13 +15,21 @@ from typing import Any, Literal, NamedTuple
 
 from PIL import Image
 
+from mvmae.data.coco_values import (
+    ELSEWHERE,
+    SLACK,
+    TINY,
+    fault,
+    is_decodable,
+    is_id,
+    is_number,
+    is_polygon,
+)
 from mvmae.data.decode import FORMATS
 from mvmae.errors import UserError
 
 Remedy = Literal["stop", "left out", "clipped", "renumbered", "kept"]
 EXAMPLES = 3  # named of each kind
-SLACK = 1.0  # pixels that a box may stick out of its image: files round
-FARTHEST = 1e6  # pixels from the corner that anything can be
 READERS = 16  # threads that look at image files
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 
@@ -63,13 +72,18 @@ class _Notes:
         self.counts[what] += count
         self.remedies[what] = remedy
         if len(examples := self.examples.setdefault(what, [])) < EXAMPLES:
-            examples.append(example)
+            examples.append(_printable(example))
 
     def findings(self) -> list[Finding]:
         return [
             Finding(what, count, tuple(self.examples[what]), self.remedies[what])
             for what, count in self.counts.items()
         ]
+
+
+def _printable(text: str) -> str:
+    """With what no screen can show written as in Python: names in JSON can hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -79,15 +93,21 @@ def load(file: Path) -> dict[str, Any]:
         UserError: It cannot be read, or is not COCO's.
     """
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{file} is no JSON: {error}") from error
     for key in ("images", "annotations", "categories"):
         listed = content.get(key) if isinstance(content, dict) else None
-        if not isinstance(listed, list) or not all(isinstance(one, dict) for one in listed):
+        if not isinstance(listed, list):
             raise UserError(f"{file} is not in COCO's format: it has no list '{key}' of objects")
+        if odd := [at for at, one in enumerate(listed) if not isinstance(one, dict)]:
+            more = f" (and {len(odd) - 1} more)" if odd[1:] else ""
+            raise UserError(
+                f"{file} is not in COCO's format: entry {odd[0] + 1} of {len(listed)} in '{key}' "
+                f"is no object but {json.dumps(listed[odd[0]])[:40]}{more}"
+            )
     return content
 
 
@@ -103,7 +123,10 @@ def sizes_in(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, i
 
 
 def _size_of(path: Path) -> Any:
-    if not path.is_file():
+    try:
+        if not path.is_file():
+            return "missing"
+    except (OSError, ValueError):  # a name that no file can have
         return "missing"
     try:
         with Image.open(path, formats=FORMATS) as image:
@@ -115,13 +138,17 @@ def _size_of(path: Path) -> Any:
 
 
 def checked(
-    content: Mapping[str, Any], sizes: Mapping[str, tuple[int, int] | None] | None = None
+    content: Mapping[str, Any],
+    sizes: Mapping[str, tuple[int, int] | None] | None = None,
+    *,
+    with_masks: bool = True,
 ) -> Checked:
     """Look at everything that a file says.
 
     Args:
         content: From `load`; not changed.
         sizes: Of the image files, from `sizes_in`. Default: files are not looked at.
+        with_masks: Whether masks are looked at; without, they are as if the file had none.
 
     Returns:
         What remains of it, and what was found.
@@ -129,13 +156,15 @@ def checked(
     notes = _Notes()
     categories = _categories(content["categories"], notes)
     images = _images(content["images"], sizes, notes)
-    known = {one["id"] for one in content["images"] if _is_id(one.get("id"))}
+    known = {one["id"] for one in content["images"] if is_id(one.get("id"))}
     kept = []
     for one in content["annotations"]:
+        one = one if with_masks else {**one, "segmentation": None}
         repaired = _annotation(one, images, known, categories, notes)
         if repaired is not None:
             kept.append(repaired)
-    kept, has_masks = _masks(kept, notes)
+    kept = _that_fit(kept, images, notes)
+    kept, has_masks = _masks(kept, notes) if with_masks else (kept, False)
     _numbers(content["annotations"], notes)
     kept = [{**one, "id": number} for number, one in enumerate(kept, start=1)]
     empty = images.keys() - {one["image_id"] for one in kept}
@@ -153,15 +182,6 @@ def checked(
     return Checked(repaired, notes.findings(), has_masks)
 
 
-def _is_id(value: Any) -> bool:
-    return type(value) is int
-
-
-def _is_number(value: Any) -> bool:
-    """Whether a value can be a place in an image; NaN is above nothing."""
-    return type(value) in (int, float) and abs(value) <= FARTHEST
-
-
 def _categories(categories: list[dict], notes: _Notes) -> set[int]:
     if not categories:
         notes.add("no categories", "", "stop")
@@ -169,8 +189,12 @@ def _categories(categories: list[dict], notes: _Notes) -> set[int]:
     names: set[str] = set()
     for one in categories:
         number, name = one.get("id"), one.get("name")
-        if type(number) is not int or not isinstance(name, str):
-            notes.add("categories without id or name", str(one)[:60], "stop")
+        if not is_id(number) or not isinstance(name, str):
+            notes.add(
+                "categories whose id is no whole number of 64 bit, or without name",
+                str(one)[:60],
+                "stop",
+            )
             continue
         if number in ids or name in names:
             notes.add("categories that occur twice", f"{number} {name}", "stop")
@@ -181,20 +205,29 @@ def _categories(categories: list[dict], notes: _Notes) -> set[int]:
 
 def _images(images: list[dict], sizes: Mapping | None, notes: _Notes) -> dict[int, dict[str, Any]]:
     kept: dict[int, dict[str, Any]] = {}
+    files: dict[str, int] = {}
     lost = 0
     for one in images:
         number, name = one.get("id"), one.get("file_name")
         size = _size(one)
-        if type(number) is not int or not isinstance(name, str):
-            notes.add("images without id or file_name", str(one)[:60], "stop")
+        if not is_id(number) or not isinstance(name, str):
+            notes.add(
+                "images whose id is no whole number of 64 bit, or without file_name",
+                str(one)[:60],
+                "stop",
+            )
         elif number in kept:
             notes.add(
                 "images of the same id", f"{number}: {kept[number]['file_name']}, {name}", "stop"
             )
+        elif (file := posixpath.normpath(name)) in files:
+            said = f"{name}: {files[file]} and {number}"
+            notes.add("images of the same file_name", said, "stop")
         elif size is None:
             notes.add("images without a size", name, "stop")
         elif sizes is None or sizes.get(name) == size:
             kept[number] = {"id": number, "file_name": name, "height": size[0], "width": size[1]}
+            files[file] = number
         else:
             lost += 1
             _note_lost(name, size, sizes, notes)
@@ -205,10 +238,10 @@ def _images(images: list[dict], sizes: Mapping | None, notes: _Notes) -> dict[in
 
 def _size(image: dict) -> tuple[int, int] | None:
     """Height and width, where the file says them."""
-    height, width = image.get("height"), image.get("width")
-    if type(height) is not int or type(width) is not int or min(height, width) < 1:
+    sides: list[Any] = [image.get("height"), image.get("width")]
+    if not all(is_number(side) and side >= 1 and side == int(side) for side in sides):
         return None
-    return height, width
+    return int(sides[0]), int(sides[1])
 
 
 def _note_lost(name: str, size: tuple, sizes: Mapping, notes: _Notes) -> None:
@@ -227,12 +260,12 @@ def _annotation(
 ) -> dict[str, Any] | None:
     """An annotation as it can be used, or none."""
     name = f"annotation {one.get('id')}"
-    image = images.get(one["image_id"]) if _is_id(one.get("image_id")) else None
+    image = images.get(one["image_id"]) if is_id(one.get("image_id")) else None
     if image is None:
-        if not _is_id(one.get("image_id")) or one["image_id"] not in known:
+        if not is_id(one.get("image_id")) or one["image_id"] not in known:
             notes.add("annotations of unknown images", name, "left out")
         return None
-    if not _is_id(one.get("category_id")) or one["category_id"] not in categories:
+    if not is_id(one.get("category_id")) or one["category_id"] not in categories:
         example = f"{name}: category {one.get('category_id')}"
         notes.add("annotations of unknown categories", example, "stop")
         return None
@@ -245,14 +278,19 @@ def _annotation(
     if mask == "wrong":
         return None
     area: Any = one.get("area")
-    good_area = _is_number(area) and area >= 0
+    good_area = is_number(area) and area >= 0
     return {
         "image_id": one["image_id"],
         "category_id": one["category_id"],
         "bbox": list(box),
-        "iscrowd": int(bool(one.get("iscrowd"))),
+        "iscrowd": int(_is_crowd(one.get("iscrowd"))),
         "area": area if good_area else box[2] * box[3],
     } | ({} if mask is None else {"segmentation": mask})
+
+
+def _is_crowd(value: Any) -> bool:
+    """Some programs write numbers as text."""
+    return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
 def _box(
@@ -260,7 +298,7 @@ def _box(
 ) -> tuple[float, float, float, float] | None:
     """Left, top, width and height within the image, or none."""
     numbers = list(box) if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(map(_is_number, numbers)):
+    if len(numbers) != 4 or not all(map(is_number, numbers)):
         notes.add("boxes that are not four numbers", f"{name}: {box}"[:90], "left out")
         return None
     x, y, w, h = (float(n) for n in numbers)
@@ -283,11 +321,14 @@ def _segmentation(value: Any, size: tuple[int, int], name: str, notes: _Notes) -
     if value is None or value == []:
         return None
     if isinstance(value, list):
-        polygons = [one for one in value if _is_polygon(one)]
-        if polygons:
-            return polygons
-        notes.add("polygons of fewer than three points", name, "left out")
-        return "wrong"
+        polygons = [one for one in value if is_polygon(one)]
+        if not polygons:
+            notes.add("polygons of fewer than three points", name, "left out")
+            return "wrong"
+        if bad := len(value) - len(polygons):
+            what = "polygons of fewer than three points beside good ones"
+            notes.add(what, name, "left out", bad)
+        return polygons
     if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
         notes.add("masks that cannot be read", name, "left out")
         return "wrong"
@@ -295,65 +336,58 @@ def _segmentation(value: Any, size: tuple[int, int], name: str, notes: _Notes) -
         said = f"{name}: {value['size']}, not {list(size)}"
         notes.add("masks of another size than their image", said, "left out")
         return "wrong"
-    if not _is_decodable(value):
+    if not is_decodable(value):
         notes.add("masks that cannot be read", name, "left out")
         return "wrong"
     return value
 
 
-def _is_polygon(points: Any) -> bool:
-    return (
-        isinstance(points, list)
-        and len(points) >= 6
-        and len(points) % 2 == 0
-        and all(map(_is_number, points))
-    )
-
-
-def _is_decodable(value: dict) -> bool:
-    """Whether run lengths fill their size; the decoder does not look, and writes beyond it."""
-    counts, (height, width) = value["counts"], value["size"]
-    if isinstance(counts, list):
-        return all(_is_id(n) and n >= 0 for n in counts) and sum(counts) == height * width
-    try:
-        return sum(_runs(counts)) == height * width
-    except (ValueError, IndexError, TypeError, AttributeError):
-        return False
-
-
-def _runs(text: str) -> list[int]:
-    """Run lengths of COCO's compressed text: 5 bits a letter, later runs as differences."""
-    runs: list[int] = []
-    at = 0
-    while at < len(text):
-        value, shift, bits = 0, 0, 0x20
-        while bits & 0x20:
-            bits = ord(text[at]) - 48
-            if not 0 <= bits < 64:
-                raise ValueError(text[at])
-            value |= (bits & 0x1F) << shift
-            at, shift = at + 1, shift + 5
-        if bits & 0x10:
-            value -= 1 << shift
-        runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-        if runs[-1] < 0:
-            raise ValueError("a run of negative length")
-    return runs
+def _that_fit(
+    kept: list[dict[str, Any]], images: Mapping[int, dict[str, Any]], notes: _Notes
+) -> list[dict[str, Any]]:
+    """Without things whose mask lies elsewhere than their box; the smallest masks are counted."""
+    fitting, things, odd = [], 0, 0
+    for one in kept:
+        image = images[one["image_id"]]
+        found = ""
+        if "segmentation" in one and not one["iscrowd"]:
+            things += 1
+            found = fault(one, (image["height"], image["width"]))
+        if found:
+            odd += 1
+            said = f"{image['file_name']}: box {[round(v, 1) for v in one['bbox']]}"
+            notes.add(found, said, "kept" if found == TINY else "left out")
+        if found != ELSEWHERE:
+            fitting.append(one)
+    if odd > things / 2:
+        said = f"{odd} of {things}; points are in pixels of the image, not shares of it"
+        notes.add("more than half of the masks do not fit their boxes", said, "stop")
+    return fitting
 
 
 def _masks(kept: list[dict[str, Any]], notes: _Notes) -> tuple[list[dict[str, Any]], bool]:
     """Masks are used where most things have one; the few without are left out."""
     things = [one for one in kept if not one["iscrowd"]]
     bare = [one for one in things if "segmentation" not in one]
-    if not bare or 2 * len(bare) >= len(things):
-        if bare and len(bare) < len(things):
+    if bare and 2 * len(bare) >= len(things):
+        if len(bare) < len(things):
             said = f"{len(bare)} of {len(things)}: boxes alone are used"
             notes.add("annotations without a mask", said, "kept", len(bare))
-        return kept, bool(things) and not bare
+        return kept, False
     for one in bare:
         said = f"one in image {one['image_id']}, though others have masks"
         notes.add("annotations without a mask", said, "left out")
-    return [one for one in kept if one["iscrowd"] or "segmentation" in one], True
+    kept = [one for one in kept if one["iscrowd"] or "segmentation" in one]
+    return [_with_mask(one, notes) if things else one for one in kept], bool(things)
+
+
+def _with_mask(one: dict[str, Any], notes: _Notes) -> dict[str, Any]:
+    """A crowd without a mask gets its box: COCO's figures want masks of all, or of none."""
+    if "segmentation" in one:
+        return one
+    x, y, w, h = one["bbox"]
+    notes.add("crowds without a mask: their box is it", f"image {one['image_id']}", "kept")
+    return {**one, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
 
 
 def _numbers(annotations: list[dict], notes: _Notes) -> None:

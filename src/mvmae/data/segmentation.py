@@ -1,60 +1,31 @@
-"""Images with masks: where they lie, what the values in the masks mean, and the classes' names.
+"""Images with masks: where they lie, and how they are shared out for learning and for testing.
 
 A mask becomes int16 classes, in which `IGNORED` counts for nothing. Shapes: H x W pixels.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
-import re
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int16
-from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from mvmae.data.decode import EXTENSIONS, FORMATS, Pixels, UnreadableImageError
+from mvmae.data.decode import EXTENSIONS, Pixels, UnreadableImageError
+from mvmae.data.mask_values import WHITES, Rule, read_names, read_values
 from mvmae.data.sources.files import Files
-from mvmae.data.sources.opening import TEST, TRAIN, stamp
+from mvmae.data.sources.opening import TEST, TRAIN
 from mvmae.errors import UserError
 
-IGNORED = -1
-NEVER_COUNTS = 255  # a value that no rule makes a class
 MASKS = ("annotations", "masks", "labels")  # usual names of their folder
 NAMES = ("classes.csv", "objectInfo150.txt")  # usual files of the classes' names
+EVERY_FIFTH = "every fifth image tests"
+ALL_TEST = "all images test"
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
-
-
-class Rule(NamedTuple):
-    """What a value in a mask file means.
-
-    Values above the one that is ignored move down by one, so that classes count from 0 without a
-    gap; 255 never counts.
-    """
-
-    ignored: int | None
-
-    def classes(self, values: np.ndarray) -> np.ndarray:
-        """Class of each value, as int16; values too large for that become the largest."""
-        known = np.minimum(values.astype(np.int64), 2**15 - 1)
-        classes = known - (0 if self.ignored is None else (known > self.ignored))
-        nothing = (values == NEVER_COUNTS) | (values == self.ignored)
-        return np.where(nothing, IGNORED, classes).astype(np.int16)
-
-    def values(self, classes: np.ndarray) -> np.ndarray:
-        """What `classes` undoes: the file's value of each class."""
-        return classes + (0 if self.ignored is None else (classes >= self.ignored))
-
-    def value(self, number: int) -> int:
-        """The file's value of one class."""
-        return int(self.values(np.array([number]))[0])
 
 
 class Pair(NamedTuple):
@@ -98,40 +69,9 @@ class Pairs(Files):
         kept = [Pair(self.paths[index], self.masks[index]) for index in indices]
         return Pairs(self.name, kept, self.channels, self.rule)
 
-
-def read_values(path: str) -> np.ndarray:
-    """The numbers in a mask file, H x W: gray of any depth, or a palette's indices.
-
-    Raises:
-        UnreadableImageError: It cannot be decoded, or its colours are no numbers.
-    """
-    try:
-        data = Path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as for images: odd metadata that is then read
-            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                values = np.array(file)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("no image of a kind that is read") from error
-    except Exception as error:  # decoders raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(reason[:200]) from error
-    return _one_channel(values)
-
-
-def _one_channel(values: np.ndarray) -> np.ndarray:
-    if values.ndim == 3:
-        colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without transparency
-        if (colours != colours[..., :1]).any():
-            raise ColourMaskError("colours, where numbers of classes should be")
-        values = colours[..., 0]
-    if values.dtype.kind == "f":
-        raise UnreadableImageError("floating-point numbers, where classes should be")
-    return values.astype(np.int64) if values.dtype.kind != "b" else values.astype(np.uint8)
-
-
-class ColourMaskError(UnreadableImageError):
-    """A mask that is a picture: each class has a colour in place of a number."""
+    def under(self, rule: Rule) -> Pairs:
+        """The same with another rule."""
+        return Pairs(self.name, list(map(Pair, self.paths, self.masks)), self.channels, rule)
 
 
 class Split(NamedTuple):
@@ -143,6 +83,9 @@ class Split(NamedTuple):
 
     without_image: list[str]
     """Masks."""
+
+    same_name: tuple[str, ...] = ()
+    """Images, or masks, whose names differ by their suffix alone, joined by commas."""
 
 
 class Found(NamedTuple):
@@ -156,6 +99,13 @@ class Found(NamedTuple):
     rule: Rule
     names: dict[int, str]
     """Of classes, where a file tells them."""
+
+    alternatives: tuple[Rule, ...] = ()
+    """Rules to take where `rule` leaves fewer than two classes."""
+
+    names_file: Path | None = None
+    learns: bool = True
+    """Whether there must be something to learn from."""
 
 
 class Segmented(NamedTuple):
@@ -181,6 +131,7 @@ def find_pairs(
     test_split: str | None,
     names: Path | None,
     learns: bool = True,
+    rules: tuple[Rule, ...] | None = None,
 ) -> Found:
     """Look for images and masks; nothing is read but the classes' names.
 
@@ -188,10 +139,11 @@ def find_pairs(
         data: Folder of images/ and annotations/ (or masks/).
         folders: Of images and of masks, in place of `data`.
         channels: Of the images.
-        ignore_index: A value, "none", or "auto" for 0 where there are splits and none elsewhere.
+        ignore_index: A value, "none", or "auto" (see `rules_for`).
         test_split: Name of the part that tests.
         names: File of the classes' names.
-        learns: Whether there must be a part to learn from; without, the tests stand in its place.
+        learns: Whether there must be a part to learn from; without, everything tests.
+        rules: In place of those that `ignore_index` stands for.
 
     Raises:
         UserError: Nothing is there, or half of it.
@@ -207,20 +159,58 @@ def find_pairs(
             raise UserError(f"no such folder: {folder}")
     name = data or str(images)
     parts = _parts(images, masks, test_split, learns=learns)
-    rule = Rule(_ignored(ignore_index, has_parts=parts is not None))
+    rules = rules or rules_for(ignore_index, has_parts=parts is not None)
     told = names or next((f for n in NAMES if (f := Path(data) / n).is_file() and data), None)
-    known = read_names(told, rule) if told else {}
+    known = _known_names(told, rules) if told else {}
+    meaning = (rules[0], known, rules[1:], told, learns)
     if parts:
-        train, test = (pair_up(name, images / part, masks / part, channels, rule) for part in parts)
-        return Found(train, test, f"{parts[0]}/ and {parts[1]}/", rule, known)
-    whole = pair_up(name, images, masks, channels, rule)
+        test = pair_up(name, images / parts[1], masks / parts[1], channels, rules[0])
+        train = _nothing_of(test)
+        if learns:
+            train = pair_up(name, images / parts[0], masks / parts[0], channels, rules[0])
+        return Found(train, test, f"{parts[0]}/ and {parts[1]}/", *meaning)
+    whole = pair_up(name, images, masks, channels, rules[0])
+    if not learns:
+        return Found(_nothing_of(whole), whole, ALL_TEST, *meaning)
     tests = [index for index in range(len(whole.pairs)) if index % 5 == 1]
     trains = [index for index in range(len(whole.pairs)) if index % 5 != 1]
     if not tests:
         raise UserError(f"{name} has too few images with masks: {len(whole.pairs)}, of 2 at least")
     train = whole._replace(pairs=whole.pairs.only(trains))
     test = Split(whole.pairs.only(tests), [], [])
-    return Found(train, test, "every fifth image tests", rule, known)
+    return Found(train, test, EVERY_FIFTH, *meaning)
+
+
+def _nothing_of(split: Split) -> Split:
+    return Split(split.pairs.only([]), [], [])
+
+
+def rules_for(ignore_index: int | str, *, has_parts: bool) -> tuple[Rule, ...]:
+    """What values can mean, the likeliest first.
+
+    A number or "none" is what it is. For "auto" 0 is ignored where there are splits, as in ADE20K;
+    where that leaves one class, or in a plain pair of folders, all values are classes; and masks
+    that are black and white have two.
+    """
+    if ignore_index == "auto":
+        first = (Rule(0),) if has_parts else ()
+        return (*first, Rule(None), *black_and_white())
+    return (Rule(ignore_index if isinstance(ignore_index, int) else None),)
+
+
+def black_and_white() -> tuple[Rule, ...]:
+    """Rules of masks of two values, as programs for microscopes and for painting save them."""
+    return tuple(Rule(None, white) for white in WHITES)
+
+
+def _known_names(file: Path, rules: Sequence[Rule]) -> dict[int, str]:
+    """Names by the first rule that leaves any: which rule holds is known once masks are read."""
+    for rule in rules[:-1]:
+        try:
+            return read_names(file, rule)
+        except UserError:
+            continue
+    return read_names(file, rules[-1])
 
 
 def _folders_of(data: Path) -> tuple[Path, Path]:
@@ -262,91 +252,84 @@ def _parts(
     return train, test
 
 
-def _ignored(ignore_index: int | str, *, has_parts: bool) -> int | None:
-    if isinstance(ignore_index, int):
-        return ignore_index
-    return 0 if ignore_index == "auto" and has_parts else None
-
-
 def pair_up(name: str, images: Path, masks: Path, channels: int, rule: Rule) -> Split:
     """Images and masks of the same name, in the order of the paths.
+
+    Where two images or two masks differ by their suffix alone it is not known which is meant.
 
     Raises:
         UserError: No image has a mask.
     """
     own, others = _by_stem(images, EXTENSIONS), _by_stem(masks, MASK_EXTENSIONS)
-    both = sorted(own.keys() & others.keys())
+    doubtful = {stem for known in (own, others) for stem, paths in known.items() if len(paths) > 1}
+    both = sorted((own.keys() & others.keys()) - doubtful)
+    same_name = tuple(
+        ", ".join(known[stem])
+        for stem in sorted(doubtful)
+        for known in (own, others)
+        if len(known.get(stem, ())) > 1
+    )
     if not both:
+        twice = f"; names that occur twice: {same_name[0]}" if same_name else ""
         raise UserError(
-            f"no image of {images} ({len(own)} there) has a mask of its name in {masks} "
-            f"({len(others)} there; {', '.join(MASK_EXTENSIONS[:3])} are read)"
+            f"no image of {images} ({_in_words(own)}) has a mask of its name in {masks} "
+            f"({_in_words(others)}; {', '.join(MASK_EXTENSIONS[:3])} are read, and not JPEG, which "
+            f"changes numbers){twice}"
         )
     return Split(
-        Pairs(name, [Pair(own[stem], others[stem]) for stem in both], channels, rule),
-        [own[stem] for stem in sorted(own.keys() - others.keys())],
-        [others[stem] for stem in sorted(others.keys() - own.keys())],
+        Pairs(name, [Pair(own[stem][0], others[stem][0]) for stem in both], channels, rule),
+        [own[stem][0] for stem in sorted(own.keys() - others.keys() - doubtful)],
+        [others[stem][0] for stem in sorted(others.keys() - own.keys() - doubtful)],
+        same_name,
     )
 
 
-def _by_stem(folder: Path, extensions: Sequence[str] | frozenset[str]) -> dict[str, str]:
+def _in_words(found: dict[str, list[str]]) -> str:
+    """How many files there are, and the name of one."""
+    return f"{len(found)} there{f', such as {Path(min(found)).name}' if found else ''}"
+
+
+def _by_stem(folder: Path, extensions: Sequence[str] | frozenset[str]) -> dict[str, list[str]]:
     """Files to the bottom of a folder, by their path in it without suffix."""
-    found = {}
+    found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder)
         hidden = any(part.startswith(".") for part in inside.parts)
         if path.suffix.lower() in extensions and not hidden and path.is_file():
-            found[str(inside.with_suffix(""))] = str(path)
+            found.setdefault(str(inside.with_suffix("")), []).append(str(path))
     return found
 
 
-def read_names(file: Path, rule: Rule) -> dict[int, str]:
-    """Names of classes from a file.
-
-    A .csv has rows of a mask file's value and a name, objectInfo150.txt a table with tabs of the
-    same; any other file has a name a line, of class 0 first.
-
-    Raises:
-        UserError: It cannot be read, or names nothing.
-    """
-    try:
-        text = file.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the classes' names in {file}: {error}") from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    if lines and "\t" in lines[0] and lines[0].startswith("Idx"):
-        rows = [(cells[0], cells[-1].split(",")[0]) for cells in (s.split("\t") for s in lines[1:])]
-    elif file.suffix.lower() == ".csv":
-        rows = [(row[0], row[1]) for row in csv.reader(lines) if len(row) > 1]
-    else:
-        return _checked_names(dict(enumerate(line.strip() for line in lines)), file)
-    numbered = [(int(value), name) for value, name in rows if re.fullmatch(r"\s*\d+\s*", value)]
-    named = ((int(rule.classes(np.array(value))), name.strip()) for value, name in numbered)
-    return _checked_names({at: name for at, name in named if at != IGNORED}, file)
-
-
-def _checked_names(names: dict[int, str], file: Path) -> dict[int, str]:
-    if not names:
-        raise UserError(
-            f"{file} names no classes: a .csv has rows of value,name; a .txt a name a line"
-        )
-    return names
-
-
-def class_names(names: dict[int, str], count: int) -> tuple[str, ...]:
-    """A name for each class: the file's, or its number."""
-    return tuple(names.get(number, str(number)) for number in range(count))
+def class_names(names: dict[int, str], count: int, rule: Rule | None = None) -> tuple[str, ...]:
+    """A name for each class: the file's, or its value in the masks (without `rule` its number)."""
+    values = (rule or Rule(None)).values(np.arange(count)).tolist()
+    return tuple(names.get(number, str(value)) for number, value in enumerate(values))
 
 
 def fingerprint(data: Segmented) -> str:
-    """A short hash of the pairs, to notice when data change."""
+    """A short hash of the pairs, to notice when data change: their places and sizes in bytes."""
     whole = hashlib.sha256(repr((data.train.rule, len(data.classes))).encode())
     for part in (data.train, data.test):
         for path in (*part.paths, "", *part.masks, ""):
             whole.update(path.encode(errors="surrogateescape") + b"\0")
+            whole.update(f"{_bytes(path)}".encode())
     return whole.hexdigest()[:16]
 
 
-def masks_stamp(split: Split) -> str:
-    """Changes with any image or mask of a part, by name, size and time."""
-    paths: Any = [*split.pairs.paths, *split.pairs.masks, *split.without_mask, *split.without_image]
-    return stamp(Files(split.pairs.name, paths, split.pairs.channels))
+def _bytes(path: str) -> int:
+    try:
+        return Path(path).stat().st_size
+    except OSError:
+        return -1
+
+
+def contents_of(pairs: Pairs) -> list[str]:
+    """A short hash of each image file, to know it again wherever it lies."""
+    return [_content(path) for path in pairs.paths]
+
+
+def _content(path: str) -> str:
+    try:
+        return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
+    except OSError:
+        return ""

@@ -7,27 +7,30 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from mvmae.data.decode import FORMATS, UnreadableImageError
-from mvmae.data.segmentation import (
+from mvmae.data.mask_values import (
     IGNORED,
+    LARGEST_CLASS,
+    NEVER_COUNTS,
     ColourMaskError,
-    Found,
     Rule,
-    Segmented,
-    Split,
-    class_names,
+    counted,
+    read_names,
     read_values,
 )
+from mvmae.data.segmentation import Found, Segmented, Split, class_names
 from mvmae.errors import UserError
 
 EXAMPLES = 3  # named of each kind
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 ORIENTATION = 0x0112  # EXIF's tag
+SPARSE, MANY = 4, 64  # classes for each that is known, and in all, from which something is odd
 
 LEFT_OUT = "left out"
 FATAL = "fatal"
@@ -52,6 +55,15 @@ class Checked(NamedTuple):
     pixels: tuple[tuple[int, ...], tuple[int, ...]]
     """Pixels of each class in them."""
 
+    rule: Rule
+    """What the values mean, as far as is known once all are read."""
+
+    names: dict[int, str]
+    """Of classes, by that rule."""
+
+    values: dict[int, int]
+    """Pixels of each value in both parts."""
+
     @property
     def num_classes(self) -> int:
         """Classes, those without a pixel included."""
@@ -65,8 +77,11 @@ class _Seen(NamedTuple):
     """Kind, or nothing."""
 
     said: str
+    values: dict[int, int]
+    """Pixels of each value."""
+
     classes: dict[int, int]
-    """Pixels of each class."""
+    """Pixels of each class, once it is known what the values mean."""
 
 
 def check_pairs(
@@ -78,33 +93,77 @@ def check_pairs(
         found: Where images and masks lie.
         num_classes: Default: as many as have names, else as the masks hold.
         advance: Told of each pair that is done.
+
+    Raises:
+        UserError: The file of the classes' names is none by the rule that holds.
     """
     parts = (found.train, found.test)
-    seen = [_look_at(part, advance) for part in parts]
+    looked = [_look_at(part, advance) for part in parts]
+    occurring = {value for part in looked for one in part for value in one.values}
+    rule = _rule_for(found, occurring)
+    names = read_names(found.names_file, rule) if found.names_file else found.names
+    seen = [[_judged(one, rule) for one in part] for part in looked]
     used = [one for part in seen for one in part if not one.problem]
-    counted = max((number for one in used for number in one.classes), default=-1) + 1
-    named = max(found.names, default=-1) + 1
-    count = num_classes or named or counted
-    findings = _unpaired(parts)
-    problems = [
-        (one.problem, f"{split.pairs.masks[place]} ({one.said})" if one.said else "", split, place)
-        for split, part in zip(parts, seen, strict=True)
-        for place, one in enumerate(part)
-        if one.problem
-    ]
-    for kind in dict.fromkeys(problem for problem, *_ in problems):
-        own = [said or s.pairs.masks[at] for problem, said, s, at in problems if problem == kind]
-        findings.append(_finding(kind, own, LEFT_OUT))
-    findings += _beyond(parts, seen, count, found.rule)
-    usable, pixels = [], []
+    known = {number for one in used for number in one.classes}
+    count = num_classes or max(names, default=-1) + 1 or max(known, default=-1) + 1
+    findings = [*_unpaired(parts), *_problems(parts, seen)]
+    findings += _beyond(parts, seen, count, rule)
+    if num_classes is None and count > max(MANY, SPARSE * max(len(known), len(names))):
+        findings.append(_sparse(parts, seen, names, rule, count, found.names_file))
+    usable = [tuple(at for at, one in enumerate(part) if not one.problem) for part in seen]
+    pixels = []
     for part in seen:
-        places = [place for place, one in enumerate(part) if not one.problem]
         total: Counter[int] = Counter()
-        for place in places:
-            total.update(part[place].classes)
-        usable.append(tuple(places))
+        for one in part:
+            total.update(one.classes)
         pixels.append(tuple(total[number] for number in range(count)))
-    return Checked(tuple(findings), (usable[0], usable[1]), (pixels[0], pixels[1]))
+    values: Counter[int] = Counter()
+    for one in used:
+        values.update(one.values)
+    both = (usable[0], usable[1]), (pixels[0], pixels[1])
+    return Checked(tuple(findings), *both, rule, names, dict(values))
+
+
+def _rule_for(found: Found, occurring: set[int]) -> Rule:
+    """The first rule by which there are two classes, and none that is too large to be one.
+
+    Black and white is guessed of exactly these two values.
+    """
+    values = np.array(sorted(occurring), dtype=np.int64)
+    for rule in (found.rule, *found.alternatives):
+        classes = set(rule.classes(values).tolist()) - {IGNORED}
+        is_guess = rule.foreground is not None and rule != found.rule
+        if is_guess and occurring != {0, rule.foreground}:
+            continue
+        if len(classes) > 1 and max(classes) < LARGEST_CLASS:
+            return rule
+    return found.rule
+
+
+def _judged(one: _Seen, rule: Rule) -> _Seen:
+    """With the classes of its values."""
+    if one.problem:
+        return one
+    numbers = rule.classes(np.array(list(one.values), dtype=np.int64)).tolist()
+    classes: Counter[int] = Counter()
+    for number, count in zip(numbers, one.values.values(), strict=True):
+        if number != IGNORED:
+            classes[number] += count
+    if classes:
+        return one._replace(classes=dict(classes))
+    alone = ", ".join(map(str, sorted(one.values)[:4]))
+    return one._replace(problem="masks in which nothing counts", said=f"they hold {alone} alone")
+
+
+def _problems(parts: Sequence[Split], seen: Sequence[Sequence[_Seen]]) -> list[Finding]:
+    kinds: dict[str, list[str]] = {}
+    for split, part in zip(parts, seen, strict=True):
+        for place, one in enumerate(part):
+            if one.problem:
+                mask = split.pairs.masks[place]
+                own = kinds.setdefault(one.problem, [])
+                own.append(f"{mask} ({one.said})" if one.said else mask)
+    return [_finding(kind, places, LEFT_OUT) for kind, places in kinds.items()]
 
 
 def _finding(what: str, places: Sequence[str], consequence: str) -> Finding:
@@ -114,9 +173,11 @@ def _finding(what: str, places: Sequence[str], consequence: str) -> Finding:
 def _unpaired(parts: Iterable[Split]) -> list[Finding]:
     images = [path for part in parts for path in part.without_mask]
     masks = [path for part in parts for path in part.without_image]
+    same = [paths for part in parts for paths in part.same_name]
     findings = [
         _finding("images without a mask", images, LEFT_OUT),
         _finding("masks without an image", masks, LEFT_OUT),
+        _finding("names of two images or two masks", same, LEFT_OUT),
     ]
     return [finding for finding in findings if finding.count]
 
@@ -128,17 +189,40 @@ def _beyond(
     places = []
     for split, part in zip(parts, seen, strict=True):
         for place, one in enumerate(part):
-            if (largest := max(one.classes, default=0)) >= count:
-                places.append(f"{split.pairs.masks[place]} (value {rule.value(largest)})")
+            if max(one.classes, default=-1) >= count:
+                values = np.array(sorted(one.values))
+                largest = values[rule.classes(values) >= count][-1]
+                places.append(f"{split.pairs.masks[place]} (value {largest})")
     what = f"masks with a value beyond the {count} classes"
     return [_finding(what, places, FATAL)] if places else []
+
+
+def _sparse(
+    parts: Sequence[Split],
+    seen: Sequence[Sequence[_Seen]],
+    names: dict[int, str],
+    rule: Rule,
+    count: int,
+    names_file: Path | None,
+) -> Finding:
+    """Values so far apart that hardly any class would occur: one of them is no class."""
+    where = {rule.value(number): f"in {names_file}" for number in names}
+    for split, part in zip(parts, seen, strict=True):
+        for place, one in enumerate(part):
+            if not one.problem:
+                where |= dict.fromkeys(one.values, f"in {split.pairs.masks[place]}")
+    values = np.array(sorted(where))
+    values = values[rule.classes(values) != IGNORED]
+    what = f"values, so far apart that {count} classes would be counted up to the largest"
+    examples = tuple(f"{value} {where[value]}" for value in values[::-1][:EXAMPLES].tolist())
+    return Finding(what, len(values), examples, FATAL)
 
 
 def _look_at(split: Split, advance: Callable[[int], object]) -> list[_Seen]:
     """Every pair, read by a thread for each core: decoders let others run meanwhile."""
     pairs = split.pairs
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        found = threads.map(_seen, pairs.paths, pairs.masks, [pairs.rule] * len(pairs))
+        found = threads.map(_seen, pairs.paths, pairs.masks)
         looked = []
         for one in found:
             looked.append(one)
@@ -146,24 +230,21 @@ def _look_at(split: Split, advance: Callable[[int], object]) -> list[_Seen]:
     return looked
 
 
-def _seen(image: str, mask: str, rule: Rule) -> _Seen:
+def _seen(image: str, mask: str) -> _Seen:
     try:
         height, width = size_of(image)
     except Exception as error:  # Pillow raises anything
-        return _Seen("images that cannot be read", _short(error), {})
+        return _Seen("images that cannot be read", _short(error), {}, {})
     try:
         values = read_values(mask)
     except ColourMaskError:
-        return _Seen("masks that are colour pictures, not numbers of classes", "", {})
+        return _Seen("masks that are colour pictures, not numbers of classes", "", {}, {})
     except UnreadableImageError as error:
-        return _Seen("masks that cannot be read", _short(error), {})
+        return _Seen("masks that cannot be read", _short(error), {}, {})
     if values.shape != (height, width):
         sizes = f"{values.shape[1]} x {values.shape[0]}, the image {width} x {height}"
-        return _Seen("masks of another size than their image", sizes, {})
-    numbers, counts = np.unique(rule.classes(values), return_counts=True)
-    classes = dict(zip(numbers.tolist(), counts.tolist(), strict=True))
-    classes.pop(IGNORED, None)
-    return _Seen("" if classes else "masks in which nothing counts", "", classes)
+        return _Seen("masks of another size than their image", sizes, {}, {})
+    return _Seen("", "", counted(values), {})
 
 
 def _short(error: Exception) -> str:
@@ -189,25 +270,38 @@ def refuse(found: Found, checked: Checked) -> None:
     """
     for finding in checked.findings:
         if finding.consequence == FATAL:
+            wider = "set --num-classes, or " if found.learns else ""
             raise UserError(
                 f"{finding.count} {finding.what}, {finding.examples[0]} for one: "
-                "set --num-classes, or --ignore-index for a value that counts for nothing"
+                f"{wider}--ignore-index for a value that counts for nothing"
             )
     for split, usable, part in zip(
         (found.train, found.test), checked.usable, ("learn from", "test on"), strict=True
     ):
-        if len(usable) < len(split.pairs) / 2 or not usable:
-            worst = max(checked.findings, key=lambda finding: finding.count)
+        all_pairs = len(split.pairs) + len(split.same_name)
+        if (found.learns or split is found.test) and len(usable) < max(1, all_pairs / 2):
+            worst = max(checked.findings, key=lambda finding: finding.count, default=None)
+            why = f"; {worst.count} {worst.what}, {worst.examples[0]} for one" if worst else ""
             raise UserError(
-                f"{len(split.pairs) - len(usable)} of the {len(split.pairs)} pairs to {part} "
-                f"cannot be used; {worst.count} {worst.what}, {worst.examples[0]} for one"
+                f"{all_pairs - len(usable)} of the {all_pairs} pairs to {part} cannot be used"
+                f"{why}{_remedy(found, checked)}"
             )
     if checked.num_classes < 2:
         raise UserError(
-            f"the masks of {found.test.pairs.name} hold {checked.num_classes} class only: values "
-            f"of classes are 0, 1, 2, ... and 255 never counts (ignored here: "
-            f"{found.rule.ignored if found.rule.ignored is not None else 'no other'})"
+            f"the masks of {found.test.pairs.name} hold 1 class only, of values "
+            f"{', '.join(map(str, sorted(checked.values)[:9]))}: classes are 0, 1, 2, ..., and "
+            f"{NEVER_COUNTS} never counts{_remedy(found, checked)}"
         )
+
+
+def _remedy(found: Found, checked: Checked) -> str:
+    """What an `--ignore-index` that was chosen has to do with it, if it has."""
+    ignored = checked.rule.ignored
+    if ignored is not None:
+        return f"; {ignored} counts for nothing here, and --ignore-index none makes it a class"
+    if not found.alternatives and NEVER_COUNTS in checked.values and found.learns:
+        return "; without --ignore-index masks of 0 and 255 alone have two classes"
+    return ""
 
 
 def accepted(found: Found, checked: Checked) -> Segmented:
@@ -218,7 +312,8 @@ def accepted(found: Found, checked: Checked) -> Segmented:
     """
     refuse(found, checked)
     train, test = (
-        split.pairs.only(usable)
+        split.pairs.only(usable).under(checked.rule)
         for split, usable in zip((found.train, found.test), checked.usable, strict=True)
     )
-    return Segmented(train, test, found.split, class_names(found.names, checked.num_classes))
+    names = class_names(checked.names, checked.num_classes, checked.rule)
+    return Segmented(train, test, found.split, names)

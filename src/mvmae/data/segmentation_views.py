@@ -19,7 +19,8 @@ from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.decode import Pixels, UnreadableImageError
 from mvmae.data.loader import ATTEMPTS, Skipped, StepSampler, loading
-from mvmae.data.segmentation import IGNORED, Pairs
+from mvmae.data.mask_values import IGNORED
+from mvmae.data.segmentation import Pairs
 from mvmae.data.views import MODES, Box, crop
 
 LONGEST = 4  # times the short side, to which the long one is limited: ADE20K's 2048 for 512

@@ -21,6 +21,7 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 INK, FAINT = "#1f2933", "#66707a"
 CELL = 2.5  # inches of a picture's width
+FLATTEST = 0.2  # height over width of a row
 SMALL = 480  # pixels that the longer side of a drawn image has at least
 OPACITY = 0.35  # of a mask
 FEW = 12  # things in an image up to which each is named
@@ -153,7 +154,7 @@ def draw(panels: Sequence[Panel], classes: Sequence[str], *, title: str, note: s
     )
     shape = max(one.shape[0] / one.shape[1] for one in rows[0])
     count = len(panels)
-    size = CELL * count + 0.35, 2 * CELL * min(shape, 1.4) + 1.25
+    size = CELL * count + 0.35, 2 * CELL * min(max(shape, FLATTEST), 1.4) + 1.25
     figure = Figure(figsize=size, dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, count, squeeze=False)

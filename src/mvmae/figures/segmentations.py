@@ -19,8 +19,8 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
+from mvmae.figures.grid import FAINT, INK
 from mvmae.figures.neighbours import drawable
-from mvmae.figures.reconstruction import FAINT, INK
 
 NOTHING = (242, 242, 240)  # what counts for nothing
 COLOURS = (  # of the first classes: far apart in hue and in lightness
@@ -29,6 +29,7 @@ COLOURS = (  # of the first classes: far apart in hue and in lightness
 )
 GOLDEN = 0.618034  # of the hue's circle: neighbours in number are far apart in hue
 WIDTH = 3.0  # inches, of a panel
+FLATTEST = 0.2  # height over width of a row that is drawn
 MOST_NAMED = 40  # classes in the legend
 THUMBNAIL = 640  # pixels, of a panel's long side
 
@@ -82,6 +83,7 @@ def draw(rows: Sequence[Shown], classes: Sequence[str], *, title: str, note: str
     colours = palette(len(classes))
     present = _present(rows)
     aspect = float(np.mean([shown.image.shape[1] / shown.image.shape[2] for shown in rows]))
+    aspect = min(max(aspect, FLATTEST), 1 / FLATTEST)
     columns = 3 if rows[0].truth is not None else 2
     legend_rows = -(-(min(len(present), MOST_NAMED) + 1) // (2 * columns))
     size = (WIDTH * columns + 0.4, WIDTH * aspect * len(rows) + 0.85 + 0.22 * legend_rows)

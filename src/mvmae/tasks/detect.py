@@ -38,6 +38,7 @@ from mvmae.tasks.detecting.state import (
     save,
     trained_of,
 )
+from mvmae.tasks.products import encoder_to_begin_with, is_written
 
 OUT = Path("runs/detect")
 COARSEST = 4  # strides of the encoder: sides of maps must be whole down to there
@@ -85,7 +86,8 @@ def train(config: DetectConfig) -> int:
         else:
             state = DetectState()
             facts = {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-            supervised.begin_folder(config, device, **facts)
+            encoder = encoders.facts_of(job.opened)
+            supervised.begin_folder(config, device, **facts, encoder=encoder)
         trained.model.train()
         wrapped = distributed.wrap(trained.model, device)
         total = job.plan.total
@@ -103,6 +105,8 @@ def train(config: DetectConfig) -> int:
         log = Log(out, start=state.step, total=total, also=config.log, quiet=quiet, title="detect")
         with log, Interrupt() as interrupt:
             report.introduce(log, job, trained, state)
+            if config.resume and state.judged_step < state.step and job.is_evaluation(state.step):
+                judge(log, job, trained, state)  # in which the run was killed, or failed
             clock = Clock()
             for batch in clock.timed(batches):
                 try:
@@ -121,6 +125,8 @@ def train(config: DetectConfig) -> int:
                     speed = clock.lap(config.batch_size)
                     log.write(job.plan.place(state.step, config) | record | speed)
                 if job.is_evaluation(state.step):
+                    # What fails in a judgement must not cost the steps before it.
+                    save(state, job, trained)
                     judge(log, job, trained, state)
                 if stopped := supervised.stop_signal(interrupt, state, config, device):
                     save(state, job, trained)
@@ -129,10 +135,12 @@ def train(config: DetectConfig) -> int:
                 if state.step < total and supervised.is_due(state, config, device):
                     save(state, job, trained)
 
+            save(state, job, trained)
+            if distributed.is_main():
+                product.save(job, trained.model)
             judgement = judge(log, job, trained, state)
             save(state, job, trained)
             if judgement is not None:
-                product.save(job, trained.model)
                 report.conclude(log, job, judgement, state)
         distributed.barrier()
     return 0
@@ -144,7 +152,7 @@ def job_of(config: DetectConfig, device: torch.device) -> Job:
     Raises:
         UserError: Something cannot be opened, or the images do not make a batch.
     """
-    opened = encoders.open_encoder(config.encoder)
+    opened = encoder_to_begin_with(config)
     refuse_unfit(config, opened)
     opened = opened._replace(encoder=encoders.resized(opened.encoder, config.image_size))
     data = open_detection(config, opened.encoder.in_channels)
@@ -235,7 +243,8 @@ def judge(log: Log, job: Job, trained: Trained, state: DetectState) -> Judgement
         config.workers,
     )
     judgement = judgement_of(finder, job.data.test)
-    if judgement is not None and state.judged_step < state.step:  # not so for a run that had ended
+    is_new = state.judged_step < state.step  # not so for a run that had ended and is resumed
+    if judgement and is_new and not is_written(run_folder(config), state.step, "box_ap"):
         log.write(job.plan.place(state.step, config) | judgement.figures())
         if log.shows_pictures:
             title = f"step {state.step}"

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from mvmae import encoders
 from mvmae.config import SegmentConfig
 from mvmae.data.augment import seeded
 from mvmae.data.segmentation_views import Batch, crop_batches
@@ -22,6 +23,7 @@ from mvmae.engine.log import require as require_log
 from mvmae.engine.optim import set_lr
 from mvmae.errors import UserError
 from mvmae.objectives import pixel_loss
+from mvmae.tasks.products import encoder_to_begin_with, is_written
 from mvmae.tasks.segmenting import frozen, predicting, product, report, testing
 from mvmae.tasks.segmenting.judging import Judgement, judgement_of
 from mvmae.tasks.segmenting.opening import open_segmented
@@ -30,7 +32,7 @@ from mvmae.tasks.segmenting.state import (
     Job,
     SegmentState,
     Trained,
-    opened_for,
+    for_crops,
     plan_of,
     resume,
     run_folder,
@@ -84,7 +86,8 @@ def train(config: SegmentConfig) -> int:
         else:
             state = SegmentState()
             facts = {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-            supervised.begin_folder(config, device, **facts)
+            encoder = encoders.facts_of(job.opened)
+            supervised.begin_folder(config, device, **facts, encoder=encoder)
         wrapped = distributed.wrap(trained.model, device)
         total = job.plan.total
         batches = crop_batches(
@@ -101,6 +104,8 @@ def train(config: SegmentConfig) -> int:
         log = Log(out, start=state.step, total=total, also=config.log, quiet=quiet, title="segment")
         with log, Interrupt() as interrupt:
             report.introduce(log, job, trained, state)
+            if config.resume and state.judged_step < state.step and job.is_evaluation(state.step):
+                judge(log, job, trained, state)  # in which the run was killed, or failed
             clock = Clock()
             for batch in clock.timed(batches):
                 try:
@@ -119,6 +124,8 @@ def train(config: SegmentConfig) -> int:
                     speed = clock.lap(config.batch_size)
                     log.write(job.plan.place(state.step, config.batch_size) | record | speed)
                 if job.is_evaluation(state.step):
+                    # What fails in a judgement must not cost the steps before it.
+                    save(state, job, trained)
                     judge(log, job, trained, state)
                 if stopped := supervised.stop_signal(interrupt, state, config, device):
                     save(state, job, trained)
@@ -127,10 +134,12 @@ def train(config: SegmentConfig) -> int:
                 if state.step < total and supervised.is_due(state, config, device):
                     save(state, job, trained)
 
-            judgement = judge(log, job, trained, state)
             save(state, job, trained)
             if distributed.is_main():
                 product.save(job, trained.model)
+            judgement = judge(log, job, trained, state)
+            save(state, job, trained)
+            if distributed.is_main():
                 report.conclude(log, job, judgement, state)
         distributed.barrier()
     return 0
@@ -142,7 +151,7 @@ def job_of(config: SegmentConfig, device: torch.device) -> Job:
     Raises:
         UserError: Something cannot be opened, or the images do not make a batch.
     """
-    opened = opened_for(config, config.encoder)
+    opened = for_crops(config, encoder_to_begin_with(config))
     data, checked = open_segmented(config, opened.encoder.in_channels)
     return Job(config, opened, data, checked, plan_of(config, data), device)
 
@@ -205,7 +214,8 @@ def judge(log: Log, job: Job, trained: Trained, state: SegmentState) -> Judgemen
         len(job.data.classes),
         workers=config.workers,
     )
-    if state.judged_step < state.step:  # not so for a run that had ended and is resumed
+    is_new = state.judged_step < state.step  # not so for a run that had ended and is resumed
+    if is_new and not is_written(run_folder(config), state.step, "miou"):
         log.write(job.plan.place(state.step, config.batch_size) | judgement.figures())
         if log.shows_pictures and judgement.shown:
             png = report.picture_of(judgement, job.data, f"step {state.step}")

@@ -43,13 +43,13 @@ def open_detection(config: DetectConfig, channels: int) -> Detection:
     if channels not in (1, 3):
         raise UserError(f"image files are read with 1 or 3 channels, and ENCODER takes {channels}")
     places = find_splits(Path(config.data), config.train_split, config.val_split)
-    found = [_checked(place) for place in places]
+    found = [_checked(place, with_masks=not config.boxes_only) for place in places]
     show({place.name: one.findings for place, one in zip(places, found, strict=True)})
     for place, one in zip(places, found, strict=True):
         if one.fatal:
             raise UserError(f"{place.file} cannot be used: {_sentence(one.fatal)}")
     refuse_other_classes(places, found)
-    with_masks = all(one.has_masks for one in found) and not config.boxes_only
+    with_masks = all(one.has_masks for one in found)
     train, test = (
         CocoSplit(
             place.name,
@@ -64,9 +64,9 @@ def open_detection(config: DetectConfig, channels: int) -> Detection:
     return Detection(train, test)
 
 
-def _checked(place: Place) -> Checked:
+def _checked(place: Place, *, with_masks: bool) -> Checked:
     content = load(place.file)
-    return checked(content, sizes_in(place.images, content))
+    return checked(content, sizes_in(place.images, content), with_masks=with_masks)
 
 
 def _sentence(findings: Sequence[Finding]) -> str:

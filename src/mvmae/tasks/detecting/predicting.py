@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -13,25 +12,31 @@ from rich.console import Console
 
 from mvmae.config import DetectConfig
 from mvmae.data.loader import Skipped
-from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
-from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine import checkpoint, distributed, precision, runs, terminal
+from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.figures.detections import drawn, png_of
+from mvmae.tasks import products
 from mvmae.tasks.detecting import product
 from mvmae.tasks.detecting.judging import Finder, find
 from mvmae.tasks.detecting.product import OpenedDetector
 from mvmae.tasks.detecting.report import things_of
-from mvmae.tasks.evaluation import Bar
-from mvmae.tasks.predictions import names_of, put_in_place, refuse_own_images
+from mvmae.tasks.predictions import (
+    names_of,
+    open_images,
+    refuse_own_images,
+    require_free,
+    unfinished,
+)
 
 FILE = "predictions.json"
-OURS = {FILE, "pictures", "skipped.csv"}
+OURS = {FILE: "", "pictures": ".png", "skipped.csv": ""}
 MOST_SAID = 8  # classes on the screen
 
 
 def run(config: DetectConfig) -> None:
-    """Write what is found in each image of a folder.
+    """Write what is found in each image of a folder or a list, or in one image.
 
     Raises:
         UserError: The run or the images cannot be opened, or the folder holds something.
@@ -41,12 +46,13 @@ def run(config: DetectConfig) -> None:
         raise UserError("--predict runs in one process: start it without torchrun")
     began = time.perf_counter()
     device = precision.choose_device(config.device)
-    made = product.open_detector(config.encoder)
     run_folder = Path(config.encoder)
     run_folder = run_folder if run_folder.is_dir() else run_folder.parent
     out = config.out or run_folder / "predictions"
-    require_free(out, overwrite=config.overwrite)
-    source = open_source((config.predict,), made.in_channels)
+    require_free(out, OURS, FILE, overwrite=config.overwrite)
+    made = product.open_detector(config.encoder)
+    products.refuse_what_is_fixed(config, product.VERB, {"image_size": made.shape.side})
+    source = open_images(config.predict, made.in_channels)
     refuse_own_images(out, source)
     finder = Finder(
         made.model.to(device),
@@ -57,40 +63,15 @@ def run(config: DetectConfig) -> None:
         config.batch_size,
         config.workers,
     )
-    unfinished = out.resolve().with_name(f".{out.resolve().name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    runs.make(unfinished)
-    try:
-        rows, skipped = write_all(unfinished, finder, made, source, config)
+    with unfinished(out, OURS) as folder:
+        rows, skipped = write_all(folder, finder, made, source, config)
         if len(skipped) == len(source):
             path, reason = skipped[0]
             raise UserError(f"no image of {source.name} can be read, {path} for one ({reason})")
         lines = ",\n".join(json.dumps(row) for row in rows)
-        checkpoint.write_text(unfinished / FILE, f"[\n{lines}\n]\n")
-        runs.append_skipped(unfinished, skipped)
-        put_in_place(unfinished, out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        checkpoint.write_text(folder / FILE, f"[\n{lines}\n]\n")
+        runs.append_skipped(folder, skipped)
     told(out, rows, len(source), skipped, time.perf_counter() - began, config)
-
-
-def require_free(out: Path, *, overwrite: bool) -> None:
-    """Make sure that the folder is new or empty, or holds predictions that may go.
-
-    Raises:
-        UserError: It does not.
-    """
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: --out must name a folder")
-    there = {path.name for path in out.iterdir()} if out.exists() else set()
-    if not there:
-        return
-    if there > OURS or FILE not in there:
-        raise UserError(f"{out} holds other files: choose an --out that is new or empty")
-    if not overwrite:
-        raise UserError(
-            f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
-        )
 
 
 def write_all(
@@ -136,3 +117,5 @@ def told(
         console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
     pictures = f" and {out / 'pictures'}" if config.draw else ""
     console.print(f"written: {out / FILE}{pictures}")
+    facts = {"images": count - len(skipped), "skipped": len(skipped), "things": len(rows)}
+    terminal.emit("result", {"verb": "detect", "file": str(out / FILE)} | facts)

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from torchvision.models.detection import FasterRCNN
 
 from mvmae import encoders
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.encoders.product import encoder_from_facts
-from mvmae.engine import checkpoint
-from mvmae.errors import UserError
 from mvmae.models.detector import DetectorShape, detector_of
+from mvmae.tasks import products
 from mvmae.tasks.detecting.state import Job, run_folder
 
-FILE = "model.safetensors"
-FORMAT = 1  # of model.json
-TASK = "detect"
+VERB = "detect"
 
 
 class OpenedDetector(NamedTuple):
@@ -35,14 +31,12 @@ class OpenedDetector(NamedTuple):
 def save(job: Job, model: FasterRCNN) -> None:
     """Write model.safetensors and model.json into the run folder."""
     facts = {
-        "format": FORMAT,
-        "task": TASK,
         "encoder": encoders.facts_of(job.opened),
         "detector": job.shape._asdict(),
         "classes": job.data.train.classes,
         "category_ids": job.data.train.ids,
     }
-    checkpoint.save_tensors(run_folder(job.config) / FILE, model.state_dict(), facts)
+    products.save(run_folder(job.config), VERB, facts, model)
 
 
 def open_detector(source: str) -> OpenedDetector:
@@ -54,25 +48,10 @@ def open_detector(source: str) -> OpenedDetector:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    path = Path(source)
-    file = path / FILE if path.is_dir() else path
-    if not file.exists():
-        hint = " (it has not finished: --resume it)" if (path / "checkpoints").is_dir() else ""
-        raise UserError(f"{source} is no finished run of mvmae detect: there is no {file}{hint}")
-    tensors, facts = checkpoint.load_tensors(file)
-    if facts.get("task") != TASK:
-        raise UserError(f"{file} is no detector: its .json says nothing of one")
-    try:
-        opened = encoder_from_facts(facts["encoder"], source=str(file))
-        made = _built(opened, facts)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file}: its .json does not describe a detector: {error!r}") from error
-    checkpoint.load_weights(made.model, tensors, source=str(file))
-    made.model.eval()
-    return made
+    return products.open_product(source, VERB, "detector", _built)
 
 
-def _built(opened: OpenedEncoder, facts: dict) -> OpenedDetector:
+def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedDetector:
     shape = DetectorShape(**facts["detector"])
     classes, ids = [str(name) for name in facts["classes"]], [int(n) for n in facts["category_ids"]]
     if not len(classes) == len(ids) == shape.num_classes:

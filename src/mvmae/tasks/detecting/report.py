@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
+from math import ceil, sqrt
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,14 @@ from mvmae.engine.log import Log
 from mvmae.figures import detections
 from mvmae.figures.detections import Panel, Things
 from mvmae.metrics.coco_ap import AveragePrecision
+from mvmae.models.detector import ANCHOR_SIDE
+from mvmae.models.pyramid import SCALES
 from mvmae.tasks.detecting.judging import Found, Judgement, in_coco_format
+from mvmae.tasks.detecting.opening import Detection
 from mvmae.tasks.detecting.state import DetectState, Job, Trained, run_folder
 
+MOST_ROWS = 30  # classes in the table on the screen
+SUREST = 3  # detections drawn in each image where none is above DRAWN_SCORE
 SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")  # on the screen
 WORST = 5  # classes named on the screen
 PICTURES = 4
@@ -44,10 +51,35 @@ def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
     )
     name = "Mask R-CNN" if data.with_masks else "Faster R-CNN"
     log.say(f"{name} on {config.encoder}, {size:.1f} M parameters at {config.image_size} pixels")
+    if warning := too_small(job):
+        log.warn(warning)
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
         f"{config.epochs} epochs of {job.plan.per_epoch} steps of {config.batch_size} "
         f"images{resumed} -> {config.out}"
+    )
+
+
+def too_small(job: Job) -> str:
+    """A warning where most boxes are smaller than what is looked for; else nothing.
+
+    An anchor of a box's own middle and twice its area overlaps it by half.
+    """
+    side, patch = job.config.image_size, job.opened.encoder.patch_size
+    sides = [
+        side / max(picture.size) * ((right - left) * (bottom - top)) ** 0.5
+        for picture in job.data.train.pictures
+        for left, top, right, bottom in (thing.box for thing in picture.things)
+    ]
+    middle, anchor = float(np.median(sides)), ANCHOR_SIDE * patch / max(SCALES)
+    if middle * sqrt(2) >= anchor:
+        return ""
+    whole = 4 * patch
+    wanted = ceil(side * anchor / sqrt(2) / middle / whole) * whole
+    return (
+        f"half of the boxes are smaller than {middle:.0f} pixels at --image-size {side}, and the "
+        f"smallest anchor is {anchor:.0f}: they will hardly be found. --image-size {wanted} would "
+        "do, or an encoder of smaller patches"
     )
 
 
@@ -57,14 +89,17 @@ def conclude(log: Log, job: Job, judgement: Judgement, state: DetectState) -> No
     runs.append_skipped(out, judgement.skipped)
     found = in_coco_format(judgement.found, test)
     checkpoint.write_text(out / "predictions.json", json.dumps(found) + "\n")
+    file = write_result(log, job, judgement)
     picture = out / "figures" / "detections.png"
     runs.make(picture.parent)
     png = picture_of(judgement.found, test, title=f"{job.config.encoder} on {job.config.data}")
     checkpoint.write_whole(picture, lambda stream: stream.write(png))
-    file = write_result(log, job, judgement)
+    if len(test.classes) > 1:
+        Console().print(classes_table(judgement, job.data))
     Console().print(table_of(judgement))
     log.say(f"in %, COCO's figures on the {len(test)} images of {test.name}")
-    if worst := worst_classes(judgement.mask or judgement.box):
+    worst = worst_classes(judgement.mask or judgement.box)
+    if worst and len(test.classes) > MOST_ROWS:
         log.say(worst)
     if state.unreadable or judgement.skipped:
         log.say(f"images that could not be read: {out / 'skipped.csv'}")
@@ -87,6 +122,28 @@ def table_of(judgement: Judgement) -> Table:
 
 def _said(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
+
+
+def classes_table(judgement: Judgement, data: Detection) -> Table:
+    """A row a class, the most frequent first: how often it is there, and its AP."""
+    counts = [
+        Counter(thing.label for picture in split.pictures for thing in picture.things)
+        for split in (data.train, data.test)
+    ]
+    table = Table()
+    table.add_column("class")
+    kinds = {"AP box": judgement.box, "AP mask": judgement.mask}
+    for column in ("learnt", "tested", *(name for name, one in kinds.items() if one is not None)):
+        table.add_column(column, justify="right")
+    order = sorted(range(len(data.test.classes)), key=lambda at: -counts[1][at + 1])
+    for at in order[:MOST_ROWS]:
+        name = data.test.classes[at]
+        numbers = [str(count[at + 1]) for count in counts]
+        values = [_said(one.by_class[name]) for one in kinds.values() if one is not None]
+        table.add_row(escape(name), *numbers, *values)
+    if len(order) > MOST_ROWS:
+        table.add_row(f"and {len(order) - MOST_ROWS} rarer classes")
+    return table
 
 
 def worst_classes(judged: AveragePrecision) -> str:
@@ -124,10 +181,11 @@ def write_result(log: Log, job: Job, judgement: Judgement) -> Path:
 
 def picture_of(found: Sequence[Found], split: CocoSplit, *, title: str) -> bytes:
     """A PNG of some images with what is there and what was found."""
-    panels = [panel for one in chosen(found, split) if (panel := panel_of(one, split))]
+    drawn, note = found_in_words(chosen(found, split))
+    panels = [panel for one in drawn if (panel := panel_of(one, split))]
     if not panels:  # none of them can be read any more
         panels = [Panel("", np.full((8, 8, 1), 255, np.uint8), Things([], []), Things([], []))]
-    note = f"validation images, evenly chosen; found: score {DRAWN_SCORE} or more"
+    note = f"validation images, evenly chosen; found: {note}"
     return detections.draw(panels, split.classes, title=title, note=note)
 
 
@@ -136,6 +194,16 @@ def chosen(found: Sequence[Found], split: CocoSplit) -> list[Found]:
     filled = [one for one in found if split.pictures[one.index].things] or list(found)
     count = min(PICTURES, len(filled))
     return [filled[(2 * at + 1) * len(filled) // (2 * count)] for at in range(count)]
+
+
+def found_in_words(found: Sequence[Found]) -> tuple[list[Found], str]:
+    """What is sure enough to be drawn, or the surest where nothing is; and which of both."""
+    sure = [one.above(DRAWN_SCORE) for one in found]
+    best = max((score for one in found for score in one.scores), default=0.0)
+    if best >= DRAWN_SCORE or not best:
+        return sure, f"score {DRAWN_SCORE} or more"
+    surest = [one.above(sorted(one.scores)[-SUREST:][0]) if one.scores else one for one in found]
+    return surest, f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best is {best:.2f}"
 
 
 def panel_of(one: Found, split: CocoSplit) -> Panel | None:
@@ -153,7 +221,7 @@ def panel_of(one: Found, split: CocoSplit) -> Panel | None:
         [thing.label for thing in picture.things],
         masks=masks,
     )
-    return Panel(picture.path.name, pixels, truth, things_of(one.above(DRAWN_SCORE)))
+    return Panel(picture.path.name, pixels, truth, things_of(one))
 
 
 def things_of(found: Found) -> Things:

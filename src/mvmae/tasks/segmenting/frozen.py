@@ -31,17 +31,18 @@ from mvmae.engine import distributed, precision, results
 from mvmae.engine.optim import adamw, set_lr
 from mvmae.engine.schedule import warmup_cosine
 from mvmae.engine.state import State
+from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.figures.segmentations import Shown
 from mvmae.metrics.knn import knn_votes, neighbours
 from mvmae.metrics.miou import pixel_confusion
 from mvmae.models.upernet import FrozenMap, LinearSegmenter
 from mvmae.objectives import pixel_loss
-from mvmae.tasks.evaluation import Bar, short
+from mvmae.tasks.evaluation import short
 from mvmae.tasks.segmenting import report
 from mvmae.tasks.segmenting.judging import Judgement, judgement_of, named, spread
-from mvmae.tasks.segmenting.opening import described, name_of, open_segmented
-from mvmae.tasks.segmenting.state import examiner_of, opened_for, training_of
+from mvmae.tasks.segmenting.opening import described, meaning, name_of, open_segmented
+from mvmae.tasks.segmenting.state import examiner_of, for_crops, training_of
 
 IMAGES = 16  # whose patches are searched for together
 
@@ -74,10 +75,11 @@ def run(config: SegmentConfig) -> None:
         raise UserError(f"--protocol {config.protocol} runs in one process: start without torchrun")
     began, device = time.perf_counter(), precision.choose_device(config.device)
     home = results.home(config.encoder, config.out)
-    opened = opened_for(config, config.encoder)
+    opened = for_crops(config, encoders.open_encoder(config.encoder))
     data, checked = open_segmented(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(described(data, checked))
+    console.print(meaning(checked, data.classes))
 
     judge = linear if config.protocol == "linear" else nearest
     candidates = [(config.encoder, opened)]
@@ -94,12 +96,12 @@ def run(config: SegmentConfig) -> None:
     console.print(f"\n{title}", style="bold")
     Console().print(table_of(rows))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
-    picture = report.draw(home, judged[0], data, title=f"{config.encoder}: {title}", name=what)
     content = report.content_of(judged[0], data) | {
         "rows": [row._asdict() for row in rows],
         "seconds": round(time.perf_counter() - began, 1),
     }
     file = report.write(home, config, content, device, what=what)
+    picture = report.draw(home, judged[0], data, title=f"{config.encoder}: {title}", name=what)
     console.print(f"written: {file} and {picture}")
 
 
@@ -228,8 +230,19 @@ def bank_of(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
     if not tokens:
         raise UserError(f"no training image of {data.name} can be read: {skipped[0].reason}")
     return Bank(
-        torch.cat(tokens)[: config.bank_size], torch.cat(classes)[: config.bank_size], skipped
+        *drawn(torch.cat(tokens), torch.cat(classes), config.bank_size, config.seed), skipped
     )
+
+
+def drawn(
+    tokens: Float[Tensor, "N D"], classes: Int[Tensor, " N"], most: int, seed: int
+) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
+    """At most so many of the patches, of all images alike, in their order."""
+    if len(tokens) <= most:
+        return tokens, classes
+    places = np.random.default_rng(seed).permutation(len(tokens))[:most]
+    kept = torch.from_numpy(places).sort().values
+    return tokens[kept], classes[kept]
 
 
 def map_of(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor, "D h w"]:

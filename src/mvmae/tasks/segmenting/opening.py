@@ -2,54 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from mvmae.config import SegmentConfig
-from mvmae.data.segmentation import Segmented, find_pairs
+from mvmae.data.mask_values import IGNORED, NEVER_COUNTS, Rule
+from mvmae.data.segmentation import Found, Segmented, find_pairs
 from mvmae.data.segmentation_check import Checked, accepted, check_pairs
 from mvmae.engine import distributed
-from mvmae.tasks.evaluation import Bar
+from mvmae.engine.terminal import Bar
+
+MOST_SAID = 6  # values on the screen, of either kind
 
 
-def open_segmented(
-    config: SegmentConfig, channels: int, classes: tuple[str, ...] | None = None
-) -> tuple[Segmented, Checked]:
+def open_segmented(config: SegmentConfig, channels: int) -> tuple[Segmented, Checked]:
     """The images with masks that a config names, checked.
-
-    Args:
-        config: What was asked.
-        channels: Of the images.
-        classes: Of a trained model, in place of what the files say.
 
     Raises:
         UserError: There are none, or they cannot be used.
     """
+    found = find(config, channels)
+    checked = look_at(found, config.num_classes)
+    return accepted(found, checked), checked
+
+
+def find(
+    config: SegmentConfig,
+    channels: int,
+    *,
+    learns: bool = True,
+    rules: tuple[Rule, ...] | None = None,
+) -> Found:
+    """As `find_pairs`, for what a config names."""
     folders = None
     if config.images is not None and config.masks is not None:
         folders = config.images, config.masks
-    found = find_pairs(
+    return find_pairs(
         config.data,
         folders=folders,
         channels=channels,
         ignore_index=config.ignore_index,
         test_split=config.test_split,
         names=config.classes,
-        learns=config.protocol != "test",
+        learns=learns,
+        rules=rules,
     )
-    if classes:
-        found = found._replace(names=dict(enumerate(classes)))
+
+
+def look_at(found: Found, num_classes: int | None) -> Checked:
+    """Look at every pair, on the main process, and show what is not as it should be."""
     checked = None
     if distributed.is_main():
         with Bar(len(found.train.pairs) + len(found.test.pairs)) as bar:
             bar.name("looking at masks")
-            checked = check_pairs(
-                found, len(classes) if classes else config.num_classes, bar.advance
-            )
+            checked = check_pairs(found, num_classes, bar.advance)
         show(checked)
-    checked = distributed.from_main(checked)
-    return accepted(found, checked), checked
+    return distributed.from_main(checked)
 
 
 def show(checked: Checked) -> None:
@@ -82,3 +94,33 @@ def described(data: Segmented, checked: Checked) -> str:
         f"{len(data.train)} images learn, {len(data.test)} test ({data.split}); "
         f"{len(data.classes)} classes{absent}{warned}"
     )
+
+
+def meaning(checked: Checked, classes: Sequence[str]) -> str:
+    """What each value in the masks was taken for, with its share of the pixels."""
+    rule, total = checked.rule, sum(checked.values.values())
+    order = sorted(checked.values, key=lambda value: -checked.values[value])
+    numbers = rule.classes(np.array(order, dtype=np.int64)).tolist()
+    nothing, something = [], []
+    for value, number in zip(order, numbers, strict=True):
+        share = f"({100 * checked.values[value] / total:.1f} %)"
+        if number == IGNORED:
+            nothing.append(f"{value} counts for nothing {share}")
+        else:
+            name = classes[number]
+            said = f"{value} is a class" if name == str(value) else f"{value} is {name}"
+            something.append(f"{said} {share}")
+    said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
+    if more := len(nothing) + len(something) - len(said):
+        said.append(f"and {more} more")
+    return f"values in the masks: {', '.join(said)}{_because(rule, checked)}"
+
+
+def _because(rule: Rule, checked: Checked) -> str:
+    if rule.foreground is not None:
+        return "; black-and-white masks have two classes, --ignore-index none would take one away"
+    if rule.ignored == 0 and 0 in checked.values:  # others have been asked for
+        return "; --ignore-index none makes 0 a class"
+    if NEVER_COUNTS in checked.values:
+        return f"; {NEVER_COUNTS} never counts beside other classes"
+    return ""

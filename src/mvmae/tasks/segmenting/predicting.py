@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,24 +16,29 @@ from torch import Tensor
 
 from mvmae.config import SegmentConfig
 from mvmae.data.decode import Pixels, UnreadableImageError
-from mvmae.data.segmentation import NEVER_COUNTS
-from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
-from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine import checkpoint, distributed, precision, runs, terminal
+from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.figures.segmentations import overlaid, palette
-from mvmae.tasks.evaluation import Bar
-from mvmae.tasks.predictions import names_of, put_in_place, refuse_own_images
+from mvmae.tasks import products
+from mvmae.tasks.predictions import (
+    names_of,
+    open_images,
+    refuse_own_images,
+    require_free,
+    unfinished,
+)
 from mvmae.tasks.segmenting import product
 from mvmae.tasks.segmenting.judging import Examiner, predicted
 from mvmae.tasks.segmenting.product import OpenedSegmenter
 
-OURS = ("masks", "overlays", "classes.csv", "skipped.csv")
+OURS = {"masks": ".png", "overlays": ".jpg", "classes.csv": "", "skipped.csv": ""}
 QUALITY = 90  # of the overlays' JPEG
 
 
 def run(config: SegmentConfig) -> None:
-    """Write a mask and an overlay for each image of a folder.
+    """Write a mask and an overlay for each image of a folder or a list, or for one image.
 
     Raises:
         UserError: The run or the images cannot be opened, or the folder holds something.
@@ -45,40 +49,17 @@ def run(config: SegmentConfig) -> None:
         raise UserError("--predict runs in one process: start it without torchrun")
     began = time.perf_counter()
     device = precision.choose_device(config.device)
-    require_free(config.out, overwrite=config.overwrite)
+    require_free(config.out, OURS, "classes.csv", overwrite=config.overwrite)
     made = product.open_segmenter(config.encoder)
-    source = open_source((config.predict,), made.opened.encoder.in_channels)
+    products.refuse_what_is_fixed(config, product.VERB, made.looks)
+    source = open_images(config.predict, made.opened.encoder.in_channels)
     refuse_own_images(config.out, source)
     examiner = product.examiner_of(made, config, device)
-    unfinished = config.out.resolve().with_name(f".{config.out.resolve().name}.tmp")
-    shutil.rmtree(unfinished, ignore_errors=True)
-    runs.make(unfinished)
-    try:
-        pixels, skipped = write_all(unfinished, examiner, made, source)
-        write_classes(unfinished / "classes.csv", made, pixels)
-        runs.append_skipped(unfinished, skipped)
-        put_in_place(unfinished, config.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    with unfinished(config.out, OURS) as folder:
+        pixels, skipped = write_all(folder, examiner, made, source)
+        write_classes(folder / "classes.csv", made, pixels)
+        runs.append_skipped(folder, skipped)
     told(config.out, made, pixels, len(source) - len(skipped), skipped, time.perf_counter() - began)
-
-
-def require_free(out: Path, *, overwrite: bool) -> None:
-    """Make sure that the folder is new or empty, or holds predictions that may go.
-
-    Raises:
-        UserError: It does not.
-    """
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
-        return
-    if not out.is_dir():
-        raise UserError(f"{out} is a file: --out must name a folder")
-    if {path.name for path in out.iterdir()} - set(OURS) or not (out / "classes.csv").exists():
-        raise UserError(f"{out} holds other files: choose an --out that is new or empty")
-    if not overwrite:
-        raise UserError(
-            f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
-        )
 
 
 def write_all(
@@ -108,17 +89,20 @@ def write_all(
 
 
 def write_mask(file: Path, classes: Tensor, made: OpenedSegmenter, colours: np.ndarray) -> None:
-    """A PNG of the values that the training masks had: a palette, or 16 bit for many classes."""
+    """A PNG of the values that the training masks had.
+
+    It is a palette, 16 bit for values beyond 255, or as black and white as the training masks.
+    """
     runs.make(file.parent)
     values = made.rule.values(classes.numpy().astype(np.int64))
-    most = made.rule.value(len(made.classes) - 1)
-    if most >= NEVER_COUNTS:
+    if made.rule.value(len(made.classes) - 1) > 255:
         picture = Image.fromarray(values.astype(np.uint16))
     else:
         picture = Image.fromarray(values.astype(np.uint8))
-        table = np.zeros((256, 3), dtype=np.uint8)
-        table[made.rule.values(np.arange(len(colours)))] = colours
-        picture.putpalette(table.flatten().tolist())
+        if made.rule.foreground is None:
+            table = np.zeros((256, 3), dtype=np.uint8)
+            table[made.rule.values(np.arange(len(colours)))] = colours
+            picture.putpalette(table.flatten().tolist())
     picture.save(file)
 
 
@@ -155,6 +139,8 @@ def told(
     console.print(f"{count} images in {seconds:.0f} s; {', '.join(shares)}")
     if skipped:
         console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
+    facts = {"images": count, "skipped": len(skipped)}
+    terminal.emit("result", {"verb": "segment", "folder": str(out)} | facts)
     console.print(
         f"written: {out / 'masks'} (values: {out / 'classes.csv'}) and {out / 'overlays'}"
     )

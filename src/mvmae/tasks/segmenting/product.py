@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from mvmae import encoders
 from mvmae.config import SegmentConfig
-from mvmae.data.segmentation import Rule
+from mvmae.data.mask_values import Rule
+from mvmae.data.segmentation import EVERY_FIFTH, contents_of
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.product import encoder_from_facts
-from mvmae.engine import checkpoint
-from mvmae.errors import UserError
 from mvmae.models.upernet import Segmenter
+from mvmae.tasks import products
 from mvmae.tasks.segmenting.judging import Examiner
 from mvmae.tasks.segmenting.state import Job, run_folder
 
-FILE = "model.safetensors"
-FORMAT = 1  # of model.json
-TASK = "segment"
+VERB = "segment"
 
 
 class OpenedSegmenter(NamedTuple):
@@ -38,24 +35,31 @@ class OpenedSegmenter(NamedTuple):
     crop: int
     stride: int
     short_side: int | None
+    learnt: frozenset[str]
+    """Hashes of the images it was trained on, where no folder of their own says which they are."""
+
+    @property
+    def looks(self) -> dict[str, int | None]:
+        """How it looks at images, by the config's fields."""
+        return {"crop": self.crop, "stride": self.stride, "short_side": self.short_side}
 
 
 def save(job: Job, model: nn.Module) -> None:
     """Write model.safetensors and model.json into the run folder, and the encoder alone."""
-    config, out = job.config, run_folder(job.config)
+    config, out, data = job.config, run_folder(job.config), job.data
     facts = {
-        "format": FORMAT,
-        "task": TASK,
         "encoder": encoders.facts_of(job.opened),
-        "classes": list(job.data.classes),
-        "ignored": job.data.test.rule.ignored,
+        "classes": list(data.classes),
+        "ignored": data.test.rule.ignored,
+        "foreground": data.test.rule.foreground,
         "channels": config.channels,
         "auxiliary_channels": config.auxiliary_channels if config.auxiliary_weight else None,
         "crop": config.crop,
         "stride": config.window_stride,
         "short_side": config.short_side,
+        "learnt": contents_of(data.train) if data.split == EVERY_FIFTH else [],
     }
-    checkpoint.save_tensors(out / FILE, model.state_dict(), facts)
+    products.save(out, VERB, facts, model)
     encoders.save_encoder(out, job.opened)
 
 
@@ -68,36 +72,20 @@ def open_segmenter(source: str) -> OpenedSegmenter:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    path = Path(source)
-    file = path / FILE if path.is_dir() else path
-    if not file.exists():
-        hint = " (it has not finished: --resume it)" if (path / "checkpoints").is_dir() else ""
-        raise UserError(f"{source} is no finished run of mvmae segment: there is no {file}{hint}")
-    tensors, facts = checkpoint.load_tensors(file)
-    if facts.get("task") != TASK:
-        raise UserError(f"{file} is no segmenter: its .json says nothing of one")
-    try:
-        opened = encoder_from_facts(facts["encoder"], source=str(file))
-        classes, rule = tuple(map(str, facts["classes"])), Rule(facts["ignored"])
-        model = Segmenter(
-            opened.encoder,
-            len(classes),
-            channels=facts["channels"],
-            auxiliary_channels=facts["auxiliary_channels"],
-        )
-        made = OpenedSegmenter(
-            model.eval(),
-            opened,
-            classes,
-            rule,
-            facts["crop"],
-            facts["stride"],
-            facts["short_side"],
-        )
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file}: its .json does not describe a segmenter: {error!r}") from error
-    checkpoint.load_weights(model, tensors, source=str(file))
-    return made
+    return products.open_product(source, VERB, "segmenter", _built)
+
+
+def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedSegmenter:
+    classes = tuple(map(str, facts["classes"]))
+    model = Segmenter(
+        opened.encoder,
+        len(classes),
+        channels=facts["channels"],
+        auxiliary_channels=facts["auxiliary_channels"],
+    )
+    rule = Rule(facts["ignored"], facts.get("foreground"))
+    looks = facts["crop"], facts["stride"], facts["short_side"]
+    return OpenedSegmenter(model, opened, classes, rule, *looks, frozenset(facts.get("learnt", ())))
 
 
 def examiner_of(made: OpenedSegmenter, config: SegmentConfig, device: torch.device) -> Examiner:

@@ -16,7 +16,7 @@ from mvmae.engine import checkpoint, distributed, results, runs
 from mvmae.engine.log import Log
 from mvmae.figures import segmentations
 from mvmae.tasks.segmenting.judging import Judgement
-from mvmae.tasks.segmenting.opening import described, name_of
+from mvmae.tasks.segmenting.opening import described, meaning, name_of
 from mvmae.tasks.segmenting.state import Job, SegmentState, Trained, run_folder
 
 MOST_ROWS = 30  # classes in the table on the screen
@@ -28,6 +28,7 @@ def introduce(log: Log, job: Job, trained: Trained, state: SegmentState) -> None
     config = job.config
     size = sum(p.numel() for p in trained.model.parameters()) / 1e6
     log.say(described(job.data, job.checked))
+    log.say(meaning(job.checked, job.data.classes))
     log.say(
         f"{config.encoder} with UperNet of {config.channels} channels, {size:.1f} M parameters, "
         f"crops of {config.crop} pixels"
@@ -46,12 +47,12 @@ def conclude(log: Log, job: Job, judgement: Judgement, state: SegmentState) -> N
     runs.append_skipped(out, judgement.skipped)
     Console().print(table_of(judgement, job.data))
     log.say(sentence(judgement))
-    picture = draw(out, judgement, job.data, title=f"{config.encoder} on {name_of(config)}")
     content = content_of(judgement, job.data) | {
         "world_size": distributed.world_size(),
         "seconds": round(log.seconds(), 1),
     }
     file = write(out, config, content, job.device, what="segment")
+    picture = draw(out, judgement, job.data, title=f"{config.encoder} on {name_of(config)}")
     if state.unreadable or judgement.skipped:
         log.say(f"images that could not be read: {out / 'skipped.csv'}")
     minutes, seconds = divmod(round(log.seconds()), 60)
@@ -131,7 +132,8 @@ def sentence(judgement: Judgement) -> str:
     own = judgement.quality
     absent = int(own.iou.isnan().sum())
     left_out = (
-        f"; {absent} classes neither in the masks nor predicted are left out of the mean"
+        f"; {absent} {'class is' if absent == 1 else 'classes are'} neither in the masks nor "
+        "predicted, and left out of the mean"
         if absent
         else ""
     )

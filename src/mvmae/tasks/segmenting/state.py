@@ -95,13 +95,12 @@ class SegmentState(State):
         self.judged_step = -1  # after which the test images were last looked at
 
 
-def opened_for(config: SegmentConfig, encoder: str) -> OpenedEncoder:
+def for_crops(config: SegmentConfig, opened: OpenedEncoder) -> OpenedEncoder:
     """An encoder for crops.
 
     Raises:
-        UserError: There is none, or the crop is not one of its sizes.
+        UserError: The crop is not one of its sizes.
     """
-    opened = encoders.open_encoder(encoder)
     patch, crop = opened.encoder.patch_size, config.crop
     if crop % patch or crop < 2 * patch:
         near = max(2, round(crop / patch)) * patch
