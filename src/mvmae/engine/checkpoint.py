@@ -11,7 +11,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import safetensors
 import safetensors.torch
@@ -63,12 +63,35 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def _write(state: dict[str, Any], stream: BinaryIO) -> None:
-    try:
-        torch.save(state, stream)
-    except RuntimeError as error:
-        if isinstance(error.__context__, OSError):  # what the disk said, which torch hides
-            raise error.__context__ from None
-        raise
+    """Write with torch, and say afterwards what the disk said.
+
+    An error that passes through torch's writer comes out as a RuntimeError about an archive.
+    """
+    calm = _Calm(stream)
+    torch.save(state, cast(BinaryIO, calm))
+    if calm.failure:
+        # A new error: one kept in a variable would hold this frame and itself in a circle, with all
+        # weights, and torch 2.15 aborts where it finds those when the interpreter ends.
+        raise OSError(*calm.failure)
+
+
+class _Calm:
+    """A stream that keeps its first failure for later; what is written after it is dropped."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream = stream
+        self.failure: tuple[int | None, str] | None = None
+
+    def write(self, content: bytes | memoryview) -> int:
+        if not self.failure:
+            try:
+                return self.stream.write(content)
+            except OSError as error:
+                self.failure = (error.errno, error.strerror or str(error))
+        return len(memoryview(content).cast("B"))
+
+    def flush(self) -> None:
+        """Nothing: `write_whole` does it."""
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], Path]:
