@@ -1,17 +1,16 @@
-"""Image files: a folder to its bottom, several folders, or a list of paths."""
+"""Image files: a folder to its bottom, or several folders. Lists of files: `lists.py`."""
 
 from __future__ import annotations
 
-import csv
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 from mvmae.data.decode import EXTENSIONS, Pixels, UnreadableImageError, decode
+from mvmae.data.sources.names import Codes, Names
 from mvmae.errors import UserError
-
-HEADERS = {"path", "file", "filename", "image"}  # first cells that make a row a header
 
 
 class Files:
@@ -22,6 +21,8 @@ class Files:
         paths: The files.
         channels: What the pixels are decoded to: 3 for colour, 1 for gray.
         class_names: The name of each file's class, or none.
+        group_names: What each file belongs to besides (a patient, a film), empty where to nothing;
+            or none.
     """
 
     def __init__(
@@ -30,26 +31,41 @@ class Files:
         paths: Sequence[str],
         channels: int,
         class_names: Sequence[str] | None = None,
+        group_names: Sequence[str] | None = None,
     ) -> None:
-        self.name, self.paths, self.channels = name, list(paths), channels
-        self.classes = tuple(sorted(set(class_names))) if class_names else ()
-        place = {name: at for at, name in enumerate(self.classes)}
-        self._labels = [place[name] for name in class_names] if class_names else None
+        self.name, self.channels = name, channels
+        self.names = paths if isinstance(paths, Names) else Names(paths)
+        self._classes = Codes(class_names) if class_names else None
+        self._groups = Codes(group_names) if group_names else None
+        self.classes = self._classes.table if self._classes else ()
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The files, all as strings: for few files, or who needs every one of them."""
+        return list(self.names)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.names)
 
     def read(self, index: int) -> Pixels:
         """See `Source`."""
-        return decode(contents(self.paths[index]), self.channels)
+        return decode(self.raw(index), self.channels)
+
+    def raw(self, index: int) -> bytes:
+        """See `source.raw`."""
+        return contents(self.names[index])
 
     def label(self, index: int) -> int:
         """See `Source`."""
-        return -1 if self._labels is None else self._labels[index]
+        return -1 if self._classes is None else int(self._classes.codes[index])
+
+    def group(self, index: int) -> str | None:
+        """See `source.group`."""
+        return None if self._groups is None else self._groups.word(index)
 
     def path(self, index: int) -> str:
         """See `Source`."""
-        return self.paths[index]
+        return self.names[index]
 
 
 def contents(path: str) -> bytes:
@@ -81,66 +97,68 @@ def from_folders(folders: Sequence[str], channels: int) -> Files:
     Raises:
         UserError: A folder is missing or holds no image.
     """
-    paths, class_names = [], []
-    for folder in {os.path.realpath(folder): folder for folder in folders}.values():
-        found = sorted(_images_below(Path(folder)))
-        if not found:
+    class_names: list[str] = []
+    unique = {os.path.realpath(folder): folder for folder in folders}.values()
+    names = Names(_paths_below(unique, class_names))
+    return Files(" ".join(folders), names, channels, class_names if all(class_names) else None)
+
+
+def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str]:
+    """Paths of images; the class of each, or an empty word, goes to `class_names`."""
+    for folder in folders:
+        base = _prefix(folder)
+        before = len(class_names)
+        known: dict[str, str] = {}  # one string for a class, not one for an image
+        for path in _images_below(base):
+            label, inside, _ = path[len(base) :].partition(os.sep)
+            class_names.append(known.setdefault(label, label) if inside else "")
+            yield path
+        if len(class_names) == before:
             raise UserError(f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}")
-        paths += found
-        depth = len(Path(folder).parts)
-        class_names += [
-            parts[depth] if len(parts := Path(path).parts) > depth + 1 else "" for path in found
-        ]
-    return Files(" ".join(folders), paths, channels, class_names if all(class_names) else None)
 
 
-def _images_below(folder: Path) -> Iterator[str]:
-    """Paths of image files; links to folders are followed, each folder is read once."""
-    seen = set()
-    for where, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(where)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if Path(name).suffix.lower() in EXTENSIONS and not name.startswith("."):
-                yield str(Path(where, name))
+def _prefix(folder: str) -> str:
+    """What stands before a name in the folder, as pathlib would write it."""
+    plain = str(Path(folder))
+    return "" if plain == os.curdir else plain if plain.endswith(os.sep) else plain + os.sep
 
 
-def from_list(file: str, channels: int) -> Files:
-    """The files named in a list: .txt with a path a line, or .csv with path[,label].
+def _images_below(base: str) -> Iterator[str]:
+    """Paths of image files, sorted; links to folders are followed, each folder is read once.
 
-    Paths are relative to the list. A .csv may begin with a header.
-
-    Raises:
-        UserError: The list cannot be read, is empty, names a file that is not there, or gives
-            labels to some files only.
+    A folder is sorted as if its name ended in a slash: then what comes, a folder at a time, is in
+    the order of whole paths, and no more than the folders on the way are held in memory. The
+    system says with a name whether it is a folder, so that files are not asked for it one by one.
     """
-    rows = _rows(file)
-    if not rows:
-        raise UserError(f"{file} lists no images")
-    paths = [str(Path(file).parent / row[0]) for row in rows]
-    for line, path in enumerate(paths, 1):
-        if not Path(path).is_file():
-            raise UserError(f"{file}, entry {line}: no such file {path}")
-    class_names = [row[1].strip() if len(row) > 1 else "" for row in rows]
-    if any(class_names) and not all(class_names):
-        entry = class_names.index("") + 1
-        raise UserError(f"{file}, entry {entry}: no label, though other entries have one")
-    return Files(file, paths, channels, class_names if any(class_names) else None)
+    seen, rest = {os.path.realpath(base)}, _entries(base)
+    while rest:
+        name = rest.pop()
+        if not name.endswith(os.sep):
+            yield name
+        elif (real := os.path.realpath(name)) not in seen:
+            seen.add(real)
+            rest += _entries(name)
 
 
-def _rows(file: str) -> list[list[str]]:
+def _entries(prefix: str) -> list[str]:
+    """Images and folders, which end in a slash, that a folder holds: sorted, the first one last."""
+    found = []
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the list {file}: {error}") from error
-    if Path(file).suffix.lower() == ".txt":
-        return [[line.strip()] for line in text.splitlines() if line.strip()]
+        with os.scandir(prefix or os.curdir) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    found.append(entry.name + os.sep)
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+                    found.append(entry.name)
+    except OSError:  # a folder that may not be read
+        return []
+    return [prefix + name for name in sorted(found, reverse=True)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
     try:
-        rows = [row for row in csv.reader(text.splitlines()) if row and row[0].strip()]
-    except csv.Error as error:
-        raise UserError(f"cannot read the list {file}: {error}") from error
-    return rows[1:] if rows and rows[0][0].strip().lower() in HEADERS else rows
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -10,48 +10,79 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mvmae.config import Depth
+from mvmae.data.groups import group_numbers
+from mvmae.data.sampling import kind_of, require_channels
+from mvmae.data.sources import hub_sets, torchvision_sets
+from mvmae.data.sources.arrays import Stack
 from mvmae.data.sources.builtin import BUILTIN, is_builtin
-from mvmae.data.sources.files import from_folders, from_list
-from mvmae.data.sources.source import Source, Subset, labels
+from mvmae.data.sources.deep import deepened, plain_channels
+from mvmae.data.sources.files import from_folders
+from mvmae.data.sources.lists import LISTS, from_list
+from mvmae.data.sources.shard_names import names_shards
+from mvmae.data.sources.shards import open_shards
+from mvmae.data.sources.source import Source, Subset, labels, state
 from mvmae.errors import UserError
 
-LISTS = (".txt", ".csv")
 TRAIN = ("train", "training")
 TEST = ("val", "valid", "validation", "test", "testing")
 
 
-def open_source(data: Sequence[str], channels: int) -> Source:
-    """The images of folders, of one list file, or built-in ones (their training part).
+DATA = (
+    "DATA is a folder of images, a list (.txt, .csv, .tsv, .parquet), tar files, a .npy file, "
+    "torchvision:NAME, hf:NAME, photos or digits"
+)
+
+
+def open_source(data: Sequence[str], channels: int, depth: Depth = "8") -> Source:
+    """The images of folders, of one list, of tar files, or of a named set (its training part).
+
+    Args:
+        data: What the user wrote.
+        channels: Of the pixels.
+        depth: Of the pixels, see `Wanted`.
 
     Raises:
         UserError: There is nothing there, or nothing that is read.
     """
+    source = deepened(_open(data, plain_channels(channels)), channels, depth)
     if channels not in (1, 3):
-        raise UserError(f"image files are read with 1 or 3 channels, not {channels}")
+        require_channels(kind_of(source, 0), channels, data)
+    return source
+
+
+def _open(data: Sequence[str], channels: int) -> Source:
     if not data:
         raise UserError("no DATA: name a folder of images, a list file, photos or digits")
+    if all(map(names_shards, data)):
+        return open_shards(data, channels)
     if len(data) == 1:
         return _open_one(data[0], channels)
     for name in data:
         if not Path(name).is_dir():
-            raise UserError(f"several DATA must all be folders, and {name} is not one")
+            raise UserError(
+                f"several DATA must all be folders, and {name} is not one; or all tar files"
+            )
     return from_folders(data, channels)
 
 
 def _open_one(name: str, channels: int) -> Source:
     if is_builtin(name):
         return BUILTIN[name.removeprefix("builtin:")]("train", channels)
+    if name.startswith(torchvision_sets.PREFIX):
+        return torchvision_sets.open_set(name, "train", channels)
+    if name.startswith(hub_sets.PREFIX):
+        return hub_sets.open_set(name, "train", channels)
     path = Path(name)
     if path.is_dir():
         return from_folders([name], channels)
     if path.suffix.lower() in LISTS and path.is_file():
         return from_list(name, channels)
+    if path.suffix.lower() == ".npy" and path.is_file():
+        return Stack(name, channels)
     if path.exists():
-        raise UserError(f"{name} is neither a folder nor a list of images (.txt, .csv)")
-    raise UserError(
-        f"no such folder: {name} (DATA is a folder of images, a .txt or .csv list, "
-        "photos or digits)"
-    )
+        raise UserError(f"{name} is neither a folder nor a list of images ({', '.join(LISTS)})")
+    raise UserError(f"no such folder: {name} ({DATA})")
 
 
 class Labelled(NamedTuple):
@@ -63,7 +94,7 @@ class Labelled(NamedTuple):
     """Where the split comes from, in words."""
 
 
-def open_labelled(data: str, channels: int) -> Labelled:
+def open_labelled(data: str, channels: int, depth: Depth = "8") -> Labelled:
     """Labelled images with a training and a test part.
 
     A folder with both parts as folders (train and val, or other usual names) is taken as it is. Of
@@ -74,10 +105,17 @@ def open_labelled(data: str, channels: int) -> Labelled:
     """
     if is_builtin(data):
         build = BUILTIN[data.removeprefix("builtin:")]
-        return Labelled(build("train", channels), build("val", channels), "built in")
+        train, test = (
+            deepened(build(part, plain_channels(channels)), channels, depth)
+            for part in ("train", "val")
+        )
+        return Labelled(train, test, "built in")
+    if both := _parts_of_set(data, plain_channels(channels)):
+        train, test = (_with_labels(deepened(part, channels, depth)) for part in both)
+        return Labelled(train, test, "its own parts")
     parts = _split_folders(Path(data))
     if parts:
-        train, test = (_with_labels(open_source([str(part)], channels)) for part in parts)
+        train, test = (_with_labels(open_source([str(part)], channels, depth)) for part in parts)
         if train.classes != test.classes:
             odd = sorted(set(train.classes) ^ set(test.classes))
             raise UserError(
@@ -85,12 +123,14 @@ def open_labelled(data: str, channels: int) -> Labelled:
                 f"{' ...' if len(odd) > 5 else ''} in one of them only"
             )
         return Labelled(train, test, f"{parts[0].name}/ and {parts[1].name}/")
-    source = _with_labels(open_source([data], channels))
-    tests = _every_fifth(labels(source))
+    source = _with_labels(open_source([data], channels, depth))
+    groups = group_numbers(source, None)
+    tests = _every_fifth(labels(source), groups)
     if tests.all() or not tests.any():
         raise UserError(f"{data} has too few images to test on: a class needs at least 2")
     train, test = (Subset(source, np.flatnonzero(part).tolist()) for part in (~tests, tests))
-    return Labelled(train, test, "every fifth image of each class tests")
+    what = "image" if groups is None else "group of images"
+    return Labelled(train, test, f"every fifth {what} of each class tests")
 
 
 def _split_folders(folder: Path) -> tuple[Path, Path] | None:
@@ -99,6 +139,14 @@ def _split_folders(folder: Path) -> tuple[Path, Path] | None:
         for names in (TRAIN, TEST)
     ]
     return (parts[0], parts[1]) if parts[0] and parts[1] else None
+
+
+def _parts_of_set(data: str, channels: int) -> tuple[Source, Source] | None:
+    """The parts of a named set; none of anything else, or where it has one part only."""
+    for kind in (torchvision_sets, hub_sets):
+        if data.startswith(kind.PREFIX):
+            return kind.both_parts(data, channels)
+    return None
 
 
 def _with_labels(source: Source) -> Source:
@@ -114,8 +162,17 @@ def _with_labels(source: Source) -> Source:
     return source
 
 
-def _every_fifth(classes: np.ndarray) -> np.ndarray:
-    """Marks every fifth image of each class, from the second on, so that a pair is split too."""
+def _every_fifth(classes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
+    """Marks every fifth image of each class, from the second on, so that a pair is split too.
+
+    Of images in groups, such as those of one patient, every fifth group, so that no group is in
+    both parts; its class is that of its first image.
+    """
+    if groups is not None:
+        _, first, of = np.unique(groups, return_index=True, return_inverse=True)
+        tests, order = np.zeros(len(first), dtype=bool), np.argsort(first)
+        tests[order] = _every_fifth(classes[first[order]])
+        return tests[of]
     place = np.zeros(len(classes), dtype=np.int64)
     for label in np.unique(classes):
         own = classes == label
@@ -135,6 +192,9 @@ def stamp(source: Source) -> str:
     """As `fingerprint`, with the size and the time of each file, to notice when one is replaced."""
     digest = hashlib.sha256(fingerprint(source).encode())
     for index in range(len(source)):
+        if (own := state(source, index)) is not None:  # of what lies in a file with others
+            digest.update(own.encode())
+            continue
         with contextlib.suppress(OSError, ValueError):  # built-in images are no files
             facts = Path(source.path(index)).stat()
             digest.update(f"{facts.st_size} {facts.st_mtime_ns}".encode())

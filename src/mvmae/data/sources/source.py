@@ -49,7 +49,7 @@ class Subset:
     """Some images of another source."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, list(indices)
+        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
         self.name, self.classes = source.name, source.classes
 
     def __len__(self) -> int:
@@ -57,17 +57,59 @@ class Subset:
 
     def read(self, index: int) -> Pixels:
         """See `Source`."""
-        return self.source.read(self.indices[index])
+        return self.source.read(int(self.indices[index]))
 
     def label(self, index: int) -> int:
         """See `Source`."""
-        return self.source.label(self.indices[index])
+        return self.source.label(int(self.indices[index]))
+
+    def group(self, index: int) -> str | None:
+        """See `group`."""
+        return group(self.source, int(self.indices[index]))
+
+    def raw(self, index: int) -> bytes | None:
+        """See `raw`."""
+        return raw(self.source, int(self.indices[index]))
+
+    def state(self, index: int) -> str | None:
+        """See `state`."""
+        return state(self.source, int(self.indices[index]))
 
     def path(self, index: int) -> str:
         """See `Source`."""
-        return self.source.path(self.indices[index])
+        return self.source.path(int(self.indices[index]))
 
 
 def labels(source: Source) -> np.ndarray:
     """The class of every image, as int64."""
     return np.array([source.label(index) for index in range(len(source))], dtype=np.int64)
+
+
+def group(source: Source, index: int) -> str | None:
+    """What an image belongs to besides its class, such as a patient; none where that is unknown.
+
+    A source that knows groups has a method of this name.
+    """
+    own = getattr(source, "group", None)
+    return own(index) if own else None
+
+
+def raw(source: Source, index: int) -> bytes | None:
+    """The bytes of an image file; none where the source holds pixels, and no files.
+
+    A source of files has a method of this name.
+
+    Raises:
+        UnreadableImageError: They cannot be read.
+    """
+    own = getattr(source, "raw", None)
+    return own(index) if own else None
+
+
+def state(source: Source, index: int) -> str | None:
+    """What changes when an image does, of images that are no files of their own.
+
+    A source of such images has a method of this name.
+    """
+    own = getattr(source, "state", None)
+    return own(index) if own else None

@@ -1,0 +1,160 @@
+"""Images in one .npy file: N x H x W, or N x H x W x C; read from the disk as they are needed.
+
+Labels lie beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (a label a line).
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from mvmae.data.decode import Pixels, Values, Wanted, fitted
+from mvmae.data.sources.names import Codes
+from mvmae.errors import UserError
+
+MOST_CHANNELS = 64
+KINDS = ("uint8", "uint16", "float16", "float32", "float64", "bool")
+
+
+class Stack:
+    """The images of an array in a file, which is mapped and not loaded.
+
+    Args:
+        file: The .npy file.
+        channels: What the pixels are read as: 3 for colour, 1 for gray.
+
+    Raises:
+        UserError: It holds no images, or other labels than images.
+    """
+
+    def __init__(self, file: str, channels: int) -> None:
+        self.name, self.file, self.channels = file, file, channels
+        self._images: np.ndarray | None = None
+        facts = Path(file).stat()
+        self._stamp = f"{facts.st_size} {facts.st_mtime_ns}"
+        self._count = len(self.images)
+        self._classes = _labels(file, self._count)
+        self.classes = self._classes.table if self._classes else ()
+
+    @property
+    def images(self) -> np.ndarray:
+        """The array; each process maps the file for itself."""
+        if self._images is None:
+            self._images = _mapped(self.file)
+        return self._images
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without the array, which would go as a copy of the whole file."""
+        return self.__dict__ | {"_images": None}
+
+    def __len__(self) -> int:
+        return self._count
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        return fitted(self.values(index), Wanted(self.channels))
+
+    def values(self, index: int) -> Values:
+        """The numbers of an image as they are in the file."""
+        image = np.array(self.images[index])
+        return Values(image if image.ndim == 3 else image[..., None])
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return -1 if self._classes is None else int(self._classes.codes[index])
+
+    def state(self, index: int) -> str:
+        """See `source.state`."""
+        return f"{index} {self._stamp}"
+
+    def path(self, index: int) -> str:
+        """See `Source`."""
+        return f"{self.file}/{index}"
+
+
+def _mapped(file: str) -> np.ndarray:
+    """The array of a file.
+
+    Raises:
+        UserError: It is none of images. Python objects are not read: they could run anything.
+    """
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{file} is no .npy file of images: {_reason(error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{file} holds several arrays: save one array of images with numpy.save")
+    if array.dtype.name not in KINDS:
+        raise UserError(f"{file} holds {array.dtype}: images are uint8, uint16 or float")
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise UserError(
+            f"{file} holds an array of shape {_shape(array)}: images are N x H x W, or "
+            "N x H x W x C with the channels last"
+        )
+    if array.ndim == 4 and array.shape[3] > MOST_CHANNELS:
+        hint = ": are the channels second?" if array.shape[1] <= 4 else ""
+        raise UserError(
+            f"{file} holds an array of shape {_shape(array)}, of {array.shape[3]} channels, and at "
+            f"most {MOST_CHANNELS} are read{hint}"
+        )
+    return array
+
+
+def _shape(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape)) or "none"
+
+
+def _reason(error: Exception) -> str:
+    return "it holds Python objects" if "pickle" in str(error) else str(error)
+
+
+def _labels(file: str, count: int) -> Codes | None:
+    """The class of each image, from beside the file; none where nothing lies there.
+
+    Raises:
+        UserError: There are too few or too many, or they are no labels.
+    """
+    stem = Path(file).with_suffix("")
+    numbers, table = stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
+    if numbers.is_file():
+        words, beside = _of_array(numbers), numbers
+    elif table.is_file():
+        words, beside = _of_table(table), table
+    else:
+        return None
+    if len(words) != count:
+        raise UserError(f"{beside} has {len(words):,} labels, and {file} {count:,} images")
+    if not all(words):
+        raise UserError(f"{beside}, entry {words.index('') + 1}: no label")
+    found = set(words)
+    is_numbers = all(word.isdecimal() for word in found)
+    return Codes(words, sorted(found, key=int) if is_numbers else None)
+
+
+def _of_array(file: Path) -> list[str]:
+    try:
+        values = np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise UserError(f"{file} is no .npy file of labels: {_reason(error)}") from error
+    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuU":
+        raise UserError(f"{file} must hold one whole number, or one word, for each image")
+    return [str(value) for value in values.tolist()]
+
+
+def _of_table(file: Path) -> list[str]:
+    """The column called label (or class), or the only one, without a header of that name."""
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read the labels {file}: {error}") from error
+    header = [cell.lower() for cell in rows[0]] if rows else []
+    for name in ("label", "class"):
+        if name in header:
+            at = header.index(name)
+            return [row[at] if at < len(row) else "" for row in rows[1:]]
+    if any(len(row) != 1 for row in rows):
+        raise UserError(f"{file} has several columns: one must be called label")
+    return [row[0] for row in rows]

@@ -1,0 +1,65 @@
+"""Where things are kept that can be made again: indexes of shards, parts of remote files."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+
+from mvmae.errors import UserError
+
+CACHE = "MVMAE_CACHE"  # a folder
+CACHE_GB = "MVMAE_CACHE_GB"  # what parts of remote files may take of it
+DEFAULT_GB = 20.0
+
+
+def cache() -> Path:
+    """`MVMAE_CACHE`, or a folder of the user's; it need not be there."""
+    if own := os.environ.get(CACHE):
+        return Path(own).expanduser()
+    try:
+        above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:  # no home
+        above = Path(tempfile.gettempdir())
+    return above / "mvmae"
+
+
+def cache_bytes() -> int:
+    """How many bytes of remote files may be kept.
+
+    Raises:
+        UserError: `MVMAE_CACHE_GB` is no number.
+    """
+    said = os.environ.get(CACHE_GB) or str(DEFAULT_GB)
+    try:
+        size = float(said)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1e9:
+        raise UserError(f"{CACHE_GB}={said}: say how many GB may be kept, such as 20, or 0")
+    return int(size * 1e9)
+
+
+def short_name(text: str) -> str:
+    """A file's name for a text of any kind."""
+    return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
+def write_whole(file: Path, content: bytes) -> None:
+    """Write a file at once, while other processes may read or write it too.
+
+    Raises:
+        OSError: It cannot be.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=file.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(file)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            Path(temporary).unlink()

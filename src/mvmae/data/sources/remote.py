@@ -1,0 +1,298 @@
+"""Shards at an address: http(s)://, s3:// and gs://, through fsspec.
+
+Where all of them fit into the cache, blocks of some megabytes are fetched and kept: each byte comes
+once, and what lies beside an image comes with it. Where they do not, single images are fetched and
+nothing is kept: a shuffle over all images would throw nearly every block away before its use.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from mvmae.data.decode import UnreadableImageError
+from mvmae.data.sources import places, tar_index
+from mvmae.data.sources.shard_names import WILD
+from mvmae.data.sources.shards import CLASSES, classes_of, kept_index
+from mvmae.data.sources.tar_index import Stamp, TarIndex
+from mvmae.errors import UserError
+
+BLOCK = 4 << 20  # bytes fetched at once
+TRIES = (0.0, 1.0, 4.0)  # seconds before each try
+SWEEP = 64  # blocks that a process writes between two looks at how many there are
+NEEDS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
+
+T = TypeVar("T")
+
+
+class Cache:
+    """Blocks of files in a folder, the least used of which go when it grows beyond a limit.
+
+    Several processes may use it: a block is there whole or not at all, and one that is gone is
+    fetched again.
+
+    Args:
+        folder: For the blocks.
+        limit: Of all of them, in bytes.
+    """
+
+    def __init__(self, folder: Path, limit: int) -> None:
+        self.folder, self.limit, self._written = folder, limit, 0
+
+    def block(self, file: str, number: int, size: int, fetch: Callable[[], bytes]) -> bytes:
+        """A block from the folder, or else fetched, and then kept.
+
+        Args:
+            file: What it is a part of: its address, and what tells that it is the same.
+            number: Which block.
+            size: Of the block, in bytes.
+            fetch: Gives the bytes.
+        """
+        path = self.folder / places.short_name(file) / f"{number}"
+        with contextlib.suppress(OSError):
+            content = path.read_bytes()
+            if len(content) == size:
+                os.utime(path)  # used now
+                return content
+        content = fetch()
+        with contextlib.suppress(OSError):  # a full disk: it was only to save time
+            places.write_whole(path, content)
+            self._written += 1
+            if self._written % SWEEP == 1:
+                self.sweep()
+        return content
+
+    def sweep(self) -> None:
+        """Remove the blocks that were not used for longest, down to nine tenths of the limit."""
+        blocks = []
+        for path in self.folder.glob("*/*"):
+            with contextlib.suppress(OSError):
+                facts = path.stat()
+                blocks.append((facts.st_mtime_ns, facts.st_size, path))
+        total = sum(size for _, size, _ in blocks)
+        if total <= self.limit:
+            return
+        for _, size, path in sorted(blocks):
+            with contextlib.suppress(OSError):
+                path.unlink()
+            total -= size
+            if total <= 0.9 * self.limit:
+                return
+
+
+class Remote:
+    """Shards at addresses of one kind.
+
+    Args:
+        shards: The addresses.
+        cache: For their blocks.
+    """
+
+    def __init__(self, shards: Sequence[str], cache: Cache) -> None:
+        self.shards, self.cache = list(shards), cache
+        self.sizes = [0] * len(shards)
+        self.marks = [""] * len(shards)  # what tells that a file is the same
+        self.keeps_blocks = True
+        self._system: Any = None
+        self._pid = 0
+
+    @classmethod
+    def opened(cls, shards: Sequence[str]) -> Remote:
+        """The shards that addresses, which may hold a pattern, stand for; each is asked for.
+
+        Raises:
+            UserError: One is not there, or a package is missing.
+        """
+        limit = places.cache_bytes()
+        made = cls(shards, Cache(places.cache() / "blocks", limit))
+        made = cls(made.expanded(), made.cache)
+        made.look()
+        total = sum(made.sizes)
+        made.keeps_blocks = total <= limit
+        if not made.keeps_blocks:
+            print(
+                f"mvmae: the shards have {total / 1e9:.1f} GB and {limit / 1e9:.1f} are kept: each "
+                f"image is fetched when it is needed, and again in each epoch. "
+                f"{places.CACHE_GB}={-(-total // 10**9)} keeps all of them in {places.cache()}",
+                file=sys.stderr,
+            )
+        return made
+
+    def __getstate__(self) -> dict[str, object]:
+        """Connections are not handed on."""
+        return self.__dict__ | {"_system": None}
+
+    @property
+    def system(self) -> Any:
+        """The file system; each process has its own, for its loop of events is not shared."""
+        if self._system is None or self._pid != os.getpid():
+            self._system, self._pid = _system(self.shards[0]), os.getpid()
+        return self._system
+
+    def expanded(self) -> list[str]:
+        """The addresses, with what each pattern stands for, sorted."""
+        found: list[str] = []
+        for shard in self.shards:
+            if not WILD.search(shard.partition("://")[2]):
+                found.append(shard)
+                continue
+            if shard.startswith("http"):
+                raise UserError(f"{shard}: a web server lists no files; write {{000..146}}")
+            kind = shard.partition("://")[0]
+            matching = self._asked(shard, lambda one=shard: self.system.glob(one))
+            if not matching:
+                raise UserError(f"nothing matches {shard}")
+            found += [f"{kind}://{name}" for name in sorted(matching)]
+        return found
+
+    def look(self) -> None:
+        """Ask how large each shard is.
+
+        Raises:
+            UserError: One is not there.
+        """
+        for at, shard in enumerate(self.shards):
+            facts = self._asked(shard, lambda one=shard: self.system.info(one))
+            size = facts.get("size")
+            if not isinstance(size, int):
+                raise UserError(f"{shard}: the server does not say how large it is")
+            mark = facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
+            self.sizes[at], self.marks[at] = size, f"{shard} {size} {mark}"
+
+    def _asked(self, shard: str, question: Callable[[], T]) -> T:
+        try:
+            return _insisting(question)
+        except FileNotFoundError as error:
+            raise UserError(f"no such file: {shard}") from error
+        except Exception as error:  # of the network's packages
+            raise UserError(f"{shard} cannot be reached: {_short(error)}") from error
+
+    def read(self, shard: int, start: int, size: int) -> bytes:
+        """See `Storage`."""
+        end = min(start + size, self.sizes[shard])
+        if end - start < size:
+            raise UnreadableImageError("the tar file ends before it")
+        if not self.keeps_blocks:
+            return self._fetched(shard, start, end)
+        first, last = start // BLOCK, max(start, end - 1) // BLOCK
+        content = b"".join(self._block(shard, number) for number in range(first, last + 1))
+        return content[start - first * BLOCK : end - first * BLOCK]
+
+    def _block(self, shard: int, number: int) -> bytes:
+        start, end = number * BLOCK, min((number + 1) * BLOCK, self.sizes[shard])
+        return self.cache.block(
+            self.marks[shard], number, end - start, lambda: self._fetched(shard, start, end)
+        )
+
+    def _fetched(self, shard: int, start: int, end: int) -> bytes:
+        try:
+            content = _insisting(lambda: self.system.cat_file(self.shards[shard], start, end))
+        except Exception as error:
+            raise UnreadableImageError(f"cannot be fetched: {_short(error)}") from error
+        if len(content) != end - start:
+            raise UnreadableImageError("the server does not send parts of files")
+        return content
+
+    def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
+        """See `Storage`: from beside the shard, from the cache, or by reading all of the shard."""
+        name, size = self.shards[shard], self.sizes[shard]
+        stamp = Stamp(size, int(places.short_name(self.marks[shard])[:15], 16))
+        elsewhere = places.cache() / "indexes" / places.short_name(name)
+        file = cast("io.BufferedReader", _Reader(self, shard))
+        if (index := kept_index(elsewhere, stamp, file)) is not None:
+            return index, stamp
+        with contextlib.suppress(Exception):  # none there is usual
+            content = self.system.cat_file(name + tar_index.SUFFIX)
+            kept = tar_index.from_bytes(content)
+            if kept is not None and kept.size == size:
+                self._keep(kept.index, stamp, size, elsewhere)
+                return kept.index, stamp
+        print(f"mvmae: {name} has no index beside it: looking through it", file=sys.stderr)
+        try:
+            index = tar_index.index_tar(io.BufferedReader(_Reader(self, shard), BLOCK), size, name)
+        except UnreadableImageError as error:
+            raise UserError(f"{name}: {error}") from error
+        self._keep(index, stamp, size, elsewhere)
+        return index, stamp
+
+    def _keep(self, index: TarIndex, stamp: Stamp, size: int, file: Path) -> None:
+        with contextlib.suppress(OSError):
+            places.write_whole(file, tar_index.to_bytes(index, stamp, "", size))
+
+    def classes(self) -> list[str] | None:
+        """See `Storage`."""
+        folders = {shard.rpartition("/")[0] for shard in self.shards}
+        name = f"{folders.pop()}/{CLASSES}"
+        if folders:
+            return None
+        try:
+            content = self.system.cat_file(name)
+        except Exception:  # a server that has none may say so in any way
+            return None
+        return classes_of(content, name)
+
+
+class _Reader(io.RawIOBase):
+    """A shard as a file; what is read of it is kept in blocks."""
+
+    def __init__(self, remote: Remote, shard: int) -> None:
+        self.remote, self.shard, self.at = remote, shard, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        before = (0, self.at, self.remote.sizes[self.shard])[whence]
+        self.at = before + offset
+        return self.at
+
+    def readinto(self, buffer: Any) -> int:
+        size = max(0, min(len(buffer), self.remote.sizes[self.shard] - self.at))
+        if size:
+            buffer[:size] = self.remote.read(self.shard, self.at, size)
+        self.at += size
+        return size
+
+
+def _system(address: str) -> Any:
+    """The file system of an address.
+
+    Raises:
+        UserError: A package is missing.
+    """
+    kind = address.partition("://")[0]
+    try:
+        import fsspec
+
+        return fsspec.filesystem(kind, skip_instance_cache=True)
+    except ImportError as error:
+        raise UserError(f"{kind}:// needs {NEEDS[kind]}: pip install 'mvmae[cloud]'") from error
+
+
+def _insisting(question: Callable[[], T]) -> T:
+    """Ask again where a network fails for a while; not for what is not there or not allowed."""
+    for wait in TRIES:
+        time.sleep(wait)
+        try:
+            return question()
+        except (FileNotFoundError, PermissionError, UserError):
+            raise
+        except Exception:
+            if wait == TRIES[-1]:
+                raise
+    raise AssertionError
+
+
+def _short(error: Exception) -> str:
+    """Without an address's query, which may hold a key."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    return said.split("?")[0][:160]

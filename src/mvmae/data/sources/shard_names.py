@@ -1,0 +1,123 @@
+"""Which tar files the user means: one, several, a pattern, a range in braces, a folder of them."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from mvmae.data.decode import EXTENSIONS
+from mvmae.errors import UserError
+
+COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
+REMOTE = re.compile(r"^(https?|s3|gs)://")
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
+WILD = re.compile(r"[*?\[]")
+MOST_SHARDS = 1_000_000
+
+
+def is_remote(name: str) -> bool:
+    """Whether it is an address and no path."""
+    return REMOTE.match(name) is not None
+
+
+def names_shards(name: str) -> bool:
+    """Whether DATA is meant to be tar files.
+
+    Raises:
+        UserError: They are compressed, or at an address of a kind that is not read.
+    """
+    if "://" in name and not is_remote(name):
+        kind = name.partition("://")[0]
+        raise UserError(f"{name}: {kind}:// is not read; http(s)://, s3:// and gs:// are")
+    if COMPRESSED.search(name):
+        raise UserError(
+            f"{name} is a compressed tar, and single images cannot be read out of it: unpack it to "
+            "a plain .tar; images hardly shrink anyway"
+        )
+    if is_remote(name) or name.lower().endswith(".tar"):
+        return not Path(name).is_dir() if not is_remote(name) else True
+    return Path(name).is_dir() and bool(_tars_in(name))
+
+
+def expand(names: Sequence[str]) -> list[str]:
+    """The tar files that are meant, in the order of the names and, within each, sorted.
+
+    Raises:
+        UserError: There is none, or one that is named is not there.
+    """
+    found: list[str] = []
+    for name in names:
+        if not is_remote(name) and Path(name).is_dir():
+            found += _tars_in(name)
+        elif not is_remote(name) and Path(name).exists():
+            found.append(name)
+        else:
+            for one in braces(name):
+                found += _matching(one) if WILD.search(one) and not is_remote(one) else [one]
+    if len(found) > MOST_SHARDS:
+        raise UserError(f"{names[0]} names {len(found):,} files: at most {MOST_SHARDS:,} are read")
+    for one in found:
+        if not is_remote(one) and not Path(one).is_file():
+            raise UserError(f"no such file: {one}")
+    return list(dict.fromkeys(found))
+
+
+def _tars_in(folder: str) -> list[str]:
+    """The tar files of a folder that holds no images and no folders beside them."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                if entry.is_dir() or suffix in EXTENSIONS:
+                    return []
+                if suffix == ".tar":
+                    found.append(str(Path(folder, entry.name)))
+    except OSError:
+        return []
+    return sorted(found)
+
+
+def _matching(pattern: str) -> list[str]:
+    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # may be absolute
+    if not found:
+        raise UserError(f"no file matches {pattern}")
+    return found
+
+
+def braces(name: str) -> list[str]:
+    """A name with every {000..146} and {a,b} written out; leading zeros stay.
+
+    Raises:
+        UserError: A range counts down, or there are too many names.
+    """
+    done: list[str] = []
+    todo = [name]
+    while todo:
+        one = todo.pop(0) if len(todo) < 2 else todo.pop()
+        match = BRACES.search(one)
+        if match is None:
+            done.append(one)
+            continue
+        parts = _parts(match[1], name)
+        if len(done) + len(todo) + len(parts) > MOST_SHARDS:
+            raise UserError(f"{name} stands for more than {MOST_SHARDS:,} files")
+        todo += [one[: match.start()] + part + one[match.end() :] for part in reversed(parts)]
+    return done
+
+
+def _parts(inside: str, name: str) -> list[str]:
+    limits = RANGE.match(inside)
+    if limits is None:
+        return inside.split(",")
+    low, high = int(limits[1]), int(limits[2])
+    if high < low or high - low >= MOST_SHARDS:
+        raise UserError(f"{name}: {{{inside}}} must count upwards, to at most {MOST_SHARDS:,}")
+    width = len(limits[1]) if limits[1].startswith("0") or len(limits[1]) == len(limits[2]) else 0
+    return [f"{number:0{width}}" for number in range(low, high + 1)]

@@ -1,0 +1,338 @@
+"""Images in tar files (WebDataset's shards), each read by itself, in any order.
+
+An index says where each image lies, so a shuffle is over all images and a run goes on at any step,
+as with files in folders; and a million images are some hundred files.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter, OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, Protocol, runtime_checkable
+
+import numpy as np
+
+from mvmae.data.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.sources import places, tar_index
+from mvmae.data.sources.names import Codes
+from mvmae.data.sources.shard_names import expand, is_remote
+from mvmae.data.sources.tar_index import Stamp, TarIndex
+from mvmae.errors import UserError
+
+CLASSES = "classes.txt"  # beside shards: the names of the numbers in .cls, a line each
+MOST_OPEN = 64  # files that a process keeps open
+SAID = 3  # damaged shards that are named
+
+
+@runtime_checkable  # beartype asks in tests
+class Storage(Protocol):
+    """Where shards lie, on a disk or elsewhere; picklable."""
+
+    def read(self, shard: int, start: int, size: int) -> bytes:
+        """Some bytes of a shard.
+
+        Raises:
+            UnreadableImageError: They cannot be had.
+        """
+        ...
+
+    def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
+        """What lies in a shard, and what tells whether the shard is still the same.
+
+        Raises:
+            UserError: It is no shard.
+        """
+        ...
+
+    def classes(self) -> list[str] | None:
+        """Names of the classes, where they are written beside the shards."""
+        ...
+
+
+class Shards:
+    """The images of tar files.
+
+    Args:
+        name: What the user called them.
+        shards: The files.
+        storage: Where they lie.
+        channels: What the pixels are decoded to.
+
+    Raises:
+        UserError: A file is no tar file, or there is no image in any.
+    """
+
+    def __init__(self, name: str, shards: Sequence[str], storage: Storage, channels: int) -> None:
+        self.name, self.shards, self.channels = name, list(shards), channels
+        self.storage = storage
+        indexes: list[TarIndex] = []
+        self._stamps: list[Stamp] = []
+        for shard in range(len(self.shards)):
+            index, stamp = storage.open_index(shard)
+            indexes.append(index)
+            self._stamps.append(stamp)
+        self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
+        if not len(self):
+            raise UserError(f"no images in {name}: looked into {len(self.shards)} tar file(s)")
+        self._names = [index.names for index in indexes]
+        self._starts = np.concatenate([index.starts for index in indexes])
+        self._sizes = np.concatenate([index.sizes for index in indexes])
+        self._classes = _classes(indexes, storage.classes(), name)
+        self.classes = self._classes.table if self._classes else ()
+        groups = Codes(_words(indexes, "groups", "group_names"))
+        self._groups = groups if groups.table else None
+        _say(self.shards, indexes)
+
+    def __len__(self) -> int:
+        return int(self.begins[-1])
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        return decode(self.raw(index), self.channels)
+
+    def raw(self, index: int) -> bytes:
+        """See `source.raw`."""
+        start, size = int(self._starts[index]), int(self._sizes[index])
+        return self.storage.read(self._shard(index), start, size)
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return -1 if self._classes is None else int(self._classes.codes[index])
+
+    def group(self, index: int) -> str | None:
+        """See `source.group`."""
+        return None if self._groups is None else self._groups.word(index)
+
+    def path(self, index: int) -> str:
+        """See `Source`: the shard, and the name in it."""
+        return f"{self.shards[self._shard(index)]}/{self.member(index)}"
+
+    def member(self, index: int) -> str:
+        """The name in the shard."""
+        shard = self._shard(index)
+        return self._names[shard][index - int(self.begins[shard])]
+
+    def state(self, index: int) -> str:
+        """See `source.state`."""
+        stamp = self._stamps[self._shard(index)]
+        return f"{self._starts[index]} {self._sizes[index]} {stamp.size} {stamp.mtime_ns}"
+
+    def _shard(self, index: int) -> int:
+        return int(np.searchsorted(self.begins, index, side="right")) - 1
+
+
+def open_shards(names: Sequence[str], channels: int) -> Shards:
+    """The images of the tar files that are meant: paths, patterns, folders, or addresses.
+
+    Raises:
+        UserError: There are none, or one is damaged from its beginning on, or compressed.
+    """
+    shards = expand(names)
+    remote = [is_remote(name) for name in shards]
+    if any(remote) and not all(remote):
+        raise UserError("some of DATA are addresses and some are files: name one kind")
+    if any(remote):
+        from mvmae.data.sources.remote import Remote  # which loads an optional package
+
+        return Shards(" ".join(names), shards, Remote.opened(shards), channels)
+    return Shards(" ".join(names), shards, Local(shards), channels)
+
+
+def _say(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
+    """What was not taken; nothing of what is usual in a tar file."""
+    damaged = [at for at, index in enumerate(indexes) if index.damage]
+    for at in damaged[:SAID]:
+        kept = len(indexes[at].names)
+        print(
+            f"mvmae: {shards[at]} is {indexes[at].damage}; the {kept:,} images before that are "
+            "read",
+            file=sys.stderr,
+        )
+    if len(damaged) > SAID:
+        print(f"mvmae: and so are {len(damaged) - SAID} other tar files", file=sys.stderr)
+    passed: Counter[str] = sum((Counter(index.passed_over) for index in indexes), Counter())
+    told = {what: number for what, number in passed.items() if what not in USUAL}
+    if told:
+        listed = ", ".join(f"{number:,} {what}" for what, number in sorted(told.items()))
+        print(f"mvmae: passed over in the tar files: {listed}", file=sys.stderr)
+
+
+USUAL = ("folders", "other files", "hidden files")
+
+
+def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
+    """The word of every image; empty for none."""
+    words: list[str] = []
+    for index in indexes:
+        table = [*getattr(index, names), ""]
+        words += [table[code] for code in getattr(index, codes)]
+    return words
+
+
+def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> Codes | None:
+    """Labels from .cls or .json where every image has one, and else from folders, likewise.
+
+    Raises:
+        UserError: A number has no name in the list of classes.
+    """
+    words = _words(indexes, "labels", "label_names")
+    if all(words):
+        if listed is not None:
+            return Codes(_named(words, listed, name), listed)
+        table = set(words)
+        is_numbers = all(word.isdecimal() for word in table)
+        return Codes(words, sorted(table, key=int) if is_numbers else None)
+    folders = _folders(indexes)
+    return Codes(folders) if all(folders) else None
+
+
+def _named(words: list[str], listed: list[str], name: str) -> list[str]:
+    names = {str(at): word for at, word in enumerate(listed)} | {word: word for word in listed}
+    unknown = set(words) - names.keys()
+    if unknown:
+        raise UserError(f"{name} has the class {min(unknown)}, which {CLASSES} does not name")
+    return [names[word] for word in words]
+
+
+def _folders(indexes: Sequence[TarIndex]) -> list[str]:
+    """First-level folders, below what all images have in common; empty for none."""
+    every = [name.split("/")[:-1] for index in indexes for name in index.names]
+    first, last = min(every), max(every)  # what these have in common, all have
+    ends = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
+    common = next(ends, min(len(first), len(last)))
+    return [parts[common] if len(parts) > common else "" for parts in every]
+
+
+class _Opened:
+    """An open file, which is closed when nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.handle = -1
+        self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+
+    def __del__(self) -> None:
+        if self.handle >= 0:
+            os.close(self.handle)
+
+
+class Local:
+    """Shards on a disk, or on one that looks like one.
+
+    Args:
+        shards: The files.
+    """
+
+    def __init__(self, shards: Sequence[str]) -> None:
+        self.shards = list(shards)
+        self.stamps: list[Stamp | None] = [None] * len(shards)
+        self._opened: OrderedDict[int, _Opened] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, object]:
+        """Open files are not handed on."""
+        return self.__dict__ | {"_opened": OrderedDict()}
+
+    def read(self, shard: int, start: int, size: int) -> bytes:
+        """See `Storage`."""
+        try:
+            opened = self._file(shard)  # held here, or another thread's _file could end it
+            content = _pread(opened.handle, start, size)
+        except OSError as error:
+            raise UnreadableImageError(error.strerror or str(error)) from error
+        if len(content) < size:
+            raise UnreadableImageError("the tar file ends before it")
+        return content
+
+    def _file(self, shard: int) -> _Opened:
+        """Threads may share it: who still reads from a file holds it open."""
+        opened = self._opened.get(shard)
+        if opened is None:
+            opened = _Opened(self.shards[shard])
+            facts = os.fstat(opened.handle)
+            if self.stamps[shard] not in (None, Stamp(facts.st_size, facts.st_mtime_ns)):
+                raise UnreadableImageError("the tar file was changed after it was looked through")
+            self._opened[shard] = opened
+            while len(self._opened) > MOST_OPEN:
+                self._opened.popitem(last=False)
+        return opened
+
+    def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
+        """See `Storage`."""
+        path = Path(self.shards[shard])
+        with path.open("rb") as file:
+            facts = os.fstat(file.fileno())
+            stamp = Stamp(facts.st_size, facts.st_mtime_ns)
+            self.stamps[shard] = stamp
+            beside = path.with_name(path.name + tar_index.SUFFIX)
+            elsewhere = places.cache() / "indexes" / places.short_name(str(path.absolute()))
+            for kept in (beside, elsewhere):
+                if (index := kept_index(kept, stamp, file)) is not None:
+                    return index, stamp
+            index = tar_index.index_tar(file, stamp.size, str(path))
+            probe = tar_index.probe_of(file, stamp.size, index.starts)
+        _keep(tar_index.to_bytes(index, stamp, probe, stamp.size), (beside, elsewhere))
+        return index, stamp
+
+    def classes(self) -> list[str] | None:
+        """See `Storage`."""
+        folders = {Path(shard).parent for shard in self.shards}
+        file = folders.pop() / CLASSES
+        if folders or not file.is_file():
+            return None
+        try:
+            return classes_of(file.read_bytes(), str(file))
+        except OSError as error:
+            raise UserError(f"cannot read {file}: {error.strerror}") from error
+
+
+def classes_of(content: bytes, name: str) -> list[str]:
+    """The names of classes, a line each.
+
+    Raises:
+        UserError: It is no text, or names a class twice.
+    """
+    try:
+        found = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{name} is no text of class names: {error}") from error
+    if len(set(found)) < len(found) or "" in found:
+        raise UserError(f"{name} names a class twice, or has an empty line")
+    return found
+
+
+def kept_index(file: Path, stamp: Stamp, shard: BinaryIO) -> TarIndex | None:
+    """An index of a file that is still the same; none where there is none, or it is damaged."""
+    try:
+        kept = tar_index.from_bytes(file.read_bytes())
+    except OSError:
+        return None
+    if kept is None or kept.size != stamp.size:
+        return None
+    if kept.mtime_ns is not None:
+        return kept.index if kept.mtime_ns == stamp.mtime_ns else None
+    probe = tar_index.probe_of(shard, stamp.size, kept.index.starts)
+    return kept.index if probe == kept.probe else None
+
+
+def _keep(content: bytes, files: Sequence[Path]) -> None:
+    """Write to the first of the places that can be written to; without any, the next asks again."""
+    for file in files:
+        try:
+            places.write_whole(file, content)
+        except OSError:
+            continue
+        return
+
+
+def _pread(handle: int, start: int, size: int) -> bytes:
+    """So many bytes from a place, or what there is of them; one call gives at most 2 GB."""
+    parts, done = [], 0
+    while done < size:
+        part = os.pread(handle, size - done, start + done)
+        if not part:
+            break
+        parts.append(part)
+        done += len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)

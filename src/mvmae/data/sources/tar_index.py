@@ -1,0 +1,361 @@
+"""Which images lie in a tar file, and where: read once, then kept beside it as FILE.tar.index.
+
+What a tar file says of itself is not trusted: members are never written to a disk, what is no plain
+file is passed over and counted, and sizes are held against the file's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from mvmae.data.decode import EXTENSIONS
+from mvmae.data.sources.names import Names
+from mvmae.errors import UserError
+
+SUFFIX = ".index"
+MAGIC = b"mvmae tar index 1\n"
+DIGEST = 32  # bytes, of BLAKE2b
+BLOCK = 512  # of a tar file
+LONGEST_HEADER = 1 << 20  # bytes of a long name or of PAX records; some hundred are usual
+LONGEST_TEXT = 1 << 16  # bytes of .cls and .json that are read
+MOST_BYTES = 1 << 31  # of an image
+PROBES = 16  # headers that tell whether a copied file is the one that was indexed
+COMPRESSED = {
+    b"\x1f\x8b": "gzip -d",
+    b"BZh": "bzip2 -d",
+    b"\xfd7zXZ": "xz -d",
+    b"\x28\xb5\x2f\xfd": "zstd -d",
+}
+INTEGERS = ("starts", "sizes", "ends")  # of what follows the facts, 8 bytes for an image
+CODES = ("labels", "groups")  # 4 bytes for an image
+
+
+class TarIndex(NamedTuple):
+    """The images of a tar file, in its order."""
+
+    names: Names
+    """Members, without a leading ./."""
+
+    starts: np.ndarray
+    """Of their bytes in the file."""
+
+    sizes: np.ndarray
+    """In bytes."""
+
+    labels: np.ndarray
+    """Of .cls or .json, as a place in `label_names`; -1 for none."""
+
+    groups: np.ndarray
+    """Of .json, likewise."""
+
+    label_names: list[str]
+    group_names: list[str]
+    passed_over: dict[str, int]
+    """How many members were not taken, by what they are."""
+
+    damage: str
+    """What is wrong with the file from some place on; empty where nothing is."""
+
+
+class Stamp(NamedTuple):
+    """What tells whether a file is still the one that was indexed."""
+
+    size: int
+    mtime_ns: int
+
+
+class _Bounded:
+    """A file of which tarfile, told so by a header, cannot read everything into memory."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        """Some bytes.
+
+        Raises:
+            tarfile.ReadError: They are too many to be a header's.
+        """
+        if not 0 <= size <= LONGEST_HEADER:
+            raise tarfile.ReadError("a header says it is longer than any is")
+        return self.file.read(size)
+
+
+def index_tar(file: BinaryIO, size: int, name: str) -> TarIndex:
+    """Look through a tar file.
+
+    A sample is what shares a name up to the first dot of its last part, as in WebDataset; its
+    label is in KEY.cls or in KEY.json under `label`, its group in KEY.json under `group`. Of two
+    members of one name the last counts, as where tar unpacks them.
+
+    Args:
+        file: The tar file.
+        size: Of the whole of it, in bytes.
+        name: For messages.
+
+    Raises:
+        UserError: It is no tar file, or a compressed one.
+    """
+    _refuse_compressed(file, name)
+    passed, damage = Counter[str](), list[str]()
+    images: dict[str, tuple[int, int]] = {}
+    labels: dict[str, str] = {}
+    groups: dict[str, str] = {}
+    for member in _members(file, size, name, damage):
+        inside, reason = _plain_name(member)
+        if reason:
+            passed[reason] += 1
+            continue
+        key, _, suffix = split_name(inside)
+        if f".{suffix.rpartition('.')[2]}".lower() in EXTENSIONS:
+            if member.size > MOST_BYTES:
+                passed["larger than 2 GB"] += 1
+                continue
+            passed["replaced by a later one of the same name"] += inside in images
+            images.pop(inside, None)
+            images[inside] = member.offset_data, member.size
+        elif suffix in ("cls", "json") and member.size <= LONGEST_TEXT:
+            file.seek(member.offset_data)
+            text = file.read(member.size)
+            label, group = _of_json(text) if suffix == "json" else (_of_cls(text), "")
+            if label:
+                labels.setdefault(key, label)
+            if group:
+                groups[key] = group
+        elif suffix != "cls":
+            passed["other files"] += 1
+    return _packed(images, labels, groups, {k: n for k, n in passed.items() if n}, damage)
+
+
+def _packed(
+    images: dict[str, tuple[int, int]],
+    labels: dict[str, str],
+    groups: dict[str, str],
+    passed: dict[str, int],
+    damage: list[str],
+) -> TarIndex:
+    keys = [split_name(name)[0] for name in images]
+    label_codes, label_names = _codes([labels.get(key, "") for key in keys])
+    group_codes, group_names = _codes([groups.get(key, "") for key in keys])
+    numbers = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
+    return TarIndex(
+        *(Names(images), numbers[:, 0].copy(), numbers[:, 1].copy(), label_codes, group_codes),
+        *(label_names, group_names, passed, damage[0] if damage else ""),
+    )
+
+
+def _codes(words: list[str]) -> tuple[np.ndarray, list[str]]:
+    table = sorted(set(words) - {""})
+    place = {word: at for at, word in enumerate(table)} | {"": -1}
+    return np.array([place[word] for word in words], dtype=np.int32), table
+
+
+def split_name(name: str) -> tuple[str, str, str]:
+    """The key of a member, up to the first dot of its last part; that dot; and what follows it."""
+    folder, slash, last = name.rpartition("/")
+    stem, dot, suffix = last.partition(".")
+    return folder + slash + stem, dot, suffix
+
+
+def _refuse_compressed(file: BinaryIO, name: str) -> None:
+    file.seek(0)
+    head = file.read(8)
+    for magic, command in COMPRESSED.items():
+        if head.startswith(magic):
+            raise UserError(
+                f"{name} is compressed, and single images cannot be read out of it: unpack it to a "
+                f"plain .tar ({command}); images hardly shrink anyway"
+            )
+
+
+def _members(file: BinaryIO, size: int, name: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
+    """The members that lie in the file as a whole; what stopped the reading goes to `damage`.
+
+    Raises:
+        UserError: Not even the first can be read.
+    """
+    file.seek(0)
+    last = -1
+    try:
+        with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[arg-type]
+            while (member := tar.next()) is not None:
+                tar.members = []  # it would keep all of them
+                if member.offset <= last or member.size < 0:
+                    raise tarfile.ReadError("a header points backwards")
+                last = member.offset
+                if member.isreg() and member.offset_data + member.size > size:
+                    raise tarfile.ReadError("cut short")
+                yield member
+            end = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's fault and not the file's
+        if last < 0:
+            raise UserError(f"{name} is no tar file, or damaged from its beginning on") from error
+        damage.append(f"damaged after byte {last:,} ({_in_words(error)})")
+        return
+    file.seek(end)
+    rest = file.read(BLOCK)
+    if rest.strip(b"\0"):
+        damage.append(f"damaged at byte {end:,} (no header of a member)")
+    elif not rest and size:
+        damage.append("without the mark at its end, so that it may be cut short")
+
+
+def _in_words(error: BaseException) -> str:
+    if isinstance(error, RecursionError):
+        return "too many headers before one member"
+    return "cut short" if "unexpected end" in str(error) else str(error)[:80]
+
+
+def _plain_name(member: tarfile.TarInfo) -> tuple[str, str]:
+    """A member's name, and why it is not taken, or an empty word; folders are other files."""
+    if member.isdir():
+        return "", "folders"
+    if member.sparse is not None or member.type in (tarfile.GNUTYPE_SPARSE,):
+        return "", "sparse files"
+    if not member.isreg():
+        return "", "links" if member.issym() or member.islnk() else "no files"
+    parts = [part for part in member.name.split("/") if part not in ("", ".")]
+    if member.name.startswith("/") or ".." in parts or "\0" in member.name or not parts:
+        return "", "names that lead elsewhere"
+    if any(part.startswith(".") for part in parts):
+        return "", "hidden files"
+    return "/".join(parts), ""
+
+
+def _of_cls(text: bytes) -> str:
+    return text.decode("utf-8", "replace").strip()
+
+
+def _of_json(text: bytes) -> tuple[str, str]:
+    """What is under `label` and `group`, where it is a word or a whole number."""
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        return "", ""
+    if not isinstance(content, dict):
+        return "", ""
+    found = [content.get(name) for name in ("label", "group")]
+    label, group = (
+        str(one).strip() if isinstance(one, str) or type(one) is int else "" for one in found
+    )
+    return label, group
+
+
+def to_bytes(index: TarIndex, stamp: Stamp | None, probe: str, size: int) -> bytes:
+    """An index as it is kept.
+
+    Args:
+        index: What is kept.
+        stamp: Of the file; none where `probe` is to tell whether it is the same.
+        probe: Of `probe_of`.
+        size: Of the file, in bytes.
+    """
+    facts = {
+        "size": size,
+        "mtime_ns": stamp.mtime_ns if stamp else None,
+        "probe": probe,
+        "images": len(index.names),
+        "label_names": index.label_names,
+        "group_names": index.group_names,
+        "passed_over": index.passed_over,
+        "damage": index.damage,
+    }
+    head = json.dumps(facts).encode() + b"\n"
+    numbers = [index.starts, index.sizes, index.names.ends]
+    body = b"".join(one.astype("<i8").tobytes() for one in numbers)
+    body += b"".join(one.astype("<i4").tobytes() for one in (index.labels, index.groups))
+    whole = head + body + index.names.blob
+    return MAGIC + hashlib.blake2b(whole, digest_size=DIGEST).digest() + whole
+
+
+class KeptIndex(NamedTuple):
+    """An index as it was kept, and of which file."""
+
+    index: TarIndex
+    size: int
+    mtime_ns: int | None
+    probe: str
+
+
+def from_bytes(content: bytes) -> KeptIndex | None:
+    """An index that was kept; none where a single bit of it is not as it was written."""
+    start = len(MAGIC) + DIGEST
+    digest, whole = content[len(MAGIC) : start], content[start:]
+    if not content.startswith(MAGIC):
+        return None
+    if hashlib.blake2b(whole, digest_size=DIGEST).digest() != digest:
+        return None
+    try:
+        return _parsed(whole)
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None  # made by somebody else, with a checksum that fits
+
+
+def _parsed(whole: bytes) -> KeptIndex | None:
+    head, _, body = whole.partition(b"\n")
+    facts = json.loads(head)
+    count, at = int(facts["images"]), 0
+    arrays = []
+    for name in (*INTEGERS, *CODES):
+        width = 8 if name in INTEGERS else 4
+        arrays.append(np.frombuffer(body, dtype=f"<i{width}", count=count, offset=at))
+        at += width * count
+    starts, sizes, ends, labels, groups = arrays
+    blob, size = body[at:], int(facts["size"])
+    tables = _words(facts["label_names"]), _words(facts["group_names"])
+    is_sound = (
+        (np.diff(ends, prepend=0) >= 0).all()
+        and (ends[-1] if count else 0) == len(blob)
+        and (starts >= 0).all()
+        and (sizes >= 0).all()
+        and (sizes <= MOST_BYTES).all()
+        and (starts <= size - sizes).all()
+        and all(
+            ((codes >= -1) & (codes < len(table))).all()
+            for codes, table in zip((labels, groups), tables, strict=True)
+        )
+    )
+    if not is_sound:
+        return None
+    passed = {str(what): int(number) for what, number in facts["passed_over"].items()}
+    names = Names.of_bytes(blob, ends)
+    codes = labels.astype(np.int32), groups.astype(np.int32)
+    index = TarIndex(names, starts, sizes, *codes, *tables, passed, str(facts["damage"]))
+    mtime = None if facts["mtime_ns"] is None else int(facts["mtime_ns"])
+    return KeptIndex(index, size, mtime, str(facts["probe"]))
+
+
+def _words(values: list[Any]) -> list[str]:
+    return [str(value) for value in values]
+
+
+def probe_of(file: BinaryIO, size: int, starts: np.ndarray) -> str:
+    """A hash of some headers of a tar file, and of its end.
+
+    Headers hold names and sizes, so a file in which these agree has its members where they were.
+
+    Args:
+        file: The tar file.
+        size: Of the whole of it, in bytes.
+        starts: Where its images begin.
+    """
+    digest = hashlib.blake2b(str(size).encode(), digest_size=16)
+    if len(starts):
+        spread = np.unique(np.linspace(0, len(starts) - 1, PROBES).round().astype(np.int64))
+        for start in starts[spread]:
+            file.seek(max(0, int(start) - BLOCK))
+            digest.update(file.read(BLOCK))
+    file.seek(max(0, size - 2 * BLOCK), os.SEEK_SET)
+    digest.update(file.read(2 * BLOCK))
+    return digest.hexdigest()

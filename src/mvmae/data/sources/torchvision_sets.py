@@ -1,0 +1,156 @@
+"""torchvision:NAME, the data sets that torchvision knows, where they are on the disk already."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from PIL import Image
+from torchvision import datasets
+
+from mvmae.data.decode import Pixels, UnreadableImageError, Values, Wanted, fitted
+from mvmae.data.sources import places
+from mvmae.errors import UserError, nearest
+
+PREFIX = "torchvision:"
+ROOT = "MVMAE_TORCHVISION"  # a folder
+CONSENT = "MVMAE_DOWNLOAD"  # 1: what is missing may be downloaded
+Split = Literal["train", "test"]
+
+BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
+TRAIN_TEST = ("Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM")
+ALSO = ("RenderedSST2", "STL10", "SVHN", "StanfordCars")
+WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "SUN397")  # without parts
+Options = dict[Split, dict[str, Any]]
+BY_SPLIT: Options = {"train": {"split": "train"}, "test": {"split": "test"}}
+BY_FLAG: Options = {"train": {"train": True}, "test": {"train": False}}
+ONE_PART: Options = {"train": {}}
+PARTS: dict[str, Options] = {
+    **dict.fromkeys(BY_TRAIN, BY_FLAG),
+    **dict.fromkeys((*TRAIN_TEST, *ALSO), BY_SPLIT),
+    **dict.fromkeys(WHOLE, ONE_PART),
+    "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
+    "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
+}
+
+
+class TorchvisionSet:
+    """A part of one of torchvision's data sets.
+
+    Args:
+        name: Of the class in torchvision.
+        split: Which part.
+        root: The folder that holds it.
+        channels: What the pixels are read as.
+        download: Whether what is missing may be downloaded.
+
+    Raises:
+        UserError: It is not there, or damaged.
+    """
+
+    def __init__(self, name: str, split: Split, root: Path, channels: int, download: bool) -> None:
+        self.name, self.channels, self.root = f"{PREFIX}{name}:{split}", channels, str(root)
+        kind = getattr(datasets, name)
+        options = dict(PARTS[name][split])
+        if "download" in inspect.signature(kind).parameters:
+            options["download"] = download
+        try:
+            if download:
+                root.mkdir(parents=True, exist_ok=True)
+            self.images = kind(str(root), **options)
+        except (RuntimeError, OSError, ValueError, ImportError) as error:
+            raise UserError(_missing(name, root, error)) from error
+        self._labels = _labels(self.images)
+        self.classes = _class_names(self.images, self._labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        try:
+            picture = self.images[index][0]
+        except Exception as error:  # Pillow raises anything
+            raise UnreadableImageError(" ".join(str(error).split())[:200]) from error
+        if not isinstance(picture, Image.Image):
+            raise UnreadableImageError("no picture")
+        gray = picture.mode in ("1", "L")
+        array = np.asarray(picture.convert("L" if gray else "RGB"))
+        return fitted(Values(array[..., None] if gray else array), Wanted(self.channels))
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return int(self._labels[index])
+
+    def path(self, index: int) -> str:
+        """See `Source`."""
+        return f"{self.name}/{self.classes[self.label(index)]}/{index}"
+
+
+def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
+    """A part of the set that `torchvision:NAME` names.
+
+    Raises:
+        UserError: There is no such set, or it is not on the disk.
+    """
+    name = data.removeprefix(PREFIX)
+    known = {one.lower(): one for one in PARTS}
+    if name.lower() not in known:
+        raise UserError(
+            f"no data set '{name}' of torchvision is read{nearest(name, PARTS)} (there are: "
+            f"{', '.join(sorted(PARTS))})"
+        )
+    consent = os.environ.get(CONSENT, "") not in ("", "0")
+    return TorchvisionSet(known[name.lower()], split, folder(), channels, consent)
+
+
+def both_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet] | None:
+    """Training and test part; none where the set has one part only.
+
+    Raises:
+        UserError: As `open_set`.
+    """
+    train = open_set(data, "train", channels)
+    parts = PARTS[train.name.split(":")[1]]
+    return (train, open_set(data, "test", channels)) if "test" in parts else None
+
+
+def folder() -> Path:
+    """Where torchvision's data sets are looked for."""
+    own = os.environ.get(ROOT)
+    return Path(own).expanduser() if own else places.cache() / "torchvision"
+
+
+def _missing(name: str, root: Path, error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"{PREFIX}{name} needs another package: {error}"
+    said = " ".join(str(error).split())
+    if "not found" in said.lower() or "no such file" in said.lower():
+        said = "it is not there"
+    return (
+        f"{PREFIX}{name} cannot be read from {root}: {said[:200]}. {ROOT} names the folder that "
+        f"holds it; with {CONSENT}=1 it is downloaded to there"
+    )
+
+
+def _labels(images: Any) -> np.ndarray:
+    """The label of each image, without an image being read where torchvision holds them."""
+    for name in ("targets", "labels", "_labels", "y"):  # what its classes call them
+        if (values := getattr(images, name, None)) is not None:
+            return np.asarray(values, dtype=np.int64).reshape(-1)
+    if (samples := getattr(images, "_samples", None)) is not None:
+        return np.array([label for _, label in samples], dtype=np.int64)
+    return np.array([images[index][1] for index in range(len(images))], dtype=np.int64)
+
+
+def _class_names(images: Any, labels: np.ndarray) -> tuple[str, ...]:
+    """The names that torchvision has, or the numbers where it has none."""
+    names: Sequence[Any] = getattr(images, "classes", None) or getattr(images, "categories", ())
+    words = [" ".join(one) if isinstance(one, tuple) else str(one) for one in names]
+    if len(words) <= int(labels.max(initial=-1)) or len(set(words)) < len(words):
+        words = [str(number) for number in range(int(labels.max(initial=-1)) + 1)]
+    return tuple(words)

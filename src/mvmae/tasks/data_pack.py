@@ -1,0 +1,286 @@
+"""Images into tar files: fewer files, read in long pieces, with labels and groups in them.
+
+`run` is read from top to bottom. Images are opened in processes that may die or hang
+(`data/guarded.py`) and written in their order by this one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+from mvmae.config import DataPackConfig
+from mvmae.data.guarded import Lost, guarded
+from mvmae.data.sources.lists import LISTS, from_list
+from mvmae.data.sources.opening import open_source, stamp
+from mvmae.data.sources.shards import CLASSES, open_shards
+from mvmae.data.sources.source import Source, group
+from mvmae.data.sources.tar_index import SUFFIX
+from mvmae.engine import runs, terminal
+from mvmae.engine.checkpoint import write_text
+from mvmae.engine.interrupt import Interrupt, exit_status
+from mvmae.errors import UserError
+from mvmae.tasks.packing.encoding import Packed, Packer, Refused
+from mvmae.tasks.packing.naming import Naming
+from mvmae.tasks.packing.writing import SKIPPED, STATE, State, Writer, read_state
+
+FACTS = "pack.json"
+OURS = (FACTS, CLASSES, SKIPPED, STATE)
+
+
+def run(config: DataPackConfig) -> int:
+    """Pack the images of SRC into tar files in DST.
+
+    Returns:
+        0 when done; 130 or 143 when stopped, after which the same command goes on.
+
+    Raises:
+        UserError: There are no images, none can be read, or DST holds something else.
+    """
+    claim(config)
+    source = opened(config)
+    folder = unfinished(config.out)
+    with locked(folder):
+        state = begun(folder, source, config)
+        if state.done:
+            terminal.people().print(f"going on behind image {state.done:,} of {len(source):,}")
+        writer = Writer(folder, state, config.shard_size * 1e6)
+        with Interrupt() as interrupt:
+            pack(source, config, writer, interrupt)
+        if interrupt.signal:
+            writer.abandon()
+            terminal.people().print(
+                f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
+                "same command goes on"
+            )
+            return exit_status(interrupt.signal)
+        conclude(folder, source, state, config)
+    return 0
+
+
+def claim(config: DataPackConfig) -> None:
+    """Make sure that DST may be written; change nothing yet.
+
+    Raises:
+        UserError: It is a file, or holds something that may not go.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: DST must be a folder")
+    there = [path.name for path in out.iterdir()] if out.exists() else []
+    others = [name for name in there if name not in OURS and not name.endswith((".tar", SUFFIX))]
+    if others or (there and FACTS not in there):
+        named = min(others or there)
+        raise UserError(f"{out} holds other files ({named}): choose a DST that is new or empty")
+    if there and not config.overwrite:
+        raise UserError(f"{out} already holds tar files: choose another DST, or --overwrite them")
+    if there and Path(config.data).exists() and Path(config.data).resolve() == out.resolve():
+        raise UserError(f"SRC and DST are both {out}: choose another DST")
+
+
+def opened(config: DataPackConfig) -> Source:
+    """The images of SRC.
+
+    Raises:
+        UserError: There are none, or one lies outside of --root, or a class cannot be listed.
+    """
+    is_list = Path(config.data).suffix.lower() in LISTS and Path(config.data).is_file()
+    if config.root is not None and not is_list:
+        raise UserError(f"--root is for lists of paths, and {config.data} is none")
+    if config.root is not None:
+        source: Source = from_list(config.data, 3, config.root)
+    else:
+        source = open_source((config.data,), 3)
+    for name in source.classes:
+        if not name.strip() or name.splitlines() != [name]:
+            raise UserError(f"the class {name!r} cannot stand in {CLASSES}, a line for each class")
+    return source
+
+
+def unfinished(out: Path) -> Path:
+    """Where the tar files lie until all are there."""
+    whole = out.resolve()
+    return whole.with_name(f".{whole.name}.unfinished")
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder, which is made, and which goes again if it stays empty.
+
+    The lock is beside the folder, for that gets another name, and goes with the process.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    runs.make(folder)
+    lock = folder.with_name(folder.name + ".lock")
+    with lock.open("wb") as stream:
+        if os.name != "nt":
+            import fcntl  # which Windows has not
+
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another mvmae data pack is writing into {folder}: wait for it, or choose "
+                    "another DST"
+                ) from error
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # not empty, or all is done
+                folder.rmdir()
+
+
+def begun(folder: Path, source: Source, config: DataPackConfig) -> State:
+    """How far a stopped run came, or the beginning.
+
+    Raises:
+        UserError: It was of other settings, or the disk is too small.
+    """
+    settings = settings_of(source, config)
+    if not config.overwrite and (state := read_state(folder, settings)) is not None:
+        return state
+    for path in folder.iterdir():
+        path.unlink()
+    return State(settings=settings)
+
+
+def settings_of(source: Source, config: DataPackConfig) -> dict[str, Any]:
+    """What the bytes depend on, by the names that a person knows."""
+    return {
+        "images": stamp(source),
+        "--shard-size": config.shard_size,
+        "--short-side": config.short_side,
+        "--format": config.format,
+        "--quality": config.quality,
+    }
+
+
+def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Interrupt) -> None:
+    """Write every image that is left, or until a signal comes."""
+    naming = Naming(source)
+    images = in_order(source, config, writer.state.done)
+    first = list(itertools.islice(images, 1))  # before the clock runs: processes begin with this
+    with (
+        contextlib.closing(images),
+        terminal.Bar(len(source) - writer.state.done, "images") as bar,
+    ):
+        bar.name("packing")
+        for index, packed in itertools.chain(first, images):
+            if interrupt.signal:
+                return
+            if isinstance(packed, Packed):
+                label = source.label(index)
+                writer.add(naming.key(index), packed, label, group(source, index), index)
+            else:
+                writer.skip(source.path(index), packed.reason)
+            bar.advance(1)
+    writer.finish(len(source))
+
+
+def in_order(
+    source: Source, config: DataPackConfig, first: int
+) -> Generator[tuple[int, Packed | Refused], None, None]:
+    """What becomes of each image from `first` on.
+
+    Images come as the processes are done with them. What waits for one before it is held in
+    memory: some images, or, where one hangs, those of --timeout seconds.
+    """
+    left = range(first, len(source))
+    done = guarded(
+        Packer(source, config),
+        left,
+        workers=config.workers or _cores(),
+        timeout=config.timeout,
+        memory=int(config.memory * 2**30),
+    )
+    waiting: dict[int, Packed | Refused] = {}
+    due = 0
+    with contextlib.closing(done):  # type: ignore[type-var]
+        for place, packed in done:
+            waiting[place] = Refused(packed.reason) if isinstance(packed, Lost) else packed
+            while due in waiting:
+                yield left[due], waiting.pop(due)
+                due += 1
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
+def conclude(folder: Path, source: Source, state: State, config: DataPackConfig) -> None:
+    """Give the finished folder its name, and say what is in it.
+
+    Raises:
+        UserError: None of the images can be read.
+    """
+    if not state.packed:
+        shutil.rmtree(folder)
+        raise UserError(f"none of the {len(source):,} images of {source.name} can be read")
+    if source.classes:
+        write_text(folder / CLASSES, "".join(f"{name}\n" for name in source.classes))
+    facts = {
+        "images": state.packed,
+        "skipped": state.skipped,
+        "as they were": state.stays,
+        "bytes": state.bytes,
+        "shards": len(state.shards),
+        "classes": len(source.classes),
+        "settings": state.settings,
+    }
+    (folder / STATE).unlink()
+    check(folder, source, state)
+    write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+    _rename(folder, config.out)
+    _say(facts, source, config)
+
+
+def check(folder: Path, source: Source, state: State) -> None:
+    """Read back what is in the tar files: as many images, of the same classes.
+
+    Raises:
+        RuntimeError: It is something else, and our fault.
+    """
+    packed = open_shards([str(folder / name) for name in state.shards], 3)
+    if len(packed) != state.packed or tuple(packed.classes) != tuple(source.classes):
+        raise RuntimeError(f"{folder} holds {len(packed)} images, not {state.packed}")
+
+
+def _rename(folder: Path, out: Path) -> None:
+    whole = out.resolve()
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if whole.exists():
+        whole.rename(old)
+    folder.rename(whole)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _say(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
+    console = terminal.people()
+    size = facts["bytes"] / 1e6
+    console.print(
+        f"written: {config.out}, {facts['images']:,} images in {facts['shards']:,} tar "
+        f"file{'s' * (facts['shards'] != 1)}, {size:,.1f} MB"
+        + (f", {facts['classes']:,} classes" if facts["classes"] else "")
+    )
+    if facts["as they were"]:
+        console.print(
+            f"{facts['as they were']:,} images stay as they were: they have more than 8 bits, or "
+            "other channels than gray and colour"
+        )
+    if facts["skipped"]:
+        terminal.warn(
+            f"{facts['skipped']:,} of {len(source):,} images cannot be read and are left out: "
+            f"{config.out / SKIPPED} says why"
+        )
+    terminal.emit("result", facts)

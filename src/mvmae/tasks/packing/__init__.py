@@ -1,0 +1,1 @@
+"""What `data pack` is made of."""
