@@ -1,0 +1,1 @@
+"""What `mvmae ablate` is made of."""
