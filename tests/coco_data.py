@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mvmae.data.coco import run_lengths
+
 CLASSES = {3: "square", 7: "bar"}  # with gaps in their ids
 COLOURS = {3: (220, 60, 40), 7: (40, 90, 220)}
 
@@ -78,3 +80,31 @@ def write_both(folder: Path, **options: Any) -> Path:
     write_split(folder, "train", **options)
     write_split(folder, "val", **{**options, "seed": 1})
     return folder
+
+
+def content_of(*annotations: dict, images: int = 1, **changes) -> dict:
+    return {
+        "images": [
+            {"id": n, "file_name": f"{n}.png", "height": 40, "width": 60}
+            for n in range(1, images + 1)
+        ],
+        "annotations": list(annotations),
+        "categories": [{"id": n, "name": name} for n, name in CLASSES.items()],
+    } | changes
+
+
+GOOD = annotation(1, 1, 3, [5, 5, 10, 10])
+
+
+def as_found(truth: dict, score: float = 0.9) -> list[dict]:
+    sizes = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
+    return [
+        {
+            "image_id": one["image_id"],
+            "category_id": one["category_id"],
+            "bbox": one["bbox"],
+            "score": score,
+            "segmentation": run_lengths(one["segmentation"], sizes[one["image_id"]]),
+        }
+        for one in truth["annotations"]
+    ]

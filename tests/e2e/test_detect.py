@@ -148,6 +148,10 @@ def test_the_run_says_what_it_does(data, tmp_path, capsys):
         "boxes and masks of 2 classes learn (train), 4 test (val)",
         "Mask R-CNN on random:vit_pico",
         "1 epochs of 2 steps of 2 images",
+        "│ square │ 4 │ 4 │ 0.0 │",  # learnt, tested, AP
+        "│ bar │ 6 │ 4 │",
+        "half of the boxes are smaller than 14 pixels at --image-size 64",
+        "--image-size 128 would do",
         "AP50",
         "COCO's figures on the 4 images of val",
         f"mvmae detect {tmp_path / 'run'} --predict IMAGES --out FOLDER",
@@ -278,6 +282,31 @@ def test_resuming_with_another_setting_or_other_annotations_is_refused(
     assert "are not those that" in capsys.readouterr().err
 
 
+def test_a_judgement_that_fails_costs_no_training(data, finished, tmp_path, monkeypatch, capsys):
+    """The validation images vanish meanwhile; once they are back the run is the same to the bit."""
+    from mvmae.tasks import detect as verb
+
+    folder, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
+    images, own = folder / "images" / "val", verb.training_step
+
+    def losing(wrapped, trained, batch, job, step):
+        if step == 5:
+            images.rename(tmp_path / "elsewhere")
+        return own(wrapped, trained, batch, job, step)
+
+    monkeypatch.setattr(verb, "training_step", losing)
+    assert detect(folder, run) == 2
+    assert "4 of the 4 images" in capsys.readouterr().err
+    assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] == 6
+    monkeypatch.setattr(verb, "training_step", own)
+    assert main(["detect", "--resume", "--out", str(run)]) == 2  # still no images, and no harm
+    (tmp_path / "elsewhere").rename(images)
+    assert main(["detect", "--resume", "--out", str(run)]) == 0
+    assert [line["step"] for line in metrics(run) if "box_ap" in line] == [4, 6]
+    for name in ("model.safetensors", "predictions.json"):
+        assert (run / name).read_bytes() == (finished / name).read_bytes()
+
+
 @pytest.mark.slow
 def test_two_processes_train_and_judge_together(data, tmp_path, free_port):
     run = tmp_path / "run"
@@ -327,6 +356,18 @@ def test_a_finished_run_finds_things_in_other_images(finished, data, tmp_path, c
     assert all(row["score"] >= 0.99 for row in json.loads((out / "predictions.json").read_text()))
 
 
+def test_other_peoples_files_stay(finished, data, tmp_path, capsys):
+    out = tmp_path / "found"
+    words = ["detect", str(finished), "--predict", str(data / "images" / "val" / "0001.png")]
+    words += ["--out", str(out), "--device", "cpu", "--workers", "0"]
+    assert main(words) == 0
+    assert names(out / "pictures") == {"0001.png"}
+    (out / "my_thesis.txt").write_text("years of work")
+    assert main([*words, "--overwrite"]) == 2
+    assert "holds other files (my_thesis.txt)" in capsys.readouterr().err
+    assert (out / "my_thesis.txt").read_text() == "years of work"
+
+
 def test_images_that_cannot_be_read_are_named(finished, data, tmp_path):
     images = shutil.copytree(data / "images" / "val", tmp_path / "images")
     (images / "0002.png").write_bytes(b"broken")
@@ -361,10 +402,32 @@ def spoil_json(folder: Path) -> None:
     (folder / "annotations" / "instances_val.json").write_text("{")
 
 
+def spoil_train(folder: Path, key: str, change) -> None:
+    file = folder / "annotations" / "instances_train.json"
+    content = json.loads(file.read_text())
+    for one in content[key]:
+        change(one)
+    file.write_text(json.dumps(content))
+
+
+def spoil_polygons(folder: Path) -> None:
+    shares = [[0.1, 0.1, 0.3, 0.1, 0.3, 0.3]]
+    spoil_train(folder, "annotations", lambda one: one.update(segmentation=shares))
+
+
+def spoil_names(folder: Path) -> None:
+    spoil_train(folder, "images", lambda one: one.update(file_name="0001.png"))
+
+
+def spoil_id(folder: Path) -> None:
+    spoil_train(folder, "images", lambda one: one.update(id=2**70 + one["id"]))
+
+
 def nothing(folder: Path) -> None:
     pass
 
 
+FINISHED = "a finished run"
 BAD = {
     "no data": (nothing, ["detect", "random:vit_pico"], "no DATA: name a folder in COCO's layout"),
     "no encoder": (nothing, ["detect"], "no ENCODER"),
@@ -385,6 +448,18 @@ BAD = {
         ["detect", "data", "--predict", "data/images/val"],
         "data is no finished run of mvmae detect",
     ),
+    "shares": (
+        spoil_polygons,
+        {},
+        "more than half of the masks do not fit .*points are in pixels of the image",
+    ),
+    "one file twice": (spoil_names, {}, "images of the same file_name .*0001.png: 10 and 20"),
+    "large id": (spoil_id, {}, "images whose id is no whole number of 64 bit"),
+    "another size to look at": (
+        nothing,
+        ["detect", FINISHED, "--predict", "data/images/val", "--image-size", "96"],
+        "--image-size 96 changes nothing here, the run has 64",
+    ),
     "predict and data": (
         nothing,
         ["detect", "run", "data", "--predict", "data/images/val"],
@@ -394,13 +469,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_one_line(name, data, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_one_line(name, data, finished, tmp_path, monkeypatch, capsys):
     shutil.copytree(data, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     spoil, what, says = BAD[name]
     spoil(tmp_path / "data")
     if isinstance(what, list):
-        words = what
+        words = [str(finished) if word == FINISHED else word for word in what]
     elif isinstance(what, str):
         words = command(what, "out")
     else:

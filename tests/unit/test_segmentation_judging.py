@@ -1,16 +1,20 @@
 """Windows, scales and figures of segmentation."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from mvmae.encoders import Preprocessing
 from mvmae.engine.schedule import warmup_poly
-from mvmae.figures.segmentations import coloured, overlaid, palette
+from mvmae.figures.segmentations import Shown, coloured, draw, overlaid, palette
 from mvmae.metrics.miou import pixel_confusion, quality
 from mvmae.models.upernet import Scores, at_size
 from mvmae.objectives import pixel_loss
+from mvmae.tasks.segmenting.frozen import drawn
 from mvmae.tasks.segmenting.judging import Examiner, named, offsets, predicted, scores_of, slide
 
 
@@ -163,3 +167,34 @@ def test_what_does_not_count_is_nearly_white_and_borders_are_drawn():
     laid = overlaid(image, classes, palette(2))
     assert (laid[0, 1] == 255).all()
     assert (laid[0, 0] < 255).any()
+
+
+# Patches to search
+
+
+def test_patches_are_drawn_from_all_images_alike():
+    """A hundred images have 30 patches each: the last count as the first do."""
+    images = torch.arange(100).repeat_interleave(30)
+    tokens = images[:, None].float()
+    kept, classes = drawn(tokens, images, 1000, seed=0)
+    assert len(kept) == 1000
+    assert classes.equal(kept[:, 0].long())
+    assert classes.equal(classes.sort().values)
+    halves = (classes < 50).float().mean().item()
+    assert halves == pytest.approx(0.5, abs=0.05)
+    assert len(classes.unique()) == 100
+    assert drawn(tokens, images, 1000, seed=0)[1].equal(classes)
+    assert not drawn(tokens, images, 1000, seed=1)[1].equal(classes)
+    assert drawn(tokens, images, 3000, seed=0)[1].equal(images)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("size", [(2, 900), (900, 2), (1, 1)])
+def test_flat_and_narrow_images_are_drawn(size):
+    image = torch.full((3, *size), 90, dtype=torch.uint8)
+    classes = torch.zeros(size, dtype=torch.int16)
+    png = draw([Shown("a", image, classes, classes)], ["0"], title="t", note="n")
+    with Image.open(io.BytesIO(png)) as picture:
+        assert 100 < picture.height < 3000

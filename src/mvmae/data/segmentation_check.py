@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,8 +128,11 @@ def check_pairs(
 def _rule_for(found: Found, occurring: set[int]) -> Rule:
     """The first rule by which there are two classes, and none that is too large to be one.
 
-    Black and white is guessed of exactly these two values.
+    Black and white is guessed of exactly these two values. Nothing is guessed where rows of value
+    and name tell of two classes, or of a part alone, in which classes may well be missing.
     """
+    if _names_by_value(found) > 1 or (found.learns and not len(found.train.pairs)):
+        return found.rule
     values = np.array(sorted(occurring), dtype=np.int64)
     for rule in (found.rule, *found.alternatives):
         classes = set(rule.classes(values).tolist()) - {IGNORED}
@@ -138,6 +142,16 @@ def _rule_for(found: Found, occurring: set[int]) -> Rule:
         if len(classes) > 1 and max(classes) < LARGEST_CLASS:
             return rule
     return found.rule
+
+
+def _names_by_value(found: Found) -> int:
+    """Classes that a file names by the masks' values, if `found.rule` holds."""
+    file = found.names_file
+    if file is None or not (file.suffix.lower() == ".csv" or file.name.startswith("objectInfo")):
+        return 0
+    with suppress(UserError):  # it names none by this rule
+        return len(read_names(file, found.rule))
+    return 0
 
 
 def _judged(one: _Seen, rule: Rule) -> _Seen:

@@ -101,7 +101,9 @@ def draw(rows: Sequence[Shown], classes: Sequence[str], *, title: str, note: str
     )
     for number, (row, shown) in enumerate(zip(axes, rows, strict=True)):
         for axis, (heading, picture) in zip(row, _panels(shown, colours), strict=True):
-            axis.imshow(picture, interpolation="antialiased")
+            is_thin = not FLATTEST <= picture.shape[0] / picture.shape[1] <= 1 / FLATTEST
+            stretched = "auto" if is_thin else "equal"  # or a line of pixels would vanish
+            axis.imshow(picture, interpolation="antialiased", aspect=stretched)
             axis.set_axis_off()
             if number == 0:
                 axis.set_title(heading, fontsize=9, color=INK, pad=4)

@@ -28,6 +28,8 @@ def open_images(name: str, channels: int) -> Source:
         UserError: There is nothing there, or nothing that is read.
     """
     path = Path(name)
+    if path.suffix.lower() in EXTENSIONS and not path.exists():
+        raise UserError(f"no such image: {name}")
     if path.suffix.lower() in EXTENSIONS and path.is_file():
         if channels not in (1, 3):
             raise UserError(f"image files are read with 1 or 3 channels, not {channels}")

@@ -51,7 +51,8 @@ def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
     )
     name = "Mask R-CNN" if data.with_masks else "Faster R-CNN"
     log.say(f"{name} on {config.encoder}, {size:.1f} M parameters at {config.image_size} pixels")
-    if warning := too_small(job):
+    patch = job.opened.encoder.patch_size
+    if warning := too_small(relative_sides(data.train), config.image_size, patch):
         log.warn(warning)
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
@@ -60,26 +61,35 @@ def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
     )
 
 
-def too_small(job: Job) -> str:
-    """A warning where most boxes are smaller than what is looked for; else nothing.
-
-    An anchor of a box's own middle and twice its area overlaps it by half.
-    """
-    side, patch = job.config.image_size, job.opened.encoder.patch_size
-    sides = [
-        side / max(picture.size) * ((right - left) * (bottom - top)) ** 0.5
-        for picture in job.data.train.pictures
+def relative_sides(split: CocoSplit) -> list[float]:
+    """Side of a square of each box's area, over the longer side of its image."""
+    return [
+        ((right - left) * (bottom - top)) ** 0.5 / max(picture.size)
+        for picture in split.pictures
         for left, top, right, bottom in (thing.box for thing in picture.things)
     ]
-    middle, anchor = float(np.median(sides)), ANCHOR_SIDE * patch / max(SCALES)
-    if middle * sqrt(2) >= anchor:
+
+
+def too_small(sides: Sequence[float], image_size: int, patch_size: int) -> str:
+    """A warning where most boxes are smaller than what is looked for; else nothing.
+
+    An anchor of a box's middle and of twice its area overlaps it by half.
+
+    Args:
+        sides: From `relative_sides`.
+        image_size: Of the square that images are fitted into, in pixels.
+        patch_size: Of the encoder.
+    """
+    middle, anchor = float(np.median(sides)), ANCHOR_SIDE * patch_size / max(SCALES)
+    least = anchor / sqrt(2)
+    if middle * image_size >= least:
         return ""
-    whole = 4 * patch
-    wanted = ceil(side * anchor / sqrt(2) / middle / whole) * whole
+    whole = 4 * patch_size
+    wanted = ceil(least / middle / whole) * whole
     return (
-        f"half of the boxes are smaller than {middle:.0f} pixels at --image-size {side}, and the "
-        f"smallest anchor is {anchor:.0f}: they will hardly be found. --image-size {wanted} would "
-        "do, or an encoder of smaller patches"
+        f"half of the boxes are smaller than {middle * image_size:.0f} pixels at --image-size "
+        f"{image_size}, and the smallest anchor is {anchor:.0f}: they will hardly be found. "
+        f"--image-size {wanted} would do, or an encoder of smaller patches"
     )
 
 
@@ -203,7 +213,7 @@ def found_in_words(found: Sequence[Found]) -> tuple[list[Found], str]:
     if best >= DRAWN_SCORE or not best:
         return sure, f"score {DRAWN_SCORE} or more"
     surest = [one.above(sorted(one.scores)[-SUREST:][0]) if one.scores else one for one in found]
-    return surest, f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best is {best:.2f}"
+    return surest, f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best here is {best:.2f}"
 
 
 def panel_of(one: Found, split: CocoSplit) -> Panel | None:

@@ -108,7 +108,8 @@ def meaning(checked: Checked, classes: Sequence[str]) -> str:
             nothing.append(f"{value} counts for nothing {share}")
         else:
             name = classes[number]
-            said = f"{value} is a class" if name == str(value) else f"{value} is {name}"
+            called = f"class {name}" if name.isdecimal() else name
+            said = f"{value} is {'a class' if name == str(value) else called}"
             something.append(f"{said} {share}")
     said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
     if more := len(nothing) + len(something) - len(said):

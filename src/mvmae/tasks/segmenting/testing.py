@@ -112,17 +112,18 @@ def rules_of(
 
 def without_learnt(found: Found, made: OpenedSegmenter) -> tuple[Found, tuple[str, ...]]:
     """Without the images that the model was trained on, where it is known which they are."""
-    if found.split != ALL_TEST:
-        return found._replace(split=found.split.split(" and ")[0]), ()
-    contents = contents_of(found.test.pairs)
+    is_split = found.split != ALL_TEST
+    if is_split:
+        found = found._replace(split=found.split.split(" and ")[0])
+    contents = contents_of(found.test.pairs) if made.learnt else []
     fresh = [at for at, content in enumerate(contents) if content not in made.learnt]
-    count = len(contents)
-    if len(fresh) == count:
+    known, count = len(contents) - len(fresh), len(contents)
+    if not known:
         return found, ()
-    if not fresh:
-        return found, (f"all {count} images were learnt from: these figures are no test",)
+    if is_split or not fresh:  # who laid out a split wants it whole
+        return found, (f"{known} of the {count} images were learnt from: this is no fair test",)
     kept = found.test._replace(pairs=found.test.pairs.only(fresh))
-    said = f"{count - len(fresh)} of the {count} images were learnt from, and are left out"
+    said = f"{known} of the {count} images were learnt from, and are left out"
     return found._replace(test=kept, split="those that were not learnt from"), (said,)
 
 

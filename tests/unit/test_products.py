@@ -1,0 +1,95 @@
+"""Finished runs: which verb made one, what is fixed in it, and what a resumed run needs."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from mvmae import config as configs
+from mvmae import encoders
+from mvmae.cli import parse
+from mvmae.config import DetectConfig, ModelConfig, PretrainConfig, SegmentConfig
+from mvmae.errors import UserError
+from mvmae.tasks.detecting.product import open_detector
+from mvmae.tasks.products import (
+    encoder_to_begin_with,
+    is_written,
+    refuse_what_is_fixed,
+    verb_of,
+)
+from mvmae.tasks.segmenting.product import open_segmenter
+
+SEGMENT = SegmentConfig(encoder="e", data="d")
+LOOKS = {"crop": 64, "stride": 42, "short_side": 80}
+
+
+@pytest.mark.parametrize(
+    ("config", "verb"),
+    [
+        (PretrainConfig(), "pretrain"),
+        (SEGMENT, "segment"),
+        (DetectConfig(encoder="e", data="d"), "detect"),
+    ],
+)
+def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, verb):
+    (tmp_path / "config.json").write_text(configs.to_json(config))
+    assert verb_of(tmp_path) == verb
+    for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
+        with pytest.raises(UserError) as caught:
+            opened(str(tmp_path))
+        unfinished = "it has not finished: --resume it"
+        said = unfinished if verb == own else f"it is a run of mvmae {verb}"
+        assert str(caught.value).endswith(f"({said})")
+
+
+def test_what_is_no_run_is_told_without_a_guess(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    assert verb_of(tmp_path) == ""
+    with pytest.raises(UserError, match=r"model.safetensors$"):
+        open_segmenter(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stride": 10}, "--stride 10 changes nothing here, the run has 42: leave --stride out"),
+        ({"crop": 100}, "--crop 100 changes nothing here, the run has 64"),
+        ({"short_side": None}, "--short-side None changes nothing here, the run has 80"),
+    ],
+)
+def test_another_way_to_look_is_refused(changes, told):
+    with pytest.raises(UserError, match=told):
+        refuse_what_is_fixed(replace(SEGMENT, **changes), "segment", LOOKS)
+
+
+def test_what_a_recipe_or_the_run_says_passes():
+    for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
+        config = parse("segment", ["run", "data", "--protocol", "test", *words])[1]
+        refuse_what_is_fixed(config, "segment", LOOKS)
+
+
+def test_a_resumed_run_needs_no_encoder(tmp_path):
+    """Its shape and its preprocessing come from the run's folder."""
+    model = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
+    plain = encoders.open_encoder("random:vit_pico", 16)
+    odd = encoders.Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    opened = plain._replace(encoder=encoders.random_encoder(model, 0), preprocessing=odd)
+    facts = {"encoder": encoders.facts_of(opened)}
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    config = DetectConfig(encoder="nowhere", data="d", out=tmp_path, resume=True)
+    again = encoder_to_begin_with(config)
+    assert encoders.facts_of(again) == facts["encoder"]
+    with pytest.raises(UserError, match="no such encoder: nowhere"):
+        encoder_to_begin_with(replace(config, resume=False))
+    (tmp_path / "environment.json").write_text("{}")  # of an older run
+    with pytest.raises(UserError, match="no such encoder: nowhere"):
+        encoder_to_begin_with(config)
+
+
+def test_what_metrics_have_is_not_written_again(tmp_path):
+    assert not is_written(tmp_path, 3, "miou")
+    lines = [{"step": 3, "loss": 1.0}, {"step": 3, "miou": 2.0}, {"step": 4, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert is_written(tmp_path, 3, "miou")
+    assert not is_written(tmp_path, 4, "miou")
+    assert not is_written(tmp_path, 3, "box_ap")
