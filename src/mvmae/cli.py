@@ -28,7 +28,7 @@ import tyro
 from mvmae import config as configs
 from mvmae import recipes
 from mvmae.complaints import one_line
-from mvmae.config import PretrainConfig
+from mvmae.config import DataShowConfig, PretrainConfig
 from mvmae.errors import UserError, nearest
 from mvmae.verbs import GROUPS, VERBS, Verb
 from mvmae.version import __version__
@@ -238,7 +238,26 @@ def supervised_default(verb: str, args: list[str]) -> tuple[Any, list[str]]:
     return chosen, rest
 
 
-DEFAULTS = {"pretrain": pretrain_default} | dict.fromkeys(BY_MACHINE, supervised_default)
+def own_recipe(_verb: str, args: list[str]) -> tuple[None, list[str]]:
+    """The verb's --recipe is an option of its own: it is another verb's recipe."""
+    return None, args
+
+
+def data_show_default(_verb: str, args: list[str]) -> tuple[DataShowConfig, list[str]]:
+    """Model and views of a recipe of pretrain; without one, of that for this machine."""
+    recipe, rest = _take_option(args, "--recipe")
+    if recipe is None:
+        is_large = not {"-h", "--help"} & set(rest) and _has_cuda()
+        recipe = "vit-small-128" if is_large else "tiny-cpu"
+    config = recipe_or_file("pretrain", recipe)
+    return DataShowConfig(model=config.model, views=config.views, seed=config.seed), rest
+
+
+DEFAULTS = {
+    "pretrain": pretrain_default,
+    "data show": data_show_default,
+    "ablate": own_recipe,
+} | dict.fromkeys(BY_MACHINE, supervised_default)
 
 
 def recipe_or_file(verb: str, recipe: str) -> Any:

@@ -50,6 +50,7 @@ def nt_xent(
     temperature: float = 0.07,
     gathered: tuple[Float[Tensor, "G D"], Float[Tensor, "G D"]] | None = None,
     offset: int = 0,
+    groups: Int[Tensor, " G"] | None = None,
 ) -> Float[Tensor, ""]:
     """Normalised temperature-scaled cross entropy between two views (equations 4 to 6).
 
@@ -64,15 +65,23 @@ def nt_xent(
         gathered: Both views' embeddings of every process, this one's included. Default: only
             this process's.
         offset: Row of `gathered` where this process's embeddings begin.
+        groups: A number for each row of all processes: images with the same one, such as those of
+            one patient, are taken out of each other's denominator (they are no negatives, and no
+            positives either). Equation 6's sum then runs over other groups' images alone. Default:
+            each image is a group of its own.
     """
     all1, all2 = gathered if gathered is not None else (z1, z2)
     z1, z2, all1, all2 = (F.normalize(z, dim=-1) for z in (z1, z2, all1, all2))
     positive = torch.arange(len(z1), device=z1.device) + offset
+    itself = F.one_hot(positive, len(all1)).bool()  # an embedding is not its own negative
+    alike = itself if groups is None else groups[positive, None] == groups
 
     def loss_of(query: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
-        itself = F.one_hot(positive, len(same_view)).bool()  # an embedding is not its own negative
-        same = (query @ same_view.T).masked_fill(itself, float("-inf"))
-        logits = torch.cat([query @ other_view.T, same], dim=1) / temperature
+        same = (query @ same_view.T).masked_fill(alike, float("-inf"))
+        other = query @ other_view.T
+        if groups is not None:
+            other = other.masked_fill(alike & ~itself, float("-inf"))
+        logits = torch.cat([other, same], dim=1) / temperature
         return F.cross_entropy(logits, positive)
 
     return (loss_of(z1, all1, all2) + loss_of(z2, all2, all1)) / 2

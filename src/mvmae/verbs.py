@@ -5,10 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from mvmae.config import (
+    AblateConfig,
     AttentionConfig,
     BenchConfig,
     CurvesConfig,
     DataCheckConfig,
+    DataPackConfig,
+    DataShowConfig,
+    DataStatsConfig,
     DetectConfig,
     EmbedConfig,
     ExploreConfig,
@@ -64,6 +68,11 @@ VERBS = {
         LabelsConfig,
         "mvmae.tasks.labels",
     ),
+    "ablate": Verb(
+        "Train and judge the rows of a table over several seeds: what is each part worth?",
+        AblateConfig,
+        "mvmae.tasks.ablate",
+    ),
     "embed": Verb(
         "Write embeddings of images to files; find images that look alike.",
         EmbedConfig,
@@ -99,6 +108,21 @@ VERBS = {
         "Look through images: unreadable, duplicate, leaked, odd ones.",
         DataCheckConfig,
         "mvmae.tasks.data_check",
+    ),
+    "data pack": Verb(
+        "Write images into tar files (shards), for disks slow at small files.",
+        DataPackConfig,
+        "mvmae.tasks.data_pack",
+    ),
+    "data stats": Verb(
+        "Measure pixels: mean, deviation, range, bits in use.",
+        DataStatsConfig,
+        "mvmae.tasks.data_stats",
+    ),
+    "data show": Verb(
+        "Draw what the network will see: images, views, masks.",
+        DataShowConfig,
+        "mvmae.tasks.data_show",
     ),
     "show": Verb("Say what an encoder is.", ShowConfig, "mvmae.tasks.show"),
     "export": Verb(

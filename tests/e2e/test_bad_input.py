@@ -124,7 +124,7 @@ SETTINGS = [
     case("nothing masked", "--model.mask-ratio 0.00000001", "leaves 16 of 16 patches visible"),
     case("one patch", "--model.patch-size 16", "of 1 patches visible"),
     case("decoder width", "--model.decoder-dim 33", "not a multiple of 32"),
-    case("channels", "--model.in-channels 2", "1 or 3 channels, not 2|has 3 values for 2"),
+    case("channels", "--model.in-channels 2", "have 3 channels, not 2|has 3 values for 2"),
     case("batch of one", "--batch-size 1", "batch_size must be at least 2"),
     case("no batch", "--batch-size 0", "batch_size must be at least 1, not 0"),
     case("batch larger than the data", "--batch-size 17", "16 images are fewer than a batch of 17"),

@@ -515,7 +515,7 @@ def test_folders_of_others_are_left_alone(here, capsys):
         (["--format", "safetensors", "--part-size", "200000"], "lower --part-size"),
         (["--format", "csv"], "invalid choice 'csv'"),
         (["--image-size", "33"], "not a multiple of the patch size"),
-        (["--in-channels", "2"], "1 or 3 channels, not 2"),
+        (["--in-channels", "2"], "have 3 channels, not 2"),
         (["--query", "gone.jpg"], "--query gone.jpg cannot be read as an image: No such file"),
         (["--query", "images"], "--query images cannot be read as an image: Is a directory"),
         (["--query", "list.csv"], "--query list.csv cannot be read as an image: no image"),

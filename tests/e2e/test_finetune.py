@@ -375,7 +375,7 @@ def complaint(capsys) -> str:
         ({"warmup-epochs": 3}, "warmup_epochs 3 must be less than epochs 3"),
         ({"min-lr": 1}, "min_lr 1 must lie between 0 and the peak learning rate"),
         ({"image-size": 30}, "image size 30 x 30 is not a multiple of the patch size 16"),
-        ({"in-channels": 2}, "image files are read with 1 or 3 channels, not 2"),
+        ({"in-channels": 2}, "have 3 channels, not 2"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_made(

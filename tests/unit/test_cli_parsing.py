@@ -19,12 +19,14 @@ MINIMAL = {
     "knn": ["run"],
     "probe": ["run"],
     "labels": ["run"],
+    "ablate": ["table6"],
     "embed": ["run"],
     "finetune": ["run"],
     "detect": ["run", "data"],
     "reconstruct": ["run"],
     "attention": ["run"],
     "report": ["run"],
+    "explore": ["run"],
     "features": ["run"],
     "curves": ["run"],
     "segment": ["run", "data"],
@@ -32,6 +34,9 @@ MINIMAL = {
     "export": ["run", "--format", "timm"],
     "bench": ["step"],
     "data check": ["images"],
+    "data pack": ["images", "shards"],
+    "data stats": ["images"],
+    "data show": ["images"],
 }
 
 

@@ -5,6 +5,7 @@ that cannot work raises `UserError` here, before a model is built or a file is w
 follows from a config is a property of it; nothing is ever written back.
 """
 
+from mvmae.config.ablating import AblateConfig
 from mvmae.config.checking import DataCheckConfig
 from mvmae.config.curves import CurvesConfig
 from mvmae.config.detection import DetectConfig
@@ -22,6 +23,8 @@ from mvmae.config.exporting import ExportConfig, ExportFormat, ShowConfig
 from mvmae.config.features import FeaturesConfig
 from mvmae.config.files import from_json, to_json
 from mvmae.config.finetuning import FinetuneConfig
+from mvmae.config.imaging import DataShowConfig, DataStatsConfig
+from mvmae.config.packing import DataPackConfig
 from mvmae.config.pretraining import (
     ENCODERS,
     ModelConfig,
@@ -29,18 +32,23 @@ from mvmae.config.pretraining import (
     Pool,
     PretrainConfig,
     Size,
-    ViewsConfig,
     num_visible,
 )
 from mvmae.config.reporting import ReportConfig
 from mvmae.config.segmentation import SegmentConfig
+from mvmae.config.viewing import Depth, ViewsConfig
 
 __all__ = [
     "ENCODERS",
+    "AblateConfig",
     "AttentionConfig",
     "BenchConfig",
     "CurvesConfig",
     "DataCheckConfig",
+    "DataPackConfig",
+    "DataShowConfig",
+    "DataStatsConfig",
+    "Depth",
     "DetectConfig",
     "EmbedConfig",
     "EvaluateConfig",

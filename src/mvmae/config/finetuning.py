@@ -91,8 +91,9 @@ class FinetuneConfig:
     crop_scale: tuple[float, float] = (0.08, 1.0)
     """Smallest and largest share of the image's area in a crop."""
 
-    flip: Literal["none", "horizontal"] = "horizontal"
-    """Mirror an image with probability one half, or none."""
+    flip: Literal["none", "horizontal", "both"] = "horizontal"
+    """Mirror an image with probability one half, or none; both: and turn it upside down likewise,
+    as --views.flip of pretrain."""
 
     test_share: float = 0.875
     """Share of a test image's height and width that is looked at, in the middle (224 of 256)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from math import floor, inf
 from pathlib import Path
@@ -9,6 +10,12 @@ from typing import Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from mvmae.config.checks import require as require
+from mvmae.config.checks import require_workers as require_workers
+from mvmae.config.viewing import IMAGENET_MEAN as IMAGENET_MEAN
+from mvmae.config.viewing import IMAGENET_STD as IMAGENET_STD
+from mvmae.config.viewing import Depth as Depth
+from mvmae.config.viewing import ViewsConfig
 from mvmae.errors import UserError
 
 
@@ -33,9 +40,8 @@ EncoderName = Literal[
     "vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"
 ]
 Pool = Literal["mean", "cls"]
+MOST_CHANNELS = 64
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 DECODER_HEAD_WIDTH = 32  # MAE: 512 wide, 16 heads
 
 
@@ -48,22 +54,14 @@ def num_visible(num_patches: int, mask_ratio: float) -> int:
     return floor(num_patches * (1 - mask_ratio) + 1e-6)
 
 
-def require(condition: bool, message: str) -> None:
-    """Raise `UserError` with the message unless the condition holds."""
-    if not condition:
-        raise UserError(message)
-
-
-MOST_WORKERS = 512  # a process each; a slip of the keyboard would stop the machine
-
-
-def require_workers(workers: int | None) -> None:
-    """Raise `UserError` for a number of reading processes that cannot be meant."""
-    require(workers is None or workers >= 0, "workers must not be negative")
-    require(
-        workers is None or workers <= MOST_WORKERS,
-        f"workers {workers} is more than {MOST_WORKERS} processes",
-    )
+def _require_regex(pattern: str | None) -> None:
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(
+            f"group_regex '{pattern}' is no regular expression: {error}; 'patient_(\\d+)' is one"
+        ) from error
+    require(pattern != "", "group_regex is empty: leave it out, or write one as 'patient_(\\d+)'")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,7 +78,7 @@ class ModelConfig:
     """Side of a square patch in pixels."""
 
     in_channels: int = 3
-    """Channels of the images: 3 for colour, 1 for gray."""
+    """Channels of the images: 3 for colour, 1 for gray, up to 64 of TIFF and .npy files."""
 
     mask_ratio: float = 0.8
     """Share of patches hidden from the encoder."""
@@ -100,6 +98,10 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
             require(getattr(self, name) > 0, f"{name} must be at least 1")
+        require(
+            self.in_channels <= MOST_CHANNELS,
+            f"in_channels must be at most {MOST_CHANNELS}, not {self.in_channels}",
+        )
         height, width = self.height_width
         require(min(height, width) > 0, f"image_size {_size(self.image_size)} must be at least 1")
         require(
@@ -159,67 +161,6 @@ def _multiples(config: ModelConfig) -> str:
     patch = config.patch_size
     near = [max(patch, round(side / patch) * patch) for side in config.height_width]
     return str(near[0]) if isinstance(config.image_size, int) else f"{near[0]} x {near[1]}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ViewsConfig:
-    """How an image becomes views."""
-
-    num_views: Literal[1, 2] = 2
-    """Masked views of an image in a step: 2, or 1 (MAE)."""
-
-    targets: Literal["two", "one"] = "two"
-    """Two crops of an image, or one crop masked twice."""
-
-    crop_scale: tuple[float, float] = (0.2, 1.0)
-    """Smallest and largest share of the image's area in a crop."""
-
-    flip: Literal["none", "horizontal"] = "horizontal"
-    """Mirror a view with probability one half, or none."""
-
-    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
-    """How a crop is resized; always antialiased."""
-
-    mean: tuple[float, ...] | None = None
-    """Mean of each channel, of values in [0, 1]. Default: ImageNet's."""
-
-    std: tuple[float, ...] | None = None
-    """Standard deviation of each channel. Default: ImageNet's."""
-
-    def __post_init__(self) -> None:
-        low, high = self.crop_scale
-        require(
-            0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
-        )
-        require(
-            all(1e-6 < value < 1e6 for value in self.std or ()),
-            "std must lie between 1e-6 and 1e6 for every channel; pixels are in [0, 1]",
-        )
-        require(
-            all(abs(value) < 1e6 for value in self.mean or ()),
-            "mean must lie between -1e6 and 1e6 for every channel; pixels are in [0, 1]",
-        )
-
-    def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each channel.
-
-        Raises:
-            UserError: `mean` or `std` has another number of values than the images channels.
-        """
-        return (
-            _per_channel("mean", self.mean, IMAGENET_MEAN, channels),
-            _per_channel("std", self.std, IMAGENET_STD, channels),
-        )
-
-
-def _per_channel(
-    name: str, given: tuple[float, ...] | None, default: tuple[float, ...], channels: int
-) -> tuple[float, ...]:
-    if given is None:
-        # Gray, and whatever is neither gray nor colour, gets the colours' average.
-        return default if channels == 3 else (sum(default) / 3,) * channels
-    require(len(given) == channels, f"views.{name} has {len(given)} values for {channels} channels")
-    return given
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -294,6 +235,10 @@ class PretrainConfig:
     clip_grad: float | None = None
     """Largest norm of the gradient; none: not clipped."""
 
+    group_regex: str | None = None
+    """What of an image's path says which belong together, as 'patient_(\\d+)': images of one group
+    are no negatives of each other in the contrast. Default: a list's column `group`."""
+
     seed: int = 0
     """Of the initial weights, the order, the crops and the masks."""
 
@@ -360,6 +305,7 @@ class PretrainConfig:
         require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
         require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
         require_workers(self.workers)
+        _require_regex(self.group_regex)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
         require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")

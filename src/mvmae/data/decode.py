@@ -1,7 +1,8 @@
-"""Bytes of an image file to 8-bit pixels.
+"""Bytes of an image file to pixels.
 
-JPEG goes through torchvision's decoder, everything else through Pillow; both give the picture
-upright, as EXIF says.
+8-bit gray and colour, which nearly all images are: JPEG goes through torchvision's decoder,
+everything else through Pillow, and both give the picture upright, as EXIF says. What is deeper or
+has other channels: `decode_deep`.
 """
 
 from __future__ import annotations
@@ -17,29 +18,28 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
-Pixels = UInt8[Tensor, "C H W"]
+from mvmae.data.decoding.pixels import MOST_PIXELS as MOST_PIXELS
+from mvmae.data.decoding.pixels import Pixels as Pixels
+from mvmae.data.decoding.pixels import UnreadableImageError as UnreadableImageError
+from mvmae.data.decoding.pixels import Values as Values
+from mvmae.data.decoding.pixels import Wanted as Wanted
+from mvmae.data.decoding.pixels import fitted as fitted
+from mvmae.data.decoding.reasons import unreadable
+from mvmae.data.decoding.values import FORMATS as FORMATS
+from mvmae.data.decoding.values import TIFF_MAGIC, is_array, is_stack, values_of
 
 EXTENSIONS = frozenset(
     (
         *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".npy"),
     )
 )
-FORMATS = (  # Pillow knows more, some of which start other programs (PostScript)
-    *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF"),
-    *("TIFF", "PPM", "AVIF", "JPEG2000", "TGA"),
-)
-MOST_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # where Pillow refuses too
 JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
 
 
-class UnreadableImageError(Exception):
-    """An image that cannot be decoded; the message says why."""
-
-
-def decode(data: bytes, channels: int) -> Pixels:
-    """Decode an image file.
+def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
+    """Decode an image file to 8-bit gray or colour.
 
     Gray becomes colour and colour gray as `channels` asks. What is transparent is laid on white,
     of an animation the first frame is taken, and 16-bit values are scaled from their full range.
@@ -52,16 +52,37 @@ def decode(data: bytes, channels: int) -> Pixels:
         UnreadableImageError: The bytes are no image, are damaged, or of a kind not read.
     """
     try:
+        if is_array(data) or is_stack(data, channels):
+            return fitted(values_of(data, channels), Wanted(channels))
         image = _decode_jpeg(data) if data.startswith(JPEG_MAGIC) else None
         image = _decode_pillow(data) if image is None else image
         return _with_channels(image, channels)
-    except UnreadableImageError:
-        raise
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("no image of a kind that is read") from error
+        if not data.startswith(TIFF_MAGIC):
+            raise unreadable(error) from error
+        return decode_deep(data, Wanted(channels))  # bands, which Pillow does not know
     except Exception as error:  # decoders raise anything: OSError, ValueError, TypeError, ...
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(reason[:200]) from error
+        raise unreadable(error) from error
+
+
+def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
+    """Decode an image file to any number of channels, of 8 bit or deeper.
+
+    Pages and bands of a TIFF file and the third axis of an array are channels. Otherwise as
+    `decode`; where four channels are asked for, colour with transparency has four.
+
+    Args:
+        data: The whole file.
+        wanted: What it is to become.
+
+    Raises:
+        UnreadableImageError: The bytes are no image, are damaged, of a kind not read, or hold
+            another number of channels or deeper numbers than are asked for.
+    """
+    try:
+        return fitted(values_of(data, wanted.channels), wanted)
+    except Exception as error:
+        raise unreadable(error) from error
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
@@ -106,7 +127,9 @@ def _eight_bit(image: Image.Image) -> np.ndarray:
             raise UnreadableImageError("32-bit integers beyond 16 bit are not read")
         return (values // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
-        raise UnreadableImageError("floating-point images are not read: save them with 8 or 16 bit")
+        raise UnreadableImageError(
+            "floating-point images are not read at depth 8: --views.depth float reads them"
+        )
     if image.has_transparency_data:
         opaque = Image.new("RGBA", image.size, WHITE)
         return np.array(Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB"))

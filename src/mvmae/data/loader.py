@@ -16,7 +16,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -39,7 +39,7 @@ class Skipped(NamedTuple):
 class Batch(NamedTuple):
     """What one process trains on in one step."""
 
-    views: UInt8[Tensor, "V B C H W"]
+    views: UInt8[Tensor, "V B C H W"] | Float32[Tensor, "V B C H W"]
     """Views of each image, first views first."""
 
     noise: Float[Tensor, "V B N"]
@@ -51,11 +51,15 @@ class Batch(NamedTuple):
     is_whole: bool
     """Whether something readable was found for every place."""
 
+    groups: Int[Tensor, " B"] | None = None
+    """Numbers of the groups that the images belong to, where there are groups."""
+
 
 class _Sample(NamedTuple):
     views: Tensor | None
     noise: Tensor
     skipped: list[Skipped]
+    place: int
 
 
 class ViewsDataset(Dataset):
@@ -69,11 +73,11 @@ class ViewsDataset(Dataset):
         config = self.config
         rng = np.random.default_rng((config.seed, epoch, place))
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
-        image, _, skipped = readable(self.source, place, rng)
+        image, place, skipped = readable(self.source, place, rng)
         if image is None:
-            return _Sample(None, noise, skipped)
+            return _Sample(None, noise, skipped, place)
         views = random_views(image, config.views, config.model.height_width, rng)
-        return _Sample(views, noise, skipped)
+        return _Sample(views, noise, skipped, place)
 
 
 def readable(
@@ -94,12 +98,14 @@ def readable(
     return None, place, skipped
 
 
-def _collate(samples: list[_Sample]) -> Batch:
+def _collate(samples: list[_Sample], groups: np.ndarray | None = None) -> Batch:
     views = [sample.views for sample in samples if sample.views is not None]
     stacked = torch.stack(views, dim=1) if views else torch.empty(0, 0, 0, 0, 0, dtype=torch.uint8)
     noise = torch.stack([sample.noise for sample in samples], dim=1)
     skipped = [skip for sample in samples for skip in sample.skipped]
-    return Batch(stacked, noise, skipped, len(views) == len(samples))
+    places = [sample.place for sample in samples]
+    grouped = None if groups is None else torch.from_numpy(groups[places])
+    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped)
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -151,9 +157,26 @@ class StepSampler:
 
 
 def view_batches(
-    source: Source, config: PretrainConfig, steps: range, *, rank: int, world_size: int, cuda: bool
+    source: Source,
+    config: PretrainConfig,
+    steps: range,
+    *,
+    rank: int,
+    world_size: int,
+    cuda: bool,
+    groups: Int[np.ndarray, " images"] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of views for the given steps, whatever becomes of the processes that read."""
+    """Batches of views for the given steps, whatever becomes of the processes that read.
+
+    Args:
+        source: The images.
+        config: Of the run.
+        steps: Of the run.
+        rank: Of this process.
+        world_size: Processes that share a batch.
+        cuda: Whether the batches go to a GPU.
+        groups: From `groups.group_numbers`.
+    """
     options = loading(config.workers, cuda, timeout=POLL)
     watched = Watched(source, options["num_workers"])
 
@@ -162,7 +185,7 @@ def view_batches(
             ViewsDataset(watched, config),
             batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
             **options,
-            collate_fn=_collate,
+            collate_fn=partial(_collate, groups=groups),
         )
 
     return enduring(loader, steps, watched, timeout=config.read_timeout)
@@ -171,7 +194,7 @@ def view_batches(
 class WholeBatch(NamedTuple):
     """Whole images with their place in the source."""
 
-    images: UInt8[Tensor, "B C H W"]
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     indices: Int[Tensor, " B"]
     skipped: list[Skipped]
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +24,7 @@ from mvmae.data.views import crop, random_box
 class LabelledBatch(NamedTuple):
     """What one process trains on in one step."""
 
-    images: UInt8[Tensor, "B C H W"]
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     labels: Int[Tensor, " B"]
 
     skipped: list[Skipped]
@@ -48,6 +48,7 @@ class Training(NamedTuple):
     interpolation: str
     augment: float
     flip: bool
+    upside_down: bool = False
 
 
 class _Sample(NamedTuple):
@@ -71,8 +72,10 @@ class LabelledDataset(Dataset):
         height, width = pixels.shape[1:]
         box = random_box(rng, height, width, training.crop_scale)
         mirrored = training.flip and rng.random() < 0.5
+        turned = training.upside_down and rng.random() < 0.5
         image = crop(pixels, box, training.size, training.interpolation)
         image = image.flip(-1) if mirrored else image
+        image = image.flip(-2) if turned else image
         if training.augment > 0:
             image = rand_augment(image, training.augment, rng, _fill(len(image)))
         return _Sample(image, self.source.label(place), skipped)
@@ -108,6 +111,7 @@ def labelled_batches(
     workers: int | None,
     cuda: bool,
     flip: bool = True,
+    upside_down: bool = False,
 ) -> DataLoader:
     """Batches for the given steps of a run; iterating yields `LabelledBatch`.
 
@@ -125,8 +129,11 @@ def labelled_batches(
         workers: Processes that read. None: by the machine.
         cuda: Whether the batches go to a GPU.
         flip: Whether half of the crops are mirrored.
+        upside_down: Whether half of them are flipped top to bottom.
     """
-    training = Training(seed, batch_size, size, crop_scale, interpolation, float(augment), flip)
+    training = Training(
+        *(seed, batch_size, size, crop_scale, interpolation, float(augment), flip, upside_down)
+    )
     return DataLoader(
         LabelledDataset(source, training),
         batch_sampler=StepSampler(len(source), training, steps, rank, world_size),

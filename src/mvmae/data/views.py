@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
@@ -20,7 +20,11 @@ from mvmae.config import ViewsConfig
 from mvmae.data.decode import Pixels
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
+DEVIATIONS = 2.5  # about the mean that are shown of deep pixels: 99 % of a normal distribution
 MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
+
+
+View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
 
 
 class Box(NamedTuple):
@@ -47,21 +51,23 @@ def random_box(
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
-def crop(
-    image: Pixels, box: Box, size: tuple[int, int], interpolation: str
-) -> UInt8[Tensor, "C h w"]:
-    """Cut out a box and resize it with antialiasing, on 8-bit pixels.
+def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
+    """Cut out a box and resize it with antialiasing, on 8-bit pixels where they are that.
 
     Mean difference to Pillow's bicubic, which MAE uses: 0.03 grey levels, at 2.6 times the images
-    a second.
+    a second. Of floats, whose kind has no bounds, what bicubic overshoots is cut to the least and
+    the most of the box in each channel: no reflectance gets negative beside a bright roof.
     """
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    return tv.resize(part, list(size), MODES[interpolation], antialias=True)
+    resized = tv.resize(part, list(size), MODES[interpolation], antialias=True)
+    if image.dtype == torch.uint8:
+        return resized
+    return resized.clamp(part.amin((1, 2), keepdim=True), part.amax((1, 2), keepdim=True))
 
 
 def random_views(
     image: Pixels, config: ViewsConfig, size: tuple[int, int], rng: np.random.Generator
-) -> UInt8[Tensor, "V C h w"]:
+) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
     """The views of an image before they are masked (section 3.1.1).
 
     With `targets` "one" every view is the same crop, and only the masks tell them apart.
@@ -70,9 +76,10 @@ def random_views(
     crops = []
     for _ in range(config.num_views if config.targets == "two" else 1):
         box = random_box(rng, height, width, config.crop_scale)
-        flipped = config.flip == "horizontal" and rng.random() < 0.5
+        sides = {"none": (), "horizontal": (-1,), "both": (-1, -2)}[config.flip]
+        flipped = [side for side in sides if rng.random() < 0.5]
         view = crop(image, box, size, config.interpolation)
-        crops.append(view.flip(-1) if flipped else view)
+        crops.append(view.flip(flipped) if flipped else view)
     return torch.stack(crops * (config.num_views // len(crops)))
 
 
@@ -83,7 +90,7 @@ def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Fl
 
 def whole_view(
     image: Pixels, size: tuple[int, int], interpolation: str = "bicubic", share: float = 1.0
-) -> UInt8[Tensor, "C h w"]:
+) -> View:
     """What is judged: the largest part in the middle that has the shape, resized.
 
     Args:
@@ -100,14 +107,62 @@ def whole_view(
     return crop(image, box, size, interpolation)
 
 
+def whole_box(image: Pixels) -> Box:
+    """All of an image."""
+    return Box(0, 0, image.shape[1], image.shape[2])
+
+
+def for_people(
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    like: Float32[Tensor, "1 C _ _"] | UInt8[Tensor, "1 C _ _"] | None = None,
+) -> Float[Tensor, "B C H W"]:
+    """As screens show it, in [0, 1]: 8-bit pixels as they are, deeper ones by their statistics.
+
+    Each channel of the latter is stretched: `DEVIATIONS` about its mean, as far as the images
+    reach, or the image `like` that they are parts of.
+    """
+    if images.dtype == torch.uint8:
+        return shares_or_values(images)
+    low, high = shown_range(images if like is None else like, mean, std)
+    return ((images - low) / (high - low)).clamp(0, 1)
+
+
+def shown_range(
+    images: Float[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
+) -> tuple[Float[Tensor, "1 C 1 1"], Float[Tensor, "1 C 1 1"]]:
+    """What is black and what is white in each channel of images that are no 8-bit ones."""
+    middle, spread = (images.new_tensor(s).view(1, -1, 1, 1) for s in (mean, std))
+    least, most = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
+    low = torch.maximum(least, middle - DEVIATIONS * spread)
+    high = torch.minimum(most, middle + DEVIATIONS * spread)
+    return low, torch.maximum(high, low + 1e-3 * spread)
+
+
+def shares_or_values(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Float32[Tensor, "*B"]:
+    """As floats: 8-bit pixels as shares of 255, deeper ones as they are."""
+    floats = images.float()
+    return floats.div_(255) if images.dtype == torch.uint8 else floats
+
+
 def normalized(
-    images: UInt8[Tensor, "B C H W"],
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     device: torch.device,
 ) -> Float[Tensor, "B C H W"]:
-    """8-bit pixels, moved to the device first, as floats of mean 0 and deviation 1."""
+    """Pixels, moved to the device first, as floats of mean 0 and deviation 1.
+
+    Args:
+        images: 8-bit, or floats that are what mean and deviation were measured in.
+        mean: Of each channel.
+        std: Of each channel.
+        device: Where they go.
+    """
     shape = (1, -1, 1, 1)
     mean_C, std_C = (torch.tensor(s, device=device).view(shape) for s in (mean, std))
-    pixels = images.to(device, non_blocking=True).float()
-    return pixels.div_(255).sub_(mean_C).div_(std_C)
+    pixels = shares_or_values(images.to(device, non_blocking=True))
+    if pixels.data_ptr() == images.data_ptr():  # the caller's own
+        return pixels.sub(mean_C).div_(std_C)
+    return pixels.sub_(mean_C).div_(std_C)

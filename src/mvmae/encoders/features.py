@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mvmae.data.loader import Skipped, whole_batches
 from mvmae.data.sources.source import Source, Subset
-from mvmae.data.views import normalized
+from mvmae.data.views import normalized, shares_or_values
 from mvmae.encoders.product import Preprocessing
 from mvmae.engine import checkpoint, precision, runs
 from mvmae.errors import UserError
@@ -234,7 +234,7 @@ def raw_pixels(
         cuda=False,
     )
     for batch in batches:
-        images.append(batch.images.flatten(1).float() / 255)
+        images.append(shares_or_values(batch.images).flatten(1))
         labels += [source.label(index) for index in batch.indices.tolist()]
         skipped += batch.skipped
         advance(len(batch.images) + len(batch.skipped))

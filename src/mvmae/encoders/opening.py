@@ -183,7 +183,9 @@ def _from_export(state: dict[str, Any], facts: dict[str, Any], source: str) -> O
     size, eps = said.encoder.size, said.encoder.variant.norm_eps
     hints = Hints(size.num_heads, eps, said.encoder.image_size)
     found = find_encoder(state, source=source, hints=hints)
-    return _from_found(found, said.preprocessing, source=source)._replace(pool=said.pool)
+    return _from_found(found, said.preprocessing, source=source)._replace(
+        pool=said.pool, depth=said.depth
+    )
 
 
 def _has_facts(path: Path) -> bool:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from math import inf, isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 
-from mvmae.config import Pool, PretrainConfig, Size
+from mvmae.config import Depth, Pool, PretrainConfig, Size
 from mvmae.data.views import MODES
 from mvmae.engine import checkpoint
 from mvmae.errors import UserError
@@ -41,6 +41,9 @@ class OpenedEncoder(NamedTuple):
     left_out: tuple[str, ...] = ()
     """Keys of the file that are no part of the encoder."""
 
+    depth: Depth = "8"
+    """Of the pixels, in which mean and deviation were measured: see `ViewsConfig.depth`."""
+
 
 def save_encoder(folder: Path, opened: OpenedEncoder) -> None:
     """Write encoder.safetensors and encoder.json into a folder."""
@@ -63,6 +66,8 @@ def facts_of(opened: OpenedEncoder) -> dict[str, Any]:
         "std": list(preprocessing.std),
         "interpolation": preprocessing.interpolation,
     }
+    if opened.depth != "8":
+        facts["pixel_depth"] = opened.depth
     return facts | {
         name: value
         for name, value in encoder.variant._asdict().items()
@@ -92,13 +97,16 @@ def encoder_from_facts(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
         raise UserError(
             f"{source}: encoder.json does not describe an encoder: {error!r}"
         ) from error
-    return OpenedEncoder(encoder, preprocessing, facts["pool"])
+    depth = facts.get("pixel_depth", "8")
+    return OpenedEncoder(encoder, preprocessing, facts["pool"], depth=depth)
 
 
 def _require_sane(facts: dict[str, Any]) -> None:
     """Refuse what could be built and would fail, or compute nonsense, only later."""
     if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
         raise ValueError("pool or interpolation is not one that exists")
+    if facts.get("pixel_depth", "8") not in get_args(Depth):
+        raise ValueError("pixel_depth is none of 8, 16 and float")
     counts = [facts[n] for n in ("width", "depth", "num_heads", "patch_size", "in_channels")]
     counts += facts["image_size"]
     if any(type(count) is not int or count < 1 for count in counts):
@@ -117,8 +125,9 @@ def _require_sane(facts: dict[str, Any]) -> None:
 
 def opened_from_config(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:
     """An encoder that is being pre-trained, as it will be used."""
-    preprocessing = Preprocessing(*config.pixel_statistics, config.views.interpolation)
-    return OpenedEncoder(encoder, preprocessing, config.model.latent)
+    views = config.views
+    preprocessing = Preprocessing(*config.pixel_statistics, views.interpolation)
+    return OpenedEncoder(encoder, preprocessing, config.model.latent, depth=views.pixel_depth)
 
 
 def digest(encoder: Encoder) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float
+from jaxtyping import Shaped
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -82,7 +82,7 @@ class _GatherWithGradient(torch.autograd.Function):
         return grad.chunk(world_size())[rank()]
 
 
-def gather_rows(local: Float[Tensor, "B D"]) -> Float[Tensor, "G D"]:
+def gather_rows(local: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "G ..."]:
     """Stack the rows of every process, in rank order; gradients flow back to their owners."""
     return _GatherWithGradient.apply(local) if world_size() > 1 else local
 

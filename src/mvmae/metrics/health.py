@@ -11,13 +11,21 @@ from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def chance_level(num_images: int) -> float:
-    """NT-Xent of a model that cannot tell images apart: log(2N - 1) candidates."""
-    return log(2 * num_images - 1)
+def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> float:
+    """NT-Xent of a model that cannot tell images apart: log(2N - 1) candidates.
+
+    Args:
+        num_images: N.
+        groups: Images with the same number are no candidates for each other. The mean then.
+    """
+    if groups is None:
+        return log(2 * num_images - 1)
+    _, of, sizes = groups.unique(return_inverse=True, return_counts=True)
+    return (2 * (num_images - sizes[of].double()) + 1).log().mean().item()
 
 
 def effective_rank(z: Float[Tensor, "B D"]) -> float:

@@ -12,7 +12,7 @@ from torch import Tensor
 from mvmae import encoders
 from mvmae.config import AttentionConfig
 from mvmae.data.sources.opening import open_source
-from mvmae.data.views import normalized
+from mvmae.data.views import for_people, normalized
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import precision, runs, terminal
 from mvmae.engine.checkpoint import write_whole
@@ -43,7 +43,7 @@ def run(config: AttentionConfig) -> None:
     opened = [encoders.open_encoder(name, config.image_size) for name in names]
     for name, one in zip(names, opened, strict=True):
         require_channels(config.channels, one.encoder.in_channels, name)
-    source = open_source(config.data, opened[0].encoder.in_channels)
+    source = open_source(config.data, opened[0].encoder.in_channels, opened[0].depth)
     chosen = choose(source, config.count, config.seed)
     models = [
         model_of(heading, one, chosen, config, device)
@@ -74,10 +74,11 @@ def model_of(
     device: torch.device,
 ) -> Model:
     """What an encoder was shown, and where it looked."""
-    encoder, (mean, std, interpolation) = opened.encoder.to(device), opened.preprocessing
-    source = open_source(config.data, encoder.in_channels)
+    encoder = opened.encoder.to(device)
+    mean, std, interpolation = opened.preprocessing
+    source = open_source(config.data, encoder.in_channels, opened.depth)
     shown = views(source, chosen.indices, finer(encoder.image_size, FINE), interpolation)
-    pixels = displayed(shown.permute(0, 2, 3, 1).numpy().astype(np.float32) / 255, config.channels)
+    pixels = displayed(for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels)
     seen = views(source, chosen.indices, encoder.image_size, interpolation)
     heat = heat_of(encoder, normalized(seen, mean, std, device), config)
     heads = len(heat[0])

@@ -67,7 +67,7 @@ def run(config: EmbedConfig) -> int:
     claim(folder, config)
     formats.require(config.format)
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
-    source = open_source(config.data, opened.encoder.in_channels)
+    source = open_source(config.data, opened.encoder.in_channels, opened.depth)
     facts = json.loads(json.dumps(facts_of(config, opened, source, device)))  # as it is read back
     queries = search.open_queries(config, opened, device)
     with locked(folder):

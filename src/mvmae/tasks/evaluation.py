@@ -85,7 +85,7 @@ def setting_of(config: EvaluateConfig) -> Setting:
     if pool == "cls" and not opened.encoder.variant.cls_token:
         raise UserError(f"{config.encoder} has no class token: use --pool mean")
     refuse_among_images(home, config.data)
-    data = open_labelled(config.data, opened.encoder.in_channels)
+    data = open_labelled(config.data, opened.encoder.in_channels, opened.depth)
     train = at_most(data.train, config.max_train, config.seed)
     test = at_most(data.test, config.max_test, config.seed + 1)
     kept = Labelled(train, test, data.split)

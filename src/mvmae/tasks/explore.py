@@ -49,7 +49,11 @@ def run(config: ExploreConfig) -> int:
     device = precision.choose_device(config.device)
     with listen(config.host, config.port) as sock:
         networks, no_decoder = open_networks(config, device)
-        source = open_source(config.data, networks.opened.encoder.in_channels)
+        source = open_source(
+            config.data,
+            networks.opened.encoder.in_channels,
+            networks.opened.depth,
+        )
         choose(source, 1, seed=0)  # or none can be read
         order = np.random.default_rng(0).permutation(len(source))
         embedded = Embedded(

@@ -200,11 +200,11 @@ def example_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
         UserError: There is none that can be read.
     """
     encoder, preprocessing = opened.encoder, opened.preprocessing
-    if encoder.in_channels not in (1, 3):
+    if encoder.in_channels not in (1, 3) and opened.depth == "8":
         shape = (NUM_IMAGES, encoder.in_channels, *encoder.image_size)
         pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
         return normalized(pixels.byte(), preprocessing.mean, preprocessing.std, CPU)
-    source = open_source((config.data,), encoder.in_channels)
+    source = open_source((config.data,), encoder.in_channels, opened.depth)
     spread = range(0, len(source), max(1, len(source) // NUM_IMAGES))
     images = []
     for index in dict.fromkeys([*spread, *range(len(source))]):

@@ -72,7 +72,8 @@ def setting_of(config: FeaturesConfig) -> Setting:
         against[name] = encoders.open_encoder(name, config.image_size, channels)
     for name in config.data:
         refuse_among_images(folder, name)
-    source = at_most(open_source(config.data, channels), config.max_images, config.seed)
+    whole = open_source(config.data, channels, opened.depth)
+    source = at_most(whole, config.max_images, config.seed)
     return Setting(config, opened, against, pool, source, device, folder)
 
 

@@ -86,7 +86,8 @@ def run(config: FinetuneConfig) -> int:
             crop_scale=config.crop_scale,
             interpolation=job.opened.preprocessing.interpolation,
             augment=config.rand_augment,
-            flip=config.flip == "horizontal",
+            flip=config.flip != "none",
+            upside_down=config.flip == "both",
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             workers=config.workers,
@@ -146,7 +147,14 @@ def job_of(config: FinetuneConfig, device: torch.device) -> Job:
         UserError: Something cannot be opened, or the images do not make a batch.
     """
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
-    data = open_labelled(config.data, opened.encoder.in_channels)
+    channels, depth = opened.encoder.in_channels, opened.depth
+    if config.rand_augment > 0 and (depth != "8" or channels not in (1, 3)):
+        raise UserError(
+            "RandAugment is made for gray and colour of 8 bit, and these images are "
+            f"{'float' if depth == 'float' else depth + ' bit'} of {channels} channels: set "
+            "--rand-augment 0"
+        )
+    data = open_labelled(config.data, channels, depth)
     return Job(config, opened, data, plan_of(config, data), device)
 
 

@@ -11,7 +11,9 @@ from torch import Generator, Tensor, nn
 from mvmae import config as configs
 from mvmae import encoders
 from mvmae.config import ObjectiveConfig, PretrainConfig
+from mvmae.data.groups import group_numbers, groups_in_words
 from mvmae.data.loader import Batch, view_batches
+from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, open_source
 from mvmae.data.sources.source import Source
 from mvmae.data.views import normalized
@@ -29,6 +31,7 @@ from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
 from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
 from mvmae.tasks.pretraining import report
+from mvmae.tasks.pretraining.settling import settle
 
 
 def run(config: PretrainConfig) -> int:
@@ -46,7 +49,9 @@ def run(config: PretrainConfig) -> int:
         runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
         distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
-        source = open_source(config.data, config.model.in_channels)
+        source = open_source(config.data, plain_channels(config.model.in_channels))
+        config, source, remarks = settle(config, source)
+        groups = group_numbers(source, config.group_regex)
         plan = plan_of(config, source)
         judge = open_judge(config, source)
 
@@ -68,12 +73,15 @@ def run(config: PretrainConfig) -> int:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             cuda=device.type == "cuda",
+            groups=groups,
         )
 
         quiet = not distributed.is_main()
         log = Log(config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet)
         with log, Interrupt() as interrupt:
             report.introduce(log, config, source, model, state)
+            for remark in (*remarks, *([groups_in_words(groups)] if groups is not None else [])):
+                log.say(remark)
             clock = Clock()
             for batch in clock.timed(batches):
                 try:
@@ -89,7 +97,7 @@ def run(config: PretrainConfig) -> int:
                 log.advance(state.step)
 
                 if state.step % config.log_every == 0 or state.step == plan.total:
-                    record = report.interval_record(config, state, view, losses)
+                    record = report.interval_record(config, state, view, losses, batch.groups)
                     speed = clock.lap(config.batch_size)
                     log.write(plan.place(state.step, config) | {"lr": lr} | record | speed)
                     report.warn_of_collapse(log, state, record, plan.warmup(config))
@@ -188,7 +196,7 @@ def open_judge(config: PretrainConfig, source: Source) -> Labelled | None:
     """
     if config.eval_data is None:
         return None
-    judge = open_labelled(config.eval_data, config.model.in_channels)
+    judge = open_labelled(config.eval_data, config.model.in_channels, config.views.pixel_depth)
     seen = {source.path(index) for index in range(len(source))}
     both = sum(judge.test.path(index) in seen for index in range(len(judge.test)))
     if both:
@@ -229,7 +237,7 @@ def training_step(
     decode = config.objective.reconstruction_weight > 0
     with precision.autocast(device, config.precision):
         view = model(images, noise, decode=decode)
-    losses = losses_of(view, config.objective)
+    losses = losses_of(view, config.objective, batch.groups)
     optimizer.zero_grad(set_to_none=True)
     losses["loss"].backward()
     if config.clip_grad is not None:
@@ -244,10 +252,13 @@ def refuse_equal_masks(noise: Tensor) -> None:
         raise ValueError("both views of one crop have the same mask: draw noise for each view")
 
 
-def losses_of(view: View, objective: ObjectiveConfig) -> dict[str, Tensor]:
+def losses_of(
+    view: View, objective: ObjectiveConfig, groups: Tensor | None = None
+) -> dict[str, Tensor]:
     """Equation 7 and its two terms, in fp32; a term of weight 0 is left out.
 
-    The rows of `view` are the first views of all images, then the second views.
+    The rows of `view` are the first views of all images, then the second views; `groups` has a
+    number for each image, where some are no negatives of each other.
     """
     terms: dict[str, Tensor] = {}
     if objective.reconstruction_weight > 0:
@@ -263,6 +274,7 @@ def losses_of(view: View, objective: ObjectiveConfig) -> dict[str, Tensor]:
             temperature=objective.temperature,
             gathered=(distributed.gather_rows(z1), distributed.gather_rows(z2)),
             offset=distributed.rank() * len(z1),
+            groups=None if groups is None else distributed.gather_rows(groups.to(z1.device)),
         )
     weights = {
         "reconstruction": objective.reconstruction_weight,

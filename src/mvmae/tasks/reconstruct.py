@@ -11,7 +11,7 @@ from torch import Tensor
 from mvmae import encoders
 from mvmae.config import ModelConfig, PretrainConfig, ReconstructConfig, num_visible
 from mvmae.data.sources.opening import open_source
-from mvmae.data.views import mask_noise, normalized
+from mvmae.data.views import mask_noise, normalized, shown_range
 from mvmae.encoders import OpenedAutoencoder
 from mvmae.engine import precision, runs, terminal
 from mvmae.engine.checkpoint import write_whole
@@ -42,7 +42,11 @@ def run(config: ReconstructConfig) -> None:
     for name, one in zip((config.encoder, *config.against), opened, strict=True):
         visible_count(one.config.model, ratio, name)
         require_channels(config.channels, one.config.model.in_channels, name)
-    chosen = choose(open_source(config.data, first.in_channels), config.count, config.seed)
+    chosen = choose(
+        open_source(config.data, first.in_channels, opened[0].config.views.pixel_depth),
+        config.count,
+        config.seed,
+    )
     models = [
         Model(heading, panels_of_run(one, chosen, ratio, config, device))
         for heading, one in zip(model_headings(config, opened), opened, strict=True)
@@ -102,7 +106,7 @@ def panels_of_run(
     """What a run makes of the images; runs with grids alike get the same masks."""
     model, trained = opened
     shape = trained.model
-    source = open_source(config.data, shape.in_channels)
+    source = open_source(config.data, shape.in_channels, trained.views.pixel_depth)
     images = views(source, chosen.indices, shape.height_width, trained.views.interpolation)
     noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
     pieces = [
@@ -137,7 +141,7 @@ def panels_of(
 
     Args:
         model: On the device.
-        images: 8-bit pixels, B x C x H x W.
+        images: Pixels, B x C x H x W; deep ones are drawn as `for_people` shows them.
         noise: What hides the patches, B x N.
         trained: How the model was trained.
         num_visible: Patches shown.
@@ -159,6 +163,9 @@ def panels_of(
         shape = (1, -1, 1, 1)
         pixels = unpatchify(patches, patch, grid)
         pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
+        if images.dtype != torch.uint8:
+            low, high = (bound.to(pixels) for bound in shown_range(images, mean, std))
+            pixels = (pixels - low) / (high - low)
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
     original, predicted = picture(target), picture(prediction)

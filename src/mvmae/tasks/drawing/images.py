@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
 from mvmae.data.decode import UnreadableImageError
@@ -48,7 +48,7 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
 
 def views(
     source: Source, indices: Sequence[int], size: tuple[int, int], interpolation: str
-) -> UInt8[Tensor, "B C H W"]:
+) -> UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]:
     """What an encoder of that size sees of them; read anew, for photographs fill the memory."""
     return torch.stack([whole_view(source.read(index), size, interpolation) for index in indices])
 
@@ -73,8 +73,8 @@ def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
 
 
 def displayed(
-    pixels: Float[np.ndarray, "*B C"], channels: Sequence[int] = ()
-) -> Float[np.ndarray, "*B K"]:
+    pixels: Shaped[np.ndarray, "*B C"], channels: Sequence[int] = ()
+) -> Shaped[np.ndarray, "*B K"]:
     """One channel or three of any number: those asked for, else the first."""
     have = pixels.shape[-1]
     chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))

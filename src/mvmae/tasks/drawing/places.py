@@ -68,11 +68,29 @@ def picture_file(encoder: str, out: Path | None, name: str) -> Path:
         if not runs.is_run(Path(encoder)):
             raise UserError(f"{encoder} is no run folder: say where to draw with --out FILE.png")
         return Path(encoder) / "figures" / name
+    require_picture(out)
+    return out
+
+
+def require_picture(out: Path) -> None:
+    """Make sure that a picture can go there.
+
+    Raises:
+        UserError: It is no PNG, or can be no file.
+    """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} must end in .png")
+    require_place(out)
+
+
+def require_place(out: Path) -> None:
+    """Make sure that a file can go there.
+
+    Raises:
+        UserError: It is a folder, or lies below a file.
+    """
     if out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     nearest = next(place for place in out.absolute().parents if place.exists())
     if not nearest.is_dir():
         raise UserError(f"--out {out}: {nearest.name} is a file, not a folder")
-    return out

@@ -22,15 +22,17 @@ from mvmae import encoders
 from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of, to_plain
 from mvmae.data.decode import UnreadableImageError
+from mvmae.data.sources.deep import deepened, plain_channels
 from mvmae.data.sources.files import Files
 from mvmae.data.sources.source import Source
-from mvmae.data.views import whole_view
+from mvmae.data.views import for_people, whole_view
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import neighbours
 from mvmae.figures.neighbours import Cell, Row
+from mvmae.tasks.drawing.images import displayed
 from mvmae.tasks.embedding import parts
 from mvmae.tasks.embedding.formats import plain_text
 from mvmae.tasks.embedding.parts import Index
@@ -93,7 +95,8 @@ def open_queries(
     """
     if not config.query:
         return None
-    source = Files("--query", config.query, opened.encoder.in_channels)
+    channels, depth = opened.encoder.in_channels, opened.depth
+    source = deepened(Files("--query", config.query, plain_channels(channels)), channels, depth)
     pool = "cls" if (config.tokens or opened.pool) == "cls" else "mean"
     rows = []
     for batch in encoders.encoded(
@@ -278,7 +281,7 @@ def picture_of(
 
 
 def seen(source: Source, place: int, opened: OpenedEncoder) -> np.ndarray:
-    """The part of an image that the encoder sees, H x W x C, finer than the encoder sees it."""
+    """The part of an image that the encoder sees, H x W x 1 or 3, finer than it sees it."""
     height, width = opened.encoder.image_size
     scale = SIDE / max(height, width)
     size = (max(1, round(height * scale)), max(1, round(width * scale)))
@@ -286,7 +289,9 @@ def seen(source: Source, place: int, opened: OpenedEncoder) -> np.ndarray:
         view = whole_view(source.read(place), size, opened.preprocessing.interpolation)
     except UnreadableImageError:  # it could be read when it was embedded
         view = torch.full((opened.encoder.in_channels, *size), 255, dtype=torch.uint8)
-    return view.permute(1, 2, 0).numpy()
+    mean, std = opened.preprocessing.mean, opened.preprocessing.std
+    shown = for_people(view[None], mean, std)[0]
+    return displayed((shown * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def note_of(found: list[Found], config: EmbedConfig, index: Index) -> str:

@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mvmae.config import num_visible
 from mvmae.data.decode import Pixels
-from mvmae.data.views import mask_noise, normalized, whole_view
+from mvmae.data.views import for_people, mask_noise, normalized, whole_view
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.engine import precision
 from mvmae.figures import attention as figures
@@ -43,8 +43,8 @@ class Networks(NamedTuple):
 class Seen(NamedTuple):
     """The part of an image that networks see."""
 
-    encoder: UInt8[Tensor, "1 C H W"]
-    decoder: UInt8[Tensor, "1 C H W"] | None
+    encoder: UInt8[Tensor, "1 C H W"] | Float32[Tensor, "1 C H W"]
+    decoder: UInt8[Tensor, "1 C H W"] | Float32[Tensor, "1 C H W"] | None
     shown: Float[np.ndarray, "h w K"]
     """For a person, in [0, 1]: finer than the networks see it."""
 
@@ -64,18 +64,24 @@ def see(pixels: Pixels, networks: Networks) -> Seen:
     """The middle of an image in the sizes that are needed."""
     opened, decoder = networks.opened, networks.decoder
     size, interpolation = opened.encoder.image_size, opened.preprocessing.interpolation
-    view = whole_view(pixels, finer(size, SHOWN), interpolation).permute(1, 2, 0)
+    view = whole_view(pixels, finer(size, SHOWN), interpolation)
+    mean, std = opened.preprocessing.mean, opened.preprocessing.std
+    shown = for_people(view[None], mean, std)[0]
     masked = None
     if decoder is not None:
         trained = decoder.config
         masked = whole_view(pixels, trained.model.height_width, trained.views.interpolation)[None]
     return Seen(
-        whole_view(pixels, size, interpolation)[None], masked, displayed(view.numpy() / 255.0)
+        whole_view(pixels, size, interpolation)[None],
+        masked,
+        displayed(shown.permute(1, 2, 0).numpy()),
     )
 
 
 @torch.inference_mode()
-def tokens_of(networks: Networks, images: UInt8[Tensor, "B C H W"]) -> Float[Tensor, "B tokens D"]:
+def tokens_of(
+    networks: Networks, images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
+) -> Float[Tensor, "B tokens D"]:
     """All tokens of whole images, prefix first, on the CPU."""
     opened = networks.opened
     inputs = normalized(

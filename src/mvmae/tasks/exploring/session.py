@@ -12,9 +12,9 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from torch import Tensor
 
-from mvmae.data.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
 from mvmae.data.sources.source import Source
-from mvmae.data.views import whole_view
+from mvmae.data.views import for_people, whole_view
 from mvmae.tasks.embedding.formats import plain_text
 from mvmae.tasks.exploring import model, pictures
 from mvmae.tasks.exploring.embedded import Embedded, Near
@@ -159,7 +159,9 @@ class Session:
         except NoSuchImageError:
             return pictures.jpeg(np.full((*size, 1), 128, np.uint8))
         view = whole_view(pixels, size, opened.preprocessing.interpolation)
-        return pictures.jpeg(view[: 3 if len(view) >= 3 else 1].permute(1, 2, 0).numpy())
+        how = opened.preprocessing
+        shown = (for_people(view[None], how.mean, how.std)[0] * 255).round().byte()
+        return pictures.jpeg(shown[: 3 if len(shown) >= 3 else 1].permute(1, 2, 0).numpy())
 
     # images
 
@@ -187,8 +189,12 @@ class Session:
         """
         name = f"u{hashlib.sha256(content).hexdigest()[:16]}"
         if name not in self._uploads:
+            channels = self.networks.opened.encoder.in_channels
+            depth = self.networks.opened.depth
+            plain = depth == "8" and channels in (1, 3)
+            wanted = None if plain else Wanted(channels, depth)
             try:
-                pixels = decode(content, self.networks.opened.encoder.in_channels)
+                pixels = decode_deep(content, wanted) if wanted else decode(content, channels)
             except UnreadableImageError as error:
                 raise NoSuchImageError(
                     f"That file cannot be read as an image: {reason(error)}."

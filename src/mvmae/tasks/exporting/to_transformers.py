@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config import ModelConfig, PretrainConfig
+from mvmae.config import Depth, ModelConfig, PretrainConfig
 from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.data.views import mask_noise
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder, Preprocessing
@@ -132,14 +132,19 @@ def _write(
     tensors: dict[str, Tensor],
     image_size: tuple[int, int],
     preprocessing: Preprocessing,
+    depth: Depth,
 ) -> None:
     runs.write_json(folder / "config.json", facts | {"dtype": "float32", "torch_dtype": "float32"})
-    runs.write_json(folder / "preprocessor_config.json", processor(image_size, preprocessing))
+    runs.write_json(
+        folder / "preprocessor_config.json", processor(image_size, preprocessing, depth)
+    )
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
     write_whole(folder / FILE, lambda stream: stream.write(content))
 
 
-def processor(image_size: tuple[int, int], preprocessing: Preprocessing) -> dict[str, Any]:
+def processor(
+    image_size: tuple[int, int], preprocessing: Preprocessing, depth: Depth = "8"
+) -> dict[str, Any]:
     """What transformers' image processor is told.
 
     For squares: the largest square in the middle, resized, as mvmae does. No processor cuts out
@@ -158,8 +163,8 @@ def processor(image_size: tuple[int, int], preprocessing: Preprocessing) -> dict
         "do_resize": True,
         **shape,
         "resample": RESAMPLING[preprocessing.interpolation],
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
+        "do_rescale": depth != "float",
+        "rescale_factor": {"8": 1 / 255, "16": 1 / 65535, "float": 1.0}[depth],
         "do_normalize": True,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
@@ -175,7 +180,7 @@ def write(folder: Path, opened: OpenedEncoder) -> None:
         POOL: opened.pool,
     }
     tensors = renamed(opened.encoder.state_dict())
-    _write(folder, facts, tensors, opened.encoder.image_size, opened.preprocessing)
+    _write(folder, facts, tensors, opened.encoder.image_size, opened.preprocessing, opened.depth)
 
 
 def lines(folder: Path) -> str:
@@ -210,7 +215,7 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
         key if key.startswith("decoder.") else f"vit.{key}": tensor
         for key, tensor in renamed(kept).items()
     }
-    _write(folder, facts, tensors, encoder.image_size, opened.preprocessing)
+    _write(folder, facts, tensors, encoder.image_size, opened.preprocessing, opened.depth)
 
 
 def _mask_ratio(model: ModelConfig) -> float:

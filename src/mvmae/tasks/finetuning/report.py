@@ -82,7 +82,7 @@ def keep(job: Job, model: Classifier) -> None:
 
 
 def _body(job: Job, model: Classifier) -> OpenedEncoder:
-    return OpenedEncoder(model.encoder, job.opened.preprocessing, "mean")
+    return OpenedEncoder(model.encoder, job.opened.preprocessing, "mean", depth=job.opened.depth)
 
 
 def conclude(log: Log, job: Job, judgement: Judgement, state: FinetuneState) -> None:

@@ -39,9 +39,20 @@ def introduce(
 
 
 def interval_record(
-    config: PretrainConfig, state: State, view: View, names: Iterable[str]
+    config: PretrainConfig,
+    state: State,
+    view: View,
+    names: Iterable[str],
+    groups: torch.Tensor | None = None,
 ) -> dict[str, float]:
     """Mean losses since the last line of metrics, and the health of the last step.
+
+    Args:
+        config: Of the run.
+        state: Of the run.
+        view: Of the last step.
+        names: Of the losses.
+        groups: Of the images of the last step.
 
     Raises:
         UserError: A loss is not finite.
@@ -50,12 +61,14 @@ def interval_record(
     means = torch.stack(state.pending).double().mean(dim=0)
     state.pending = []
     losses = distributed.mean_over_processes(means).tolist()
-    state.last_record = dict(zip(names, losses, strict=True)) | health_of(view, config)
+    state.last_record = dict(zip(names, losses, strict=True)) | health_of(view, config, groups)
     return state.last_record
 
 
 @torch.no_grad()
-def health_of(view: View, config: PretrainConfig) -> dict[str, float]:
+def health_of(
+    view: View, config: PretrainConfig, groups: torch.Tensor | None = None
+) -> dict[str, float]:
     """What `health.verdict` reads, over all processes."""
     numbers = {}
     if config.objective.reconstruction_weight > 0:
@@ -65,7 +78,8 @@ def health_of(view: View, config: PretrainConfig) -> dict[str, float]:
         numbers["mean_error"] = blur.item()
     if config.objective.contrastive_weight > 0:
         z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
-        numbers["chance"] = health.chance_level(len(z1))
+        all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
+        numbers["chance"] = health.chance_level(len(z1), all_groups)
         numbers |= health.contrast_health(z1, z2)
     return numbers
 

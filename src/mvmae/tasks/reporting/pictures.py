@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config import ReportConfig
+from mvmae.config import Depth, ReportConfig, ViewsConfig
 from mvmae.data.sources.opening import fingerprint, open_source
-from mvmae.data.views import mask_noise, normalized
+from mvmae.data.views import for_people, mask_noise, normalized
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.figures import attention
@@ -64,14 +64,14 @@ def shown_images(config: ReportConfig, first: RunFacts) -> Shown:
     """
     channels = _channels(first)
     if config.data:
-        source = open_source(config.data, channels)
+        source = open_source(config.data, channels, _depth(first))
         chosen = choose(source, config.count, config.seed)
         return Shown(config.data, chosen, "Images chosen with --data.")
     data = first.config.get("data")
     own = tuple(map(str, data)) if isinstance(data, list) else (str(data),) if data else ()
     if own:
         try:
-            source = open_source(own, channels)
+            source = open_source(own, channels, _depth(first))
             chosen = choose(source, config.count, config.seed)
             known = first.environment.get("data_fingerprint")
             changed = known is not None and known != fingerprint(source)
@@ -79,13 +79,17 @@ def shown_images(config: ReportConfig, first: RunFacts) -> Shown:
             return Shown(own, chosen, f"Images that {one_line(first.name)} was trained on{after}.")
         except (UserError, OSError, ValueError):  # gone, emptied, or no longer to be read
             pass
-    chosen = choose(open_source(PHOTOS, channels), config.count, config.seed)
+    chosen = choose(open_source(PHOTOS, channels, _depth(first)), config.count, config.seed)
     why = "the images that it was trained on are no longer there" if own else "no images are named"
     return Shown(PHOTOS, chosen, f"The built-in photographs, since {why}.")
 
 
 def _channels(facts: RunFacts) -> int:
     return facts.pretraining.model.in_channels if facts.pretraining else 3
+
+
+def _depth(facts: RunFacts) -> Depth:
+    return facts.pretraining.views.pixel_depth if facts.pretraining else "8"
 
 
 def draw(facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.device) -> Drawn:
@@ -125,7 +129,7 @@ def reconstructed(
         )
     model, trained = open_with_decoder(str(facts.folder))
     shape = trained.model
-    source = open_source(shown.data, shape.in_channels)
+    source = open_source(shown.data, shape.in_channels, trained.views.pixel_depth)
     images = views(source, shown.chosen.indices, shape.height_width, trained.views.interpolation)
     noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
     model.to(device)
@@ -156,12 +160,13 @@ def looked(
         return None
     opened = encoders.open_encoder(str(facts.folder))
     encoder = opened.encoder.to(device)
-    source = open_source(shown.data, encoder.in_channels)
+    source = open_source(shown.data, encoder.in_channels, opened.depth)
     how = opened.preprocessing.interpolation
     images = views(source, shown.chosen.indices, encoder.image_size, how)
     fine = views(source, shown.chosen.indices, finer(encoder.image_size, FINE), how)
     heat, tokens = encoded(opened, images, device)
-    pixels = displayed(fine.permute(0, 2, 3, 1).numpy() / np.float32(255))
+    mean, std = opened.preprocessing.mean, opened.preprocessing.std
+    pixels = displayed(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
     overlays = [attention.overlay(image, one) for image, one in zip(pixels, heat, strict=True)]
     colours = principal_colors(tokens).unflatten(1, encoder.grid).numpy()
     return overlays, list(colours)
@@ -286,10 +291,14 @@ def _of_kind(kind: str, drawn: Drawn, at: int, name: str) -> Picture:
 
 def original_pixels(shown: Shown, first: RunFacts) -> list[Float[np.ndarray, "H W C"]]:
     """The images themselves in the first run's shape, for pages of several runs."""
-    source = open_source(shown.data, _channels(first))
+    source = open_source(shown.data, _channels(first), _depth(first))
     shape = first.pretraining.model.height_width if first.pretraining else (FINE, FINE)
     fine = views(source, shown.chosen.indices, finer(shape, FINE), "bicubic")
-    return list(fine.permute(0, 2, 3, 1).numpy() / np.float32(255))
+    channels = _channels(first)
+    mean, std = (first.pretraining.views if first.pretraining else ViewsConfig()).pixel_statistics(
+        channels
+    )
+    return list(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
 
 
 def how_many(shown: Shown) -> str:

@@ -1,0 +1,94 @@
+"""How images become views: depth, statistics, crops, flips."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from mvmae.config.checks import require
+
+Depth = Literal["8", "16", "float"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+OR_AS_THEY_ARE = ", or with views.depth float the values of the files"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ViewsConfig:
+    """How an image becomes views."""
+
+    num_views: Literal[1, 2] = 2
+    """Masked views of an image in a step: 2, or 1 (MAE)."""
+
+    targets: Literal["two", "one"] = "two"
+    """Two crops of an image, or one crop masked twice."""
+
+    crop_scale: tuple[float, float] = (0.2, 1.0)
+    """Smallest and largest share of the image's area in a crop."""
+
+    flip: Literal["none", "horizontal", "both"] = "horizontal"
+    """Mirror a view with probability one half, or none. both: left to right and, besides, top to
+    bottom, for what has no upright, as seen from above or through a microscope. none: for what
+    means another thing mirrored, as letters and left hands do."""
+
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    """How a crop is resized; always antialiased."""
+
+    depth: Literal["auto", "8", "16", "float"] = "auto"
+    """What pixels are kept as. 8: whole numbers up to 255. 16: shares of the full range, of 8 or 16
+    bit. float: the values of the file as they are. auto: as deep as the files are, found at the
+    start from some of them and written into config.json."""
+
+    statistics: Literal["auto", "imagenet", "measured"] = "auto"
+    """Where mean and std come from when they are not given. measured: from a sample of the images,
+    at the start. auto: ImageNet's for gray and colour of 8 bit, measured for everything else."""
+
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel: of shares of the full range, in [0, 1], or with depth float of the
+    values of the files. Default: see statistics; written into config.json."""
+
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel, likewise."""
+
+    def __post_init__(self) -> None:
+        low, high = self.crop_scale
+        require(
+            0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
+        )
+        require(
+            all(1e-6 < value < 1e6 for value in self.std or ()),
+            "std must lie between 1e-6 and 1e6 for every channel; pixels are in [0, 1]"
+            + OR_AS_THEY_ARE,
+        )
+        require(
+            all(abs(value) < 1e6 for value in self.mean or ()),
+            "mean must lie between -1e6 and 1e6 for every channel; pixels are in [0, 1]"
+            + OR_AS_THEY_ARE,
+        )
+
+    @property
+    def pixel_depth(self) -> Depth:
+        """What pixels are kept as; a run from before there was a choice has 8 bit."""
+        return "8" if self.depth == "auto" else self.depth
+
+    def pixel_statistics(self, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each channel.
+
+        Raises:
+            UserError: `mean` or `std` has another number of values than the images channels.
+        """
+        return (
+            _per_channel("mean", self.mean, IMAGENET_MEAN, channels),
+            _per_channel("std", self.std, IMAGENET_STD, channels),
+        )
+
+
+def _per_channel(
+    name: str, given: tuple[float, ...] | None, default: tuple[float, ...], channels: int
+) -> tuple[float, ...]:
+    if given is None:
+        # Gray, and whatever is neither gray nor colour, gets the colours' average.
+        return default if channels == 3 else (sum(default) / 3,) * channels
+    require(len(given) == channels, f"views.{name} has {len(given)} values for {channels} channels")
+    return given

@@ -1,0 +1,1 @@
+"""What decoding image files is made of."""

@@ -1,0 +1,49 @@
+"""A contact sheet: images, and what a network gets to see of each.
+
+Shapes: B images, H and W pixels, C channels 1 or 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from mvmae.figures import grid
+from mvmae.figures.grid import Column, Group
+
+HIDDEN = 0.5  # gray of what a mask hides, in [0, 1]
+
+
+class Views(NamedTuple):
+    """One view of each image; values in [0, 1]."""
+
+    whole: Float[np.ndarray, "B H W C"]
+    masked: Float[np.ndarray, "B H W C"]
+
+
+def draw(
+    images: Sequence[Float[np.ndarray, "_ _ C"]],
+    views: Sequence[Views],
+    *,
+    names: Sequence[str],
+    title: str,
+    note: str,
+) -> bytes:
+    """A PNG with a row an image: the image whole, then each view as it is and masked.
+
+    Args:
+        images: Values in [0, 1], each in its own shape.
+        views: One or two.
+        names: Of the images, in small print beside them.
+        title: Above.
+        note: Below.
+    """
+    groups = [Group("", [Column("image", images)])]
+    for number, view in enumerate(views, 1):
+        which = f"view {number}" if len(views) > 1 else "view"
+        columns = [Column(which, list(view.whole)), Column("what is seen", list(view.masked))]
+        groups.append(Group("", columns))
+    return grid.draw(groups, names=names, title=title, note=note)

@@ -1,0 +1,139 @@
+"""A contact sheet of what the network will see: each image, its views, what the masks leave."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from mvmae.config import DataShowConfig, ObjectiveConfig, PretrainConfig
+from mvmae.data.loader import ViewsDataset
+from mvmae.data.sources.deep import plain_channels
+from mvmae.data.sources.opening import open_source
+from mvmae.data.sources.source import Source
+from mvmae.data.views import crop, for_people, whole_box
+from mvmae.engine import runs, terminal
+from mvmae.engine.checkpoint import write_whole
+from mvmae.figures import contact_sheet
+from mvmae.figures.contact_sheet import HIDDEN, Views
+from mvmae.models.patches import masking_from_noise, patchify, unpatchify
+from mvmae.tasks.drawing.images import Chosen, choose, displayed
+from mvmae.tasks.drawing.places import require_picture
+from mvmae.tasks.pretraining.settling import settle
+
+LONG_SIDE = 256  # pixels of a whole image as it is drawn
+
+
+def run(config: DataShowConfig) -> None:
+    """Draw the sheet.
+
+    Raises:
+        UserError: No image can be read, or there is nowhere to write.
+    """
+    require_picture(config.out)
+    asked = PretrainConfig(
+        data=config.data,
+        model=replace(config.model, head="none"),
+        views=config.views,
+        objective=ObjectiveConfig(
+            contrastive_weight=0.0, normalize_targets=False
+        ),  # nothing learns
+        seed=config.seed,
+        workers=0,
+    )
+    source = open_source(config.data, plain_channels(config.model.in_channels))
+    trained, source, remarks = settle(asked, source)
+    chosen = choose(source, config.count, config.seed)
+    picture = contact_sheet.draw(
+        whole_images(source, chosen, trained, config.channels),
+        views_of(source, chosen, trained, config.channels),
+        names=chosen.names,
+        title=title_of(trained, len(source)),
+        note=note_of(trained),
+    )
+    runs.make(config.out.parent)
+    write_whole(config.out, lambda stream: stream.write(picture))
+    console = terminal.people()
+    for remark in remarks:
+        console.print(remark)
+    if len(chosen.indices) < config.count:
+        console.print(f"{len(chosen.indices)} of {config.count} images: no more can be read")
+    console.print(f"written: {config.out}")
+    terminal.emit("result", {"verb": "data show", "file": str(config.out)})
+
+
+def whole_images(
+    source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
+) -> list[Float[np.ndarray, "_ _ C"]]:
+    """The images in their own shapes, small."""
+    found = []
+    for index in chosen.indices:
+        pixels = source.read(index)
+        height, width = pixels.shape[1:]
+        scale = min(1.0, LONG_SIDE / max(height, width))
+        size = max(1, round(height * scale)), max(1, round(width * scale))
+        small = crop(pixels, whole_box(pixels), size, trained.views.interpolation)
+        shown = for_people(small[None], *trained.pixel_statistics, like=pixels[None])
+        found.append(displayed(shown.permute(0, 2, 3, 1).numpy(), channels)[0])
+    return found
+
+
+def views_of(
+    source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
+) -> list[Views]:
+    """The views of the first epoch, as they are and under their masks."""
+    dataset = ViewsDataset(source, trained)
+    samples = [dataset[0, index] for index in chosen.indices]
+    rows = [  # views of each image, in its own range of brightness
+        for_people(sample.views, *trained.pixel_statistics, like=source.read(index)[None])
+        for sample, index in zip(samples, chosen.indices, strict=True)
+        if sample.views is not None
+    ]
+    found = []
+    for view in range(trained.views.num_views):
+        shown = torch.stack([row[view] for row in rows])
+        noise = torch.stack([sample.noise[view] for sample in samples])
+        visible = visible_area(noise, trained, shown)
+        whole, masked = (
+            displayed(one.permute(0, 2, 3, 1).numpy(), channels)
+            for one in (shown, shown * visible + HIDDEN * (1 - visible))
+        )
+        found.append(Views(whole, masked))
+    return found
+
+
+def visible_area(
+    noise: Float[Tensor, "B N"], trained: PretrainConfig, images: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B C H W"]:
+    """1 where an encoder sees a pixel, else 0."""
+    shape = trained.model
+    hidden = masking_from_noise(noise, shape.num_visible).mask[..., None]
+    target = patchify(images, shape.patch_size)
+    return 1 - unpatchify(hidden.expand_as(target).contiguous(), shape.patch_size, shape.grid)
+
+
+def title_of(trained: PretrainConfig, count: int) -> str:
+    """What is shown, and how much of it is seen."""
+    height, width = trained.model.height_width
+    name = " ".join(trained.data)
+    return (
+        f"{name}: {count} images; views of {height} x {width}, {trained.model.num_visible} of "
+        f"{trained.model.num_patches} patches seen"
+    )
+
+
+def note_of(trained: PretrainConfig) -> str:
+    """How the views came about."""
+    views = trained.views
+    low, high = views.crop_scale
+    mirrored = {"none": "not mirrored", "horizontal": "half are mirrored"}
+    flips = mirrored.get(views.flip, "half are mirrored, half upside down")
+    stretched = (
+        ""
+        if views.pixel_depth == "8"
+        else " Colours: each channel within 2.5 deviations of its mean."
+    )
+    return f"Each view: {low:.0%} to {high:.0%} of the image's area, {flips}.{stretched}"

@@ -1,0 +1,101 @@
+"""`mvmae data show` draws what the network will see, and of any channels."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mvmae.cli import main
+
+SMALL = ["--model.image-size", "16", "--model.patch-size", "4"]
+
+
+def show(*words: object) -> int:
+    return main(["data", "show", *map(str, words)])
+
+
+def drawn(file) -> np.ndarray:
+    with Image.open(file) as picture:
+        return np.asarray(picture.convert("RGB")).astype(int)
+
+
+def gray_share(pixels: np.ndarray) -> float:
+    """Of what a mask hides: 127 or 128 in all channels."""
+    return (np.abs(pixels - 127.5) <= 1).all(axis=-1).mean()
+
+
+def test_a_sheet_has_a_row_an_image_in_its_own_colours(image_folder, tmp_path):
+    folder, out = image_folder(), tmp_path / "sheets" / "sheet.png"
+    assert show(folder, "--out", out, "--count", 2, *SMALL) == 0
+    two = drawn(out)
+    assert show(folder, "--out", out, "--count", 6, *SMALL) == 0
+    six = drawn(out)
+    assert six.shape[1] == two.shape[1]
+    assert six.shape[0] > 2 * two.shape[0]
+    assert 0.15 < gray_share(six) < 0.5  # two of five columns are 80 % hidden
+    assert show(folder, "--out", out, "--count", 6, *SMALL, "--model.mask-ratio", 0.3) == 0
+    assert gray_share(drawn(out)) < 0.6 * gray_share(six)
+
+
+def test_the_same_seed_draws_the_same_sheet_and_another_another(image_folder, tmp_path):
+    folder = image_folder()
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        assert show(folder, "--out", tmp_path / f"{name}.png", "--seed", seed, *SMALL) == 0
+    a, b, c = ((tmp_path / f"{name}.png").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+def test_the_views_are_those_of_the_recipe(image_folder, tmp_path):
+    folder = image_folder()
+    pictures = {}
+    for recipe in ("demo", "demo+mae", "demo+one-target"):
+        out = tmp_path / f"{recipe}.png"
+        assert show(folder, "--recipe", recipe, "--out", out, "--count", 2) == 0
+        pictures[recipe] = drawn(out)
+    assert pictures["demo+mae"].shape[1] < pictures["demo"].shape[1]  # one view
+    assert not np.array_equal(pictures["demo"], pictures["demo+one-target"])
+
+
+def test_a_runs_own_config_is_a_recipe_and_deep_channels_can_be_chosen(tmp_path, pretrain_command):
+    rng = np.random.default_rng(0)
+    folder, run = tmp_path / "deep", tmp_path / "run"
+    folder.mkdir()
+    for number in range(8):
+        array = rng.normal(1000, 300, (5, 20, 20)).astype(np.float32)
+        array[0] = np.linspace(-100, 9000, 400).reshape(20, 20)
+        np.save(folder / f"{number}.npy", array)
+    assert main(pretrain_command(folder, run, {"model.in-channels": 5})) == 0
+    config = run / "config.json"
+    assert json.loads(config.read_text())["views"]["depth"] == "float"
+    words = (folder, "--recipe", config, "--count", 2)
+    assert show(*words, "--out", tmp_path / "one.png", "--channels", 1) == 0
+    assert show(*words, "--out", tmp_path / "three.png", "--channels", 3, 4, 5) == 0
+    one, three = drawn(tmp_path / "one.png"), drawn(tmp_path / "three.png")
+    assert (one.max(axis=-1) == one.min(axis=-1)).mean() > 0.95  # gray
+    assert (three.max(axis=-1) != three.min(axis=-1)).mean() > 0.15
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["gone"], "no such"),
+        (["images", "--recipe", "dmeo"], "no recipe 'dmeo': did you mean 'demo'"),
+        (["images", "--count", "0"], "count must lie between 1 and 200"),
+        (["images", "--channels", "1", "2"], "--channels must name 1 channel"),
+        (["images", "--channels", "4"], "counted from 1 to 3"),
+        (["images", "--out", "sheet.jpg"], "must end in .png"),
+        (["images", "--out", "images"], "must end in .png"),
+        (["images", "--model.in-channels", "4"], "have 3 channels, not 4"),
+        (["images", "--views.flip", "vertical"], "flip"),
+        (["images", "--views.mean", "0.5"], "views.mean has 1 values for 3 channels"),
+    ],
+)
+def test_bad_input_is_one_plain_line(tmp_path, image_folder, monkeypatch, capsys, words, complaint):
+    image_folder()
+    monkeypatch.chdir(tmp_path)
+    assert show(*words) == 2
+    said = capsys.readouterr().err
+    assert complaint in said
+    assert said.count("\n") == 1
+    assert not list(tmp_path.glob("*.png"))
