@@ -37,7 +37,9 @@ CONFIGS = {
     "mae": replace(BASE, objective=NO_CONTRAST, views=ViewsConfig(num_views=1)),
     "all patches": replace(BASE, objective=ObjectiveConfig(reconstruct="all")),
     "clipped": replace(BASE, clip_grad=0.5),
+    "groups": replace(BASE, group_regex="."),
 }
+GROUPS = torch.tensor([0, 0, 1, 2, 0, 3, 3, 2])  # two of them on both processes
 OPTIMIZERS = {
     "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
     "adamw": lambda model: adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
@@ -56,7 +58,8 @@ def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> B
     views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
     noise = torch.rand(*shape, config.model.num_patches, generator=generator)
     share = [part.chunk(world, dim=1)[rank] for part in (views, noise)]
-    return Batch(*share, skipped=[], is_whole=True)
+    groups = GROUPS.chunk(world)[rank] if config.group_regex else None
+    return Batch(*share, skipped=[], is_whole=True, groups=groups)
 
 
 def trained(config: PretrainConfig, optimizer: str, rank: int = 0, world: int = 1):

@@ -5,12 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Generator
 
 from mvmae.data.groups import group_numbers, groups_in_words
 from mvmae.data.loader import view_batches
 from mvmae.data.sources.opening import open_labelled, open_source
 from mvmae.errors import UserError
-from mvmae.metrics.health import chance_level
+from mvmae.metrics.health import chance_level, contrast_health
 from mvmae.objectives import nt_xent
 
 
@@ -77,6 +79,25 @@ def test_chance_with_groups_is_the_loss_of_equal_embeddings():
     groups = torch.tensor([0, 0, 0, 1, 2])
     assert chance_level(5, groups) == pytest.approx(nt_xent(z, z, groups=groups).item(), rel=1e-6)
     assert chance_level(5, torch.arange(5)) == pytest.approx(chance_level(5))
+
+
+def test_health_does_not_compare_images_of_a_group():
+    z1, z2 = F.normalize(torch.randn(2, 6, 3, generator=Generator().manual_seed(0)), dim=-1)
+    z1[1] = z2[1] = z2[0] = z1[0]  # one patient twice: neither's view is the other's nearest
+    groups = torch.tensor([4, 4, 1, 2, 2, -5])
+    z, of = torch.cat([z1, z2]), groups.repeat(2)
+    cosines = [(z[i] @ z[k]).item() for i in range(12) for k in range(12) if of[i] != of[k]]
+    found = [
+        max(
+            (k for k in range(12) if of[k] != of[i] or k == (i + 6) % 12), key=lambda k: z[i] @ z[k]
+        )
+        for i in range(12)
+    ]
+    health = contrast_health(z1, z2, groups)
+    assert health["negative_similarity"] == pytest.approx(sum(cosines) / len(cosines), rel=1e-5)
+    hits = sum(k == (i + 6) % 12 for i, k in enumerate(found))
+    assert health["contrastive_top1"] == pytest.approx(100 * hits / 12)
+    assert contrast_health(z1, z2)["contrastive_top1"] < health["contrastive_top1"]
 
 
 @pytest.fixture

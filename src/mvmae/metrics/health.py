@@ -39,23 +39,33 @@ def effective_rank(z: Float[Tensor, "B D"]) -> float:
     return torch.special.entr(share).sum().exp().item()
 
 
-def contrast_health(z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"]) -> dict[str, float]:
+def contrast_health(
+    z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], groups: Int[Tensor, " B"] | None = None
+) -> dict[str, float]:
     """How alike two views of one image are, and views of different images (mean cosines).
 
     Also how often a view's partner is the nearest of all 2B - 1 others (percent), and the
     effective rank.
+
+    Args:
+        z1: Embeddings of the first views.
+        z2: Embeddings of the second views, row by row of the same images.
+        groups: Images with the same number are not compared. Default: all are.
     """
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     cosine = z @ z.T
     itself = torch.arange(len(z), device=z.device)
     partner = itself.roll(len(z1))
+    group = itself % len(z1) if groups is None else groups.repeat(2)
+    is_negative = group[:, None] != group
     positive = cosine[itself, partner]
-    negatives = cosine.sum() - positive.sum() - cosine.diagonal().sum()
-    nearest = cosine.fill_diagonal_(float("-inf")).argmax(dim=1)
+    negative = cosine[is_negative].sum() / is_negative.sum().clamp_min(1)
+    candidates = cosine.masked_fill(~is_negative, float("-inf"))
+    candidates[itself, partner] = positive
     return {
         "positive_similarity": positive.mean().item(),
-        "negative_similarity": (negatives / max(1, len(z) * (len(z) - 2))).item(),
-        "contrastive_top1": 100 * (nearest == partner).float().mean().item(),
+        "negative_similarity": negative.item(),
+        "contrastive_top1": 100 * (candidates.argmax(dim=1) == partner).float().mean().item(),
         "effective_rank": effective_rank(torch.cat([z1, z2])),
     }
 

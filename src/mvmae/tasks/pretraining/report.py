@@ -80,7 +80,7 @@ def health_of(
         z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
         all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
         numbers["chance"] = health.chance_level(len(z1), all_groups)
-        numbers |= health.contrast_health(z1, z2)
+        numbers |= health.contrast_health(z1, z2, all_groups)
     return numbers
 
 
