@@ -1,13 +1,15 @@
 """A run that is killed at any moment, again and again, ends as one that was left alone."""
 
+import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
 
 import pytest
-from run_folders import PRODUCTS, timeless
+from run_folders import PRODUCTS, state, timeless, wait_for_lines
 
 
 def end(command: list[str], number: int, seconds: float) -> int:
@@ -47,3 +49,37 @@ def test_run_that_is_killed_ten_times_ends_as_one_left_alone(tmp_path, command, 
     for name in PRODUCTS:
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     assert not list(killed.rglob("*.tmp"))
+
+
+def together(command: list[str]) -> list[subprocess.Popen]:
+    """Start a command on two processes, as torchrun does."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    announced = os.environ | {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return [
+        subprocess.Popen(
+            command,
+            env=announced | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for rank in range(2)
+    ]
+
+
+@pytest.mark.slow
+def test_run_on_two_processes_that_are_killed_goes_on_as_if_never_stopped(tmp_path, command):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert [process.wait(timeout=300) for process in together(command(whole))] == [0, 0]
+    processes = together(command(killed))
+    wait_for_lines(killed, 5)
+    for process in processes:
+        process.kill()
+        process.wait()
+    assert 0 < state(killed)["step"] < 60
+    go_on = [sys.executable, "-m", "mvmae", "pretrain", "--resume", "--out", str(killed)]
+    assert [process.wait(timeout=300) for process in together(go_on)] == [0, 0]
+    assert timeless(killed) == timeless(whole)
+    for name in PRODUCTS:
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name

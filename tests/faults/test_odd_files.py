@@ -1,4 +1,4 @@
-"""A folder of odd, hostile and corrupt files is trained on, and each that cannot be read is named."""
+"""A folder of odd, hostile and corrupt files is trained on; each that cannot be read is named."""
 
 import csv
 import tarfile
