@@ -38,6 +38,8 @@ CONFIGS = {
     "all patches": replace(BASE, objective=ObjectiveConfig(reconstruct="all")),
     "clipped": replace(BASE, clip_grad=0.5),
     "groups": replace(BASE, group_regex="."),
+    "in parts": replace(BASE, micro_batch_size=3),
+    "in parts, without contrast": replace(BASE, objective=NO_CONTRAST, micro_batch_size=2),
 }
 GROUPS = torch.tensor([0, 0, 1, 2, 0, 3, 3, 2])  # two of them on both processes
 OPTIMIZERS = {

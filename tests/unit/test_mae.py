@@ -26,19 +26,29 @@ def inputs(rows: int = 4, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_a_view_has_an_embedding_and_every_patch(channels):
+def test_a_view_has_an_embedding_and_the_hidden_patches(channels):
     images, noise = inputs(channels=channels)
     view = model_of(in_channels=channels)(images, noise)
     assert view.embedding.shape == (4, 64)
-    assert view.prediction.shape == view.target.shape == (4, 8, 16 * channels)
-    assert torch.equal(view.target, patchify(images, 4))
-    assert torch.equal(view.mask, masking_from_noise(noise, 1).mask)
+    assert view.prediction.shape == view.target.shape == (4, 7, 16 * channels)
+    hidden = noise.argsort(dim=1)[:, 1:]
+    assert torch.equal(view.target, take_rows(patchify(images, 4), hidden))
 
 
-def test_without_decoding_there_is_the_same_embedding_and_no_prediction():
+def test_hidden_patches_are_rebuilt_as_when_all_are():
+    model, (images, noise) = model_of(mask_ratio=0.5), inputs()
+    hidden, every = model(images, noise), model(images, noise, rebuild="all")
+    assert torch.equal(every.target, patchify(images, 4))
+    ids = masking_from_noise(noise, 4).ids_hidden
+    torch.testing.assert_close(take_rows(every.prediction, ids), hidden.prediction)
+    assert torch.equal(take_rows(every.target, ids), hidden.target)
+    assert torch.equal(every.embedding, hidden.embedding)
+
+
+def test_without_rebuilding_there_is_the_same_embedding_and_no_prediction():
     model, (images, noise) = model_of(), inputs()
-    view = model(images, noise, decode=False)
-    assert view.prediction is None
+    view = model(images, noise, rebuild="none")
+    assert view.prediction is view.target is None
     assert torch.equal(view.embedding, model(images, noise).embedding)
 
 
@@ -53,10 +63,11 @@ def test_two_views_in_one_pass_are_two_passes():
 
 def test_predictions_stay_in_place_whatever_the_order_of_the_visible_patches():
     model, (images, noise) = model_of(mask_ratio=0.5), inputs()
-    view = model(images, noise)
-    others = torch.where(view.mask == 1, 2 - noise, 1 - noise)  # both orders turned, same mask
-    turned = model(images, others)
-    assert torch.equal(turned.mask, view.mask)
+    view = model(images, noise, rebuild="all")
+    mask = masking_from_noise(noise, 4).mask
+    others = torch.where(mask == 1, 2 - noise, 1 - noise)  # both orders turned, same mask
+    turned = model(images, others, rebuild="all")
+    assert torch.equal(masking_from_noise(others, 4).mask, mask)
     torch.testing.assert_close(turned.prediction, view.prediction)
     torch.testing.assert_close(turned.embedding, view.embedding)
 

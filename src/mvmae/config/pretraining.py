@@ -220,6 +220,10 @@ class PretrainConfig:
     batch_size: int = 256
     """Images in an optimiser step, over all processes."""
 
+    micro_batch_size: int | None = None
+    """Images that pass the model at once in each process; the gradient is the whole batch's all the
+    same, contrast included, for the encoder's forward pass twice. Default: all."""
+
     base_lr: float = 1.5e-4
     """Learning rate at batch size 256; the rate used is base_lr * batch_size / 256."""
 
@@ -286,6 +290,10 @@ class PretrainConfig:
         for name in ("epochs", "batch_size", "eval_every", "log_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be at least 1, not {value}")
+        require(
+            self.micro_batch_size is None or self.micro_batch_size >= 1,
+            f"micro_batch_size must be at least 1, not {self.micro_batch_size}",
+        )
         require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
         require(

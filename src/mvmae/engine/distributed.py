@@ -7,7 +7,7 @@ Shapes: B rows of this process, G rows of all, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from os import environ
 from typing import Any
 
@@ -61,6 +61,18 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     if world_size() == 1:
         return model
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model that `wrap` was given."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def without_averaging(model: nn.Module, *, unless: bool) -> AbstractContextManager:
+    """Keep this process's gradients to itself for now; they are averaged with the next ones."""
+    if unless or not isinstance(model, DistributedDataParallel):
+        return nullcontext()
+    return model.no_sync()
 
 
 class _GatherWithGradient(torch.autograd.Function):

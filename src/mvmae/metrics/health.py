@@ -70,10 +70,9 @@ def contrast_health(
     }
 
 
-def mean_error(target: Float[Tensor, "B N P"], mask: Float[Tensor, "B N"]) -> Float[Tensor, ""]:
-    """Squared error of predicting each masked patch's own mean: what a blur achieves at best."""
-    variance_BN = target.var(dim=-1, unbiased=False)
-    return (variance_BN * mask).sum() / mask.sum()
+def mean_error(target: Float[Tensor, "B M P"]) -> Float[Tensor, ""]:
+    """Squared error of predicting each patch's own mean: what a blur achieves at best."""
+    return target.var(dim=-1, unbiased=False).mean()
 
 
 class Verdict(NamedTuple):

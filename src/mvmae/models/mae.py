@@ -1,11 +1,12 @@
 """The multi-view masked autoencoder (section 3 of the paper).
 
-Shapes: B views, C channels, N patches, K visible patches, P numbers in a patch, D width.
+Shapes: B views, C channels, N patches, K visible patches, M patches whose error counts, P numbers
+in a patch, D width of the encoder, d of the decoder.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +18,7 @@ from mvmae.models.patches import Masking, masking_from_noise, take_rows
 from mvmae.models.vit import Block, Encoder, initialize, pooled, positions_with_cls
 
 HEAD_WIDTH = 128  # of what the projection head gives, as in SimCLR
+Rebuild = Literal["masked", "all", "none"]
 
 
 class View(NamedTuple):
@@ -25,14 +27,12 @@ class View(NamedTuple):
     embedding: Float[Tensor, "B E"]
     """What is contrasted: the latent, behind the projection head where there is one."""
 
-    prediction: Float[Tensor, "B N P"] | None
-    """Every patch as the decoder sees it; none where it was not asked."""
+    prediction: Float[Tensor, "B M P"] | None = None
+    """The hidden patches in the order of their noise, or all in their own, as the decoder sees
+    them; none where it was not asked."""
 
-    target: Float[Tensor, "B N P"]
-    """Every patch as it is."""
-
-    mask: Float[Tensor, "B N"]
-    """1 where a patch was hidden from the encoder."""
+    target: Float[Tensor, "B M P"] | None = None
+    """The same patches as they are."""
 
 
 class MaskedAutoencoder(nn.Module):
@@ -76,29 +76,46 @@ class MaskedAutoencoder(nn.Module):
         images: Float[Tensor, "B C H W"],
         noise: Float[Tensor, "B N"],
         *,
-        decode: bool = True,
+        rebuild: Rebuild = "masked",
     ) -> View:
         """Mask, encode and rebuild views; the patches of largest noise are hidden."""
         masking = masking_from_noise(noise, self.config.num_visible)
-        target = self.encoder.patches(images)
-        tokens = self.encoder.encode(target, masking.ids_keep)
+        patches = self.encoder.patches(images)
+        tokens = self.encoder.encode(patches, masking.ids_keep)
         embedding = self.projection_head(pooled(tokens, self.config.latent))
-        prediction = self.decode(tokens, masking) if decode else None
-        return View(embedding, prediction, target, masking.mask)
+        if rebuild == "none":
+            return View(embedding)
+        if rebuild == "all":
+            return View(embedding, self.decode(tokens, masking), patches)
+        hidden = self._decoded(tokens, masking)[:, tokens.shape[1] :]
+        return View(embedding, self._predicted(hidden), take_rows(patches, masking.ids_hidden))
 
     def decode(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking
     ) -> Float[Tensor, "B N P"]:
         """Predict every patch from the class token and the visible patches."""
-        x = self.decoder_embed(tokens)
-        cls, visible = x[:, :1], x[:, 1:]
-        num_hidden = masking.ids_restore.shape[1] - visible.shape[1]
-        hidden = self.mask_token.to(x.dtype).expand(len(x), num_hidden, -1)
-        patches = take_rows(torch.cat([visible, hidden], dim=1), masking.ids_restore)
-        x = torch.cat([cls, patches], dim=1) + self.decoder_pos_embed
+        patches = self._predicted(self._decoded(tokens, masking)[:, 1:])
+        return take_rows(patches, masking.ids_restore)
+
+    def _decoded(
+        self, tokens: Float[Tensor, "B tokens D"], masking: Masking
+    ) -> Float[Tensor, "B all d"]:
+        """The class token, the visible and the hidden patches, each in the order of their noise.
+
+        Attention does not mind the order, so tokens are not sorted back: a patch's place is in its
+        position alone.
+        """
+        positions = self.decoder_pos_embed[0, 1:]
+        x = self.decoder_embed(tokens)  # the class token's position is 0
+        visible = x[:, 1:] + positions[masking.ids_keep]
+        hidden = self.mask_token + positions[masking.ids_hidden]
+        x = torch.cat([x[:, :1].to(visible.dtype), visible, hidden], dim=1)
         for block in self.decoder_blocks:
             x = block(x)
-        return self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        return x
+
+    def _predicted(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
+        return self.decoder_pred(self.decoder_norm(x))
 
     def decoder_parameters(self) -> list[nn.Parameter]:
         """What only the reconstruction trains."""

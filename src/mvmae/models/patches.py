@@ -1,6 +1,6 @@
 """Images to patches and back, and random masking.
 
-Shapes: B images, C channels, H and W pixels, N patches, K kept patches, P = p * p * C.
+Shapes: B images, C channels, H and W pixels, N patches, K kept and M hidden patches, P = p * p * C.
 """
 
 from __future__ import annotations
@@ -34,6 +34,9 @@ class Masking(NamedTuple):
     ids_keep: Int[Tensor, "B K"]
     """Indices of the visible patches, in the order of their noise."""
 
+    ids_hidden: Int[Tensor, "B M"]
+    """Indices of the others, in the order of their noise."""
+
     ids_restore: Int[Tensor, "B N"]
     """Where each patch sits after shuffling; undoes the shuffle."""
 
@@ -45,7 +48,8 @@ def masking_from_noise(noise: Float[Tensor, "B N"], num_visible: int) -> Masking
     """Show each image's `num_visible` patches that drew the smallest noise, as MAE does."""
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
-    return Masking(ids_shuffle[:, :num_visible], ids_restore, (ids_restore >= num_visible).float())
+    ids_keep, ids_hidden = ids_shuffle[:, :num_visible], ids_shuffle[:, num_visible:]
+    return Masking(ids_keep, ids_hidden, ids_restore, (ids_restore >= num_visible).float())
 
 
 def take_rows(x: Shaped[Tensor, "B N D"], ids: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K D"]:

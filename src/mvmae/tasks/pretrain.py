@@ -10,13 +10,12 @@ from torch import Generator, Tensor, nn
 
 from mvmae import config as configs
 from mvmae import encoders
-from mvmae.config import ObjectiveConfig, PretrainConfig
+from mvmae.config import PretrainConfig
 from mvmae.data.groups import group_numbers, groups_in_words
 from mvmae.data.loader import Batch, view_batches
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, open_source
 from mvmae.data.sources.source import Source
-from mvmae.data.views import normalized
 from mvmae.engine import checkpoint, distributed, precision, runs
 from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
@@ -29,8 +28,9 @@ from mvmae.errors import UserError
 from mvmae.metrics.knn import knn_predictions, top1
 from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
-from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
 from mvmae.tasks.pretraining import report
+from mvmae.tasks.pretraining.losses import losses_of, on_device, rebuilt
+from mvmae.tasks.pretraining.parts import gradient_of_parts, parts_of
 from mvmae.tasks.pretraining.settling import settle
 
 
@@ -231,15 +231,15 @@ def training_step(
     """One update: both views in one pass, the losses, the gradient, the optimiser."""
     if config.views.targets == "one" and config.views.num_views == 2:
         refuse_equal_masks(batch.noise)
-    mean, std = config.pixel_statistics
-    images = normalized(batch.views.flatten(0, 1), mean, std, device)
-    noise = batch.noise.flatten(0, 1).to(device, non_blocking=True)
-    decode = config.objective.reconstruction_weight > 0
-    with precision.autocast(device, config.precision):
-        view = model(images, noise, decode=decode)
-    losses = losses_of(view, config.objective, batch.groups)
     optimizer.zero_grad(set_to_none=True)
-    losses["loss"].backward()
+    if len(parts := parts_of(batch, config)) > 1:
+        view, losses = gradient_of_parts(model, batch, parts, config, device)
+    else:
+        images, noise = on_device(batch, config, device)
+        with precision.autocast(device, config.precision):
+            view = model(images, noise, rebuild=rebuilt(config.objective))
+        losses = losses_of(view, config.objective, batch.groups)
+        losses["loss"].backward()
     if config.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()
@@ -250,38 +250,6 @@ def refuse_equal_masks(noise: Tensor) -> None:
     """Two equal masks of one crop are one input twice, and the contrast learns nothing of it."""
     if torch.equal(noise[0], noise[1]):
         raise ValueError("both views of one crop have the same mask: draw noise for each view")
-
-
-def losses_of(
-    view: View, objective: ObjectiveConfig, groups: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Equation 7 and its two terms, in fp32; a term of weight 0 is left out.
-
-    The rows of `view` are the first views of all images, then the second views; `groups` has a
-    number for each image, where some are no negatives of each other.
-    """
-    terms: dict[str, Tensor] = {}
-    if objective.reconstruction_weight > 0:
-        assert view.prediction is not None
-        target = normalize_patches(view.target) if objective.normalize_targets else view.target
-        mask = view.mask if objective.reconstruct == "masked" else None
-        terms["reconstruction"] = reconstruction_loss(view.prediction.float(), target, mask)
-    if objective.contrastive_weight > 0:
-        z1, z2 = view.embedding.float().chunk(2)
-        terms["contrastive"] = nt_xent(
-            z1,
-            z2,
-            temperature=objective.temperature,
-            gathered=(distributed.gather_rows(z1), distributed.gather_rows(z2)),
-            offset=distributed.rank() * len(z1),
-            groups=None if groups is None else distributed.gather_rows(groups.to(z1.device)),
-        )
-    weights = {
-        "reconstruction": objective.reconstruction_weight,
-        "contrastive": objective.contrastive_weight,
-    }
-    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-    return {"loss": loss, **terms}
 
 
 def evaluate(

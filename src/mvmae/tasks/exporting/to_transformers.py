@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config import Depth, ModelConfig, PretrainConfig
+from mvmae.config import Depth, ModelConfig
 from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.data.views import mask_noise
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder, Preprocessing
 from mvmae.engine import runs
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
+from mvmae.models.patches import masking_from_noise
 from mvmae.models.vit import PLAIN, Encoder
 from mvmae.objectives import normalize_patches, reconstruction_loss
 
@@ -272,13 +273,11 @@ def load_mae(folder: Path) -> Callable[[Tensor], Outputs]:
 def expected_mae(whole: OpenedAutoencoder, images: Tensor) -> Outputs:
     """What `load_mae` should give: the prediction, and MAE's loss over the hidden patches."""
     model, config = whole
-    view = model(images, _noise(len(images), config.model.num_patches))
-    assert view.prediction is not None
-    return view.prediction, reconstruction_loss(view.prediction, _target(view, config), view.mask)
-
-
-def _target(view: Any, config: PretrainConfig) -> Tensor:
-    return normalize_patches(view.target) if config.objective.normalize_targets else view.target
+    noise = _noise(len(images), config.model.num_patches)
+    view = model(images, noise, rebuild="all")
+    target = normalize_patches(view.target) if config.objective.normalize_targets else view.target
+    mask = masking_from_noise(noise, config.model.num_visible).mask
+    return view.prediction, reconstruction_loss(view.prediction, target, mask)
 
 
 def _noise(count: int, num_patches: int) -> Tensor:

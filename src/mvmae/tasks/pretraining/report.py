@@ -17,7 +17,7 @@ from mvmae.engine.metrics_file import Column
 from mvmae.engine.state import State
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
-from mvmae.objectives import normalize_patches
+from mvmae.tasks.pretraining.losses import target_of
 
 
 def introduce(
@@ -72,9 +72,8 @@ def health_of(
     """What `health.verdict` reads, over all processes."""
     numbers = {}
     if config.objective.reconstruction_weight > 0:
-        normalize = config.objective.normalize_targets
-        target = normalize_patches(view.target) if normalize else view.target
-        blur = distributed.mean_over_processes(health.mean_error(target, view.mask))
+        target = target_of(view, config.objective)
+        blur = distributed.mean_over_processes(health.mean_error(target))
         numbers["mean_error"] = blur.item()
     if config.objective.contrastive_weight > 0:
         z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))

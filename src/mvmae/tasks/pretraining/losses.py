@@ -1,0 +1,87 @@
+"""A batch to what the model takes, and what it makes of it to the losses (equation 7).
+
+Shapes: B images, R rows of all views, M rebuilt patches, P numbers in a patch, E width of the
+embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from mvmae.config import ObjectiveConfig, PretrainConfig
+from mvmae.data.loader import Batch
+from mvmae.data.views import normalized
+from mvmae.engine import distributed
+from mvmae.models.mae import Rebuild, View
+from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
+
+
+def on_device(
+    batch: Batch, config: PretrainConfig, device: torch.device, part: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Normalised views and their noise, first views first, of a part of the images."""
+    mean, std = config.pixel_statistics
+    images = normalized(batch.views[:, part].flatten(0, 1), mean, std, device)
+    return images, batch.noise[:, part].flatten(0, 1).to(device, non_blocking=True)
+
+
+def rebuilt(objective: ObjectiveConfig) -> Rebuild:
+    """The patches that the decoder is asked for."""
+    return objective.reconstruct if objective.reconstruction_weight > 0 else "none"
+
+
+def losses_of(
+    view: View, objective: ObjectiveConfig, groups: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Equation 7 and its two terms, in fp32; a term of weight 0 is left out.
+
+    The rows of `view` are the first views of all images, then the second views; `groups` has a
+    number for each image, where some are no negatives of each other.
+    """
+    terms: dict[str, Tensor] = {}
+    if objective.reconstruction_weight > 0:
+        terms["reconstruction"] = reconstruction_term(view, objective)
+    if objective.contrastive_weight > 0:
+        terms["contrastive"] = contrastive_term(view.embedding.float(), objective, groups)
+    return with_sum(terms, objective)
+
+
+def with_sum(terms: dict[str, Tensor], objective: ObjectiveConfig) -> dict[str, Tensor]:
+    """The terms, and first their weighted sum."""
+    weights = {
+        "reconstruction": objective.reconstruction_weight,
+        "contrastive": objective.contrastive_weight,
+    }
+    loss = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+    return {"loss": loss, **terms}
+
+
+def reconstruction_term(view: View, objective: ObjectiveConfig) -> Float[Tensor, ""]:
+    """Equation 3 over the patches that were rebuilt."""
+    assert view.prediction is not None
+    return reconstruction_loss(view.prediction.float(), target_of(view, objective))
+
+
+def target_of(view: View, objective: ObjectiveConfig) -> Float[Tensor, "R M P"]:
+    """What the rebuilt patches should be."""
+    assert view.target is not None
+    return normalize_patches(view.target) if objective.normalize_targets else view.target
+
+
+def contrastive_term(
+    embedding: Float[Tensor, "R E"],
+    objective: ObjectiveConfig,
+    groups: Int[Tensor, " B"] | None,
+) -> Float[Tensor, ""]:
+    """Equation 6, over the images of all processes."""
+    z1, z2 = embedding.chunk(2)
+    return nt_xent(
+        z1,
+        z2,
+        temperature=objective.temperature,
+        gathered=(distributed.gather_rows(z1), distributed.gather_rows(z2)),
+        offset=distributed.rank() * len(z1),
+        groups=None if groups is None else distributed.gather_rows(groups.to(z1.device)),
+    )
