@@ -258,6 +258,10 @@ class PretrainConfig:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Arithmetic of the networks; auto: bf16 on CUDA, fp32 on a CPU. Losses are always fp32."""
 
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether torch.compile fuses the model's small operations; auto: on CUDA. The first step then
+    takes a minute, and sums are rounded elsewhere."""
+
     workers: int | None = None
     """Processes that read images, for each training process. Default: by the machine."""
 

@@ -63,11 +63,6 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """The model that `wrap` was given."""
-    return model.module if isinstance(model, DistributedDataParallel) else model
-
-
 def without_averaging(model: nn.Module, *, unless: bool) -> AbstractContextManager:
     """Keep this process's gradients to itself for now; they are averaged with the next ones."""
     if unless or not isinstance(model, DistributedDataParallel):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from shutil import which
 
 import torch
+from torch import nn
 
 from mvmae.engine import distributed
 from mvmae.errors import UserError
@@ -25,6 +27,23 @@ def choose_device(name: str) -> torch.device:
     device = torch.device("cuda", distributed.local_rank())
     torch.cuda.set_device(device)
     return device
+
+
+def compiled(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
+    """The model, compiled in place where `choice` (`auto`, `on`, `off`) and the device say so.
+
+    Around `DistributedDataParallel` and not within it, so that gradients travel while the rest of
+    the backward pass is computed.
+
+    Raises:
+        UserError: Asked for where there is nothing to compile with.
+    """
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+        return model
+    if device.type == "cpu" and not (which("g++") or which("clang++")):
+        raise UserError("--compile on needs a C++ compiler here: install g++, or leave it out")
+    model.compile()
+    return model
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

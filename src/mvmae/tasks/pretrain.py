@@ -65,7 +65,7 @@ def run(config: PretrainConfig) -> int:
         else:
             state = State()
             begin_folder(config, plan, device, len(source))
-        wrapped = distributed.wrap(model, device)
+        wrapped = precision.compiled(distributed.wrap(model, device), config.compile, device)
         batches = view_batches(
             source,
             config,

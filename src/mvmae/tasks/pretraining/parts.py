@@ -47,7 +47,7 @@ def gradient_of_parts(
     terms: dict[str, Tensor] = {}
     embedding = gradient = None
     if objective.contrastive_weight > 0:
-        embedding = embedded(distributed.unwrap(model), batch, parts, config, device)
+        embedding = embedded(model, batch, parts, config, device)
         embedding.requires_grad_()
         terms["contrastive"] = contrastive_term(embedding, objective, batch.groups)
         (objective.contrastive_weight * terms["contrastive"]).backward()
