@@ -105,14 +105,15 @@ def with_lambda(weight: float) -> Change:
 def _arms(kind: str, change: Callable[[Any], Change], values: dict[Any, float | None]) -> tuple:
     """A row for each value, with the paper's figure."""
     return tuple(
-        Arm(f"{kind}-{value}", f"{value:g}", change(value), paper)
+        Arm(f"{kind}-{value:g}", f"{value:g}", change(value), paper)
         for value, paper in values.items()
     )
 
 
 MASK: dict[Any, float | None] = {0.5: 79.22, 0.75: 79.09, 0.8: 79.25, 0.9: 79.23, 0.95: 78.30}
-LAMBDA: dict[Any, float | None] = {0.1: 78.10, 0.5: 78.09, 1: 78.09, 1.5: 79.31, 2: 79.64}
-LAMBDA = {0: None} | LAMBDA | {4: None, 8: None}  # the paper's best is at the edge of its grid
+LAMBDA: dict[Any, float | None] = {0.1: 78.10, 0.5: 78.09, 1.0: 78.09, 1.5: 79.31, 2.0: 79.64}
+LAMBDA |= {0.0: None, 4.0: None, 8.0: None}  # the paper's best is at the edge of its grid
+LAMBDA = dict(sorted(LAMBDA.items()))
 DECODER: dict[Any, float | None] = {1: 74.89, 2: 78.56, 4: 80.03, 8: 80.03, 12: 79.11}
 TABLE_6 = {"ours": 79.09, "one target": 77.86, "no contrast": 74.33, "baseline": 76.48}
 

@@ -12,7 +12,7 @@ from mvmae.config.pretraining import DataArgument, require, require_workers
 
 MOST_SEEDS = 100
 MOST_JOBS = 256
-BUILT_IN = ("photos", "digits")  # which are labelled
+NAMED = ("photos", "digits", "builtin:", "torchvision:", "hf:")  # sets with a test part
 GRID = "grid"
 
 
@@ -28,11 +28,12 @@ class AblateConfig:
     temperature, norm-pix; or grid, of what --set names. --list says what each varies."""
 
     data: DataArgument = ("photos",)
-    """Images to pre-train on: folders, list files (.txt, .csv), or the built-in photos or
-    digits."""
+    """Images to pre-train on, as for pretrain: folders, a list file, or the built-in photos or
+    digits, or torchvision:NAME or hf:NAME."""
 
     eval_data: str | None = None
-    """Labelled images to judge by, never trained on. Default: the built-in ones trained on."""
+    """Labelled images to judge by, never trained on. Default: of a set that is called by its name,
+    its own test part."""
 
     recipe: str | None = None
     """Recipe of all cells, or a run's config.json. Default: as of pretrain."""
@@ -78,7 +79,7 @@ class AblateConfig:
         require(len(self.data) > 0, "no DATA: name a folder, a list file, photos or digits")
         require(self.eval_data != "", "--eval-data is empty: name labelled images")
         require(
-            self.eval_data is not None or self.data in [(name,) for name in BUILT_IN],
+            self.eval_data is not None or (len(self.data) == 1 and self.data[0].startswith(NAMED)),
             f"no labelled images to judge by: name them with --eval-data, apart from "
             f"{' '.join(self.data)}",
         )

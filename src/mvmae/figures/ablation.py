@@ -24,7 +24,8 @@ OURS, PAPER, GRAY = "#0f766e", "#b45309", "#8a8f98"
 INK, FAINT, GRID, TINT = "#1f2933", "#66707a", "#e4e7eb", "#fdf6ec"
 PANEL = 3.5  # inches
 LETTERS = 15.5  # of the note, in an inch
-ROOM = 0.55  # of the data's width, for their figures
+ROOM = 0.6  # of the data's width, for their figures
+LEAST = 1.0  # point of accuracy: nothing smaller is spread over a whole panel
 STYLE: dict[str, Any] = {
     "font.size": 9,
     "svg.fonttype": "none",
@@ -114,43 +115,81 @@ def _dress(axes: Axes, name: str, colour: str) -> None:
 
 def _dots(axes: Axes, rows: Sequence[Row], key: str) -> None:
     """A line for each row: its seeds, their mean, and the difference at the right."""
+    low, high = _range(rows, key)
     for place, row in enumerate(rows):
         values = row.scores.get(key, np.array([]))
         if not len(values):
             continue
         colour = OURS if row.is_trained else GRAY
         mean, sd = values.mean(), values.std(ddof=1) if len(values) > 1 else 0.0
-        axes.plot([mean - sd, mean + sd], [place, place], color=colour, lw=2.2, alpha=0.45)
-        axes.scatter(values, [place] * len(values), s=9, color=colour, alpha=0.55, lw=0)
-        face = "white" if row.is_baseline else colour
-        axes.scatter([mean], [place], s=44, color=face, edgecolor=colour, lw=1.8, zorder=3)
-        said = "baseline" if row.is_baseline else row.differences.get(key, "")
+        if not low <= mean <= high:  # of what was not trained
+            edge, arrow = (low, "<") if mean < low else (high, ">")
+            axes.scatter([edge], [place], s=40, marker=arrow, color=colour)
+        else:
+            axes.plot([mean - sd, mean + sd], [place, place], color=colour, lw=2.2, alpha=0.45)
+            axes.scatter(values, [place] * len(values), s=9, color=colour, alpha=0.55, lw=0)
+            face = "white" if row.is_baseline else colour
+            axes.scatter([mean], [place], s=44, color=face, edgecolor=colour, lw=1.8, zorder=3)
+        if row.is_baseline:
+            axes.axvline(mean, color=colour, lw=0.8, ls=(0, (2, 3)), zorder=0)
+        _in_words(axes, place, f"{mean:.1f}", "baseline" if row.is_baseline else "", row, key)
+    _rows_named(axes, rows)
+    _leave_room(axes, low, high)
+
+
+def _range(rows: Sequence[Row], key: str) -> tuple[float, float]:
+    """What the trained rows take up, and what was not trained where that is near.
+
+    Far from all others it would press them into one place; an arrow points to it.
+    """
+    trained, others = (
+        [
+            value
+            for row in rows
+            if row.is_trained == is_trained and len(v := row.scores.get(key, np.array([])))
+            for sd in (v.std(ddof=1) if len(v) > 1 else 0.0,)
+            for value in (v.mean() - sd, v.mean() + sd, v.min(), v.max())
+        ]
+        for is_trained in (True, False)
+    )
+    if not trained:
+        return min(others, default=0.0), max(others, default=100.0)
+    low, high = min(trained), max(trained)
+    near = max(high - low, LEAST)
+    within = [value for value in others if low - near <= value <= high + near]
+    low, high = min([low, *within]), max([high, *within])
+    edge = 0.05 * max(high - low, LEAST)
+    return float(low - edge), float(high + edge)
+
+
+def _in_words(axes: Axes, place: int, mean: str, said: str, row: Row, key: str) -> None:
+    """Mean and difference, in two columns at the right."""
+    said = said or row.differences.get(key, "").replace("-", "\N{MINUS SIGN}")
+    for at, words in ((0.79, mean), (1.0, said)):
         axes.annotate(
-            f"{mean:.1f}   {said}" if said else f"{mean:.1f}",
-            (1.0, place),
+            words,
+            (at, place),
             xycoords=("axes fraction", "data"),
             ha="right",
             va="center",
             fontsize=7.5,
             color=FAINT if row.is_trained else GRAY,
         )
-        if row.is_baseline:
-            axes.axvline(mean, color=colour, lw=0.8, ls=(0, (2, 3)), zorder=0)
-    _rows_named(axes, rows)
-    _leave_room(axes)
 
 
-def _leave_room(axes: Axes) -> None:
+def _leave_room(axes: Axes, low: float, high: float) -> None:
     """Keep the right third for the figures in words, with no ticks in it."""
-    axes.margins(x=0.06)
-    low, high = axes.get_xlim()
-    ticks = [tick for tick in MaxNLocator(5).tick_values(low, high) if low <= tick <= high]
-    axes.set_xticks(ticks)
-    axes.set_xlim(low, high + ROOM * (high - low))
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_xlim(low - 0.03 * (high - low), high + ROOM * (high - low))
 
 
 def _rows_named(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.set_yticks(range(len(rows)), [shortened(drawable(row.name), 2.2, 9.0) for row in rows])
+    axes.set_yticks(
+        range(len(rows)),
+        [shortened(drawable(row.name), 2.2, 9.0) for row in rows],
+        parse_math=False,
+    )
     axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.grid(axis="x", color=GRID, lw=0.7)
     axes.spines["left"].set_visible(False)
@@ -228,7 +267,11 @@ def _levels(axes: Axes, rows: Sequence[Row], key: str) -> None:
 
 
 def _values_named(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.set_xticks(range(len(rows)), [shortened(drawable(row.name), 0.9, 9.0) for row in rows])
+    axes.set_xticks(
+        range(len(rows)),
+        [shortened(drawable(row.name), 0.9, 9.0) for row in rows],
+        parse_math=False,
+    )
     axes.set_xlim(-0.4, len(rows) - 0.6)
     axes.grid(axis="y", color=GRID, lw=0.7)
 

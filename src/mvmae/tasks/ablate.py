@@ -6,6 +6,7 @@ import contextlib
 import shlex
 import signal
 from collections.abc import Iterator
+from typing import Any
 
 from mvmae.ablations import ABLATIONS, PAPER
 from mvmae.config import AblateConfig
@@ -31,6 +32,7 @@ def run(config: AblateConfig) -> int:
     """
     if config.list:
         terminal.people().print(listing())
+        terminal.emit("result", {"verb": "ablate", "tables": tables()})
         return 0
     if distributed.announced_world_size() > 1:
         raise UserError(
@@ -40,9 +42,10 @@ def run(config: AblateConfig) -> int:
     precision.choose_device(config.device)
     plan = plan_of(config)
     if config.only_table:
-        if not config.folder.is_dir():
-            raise UserError(f"no folder {config.folder}: nothing is finished yet")
-        table.write(plan, table.gathered(plan))
+        known = table.gathered(plan)
+        if not any(line.scores for line in known.lines):
+            raise UserError(f"nothing of {config.table} is finished in {config.folder}")
+        table.write(plan, known)
         return 0
     known = work.ready(plan)
     runs.make(config.folder)
@@ -114,6 +117,19 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
     folders = [str(cell.folder) for cell in plan.trained() if cell.seed == asked.seeds[0]]
     words = shlex.join(["mvmae", "report", *folders[:MOST_RUNS]])
     terminal.people().print(f"Side by side: {words}")
+
+
+def tables() -> dict[str, Any]:
+    """What each table varies, and what the paper says, for a program."""
+    return {
+        name: {
+            "varies": ablation.varies,
+            "rows": {arm.name: arm.paper for arm in ablation.arms},
+            "says": ablation.says,
+            "source": ablation.source,
+        }
+        for name, ablation in ABLATIONS.items()
+    }
 
 
 def listing() -> str:

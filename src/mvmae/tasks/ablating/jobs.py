@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -37,8 +38,11 @@ def share(plan: Plan, known: Ready) -> Outcome:
     except KeyboardInterrupt:
         for process in started:
             process.terminate()
+        until = time.monotonic() + PATIENCE
         for process in started:
-            process.wait(PATIENCE)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            process.kill()  # one that hangs; its last checkpoint is whole
         raise
     failed = {}
     for log, process in zip(logs, started, strict=True):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
@@ -108,9 +110,18 @@ def plan_of(asked: AblateConfig) -> Plan:
     baseline = _baseline(asked, ablation, rows)
     if baseline == BASE and all(row.arm.key != BASE for row in rows):
         rows.insert(0, Row(Arm(BASE, "as the recipe", as_it_is), base))
-    if (count := len(rows) * len(asked.seeds)) > MOST_RUNS:
-        raise UserError(f"{count} runs are more than {MOST_RUNS}: fewer values, or fewer seeds")
+    require_runs(len(rows), asked)
     return Plan(asked, name, base, ablation, tuple(rows), baseline)
+
+
+def require_runs(rows: int, asked: AblateConfig) -> None:
+    """Make sure that nobody waits for more runs than anybody means.
+
+    Raises:
+        UserError: There would be more than `MOST_RUNS`.
+    """
+    if (count := rows * len(asked.seeds)) > MOST_RUNS:
+        raise UserError(f"{count} runs are more than {MOST_RUNS}: fewer values, or fewer seeds")
 
 
 def recipe_of(asked: AblateConfig) -> tuple[str, PretrainConfig]:
@@ -130,6 +141,11 @@ def recipe_of(asked: AblateConfig) -> tuple[str, PretrainConfig]:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name}: {error}") from error
+    content: Any = {"model": None}
+    with contextlib.suppress(ValueError):  # no JSON at all is complained of below
+        content = json.loads(text)
+    if not isinstance(content, dict) or "model" not in content:
+        raise UserError(f"{name} is no config of mvmae pretrain: RUN/config.json is one")
     return name, configs.from_json(text, PretrainConfig, source=name)
 
 
@@ -157,13 +173,16 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         place = plain
         for group in groups:
             place = place[group]
-        place[last] = _value(word)
+        place[last] = _value(word, is_list=isinstance(place[last], list))
     try:
         return configs.from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:
-        said = re.sub(r" @ it[\w.]*", "", str(error))
-        given = " ".join(f"--set {name} {word}" for name, word in words.items())
-        raise UserError(f"{given}: {said}") from error
+        said = str(error)
+        blamed = {n: w for n, w in words.items() if _dotted(n).rpartition(".")[2] in said} or words
+        given = " ".join(f"--set {name} {word}" for name, word in blamed.items())
+        raise UserError(
+            f"{given}: {re.sub(r' @ it[^;]*', '', said).replace('a value', 'that')}"
+        ) from error
 
 
 def _dotted(name: str) -> str:
@@ -179,12 +198,12 @@ def _paths(plain: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (name,)
 
 
-def _value(word: str) -> Any:
+def _value(word: str, *, is_list: bool = False) -> Any:
     """A word as JSON would have it; `0.2,1` is a list, and what is no number a text."""
-    if "," in word:
+    if is_list or "," in word:
         return [_value(part) for part in word.split(",")]
     try:
-        return json.loads(word.lower())
+        return None if word.lower() == "none" else json.loads(word.lower())
     except ValueError:
         return word
 
@@ -201,6 +220,7 @@ def _named(table: str) -> Ablation:
 def _grid(asked: AblateConfig) -> Ablation:
     """A table of all combinations of the values given."""
     varied = [words for words in asked.set if len(words) > 2]
+    require_runs(math.prod(len(words) - 1 for words in varied), asked)
     names = [words[0].lstrip("-").replace("_", "-") for words in varied]
     short = [name.rpartition(".")[2] for name in names]
     shown = short if len(set(short)) == len(short) else names
@@ -244,9 +264,9 @@ def _baseline(asked: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> s
             return arm.key
     if asked.baseline == BASE:
         return BASE
+    hint = nearest(asked.baseline, [*keys, *own_key])
     raise UserError(
-        f"no row '{asked.baseline}'{nearest(asked.baseline, keys)} to compare with (there are: "
-        f"{', '.join(keys)})"
+        f"no row '{asked.baseline}'{hint} to compare with (there are: {', '.join(keys)})"
     )
 
 

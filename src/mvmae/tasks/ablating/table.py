@@ -315,7 +315,7 @@ def notes(plan: Plan, known: Known) -> list[str]:
     finished = max((len(v) for v in base.scores.values()), default=0)
     limit = paired.beyond_chance(finished)
     said.append(
-        f"Differences are to {base_name(plan)}, of the same seed: mean and standard error"
+        f"Differences are to '{base_name(plan)}', of the same seed: mean and standard error"
         + (
             f"; over {finished} seeds, one beyond {limit:.1f} of them is hardly chance (5 %, one "
             "comparison)."
@@ -350,8 +350,8 @@ def draw(plan: Plan, known: Known, kind: str) -> bytes:
     seeds = ", ".join(map(str, plan.asked.seeds))
     note = f"Small dots: seeds {seeds}; bars: standard deviation. "
     if not plan.ablation.axis:
-        note += f"In words: mean, and difference to {base_name(plan)} seed by seed ± its "
-        note += "standard error. "
+        note += f"In words: mean, and difference to '{base_name(plan)}' seed by seed ± its "
+        note += "standard error. An arrow: beyond the scale. "
     trained_on = " ".join(plan.asked.data)
     note += f"Recipe {plan.recipe} on {trained_on}, judged on {plan.asked.judged_on}."
     if known.missing:

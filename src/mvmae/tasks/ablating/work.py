@@ -75,7 +75,7 @@ def ready(plan: Plan) -> Ready:
 
 
 def _require_images(config: PretrainConfig, source: Source, kind: Kind) -> None:
-    require_channels(kind, config.model.in_channels, config.data, "--set model.in-channels")
+    require_channels(kind, config.model.in_channels, config.data, "model.in-channels")
     group_numbers(source, config.group_regex)
     if len(source) < config.batch_size:
         raise UserError(
