@@ -26,7 +26,7 @@ from mvmae.errors import UserError
 from mvmae.tasks import evaluation, knn, pretrain, probe, probe_mae
 from mvmae.tasks.ablating.plan import PIXELS, UNTRAINED, Cell, Plan
 from mvmae.tasks.evaluation import Judged, Row, Setting
-from mvmae.tasks.pretraining.settling import settle
+from mvmae.tasks.pretraining.settling import as_found_out, settle
 
 Progress = Literal["new", "begun", "trained"]
 TITLES = {"knn": "kNN", "probe": "linear"}  # of the verbs' figures, for people
@@ -70,18 +70,6 @@ def progress(cell: Cell, fingerprint: str | None = None) -> Progress:
         )
     done = (folder / PRODUCT).exists() and (folder / "health.json").exists()
     return "trained" if done else "begun"
-
-
-def as_found_out(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
-    """What a config leaves to the images, as the run that was begun with it found it out."""
-    views = config.views
-    views = replace(
-        views,
-        depth=before.views.depth if views.depth == "auto" else views.depth,
-        mean=before.views.mean if views.mean is None else views.mean,
-        std=before.views.std if views.std is None else views.std,
-    )
-    return replace(config, views=views)
 
 
 def _facts(folder: Path) -> dict[str, Any]:

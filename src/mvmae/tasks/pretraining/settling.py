@@ -58,18 +58,22 @@ def settle(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, Sour
 def resumed(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, Source, list[str]]:
     """What is not given is as the run's config.json says."""
     file = config.out / runs.CONFIG
-    views = config.views
     if file.is_file():
         text = file.read_text(encoding="utf-8")
-        before = configs.from_json(text, PretrainConfig, source=str(file)).views
-        views = replace(
-            views,
-            depth=before.depth if views.depth == "auto" else views.depth,
-            mean=before.mean if views.mean is None else views.mean,
-            std=before.std if views.std is None else views.std,
-        )
-    config = replace(config, views=views)
-    return config, with_depth(source, config.model.in_channels, views.pixel_depth), []
+        config = as_found_out(config, configs.from_json(text, PretrainConfig, source=str(file)))
+    return config, with_depth(source, config.model.in_channels, config.views.pixel_depth), []
+
+
+def as_found_out(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
+    """What a config leaves to the images, as the run that was begun with it found it out."""
+    views = config.views
+    views = replace(
+        views,
+        depth=before.views.depth if views.depth == "auto" else views.depth,
+        mean=before.views.mean if views.mean is None else views.mean,
+        std=before.views.std if views.std is None else views.std,
+    )
+    return replace(config, views=views)
 
 
 def looked(config: PretrainConfig, source: Source) -> Settled:
