@@ -4,6 +4,7 @@ import csv
 import json
 import operator
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils._pytree import tree_flatten_with_path
 
 TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
 PRODUCTS = {"encoder.safetensors", "encoder.json", "health.json"}
+NAMED = {"config", "checksum"}  # of a checkpoint: where the folder's name is, and its sum
 RUN = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", *PRODUCTS}
 
 
@@ -37,15 +39,13 @@ def names(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """To the bit, but for times and the folder's name."""
+def assert_same_run(ours: Path, theirs: Path, products: Iterable[str] = PRODUCTS) -> None:
+    """To the bit, but for times and the folder's name: metrics, checkpoint and other files."""
     assert timeless(ours) == timeless(theirs)
-    for name in PRODUCTS:
+    for name in products:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
     one, other = (
-        tree_flatten_with_path(
-            {k: v for k, v in state(run).items() if k not in ("config", "checksum")}
-        )[0]
+        tree_flatten_with_path({k: v for k, v in state(run).items() if k not in NAMED})[0]
         for run in (ours, theirs)
     )
     assert len(one) == len(other) > 100

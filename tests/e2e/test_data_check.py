@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 from mvmae.cli import main
@@ -93,7 +94,7 @@ def spoil(folder: Path) -> dict[str, str]:
         "empty.jpg": "empty files",
         "text.jpg": "files that are no image, though named so",
         "header.png": "damaged images",
-        "float.tif": "images of a kind that is not read",
+        "float.tif": "images of other channels or deeper numbers than most",
         "bomb.bmp": "images of more pixels than are read (179 million)",
         "pipe.jpg": "pipes, devices or folders under an image's name",
         "gone.png": "files that cannot be opened",
@@ -186,7 +187,7 @@ def test_fail_on_decides_the_status(folder, capsys):
 
 def test_a_file_that_takes_too_long_is_named_and_the_rest_goes_on(folder, capsys):
     Image.new("RGB", (12_000, 12_000)).save(folder / "red" / "slow.png", compress_level=1)
-    report = everything(capsys, "images", "--timeout", "0.2")
+    report = everything(capsys, "images", "--timeout", "0.5")
     assert found(report)["files that are not read in --timeout seconds"] == ["slow.png"]
     assert report["facts"]["readable"] == 8
 
@@ -221,6 +222,64 @@ def test_names_cannot_do_anything_to_the_screen(folder, capsys):
 def test_loops_of_links_end(folder, capsys):
     (folder / "red" / "loop").symlink_to(folder)
     assert check(capsys, "images")[0] == 0
+
+
+def save_bands(file: Path, count: int, seed: int) -> None:
+    """A TIFF of floats in so many bands."""
+    values = np.random.default_rng(seed).random((count, 8, 8)).repeat(4, 1).repeat(4, 2)
+    tifffile.imwrite(file, (3 * values).astype(np.float32), photometric="minisblack")
+
+
+def test_images_of_many_deep_channels_are_what_training_reads(folder, capsys):
+    for file in folder.rglob("*.png"):
+        save_bands(file.with_suffix(".tif"), 12, int(file.stem))
+        file.unlink()
+    report = everything(capsys, "images", status=0)
+    assert report["facts"]["modes"] == {"float32, 12 channels": 8}
+    assert report["facts"]["bits"] == {"32": 8}
+    assert report["facts"]["readable"] == 8
+    assert "to be read with --model.in-channels 12" in check(capsys, "images")[1]
+    source = open_source(["images"], 12, "float")
+    assert all(source.read(at).shape == (12, 32, 32) for at in range(8))
+    save_bands(folder / "red" / "four.tif", 4, 9)
+    picture(9).save(folder / "red" / "photo.png")
+    shutil.copy(folder / "red" / "1.tif", folder / "red" / "again.tif")
+    assert found(everything(capsys, "images")) == {
+        "images of other channels or deeper numbers than most": ["four.tif", "photo.png"],
+        "exact duplicates": ["again.tif"],
+    }
+
+
+def test_deep_numbers_are_named(folder, capsys):
+    rng = np.random.default_rng(0)
+    for number in range(3):
+        values = rng.integers(0, 60_000, (8, 8), dtype=np.uint16).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(values).save(folder / "red" / f"deep{number}.png")
+        np.save(folder / "red" / f"plain{number}.npy", values.astype(np.uint8))
+    report = everything(capsys, "images", status=0)
+    assert report["facts"]["modes"] == {"RGB": 8, "16-bit": 3, "uint8": 3}
+    assert report["facts"]["bits"] == {"8": 11, "16": 3}
+    for number in range(12):
+        colours = rng.integers(0, 60_000, (5, 32, 32), dtype=np.uint16)
+        np.save(folder / "red" / f"five{number}.npy", colours)
+    for file in folder.rglob("?.png"):
+        file.unlink()
+    report = everything(capsys, "images")
+    assert report["facts"]["modes"] == {"16-bit, 5 channels": 12}
+
+
+def test_deep_images_are_none_for_masks(tmp_path, monkeypatch, capsys):
+    """As `segment` passes them over."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("images", "masks"):
+        Path("data", kind).mkdir(parents=True)
+    for at in range(6):
+        picture(at, 32).save(f"data/images/{at}.png")
+        Image.fromarray(np.eye(32, dtype=np.uint8)).save(f"data/masks/{at}.png")
+    save_bands(Path("data/images/5.tif"), 12, 0)
+    Path("data/images/5.png").unlink()
+    names = found(everything(capsys, "data"))
+    assert names["images of a kind that is not read"] == ["5.tif"]
 
 
 def coco(root: Path, name: str, boxes: list[list[float]], first: int) -> None:
@@ -304,6 +363,25 @@ def test_masks_of_all_splits_are_checked_as_segment_does(tmp_path, monkeypatch, 
     assert "training and validation: masks with a value beyond the 1 classes" in found(
         everything(capsys, "data")
     )
+
+
+def test_black_and_white_masks_are_taken_as_segment_takes_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for part, first in (("train", 0), ("val", 10), ("test", 20)):
+        for kind in ("images", "masks"):
+            Path("data", kind, part).mkdir(parents=True)
+        for at in range(3):
+            picture(first + at).save(f"data/images/{part}/{at}.png")
+            mask = np.zeros((96, 96), np.uint8)
+            mask[:24] = 255
+            Image.fromarray(mask).save(f"data/masks/{part}/{at}.png")
+    report = everything(capsys, "data", status=0)
+    pixels = [3 * 72 * 96, 3 * 24 * 96]
+    assert report["labels"]["counts"] == dict.fromkeys(("train", "val", "test"), pixels)
+    assert report["labels"]["classes"] == ["0", "255"]
+    for where in ("train and val", "test"):
+        said = report["labels"]["facts"][f"values in {where}"]
+        assert said.startswith("0 is a class (75.0 %), 255 is a class (25.0 %)"), said
 
 
 BAD = {

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import operator
 import os
 import signal
 import subprocess
@@ -15,17 +14,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import assert_same_run, metrics, names, state, timeless
 from safetensors.torch import load_file
-from torch.utils._pytree import tree_flatten_with_path
 
 from mvmae import load_encoder
 from mvmae.cli import main
 from mvmae.recipes import FINETUNE
 
-TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
 BEST = {"best.safetensors", "best.json"}
 PRODUCTS = {"model.safetensors", "model.json", "encoder.safetensors", "encoder.json"}
 LEFT = {"config.json", "environment.json", "metrics.jsonl", "checkpoints"}
+COMPARED = BEST | PRODUCTS | {"predictions.csv"}
 WHOLE = LEFT | BEST | PRODUCTS | {"predictions.csv", "results"}
 A_SECOND = {  # 2 steps an epoch
     "image-size": 32,
@@ -57,18 +56,6 @@ def finetune(data: Path | str, out: Path, options: dict | None = None, *flags: s
     return main([*command(data, out, options), *flags])
 
 
-def metrics(run: Path) -> list[dict]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def timeless(run: Path) -> list[dict]:
-    return [{k: v for k, v in line.items() if k not in TIMES} for line in metrics(run)]
-
-
-def state(run: Path) -> dict:
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
-
-
 def result(run: Path) -> dict:
     (file,) = (run / "results").iterdir()
     return json.loads(file.read_text())
@@ -77,26 +64,6 @@ def result(run: Path) -> dict:
 def predictions(run: Path) -> list[dict]:
     with (run / "predictions.csv").open(newline="") as stream:
         return list(csv.DictReader(stream))
-
-
-def names(folder: Path) -> set[str]:
-    return {path.name for path in folder.iterdir()}
-
-
-def assert_same_run(ours: Path, theirs: Path) -> None:
-    """To the bit, but for times and the folder's name."""
-    assert timeless(ours) == timeless(theirs)
-    for name in BEST | PRODUCTS | {"predictions.csv"}:
-        assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
-    one, other = (
-        tree_flatten_with_path({k: v for k, v in state(run).items() if k != "config"})[0]
-        for run in (ours, theirs)
-    )
-    assert len(one) == len(other) > 100
-    for (path, value), (other_path, other_value) in zip(one, other, strict=True):
-        assert path == other_path
-        same = torch.equal if isinstance(value, torch.Tensor) else operator.eq
-        assert same(value, other_value), path
 
 
 @pytest.fixture
@@ -175,9 +142,9 @@ def test_command_of_the_result_is_the_run_again(tmp_path, images, monkeypatch):
     words = result(run)["command"].split()
     assert words[:2] == ["mvmae", "finetune"]
     assert main([*words[1:], "--out", "again"]) == 0
-    assert_same_run(Path("again"), run)
+    assert_same_run(Path("again"), run, COMPARED)
     assert main(["finetune", "--recipe", "run/config.json", "--out", "third"]) == 0
-    assert_same_run(Path("third"), run)
+    assert_same_run(Path("third"), run, COMPARED)
 
 
 def test_each_test_image_has_its_prediction(tmp_path, images):
@@ -301,7 +268,7 @@ def test_stopped_and_resumed_is_never_stopped(
 
     assert main(["finetune", "--resume", "--out", str(stopped)]) == 0
     assert f"from step {step} ->" in capsys.readouterr().out
-    assert_same_run(stopped, whole)
+    assert_same_run(stopped, whole, COMPARED)
 
 
 def test_finished_run_that_is_resumed_stays_as_it_is(tmp_path, images):

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from run_folders import assert_same_run, timeless
 from torch import Generator
 
 from mvmae import encoders
@@ -23,6 +24,7 @@ from mvmae.models.vit import Encoder, initialize
 from mvmae.tasks.segmenting.judging import predicted
 from mvmae.tasks.segmenting.product import examiner_of, open_segmenter
 
+PRODUCTS = ("model.safetensors", "model.json", "encoder.safetensors", "encoder.json")
 SMALL = (
     "--recipe small --crop 16 --stride 10 --short-side 20 --channels 8 --auxiliary-channels 8 "
     "--batch-size 4 --iterations 6 --warmup-iterations 0 --eval-every 3 --log-every 2 "
@@ -82,9 +84,7 @@ def result(file: str) -> dict:
 
 
 def lines(run: str) -> list[dict]:
-    found = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    timed = {"seconds", "images_per_second", "data_wait"}
-    return [{k: v for k, v in line.items() if k not in timed} for line in found]
+    return timeless(Path(run))
 
 
 def weights(run: str) -> dict[str, torch.Tensor]:
@@ -146,8 +146,7 @@ def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
     assert not Path("stopped/model.safetensors").exists()
     monkeypatch.setattr(segment, "training_step", own)
     assert said("segment --resume --out stopped --workers 2") == 0
-    assert lines("stopped") == lines("run")
-    assert same_weights("stopped", "run")
+    assert_same_run(Path("stopped"), Path("run"), PRODUCTS)
 
 
 def test_a_judgement_that_fails_costs_no_training(here, capsys):
@@ -276,8 +275,11 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
         with Image.open(f"seen/overlays/{file.stem}.jpg") as overlay:
             assert overlay.size == (30, 24)
     text = Path("seen/classes.csv").read_text()
-    assert text.splitlines()[0] == "value,name,pixels"
+    assert text.splitlines()[0] == "value,name,pixels,colour"
     assert text.splitlines()[1].startswith("1,ground,")
+    with Image.open("seen/masks/v0.png") as mask:
+        red, green, blue = mask.getpalette()[3:6]
+    assert text.splitlines()[1].endswith(f",#{red:02x}{green:02x}{blue:02x}")
 
 
 def _config():

@@ -270,10 +270,10 @@ def test_what_is_no_coco_file_is_one_line(tmp_path, text):
         load(file)
 
 
-json_like = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 99) | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=3), inner),
-    max_leaves=8,
+plain = st.none() | st.booleans() | st.integers(-5, 99) | st.floats() | st.text(max_size=5)
+listed = plain | st.lists(plain, max_size=4)
+json_like = (
+    listed | st.lists(listed, max_size=4) | st.dictionaries(st.text(max_size=3), listed, max_size=4)
 )
 
 

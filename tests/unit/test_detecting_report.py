@@ -16,9 +16,15 @@ def found(*scores: float) -> Found:
 
 
 def test_only_sure_detections_are_drawn_where_there_are_any():
-    drawn, note = found_in_words([found(0.9, 0.5, 0.4), found(0.3)])
+    drawn, note = found_in_words([found(0.9, 0.5, 0.4), found()])
     assert [one.scores for one in drawn] == [[0.9, 0.5], []]
     assert note == "score 0.5 or more"
+
+
+def test_an_image_without_sure_ones_gets_its_surest():
+    drawn, note = found_in_words([found(0.9, 0.5, 0.4), found(0.3, 0.2, 0.1, 0.05)])
+    assert [one.scores for one in drawn] == [[0.9, 0.5], [0.3, 0.2, 0.1]]
+    assert note == "score 0.5 or more, and where there is none the 3 surest"
 
 
 def test_where_nothing_is_sure_the_surest_are_drawn_and_it_is_said():

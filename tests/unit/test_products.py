@@ -2,18 +2,21 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from mvmae import config as configs
 from mvmae import encoders
-from mvmae.cli import parse
+from mvmae.cli import main, parse
 from mvmae.config import DetectConfig, ModelConfig, PretrainConfig, SegmentConfig
+from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
 from mvmae.tasks.detecting.product import open_detector
 from mvmae.tasks.products import (
     encoder_to_begin_with,
     is_written,
+    refuse_deep,
     refuse_what_is_fixed,
     verb_of,
 )
@@ -93,3 +96,39 @@ def test_what_metrics_have_is_not_written_again(tmp_path):
     assert is_written(tmp_path, 3, "miou")
     assert not is_written(tmp_path, 4, "miou")
     assert not is_written(tmp_path, 3, "box_ap")
+
+
+@pytest.mark.parametrize(
+    ("channels", "depth", "said"),
+    [
+        (3, "float", "enc was trained on images of floating-point values and 3 channels: "),
+        (1, "16", "of 16 bit and 1 channel: "),
+        (12, "8", "of 8 bit and 12 channels: "),
+    ],
+)
+def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
+    tmp_path, monkeypatch, capsys, channels, depth, said
+):
+    encoder = encoders.random_encoder(
+        ModelConfig(encoder="vit_pico", in_channels=channels, image_size=32, patch_size=8), 0
+    )
+    preprocessing = Preprocessing((0.5,) * channels, (0.3,) * channels, "bicubic")
+    opened = OpenedEncoder(encoder, preprocessing, "mean", depth=depth)
+    monkeypatch.chdir(tmp_path)
+    Path("enc").mkdir()
+    encoders.save_encoder(Path("enc"), opened)
+    for words in (
+        "detect enc data --out run --device cpu",
+        "segment enc data --out run --device cpu",
+        "segment enc data --protocol knn --out run --device cpu",
+    ):
+        assert main(words.split()) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert line.endswith("gray or colour of 8 bit, with an encoder of such images")
+        assert not Path("run").exists()
+
+
+def test_an_encoder_of_plain_pixels_passes():
+    opened = encoders.open_encoder("random:vit_pico")
+    assert refuse_deep(opened, "enc") is opened

@@ -17,12 +17,13 @@ from typing import Literal, NamedTuple
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mvmae.data.decode import FORMATS, Pixels, UnreadableImageError, decode
+from mvmae.data.decode import FORMATS, Pixels, UnreadableImageError, Wanted, decode, fitted
+from mvmae.data.decoding.values import is_array, values_of
 from mvmae.data.sources.files import contents
 
 Problem = Literal[
     "", "special", "unopened", "empty", "no image", "bomb", "truncated", "unread", "damaged",
-    "memory", "hung", "died",
+    "memory", "hung", "died", "deep", "other",
 ]  # fmt: skip
 THUMB = 16  # side of a thumbnail in pixels
 SNIFFED = 1 << 16  # bytes that tell whether a file of another suffix is an image
@@ -40,20 +41,23 @@ SUFFIXES = {  # by Pillow's name of a format; those of which only one suffix is 
     "AVIF": (".avif",),
     "JPEG2000": (".jp2",),
     "TGA": (".tga",),
+    "NPY": (".npy",),
 }
 CUT_SHORT = ("truncated", "broken data stream", "premature", "not enough", "incomplete", "overrun")
 BEGINNINGS = (  # of files that are images, whatever else is wrong with them
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
-NOT_READ = ("are not read", "channels were asked for")
+NOT_READ = ("are not read", "were asked for")
 
 
 class Look(NamedTuple):
     """What a file is."""
 
     problem: Problem = ""
-    """Why training cannot read it; empty where it can."""
+    """Why training cannot read it; empty where it can. "deep": not as gray or colour of 8 bit, but
+    with its own channels and numbers. "other", which is known once all are seen: it can be read,
+    but not as most of them."""
 
     reason: str = ""
     """In the decoder's words."""
@@ -68,13 +72,15 @@ class Look(NamedTuple):
     """Height and width, upright, from its header; none where that cannot be read."""
 
     format: str = ""
-    """Pillow's name for what the content is."""
+    """Pillow's name for what the content is; of numpy's files NPY."""
 
     mode: str = ""
-    """Pillow's name for how the pixels are kept."""
+    """How the pixels are kept: Pillow's name for it or, of deep ones, in words."""
 
     bits: int = 0
     """Of a channel."""
+
+    channels: int = 0
 
     rotated: bool = False
     """Whether EXIF says that it is not upright as it is."""
@@ -113,7 +119,9 @@ def look(path: str) -> Look:
         found = found._replace(problem=problem, reason=_reason(error, problem))
     except (MemoryError, RuntimeError) as error:
         found = found._replace(problem="memory", reason=str(error)[:200])
-    return _with_header(found, data)
+    found = _with_header(found, data)
+    is_deep = found.problem == "unread" or found.bits > 8 or not (found.problem or found.mode)
+    return _deep(found, data) if is_deep else found
 
 
 def sniff(path: str) -> Look:
@@ -180,6 +188,38 @@ def _thumb(pixels: Pixels) -> bytes:
     return small.permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
+def _deep(found: Look, data: bytes) -> Look:
+    """A file with its own channels and numbers; as it is where it cannot be read so either."""
+    try:
+        values = values_of(data, None if found.problem else 3)
+        pixels = fitted(values, Wanted(None, "float"))
+    except Exception:  # decoders raise anything, and it is known already what is wrong
+        return found
+    kind, channels = values.array.dtype, len(pixels)
+    if kind.name == "uint8" and found.mode and not found.problem:  # Pillow made less of it
+        return found
+    several = f", {channels} channels" if channels > 1 else ""
+    known = found._replace(
+        shape=(int(pixels.shape[1]), int(pixels.shape[2])),
+        format=found.format or ("NPY" if is_array(data) else "TIFF"),
+        mode=f"{'16-bit' if kind.name == 'uint16' else kind.name}{several}",
+        bits=1 if kind.name == "bool" else 8 * kind.itemsize,
+        channels=channels,
+    )
+    if found.problem:
+        thumb = _thumb(_as_gray(pixels))
+        known = known._replace(problem="deep", animated=False, thumb=thumb)  # pages are channels
+    return known
+
+
+def _as_gray(pixels: Pixels) -> Pixels:
+    """The mean of all channels, from black to white, whatever their values are."""
+    mean = pixels.float().mean(0, keepdim=True)
+    low, high = float(mean.min()), float(mean.max())
+    gray = (mean - low) * (255 / (high - low) if high > low else 0.0)
+    return gray.round().clamp(0, 255).byte().expand(3, -1, -1)
+
+
 def _with_header(found: Look, data: bytes) -> Look:
     """What the header says; nothing where Pillow cannot read it."""
     try:
@@ -193,6 +233,7 @@ def _with_header(found: Look, data: bytes) -> Look:
                     format=str(file.format),
                     mode=file.mode,
                     bits=_bits(file),
+                    channels=1 if file.mode[0] in "1LFI" else 3,
                     rotated=turn in range(2, 9),
                     animated=getattr(file, "n_frames", 1) > 1 and file.format != "MPO",
                     alpha=file.has_transparency_data,

@@ -83,7 +83,9 @@ def drawn(
         if things.masks is None:
             corners = [*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)]
             pen.rectangle(corners, outline=colours[at], width=line)
-        if len(order) <= FEW and not (single and things.scores is None):
+    if len(order) <= FEW and not (single and things.scores is None):
+        for at in reversed(order):  # above all boxes, and the surest, which come first, on top
+            box = [value * scale for value in things.boxes[at]]
             _name(pen, box, _words(things, at, classes), colours[at], made.size)
     return np.asarray(made)
 

@@ -142,4 +142,22 @@ def encoder_to_begin_with(config: Any) -> OpenedEncoder:
             facts = json.loads(file.read_text(encoding="utf-8")).get("encoder")
     if isinstance(facts, dict):
         return encoder_from_facts(facts, source=str(file))
-    return encoders.open_encoder(config.encoder)
+    return refuse_deep(encoders.open_encoder(config.encoder), config.encoder)
+
+
+def refuse_deep(opened: OpenedEncoder, name: str) -> OpenedEncoder:
+    """The encoder itself, if boxes and masks can be learnt with it: their readers know 8 bit.
+
+    Jitter of colours, padding and pictures would want to know what is white in deeper images.
+
+    Raises:
+        UserError: It was trained on other pixels.
+    """
+    channels, depth = opened.encoder.in_channels, opened.depth
+    if depth == "8" and channels in (1, 3):
+        return opened
+    kind = {"8": "8 bit", "16": "16 bit", "float": "floating-point values"}[depth]
+    raise UserError(
+        f"{name} was trained on images of {kind} and {channels} channel{'s' * (channels > 1)}: "
+        "boxes and masks are learnt on gray or colour of 8 bit, with an encoder of such images"
+    )

@@ -36,7 +36,7 @@ class Columns:
         self.size = np.zeros(count, np.int64)
         self.shape = np.zeros((count, 2), np.int32)
         self.format, self.mode = np.zeros(count, np.uint8), np.zeros(count, np.uint8)
-        self.bits = np.zeros(count, np.uint8)
+        self.bits, self.channels = np.zeros(count, np.uint8), np.zeros(count, np.uint16)
         self.flags = {name: np.zeros(count, bool) for name in FLAGS}
         self.names = [""]  # of formats and modes
         self.reasons: dict[int, str] = {}
@@ -52,6 +52,7 @@ class Columns:
         if found.digest:
             self.digest[index] = np.frombuffer(found.digest, np.uint64)
         self.size[index], self.bits[index] = found.size, found.bits
+        self.channels[index] = found.channels
         self.shape[index] = found.shape or (0, 0)
         self.format[index], self.mode[index] = self._code(found.format), self._code(found.mode)
         for name in FLAGS:
@@ -67,11 +68,43 @@ class Columns:
     def head(self, count: int) -> Columns:
         """The first so many files."""
         part = Columns(0, self.thumbs[:count])
-        for name in ("problem", "digest", "size", "shape", "format", "mode", "bits"):
+        for name in (*("problem", "digest", "size", "shape", "format", "mode"), "bits", "channels"):
             setattr(part, name, getattr(self, name)[:count])
         part.flags = {name: marks[:count] for name, marks in self.flags.items()}
         part.names, part.reasons = self.names, self.reasons
         return part
+
+    def settle(self, *, deep: bool) -> int:
+        """Decide on the files that cannot be read as gray or colour of 8 bit.
+
+        Where more files are so than not, they are what training is asked for, with the channels
+        that most of them have; else they are passed over.
+
+        Args:
+            deep: Whether training can be asked for such files.
+
+        Returns:
+            The channels that training is to be asked for; 3, the usual, stand for 1 too.
+        """
+        is_deep, plain = self.is_problem("deep"), self.readable
+        if not deep or is_deep.sum() <= plain.sum():
+            self._call(is_deep, "other" if deep else "unread")
+            return 3
+        numbers, counts = np.unique(self.channels[is_deep], return_counts=True)
+        wanted = int(numbers[counts.argmax()])
+        between = (1, 3) if wanted in (1, 3) else (wanted,)  # gray becomes colour
+        fits = np.isin(self.channels, between)
+        self._call(is_deep & fits, "")
+        self._call((is_deep | plain) & ~fits, "other")
+        return 3 if wanted == 1 else wanted
+
+    def _call(self, marked: np.ndarray, problem: Problem) -> None:
+        self.problem[marked] = PROBLEMS.index(problem)
+        for at in np.flatnonzero(marked).tolist():
+            if problem == "other":
+                self.reasons[at] = self.mode_of(at)
+            elif not problem:
+                self.reasons.pop(at, None)
 
     def is_problem(self, *problems: str) -> np.ndarray:
         """Marks files that have one of the problems."""
@@ -87,7 +120,7 @@ class Columns:
         return self.names[self.format[index]]
 
     def mode_of(self, index: int) -> str:
-        """Pillow's name for how a file keeps pixels."""
+        """How a file keeps pixels: Pillow's name for it, or words."""
         return self.names[self.mode[index]]
 
 

@@ -71,6 +71,12 @@ READING: dict[str, tuple[Severity, str, str]] = {  # by problem
         "remove them, or cut them into tiles",
     ),
     "unread": ("skipped", "images of a kind that is not read", "save them with 8 or 16 bit"),
+    "other": (
+        "skipped",
+        "images of other channels or deeper numbers than most",
+        "take them out: training passes them over, or stops until --views.depth and "
+        "--model.in-channels say what is meant",
+    ),
 }
 
 

@@ -13,6 +13,7 @@ from mvmae.config.checking import DataCheckConfig, Severity
 from mvmae.data import coco_check, segmentation_check
 from mvmae.data.coco import Place, place_of, split_names
 from mvmae.data.decode import EXTENSIONS
+from mvmae.data.mask_values import Rule
 from mvmae.data.segmentation import (
     Found,
     Split,
@@ -26,6 +27,7 @@ from mvmae.tasks.checking.columns import Columns
 from mvmae.tasks.checking.findings import Finding
 from mvmae.tasks.checking.subjects import Subject
 from mvmae.tasks.detecting.opening import refuse_other_classes
+from mvmae.tasks.segmenting.opening import meaning
 
 COCO_SEVERITY: dict[str, Severity] = {"stop": "fatal", "left out": "skipped"}
 COCO_ADVICE = {
@@ -285,15 +287,22 @@ def of_masks(splits: MaskSplits, lost: set[str], config: DataCheckConfig) -> Lab
         lost: Images and masks that took a process along: they are not opened here.
         config: What was asked.
     """
-    findings, counts, names = [], {}, ()
+    findings, counts, names, said = [], {}, (), {}
+    rule: Rule | None = None
     for found, own in zip(splits.found, splits.names, strict=True):
         found = found._replace(
             train=_without(found.train, lost),
             test=_without(found.test, lost),
         )
+        if rule is not None:  # what the first parts told of the values holds for all
+            found = found._replace(rule=rule, alternatives=())
         checked = segmentation_check.check_pairs(found, config.num_classes)
-        told = class_names(found.names, checked.num_classes)
+        rule = checked.rule
+        told = class_names(checked.names, checked.num_classes, rule)
         names = told if len(told) > len(names) else names
+        if checked.values:
+            where = " and ".join(filter(None, own))
+            said[f"values in {where}"] = meaning(checked, told)
         findings += [_of_consequence(one, own) for one in checked.findings]
         counts |= {name: p for name, p in zip(own, checked.pixels, strict=True) if name}
         if own[0]:
@@ -305,13 +314,8 @@ def of_masks(splits: MaskSplits, lost: set[str], config: DataCheckConfig) -> Lab
     padded = {
         name: (*pixels, *([0] * (len(names) - len(pixels)))) for name, pixels in counts.items()
     }
-    ignored = splits.found[0].rule.ignored
-    facts = {
-        "mask values": "255 never counts"
-        + ("" if ignored is None else f"; {ignored} is ignored, values above it move down by one")
-    }
     findings += _unseen(names, padded, "pixels")
-    return Labels("pixels", names, padded, facts, [one for one in findings if one.count])
+    return Labels("pixels", names, padded, said, [one for one in findings if one.count])
 
 
 def _without(split: Split, lost: set[str]) -> Split:

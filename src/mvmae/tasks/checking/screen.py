@@ -46,7 +46,7 @@ def say(
 ) -> None:
     """Everything, on the screen."""
     for name, said in rows_of_facts(subject, facts, labels):
-        console.print(f"{shown(name):15}{said}")
+        console.print(f"{shown(name):15} {said}")
     if classes is not None and classes.size:
         parts = [name for at, name in enumerate(subject.parts) if at != subject.against]
         rows = {part: classes[at].tolist() for at, part in enumerate(parts)}
@@ -74,6 +74,8 @@ def rows_of_facts(
         ("modes", _listed(facts["modes"])),
         ("bits", _listed(facts["bits"])),
     ]
+    if "channels" in facts:
+        rows.append(("to be read with", f"--model.in-channels {facts['channels']}"))
     kept = ("rotated by EXIF", "animated", "with transparency", "CMYK")
     if special := {name: facts[name] for name in kept if facts[name]}:
         words = {

@@ -64,27 +64,28 @@ def run(config: DetectConfig) -> None:
         config.workers,
     )
     with unfinished(out, OURS) as folder:
-        rows, skipped = write_all(folder, finder, made, source, config)
+        rows, skipped, best = write_all(folder, finder, made, source, config)
         if len(skipped) == len(source):
             path, reason = skipped[0]
             raise UserError(f"no image of {source.name} can be read, {path} for one ({reason})")
         lines = ",\n".join(json.dumps(row) for row in rows)
         checkpoint.write_text(folder / FILE, f"[\n{lines}\n]\n")
         runs.append_skipped(folder, skipped)
-    told(out, rows, len(source), skipped, time.perf_counter() - began, config)
+    told(out, rows, len(source), skipped, time.perf_counter() - began, config, best)
 
 
 def write_all(
     folder: Path, finder: Finder, made: OpenedDetector, source: Source, config: DetectConfig
-) -> tuple[list[dict[str, Any]], list[Skipped]]:
-    """Pictures of all images; what was found in them, and what could not be read."""
+) -> tuple[list[dict[str, Any]], list[Skipped], float]:
+    """Pictures of all images; what was found, what could not be read, and the best score."""
     rows: list[dict[str, Any]] = []
+    best = 0.0
     skipped: list[Skipped] = []
     names = names_of(source)
     with Bar(len(source)) as bar:
         bar.name("looking")
         for one in find(finder, source, range(len(source)), skipped, bar.advance):
-            kept = one.above(config.score)
+            kept, best = one.above(config.score), max(best, *one.scores, 0.0)
             file = source.path(one.index)
             for row, label in zip(kept.as_coco(one.index + 1, made.ids), kept.labels, strict=True):
                 rows.append({"file_name": file, "category": made.classes[label - 1]} | row)
@@ -94,7 +95,7 @@ def write_all(
                 picture = folder / "pictures" / f"{names[one.index]}.png"
                 runs.make(picture.parent)
                 checkpoint.write_whole(picture, lambda stream, png=png: stream.write(png))
-    return rows, skipped
+    return rows, skipped, best
 
 
 def told(
@@ -104,11 +105,14 @@ def told(
     skipped: list[Skipped],
     seconds: float,
     config: DetectConfig,
+    best: float,
 ) -> None:
     """What was written, and what is in the images."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     classes = Counter(row["category"] for row in rows).most_common(MOST_SAID)
     said = ", ".join(f"{number} {name}" for name, number in classes) or "nothing"
+    if not classes and best:
+        said = f"nothing; the best score is {best:.2f}, and --score {best / 2:.1g} would show more"
     console.print(
         f"{count - len(skipped)} images in {seconds:.0f} s; found with score {config.score:g} or "
         f"more: {said}"

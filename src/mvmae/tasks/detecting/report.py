@@ -207,13 +207,21 @@ def chosen(found: Sequence[Found], split: CocoSplit) -> list[Found]:
 
 
 def found_in_words(found: Sequence[Found]) -> tuple[list[Found], str]:
-    """What is sure enough to be drawn, or the surest where nothing is; and which of both."""
-    sure = [one.above(DRAWN_SCORE) for one in found]
-    best = max((score for one in found for score in one.scores), default=0.0)
-    if best >= DRAWN_SCORE or not best:
-        return sure, f"score {DRAWN_SCORE} or more"
-    surest = [one.above(sorted(one.scores)[-SUREST:][0]) if one.scores else one for one in found]
-    return surest, f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best here is {best:.2f}"
+    """What is sure enough to be drawn, in an image without that the surest; and which of both."""
+    drawn = [one.above(min(DRAWN_SCORE, _surest(one.scores))) for one in found]
+    bests = [max(one.scores) for one in found if one.scores]
+    if min(bests, default=DRAWN_SCORE) >= DRAWN_SCORE:
+        return drawn, f"score {DRAWN_SCORE} or more"
+    if max(bests) >= DRAWN_SCORE:
+        return drawn, f"score {DRAWN_SCORE} or more, and where there is none the {SUREST} surest"
+    said = f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best here is {max(bests):.2f}"
+    return drawn, said
+
+
+def _surest(scores: Sequence[float]) -> float:
+    """The score from which the surest are drawn where none is sure."""
+    few = sorted(scores)[-SUREST:]
+    return few[0] if few and few[-1] < DRAWN_SCORE else DRAWN_SCORE
 
 
 def panel_of(one: Found, split: CocoSplit) -> Panel | None:

@@ -39,6 +39,7 @@ from mvmae.metrics.miou import pixel_confusion
 from mvmae.models.upernet import FrozenMap, LinearSegmenter
 from mvmae.objectives import pixel_loss
 from mvmae.tasks.evaluation import short
+from mvmae.tasks.products import refuse_deep
 from mvmae.tasks.segmenting import report
 from mvmae.tasks.segmenting.judging import Judgement, judgement_of, named, spread
 from mvmae.tasks.segmenting.opening import described, meaning, name_of, open_segmented
@@ -75,11 +76,12 @@ def run(config: SegmentConfig) -> None:
         raise UserError(f"--protocol {config.protocol} runs in one process: start without torchrun")
     began, device = time.perf_counter(), precision.choose_device(config.device)
     home = results.home(config.encoder, config.out)
-    opened = for_crops(config, encoders.open_encoder(config.encoder))
+    opened = refuse_deep(encoders.open_encoder(config.encoder), config.encoder)
+    opened = for_crops(config, opened)
     data, checked = open_segmented(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(described(data, checked))
-    console.print(meaning(checked, data.classes))
+    console.print(f"values in the masks: {meaning(checked, data.classes)}")
 
     judge = linear if config.protocol == "linear" else nearest
     candidates = [(config.encoder, opened)]

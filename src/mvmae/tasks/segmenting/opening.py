@@ -107,14 +107,14 @@ def meaning(checked: Checked, classes: Sequence[str]) -> str:
         if number == IGNORED:
             nothing.append(f"{value} counts for nothing {share}")
         else:
-            name = classes[number]
+            name = classes[number] if number < len(classes) else "no class"
             called = f"class {name}" if name.isdecimal() else name
             said = f"{value} is {'a class' if name == str(value) else called}"
             something.append(f"{said} {share}")
     said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
     if more := len(nothing) + len(something) - len(said):
         said.append(f"and {more} more")
-    return f"values in the masks: {', '.join(said)}{_because(rule, checked)}"
+    return f"{', '.join(said)}{_because(rule, checked)}"
 
 
 def _because(rule: Rule, checked: Checked) -> str:

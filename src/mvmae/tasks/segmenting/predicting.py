@@ -114,12 +114,13 @@ def write_overlay(file: Path, image: Pixels, classes: Tensor, colours: np.ndarra
 
 
 def write_classes(file: Path, made: OpenedSegmenter, pixels: Tensor) -> None:
-    """What the masks' values mean, and how many pixels each has."""
+    """What the masks' values and the overlays' colours mean, and how many pixels each has."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("value", "name", "pixels"))
+    writer.writerow(("value", "name", "pixels", "colour"))
     values = made.rule.values(np.arange(len(made.classes))).tolist()
-    writer.writerows(zip(values, made.classes, pixels.tolist(), strict=True))
+    colours = ["#{:02x}{:02x}{:02x}".format(*one) for one in palette(len(values)).tolist()]
+    writer.writerows(zip(values, made.classes, pixels.tolist(), colours, strict=True))
     checkpoint.write_text(file, text.getvalue())
 
 
@@ -134,7 +135,7 @@ def told(
     """What was written, and what is in the images."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     total = max(1, int(pixels.sum()))
-    order = pixels.argsort(descending=True, stable=True).tolist()
+    order = [n for n in pixels.argsort(descending=True, stable=True).tolist() if pixels[n]]
     shares = [f"{made.classes[n]} {100 * int(pixels[n]) / total:.1f} %" for n in order[:8]]
     console.print(f"{count} images in {seconds:.0f} s; {', '.join(shares)}")
     if skipped:

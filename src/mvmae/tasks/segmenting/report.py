@@ -28,7 +28,7 @@ def introduce(log: Log, job: Job, trained: Trained, state: SegmentState) -> None
     config = job.config
     size = sum(p.numel() for p in trained.model.parameters()) / 1e6
     log.say(described(job.data, job.checked))
-    log.say(meaning(job.checked, job.data.classes))
+    log.say(f"values in the masks: {meaning(job.checked, job.data.classes)}")
     log.say(
         f"{config.encoder} with UperNet of {config.channels} channels, {size:.1f} M parameters, "
         f"crops of {config.crop} pixels"

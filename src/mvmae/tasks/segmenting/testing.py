@@ -91,7 +91,7 @@ def open_tested(config: SegmentConfig, made: OpenedSegmenter) -> Tested:
         f"{len(classes)} classes; {looks}",
         *left_out,
         *said,
-        meaning(checked, classes),
+        f"values in the masks: {meaning(checked, classes)}",
     )
     return Tested(data, sentences)
 
