@@ -52,6 +52,31 @@ def test_without_rebuilding_there_is_the_same_embedding_and_no_prediction():
     assert torch.equal(view.embedding, model(images, noise).embedding)
 
 
+def test_computing_activations_again_changes_no_gradient():
+    model, (images, noise) = model_of(), inputs()
+    gradients = []
+    for model.recompute in (False, True):
+        model.zero_grad()
+        view = model(images, noise)
+        (view.embedding.square().mean() + view.prediction.square().mean()).backward()
+        gradients.append([parameter.grad.clone() for parameter in model.parameters()])
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
+
+
+def test_computing_activations_again_keeps_fewer_of_them():
+    images, noise = inputs()
+    kept = []
+    for recompute in (False, True):
+        model, sizes = model_of(), []
+        model.recompute = recompute
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda saved, sizes=sizes: sizes.append(saved.numel()) or saved, lambda saved: saved
+        ):
+            model(images, noise)
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
 def test_two_views_in_one_pass_are_two_passes():
     model, (images, noise) = model_of(), inputs()
     together = model(images, noise)

@@ -224,6 +224,10 @@ class PretrainConfig:
     """Images that pass the model at once in each process; the gradient is the whole batch's all the
     same, contrast included, for the encoder's forward pass twice. Default: all."""
 
+    recompute: bool = False
+    """Compute the blocks' activations again in the backward pass: a third more time, far less
+    memory."""
+
     base_lr: float = 1.5e-4
     """Learning rate at batch size 256; the rate used is base_lr * batch_size / 256."""
 

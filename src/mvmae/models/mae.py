@@ -15,7 +15,7 @@ from torch import Generator, Tensor, nn
 from mvmae.config import ModelConfig
 from mvmae.config.pretraining import DECODER_HEAD_WIDTH
 from mvmae.models.patches import Masking, masking_from_noise, take_rows
-from mvmae.models.vit import Block, Encoder, initialize, pooled, positions_with_cls
+from mvmae.models.vit import Block, Encoder, initialize, pooled, positions_with_cls, through
 
 HEAD_WIDTH = 128  # of what the projection head gives, as in SimCLR
 Rebuild = Literal["masked", "all", "none"]
@@ -44,13 +44,20 @@ class MaskedAutoencoder(nn.Module):
     Args:
         config: Sizes, mask ratio, latent and head.
         generator: Draws the initial weights. Default: seeded with 0.
+        recompute: Whether blocks keep no activations for the backward pass.
     """
 
     decoder_pos_embed: Tensor
 
-    def __init__(self, config: ModelConfig, generator: Generator | None = None) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        generator: Generator | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.recompute = config, recompute
         width, dim = config.size.width, config.decoder_dim
         self.encoder = Encoder(
             config.size,
@@ -81,7 +88,7 @@ class MaskedAutoencoder(nn.Module):
         """Mask, encode and rebuild views; the patches of largest noise are hidden."""
         masking = masking_from_noise(noise, self.config.num_visible)
         patches = self.encoder.patches(images)
-        tokens = self.encoder.encode(patches, masking.ids_keep)
+        tokens = self.encoder.encode(patches, masking.ids_keep, recompute=self.recompute)
         embedding = self.projection_head(pooled(tokens, self.config.latent))
         if rebuild == "none":
             return View(embedding)
@@ -110,9 +117,7 @@ class MaskedAutoencoder(nn.Module):
         visible = x[:, 1:] + positions[masking.ids_keep]
         hidden = self.mask_token + positions[masking.ids_hidden]
         x = torch.cat([x[:, :1].to(visible.dtype), visible, hidden], dim=1)
-        for block in self.decoder_blocks:
-            x = block(x)
-        return x
+        return through(self.decoder_blocks, x, recompute=self.recompute)
 
     def _predicted(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
         return self.decoder_pred(self.decoder_norm(x))

@@ -6,13 +6,14 @@ Shapes: B images, C channels, N tokens, K visible patches, D width, P numbers in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import stochastic_depth
 
 from mvmae.config import Pool, Size
@@ -118,6 +119,25 @@ class Block(nn.Module):
         if self.drop_path == 0 or not self.training:
             return branch
         return stochastic_depth(branch, self.drop_path, mode="row")
+
+
+def through(
+    blocks: Iterable[nn.Module], x: Float[Tensor, "B N D"], *, recompute: bool = False
+) -> Float[Tensor, "B N D"]:
+    """Pass tokens through blocks, one after the other.
+
+    Args:
+        blocks: Of equal width.
+        x: The tokens.
+        recompute: Whether only what is between blocks is kept for the backward pass, which then
+            computes them again (Chen et al. 2016, arXiv 1604.06174).
+    """
+    for block in blocks:
+        if recompute and torch.is_grad_enabled():
+            x = checkpoint(block, x, use_reentrant=False)
+        else:
+            x = block(x)
+    return x
 
 
 class PatchEmbed(nn.Module):
@@ -234,13 +254,14 @@ class Encoder(nn.Module):
         return patchify(images, self.patch_size)
 
     def encode(
-        self, patches: Float[Tensor, "B N P"], ids_keep: Int[Tensor, "B K"] | None = None
+        self,
+        patches: Float[Tensor, "B N P"],
+        ids_keep: Int[Tensor, "B K"] | None = None,
+        *,
+        recompute: bool = False,
     ) -> Float[Tensor, "B tokens D"]:
         """As `forward`, from patches. Those to be seen are picked before they are embedded."""
-        x = self._embed(patches, ids_keep)
-        for block in self.blocks:
-            x = block(x)
-        return self.norm(x)
+        return self.norm(through(self.blocks, self._embed(patches, ids_keep), recompute=recompute))
 
     def _embed(self, patches: Tensor, ids_keep: Tensor | None) -> Tensor:
         prefix = []

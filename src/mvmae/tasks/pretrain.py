@@ -55,7 +55,8 @@ def run(config: PretrainConfig) -> int:
         plan = plan_of(config, source)
         judge = open_judge(config, source)
 
-        model = MaskedAutoencoder(config.model, Generator().manual_seed(config.seed)).to(device)
+        generator = Generator().manual_seed(config.seed)
+        model = MaskedAutoencoder(config.model, generator, recompute=config.recompute).to(device)
         if config.objective.reconstruction_weight == 0:
             for parameter in model.decoder_parameters():
                 parameter.requires_grad_(False)
