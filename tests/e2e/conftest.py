@@ -1,9 +1,15 @@
 """The command line as a user types it, on runs of a second."""
 
+import os
+import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from run_folders import wait_for_lines
+
+from mvmae.cli import main
 
 A_SECOND = {  # 3 of 16 patches visible, 8 images in a batch
     "recipe": "demo",
@@ -35,3 +41,45 @@ def pretrain_command() -> Callable[..., list[str]]:
         return words
 
     return make
+
+
+@pytest.fixture
+def pretrain(pretrain_command):
+    """Runs `mvmae pretrain` on data into a run folder; its exit status."""
+
+    def run(data, out, options=None, *flags) -> int:
+        return main([*pretrain_command(data, out, options), *flags])
+
+    return run
+
+
+@pytest.fixture
+def signal_when():
+    """Sends this process a signal as soon as what is waited for has come."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+    watches = []
+
+    def watch(number: int, wait: Callable[[], None]) -> None:
+        def send() -> None:
+            wait()
+            os.kill(os.getpid(), number)
+
+        watches.append(threading.Thread(target=send))
+        watches[-1].start()
+
+    yield watch
+    for thread in watches:
+        thread.join()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def send_after(signal_when):
+    """Sends this process a signal as soon as a run has written so many lines of metrics."""
+
+    def watch(number: int, run: Path, lines: int) -> None:
+        signal_when(number, lambda: wait_for_lines(run, lines))
+
+    return watch

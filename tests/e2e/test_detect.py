@@ -1,7 +1,6 @@
 """`mvmae detect` on small images: what it leaves, that stopping it changes nothing, bad input."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -9,8 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import threading
-import time
 from pathlib import Path
 from statistics import median
 
@@ -184,32 +181,6 @@ def test_findings_are_told_and_the_rest_is_trained_on(data, tmp_path, capsys):
 
 
 # Going on
-
-
-@pytest.fixture
-def send_after():
-    """Sends this process a signal as soon as a run has written so many lines of metrics."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    watches = []
-
-    def watch(number: int, run: Path, lines: int) -> None:
-        def send() -> None:
-            file = run / "metrics.jsonl"
-            for _ in range(6000):
-                if file.exists() and file.read_text().count("\n") >= lines:
-                    break
-                time.sleep(0.005)
-            os.kill(os.getpid(), number)
-
-        watches.append(threading.Thread(target=send))
-        watches[-1].start()
-
-    yield watch
-    for thread in watches:
-        thread.join()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -323,28 +322,6 @@ def test_what_is_lost_or_damaged_is_made_anew_to_the_byte(here, format):
     assert content("e") == before
 
 
-@pytest.fixture
-def send_after():
-    """Sends this process a signal when so many parts are whole."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    watches = []
-
-    def watch(number: int, folder: str, parts: int) -> None:
-        def send() -> None:
-            wait_for_parts(folder, parts)
-            os.kill(os.getpid(), number)
-
-        watches.append(threading.Thread(target=send))
-        watches[-1].start()
-
-    yield watch
-    for thread in watches:
-        thread.join()
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 def wait_for_parts(folder: str, count: int) -> None:
     deadline = time.monotonic() + 60
     while len(list(Path(folder, "parts").glob("part-*"))) < count:
@@ -353,10 +330,10 @@ def wait_for_parts(folder: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "1")])
-def test_stopped_and_resumed_is_never_stopped(here, send_after, capsys, number, workers):
+def test_stopped_and_resumed_is_never_stopped(here, signal_when, capsys, number, workers):
     words = ["--part-size", "50", "--batch-size", "16", "--tokens", "patch"]
     assert embed(*words, data="digits", out="whole") == 0
-    send_after(number, "e", 2)
+    signal_when(number, lambda: wait_for_parts("e", 2))
     assert embed(*words, "--workers", workers, data="digits") == 128 + number
     said = capsys.readouterr().out.splitlines()[-1]
     done = index()

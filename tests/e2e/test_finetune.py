@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -70,32 +68,6 @@ def predictions(run: Path) -> list[dict]:
 def images(image_folder) -> Path:
     """24 images in two colours: 19 learn, 5 test."""
     return image_folder(per_class=12)
-
-
-@pytest.fixture
-def send_after():
-    """Sends this process a signal as soon as a run has written so many lines of metrics."""
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
-    watches = []
-
-    def watch(number: int, run: Path, lines: int) -> None:
-        def send() -> None:
-            file = run / "metrics.jsonl"
-            for _ in range(6000):
-                if file.exists() and file.read_text().count("\n") >= lines:
-                    break
-                time.sleep(0.005)
-            os.kill(os.getpid(), number)
-
-        watches.append(threading.Thread(target=send))
-        watches[-1].start()
-
-    yield watch
-    for thread in watches:
-        thread.join()
-    for number, handler in before.items():
-        signal.signal(number, handler)
 
 
 # what a run leaves
