@@ -29,10 +29,12 @@ from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.errors import UserError
 from mvmae.tasks.packing.encoding import Packed, Packer, Refused
 from mvmae.tasks.packing.naming import Naming
+from mvmae.tasks.packing.waiting import Waiting
 from mvmae.tasks.packing.writing import SKIPPED, STATE, State, Writer, read_state
 
 FACTS = "pack.json"
 OURS = (FACTS, CLASSES, SKIPPED, STATE)
+MOST_WAITING = 512 << 20  # bytes of images that wait in memory for one before them
 
 
 def run(config: DataPackConfig) -> int:
@@ -144,11 +146,15 @@ def begun(folder: Path, source: Source, config: DataPackConfig) -> State:
     """How far a stopped run came, or the beginning.
 
     Raises:
-        UserError: It was of other settings, or the disk is too small.
+        UserError: It was of other settings or images, and --overwrite does not say that it may go.
     """
     settings = settings_of(source, config)
-    if not config.overwrite and (state := read_state(folder, settings)) is not None:
-        return state
+    try:
+        if (state := read_state(folder, settings)) is not None:
+            return state
+    except UserError:
+        if not config.overwrite:
+            raise
     for path in folder.iterdir():
         path.unlink()
     return State(settings=settings)
@@ -193,7 +199,7 @@ def in_order(
     """What becomes of each image from `first` on.
 
     Images come as the processes are done with them. What waits for one before it is held in
-    memory: some images, or, where one hangs, those of --timeout seconds.
+    memory, and beyond `MOST_WAITING` on the disk: one may hang for --timeout seconds.
     """
     left = range(first, len(source))
     done = guarded(
@@ -203,11 +209,10 @@ def in_order(
         timeout=config.timeout,
         memory=int(config.memory * 2**30),
     )
-    waiting: dict[int, Packed | Refused] = {}
-    due = 0
-    with contextlib.closing(done):  # type: ignore[type-var]
+    due, room = 0, Waiting(MOST_WAITING, unfinished(config.out).parent)
+    with contextlib.closing(done), room as waiting:  # type: ignore[type-var]
         for place, packed in done:
-            waiting[place] = Refused(packed.reason) if isinstance(packed, Lost) else packed
+            waiting.put(place, Refused(packed.reason) if isinstance(packed, Lost) else packed)
             while due in waiting:
                 yield left[due], waiting.pop(due)
                 due += 1
@@ -237,10 +242,10 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
         "classes": len(source.classes),
         "settings": state.settings,
     }
-    (folder / STATE).unlink()
     check(folder, source, state)
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
     _rename(folder, config.out)
+    (config.out / STATE).unlink()  # now, or what ended before could not be gone on with
     _say(facts, source, config)
 
 
@@ -283,4 +288,4 @@ def _say(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
             f"{facts['skipped']:,} of {len(source):,} images cannot be read and are left out: "
             f"{config.out / SKIPPED} says why"
         )
-    terminal.emit("result", facts)
+    terminal.emit("result", {"verb": "data pack", "folder": str(config.out)} | facts)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from mvmae.data.decode import Pixels, Values, Wanted, fitted
-from mvmae.data.sources.names import Codes
+from mvmae.data.sources.names import Codes, in_order
 from mvmae.errors import UserError
 
 MOST_CHANNELS = 64
@@ -78,14 +78,9 @@ def _mapped(file: str) -> np.ndarray:
     """The array of a file.
 
     Raises:
-        UserError: It is none of images. Python objects are not read: they could run anything.
+        UserError: It is none of images.
     """
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file} is no .npy file of images: {_reason(error)}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{file} holds several arrays: save one array of images with numpy.save")
+    array = _array(file, "images")
     if array.dtype.name not in KINDS:
         raise UserError(f"{file} holds {array.dtype}: images are uint8, uint16 or float")
     if array.ndim not in (3, 4) or 0 in array.shape:
@@ -106,8 +101,17 @@ def _shape(array: np.ndarray) -> str:
     return " x ".join(map(str, array.shape)) or "none"
 
 
-def _reason(error: Exception) -> str:
-    return "it holds Python objects" if "pickle" in str(error) else str(error)
+def _array(file: str, what: str) -> np.ndarray:
+    """What lies in a .npy file, mapped.
+
+    Raises:
+        UserError: It is no such file, or one of Python objects, which are not mapped.
+    """
+    try:
+        return np.lib.format.open_memmap(file, mode="r")
+    except (ValueError, OSError, TypeError, OverflowError, SyntaxError) as error:
+        why = "it holds Python objects" if "Python objects" in str(error) else str(error)
+        raise UserError(f"{file} is no .npy file of {what}: {why.splitlines()[0]}") from error
 
 
 def _labels(file: str, count: int) -> Codes | None:
@@ -128,17 +132,12 @@ def _labels(file: str, count: int) -> Codes | None:
         raise UserError(f"{beside} has {len(words):,} labels, and {file} {count:,} images")
     if not all(words):
         raise UserError(f"{beside}, entry {words.index('') + 1}: no label")
-    found = set(words)
-    is_numbers = all(word.isdecimal() for word in found)
-    return Codes(words, sorted(found, key=int) if is_numbers else None)
+    return Codes(words, in_order(words))
 
 
 def _of_array(file: Path) -> list[str]:
-    try:
-        values = np.load(file, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise UserError(f"{file} is no .npy file of labels: {_reason(error)}") from error
-    if not isinstance(values, np.ndarray) or values.ndim != 1 or values.dtype.kind not in "iuU":
+    values = _array(str(file), "labels")
+    if values.ndim != 1 or values.dtype.kind not in "iuU":
         raise UserError(f"{file} must hold one whole number, or one word, for each image")
     return [str(value) for value in values.tolist()]
 

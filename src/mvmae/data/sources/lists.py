@@ -131,7 +131,9 @@ def _rows(file: str) -> Iterator[Row]:
                 yield from (Row(line.strip()) for line in at if line.strip())
             else:
                 yield from _of_table(csv.reader(at, delimiter="\t" if suffix == ".tsv" else ","))
-    except (OSError, UnicodeDecodeError, csv.Error, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"cannot read the list {file}: {error}") from error
 
 
@@ -179,7 +181,7 @@ def _of_parquet(file: str) -> Iterator[Row]:
         wanted = [header[at] for at in places if at >= 0]
         for name in wanted:
             kind = parquet.schema_arrow.field(name).type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind):
+            if not _is_of_words(kind):
                 raise UserError(f"{file}: the column {name} holds {kind}, and no words")
         for batch in parquet.iter_batches(ROWS, columns=wanted):
             columns = [
@@ -189,6 +191,14 @@ def _of_parquet(file: str) -> Iterator[Row]:
                 for at in places
             ]
             yield from (Row(*cells) for cells in zip(*columns, strict=True) if cells[0])
+
+
+def _is_of_words(kind: pa.DataType) -> bool:
+    """Whether what a column holds is a word, a number or a truth."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+    text = text or pa.types.is_string_view(kind) or pa.types.is_null(kind)
+    return text or pa.types.is_integer(kind) or pa.types.is_boolean(kind)
 
 
 def _word(value: object) -> str:

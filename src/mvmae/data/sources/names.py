@@ -65,6 +65,17 @@ class Names(Sequence[str]):
         return self._starts[1:]
 
 
+def in_order(words: Iterable[str]) -> list[str]:
+    """Words of labels, each once: numbers by what they are worth, anything else by letters."""
+    table = sorted(set(words))
+    return sorted(table, key=int) if are_numbers(table) else table
+
+
+def are_numbers(words: Iterable[str]) -> bool:
+    """Whether all are whole numbers, of a length that labels may have."""
+    return all(word.isascii() and word.isdecimal() and len(word) <= 18 for word in words)
+
+
 class Codes:
     """A word for each image, such as its class, as a number in a table of the words there are.
 

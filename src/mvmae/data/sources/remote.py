@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from mvmae.data.decode import UnreadableImageError
 from mvmae.data.sources import places, tar_index
@@ -139,12 +139,13 @@ class Remote:
         """The addresses, with what each pattern stands for, sorted."""
         found: list[str] = []
         for shard in self.shards:
-            if not WILD.search(shard.partition("://")[2]):
+            kind, _, place = shard.partition("://")
+            is_web = kind.startswith("http")
+            if not WILD.search(place.partition("?")[0] if is_web else place):
                 found.append(shard)
                 continue
-            if shard.startswith("http"):
+            if is_web:
                 raise UserError(f"{shard}: a web server lists no files; write {{000..146}}")
-            kind = shard.partition("://")[0]
             matching = self._asked(shard, lambda one=shard: self.system.glob(one))
             if not matching:
                 raise UserError(f"nothing matches {shard}")
@@ -161,7 +162,7 @@ class Remote:
             facts = self._asked(shard, lambda one=shard: self.system.info(one))
             size = facts.get("size")
             if not isinstance(size, int):
-                raise UserError(f"{shard}: the server does not say how large it is")
+                raise UserError(f"{_plain(shard)}: the server does not say how large it is")
             mark = facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
             self.sizes[at], self.marks[at] = size, f"{shard} {size} {mark}"
 
@@ -169,9 +170,10 @@ class Remote:
         try:
             return _insisting(question)
         except FileNotFoundError as error:
-            raise UserError(f"no such file: {shard}") from error
+            # What fsspec says too where no server answers.
+            raise UserError(f"no such file: {_plain(shard)}, or nothing answers there") from error
         except Exception as error:  # of the network's packages
-            raise UserError(f"{shard} cannot be reached: {_short(error)}") from error
+            raise UserError(f"{_plain(shard)} cannot be reached: {_short(error)}") from error
 
     def read(self, shard: int, start: int, size: int) -> bytes:
         """See `Storage`."""
@@ -204,18 +206,18 @@ class Remote:
         name, size = self.shards[shard], self.sizes[shard]
         stamp = Stamp(size, int(places.short_name(self.marks[shard])[:15], 16))
         elsewhere = places.cache() / "indexes" / places.short_name(name)
-        file = cast("io.BufferedReader", _Reader(self, shard))
+        file = io.BufferedReader(_Reader(self, shard), BLOCK)
         if (index := kept_index(elsewhere, stamp, file)) is not None:
             return index, stamp
         with contextlib.suppress(Exception):  # none there is usual
-            content = self.system.cat_file(name + tar_index.SUFFIX)
+            content = self.system.cat_file(_beside(name))
             kept = tar_index.from_bytes(content)
             if kept is not None and kept.size == size:
                 self._keep(kept.index, stamp, size, elsewhere)
                 return kept.index, stamp
-        print(f"mvmae: {name} has no index beside it: looking through it", file=sys.stderr)
+        print(f"mvmae: {_plain(name)} has no index: looking through it", file=sys.stderr)
         try:
-            index = tar_index.index_tar(io.BufferedReader(_Reader(self, shard), BLOCK), size, name)
+            index = tar_index.index_tar(file, size, name)
         except UnreadableImageError as error:
             raise UserError(f"{name}: {error}") from error
         self._keep(index, stamp, size, elsewhere)
@@ -263,6 +265,17 @@ class _Reader(io.RawIOBase):
         return size
 
 
+def _beside(shard: str) -> str:
+    """The address of a shard's index; what a server is asked besides stays at the end."""
+    place, mark, query = shard.partition("?")
+    return place + tar_index.SUFFIX + mark + query
+
+
+def _plain(address: str) -> str:
+    """Without its query, which may hold a key."""
+    return address.partition("?")[0]
+
+
 def _system(address: str) -> Any:
     """The file system of an address.
 
@@ -293,6 +306,6 @@ def _insisting(question: Callable[[], T]) -> T:
 
 
 def _short(error: Exception) -> str:
-    """Without an address's query, which may hold a key."""
+    """What an error says, without an address's query."""
     said = " ".join(str(error).split()) or type(error).__name__
-    return said.split("?")[0][:160]
+    return _plain(said)[:160]

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Sequence
+from io import BufferedIOBase
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from mvmae.data.decode import Pixels, UnreadableImageError, decode
 from mvmae.data.sources import places, tar_index
-from mvmae.data.sources.names import Codes
+from mvmae.data.sources.names import Codes, are_numbers, in_order
 from mvmae.data.sources.shard_names import expand, is_remote
 from mvmae.data.sources.tar_index import Stamp, TarIndex
 from mvmae.errors import UserError
@@ -145,14 +146,11 @@ def _say(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
     """What was not taken; nothing of what is usual in a tar file."""
     damaged = [at for at, index in enumerate(indexes) if index.damage]
     for at in damaged[:SAID]:
-        kept = len(indexes[at].names)
-        print(
-            f"mvmae: {shards[at]} is {indexes[at].damage}; the {kept:,} images before that are "
-            "read",
-            file=sys.stderr,
-        )
+        kept = f"{len(indexes[at].names):,} before that"
+        print(f"mvmae: {shards[at]} is {indexes[at].damage}; images read: {kept}", file=sys.stderr)
     if len(damaged) > SAID:
-        print(f"mvmae: and so are {len(damaged) - SAID} other tar files", file=sys.stderr)
+        rest = len(damaged) - SAID
+        print(f"mvmae: damaged tar files besides: {rest:,}", file=sys.stderr)
     passed: Counter[str] = sum((Counter(index.passed_over) for index in indexes), Counter())
     told = {what: number for what, number in passed.items() if what not in USUAL}
     if told:
@@ -182,15 +180,18 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
     if all(words):
         if listed is not None:
             return Codes(_named(words, listed, name), listed)
-        table = set(words)
-        is_numbers = all(word.isdecimal() for word in table)
-        return Codes(words, sorted(table, key=int) if is_numbers else None)
+        return Codes(words, in_order(words))
     folders = _folders(indexes)
     return Codes(folders) if all(folders) else None
 
 
 def _named(words: list[str], listed: list[str], name: str) -> list[str]:
-    names = {str(at): word for at, word in enumerate(listed)} | {word: word for word in listed}
+    """What stands for each word, which is a name or, where all words are numbers, a place."""
+    if are_numbers(set(words)):
+        words = [str(int(word)) for word in words]
+        names = {str(at): word for at, word in enumerate(listed)}
+    else:
+        names = {word: word for word in listed}
     unknown = set(words) - names.keys()
     if unknown:
         raise UserError(f"{name} has the class {min(unknown)}, which {CLASSES} does not name")
@@ -228,11 +229,11 @@ class Local:
     def __init__(self, shards: Sequence[str]) -> None:
         self.shards = list(shards)
         self.stamps: list[Stamp | None] = [None] * len(shards)
-        self._opened: OrderedDict[int, _Opened] = OrderedDict()
+        self._opened: dict[int, _Opened] = {}
 
     def __getstate__(self) -> dict[str, object]:
         """Open files are not handed on."""
-        return self.__dict__ | {"_opened": OrderedDict()}
+        return self.__dict__ | {"_opened": {}}
 
     def read(self, shard: int, start: int, size: int) -> bytes:
         """See `Storage`."""
@@ -254,8 +255,8 @@ class Local:
             if self.stamps[shard] not in (None, Stamp(facts.st_size, facts.st_mtime_ns)):
                 raise UnreadableImageError("the tar file was changed after it was looked through")
             self._opened[shard] = opened
-            while len(self._opened) > MOST_OPEN:
-                self._opened.popitem(last=False)
+            for oldest in list(self._opened)[:-MOST_OPEN]:  # a copy, for threads change it
+                self._opened.pop(oldest, None)
         return opened
 
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
@@ -302,7 +303,7 @@ def classes_of(content: bytes, name: str) -> list[str]:
     return found
 
 
-def kept_index(file: Path, stamp: Stamp, shard: BinaryIO) -> TarIndex | None:
+def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:
     """An index of a file that is still the same; none where there is none, or it is damaged."""
     try:
         kept = tar_index.from_bytes(file.read_bytes())

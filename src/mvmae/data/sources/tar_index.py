@@ -12,7 +12,8 @@ import os
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
-from typing import Any, BinaryIO, NamedTuple
+from io import BufferedIOBase
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Stamp(NamedTuple):
 class _Bounded:
     """A file of which tarfile, told so by a header, cannot read everything into memory."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BufferedIOBase) -> None:
         self.file = file
         self.seek, self.tell = file.seek, file.tell
 
@@ -90,12 +91,12 @@ class _Bounded:
         return self.file.read(size)
 
 
-def index_tar(file: BinaryIO, size: int, name: str) -> TarIndex:
+def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
     """Look through a tar file.
 
     A sample is what shares a name up to the first dot of its last part, as in WebDataset; its
-    label is in KEY.cls or in KEY.json under `label`, its group in KEY.json under `group`. Of two
-    members of one name the last counts, as where tar unpacks them.
+    label is in KEY.cls or else in KEY.json under `label`, its group in KEY.json under `group`. Of
+    two members of one name the last counts, as where tar unpacks them.
 
     Args:
         file: The tar file.
@@ -110,6 +111,7 @@ def index_tar(file: BinaryIO, size: int, name: str) -> TarIndex:
     images: dict[str, tuple[int, int]] = {}
     labels: dict[str, str] = {}
     groups: dict[str, str] = {}
+    described: dict[str, str] = {}
     for member in _members(file, size, name, damage):
         inside, reason = _plain_name(member)
         if reason:
@@ -126,13 +128,13 @@ def index_tar(file: BinaryIO, size: int, name: str) -> TarIndex:
         elif suffix in ("cls", "json") and member.size <= LONGEST_TEXT:
             file.seek(member.offset_data)
             text = file.read(member.size)
-            label, group = _of_json(text) if suffix == "json" else (_of_cls(text), "")
-            if label:
-                labels.setdefault(key, label)
-            if group:
-                groups[key] = group
-        elif suffix != "cls":
+            if suffix == "cls":
+                labels[key] = _of_cls(text)
+            else:
+                described[key], groups[key] = _of_json(text)
+        else:
             passed["other files"] += 1
+    labels = described | {key: label for key, label in labels.items() if label}
     return _packed(images, labels, groups, {k: n for k, n in passed.items() if n}, damage)
 
 
@@ -166,7 +168,7 @@ def split_name(name: str) -> tuple[str, str, str]:
     return folder + slash + stem, dot, suffix
 
 
-def _refuse_compressed(file: BinaryIO, name: str) -> None:
+def _refuse_compressed(file: BufferedIOBase, name: str) -> None:
     file.seek(0)
     head = file.read(8)
     for magic, command in COMPRESSED.items():
@@ -177,7 +179,9 @@ def _refuse_compressed(file: BinaryIO, name: str) -> None:
             )
 
 
-def _members(file: BinaryIO, size: int, name: str, damage: list[str]) -> Iterator[tarfile.TarInfo]:
+def _members(
+    file: BufferedIOBase, size: int, name: str, damage: list[str]
+) -> Iterator[tarfile.TarInfo]:
     """The members that lie in the file as a whole; what stopped the reading goes to `damage`.
 
     Raises:
@@ -205,10 +209,12 @@ def _members(file: BinaryIO, size: int, name: str, damage: list[str]) -> Iterato
         return
     file.seek(end)
     rest = file.read(BLOCK)
-    if rest.strip(b"\0"):
+    if 0 < len(rest) < BLOCK:
+        damage.append(f"cut short at byte {end:,}")
+    elif rest.strip(b"\0"):
         damage.append(f"damaged at byte {end:,} (no header of a member)")
     elif not rest and size:
-        damage.append("without the mark at its end, so that it may be cut short")
+        damage.append("without the mark at its end, and may be cut short")
 
 
 def _in_words(error: BaseException) -> str:
@@ -340,7 +346,7 @@ def _words(values: list[Any]) -> list[str]:
     return [str(value) for value in values]
 
 
-def probe_of(file: BinaryIO, size: int, starts: np.ndarray) -> str:
+def probe_of(file: BufferedIOBase, size: int, starts: np.ndarray) -> str:
     """A hash of some headers of a tar file, and of its end.
 
     Headers hold names and sizes, so a file in which these agree has its members where they were.

@@ -58,6 +58,8 @@ class TorchvisionSet:
         options = dict(PARTS[name][split])
         if "download" in inspect.signature(kind).parameters:
             options["download"] = download
+        if not download and not root.is_dir():  # some would make it
+            raise UserError(_missing(name, root, FileNotFoundError("not found")))
         try:
             if download:
                 root.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,8 @@ def _labels(images: Any) -> np.ndarray:
     """The label of each image, without an image being read where torchvision holds them."""
     for name in ("targets", "labels", "_labels", "y"):  # what its classes call them
         if (values := getattr(images, name, None)) is not None:
-            return np.asarray(values, dtype=np.int64).reshape(-1)
+            # QMNIST has eight numbers for an image, of which the first is its label.
+            return np.asarray(values, dtype=np.int64).reshape(len(images), -1)[:, 0]
     if (samples := getattr(images, "_samples", None)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
     return np.array([images[index][1] for index in range(len(images))], dtype=np.int64)

@@ -7,12 +7,14 @@ import os
 import warnings
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
 from mvmae.config import DataPackConfig
 from mvmae.data.decode import (
     EXTENSIONS,
     FORMATS,
+    Pixels,
     UnreadableImageError,
     Wanted,
     decode,
@@ -33,6 +35,7 @@ SUFFIXES = {  # by Pillow's name of a format
     "PPM": ".ppm",
     "AVIF": ".avif",
     "JPEG2000": ".jp2",
+    "TGA": ".tga",
 }
 NUMPY = b"\x93NUMPY"
 
@@ -79,8 +82,15 @@ class Packer:
 
     def _of_pixels(self, index: int) -> Packed:
         """Of a source that holds pixels: without loss unless asked otherwise."""
-        picture = _picture(self.source.read(index))
-        return self._written(self._shrunken(picture), "png")
+        if own := getattr(self.source, "values", None):  # of an array
+            image = own(index).array
+            if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
+                stream = io.BytesIO()
+                np.save(stream, image)
+                return Packed(stream.getvalue(), ".npy", stays=self._asks_for_more)
+        pixels = self.source.read(index)
+        is_gray = bool((pixels[:1] == pixels[1:]).all())
+        return self._written(self._shrunken(_picture(pixels[:1] if is_gray else pixels)), "png")
 
     def _of_file(self, content: bytes, path: str) -> Packed:
         suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
@@ -128,8 +138,8 @@ class Packer:
         return Packed(stream.getvalue(), ".jpg" if name == "jpeg" else f".{name}")
 
 
-def _picture(image: object) -> Image.Image:
-    array = image.permute(1, 2, 0).contiguous().numpy()  # type: ignore[attr-defined]
+def _picture(image: Pixels) -> Image.Image:
+    array = image.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 

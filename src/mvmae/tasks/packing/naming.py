@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from mvmae.data.sources.files import Files
+from mvmae.data.sources.shards import Shards
 from mvmae.data.sources.source import Source
 
 LONGEST = 200  # bytes of a folder's or a file's name: unpacked, 255 are what file systems take
@@ -23,7 +24,7 @@ class Naming:
         self.source, self.is_files = source, isinstance(source, Files)
         base: str | None = None
         for index in range(len(source)):
-            folder = os.path.dirname(self._whole(index)) + "/"  # noqa: PTH120
+            folder = self._whole(index).rpartition("/")[0] + "/"
             if base is None:
                 base = folder
             elif not folder.startswith(base):
@@ -38,6 +39,8 @@ class Naming:
         return "/".join([*parts[:-1], stem.replace(".", "_") or "image"])
 
     def _whole(self, index: int) -> str:
+        if isinstance(self.source, Shards):
+            return self.source.member(index)
         path = self.source.path(index)
         path = os.path.abspath(path) if self.is_files else path  # noqa: PTH100
         return path.replace(os.sep, "/")

@@ -50,7 +50,7 @@ class State:
 
 
 def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
-    """How far a stopped run of these settings came; none where it finished no tar file.
+    """How far a stopped run of these settings came; none where there is none, or files are gone.
 
     Raises:
         UserError: It was of other settings or other images.
@@ -58,13 +58,16 @@ def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
         state = State(**content)
+        there = sum((folder / shard).stat().st_size for shard in state.shards)
     except (OSError, ValueError, TypeError):
+        return None
+    if there != state.bytes:
         return None
     differs = [key for key, value in settings.items() if state.settings.get(key) != value]
     if differs:
         raise UserError(
-            f"{folder} holds a stopped run of other {', '.join(differs)}: give the same command, "
-            "or --overwrite to begin anew"
+            f"{folder} holds a stopped run of other {' and '.join(differs)}: give the same "
+            "command, or --overwrite to begin anew"
         )
     return state
 
@@ -104,15 +107,15 @@ class Writer:
             parts.append((".cls", str(label).encode()))
         if group is not None:
             parts.append((".json", json.dumps({"group": group}).encode()))
-        size = sum(_sizes(content) for _, content in parts)
+        size = sum(len(_member(key + suffix, b"")) + len(content) for suffix, content in parts)
+        size += BLOCK * len(parts)  # at most, of zeros that fill up
         if self._file is not None and self._size + size + 2 * BLOCK > self.limit:
             self.finish(index)
         if self._file is None:
             self._file = self._temporary.open("wb")
         key = unlike(key, self._taken)
         for suffix, content in sorted(parts):
-            self._file.write(_member(key + suffix, content))
-        self._size += size
+            self._size += self._file.write(_member(key + suffix, content))
         self._count += 1
         self._stays += packed.stays
 
@@ -181,11 +184,6 @@ class Writer:
 
 def _with_indexes(shards: Iterable[str]) -> list[str]:
     return [name for shard in shards for name in (shard, shard + tar_index.SUFFIX)]
-
-
-def _sizes(content: bytes) -> int:
-    """What a member takes, its header included."""
-    return BLOCK + -(-len(content) // BLOCK) * BLOCK
 
 
 def _member(name: str, content: bytes) -> bytes:
