@@ -288,6 +288,9 @@ class PretrainConfig:
     log: tuple[Literal["tensorboard"], ...] = ()
     """Where else metrics go."""
 
+    dry_run: bool = False
+    """Only measure some steps and say what the run would take; nothing is written."""
+
     resume: bool = False
     """Continue the run in `out` at its exact step."""
 
@@ -325,6 +328,10 @@ class PretrainConfig:
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
         require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")
+        require(
+            not (self.resume and self.dry_run),
+            "--dry-run is for runs that have not begun: leave out --resume",
+        )
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
         if self.objective.contrastive_weight > 0:
             require(

@@ -15,7 +15,7 @@ from mvmae.errors import UserError
 MAY_DIFFER = {
     *("out", "device", "workers", "read_timeout", "log", "resume", "overwrite"),
     *("save_every_minutes", "save_in_background", "keep_every", "micro_batch_size"),
-    *("compile", "recompute"),
+    *("compile", "recompute", "dry_run"),
 }
 
 

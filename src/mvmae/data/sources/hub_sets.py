@@ -126,7 +126,7 @@ def _parts(data: str) -> dict[str, Any]:
     if not name:
         raise UserError("hf: names no data set: write hf:NAME, or hf:FOLDER for one saved to disk")
     try:
-        import datasets  # pyrefly: ignore[missing-import]
+        import datasets
     except ImportError as error:
         raise UserError(f"{data} needs: pip install 'mvmae[hf]'") from error
     consent = os.environ.get(CONSENT, "") not in ("", "0")
@@ -142,7 +142,9 @@ def _parts(data: str) -> dict[str, Any]:
             f"{data} cannot be opened: {said}. It is a folder of save_to_disk, or in the cache of "
             f"the package datasets; with {CONSENT}=1 it is downloaded"
         ) from error
-    return dict(found) if isinstance(found, datasets.DatasetDict) else {"train": found}
+    if not isinstance(found, datasets.DatasetDict):
+        return {"train": found}
+    return {str(part): rows for part, rows in found.items()}
 
 
 @contextmanager
