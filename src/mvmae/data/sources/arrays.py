@@ -109,9 +109,10 @@ def _array(file: str, what: str) -> np.ndarray:
     """
     try:
         return np.lib.format.open_memmap(file, mode="r")
-    except (ValueError, OSError, TypeError, OverflowError, SyntaxError) as error:
-        why = "it holds Python objects" if "Python objects" in str(error) else str(error)
-        raise UserError(f"{file} is no .npy file of {what}: {why.splitlines()[0]}") from error
+    except Exception as error:  # a damaged header raises anything: ValueError, TokenError, ...
+        first = next(iter(str(error).splitlines()), type(error).__name__)
+        why = "it holds Python objects" if "Python objects" in first else first
+        raise UserError(f"{file} is no .npy file of {what}: {why}") from error
 
 
 def _labels(file: str, count: int) -> Codes | None:
