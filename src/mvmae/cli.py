@@ -29,7 +29,7 @@ from mvmae import config as configs
 from mvmae import recipes
 from mvmae.complaints import one_line
 from mvmae.config import DataShowConfig, PretrainConfig
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, nearest, printable
 from mvmae.verbs import GROUPS, VERBS, Verb
 from mvmae.version import __version__
 
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _refused(complaint: str) -> int:
-    print(f"mvmae: {' '.join(complaint.split())}", file=sys.stderr)
+    print(f"mvmae: {printable(' '.join(complaint.split()))}", file=sys.stderr)
     return 2
 
 
@@ -85,10 +85,8 @@ def _main(args: list[str]) -> int:
             print(usage())
         case ["--version", *_]:
             print(f"mvmae {__version__}")
-        case ["recipes"] | ["recipes", "-h" | "--help"]:
-            print(recipe_list())
         case ["recipes", *rest]:
-            raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
+            list_recipes(rest)
         case [group] | [group, "-h" | "--help" | "help", *_] if group in GROUPS:
             print(group_usage(group))
         case [group, name, *rest] if group in GROUPS:
@@ -104,8 +102,7 @@ def run_verb(name: str, args: list[str]) -> int:
     """Run a verb with its output where `--quiet` and `--json` say; both are no part of a config."""
     from mvmae.engine import terminal  # which loads rich, and no torch
 
-    own = name in VERBS and "json" in VERBS[name].config.__dataclass_fields__  # that of `show`
-    words, args = terminal.flags(args, kept=("--json",) if own else ())
+    words, args = terminal.flags(args)
     with terminal.output(words):
         verb, settings = parse(name, args)
         if settings is None:  # --help
@@ -339,6 +336,26 @@ def group_usage(group: str) -> str:
         *(f"  {name:12} {verb.summary}" for name, verb in own.items()),
     ]
     return "\n".join(lines)
+
+
+def list_recipes(args: list[str]) -> None:
+    """Print the recipes, or tell them in JSON.
+
+    Raises:
+        UserError: There are arguments.
+    """
+    from mvmae.engine import terminal
+
+    words, rest = terminal.flags(args)
+    if set(rest) - {"-h", "--help"}:
+        raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
+    with terminal.output(words):
+        print(recipe_list())
+        summaries = {
+            verb: {name: one.summary for name, one in named.items()}
+            for verb, named in recipes.BY_VERB.items()
+        }
+        terminal.emit("result", {"verb": "recipes", "recipes": summaries})
 
 
 def recipe_list() -> str:

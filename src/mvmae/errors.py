@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend."""
+"""The one error that is the user's to mend, and what may be shown of what he gave."""
 
 from __future__ import annotations
 
@@ -12,6 +12,35 @@ class UserError(ValueError):
     The message is one plain line: what is wrong, and what would be right. The command line
     prints it and exits with status 2; any other exception is our own fault.
     """
+
+
+KEPT = "\n\t\u00a0"  # a no-break space counts as not printable
+
+
+def printable(text: str) -> str:
+    r"""Text as a terminal can show it: what it would obey, or cannot write, becomes `\x1b`.
+
+    Names of files may hold anything: colours, a command to the terminal, bytes that are no UTF-8.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() or one in KEPT else one.encode("unicode_escape").decode()
+        for one in text
+    )
+
+
+class DivergedError(UserError):
+    """The loss stopped being a finite number.
+
+    Args:
+        message: As of a `UserError`.
+        step: The first step whose loss is not finite.
+    """
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 def nearest(word: str, names: Iterable[str]) -> str:

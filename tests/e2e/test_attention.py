@@ -145,11 +145,19 @@ def test_a_run_folder_gets_the_picture_among_its_figures(here, capsys):
     Path("red/config.json").write_text("{}")
     does("attention red images --count 5")
     lines = capsys.readouterr().out.splitlines()
-    assert lines == ["3 of 5 images: no more can be read", "written: red/figures/attention.png"]
+    assert lines == ["3 of 5 images: there are no more", "written: red/figures/attention.png"]
     first = Path("red/figures/attention.png").read_bytes()
     does("attention red images --count 5")
     assert Path("red/figures/attention.png").read_bytes() == first
     assert list(Path("red/figures").iterdir()) == [Path("red/figures/attention.png")]
+
+
+def test_what_was_passed_over_is_named(here, capsys):
+    Path("images/1.png").write_bytes(b"no image")
+    does("attention red images --count 3 --out a.png")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "2 of 3 images: no more can be read"
+    assert lines[1] == "passed over: images/1.png (no image of a kind that is read)"
 
 
 def test_the_seed_chooses_the_images(here):

@@ -186,6 +186,9 @@ RECONSTRUCTIONS = [
     case("reconstruct from nothing", "reconstruct run gone", "no such folder: gone"),
     case("reconstruct notes", "reconstruct notes images", "no checkpoint notes"),
     case("reconstruct at random", "reconstruct random:vit_pico images", "random:vit_pico"),
+    case(
+        "random encoder", "reconstruct random:vit_nano images", "encoder alone and has no decoder"
+    ),
     case("encoder alone", "reconstruct run/encoder.safetensors images", "holds the encoder alone"),
     case("broken images", "reconstruct run broken", "none of the 16 images of broken can be read"),
     case("no pictures", "reconstruct run images --count 0", "count must be at least 1"),
@@ -346,7 +349,7 @@ def damaged(what: str, command: str, says: str):
         damaged("config cut", RESUME, "run/config.json is not a config"),
         damaged("truncated", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
         damaged("another shape", RECONSTRUCT, "last.pt is of another shape: norm.weight is"),
-        damaged("foreign", RECONSTRUCT, "no checkpoint of mvmae: it has no 'model'"),
+        damaged("foreign", RECONSTRUCT, "no checkpoint of mvmae: of another program"),
         damaged("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
         damaged("no decoder", RECONSTRUCT, "was trained without reconstruction"),
         damaged("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),

@@ -114,6 +114,18 @@ def test_run_is_explored_until_control_c(started, home, free_port):
 
 
 @pytest.mark.slow
+def test_for_a_program_the_last_line_is_the_result(started):
+    words = ("random:vit_pico", "images", "--image-size", "32", "--port", "0", "--json")
+    process, url, said = started(*words)
+    read(f"{url}api/progress")
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=SOON)
+    told = [json.loads(line) for line in (said + out).splitlines() if line.startswith("{")]
+    address, result = {"event": "address"}, {"event": "result", "verb": "explore"}
+    assert told == [address | {"url": url}, result | {"url": url}]
+
+
+@pytest.mark.slow
 def test_encoder_alone_on_all_addresses_warns_and_ends_by_a_signal(started, home):
     before = sorted(home.iterdir())
     process, url, said = started(

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from mvmae import load_autoencoder, load_encoder
 from mvmae.cli import main
 from mvmae.config import PretrainConfig, from_json
+from mvmae.tasks.pretraining import report
 
 
 @pytest.fixture
@@ -201,7 +202,37 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert f"{run}/checkpoints/last.pt, of step {kept['step']}, is from before it" in line
     assert 1 <= kept["step"] < step
     assert [record["step"] for record in metrics(run)] == list(range(1, step))
-    assert names(run) == RUN - PRODUCTS
+    assert names(run) == RUN - PRODUCTS | {"health.json"}
+    health = json.loads((run / "health.json").read_text())
+    assert health == {"status": "diverged", "sentence": health["sentence"], "step": step}
+    assert health["sentence"] in line
+
+
+def test_a_run_that_goes_on_from_before_it_diverged_is_no_longer_said_to_have(
+    tmp_path, images, pretrain
+):
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    assert pretrain(images, whole) == 0
+    assert pretrain(images, run) == 0
+    for name in PRODUCTS:
+        (run / name).unlink()
+    told = {"status": "diverged", "sentence": "the loss is not finite at step 99", "step": 99}
+    (run / "health.json").write_text(json.dumps(told))
+    assert pretrain(images, run, {"resume": True}) == 0
+    assert_same_run(whole, run)
+    (run / "health.json").write_text(json.dumps(told))
+    options = {"base-lr": 1e30, "overwrite": True, "warmup-epochs": 1}
+    assert pretrain(images, run, options) == 2
+    assert json.loads((run / "health.json").read_text())["step"] < 99
+    assert names(run) == RUN - PRODUCTS - {"checkpoints"} | {"health.json"}
+
+
+def test_while_a_run_goes_on_an_earlier_divergence_is_not_in_its_folder(tmp_path):
+    config, file = PretrainConfig(out=tmp_path), tmp_path / "health.json"
+    for status, stays in (("diverged", False), ("good", True)):
+        file.write_text(json.dumps({"status": status}))
+        with report.divergence_kept(config):
+            assert file.exists() == stays
 
 
 def test_checkpoint_kept_before_a_loss_that_is_no_number_has_weights_that_are_numbers(

@@ -95,6 +95,7 @@ class Reader(HTMLParser):
     def handle_data(self, data):
         if {"style", "script"} & set(self._open):
             return
+        data = data.replace("\u00a0", " ")
         self.text += data
         if {"h1", "h2", "h3"} & set(self._open):
             self.headings[-1] += data
@@ -144,6 +145,7 @@ def test_figures_are_those_of_the_results(here):
 
 
 def test_verdict_is_that_of_the_run(here):
+    Path("runs/a/results/knn-images.json").unlink()
     for status, words in {
         "good": "Pre-training worked",
         "weak": "Pre-training is weak",
@@ -154,6 +156,53 @@ def test_verdict_is_that_of_the_run(here):
         page = quick("runs/a")
         assert f"Verdict: {words}" in page.headings
         assert health["sentence"] in page.text
+
+
+def test_scores_that_need_no_training_are_told_at_the_top(here):
+    file = Path("runs/a/results/knn-images.json")
+    result = json.loads(file.read_text()) | {"headline": {"token": "mean", "top1": 39.3}}
+    result["rows"] = [
+        {"name": name, "token": token, "top1": top1, "notes": {}}
+        for name, token, top1 in (
+            ("runs/a", "mean", 39.3),
+            ("the same, untrained", "mean", 24.6),
+            ("the same, untrained", "cls", 29.5),
+            ("raw pixels", "pixels", 50.9),
+        )
+    ]
+    file.write_text(json.dumps(result))
+    health = json.loads(Path("runs/a/health.json").read_text()) | {"status": "good"}
+    Path("runs/a/health.json").write_text(json.dumps(health))
+    page = quick("runs/a")
+    assert "Verdict: Trained well, but not useful here yet" in page.headings
+    assert (
+        "on images it does no better than raw pixels (kNN 39.3 %, raw pixels 50.9 %)" in page.text
+    )
+    assert (
+        "before training it was 29.5 %, with raw pixels 50.9 %. Raw pixels do better" in page.text
+    )
+
+
+def test_a_run_that_stopped_at_a_loss_that_is_no_number_is_told_as_diverged(here):
+    command = f"pretrain images --out runs/far {A_SECOND} --base-lr 1e30"
+    assert main(command.split()) == 2
+    why = json.loads(Path("runs/far/health.json").read_text())["sentence"]
+    page = quick("runs/far")
+    assert "Verdict: Diverged" in page.headings
+    assert why[1:] in page.text
+    assert "lower --base-lr" in why
+    assert "Still going on" not in page.text
+
+
+def test_metrics_that_were_cut_are_not_told_as_the_end(here):
+    lines = Path("runs/a/metrics.jsonl").read_text().splitlines(keepends=True)
+    Path("runs/a/metrics.jsonl").write_text("".join(lines[:4]))
+    Path("runs/a/results/knn-images.json").unlink()
+    health = json.loads(Path("runs/a/health.json").read_text()) | {"status": "good"}
+    Path("runs/a/health.json").write_text(json.dumps(health))
+    page = quick("runs/a")
+    assert "Verdict: Part of its metrics is missing" in page.headings
+    assert "metrics.jsonl ends at step 4 of 8" in page.text
 
 
 def test_metrics_are_drawn_with_what_guessing_gives(here):

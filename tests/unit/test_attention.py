@@ -277,6 +277,25 @@ def test_one_scale_a_row_shows_a_weak_map_dark_and_own_scales_do_not():
     assert alone[3].max() > 240
 
 
+def test_nearly_even_attention_is_drawn_nearly_even():
+    rng = np.random.default_rng(0)
+    heat = rng.normal(1, 0.02, (1, ROWS, COLUMNS)).astype(np.float32)
+    image = [np.full((96, 144, 3), 0.6, dtype=np.float32)]
+    even = [Model("even", image, [Maps("heat map", heat)])]
+    for picture in drawn(even)[1:]:
+        assert np.ptp(picture[8:-8, 8:-8].astype(float), axis=(0, 1)).max() < 40
+    assert np.ptp(drawn(even, shared_scale=False)[1].astype(float), axis=(0, 1)).max() > 150
+
+
+def test_a_shared_scale_reaches_from_half_to_twice_even_or_farther():
+    weak, strong = np.array([0.9, 1.1]), np.array([0.1, 5.0])
+    assert figure.shared_limits([weak]) == figure.EVEN
+    low, high = figure.shared_limits([weak, strong])
+    assert low < 0.2
+    assert high > 4.5
+    assert figure.peak(strong) == "peak 5.0x even"
+
+
 def test_heads_are_overlays_in_columns_of_their_own():
     heat = np.random.default_rng(0).random((1, 5, ROWS, COLUMNS)).astype(np.float32)
     maps = [Maps(f"head {number}", heat[:, number]) for number in range(5)]

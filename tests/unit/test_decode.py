@@ -296,3 +296,15 @@ def test_postscript_under_another_name_never_reaches_ghostscript():
     with pytest.raises(UnreadableImageError) as caught:
         decode(script, 3)
     assert "Ghostscript" not in str(caught.value)
+
+
+def test_libtiff_does_not_write_to_the_terminal(capfd):
+    stream = io.BytesIO()
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64)).astype(np.uint8)
+    image = Image.fromarray(noise).convert("P")  # which Pillow reads, by libtiff
+    image.save(stream, "TIFF", compression="tiff_lzw")
+    damaged = bytearray(stream.getvalue())
+    damaged[200:900] = b"\xff" * 700
+    with pytest.raises(UnreadableImageError):
+        decode(bytes(damaged), 3)
+    assert capfd.readouterr().err == ""

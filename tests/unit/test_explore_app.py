@@ -1,5 +1,6 @@
 """What the server of `explore` answers, and whom."""
 
+import asyncio
 import base64
 import io
 import json
@@ -141,6 +142,18 @@ def test_larger_share_hides_more_of_the_same_mask(client):
 @pytest.mark.parametrize(("ratio", "count"), [(0, 15), (1, 1)])
 def test_ends_of_the_slider_leave_a_patch_of_either_kind(client, ratio, count):
     assert len(asked(client, "reconstruct", image="d0", mask_ratio=ratio)["visible"]) == count
+
+
+def test_the_first_mask_hides_as_many_patches_as_training_did(image_folder, tiny):
+    model = replace(tiny.model, image_size=32)  # 64 patches at 0.8: 12 visible
+    client = served(image_folder(), decoder=copying(replace(tiny, model=model)))
+    about = client.get("/api/about").json()["decoder"]
+    assert about["hidden"] == 52 == 64 - model.num_visible
+    # what the page sends, where the slider stands on steps of a patch
+    found = asked(client, "reconstruct", image="d0", mask_ratio=about["hidden"] / 64)
+    assert len(found["visible"]) == model.num_visible
+    script = client.get("/explore.js").text
+    assert '$("ratio").value = hidden / total;' in script.partition("about.decoder;")[2]
 
 
 def test_without_a_decoder_it_is_said_why(image_folder):
@@ -472,6 +485,68 @@ def test_server_answers_to_its_own_name_only(client, host):
 def test_other_sites_cannot_send_questions(client, origin):
     answer = client.post("/api/similar", content='{"image": "d0"}', headers={"origin": origin})
     assert complaint(answer, 400) == "Requests from other sites are refused."
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"sec-fetch-mode": "no-cors", "sec-fetch-dest": "image"},
+        {"sec-fetch-mode": "navigate", "sec-fetch-dest": "iframe"},
+        {},
+    ],
+)
+def test_other_sites_pages_cannot_even_load_pictures(client, how):
+    for path in ("/", "/api/about", "/api/images/d0"):
+        answer = client.get(path, headers={"sec-fetch-site": "cross-site", **how})
+        assert complaint(answer, 400) == "Requests from other sites are refused."
+
+
+def test_links_to_the_page_can_be_followed(client):
+    link = {"sec-fetch-mode": "navigate", "sec-fetch-dest": "document"}
+    for site in ("cross-site", "none", "same-origin"):
+        assert client.get("/", headers={"sec-fetch-site": site, **link}).status_code == 200
+
+
+def test_an_upload_that_is_broken_off_is_no_fault_of_ours(client):
+    """What the server does when the socket closes in the middle of a body."""
+    coming = [
+        {"type": "http.request", "body": b"xxxx", "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    sent = []
+
+    async def receive() -> dict:
+        return coming.pop(0)
+
+    async def send(message: dict) -> None:
+        sent.append(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/api/images",
+        "query_string": b"",
+        "headers": [(b"host", b"testserver")],
+    }
+    asyncio.run(client.app(scope, receive, send))
+    assert [message.get("status") for message in sent] == [400, None]
+    assert sent[1]["body"] == b""
+
+
+def test_parts_of_a_data_set_are_no_classes(image_folder):
+    for part in ("train", "val"):
+        image_folder(f"images/{part}", per_class=2)
+    client = served(image_folder("images", classes=()), embed=False)
+    labels = {client.get(f"/api/cards/{index}").json()["label"] for index in range(8)}
+    assert labels == {"blue", "red"}
+
+
+def test_even_attention_to_a_plain_image_is_drawn_even(tmp_path):
+    Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "red.png")
+    client = served(tmp_path, embed=False)
+    for question in ({}, {"block": 0}, {"block": 1, "heads": True}):
+        for one in asked(client, "attention", image="d0", **question)["maps"]:
+            assert np.ptp(pixels(one), axis=(0, 1)).max() < 40
 
 
 def test_its_own_page_can(client):

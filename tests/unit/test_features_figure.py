@@ -32,6 +32,7 @@ from mvmae.metrics import typical as typical_module
 from mvmae.metrics.plane import plane
 from mvmae.metrics.principal import colors, principal_basis, principal_colors
 from mvmae.metrics.typical import Pair, centred, joining, near_duplicates, typicality
+from mvmae.tasks.featuring.pca import captured
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -326,3 +327,15 @@ def test_notes_are_broken_into_lines_that_fit():
     assert len(lines) > 4
     assert all(width_of(line, 6.5) <= 3.0 for line in lines)
     assert " ".join(lines[:-1]).startswith("some words some")
+
+
+def test_the_share_of_variance_is_told_of_every_encoder():
+    facts = [
+        {"encoder": "runs/a", "explained_total": 0.17},
+        {"encoder": "random:runs/a", "explained_total": 0.59},
+    ]
+    assert captured(facts[:1]) == "17% of the variance of patches is in the colours"
+    said = captured(facts)
+    assert said == (
+        "of the variance of patches, 17% (runs/a) and 59% (random:runs/a) are in the colours"
+    )

@@ -316,8 +316,9 @@ def test_arrays_that_are_no_images_are_refused(four, array, message):
         (b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9, 9, 9)}"
          + b" " * 56 + b"\n" + bytes(10), "no .npy file of images"),
         (b"PK\x03\x04 no archive", "no .npy file of images"),
+        # Found by the fuzzer:
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, "
-         + b" " * 57 + b"\n\x00\x00  \n" + bytes(99), "no .npy file of images"),  # found by the fuzzer
+         + b" " * 57 + b"\n\x00\x00  \n" + bytes(99), "no .npy file of images"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_arrays_are_refused(four, content, message):

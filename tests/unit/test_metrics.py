@@ -8,13 +8,15 @@ from sklearn.linear_model import LogisticRegression
 
 from mvmae.metrics.health import (
     chance_level,
+    colour_error,
     contrast_health,
     effective_rank,
     is_collapsed,
-    mean_error,
+    rebuilt_share,
     verdict,
 )
 from mvmae.metrics.linear import logistic_regression
+from mvmae.models.patches import patchify
 
 # Linear classification
 
@@ -204,10 +206,20 @@ def test_contrast_health_of_one_image_is_finite():
     assert contrast_health(torch.ones(1, 4), torch.ones(1, 4))["negative_similarity"] == 0
 
 
-def test_mean_error_is_what_the_best_constant_achieves():
-    target = torch.randn(3, 5, 12)
-    best = target.mean(dim=-1, keepdim=True).expand_as(target)
-    assert mean_error(target).item() == pytest.approx(F.mse_loss(best, target).item())
+def test_colour_error_is_that_of_filling_each_patch_with_its_average_colour():
+    images = torch.rand(3, 3, 8, 12)
+    blurred = F.interpolate(F.avg_pool2d(images, 4), scale_factor=4)
+    expected = F.mse_loss(blurred, images).item()
+    assert colour_error(patchify(images, 4), 3).item() == pytest.approx(expected, rel=1e-5)
+    gray = images[:, :1]
+    blurred = F.interpolate(F.avg_pool2d(gray, 4), scale_factor=4)
+    expected = F.mse_loss(blurred, gray).item()
+    assert colour_error(patchify(gray, 4), 1).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_patches_of_one_colour_each_have_no_colour_error_though_their_channels_differ():
+    images = torch.tensor([0.9, 0.2, 0.1]).view(1, 3, 1, 1).expand(2, 3, 8, 8)
+    assert colour_error(patchify(images, 4), 3).item() == pytest.approx(0, abs=1e-12)
 
 
 GOOD = {
@@ -218,8 +230,9 @@ GOOD = {
     "contrastive_top1": 95.0,
     "effective_rank": 30.0,
     "reconstruction": 0.5,
-    "mean_error": 1.0,
+    "colour_error": 1.0,
 }
+BLURRED = "110% of the error of filling each with its average colour, and no better than that yet"
 
 
 @pytest.mark.parametrize(
@@ -227,9 +240,10 @@ GOOD = {
     [
         ({}, "good", "effective rank 30 of 64"),
         ({"contrastive": 5.5}, "weak", "hardly tells images apart yet"),
-        ({"reconstruction": 1.1}, "weak", "110% of the error of their mean, no better than a blur"),
+        ({"reconstruction": 1.1}, "good", BLURRED),  # the contrast says that it learns
+        ({"reconstruction": 1.1, "contrastive": 5.5}, "weak", BLURRED),
         ({"effective_rank": 1.2}, "collapsed", "all images look the same"),
-        ({"effective_rank": 1.2, "reconstruction": 1.1}, "collapsed", "no better than a blur"),
+        ({"effective_rank": 1.2, "reconstruction": 1.1}, "collapsed", BLURRED),
         ({"negative_similarity": 0.97, "contrastive": 6.1}, "collapsed", "all images look the sa"),
         ({"negative_similarity": 0.97}, "good", "of different images 0.97"),
     ],
@@ -242,9 +256,29 @@ def test_the_verdict_reads_the_numbers(change, status, words):
 
 
 def test_the_verdict_of_mae_speaks_of_reconstruction_alone():
-    said = verdict({"reconstruction": 0.4, "mean_error": 0.8}, 64)
-    assert said == ("good", "masked patches are rebuilt with 50% of the error of their mean")
-    assert not is_collapsed({"reconstruction": 0.4, "mean_error": 0.8})
+    known = {"reconstruction": 0.4, "colour_error": 0.8}
+    said = "masked patches are rebuilt with 50% of the error of filling each with"
+    assert verdict(known, 64) == ("good", f"{said} its average colour")
+    assert verdict(known, 64, channels=1) == ("good", f"{said} its mean")
+    assert not is_collapsed(known)
+    assert verdict(known | {"reconstruction": 0.9}, 64).status == "weak"
+
+
+def test_what_older_runs_compared_with_is_called_what_it_is():
+    old = {"reconstruction": 0.4, "mean_error": 0.8}
+    assert verdict(old, 64).sentence.endswith(
+        "50% of the error of filling each with one gray value"
+    )
+    assert rebuilt_share(old | {"colour_error": 0.5}) == pytest.approx(0.8)  # resumed by this one
+
+
+def test_patches_without_structure_are_no_success_and_no_division_by_zero():
+    flat = {"reconstruction": 0.1, "colour_error": 0.0}
+    assert verdict(flat, 64) == (
+        "weak",
+        "the patches have one colour each, so there is nothing to rebuild",
+    )
+    assert verdict(GOOD | flat, 64).status == "good"
 
 
 def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():

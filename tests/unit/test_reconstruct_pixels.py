@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from drawn import cells
 from PIL import Image
 
@@ -193,6 +194,23 @@ def test_error_is_that_of_hidden_pixels_as_drawn_in_all_channels():
     np.testing.assert_array_equal(one.error, shown.error)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_beside_the_error_stands_that_of_the_average_colour_of_the_same_patches(channels):
+    config = run_config(normalize=False, channels=channels)
+    generator = torch.Generator().manual_seed(0)
+    shape = (2, channels, 16, 24)
+    images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+    shown = panels(copying_model(config, images), images, config)
+    blurred = F.interpolate(F.avg_pool2d(images.double() / 255, 4), scale_factor=4)
+    squares = (blurred - images.double() / 255).square().permute(0, 2, 3, 1).numpy()
+    hidden = np.isclose(shown.masked, HIDDEN, atol=1e-6).all(-1)
+    for one, where, plain in zip(squares, hidden, shown.plain, strict=True):
+        assert plain == pytest.approx(one[where].mean(), rel=1e-4)
+    tiled = panels(copying_model(config, tiled_images(channels)), tiled_images(channels), config)
+    np.testing.assert_allclose(tiled.error, 0, atol=1e-6)
+    assert (tiled.plain > 0.01).all()
+
+
 @pytest.mark.parametrize(
     ("have", "asked", "drawn"),
     [
@@ -269,7 +287,7 @@ def made(picture: np.ndarray, others: np.ndarray | None = None) -> Panels:
     """Panels that all show the same, or another prediction."""
     count = len(picture)
     others = picture if others is None else others
-    return Panels(picture, picture, others, others, np.full(count, 0.25))
+    return Panels(picture, picture, others, others, np.full(count, 0.25), np.full(count, 0.5))
 
 
 def figure(count=2, size=(16, 24, 3), names=None, models=1, **words) -> Image.Image:

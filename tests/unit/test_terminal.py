@@ -87,8 +87,21 @@ def test_flags_are_taken_out_of_the_arguments(args, words, rest):
     assert terminal.flags(args) == (words, rest)
 
 
-def test_a_flag_of_the_verb_itself_stays():
-    assert terminal.flags(["run", "--json"], kept=("--json",)) == ({"auto"}, ["run", "--json"])
+@pytest.mark.parametrize(
+    ("said", "seen"),
+    [
+        ("\x1b[31mred\x07.jpg", r"\x1b[31mred\x07.jpg"),
+        ("a\udcff\u202egpj.b", r"a\udcff\u202egpj.b"),
+        ("two\nlines 96\u00a0% 写", "two\nlines 96\u00a0% 写"),
+    ],
+)
+def test_what_a_terminal_would_obey_is_shown(capsys, said, seen):
+    terminal.people().print(said)
+    terminal.warn(said)
+    assert capsys.readouterr().out == f"{seen}\n{seen}\n"
+    with terminal.output({"quiet"}):
+        terminal.warn(said)
+    assert capsys.readouterr().err == f"mvmae: {seen}\n"
 
 
 def test_bars_are_for_terminals_that_can_draw_over(monkeypatch):

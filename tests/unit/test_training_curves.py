@@ -115,6 +115,35 @@ def test_chance_is_drawn_at_its_height_and_is_in_the_picture():
     assert [text.get_text() for text in axes.texts] == ["chance 4.84"]
 
 
+def test_a_level_is_called_what_the_run_compared_with():
+    new, old = {"colour_error": 0.6}, {"mean_error": 0.99}
+    runs = [
+        run_of(name, [record(n, reconstruction=0.7, **level) for n in (1, 2)])
+        for name, level in (("new", new), ("old", old), ("resumed", new | old))
+    ]
+    (panel,) = [panel for panel in curves.panels_of(runs) if panel.levels]
+    colour, gray = "each patch's average colour", "one gray value for each patch"
+    assert [(one.name, one.y[0]) for one in panel.levels] == [
+        (colour, 0.6),
+        (gray, 0.99),
+        (colour, 0.6),
+    ]
+
+
+def test_similarities_are_shown_up_to_the_1_that_they_could_reach():
+    records = [record(n, positive_similarity=0.1 * n, negative_similarity=0.0) for n in (1, 2, 3)]
+    panels = curves.panels_of([run_of("a", records)])
+    at = [panel.title for panel in panels].index("similarity of two views")
+    figure = figure_of(panels, ["a"], **SAID)
+    figure.draw_without_rendering()
+    axes = figure.axes[at]
+    low, high = axes.get_ylim()
+    assert 1.0 < high < 1.3
+    assert low > -0.3
+    shown = [label.get_text() for label in axes.get_yticklabels()]
+    assert "1" in shown
+
+
 def test_levels_that_differ_have_the_colours_of_their_runs():
     runs = [
         run_of(name, [record(n, contrastive=1.0, chance=log(2 * size - 1)) for n in (1, 2)])

@@ -121,8 +121,8 @@ class AttentionConfig:
     encoder's own."""
 
     scale: Literal["row", "own"] = "row"
-    """row: one scale of colours for all maps of an image, so that they can be compared: a map that
-    prefers nothing is dark beside one that does.
+    """row: one scale of colours for all maps of an image, so that they can be compared; it reaches
+    from half to twice even attention at least, so that a map that prefers nothing is of one colour.
     own: each map from its own low to its own high, which shows a pattern even in a random encoder's
     nearly even attention."""
 

@@ -61,6 +61,3 @@ class ShowConfig:
     encoder: EncoderArgument
     """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
     timm:NAME, hf:NAME, or random:NAME."""
-
-    json: bool = False
-    """Print it as JSON."""

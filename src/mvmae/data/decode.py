@@ -24,6 +24,7 @@ from mvmae.data.decoding.pixels import UnreadableImageError as UnreadableImageEr
 from mvmae.data.decoding.pixels import Values as Values
 from mvmae.data.decoding.pixels import Wanted as Wanted
 from mvmae.data.decoding.pixels import fitted as fitted
+from mvmae.data.decoding.quiet import hush_libtiff
 from mvmae.data.decoding.reasons import unreadable
 from mvmae.data.decoding.values import FORMATS as FORMATS
 from mvmae.data.decoding.values import TIFF_MAGIC, is_array, is_stack, values_of
@@ -36,6 +37,7 @@ EXTENSIONS = frozenset(
 )
 JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
+hush_libtiff()
 
 
 def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, get_worker_info
 
 from mvmae.data.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.source import Source
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 
 POLL = 5.0  # seconds between two looks at the processes that read
 MOST_FAILURES = 10  # in one run, before the machine is to blame and not the images
@@ -193,7 +193,7 @@ def _blame(
             watched.deadly[one.place] = reason
         outcome = "passed over" if one.place in suspects else "tried once more"
         suspects.add(one.place)
-        print(f"mvmae: {path}: {reason}; {outcome}", file=sys.stderr)
+        print(f"mvmae: {printable(path)}: {reason}; {outcome}", file=sys.stderr)
     if failures >= MOST_FAILURES:
         last = f", the last with {watched.path(lost[-1].place)}" if lost else ""
         raise UserError(

@@ -258,15 +258,24 @@ def load_autoencoder(source: str | Path) -> MaskedAutoencoder:
 
 def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     """`load_autoencoder`, with its config."""
+    if str(source).startswith(("random:", "timm:", "hf:")):
+        raise UserError(
+            f"{source} is an encoder alone and has no decoder: give the folder of a run of pretrain"
+        )
     path = Path(source)
-    path = path / "checkpoints" / "last.pt" if path.is_dir() else path
+    if path.is_dir():
+        whole = path / "checkpoints" / "last.pt"
+        path = path / PRODUCT if (path / PRODUCT).exists() and not whole.exists() else whole
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
         )
     state = checkpoint.load(path)
     if not _is_ours(state):
-        raise UserError(f"{path} is no checkpoint of mvmae: it has no 'model' and 'config'")
+        raise UserError(
+            f"{path} is no checkpoint of mvmae: of another program, or an encoder alone, which has "
+            "no decoder; give the folder of a run of pretrain"
+        )
     if _began_with_an_encoder(state["config"]):
         raise UserError(f"{path} is of no run of pretrain: it has no decoder")
     config = configs.from_json(state["config"], PretrainConfig, source=str(path))

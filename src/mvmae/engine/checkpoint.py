@@ -28,6 +28,9 @@ def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
     """Write a file so that it is there completely or as it was before.
 
     A temporary file beside it is written, forced to the disk and renamed.
+
+    Raises:
+        UserError: Its folder is gone, or is one where no file can be made, as in /proc.
     """
     temporary = file.with_name(f".{file.name}.tmp")
     try:
@@ -37,6 +40,10 @@ def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
             os.fsync(stream.fileno())
         temporary.replace(file)
     except OSError as error:
+        if isinstance(error, FileNotFoundError) and error.filename == str(temporary):
+            raise UserError(
+                f"cannot write {file}: its folder is gone, or no file can be made there"
+            ) from error
         error.filename = error.filename or str(file)  # a full disk names none
         raise
     finally:

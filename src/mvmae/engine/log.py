@@ -15,7 +15,7 @@ from rich.console import Console
 
 from mvmae.engine import terminal
 from mvmae.engine.checkpoint import write_text
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
 LONG_WAIT = 0.1  # share of the time spent waiting for data from which people should know
@@ -78,7 +78,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """A line for a person, above the bar."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
         """As `say`, also to those who asked to hear nothing."""

@@ -17,10 +17,15 @@ FILE = "metrics.jsonl"
 Against = Literal["steps", "images", "hours"]
 LARGEST = 1e300  # what is larger counts as infinite
 PLACE = ("step", "epoch", "images", "seconds")  # how far the run is, and no figure of it
-LEVEL_OF = {  # columns, by those that they are to be compared with
-    "reconstruction": "mean_error",
-    "contrastive": "chance",
-    "contrastive_top1": "chance",
+LEVELS_OF = {  # columns, by those that they are to be compared with: the first that there is
+    "reconstruction": ("colour_error", "mean_error"),
+    "contrastive": ("chance",),
+    "contrastive_top1": ("chance",),
+}
+LEVEL_NAMES = {  # what one reaches who knows nothing
+    "colour_error": "each patch's average colour",
+    "mean_error": "one gray value for each patch",  # of runs before there was colour_error
+    "chance": "chance",
 }
 
 
@@ -123,11 +128,15 @@ def place(record: Mapping[str, Any], against: Against) -> float | None:
     return value / 3600 if against == "hours" else float(value)
 
 
-def last(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """The last finite value of every figure, whichever line it stands in."""
-    known: dict[str, float] = {}
+def last(records: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
+    """The last finite value of every figure, whichever line it stands in; steps stay whole."""
+    known: dict[str, int | float] = {}
     for record in records:
-        known |= {name: float(value) for name, value in record.items() if _is_number(value)}
+        known |= {
+            name: value if name in PLACE else float(value)
+            for name, value in record.items()
+            if _is_number(value)
+        }
     return known
 
 
@@ -136,13 +145,25 @@ def level(found: Mapping[str, Column], name: str) -> Column | None:
 
     `contrastive`: log(2N - 1) for N images in a batch (NT-Xent's 2N - 1 equal candidates), as the
     run wrote it. `contrastive_top1`: one of these candidates, in percent. `reconstruction`: the
-    squared error of predicting each hidden patch's own mean.
+    squared error of filling each hidden patch with its average colour, or, of older runs, with one
+    gray value.
 
     Args:
         found: From `columns`.
         name: Of a column.
     """
-    column = found.get(LEVEL_OF.get(name, ""))
-    if column is None or not np.isfinite(column.y).any():
+    compared = _level_column(found, name)
+    if compared is None:
         return None
+    column = found[compared]
     return Column(column.x, 100 * np.exp(-column.y)) if name == "contrastive_top1" else column
+
+
+def level_name(found: Mapping[str, Column], name: str) -> str:
+    """What `level` is called; empty where there is none."""
+    return LEVEL_NAMES.get(_level_column(found, name) or "", "")
+
+
+def _level_column(found: Mapping[str, Column], name: str) -> str | None:
+    there = (one for one in LEVELS_OF.get(name, ()) if one in found)
+    return next((one for one in there if np.isfinite(found[one].y).any()), None)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mvmae.config import PretrainConfig
 from mvmae.engine import checkpoint, distributed, resuming, runs
-from mvmae.errors import UserError
+from mvmae.errors import DivergedError, UserError
 
 KEPT = (  # what a checkpoint holds
     *("model", "optimizer", "step", "pending", "last_record", "warned", "drawn", "unreadable"),
@@ -73,7 +73,7 @@ class State:
         """Stop at the first loss since the last line of metrics that is no number.
 
         Raises:
-            UserError: There is one.
+            DivergedError: There is one.
         """
         values = torch.stack(self.pending)  # a CPU-GPU synchronisation on CUDA
         bad = (~values.isfinite()).any(dim=1).nonzero()
@@ -90,7 +90,7 @@ class State:
             if step > 1
             else "before any update: look at --views.mean, --views.std and --objective.temperature"
         )
-        raise UserError(f"the loss is not finite at step {step}: {remedy}; {kept}")
+        raise DivergedError(f"the loss is not finite at step {step}: {remedy}; {kept}", step)
 
 
 def save(

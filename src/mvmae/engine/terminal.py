@@ -21,7 +21,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 
 VARIABLE = "MVMAE_OUTPUT"
 WORDS = ("auto", "plain", "quiet", "json")
@@ -54,19 +54,15 @@ def asked(words: Collection[str] = ()) -> frozenset[str]:
     return said - {"auto"}
 
 
-def flags(args: Sequence[str], kept: Collection[str] = ()) -> tuple[set[str], list[str]]:
+def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
     """The words for `output` that are among a verb's arguments, and the arguments without them.
 
-    Args:
-        args: What was typed.
-        kept: Flags that the verb has itself.
-
     Returns:
-        `auto` where help is asked for: it is always shown, and `--json` of the verb's own as well.
+        `auto` where help is asked for: it is always shown.
     """
     given = {flag for flag in ("--quiet", "--json") if flag in args}
-    rest = [word for word in args if word in kept or word not in given]
-    if {"-h", "--help"} & set(args) or given & set(kept):
+    rest = [word for word in args if word not in given]
+    if {"-h", "--help"} & set(args):
         return {"auto"}, rest
     return {flag.removeprefix("--") for flag in given}, rest
 
@@ -123,15 +119,26 @@ def _finite(value: Any) -> Any:
     return value
 
 
+class _People(Console):
+    """A console that shows text and never obeys it."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """As Rich's, with strings made `printable`."""
+        super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
+
+
 def people() -> Console:
-    """For lines that people read: nothing in them is markup, and a terminal breaks long ones."""
-    return Console(soft_wrap=True, highlight=False, markup=False)
+    """For lines that people read: nothing in them is markup, and a terminal breaks long ones.
+
+    Names of files may stand in them: control characters are shown, not obeyed.
+    """
+    return _People(soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(text: str) -> None:
     """Say what matters even to those who want to hear nothing."""
     if "quiet" in _now.words:
-        print(f"mvmae: {text}", file=sys.stderr)
+        print(f"mvmae: {printable(text)}", file=sys.stderr)
     else:
         people().print(text)
     emit("warning", {"message": text})
@@ -230,7 +237,7 @@ class Bar:
     def name(self, name: str) -> None:
         """What is being done now."""
         self.title = name
-        self.bar.update(self.bar.task, description=escape(name))
+        self.bar.update(self.bar.task, description=escape(printable(name)))
 
     def advance(self, count: int) -> None:
         """So many more images are done."""
@@ -249,7 +256,7 @@ class Bar:
             return
         self._said = due
         left = seconds / self.done * (self.total - self.done)
-        what = f"{self.title}: " if self.title else ""
+        what = f"{printable(self.title)}: " if self.title else ""
         print(f"{what}{self.done}/{self.total} {self.unit}, {clock(left)} left", file=sys.stderr)
 
 

@@ -5,7 +5,7 @@ Shapes: B images, H and W pixels, C channels 1 or 3, rows x columns of patches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import matplotlib as mpl
@@ -19,6 +19,7 @@ from mvmae.figures.grid import Column, Group, Scale
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equal
 LOW, HIGH = 0.02, 0.99  # quantiles of a map that get the darkest and the brightest colour
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+EVEN = 0.5, 2.0  # a scale shared by maps reaches at least as far, as multiples of even attention
 FAINTEST, STRONGEST = 0.25, 0.85  # share of the colour in an overlay, from low to high heat
 
 Limits = tuple[float, float]
@@ -47,6 +48,24 @@ def limits(heat: Float[np.ndarray, ...]) -> Limits:
     """Robust ends of a scale: a patch in a hundred may be brighter than the brightest colour."""
     low, high = np.quantile(heat, (LOW, HIGH))
     return float(low), float(high)
+
+
+def shared_limits(maps: Iterable[Float[np.ndarray, ...]]) -> Limits:
+    """One scale for several maps, from the lowest to the highest end of any.
+
+    Nearly even attention is drawn nearly even: the scale is never narrower than `EVEN`, or rounding
+    would look like an object.
+
+    Args:
+        maps: As multiples of even attention.
+    """
+    each = [EVEN, *map(limits, maps)]
+    return min(low for low, _ in each), max(high for _, high in each)
+
+
+def peak(heat: Float[np.ndarray, ...]) -> str:
+    """How far the highest value lies above even attention, in words."""
+    return f"peak {heat.max():.1f}x even"
 
 
 def scaled(heat: Float[np.ndarray, ...], ends: Limits) -> Float[np.ndarray, ...]:
@@ -138,16 +157,15 @@ def draw(
 
 
 def _row_ends(models: Sequence[Model], row: int) -> Limits:
-    """One scale for all maps of an image, from the lowest to the highest end of any."""
-    each = [limits(maps.heat[row]) for model in models for maps in model.maps]
-    return min(low for low, _ in each), max(high for _, high in each)
+    """One scale for all maps of an image."""
+    return shared_limits(maps.heat[row] for model in models for maps in model.maps)
 
 
 def _columns(
     images: Sequence[np.ndarray], maps: Maps, ends: Sequence[Limits | None], *, heat_column: bool
 ) -> list[Column]:
     rows = list(zip(images, maps.heat, ends, strict=True))
-    captions = [f"peak {heat.max():.1f}x even" for heat in maps.heat]
+    captions = [peak(heat) for heat in maps.heat]
     over = [overlay(image, heat, end) for image, heat, end in rows]
     if not heat_column:
         return [Column(maps.heading, over, captions)]

@@ -25,6 +25,9 @@ class Panels(NamedTuple):
     error: Float[np.ndarray, " B"]
     """Mean squared error of the prediction as it is drawn, over hidden patches and all channels."""
 
+    plain: Float[np.ndarray, " B"]
+    """The same of filling each hidden patch with its average colour, which no model is shown."""
+
 
 class Model(NamedTuple):
     """What one model made of the images."""
@@ -71,7 +74,9 @@ def draw(models: Sequence[Model], *, names: Sequence[str], title: str, note: str
 
 
 def _column(panels: Panels, field: str) -> Column:
-    captions = [f"MSE {error:.4f}" for error in panels.error] if field == "prediction" else ()
+    errors = zip(panels.error, panels.plain, strict=True)
+    captions = [f"MSE {error:.4f}, colours {plain:.4f}" for error, plain in errors]
+    captions = captions if field == "prediction" else []
     return Column(COLUMNS[field], getattr(panels, field), captions)
 
 

@@ -72,6 +72,8 @@ class Panel(NamedTuple):
 
     lines: Sequence[Line]
     levels: Sequence[Level] = ()
+    most: float | None = None
+    """A height that is shown whatever the lines reach."""
 
 
 def figure_of(
@@ -200,6 +202,8 @@ def _draw(axes: Axes, panel: Panel, window: int) -> None:
         _draw_level(axes, level)
     for line in panel.lines:
         _draw_line(axes, line, window)
+    if panel.most is not None:
+        axes.update_datalim([(0.0, panel.most)], updatex=False)
     axes.margins(y=0.1)
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_axisbelow(True)

@@ -1,6 +1,6 @@
 """Is the pre-training working: what to watch, and what it means in plain words.
 
-Shapes: B images, D embedding width, N patches, P numbers in a patch.
+Shapes: B images, D embedding width, N and M patches, P = p * p * C numbers in a patch.
 """
 
 from __future__ import annotations
@@ -70,9 +70,14 @@ def contrast_health(
     }
 
 
-def mean_error(target: Float[Tensor, "B M P"]) -> Float[Tensor, ""]:
-    """Squared error of predicting each patch's own mean: what a blur achieves at best."""
-    return target.var(dim=-1, unbiased=False).mean()
+def colour_error(target: Float[Tensor, "B M P"], channels: int) -> Float[Tensor, ""]:
+    """Squared error of filling each patch with its average colour: the best that a blur could do.
+
+    Args:
+        target: Patches to be rebuilt; channels run fastest.
+        channels: C. Each has a mean of its own.
+    """
+    return target.unflatten(-1, (-1, channels)).var(dim=-2, unbiased=False).mean()
 
 
 class Verdict(NamedTuple):
@@ -82,25 +87,57 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verdict(metrics: Mapping[str, float], width: int) -> Verdict:
+def verdict(metrics: Mapping[str, float], width: int, channels: int = 3) -> Verdict:
     """Read the last line of metrics as a person would.
 
     Args:
         metrics: `contrastive`, `chance`, the four of `contrast_health`, `reconstruction` and
-            `mean_error`, as far as the run has them.
+            `colour_error`, as far as the run has them.
         width: Width of the embeddings.
+        channels: Of the images.
     """
     said, status = [], "good"
     if "contrastive" in metrics:
         status, words = _contrast_words(metrics, width)
         said.append(words)
-    if "reconstruction" in metrics:
-        share = metrics["reconstruction"] / max(metrics["mean_error"], 1e-12)
-        said.append(f"masked patches are rebuilt with {share:.0%} of the error of their mean")
+    if filled := filled_with(metrics, channels):
+        share = rebuilt_share(metrics)
+        said.append(f"masked patches are rebuilt with {share:.0%} of the error of {filled}")
         if share >= 1:
-            status = "weak" if status == "good" else status
-            said[-1] += ", no better than a blur"
+            said[-1] += ", and no better than that yet"
+            if "contrastive" not in metrics:  # which is there to say whether it learns
+                status = "weak"
+    elif "reconstruction" in metrics:
+        said.append("the patches have one colour each, so there is nothing to rebuild")
+        status = status if "contrastive" in metrics else "weak"
     return Verdict(status, "; ".join(said))
+
+
+BLURS = ("colour_error", "mean_error")  # the latter of runs before there was the former
+
+
+def rebuilt_share(metrics: Mapping[str, float]) -> float:
+    """The reconstruction's error as a share of what needs no structure.
+
+    That is each patch's average colour. It is not much to stay above it for a while: the average
+    colour is the hidden patch's own, which the decoder has to guess.
+    """
+    return metrics["reconstruction"] / max(_blur(metrics), 1e-12)
+
+
+def filled_with(metrics: Mapping[str, float], channels: int) -> str:
+    """What `rebuilt_share` compares with, in words; empty where there is nothing to compare."""
+    if "reconstruction" not in metrics or _blur(metrics) <= 0:
+        return ""
+    if channels == 1:
+        return "filling each with its mean"
+    if "colour_error" not in metrics:  # the variance over all pixels and channels of a patch
+        return "filling each with one gray value"
+    return "filling each with its average colour"
+
+
+def _blur(metrics: Mapping[str, float]) -> float:
+    return next((metrics[name] for name in BLURS if name in metrics), 0.0)
 
 
 def is_collapsed(metrics: Mapping[str, float]) -> bool:

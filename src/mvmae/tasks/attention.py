@@ -14,14 +14,21 @@ from mvmae.config import AttentionConfig
 from mvmae.data.sources.opening import open_source
 from mvmae.data.views import for_people, normalized
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import precision, runs, terminal
-from mvmae.engine.checkpoint import write_whole
+from mvmae.engine import precision, terminal
 from mvmae.figures import attention as figure
 from mvmae.figures.attention import Maps, Model
 from mvmae.models.attention import class_attention, rollout
 from mvmae.models.vit import Encoder
-from mvmae.tasks.drawing.images import Chosen, choose, displayed, finer, require_channels, views
-from mvmae.tasks.drawing.places import headings, picture_file, together
+from mvmae.tasks.drawing.images import (
+    Chosen,
+    choose,
+    displayed,
+    finer,
+    missing,
+    require_channels,
+    views,
+)
+from mvmae.tasks.drawing.places import headings, picture_file, together, write
 
 FINE = 256  # pixels of a drawn image's longer side, at least: a cell of the figure
 SAID = {
@@ -38,7 +45,7 @@ def run(config: AttentionConfig) -> None:
         UserError: There is no such encoder, no readable image, or nowhere to write.
     """
     device = precision.choose_device(config.device)
-    file = picture_file(config.encoder, config.out, "attention.png")
+    file = picture_file(config.encoder, config.out, "attention.png", config.data)
     names = (config.encoder, *config.against)
     opened = [encoders.open_encoder(name, config.image_size) for name in names]
     for name, one in zip(names, opened, strict=True):
@@ -57,11 +64,10 @@ def run(config: AttentionConfig) -> None:
         shared_scale=config.scale == "row",
         heat_column=config.kind != "heads",
     )
-    runs.make(file.parent)
-    write_whole(file, lambda stream: stream.write(picture))
+    write(file, picture)
     console = terminal.people()
-    if len(chosen.indices) < config.count:
-        console.print(f"{len(chosen.indices)} of {config.count} images: no more can be read")
+    for remark in missing(chosen, config.count):
+        console.print(remark)
     console.print(f"written: {file}")
     terminal.emit("result", {"verb": "attention", "file": str(file)})
 
@@ -128,7 +134,10 @@ def note_of(config: AttentionConfig, shown: Sequence[Encoder]) -> str:
         token = "mean over the patches, as there is no class token"
     else:
         token = "from the class token, or where there is none the mean over the patches"
+    low, high = figure.EVEN
     scale = (
-        "one scale of colours a row" if config.scale == "row" else "each map has a scale of its own"
+        f"one scale of colours a row, from {low:g}x even or below to {high:g}x or above"
+        if config.scale == "row"
+        else "each map has a scale of its own, which makes a pattern of any difference"
     )
     return f"{said}, {token}; {scale}. Even: every token gets the same."

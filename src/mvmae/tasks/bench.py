@@ -13,6 +13,7 @@ from mvmae.engine import precision, runs, terminal
 from mvmae.errors import UserError
 from mvmae.tasks.benching import input as bench_input
 from mvmae.tasks.benching import step as bench_step
+from mvmae.tasks.drawing.marks import require_place, require_replaceable
 
 
 def run(config: BenchConfig) -> None:
@@ -21,8 +22,11 @@ def run(config: BenchConfig) -> None:
     Raises:
         UserError: A package or the data are missing, or the JSON cannot go where it is told to.
     """
-    if config.out and config.out.is_dir():
-        raise UserError(f"{config.out} is a folder: --out must name a JSON file")
+    if config.out:
+        if config.out.is_dir():
+            raise UserError(f"{config.out} is a folder: --out must name a JSON file")
+        require_place(config.out)
+        require_replaceable(config.out)
     if config.part == "step":
         device = precision.choose_device(config.device)
         part, result = bench_step, bench_step.measure(config, device)

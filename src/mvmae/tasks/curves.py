@@ -11,13 +11,14 @@ import numpy as np
 
 from mvmae.config import CurvesConfig
 from mvmae.engine import metrics_file, runs, terminal
-from mvmae.engine.checkpoint import write_whole
 from mvmae.engine.log import in_words
-from mvmae.engine.metrics_file import FILE, LEVEL_OF, Column
+from mvmae.engine.metrics_file import FILE, LEVELS_OF, Column
 from mvmae.errors import UserError
 from mvmae.figures import training_curves
 from mvmae.figures.neighbours import shortened
 from mvmae.figures.training_curves import PANEL, Level, Line, Panel
+from mvmae.tasks.drawing import marks
+from mvmae.tasks.drawing.places import write
 
 X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
 
@@ -38,6 +39,8 @@ class Spec(NamedTuple):
     names: tuple[str, ...]
     key: str = ""
     scale: float = 1.0
+    most: float | None = None
+    """The best that there is, which the panel shows."""
 
 
 SPECS = (
@@ -48,6 +51,7 @@ SPECS = (
         "similarity of two views",
         ("positive_similarity", "negative_similarity"),
         "solid: one image, dashed: different images",
+        most=1.0,
     ),
     Spec("a view's partner is nearest, %", ("contrastive_top1",)),
     Spec("effective rank of embeddings", ("effective_rank",)),
@@ -73,11 +77,6 @@ SPECS = (
     Spec("images per second", ("images_per_second",)),
     Spec("time spent waiting for data, %", ("data_wait",), scale=100.0),
 )
-LEVEL_NAMES = {
-    "reconstruction": "each patch's mean",
-    "contrastive": "chance",
-    "contrastive_top1": "chance",
-}
 
 
 def run(config: CurvesConfig) -> None:
@@ -105,8 +104,7 @@ def run(config: CurvesConfig) -> None:
         window=config.smooth,
         kind=file.suffix.lower().removeprefix("."),
     )
-    runs.make(file.parent)
-    write_whole(file, lambda stream: stream.write(picture))
+    write(file, picture)
     tell(opened, file)
 
 
@@ -114,13 +112,16 @@ def output_file(config: CurvesConfig) -> Path:
     """Where the figure goes.
 
     Raises:
-        UserError: A folder is in the way.
+        UserError: A folder is in the way, or a file that is not ours.
     """
     first = folder_of(config.runs[0])
     here = first / "figures" if len(config.runs) == 1 else first.parent
     file = config.out or here / "curves.png"
     if file.is_dir():
         raise UserError(f"{file} is a folder: --out must name a .png, .svg or .pdf file")
+    marks.require_place(file)
+    if config.out is not None or len(config.runs) > 1:  # and else among the run's own figures
+        marks.require_replaceable(file)
     return file
 
 
@@ -160,14 +161,15 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 def panels_of(drawn: Sequence[Run]) -> list[Panel]:
     """A panel for each figure that any of the runs has, those that nobody described last."""
-    known = {name for spec in SPECS for name in spec.names} | set(LEVEL_OF.values())
+    known = {name for spec in SPECS for name in spec.names}
+    known |= {name for levels in LEVELS_OF.values() for name in levels}
     others = dict.fromkeys(name for run in drawn for name in run.columns if name not in known)
     specs = (*SPECS, *(Spec(title_of(name), (name,)) for name in others))
     panels = []
     for spec in specs:
         if lines := list(lines_of(spec, drawn)):
             key = spec.key if any(line.dashed for line in lines) else ""
-            panels.append(Panel(spec.title, key, lines, levels_of(spec, drawn)))
+            panels.append(Panel(spec.title, key, lines, levels_of(spec, drawn), spec.most))
     return panels
 
 
@@ -195,13 +197,14 @@ def levels_of(spec: Spec, drawn: Sequence[Run]) -> list[Level]:
     }
     if not found:
         return []
+    called = {number: metrics_file.level_name(drawn[number].columns, name) for number in found}
     values = np.concatenate([level.y for level in found.values()])
     if np.ptp(values[np.isfinite(values)]) < 1e-3 * np.nanmax(np.abs(values)):
         ends = np.array([f(level.x) for f in (np.min, np.max) for level in found.values()])
         x = np.array([ends.min(), ends.max()])
         value = np.nanmean(values)
-        return [Level(x, np.full(2, value), f"{LEVEL_NAMES[name]} {value:.3g}")]
-    return [Level(*level, LEVEL_NAMES[name], number) for number, level in found.items()]
+        return [Level(x, np.full(2, value), f"{next(iter(called.values()))} {value:.3g}")]
+    return [Level(*level, called[number], number) for number, level in found.items()]
 
 
 def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:

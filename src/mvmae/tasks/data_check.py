@@ -41,6 +41,7 @@ def run(config: DataCheckConfig) -> int:
         lost = [*columns.is_problem("died", "hung", "memory").nonzero()[0].tolist()]
         deadly = lost_masks(paths, columns, [at for at in lost if at >= images])
         own = columns.head(images)
+        channels = own.settle(deep=subject.kind == "images")
         labels = labels_of(subject, splits, own, {paths[at] for at in lost}, config)
         found = [
             *deadly,
@@ -50,6 +51,7 @@ def run(config: DataCheckConfig) -> int:
         ]
         found.sort(key=lambda one: SEVERITIES.index(one.severity))
         told = facts.of_images(subject, own) | {"passed over": suffixes(subject.passed_over)}
+        told |= {"channels": channels} if channels != 3 else {}
         rest = [columns.format_of(at) for at in range(images + len(subject.masks), len(paths))]
         return conclude(config, subject, own, told, found, labels, rest)
 
@@ -151,10 +153,15 @@ def conclude(
     counts: dict[str, int] = {
         s: sum(one.count for one in found if one.severity == s) for s in SEVERITIES
     }
-    terminal.emit("result", {"facts": told, "counts": counts, "findings": _in_short(found)})
+    short = {"facts": told, "counts": counts, "findings": _in_short(found)}
+    terminal.emit("result", {"verb": "data check", "file": _written(config)} | short)
     console.print(verdict(counts))
     bad = SEVERITIES[: SEVERITIES.index(config.fail_on) + 1]
     return int(any(counts[severity] for severity in bad))
+
+
+def _written(config: DataCheckConfig) -> str | None:
+    return None if config.out is None else str(config.out)
 
 
 def _in_short(found: list[Finding]) -> list[dict[str, Any]]:

@@ -15,13 +15,12 @@ from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
 from mvmae.data.views import crop, for_people, whole_box
-from mvmae.engine import runs, terminal
-from mvmae.engine.checkpoint import write_whole
+from mvmae.engine import terminal
 from mvmae.figures import contact_sheet
 from mvmae.figures.contact_sheet import HIDDEN, Views
 from mvmae.models.patches import masking_from_noise, patchify, unpatchify
-from mvmae.tasks.drawing.images import Chosen, choose, displayed
-from mvmae.tasks.drawing.places import require_picture
+from mvmae.tasks.drawing.images import Chosen, choose, displayed, missing
+from mvmae.tasks.drawing.places import require_picture, write
 from mvmae.tasks.pretraining.settling import settle
 
 LONG_SIDE = 256  # pixels of a whole image as it is drawn
@@ -33,7 +32,7 @@ def run(config: DataShowConfig) -> None:
     Raises:
         UserError: No image can be read, or there is nowhere to write.
     """
-    require_picture(config.out)
+    require_picture(config.out, config.data)
     asked = PretrainConfig(
         data=config.data,
         model=replace(config.model, head="none"),
@@ -54,13 +53,12 @@ def run(config: DataShowConfig) -> None:
         title=title_of(trained, len(source)),
         note=note_of(trained),
     )
-    runs.make(config.out.parent)
-    write_whole(config.out, lambda stream: stream.write(picture))
+    write(config.out, picture)
     console = terminal.people()
     for remark in remarks:
         console.print(remark)
-    if len(chosen.indices) < config.count:
-        console.print(f"{len(chosen.indices)} of {config.count} images: no more can be read")
+    for remark in missing(chosen, config.count):
+        console.print(remark)
     console.print(f"written: {config.out}")
     terminal.emit("result", {"verb": "data show", "file": str(config.out)})
 

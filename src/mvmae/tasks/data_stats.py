@@ -13,7 +13,7 @@ from mvmae.data.sources.deep import plain_channels, with_depth
 from mvmae.data.sources.opening import open_source
 from mvmae.engine import runs, terminal
 from mvmae.errors import UserError
-from mvmae.tasks.drawing.places import require_place
+from mvmae.tasks.drawing.marks import require_place, require_replaceable
 from mvmae.tasks.pretraining.settling import statistics_of
 
 SHOWN = (0.01, 0.5, 0.99)  # of the quantiles, on the screen
@@ -32,6 +32,7 @@ def run(config: DataStatsConfig) -> None:
     """
     if config.out is not None:
         require_place(config.out)
+        require_replaceable(config.out)
     source = open_source(config.data, plain_channels(config.channels or 3))
     kind = kind_of(source, config.seed)
     channels = config.channels or kind.channels
@@ -56,9 +57,7 @@ def run(config: DataStatsConfig) -> None:
     if config.out is not None:
         runs.write_json(config.out, told)
         console.print(f"written: {config.out}")
-    terminal.emit(
-        "result", {"verb": "data stats"} | {k: v for k, v in told.items() if k != "skipped"}
-    )
+    terminal.emit("result", {name: one for name, one in told.items() if name != "skipped"})
 
 
 def facts_of(config: DataStatsConfig, found: Measured, kind: Kind, images: int) -> dict[str, Any]:
@@ -66,6 +65,7 @@ def facts_of(config: DataStatsConfig, found: Measured, kind: Kind, images: int) 
     mean, std = statistics_of(found.channels)
     heights, widths = zip(*found.sizes.elements(), strict=True)
     return {
+        "verb": "data stats",
         "data": list(config.data),
         "images": images,
         "measured": sum(found.sizes.values()),

@@ -25,9 +25,9 @@ from mvmae.data.loader import Skipped
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, stamp
 from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import PRODUCT, Features, OpenedEncoder
-from mvmae.engine import precision, results
+from mvmae.engine import precision, results, terminal
 from mvmae.engine.terminal import Bar
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
 
 FEW_CLASSES = 5  # up to which top-5 says nothing
@@ -226,7 +226,7 @@ def report(
         more: What else goes into the file.
     """
     classes, (train, test) = setting.data.test.classes, read
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.people()
     console.print(f"\n{title}", style="bold")
     Console().print(table_of(rows, len(classes)))
     count = len(test.labels)
@@ -265,7 +265,7 @@ def report(
 def say_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
     """Mention images that could not be read, if there are any."""
     if skipped:
-        path, reason = skipped[0]
+        path, reason = (" ".join(text.split()) for text in skipped[0])
         console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
 
 
@@ -336,6 +336,6 @@ def table_of(rows: Sequence[Row], num_classes: int) -> Table:
         own = [row for row in rows if (row.name, row.token) == (name, token)]
         figures = [f"{row.top1:.1f}" for row in own]
         last = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
-        shown = escape(short(name, [row.name for row in rows]))
+        shown = escape(printable(short(name, [row.name for row in rows])))
         table.add_row(shown, "" if token == "pixels" else token, *figures, *last)
     return table

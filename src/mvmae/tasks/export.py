@@ -93,7 +93,7 @@ def run(config: ExportConfig) -> None:
     opened, whole = open_all(config)
     images = example_images(config, opened)
 
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.people()
     facts = about(config.encoder, opened)
     rows = []
     with workplace(folder) as temporary:

@@ -14,6 +14,7 @@ from mvmae.engine import precision, results, runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.metrics.plane import require
+from mvmae.tasks.drawing.marks import is_ours, require_replaceable, signed
 from mvmae.tasks.evaluation import at_most, refuse_among_images, say_skipped
 from mvmae.tasks.featuring import duplicates, mapping, outliers, pca
 from mvmae.tasks.featuring.looked import Images, Picture, Setting, read, sample
@@ -81,12 +82,31 @@ def folder_of(config: FeaturesConfig) -> Path:
     """Where the pictures go.
 
     Raises:
-        UserError: It is a file, lies below one, or may not be written to.
+        UserError: It is a file, lies below one, may not be written to, or holds files of those
+            names that are not ours.
     """
     if config.out and config.out.suffix.lower() in (".png", ".json", ".csv"):
         raise UserError(f"--out {config.out} must name a folder, which gets the pictures")
     home = results.home(config.encoder, config.out)
+    if config.out:
+        require_own(home)
     return home if config.out else home / "figures"
+
+
+def require_own(folder: Path) -> None:
+    """Make sure that what lies in a folder under the names of our files is ours.
+
+    Raises:
+        UserError: It is not.
+    """
+    facts = folder / "features.json"
+    there = sorted(folder.glob("features-*.png")) + sorted(folder.glob("features-*.csv"))
+    if facts.is_file() and is_ours(facts) and facts.stat().st_size:
+        return
+    if any(file.suffix == ".png" and is_ours(file) for file in there):  # and was interrupted
+        return
+    for file in (facts, *there):
+        require_replaceable(file)
 
 
 def places_of(setting: Setting) -> list[int]:
@@ -115,6 +135,7 @@ def write(folder: Path, name: str, picture: Picture) -> Iterator[Path]:
         if content is None:
             file.unlink(missing_ok=True)
             continue
+        content = signed(content) if suffix == ".png" else content
         write_whole(file, lambda stream, content=content: stream.write(content))
         yield file
 

@@ -21,12 +21,13 @@ from mvmae import encoders
 from mvmae.config import LabelsConfig
 from mvmae.data.loader import Skipped
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import results, runs
+from mvmae.engine import results, runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures import curves
 from mvmae.metrics.labels import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
+from mvmae.metrics.paired import NORMAL, beyond_chance
 from mvmae.tasks import evaluation
 from mvmae.tasks.evaluation import Judged, Setting
 
@@ -66,7 +67,7 @@ def run(config: LabelsConfig) -> None:
         skipped = skipped or [*judged.train.skipped, *judged.test.skipped]
         num_test, learned = len(judged.test.labels), judged.train.labels.numpy()
     picture = picture_of(cells, config, setting)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.people()
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
     Console().print(table_of(cells))
     verdict = verdict_of(cells, config.encoder, num_test)
@@ -236,7 +237,8 @@ def table_of(cells: Sequence[Cell]) -> Table:
 def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
     """Whether pre-training was worth it, in a sentence or two.
 
-    A gain over the untrained encoder is clear where it is above twice its standard error.
+    A gain over the untrained encoder is clear where it is beyond what chance makes over so many
+    draws, at 5 %.
     """
     if encoder.startswith("random:"):
         return f"{encoder} was not pre-trained, so there is nothing to judge"
@@ -244,11 +246,13 @@ def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
     if untrained not in names_of(cells):
         return f"{encoder} has no baseline beside it: leave out --no-baselines to compare"
     gains = paired_gains(cells, encoder, untrained, num_test)
-    clear = [count for count, gain, error in gains if gain > 2 * error]
-    listed = ", ".join(f"{gain:+.1f} points with {count}" for count, gain, _ in gains)
+    clear = [one.count for one in gains if one.is_clear]
+    listed = ", ".join(f"{one.mean:+.1f} points with {one.count}" for one in gains)
     said = f"over the same encoder untrained {listed} labels"
+    limits = [*_pixels_in_words(cells, encoder), _test_in_words(cells, encoder, num_test)]
     if not clear:
-        return f"pre-training was not worth it here: {said}"
+        some = "not clearly" if any(one.mean > 0 for one in gains) else "not"
+        return " ".join([f"pre-training was {some} worth it here: {said}.", *limits])
     where = "" if len(clear) == len(gains) else f" with {_joined(clear)} labels"
     own = {point.count: point.mean for point in points_of(cells, encoder)}
     other = points_of(cells, untrained)
@@ -259,9 +263,31 @@ def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
         if needed is None
         else f"the untrained one needs about {needed:.0f}"
     )
-    return (
+    first = (
         f"pre-training was worth it{where}: {said}. For what it does with {clear[0]} labels, "
         f"{worth}."
+    )
+    return " ".join([first, *limits])
+
+
+def _pixels_in_words(cells: Sequence[Cell], encoder: str) -> Iterator[str]:
+    """Where raw pixels need no encoder to do as well."""
+    own = {point.count: point.mean for point in points_of(cells, encoder)}
+    pixels = {point.count: point.mean for point in points_of(cells, BASELINES[1])}
+    better = [count for count in own if pixels.get(count, -1.0) >= own[count]]
+    if not better:
+        return
+    with_these = "every number of" if len(better) == len(own) else _joined(better)
+    yield f"Raw pixels do as well or better with {with_these} labels."
+
+
+def _test_in_words(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
+    """How far the test images, which all draws share, leave the accuracies open."""
+    share = max(points_of(cells, encoder)).mean / 100
+    error = 100 * sqrt(share * (1 - share) / num_test)
+    return (
+        f"All draws are tested on the same {num_test} images; as many others would move an "
+        f"accuracy by about {error:.1f} points."
     )
 
 
@@ -270,9 +296,23 @@ def _joined(counts: Sequence[int]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
-def paired_gains(
-    cells: Sequence[Cell], name: str, other: str, num_test: int
-) -> list[tuple[int, float, float]]:
+class Gain(NamedTuple):
+    """How much better an encoder is than another with so many labels."""
+
+    count: int
+    mean: float
+    error: float
+    """Standard error of the mean."""
+
+    draws: int
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether chance would hardly make it."""
+        return self.mean > (beyond_chance(self.draws) or NORMAL) * self.error
+
+
+def paired_gains(cells: Sequence[Cell], name: str, other: str, num_test: int) -> list[Gain]:
     """For each number of labels the mean gain over the same draws, and its standard error.
 
     Of one draw the error is that of two proportions of the test images.
@@ -290,7 +330,7 @@ def paired_gains(
             error = statistics.stdev(differences) / sqrt(len(values))
         else:
             error = sqrt(sum(value * (100 - value) for value in values[0]) / num_test)
-        gains.append((count, statistics.mean(differences), error))
+        gains.append(Gain(count, statistics.mean(differences), error, len(values)))
     return gains
 
 

@@ -31,6 +31,7 @@ from mvmae.models.vit import Encoder
 from mvmae.tasks.pretraining import report
 from mvmae.tasks.pretraining.losses import losses_of, on_device, rebuilt
 from mvmae.tasks.pretraining.parts import gradient_of_parts, parts_of
+from mvmae.tasks.pretraining.rehearsal import rehearse
 from mvmae.tasks.pretraining.settling import settle
 
 
@@ -46,7 +47,8 @@ def run(config: PretrainConfig) -> int:
     """
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
-        runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
+        if not config.dry_run:
+            runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
         distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         source = open_source(config.data, plain_channels(config.model.in_channels))
@@ -54,6 +56,8 @@ def run(config: PretrainConfig) -> int:
         groups = group_numbers(source, config.group_regex)
         plan = plan_of(config, source)
         judge = open_judge(config, source)
+        if config.dry_run:
+            return rehearse(config, source, plan.per_epoch, device, training_step)
 
         generator = Generator().manual_seed(config.seed)
         model = MaskedAutoencoder(config.model, generator, recompute=config.recompute).to(device)
@@ -79,7 +83,7 @@ def run(config: PretrainConfig) -> int:
 
         quiet = not distributed.is_main()
         log = Log(config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet)
-        with log, Interrupt() as interrupt:
+        with log, report.divergence_kept(config), Interrupt() as interrupt:
             report.introduce(log, config, source, model, state)
             for remark in (*remarks, *([groups_in_words(groups)] if groups is not None else [])):
                 log.say(remark)

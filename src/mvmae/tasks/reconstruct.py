@@ -13,16 +13,15 @@ from mvmae.config import ModelConfig, PretrainConfig, ReconstructConfig, num_vis
 from mvmae.data.sources.opening import open_source
 from mvmae.data.views import mask_noise, normalized, shown_range
 from mvmae.encoders import OpenedAutoencoder
-from mvmae.engine import precision, runs, terminal
-from mvmae.engine.checkpoint import write_whole
+from mvmae.engine import precision, terminal
 from mvmae.errors import UserError
 from mvmae.figures import reconstruction
 from mvmae.figures.reconstruction import Model, Panels
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.patches import masking_from_noise, patchify, unpatchify
 from mvmae.models.pixels import Statistics, denormalized_patches
-from mvmae.tasks.drawing.images import Chosen, choose, displayed, require_channels, views
-from mvmae.tasks.drawing.places import headings, picture_file, together
+from mvmae.tasks.drawing.images import Chosen, choose, displayed, missing, require_channels, views
+from mvmae.tasks.drawing.places import headings, picture_file, together, write
 
 HIDDEN = 0.5  # gray, in [0, 1]
 TOGETHER = 16  # images in a batch
@@ -36,7 +35,7 @@ def run(config: ReconstructConfig) -> None:
     """
     device = precision.choose_device(config.device)
     opened = [open_with_decoder(name) for name in (config.encoder, *config.against)]
-    file = picture_file(config.encoder, config.out, "reconstructions.png")
+    file = picture_file(config.encoder, config.out, "reconstructions.png", config.data)
     first = opened[0].config.model
     ratio = config.mask_ratio or first.mask_ratio
     for name, one in zip((config.encoder, *config.against), opened, strict=True):
@@ -57,11 +56,10 @@ def run(config: ReconstructConfig) -> None:
         title=title_of(config, [one.config.model for one in opened], ratio),
         note=note_of(config, opened),
     )
-    runs.make(file.parent)
-    write_whole(file, lambda stream: stream.write(picture))
+    write(file, picture)
     console = terminal.people()
-    if len(chosen.indices) < config.count:
-        console.print(f"{len(chosen.indices)} of {config.count} images: no more can be read")
+    for remark in missing(chosen, config.count):
+        console.print(remark)
     console.print(f"written: {file}")
     terminal.emit("result", {"verb": "reconstruct", "file": str(file), "mse": errors_of(models)})
 
@@ -170,14 +168,20 @@ def panels_of(
 
     original, predicted = picture(target), picture(prediction)
     area = unpatchify(hidden.expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
-    error = ((predicted - original) ** 2 * area).sum((1, 2, 3)) / area.sum((1, 2, 3))
+    squares = target.unflatten(-1, (-1, images.shape[1])).mean(-2, keepdim=True)
+    squares = squares.expand(-1, -1, patch**2, -1).flatten(-2)
+
+    def error_of(pixels: np.ndarray) -> np.ndarray:
+        return ((pixels - original) ** 2 * area).sum((1, 2, 3)) / area.sum((1, 2, 3))
+
     shown = displayed(1 - area, channels)
     return Panels(
         original=displayed(original, channels),
         masked=displayed(original, channels) * shown + HIDDEN * (1 - shown),
         prediction=displayed(predicted, channels),
         pasted=displayed(picture(prediction * hidden + target * (1 - hidden)), channels),
-        error=error,
+        error=error_of(predicted),
+        plain=error_of(picture(squares)),
     )
 
 
@@ -208,7 +212,8 @@ def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_rati
 def note_of(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> str:
     """How the colours and the errors came about."""
     error = (
-        "MSE: of drawn pixels, 0 to 1, over hidden patches. What is predicted where a patch is "
+        "MSE: of drawn pixels, 0 to 1, over hidden patches; colours: of filling each of them with "
+        "its own average colour. What is predicted where a patch is "
         "visible was never trained."
     )
     normalized = [one.config.objective.normalize_targets for one in opened]

@@ -20,6 +20,7 @@ from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.figures.report import page
 from mvmae.figures.report.blocks import Block, Charts, Code, Facts, Fold, Page, Section, Text
+from mvmae.tasks.drawing.marks import require_place
 from mvmae.tasks.reporting import charts, compare, pictures, settings, tables
 from mvmae.tasks.reporting.gather import RunFacts, gather
 from mvmae.tasks.reporting.words import VERBS, count, one_line, verdict, without_home
@@ -49,7 +50,8 @@ def run(config: ReportConfig) -> None:
         f"written: {file} ({size_in_words(len(content))}, {seconds:.1f} s). It needs no other file "
         f"and no network; open it in a browser, or: python -m webbrowser {file}"
     )
-    terminal.emit("result", {"file": str(file), "bytes": len(content), "runs": len(known)})
+    facts = {"file": str(file), "bytes": len(content), "runs": len(known)}
+    terminal.emit("result", {"verb": "report"} | facts)
 
 
 def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
@@ -68,6 +70,7 @@ def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
         raise UserError(f"{nearest} is a file: name another place with --out")
     if not os.access(nearest, os.W_OK):
         raise UserError(f"{nearest} may not be written to: name another place with --out")
+    require_place(file)
     if file.exists() and page.GENERATOR.encode() not in file.read_bytes()[:4096]:
         raise UserError(f"{file} is no report of mvmae and is not replaced: name another --out")
     return file
@@ -150,7 +153,9 @@ READING = {
     "attention": (
         "Attention",
         "Brighter parts contribute more to what the encoder says of the image (attention rollout, "
-        "Abnar and Zuidema 2020). Nobody told it what the images show.",
+        "Abnar and Zuidema 2020). The colours of an image reach at least from half to twice even "
+        "attention; one colour all over says that it prefers nothing. Nobody told it what the "
+        "images show.",
     ),
     "features": (
         "Features",
@@ -179,7 +184,7 @@ def _readings(facts: RunFacts, drawn: pictures.Drawn) -> Facts:
     """How to read the pictures that there are."""
     there = {
         "rebuilt": drawn.panels,
-        "attention": drawn.overlays,
+        "attention": drawn.looks,
         "features": drawn.features,
     }
     extra = {"rebuilt": _estimated([facts])}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,11 +29,9 @@ def run(config: ShowConfig) -> None:
     """
     facts = about(config.encoder, encoders.open_encoder(config.encoder))
     terminal.emit("result", {"verb": "show"} | facts)
-    if config.json:
-        print(json.dumps(facts, indent=2))
-        return
+    console = terminal.people()
     for label, said in rows(facts):
-        print(f"{label:14}{said}")
+        console.print(f"{label:14}{said}")
 
 
 def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

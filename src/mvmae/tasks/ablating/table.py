@@ -155,7 +155,7 @@ def write(plan: Plan, known: Known) -> Path:
     words = notes(plan, known)
     text = markdown(plan, known, words)
     write_text(folder / f"{name}.md", text)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.people()
     console.print(f"\n{name}: {plan.ablation.varies}", style="bold")
     Console().print(on_screen(plan, known))
     for sentence in words:

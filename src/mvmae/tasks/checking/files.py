@@ -18,6 +18,7 @@ from mvmae.tasks.checking.columns import Columns
 from mvmae.tasks.checking.findings import Finding, first_of_same
 from mvmae.tasks.checking.layouts import Labels
 from mvmae.tasks.checking.subjects import Subject
+from mvmae.tasks.drawing import marks
 
 HEADER = (
     *("path", "part", "label", "severity", "finding", "detail"),
@@ -37,12 +38,10 @@ def require_writable(config: DataCheckConfig) -> None:
             continue
         if not file.parent.is_dir():
             raise UserError(f"{flag} {file}: there is no folder {file.parent}")
-        if file.is_dir():
-            raise UserError(f"{flag} {file} is a folder: name a file")
-        if not os.access(file.parent, os.W_OK):
-            raise UserError(f"{flag} {file}: its folder may not be written to")
+        marks.require_place(file, flag)
         if file.exists() and any(Path(one).exists() and file.samefile(one) for one in read):
             raise UserError(f"{flag} {file} would overwrite what is checked: name another file")
+        marks.require_replaceable(file, flag)
     if config.out is not None and config.out == config.quarantine:
         raise UserError(f"--out and --quarantine are both {config.out}: name two files")
 

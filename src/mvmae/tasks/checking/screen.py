@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mvmae.errors import printable
 from mvmae.tasks.checking.findings import SEVERITIES, Finding
 from mvmae.tasks.checking.layouts import Labels
 from mvmae.tasks.checking.subjects import KINDS, Subject
@@ -30,7 +31,7 @@ TITLES = {
 
 def shown(text: str, longest: int = LONGEST) -> str:
     """A name as it can be printed: control characters and broken bytes escaped, the middle cut."""
-    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
     if len(plain) <= longest:
         return plain
     return f"{plain[: longest // 3]}...{plain[-(longest - longest // 3) :]}"

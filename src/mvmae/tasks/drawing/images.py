@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +24,9 @@ class Chosen(NamedTuple):
     names: list[str]
     """Folder and file."""
 
+    passed_over: list[tuple[str, str]]
+    """Those that cannot be read: where they are, and why."""
+
 
 def choose(source: Source, count: int, seed: int) -> Chosen:
     """So many images at random; those that cannot be read are passed over.
@@ -31,19 +34,36 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
     Raises:
         UserError: None can be read.
     """
-    chosen = Chosen([], [])
+    chosen = Chosen([], [], [])
     for index in np.random.default_rng((seed, 0)).permutation(len(source)).tolist():
         try:
             source.read(index)
-        except UnreadableImageError:
+        except UnreadableImageError as error:
+            chosen.passed_over.append((source.path(index), str(error)))
             continue
         chosen.indices.append(index)
         chosen.names.append("/".join(Path(source.path(index)).parts[-2:]))
         if len(chosen.indices) == count:
             break
     if not chosen.indices:
-        raise UserError(f"none of the {len(source)} images of {source.name} can be read")
+        path, reason = chosen.passed_over[0]
+        raise UserError(
+            f"none of the {len(source)} images of {source.name} can be read, {path} for one "
+            f"({reason})"
+        )
     return chosen
+
+
+def missing(chosen: Chosen, count: int) -> Iterator[str]:
+    """What is to be said where fewer images than asked for are drawn, and of those passed over."""
+    if len(chosen.indices) < count:
+        what = "no more can be read" if chosen.passed_over else "there are no more"
+        yield f"{len(chosen.indices)} of {count} images: {what}"
+    if chosen.passed_over:
+        path, reason = (" ".join(text.split()) for text in chosen.passed_over[0])
+        number = len(chosen.passed_over)
+        first = path if number == 1 else f"{number} images that cannot be read, {path} for one"
+        yield f"passed over: {first} ({reason})"
 
 
 def views(

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mvmae.engine import runs
+from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
+from mvmae.tasks.drawing import marks
 
 KINDS = ("random:", "timm:", "hf:")
 OF_A_RUN = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
@@ -55,42 +57,41 @@ def together(names: Sequence[str]) -> str:
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
-def picture_file(encoder: str, out: Path | None, name: str) -> Path:
+def picture_file(encoder: str, out: Path | None, name: str, data: Sequence[str]) -> Path:
     """Where a picture goes: `out`, or `name` among the run's figures.
 
     Raises:
         UserError: ENCODER is not there, or no run folder and no --out is given, or --out cannot be
-            a PNG.
+            a PNG, or a file there is not ours.
     """
     if out is None:
         if not encoder.startswith(KINDS) and not Path(encoder).exists():
             raise UserError(f"no such encoder: {encoder}")
         if not runs.is_run(Path(encoder)):
             raise UserError(f"{encoder} is no run folder: say where to draw with --out FILE.png")
-        return Path(encoder) / "figures" / name
-    require_picture(out)
+        file = Path(encoder) / "figures" / name
+        marks.require_place(file)
+        return file
+    require_picture(out, data)
     return out
 
 
-def require_picture(out: Path) -> None:
-    """Make sure that a picture can go there.
+def require_picture(out: Path, data: Sequence[str]) -> None:
+    """Make sure that a picture of DATA can go there.
 
     Raises:
-        UserError: It is no PNG, or can be no file.
+        UserError: It is no PNG, can be no file, lies among the images, or would replace a file that
+            is not ours.
     """
     if out.suffix.lower() != ".png":
         raise UserError(f"--out {out} must end in .png")
-    require_place(out)
+    marks.require_place(out)
+    marks.require_replaceable(out)
+    marks.require_outside(out, tuple(data))
 
 
-def require_place(out: Path) -> None:
-    """Make sure that a file can go there.
-
-    Raises:
-        UserError: It is a folder, or lies below a file.
-    """
-    if out.is_dir():
-        raise UserError(f"--out {out} is a folder: name a file")
-    nearest = next(place for place in out.absolute().parents if place.exists())
-    if not nearest.is_dir():
-        raise UserError(f"--out {out}: {nearest.name} is a file, not a folder")
+def write(file: Path, picture: bytes) -> None:
+    """Write a PNG, SVG or PDF with our mark, whole or not at all."""
+    runs.make(file.parent)
+    content = marks.signed(picture)
+    write_whole(file, lambda stream: stream.write(content))

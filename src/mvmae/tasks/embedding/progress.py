@@ -14,6 +14,7 @@ from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of
 from mvmae.engine.log import PLAIN_LINES
 from mvmae.engine.terminal import emit, has_bars
+from mvmae.errors import printable
 from mvmae.tasks.embedding.parts import PARTS, Index
 
 
@@ -48,7 +49,7 @@ class Meter:
 
     def say(self, text: str) -> None:
         """A line for a person."""
-        self.console.print(text, markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False)
 
     def start_from(self, done: int) -> None:
         """Images that were done before count for no speed."""

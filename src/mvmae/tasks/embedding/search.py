@@ -29,7 +29,7 @@ from mvmae.data.views import for_people, whole_view
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import runs, terminal
 from mvmae.engine.checkpoint import write_whole
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 from mvmae.figures import neighbours
 from mvmae.figures.neighbours import Cell, Row
 from mvmae.tasks.drawing.images import displayed
@@ -128,7 +128,7 @@ def answer(
         UserError: A part is missing or damaged.
     """
     found = search(folder, index, source, queries, config.k)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.people()
     if index.facts["tokens"] == "patch":
         console.print("patch tokens are searched by their mean")
     # Rows stay whole where no terminal breaks them.
@@ -221,7 +221,8 @@ def table_of(found: Found) -> Table:
     ranked = [("itself", found.itself)] if found.itself else []
     ranked += [(str(rank), one) for rank, one in enumerate(found.nearest, 1)]
     for rank, one in ranked:
-        words = (rank, f"{one.similarity:.3f}", escape(one.label or "-"), escape(one.path))
+        label, path = (escape(printable(text)) for text in (one.label or "-", one.path))
+        words = (rank, f"{one.similarity:.3f}", label, path)
         table.add_row(*words, style="dim" if rank == "itself" else None)
     return table
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
@@ -54,6 +54,7 @@ def build(
             BadQuestionError: _bad_question,
             NoSuchImageError: _no_such_image,
             HTTPException: _http_error,
+            ClientDisconnect: _nobody_there,
             Exception: _our_fault,
         },
     )
@@ -212,6 +213,11 @@ async def _http_error(_: Request, error: Exception) -> Response:
     return JSONResponse(
         {"message": f"{error.detail}."}, status_code=error.status_code, headers=error.headers
     )
+
+
+async def _nobody_there(_: Request, __: Exception) -> Response:
+    """Whoever asked has left before all was sent, such as by reloading the page."""
+    return Response(status_code=400)
 
 
 async def _our_fault(_: Request, __: Exception) -> Response:

@@ -342,10 +342,10 @@ function prepare() {
     panel.querySelector(".message").classList.add("calm");
     return;
   }
-  const { grid, mask_ratio } = about.decoder;
+  const { grid, hidden } = about.decoder;
   const total = grid[0] * grid[1];
   Object.assign($("ratio"), { min: 1 / total, max: 1 - 1 / total, step: 1 / total });
-  $("ratio").value = mask_ratio;
+  $("ratio").value = hidden / total;  // as in training, where the share need not be so whole
   picker($("mask"), grid, 0, (number) => {
     const [row, column] = placeOf(number, grid);
     say(`Row ${row}, column ${column}: ${shown.has(number) ? "visible" : "hidden"}`);

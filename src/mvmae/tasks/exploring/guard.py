@@ -27,7 +27,8 @@ class Guard:
 
     A web page elsewhere can send requests to this machine. It cannot read the answers, unless its
     own name is made to point here (DNS rebinding): then the Host header has that name. What it
-    sends without reading has its Origin.
+    sends without reading has its Origin, or `Sec-Fetch-Site: cross-site`, which browsers of today
+    send with every request to a safe address as this machine's.
 
     Args:
         app: What answers.
@@ -60,6 +61,8 @@ class Guard:
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self.is_own(host):
             return "This server does not go by that name: open the address that mvmae printed."
+        if headers.get("sec-fetch-site") == "cross-site" and not _is_visit(headers):
+            return "Requests from other sites are refused."
         origin = headers.get("origin")
         if origin is not None and urlsplit(origin).netloc.lower() != host.lower():
             return "Requests from other sites are refused."
@@ -77,6 +80,16 @@ class Guard:
         if name in self.names:
             return True
         return self.addresses and is_address(name)
+
+
+def _is_visit(headers: Headers) -> bool:
+    """Whether a person follows a link to here: the page then stands alone, and its site sees none.
+
+    Fetch Metadata (W3C): a frame's destination is `iframe`, a script's mode is no `navigate`.
+    """
+    return (
+        headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
+    )
 
 
 def is_address(name: str) -> bool:

@@ -151,7 +151,10 @@ def reconstruction(
 def heat_maps(
     networks: Networks, seen: Seen, block: int | None
 ) -> Float[np.ndarray, "heads rows columns"]:
-    """What the image's vector comes from: each head of a block, or all blocks as one rollout."""
+    """What the image's vector comes from: each head of a block, or all blocks as one rollout.
+
+    As multiples of even attention.
+    """
     opened = networks.opened
     inputs = normalized(
         seen.encoder, opened.preprocessing.mean, opened.preprocessing.std, networks.device
@@ -162,15 +165,20 @@ def heat_maps(
             if block is None
             else class_attention(opened.encoder, inputs, block)[0]
         )
-    return heat.float().cpu().numpy()
+    patches = heat[0].numel()  # a rollout sums to 1 over them alone
+    tokens = patches if block is None else patches + opened.encoder.num_prefix
+    return (heat * tokens).float().cpu().numpy()
 
 
 def overlaid(
-    seen: Seen, heat: Float[np.ndarray, "rows columns"], side: int = SHOWN
+    seen: Seen,
+    heat: Float[np.ndarray, "rows columns"],
+    side: int = SHOWN,
+    ends: figures.Limits | None = None,
 ) -> Float[np.ndarray, "h w 3"]:
-    """A heat map on the image."""
+    """A heat map on the image, from its own low to its own high where no `ends` are given."""
     step = max(1, round(max(seen.shown.shape[:2]) / side))
-    return figures.overlay(seen.shown[::step, ::step], heat)
+    return figures.overlay(seen.shown[::step, ::step], heat, ends)
 
 
 def alike(

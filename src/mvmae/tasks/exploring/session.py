@@ -15,10 +15,12 @@ from torch import Tensor
 from mvmae.data.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
 from mvmae.data.sources.source import Source
 from mvmae.data.views import for_people, whole_view
+from mvmae.figures.attention import shared_limits
 from mvmae.tasks.embedding.formats import plain_text
 from mvmae.tasks.exploring import model, pictures
 from mvmae.tasks.exploring.embedded import Embedded, Near
 from mvmae.tasks.exploring.model import Networks, Seen
+from mvmae.tasks.featuring.looked import class_of
 
 T = TypeVar("T")
 THUMBNAIL = 128  # pixels
@@ -122,6 +124,7 @@ class Session:
                 "grid": list(trained.model.grid),
                 "size": list(trained.model.height_width),
                 "mask_ratio": trained.model.mask_ratio,
+                "hidden": trained.model.num_patches - trained.model.num_visible,
                 "normalized": trained.objective.normalize_targets,
             },
         }
@@ -138,11 +141,10 @@ class Session:
 
     def card(self, index: int) -> dict[str, Any]:
         """What an image of the data is called."""
-        label = self.source.label(index)
         return {
             "image": f"d{index}",
             "name": plain_text("/".join(Path(self.source.path(index)).parts[-2:])),
-            "label": plain_text(self.source.classes[label]) if label >= 0 else None,
+            "label": plain_text(class_of(self.source, index)) or None,
         }
 
     def thumbnail(self, index: int) -> bytes:
@@ -253,7 +255,9 @@ class Session:
         )
         maps = heat if heads else [heat.mean(axis=0)]
         side = model.HEAD if heads else model.SHOWN
-        return {"maps": [pictures.data_uri(model.overlaid(seen, one, side)) for one in maps]}
+        ends = shared_limits(maps)
+        drawn = [model.overlaid(seen, one, side, ends) for one in maps]
+        return {"maps": [pictures.data_uri(one) for one in drawn]}
 
     def similar(self, image: str, patch: int) -> dict[str, Any]:
         """How like one patch all patches of its image are."""

@@ -28,6 +28,8 @@ from mvmae.errors import UserError
 from mvmae.tasks.embedding.search import seen
 from mvmae.tasks.evaluation import Bar, key_of, short
 
+PARTS = frozenset((*TRAIN, *TEST))  # folders that are parts of a data set
+
 
 class Setting(NamedTuple):
     """What is drawn, of what, and where the pictures go."""
@@ -147,23 +149,30 @@ def _kept(setting: Setting, source: Source) -> Iterator[Path]:
 def classes_of(
     source: Source, places: Sequence[int]
 ) -> tuple[Sequence[str], Int[np.ndarray, " M"] | None]:
-    """The classes of some images, where there are at least two.
+    """The classes of some images, where there are at least two."""
+    if not source.classes:
+        return (), None
+    names = [class_of(source, place) for place in places]
+    classes = sorted(set(names))
+    if len(classes) < 2:
+        return (), None
+    at = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([at[name] for name in names], dtype=np.int64)
+
+
+def class_of(source: Source, place: int) -> str:
+    """The name of an image's class; empty where it has none.
 
     Folders train/ and val/ are parts and no classes: an image's class is then the folder that it
     lies in.
     """
-    if not source.classes:
-        return (), None
-    parts = {*TRAIN, *TEST}
-    if parts.issuperset(source.classes):
-        names = [Path(source.path(place)).parent.name for place in places]
-    else:
-        names = [source.classes[source.label(place)] for place in places]
-    classes = sorted(set(names))
-    if len(classes) < 2 or parts.issuperset(classes):
-        return (), None
-    at = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([at[name] for name in names], dtype=np.int64)
+    label = source.label(place)
+    if label < 0:
+        return ""
+    if not PARTS.issuperset(source.classes):
+        return source.classes[label]
+    name = Path(source.path(place)).parent.name
+    return "" if name in PARTS else name
 
 
 def pixels(setting: Setting, place: int) -> UInt8[np.ndarray, "H W C"]:

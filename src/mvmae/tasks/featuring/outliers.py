@@ -9,7 +9,6 @@ from torch import Tensor
 from mvmae.config.features import FEWEST
 from mvmae.figures.features import Shot, draw_typical
 from mvmae.metrics.typical import NEAREST, centred, typicality
-from mvmae.tasks.embedding.formats import plain_text
 from mvmae.tasks.featuring.looked import Images, Picture, Setting, csv_of, name_of, pixels
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
@@ -42,7 +41,7 @@ def picture_of(setting: Setting, images: Images) -> Picture:
         "least": [path_and_value(setting, images, row, values) for row in order[:least]],
         "most": [path_and_value(setting, images, row, values) for row in order[::-1][:most]],
     }
-    first = " ".join(plain_text(setting.source.path(images.places[order[0]])).split())
+    first = " ".join(setting.source.path(images.places[order[0]]).split())
     rows = [
         (setting.source.path(images.places[row]), images.name(row), f"{values[row]:.6f}")
         for row in order

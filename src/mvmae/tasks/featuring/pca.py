@@ -55,9 +55,9 @@ def picture_of(setting: Setting) -> Picture:
         title=f"Patches in colour: {setting.source.name}",
         note=note_of(setting, len(places)),
     )
-    first = f"{facts[0]['explained_total']:.0%} of the variance of patches is in the colours"
+    said = captured(facts)
     about = {"images": len(places), "drawn": len(drawn), "encoders": facts}
-    return Picture(png, about, first)
+    return Picture(png, about, said)
 
 
 def readable(setting: Setting, count: int) -> list[int]:
@@ -114,6 +114,16 @@ def facts_of(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
         "explained": [round(share, 6) for share in shares],
         "explained_total": round(sum(shares), 6),
     }
+
+
+def captured(facts: list[dict[str, Any]]) -> str:
+    """How much of the variance the colours of each encoder have."""
+    if len(facts) == 1:
+        return f"{facts[0]['explained_total']:.0%} of the variance of patches is in the colours"
+    names = [one["encoder"] for one in facts]
+    shares = [f"{one['explained_total']:.0%} ({short(one['encoder'], names)})" for one in facts]
+    listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
+    return f"of the variance of patches, {listed} are in the colours"
 
 
 def note_of(setting: Setting, count: int) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from mvmae.engine import distributed, metrics_file, runs, terminal
 from mvmae.engine.log import Log
 from mvmae.engine.metrics_file import Column
 from mvmae.engine.state import State
+from mvmae.errors import DivergedError
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.tasks.pretraining.losses import target_of
@@ -55,7 +59,7 @@ def interval_record(
         groups: Of the images of the last step.
 
     Raises:
-        UserError: A loss is not finite.
+        DivergedError: A loss is not finite.
     """
     state.require_finite(config)
     means = torch.stack(state.pending).double().mean(dim=0)
@@ -73,8 +77,8 @@ def health_of(
     numbers = {}
     if config.objective.reconstruction_weight > 0:
         target = target_of(view, config.objective)
-        blur = distributed.mean_over_processes(health.mean_error(target))
-        numbers["mean_error"] = blur.item()
+        blur = health.colour_error(target, config.model.in_channels)
+        numbers["colour_error"] = distributed.mean_over_processes(blur).item()
     if config.objective.contrastive_weight > 0:
         z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
         all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
@@ -83,6 +87,7 @@ def health_of(
     return numbers
 
 
+DIVERGED = "diverged"  # a status of health.json beside those of a verdict
 EARLY = 100  # steps in which a healthy run may still embed all images alike
 
 
@@ -107,11 +112,36 @@ def farewell(signal: int, config: PretrainConfig, state: State) -> str:
     )
 
 
+@contextmanager
+def divergence_kept(config: PretrainConfig) -> Iterator[None]:
+    """Leave in health.json that the loss stopped being a number, where that stops the run.
+
+    A run that goes on from before that point is no longer said to have diverged.
+    """
+    file = config.out / "health.json"
+    if distributed.is_main() and _status_in(file) == DIVERGED:
+        file.unlink()
+    try:
+        yield
+    except DivergedError as error:
+        if distributed.is_main():
+            told = {"status": DIVERGED, "sentence": str(error), "step": error.step}
+            runs.write_json(file, told)
+        raise
+
+
+def _status_in(file: Path) -> str | None:
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("status")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
 def conclude(log: Log, config: PretrainConfig, state: State) -> None:
     """The verdict, kept in health.json; how the run went, and what to do next."""
     record: dict[str, Any] = state.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
-    verdict = health.verdict(record, width)
+    verdict = health.verdict(record, width, config.model.in_channels)
     runs.write_json(config.out / "health.json", verdict._asdict() | record)
     found = metrics_file.columns(metrics_file.read(config.out))
     log.end_bar()
@@ -161,7 +191,7 @@ def summary(
 def _beside(found: Mapping[str, Column], name: str) -> str:
     """What one who knows nothing reaches."""
     compared = metrics_file.level(found, name)
-    words = {"reconstruction": "the mean of each patch", "contrastive": "chance"}.get(name)
+    words = metrics_file.level_name(found, name)
     return f" ({words}: {compared.y[-1]:.3f})" if compared else ""
 
 

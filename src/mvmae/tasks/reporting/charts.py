@@ -12,7 +12,8 @@ from mvmae.engine.metrics_file import Against
 from mvmae.figures.report.blocks import Chart, Charts, chart
 from mvmae.figures.report.svg import Level, Line
 from mvmae.tasks.reporting.gather import Result, RunFacts
-from mvmae.tasks.reporting.words import PIXELS, UNTRAINED, known_level, percent, short
+from mvmae.tasks.reporting.scores import PIXELS, UNTRAINED
+from mvmae.tasks.reporting.words import known_level, percent, short
 
 AXES: tuple[Against, ...] = ("steps", "images", "hours")
 
@@ -26,17 +27,16 @@ class Plan(NamedTuple):
     """Figures, and what each is called."""
 
     levels: dict[str, str] = {}  # noqa: RUF012 a NamedTuple's default, never changed
-    """Figures that have a `metrics_file.level`, and what that is called."""
+    """Figures that have a `metrics_file.level`, and what that is called; empty: as it calls it."""
 
 
 PLANS = (
     Plan(
         "Rebuilding what is hidden",
-        "Squared error on the hidden patches; lower is better. The dashed height is the error of "
-        "filling each hidden patch with its own average, as a blur would: a line under it has "
-        "learnt structure.",
+        "Squared error on the hidden patches; lower is better. A line under the dashed height has "
+        "learnt more of them than that.",
         {"reconstruction": "error"},
-        {"reconstruction": "average colour"},
+        {"reconstruction": ""},
     ),
     Plan(
         "Telling images apart",
@@ -103,7 +103,8 @@ PLANS = (
         {"images_per_second": "images a second"},
     ),
 )
-KNOWN = {name for plan in PLANS for name in plan.columns} | {"mean_error", "chance"}
+KNOWN = {name for plan in PLANS for name in plan.columns}
+KNOWN |= {name for levels in metrics_file.LEVELS_OF.values() for name in levels}
 TERMS = {"reconstruction", "contrastive"}
 
 
@@ -165,9 +166,13 @@ def _lines(plan: Plan, runs: Sequence[RunFacts], axis: Against) -> Iterator[Line
 def _levels(plan: Plan, runs: Sequence[RunFacts]) -> Iterator[Level]:
     """Heights to compare with; runs whose heights differ have one each."""
     for name, said in plan.levels.items():
-        found = [known_level(facts, name) for facts in runs]
-        apart = {f"{value:.3g}": value for value in found if value is not None}
-        yield from (Level(said, value) for value in sorted(apart.values()))
+        found = [
+            (value, said or metrics_file.level_name(_columns(facts, "steps"), name))
+            for facts in runs
+            if (value := known_level(facts, name)) is not None
+        ]
+        apart = {f"{value:.3g} {called}": (value, called) for value, called in found}
+        yield from (Level(called, value) for value, called in sorted(apart.values()))
 
 
 def label_curve(result: Result) -> Chart | None:

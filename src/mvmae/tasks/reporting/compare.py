@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import sqrt
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from mvmae.engine import metrics_file
 from mvmae.figures.report.blocks import Cell, Row, Table, Tile, Verdict
+from mvmae.metrics import health
 from mvmae.tasks.reporting.gather import Result, RunFacts
+from mvmae.tasks.reporting.scores import (
+    CLEAR,
+    UNTRAINED,
+    baseline,
+    headline_of,
+    standard_error,
+)
 from mvmae.tasks.reporting.settings import value_in_words
 from mvmae.tasks.reporting.words import (
-    UNTRAINED,
     VERBS,
-    baseline,
     count,
     duration,
-    headline_of,
     numbers_of,
     one_line,
     percent,
+    share,
     short,
-    verdict,
+    status_of,
 )
 
 VERB_NAMES = {
@@ -42,7 +47,6 @@ OF_MACHINE = {  # of environment.json, and how it is called
     "device": "device",
     "world_size": "processes",
 }
-CLEAR = 2.0  # standard errors between two accuracies that are called different
 
 
 class Score(NamedTuple):
@@ -86,7 +90,7 @@ def ranking(runs: Sequence[RunFacts]) -> Table:
     """A line a run, best first by the first score."""
     asked = scores(runs)
     alike = len({facts.verb for facts in runs}) == 1
-    told = [("rebuilding error", _share), ("other crop found", _found)]
+    told = [("rebuilding error", _rebuilding(runs)), ("other crop found", _found)]
     extra = [(name, of) for name, of in told if any(of(facts) for facts in runs)]
     lines = [
         Row(
@@ -114,16 +118,19 @@ def ranking(runs: Sequence[RunFacts]) -> Table:
 READING = (
     "Scores are shares of test images that are given the right class, or average precision. The "
     "rebuilding error is that on hidden patches, as a share of what filling each with its average "
-    "colour makes: lower is better. Press a heading to sort by it."
+    "colour makes: lower is better, among runs that hide equally much of the same crops. Press a "
+    "heading to sort by it."
 )
 
 
 def _state(facts: RunFacts) -> str:
-    """How a run is, in a word or two."""
-    status = facts.health.get("status")
-    if facts.finished and facts.verb == "pretrain" and isinstance(status, str):
-        return one_line(status)
-    return "done" if facts.finished else verdict(facts).word.lower()
+    """How a run is, in a few words."""
+    status, word = status_of(facts)
+    if status == "none":
+        return "done"
+    found = facts.health.get("status")
+    is_all = (status, found) in (("good", "good"), ("weak", "weak"), ("bad", "collapsed"))
+    return str(found) if is_all else word[:1].lower() + word[1:]
 
 
 def _score_cell(facts: RunFacts, score: Score) -> Cell:
@@ -136,12 +143,29 @@ def _score_cell(facts: RunFacts, score: Score) -> Cell:
     return Cell(percent(value), value, min(100.0, max(0.0, value)), note)
 
 
-def _share(facts: RunFacts) -> Cell | None:
-    values = numbers_of(facts)
-    if "reconstruction" not in values or values.get("mean_error", 0) <= 0:
-        return None
-    part = 100 * values["reconstruction"] / values["mean_error"]
-    return Cell(percent(part), part)
+def _rebuilding(runs: Sequence[RunFacts]) -> Callable[[RunFacts], Cell | None]:
+    """The error of the reconstruction, with what it was measured on where that differs."""
+    masks = {_hidden(facts) for facts in runs if health.filled_with(numbers_of(facts), 3)}
+
+    def cell(facts: RunFacts) -> Cell | None:
+        values = numbers_of(facts)
+        if not health.filled_with(values, 3):
+            return None
+        part = 100 * health.rebuilt_share(values)
+        hidden = _hidden(facts)
+        notes = [f"{share(hidden)} hidden"] if len(masks) > 1 and hidden is not None else []
+        if "colour_error" not in values:
+            notes.append("beside one gray value a patch")
+        return Cell(percent(part), part, note=", ".join(notes))
+
+    return cell
+
+
+def _hidden(facts: RunFacts) -> float | None:
+    """The share of patches that training hid."""
+    model = facts.config.get("model")
+    ratio = model.get("mask_ratio") if isinstance(model, dict) else None
+    return float(ratio) if isinstance(ratio, int | float) else None
 
 
 def _found(facts: RunFacts) -> Cell | None:
@@ -160,9 +184,9 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
         score for score in scores(runs) if sum(answer(one, score) is not None for one in runs) > 1
     ]
     tiles = [
-        Tile(percent(_value(best)), score.title, f"best: {one_line(name)}")
+        Tile(percent(best), score.title, said)
         for score in scores(runs)
-        for name, best in [_best(runs, score)]
+        for best, said in [_best(runs, score)]
     ]
     if not shared:
         hint = (
@@ -183,7 +207,7 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     )
     gap = _value(first) - _value(second)
     error = standard_error(first, second)
-    if error is not None and gap < CLEAR * error:
+    if error is not None and not _is_clear(first, second):
         sentence = (
             f"{said}: within what a sample of that size makes by chance (±{error:.1f} points)."
         )
@@ -193,25 +217,23 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     return Verdict("good", f"{one_line(leader.name)} is ahead", one_line(sentence), tiles, [])
 
 
-def _best(runs: Sequence[RunFacts], score: Score) -> tuple[str, Result]:
-    found = [(facts.name, one) for facts in runs if (one := answer(facts, score))]
-    return max(found, key=lambda one: _value(one[1]))
+def _best(runs: Sequence[RunFacts], score: Score) -> tuple[float, str]:
+    """The highest score, and whose it is, with those that chance may have put behind it."""
+    found = [(one_line(facts.name), one) for facts in runs if (one := answer(facts, score))]
+    found.sort(key=lambda one: -_value(one[1]))
+    (name, best), *others = found
+    if not others:
+        return _value(best), f"of {name}; no other was judged on these"
+    near = [other for other, one in others if not _is_clear(best, one)]
+    if near:
+        return _value(best), f"{name}, not clearly above {' and '.join(near)}"
+    return _value(best), f"best: {name}"
 
 
-def standard_error(first: Result, second: Result) -> float | None:
-    """Of the difference of two accuracies, in points, as of independent samples.
-
-    The test images are the same, so the true error is smaller: what is called clear is clear.
-    """
-    total = 0.0
-    for result in (first, second):
-        data = result.content.get("data")
-        images = data.get("num_test") if isinstance(data, dict) else None
-        if "top1" not in result.headline or not isinstance(images, int) or images < 1:
-            return None
-        share = result.headline["top1"] / 100
-        total += max(0.0, share * (1 - share)) / images
-    return 100 * sqrt(total)
+def _is_clear(first: Result, second: Result) -> bool:
+    """Whether a score is above another by more than chance makes, where that can be said."""
+    gap, error = _value(first) - _value(second), standard_error(first, second)
+    return gap > 0 and (error is None or gap >= CLEAR * error)
 
 
 def differences(runs: Sequence[RunFacts]) -> Table | None:

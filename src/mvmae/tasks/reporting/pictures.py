@@ -44,13 +44,21 @@ class Shown(NamedTuple):
     """Where they are from, in words."""
 
 
+class Look(NamedTuple):
+    """An image, and where an encoder looks."""
+
+    pixels: Float[np.ndarray, "H W C"]
+    heat: Float[np.ndarray, "rows columns"]
+    """As multiples of even attention."""
+
+
 class Drawn(NamedTuple):
     """What a run makes of the images; none where it cannot."""
 
     name: str
     channels: int
     panels: Panels | None
-    overlays: list[Float[np.ndarray, "H W 3"]] | None
+    looks: list[Look] | None
     features: list[Float[np.ndarray, "rows columns 3"]] | None
     reasons: list[str]
     """Why something is missing."""
@@ -97,9 +105,9 @@ def draw(facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.devi
     reasons: list[str] = []
     panels = _attempt(lambda: reconstructed(facts, shown, config, device), reasons)
     seen = _attempt(lambda: looked(facts, shown, device), reasons)
-    overlays, features = seen or (None, None)
+    looks, features = seen or (None, None)
     said = [without_home(reason) for reason in dict.fromkeys(reasons)]
-    return Drawn(facts.name, _channels(facts), panels, overlays, features, said)
+    return Drawn(facts.name, _channels(facts), panels, looks, features, said)
 
 
 def _attempt(make: Callable[[], Made | None], reasons: list[str]) -> Made | None:
@@ -150,7 +158,7 @@ def reconstructed(
 
 def looked(
     facts: RunFacts, shown: Shown, device: torch.device
-) -> tuple[list[np.ndarray], list[np.ndarray]] | None:
+) -> tuple[list[Look], list[np.ndarray]] | None:
     """Attention over the images, and the colours of their patches; none of a whole model.
 
     Raises:
@@ -167,9 +175,9 @@ def looked(
     heat, tokens = encoded(opened, images, device)
     mean, std = opened.preprocessing.mean, opened.preprocessing.std
     pixels = displayed(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
-    overlays = [attention.overlay(image, one) for image, one in zip(pixels, heat, strict=True)]
+    looks = [Look(image, one * one.size) for image, one in zip(pixels, heat, strict=True)]
     colours = principal_colors(tokens).unflatten(1, encoder.grid).numpy()
-    return overlays, list(colours)
+    return looks, list(colours)
 
 
 @torch.inference_mode()
@@ -208,8 +216,8 @@ def strip_pictures(drawn: Drawn, at: int, name: str) -> Iterator[Picture]:
     """All pictures of one image."""
     if drawn.panels is not None:
         yield from _panel_pictures(drawn.panels, at, name)
-    if drawn.overlays is not None:
-        yield overlay_picture(drawn, at, name, "attention")
+    if drawn.looks is not None:
+        yield overlay_picture(drawn.looks[at], name, "attention")
     if drawn.features is not None:
         yield features_picture(drawn, at, name, "features")
 
@@ -228,12 +236,13 @@ def pasted_picture(panels: Panels, at: int, name: str, caption: str) -> Picture:
     return picture(panels.pasted[at], alt=alt, caption=caption)
 
 
-def overlay_picture(drawn: Drawn, at: int, name: str, caption: str) -> Picture:
-    """Where the encoder looks."""
-    assert drawn.overlays is not None
-    one = drawn.overlays[at]
-    alt = f"Attention over {name}: brightest in the {brightest(one)}"
-    return picture(one, alt=alt, caption=caption)
+def overlay_picture(look: Look, name: str, caption: str, beside: Sequence[Look] = ()) -> Picture:
+    """Where the encoder looks, on one scale with those who look at the same image."""
+    ends = attention.shared_limits(one.heat for one in (look, *beside))
+    one = attention.overlay(look.pixels, look.heat, ends)
+    peak = attention.peak(look.heat)
+    alt = f"Attention over {name}: {peak}, brightest in the {brightest(one)}"
+    return picture(one, alt=alt, caption=f"{caption}, {peak}")
 
 
 def features_picture(drawn: Drawn, at: int, name: str, caption: str) -> Picture:
@@ -264,7 +273,7 @@ def side_by_side(
     names = [one_line(name) for name in shown.chosen.names]
     kinds = (
         ("rebuilt", [one for one in drawn if one.panels is not None]),
-        ("attention", [one for one in drawn if one.overlays is not None]),
+        ("attention", [one for one in drawn if one.looks is not None]),
         ("features", [one for one in drawn if one.features is not None]),
     )
     for kind, able in kinds:
@@ -273,19 +282,21 @@ def side_by_side(
         strips = []
         for at, name in enumerate(names):
             first = picture(originals[at], alt=f"The image {name}", caption="original")
-            others = [_of_kind(kind, one, at, name) for one in able]
+            others = [_of_kind(kind, one, at, name, able) for one in able]
             strips.append(Strip(name, [first, *others]))
         yield kind, Gallery(strips, columns=1 + len(able))
 
 
-def _of_kind(kind: str, drawn: Drawn, at: int, name: str) -> Picture:
+def _of_kind(kind: str, drawn: Drawn, at: int, name: str, beside: Sequence[Drawn]) -> Picture:
     named = f"{name} by {one_line(drawn.name)}"
     caption = one_line(drawn.name)
     if kind == "rebuilt":
         assert drawn.panels is not None
         return pasted_picture(drawn.panels, at, named, caption)
     if kind == "attention":
-        return overlay_picture(drawn, at, named, caption)
+        assert drawn.looks is not None
+        looks = [one.looks[at] for one in beside if one.looks is not None]
+        return overlay_picture(drawn.looks[at], named, caption, looks)
     return features_picture(drawn, at, named, caption)
 
 

@@ -10,15 +10,8 @@ from typing import Any
 from mvmae.figures.report.blocks import Block, Cell, Charts, Code, Fold, Row, Table, Text
 from mvmae.tasks.reporting.charts import label_curve, told
 from mvmae.tasks.reporting.gather import Result, RunFacts
-from mvmae.tasks.reporting.words import (
-    count,
-    main_knn,
-    one_line,
-    percent,
-    rows_of,
-    short,
-    without_home,
-)
+from mvmae.tasks.reporting.scores import main_data, rows_of
+from mvmae.tasks.reporting.words import count, one_line, percent, short, without_home
 
 TITLES = {
     "knn": "Nearest neighbours",
@@ -53,7 +46,7 @@ MOST_ROWS = 400  # of a table: classes of a data set
 def judgements(facts: RunFacts) -> Iterator[Block]:
     """Every result: its rows, its classes, what repeats it."""
     known = [one for one in facts.results if one.verb in ORDER]
-    first = own.data if (own := main_knn(facts)) else ""
+    first = main_data(facts)
     ranked = sorted(known, key=lambda o: (ORDER.index(o.verb), o.data != first, o.data))
     for result in ranked:
         if result.verb != "labels":

@@ -6,19 +6,29 @@ import re
 from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Literal
+
+import numpy as np
 
 from mvmae.engine import metrics_file
 from mvmae.figures.report.blocks import Tile, Verdict
+from mvmae.metrics import health
 from mvmae.tasks.reporting.gather import JUDGED, STILL, Result, RunFacts
+from mvmae.tasks.reporting.scores import (
+    JUDGING,
+    PIXELS,
+    UNTRAINED,
+    Judgement,
+    baseline,
+    headline_of,
+    judgements,
+    main_data,
+    main_knn,
+    num_test,
+    use,
+)
 
-UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
-FIGURES = {  # what counts of a result, best first, and how it is called
-    "top1": "top-1",
-    "mask_ap": "mask AP",
-    "box_ap": "box AP",
-    "miou": "mIoU",
-}
+PERCENT = "\u00a0%"  # which no line ends before
 VERBS = {
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
@@ -29,13 +39,13 @@ VERBS = {
 
 
 def percent(value: int | float) -> str:
-    """A percentage with one digit, as results print it."""
-    return f"{value:.1f} %"
+    """A percentage with one digit, as results print it, on one line with its sign."""
+    return f"{value:.1f}{PERCENT}"
 
 
 def share(value: int | float) -> str:
     """A share of 1 as a whole percentage."""
-    return f"{100 * value:.0f} %"
+    return f"{100 * value:.0f}{PERCENT}"
 
 
 def count(value: int | float) -> str:
@@ -75,67 +85,21 @@ def one_line(text: str) -> str:
     return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
-def headline_of(result: Result) -> tuple[str, float] | None:
-    """The name and the value of the figure that counts; none where there is none."""
-    return next(
-        ((name, result.headline[key]) for key, name in FIGURES.items() if key in result.headline),
-        None,
-    )
-
-
-def rows_of(result: Result) -> list[dict[str, Any]]:
-    """The rows of a result that have a name and a figure."""
-    rows = result.content.get("rows")
-    if not isinstance(rows, list):
-        return []
-    return [row for row in rows if isinstance(row, dict) and _figure(row) is not None]
-
-
-def _figure(row: dict[str, Any]) -> float | None:
-    value = next((row[key] for key in FIGURES if key in row), None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and isfinite(value) else None
-
-
-def baseline(result: Result, name: str) -> float | None:
-    """The figure of a baseline, of the token and the setting that the result's own figure has.
-
-    Raw pixels have no tokens; a baseline without that setting has none.
-    """
-    own = result.content.get("headline")
-    own = own if isinstance(own, dict) else {}
-    for row in rows_of(result):
-        notes = row.get("notes") if isinstance(row.get("notes"), dict) else {}
-        if row.get("name") != name:
-            continue
-        if name != PIXELS and row.get("token") != own.get("token"):
-            continue
-        if "k" in own and notes.get("k") != own["k"]:
-            continue
-        return _figure(row)
-    return None
-
-
-def main_knn(facts: RunFacts) -> Result | None:
-    """The kNN result on the images that the run was trained on, or else the first."""
-    found = [one for one in facts.results if one.verb == "knn" and "top1" in one.headline]
-    data = facts.config.get("data")
-    names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
-    own = [one for one in found if one.data and any(name.startswith(one.data) for name in names)]
-    return (own or found or [None])[0]
-
-
 def verdict(facts: RunFacts) -> Verdict:
     """What a run came to."""
-    status, word = _status(facts)
-    reasons = [*_health(facts), *_judgements(facts)]
-    said = facts.health.get("sentence")
-    if isinstance(said, str) and said:
-        reasons.append(f"Measured at the end: {said}.")
+    status, word = status_of(facts)
+    reasons = list(_judgements(facts))
+    if not diverged(facts):
+        said = facts.health.get("sentence")
+        measured = [f"Measured at the end: {said}."] if isinstance(said, str) and said else []
+        reasons = [*_health(facts), *reasons, *_cut(facts), *measured]
     return Verdict(status, word, _summary(facts), tiles(facts), reasons)
 
 
-def _status(facts: RunFacts) -> tuple[str, str]:
+def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], str]:
+    """How a run is, and a heading that says so."""
+    if diverged(facts):
+        return "bad", "Diverged"
     if not facts.finished:
         is_on = facts.age is not None and facts.age < STILL
         return "weak", "Still going on" if is_on else "Not finished"
@@ -143,35 +107,90 @@ def _status(facts: RunFacts) -> tuple[str, str]:
         return "none", {JUDGED: "Judged, not trained here"}.get(
             facts.verb, f"{VERBS[facts.verb]} is done"
         )
-    match facts.health.get("status"):
-        case "good":
+    match facts.health.get("status"), use(judgements(facts)):
+        case "good", "none":
+            return "weak", "Trained well, but not useful here yet"
+        case "good", "chance":
+            return "weak", "Trained well, with no clear gain here yet"
+        case "good", _ if cut_at(facts) is not None:
+            return "weak", "Part of its metrics is missing"
+        case "good", _:
             return "good", "Pre-training worked"
-        case "weak":
+        case "weak", "clear":
+            return "good", "Useful here already"
+        case "weak", _:
             return "weak", "Pre-training is weak"
-        case "collapsed":
+        case "collapsed", _:
             return "bad", "Pre-training collapsed"
         case _:
             return "none", "Pre-training is done"
 
 
+def diverged(facts: RunFacts) -> str:
+    """How the loss stopped being a number, in a sentence; empty where it did not."""
+    said = facts.health.get("sentence")
+    if facts.health.get("status") == "diverged" and isinstance(said, str) and said:
+        return f"{said[:1].upper()}{said[1:]}."
+    step = lost_from(facts)
+    if step is None:
+        return ""
+    return (
+        f"From step {count(step)} on the loss is no finite number, and nothing trained since then "
+        "is of use. Begin a new run with a lower --base-lr, or with --clip-grad 1."
+    )
+
+
+LOSSES = ("loss", "reconstruction", "contrastive")
+
+
+def lost_from(facts: RunFacts) -> float | None:
+    """The step from which on, to the end, a loss is not finite; none where all end finite."""
+    found = metrics_file.columns(facts.records)
+    first = []
+    for name in LOSSES:
+        if name in found and not isfinite(found[name].y[-1]):
+            known = np.flatnonzero(np.isfinite(found[name].y))
+            first.append(float(found[name].x[known[-1] + 1 if len(known) else 0]))
+    return min(first, default=None)
+
+
+def cut_at(facts: RunFacts) -> float | None:
+    """The last step of metrics of a run that went on after it; none where they are whole."""
+    planned = planned_steps(facts)
+    if not facts.finished or not facts.records or planned is None:
+        return None
+    step = float(facts.records[-1]["step"])
+    return step if step < planned else None
+
+
+def _cut(facts: RunFacts) -> Iterator[str]:
+    step, planned = cut_at(facts), planned_steps(facts)
+    if step is not None and planned is not None:
+        yield (
+            f"Its {metrics_file.FILE} ends at step {count(step)} of {count(planned)}: "
+            "the curves end there, and the figures are those of health.json."
+        )
+
+
 def _summary(facts: RunFacts) -> str:
-    """One sentence."""
+    """One sentence or two."""
+    if said := diverged(facts):
+        return said
     if not facts.finished:
         return _progress(facts)
     if facts.verb != "pretrain":
         found = [one for one in facts.results if one.verb == facts.verb]
         return _figure_in_words(found[0]) if found else "What it found stands under Results."
-    values = numbers_of(facts)
-    rebuilds = "reconstruction" in values
     match facts.health.get("status"):
-        case "good" if "contrastive" in values and rebuilds:
-            return "The encoder tells images apart, and rebuilds what is hidden from what it sees."
-        case "good" if rebuilds:
-            return (
-                "The encoder rebuilds what is hidden from what it sees, better than a blur would."
-            )
         case "good":
-            return "The encoder tells images apart."
+            judged = judgements(facts)
+            useless = use(judged) in ("none", "chance")
+            return _useless_in_words(judged) if useless else _good_in_words(facts)
+        case "weak" if use(judgements(facts)) == "clear":
+            return (
+                f"On {short(main_data(facts) or '')} it beats what needs no training. By its "
+                "losses it could learn much more: longer training may help."
+            )
         case "weak":
             return "The encoder has learnt little yet. Longer training, or more images, may help."
         case "collapsed":
@@ -181,6 +200,48 @@ def _summary(facts: RunFacts) -> str:
             )
         case _:
             return "The run is over; its folder has no verdict of its health."
+
+
+def _good_in_words(facts: RunFacts) -> str:
+    values = numbers_of(facts)
+    filled = _filled_with(facts)
+    if filled and health.rebuilt_share(values) < 1:
+        rebuilds = f"rebuilds what is hidden better than {filled} would"
+    else:
+        rebuilds = f"does not rebuild what is hidden better than {filled} yet" if filled else ""
+    if "contrastive" not in values:
+        return f"The encoder {rebuilds}." if rebuilds else "Its losses are as they should be."
+    return f"The encoder tells images apart{', and ' if rebuilds else ''}{rebuilds}."
+
+
+def _filled_with(facts: RunFacts) -> str:
+    """What the reconstruction is compared with."""
+    model = facts.config.get("model")
+    channels = model.get("in_channels") if isinstance(model, dict) else None
+    said = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
+    return said.replace("each", "each patch", 1)
+
+
+def _useless_in_words(judged: list[Judgement]) -> str:
+    """That the encoder does not beat what needs no training, by more than chance."""
+    shown = [
+        f"{PROTOCOLS[one.result.verb]} {percent(one.own)}, {RIVALS[one.rival]} {percent(one.other)}"
+        for one in judged
+    ]
+    data, images = short(judged[0].result.data), num_test(judged[0].result)
+    if use(judged) == "none":
+        rivals = " or ".join(dict.fromkeys(RIVALS[one.rival] for one in judged))
+        said = f"it does no better than {rivals}"
+    else:
+        said = f"it is ahead by no more than {count(images or 0)} test images make by chance"
+    return (
+        f"Its losses fell as they should, but on {data} {said} ({'; '.join(shown)}). Longer "
+        "training, more images, or crops that keep more of them (--views.crop-scale) may help."
+    )
+
+
+PROTOCOLS = {"knn": "kNN", "probe": "linear probe"}
+RIVALS = {UNTRAINED: "the untrained encoder", PIXELS: "raw pixels"}
 
 
 def _figure_in_words(result: Result) -> str:
@@ -216,29 +277,34 @@ def _health(facts: RunFacts) -> Iterator[str]:
     values = numbers_of(facts)
     if "contrastive_top1" in values:
         level = known_level(facts, "contrastive_top1")
-        chance = f" (guessing: {level:.1g} %)" if level is not None else ""
+        chance = f" (guessing: {level:.2g}{PERCENT})" if level is not None else ""
         yield (
             "Shown a crop of an image with most of it hidden, the encoder finds another crop of "
-            f"the same image among all of a batch in {values['contrastive_top1']:.0f} % of cases"
-            f"{chance}."
+            "the same image among all of a batch in "
+            f"{values['contrastive_top1']:.0f}{PERCENT} of cases{chance}."
         )
-    if "reconstruction" in values and values.get("mean_error", 0) > 0:
-        part = values["reconstruction"] / values["mean_error"]
-        worse = ", which is no better" if part >= 1 else ""
+    if filled := _filled_with(facts):
+        part = health.rebuilt_share(values)
+        worse = ": it is not better than that yet" if part >= 1 else ""
         yield (
-            f"Hidden parts of an image are rebuilt with {share(part)} of the error of filling each "
-            f"patch with its average colour{worse}."
+            f"Hidden parts of an image are rebuilt with {share(part)} of the error of "
+            f"{filled}{worse}."
         )
 
 
 def numbers_of(facts: RunFacts) -> dict[str, float]:
-    """The last figures of a run, those of health.json where its metrics are gone."""
+    """The last figures of a run.
+
+    Of one that is finished those of health.json, written at its end, count before metrics, which
+    may have been cut.
+    """
     known = {
         name: float(value)
         for name, value in facts.health.items()
         if isinstance(value, int | float) and isfinite(value)
     }
-    return known | {k: float(v) for k, v in metrics_file.last(facts.records).items()}
+    last = {k: float(v) for k, v in metrics_file.last(facts.records).items()}
+    return last | known if facts.finished else known | last
 
 
 def known_level(facts: RunFacts, name: str) -> float | None:
@@ -253,34 +319,40 @@ MOST_SAID = 4  # results in the verdict; the others stand in their tables
 
 def _judgements(facts: RunFacts) -> Iterator[str]:
     """Results in words, with what any encoder must beat."""
-    own = main_knn(facts)
-    data = own.data if own else ""
-    kinds = ("knn", "labels") if facts.verb in ("pretrain", JUDGED) else (facts.verb,)
+    kinds = (*JUDGING, "labels") if facts.verb in ("pretrain", JUDGED) else (facts.verb,)
     chosen = [one for kind in kinds for one in facts.results if one.verb == kind]
+    data = main_data(facts)
     chosen.sort(key=lambda one: one.data != data)
     for result in chosen[:MOST_SAID]:
         said = result.content.get("verdict")
         if result.verb == "labels" and isinstance(said, str):
-            yield f"On {short(result.data)}, {said}"
-        elif result.verb == "knn" and "top1" in result.headline:
-            yield _knn_in_words(result)
+            yield f"On {short(result.data)}, {said}{'' if said.endswith('.') else '.'}"
+        elif result.verb in JUDGING and "top1" in result.headline:
+            yield _score_in_words(result)
         elif result is not chosen[0] and headline_of(result):
             yield _figure_in_words(result)
 
 
-def _knn_in_words(result: Result) -> str:
+READ = {
+    "knn": "By its nearest neighbours alone",
+    "probe": "By a linear classifier on its frozen features",
+}
+
+
+def _score_in_words(result: Result) -> str:
     own = result.headline["top1"]
     said = (
-        f"By its nearest neighbours alone, {percent(own)} of the test images of "
+        f"{READ[result.verb]}, {percent(own)} of the test images of "
         f"{short(result.data)} are given the right class"
     )
     before, pixels = (baseline(result, name) for name in (UNTRAINED, PIXELS))
     if before is not None:
         said += f"; before training it was {percent(before)}"
     if pixels is not None:
-        said += f", with raw pixels {percent(pixels)}"
+        said += f"{',' if before is not None else ';'} with raw pixels {percent(pixels)}"
     if pixels is not None and pixels >= own:
-        said += ". Raw pixels do better: the encoder does not suit these images yet"
+        better = "do better" if pixels > own else "do as well"
+        said += f". Raw pixels {better}: the encoder does not suit these images yet"
     elif before is not None and before >= own:
         said += ". Training did not help on these images"
     return f"{said}."
@@ -312,12 +384,13 @@ def _effort_tiles(facts: RunFacts) -> Iterator[Tile]:
         yield Tile(count(images), "images trained on")
     if not facts.records:
         return
-    last = metrics_file.last(facts.records)
-    planned = planned_steps(facts)
+    last, planned, cut = metrics_file.last(facts.records), planned_steps(facts), cut_at(facts)
     batch = facts.config.get("batch_size")
-    notes = [f"of {count(planned)}"] if planned else []
+    notes = [f"of {count(planned)}"] if planned and cut is None else []
     notes += [f"{batch} images each"] if isinstance(batch, int) else []
-    yield Tile(count(last["step"]), "steps", ", ".join(notes))
+    yield Tile(count(last["step"] if cut is None else planned or 0), "steps", ", ".join(notes))
     if "seconds" in last:
         device = str(facts.environment.get("device") or "")
-        yield Tile(duration(last["seconds"]), "training time", f"on {device}" if device else "")
+        notes = [f"on {device}"] if device else []
+        notes += [f"for the first {count(cut)} steps"] if cut is not None else []
+        yield Tile(duration(last["seconds"]), "training time", ", ".join(notes))
