@@ -50,8 +50,8 @@ def test_a_mask_parts_the_patches_into_visible_and_hidden(case):
     noise, visible = case
     masking = masking_from_noise(noise, visible)
     everything = torch.arange(noise.shape[1])
-    for keep, restore, mask in zip(*masking, strict=True):
-        hidden = mask.nonzero().flatten()
+    for keep, hidden, restore, mask in zip(*masking, strict=True):
+        assert torch.equal(hidden.sort().values, mask.nonzero().flatten())
         assert len(keep) == visible
         assert len(keep) + len(hidden) == noise.shape[1]
         assert torch.equal(torch.cat([keep, hidden]).sort().values, everything)

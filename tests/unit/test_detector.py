@@ -287,6 +287,7 @@ def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
     config = DetectConfig(
         encoder="random:vit_pico",
         data=str(write_both(tmp_path)),
+        out=tmp_path / "run",
         **{name: getattr(SHAPES["plain"], name) for name in ("channels", "hidden", "samples")},
         proposals=40,
         image_size=64,

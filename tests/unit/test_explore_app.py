@@ -9,6 +9,7 @@ import struct
 import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -528,7 +529,8 @@ def test_an_upload_that_is_broken_off_is_no_fault_of_ours(client):
         "query_string": b"",
         "headers": [(b"host", b"testserver")],
     }
-    asyncio.run(client.app(scope, receive, send))
+    with ThreadPoolExecutor() as thread:  # where no event loop runs, as it may here
+        thread.submit(lambda: asyncio.run(client.app(scope, receive, send))).result()
     assert [message.get("status") for message in sent] == [400, None]
     assert sent[1]["body"] == b""
 
