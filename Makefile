@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python -c constraints.txt -b constraints.txt
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 -q
 
-.PHONY: setup demo check test test-all bench docs format constraints clean
+.PHONY: setup demo check test test-all bench bench-gpu docs format constraints clean
 
 setup: .venv/ready
 
@@ -38,6 +38,15 @@ screenshots: setup  ## the pictures of README and docs, from runs/showcase
 bench: setup  ## a training step and the input against the plain way
 	$(BIN)/mvmae bench step --quick
 	$(BIN)/mvmae bench input --quick
+
+bench-gpu: setup  ## the GPU tests, then every benchmark on this GPU, into benchmarks/results
+	$(BIN)/pytest -q -m gpu
+	for size in small base large; do \
+		$(BIN)/mvmae bench step --device cuda --model.encoder vit_$$size --batch-size 256 \
+			--out benchmarks/results/step-vit-$$size-224-gpu.json || exit 1; \
+	done
+	$(BIN)/mvmae bench scale --device cuda --batch-size 64 --out benchmarks/results/scale-gpu.json
+	$(BIN)/mvmae bench input --out benchmarks/results/input-gpu.json
 
 docs: .venv/ready-docs  ## the site, into site/
 	$(BIN)/mkdocs build --strict --quiet

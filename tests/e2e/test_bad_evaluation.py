@@ -232,6 +232,7 @@ for words in (
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
 def test_a_full_disk_is_one_line_and_leaves_no_half_result(home, tmp_path):
     here = shutil.copytree(home, tmp_path / "here")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from mvmae.cli import main
 
@@ -129,3 +130,39 @@ def test_input_refuses_a_folder_without_jpeg_files(tmp_path, capfd, image_folder
 
 def test_the_result_cannot_go_into_a_folder(tmp_path, capfd):
     assert "is a folder" in error_of(capfd, "input", "--out", str(tmp_path))
+
+
+def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
+    from mvmae.config import ModelConfig
+    from mvmae.tasks.benching import scale
+
+    sizes = {"batch": ((), (2, 4)), "image": ((), (16, 32)), "encoder": ((), ("vit_pico",))}
+    monkeypatch.setattr(scale, "AXES", sizes)
+    monkeypatch.setattr(scale, "WORKERS", ((), (0,)))
+    tiny = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
+    monkeypatch.setattr(scale, "QUICK", tiny)
+    out = tmp_path / "new" / "scale.json"
+    words = ("scale", "--quick", "--rounds", "1", "--batch-size", "2", "--device", "cpu")
+    result = bench(*words, "--images", "4", out=out)
+    points = result["points"]
+    assert [point["value"] for point in points["batch"]] == [2, 4]
+    assert [point["value"] for point in points["image"]] == [16, 32]
+    # Products of an image do not depend on the batch, but for the contrast; four times as many
+    # patches are more than four times as many products.
+    small, large = (point["gflop_per_image"] for point in points["batch"])
+    assert large == pytest.approx(small, rel=0.05)
+    assert points["image"][1]["gflop_per_image"] > 4 * points["image"][0]["gflop_per_image"]
+    for axis in ("batch", "image", "encoder"):
+        for point in points[axis]:
+            assert point["gflop_per_second"] > 0
+    (read,) = points["workers"]
+    assert read["images_per_second"] > 0
+    with Image.open(out.with_suffix(".png")) as picture:
+        assert picture.width > picture.height
+    assert "how cost grows from vit_pico/4 at 16" in capfd.readouterr().out
+    assert main(["bench", *words, "--images", "4", "--out", str(out)]) == 0  # its own files
+
+
+def test_scale_needs_a_file_beside_which_a_picture_fits(tmp_path, capfd):
+    said = error_of(capfd, "scale", "--quick", "--out", str(tmp_path / "x.png"))
+    assert "must name a JSON file" in said

@@ -446,6 +446,7 @@ with locked(Path("e")):
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 @pytest.mark.parametrize("ends", ["well", "killed"])
 def test_two_commands_do_not_write_into_one_folder(here, capsys, ends):

@@ -216,6 +216,7 @@ def test_a_run_becomes_a_vit_of_transformers(here):
     assert torch.equal(load_encoder("hf:run/export/hf")(IMAGES), model.encoder(IMAGES))
 
 
+@pytest.mark.slow
 def test_transformers_says_nothing_of_our_own_key(here):
     """Its complaints go to a logger, which warnings do not see."""
     pytest.importorskip("transformers")
@@ -485,6 +486,7 @@ for name in ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"):
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_line_and_leaves_nothing(here):
     begun(here / "run")
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK]

@@ -117,6 +117,7 @@ def wait_for(file_pattern: str, lines: int) -> None:
     raise AssertionError(f"no {file_pattern} of {lines} lines")
 
 
+@pytest.mark.slow
 def test_stopped_by_sigterm_and_gone_on_is_never_stopped(here, capsys):
     """The program is another process, as a cluster would stop it."""
     longer = ("--epochs", "60")

@@ -194,14 +194,16 @@ class LabelsConfig(EvaluateConfig):
 class BenchConfig:
     """Time the parts of pre-training against the plain way, in one run."""
 
-    part: Annotated[Positional[Literal["step", "input"]], arg(metavar="PART")]
+    part: Annotated[Positional[Literal["step", "input", "scale"]], arg(metavar="PART")]
     """step: a training step against transformers' ViTMAE, one pass a view.
-    input: two views of a JPEG file against torchvision's PIL transform, file decoded twice."""
+    input: two views of a JPEG file against torchvision's PIL transform, file decoded twice.
+    scale: how rate and memory grow with batch, image, model and reading processes."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
 
     data: str | None = None
-    """Folder of JPEG images for `input`. Default: the built-in photographs, written as JPEG."""
+    """Folder of JPEG images for `input` and `scale`. Default: the built-in photographs, written as
+    JPEG."""
 
     batch_size: int = 16
     """Images in a step, each seen in two views."""
@@ -210,10 +212,12 @@ class BenchConfig:
     """Timed rounds of each side, in turn; medians are reported."""
 
     images: int | None = None
-    """Images read in a round of `input`. Default: 200, or 50 if quick."""
+    """Images read in a round of `input`, and for each number of processes of `scale`. Default: 200,
+    or 50 if quick."""
 
     quick: bool = False
-    """Under a minute on two cores: ViT-S at 96 pixels for `step`, few images for `input`."""
+    """Under a minute on two cores: ViT-S at 96 pixels for `step`, few images for `input`, ViT-Ti
+    at 64 pixels for `scale`."""
 
     attention: Literal["sdpa", "eager"] = "sdpa"
     """Attention of transformers' ViTMAE: sdpa is its default, eager its plain one."""
@@ -225,7 +229,7 @@ class BenchConfig:
     """Arithmetic; auto: bf16 on CUDA, fp32 on a CPU."""
 
     out: Path | None = None
-    """JSON file for the result."""
+    """JSON file for the result; `scale` draws a picture beside it."""
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "rounds", "num_images"):

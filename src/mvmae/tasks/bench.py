@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,8 +13,10 @@ from mvmae.config import BenchConfig
 from mvmae.engine import precision, runs, terminal
 from mvmae.errors import UserError
 from mvmae.tasks.benching import input as bench_input
+from mvmae.tasks.benching import scale as bench_scale
 from mvmae.tasks.benching import step as bench_step
 from mvmae.tasks.drawing.marks import require_place, require_replaceable
+from mvmae.tasks.drawing.places import write
 
 
 def run(config: BenchConfig) -> None:
@@ -27,9 +30,19 @@ def run(config: BenchConfig) -> None:
             raise UserError(f"{config.out} is a folder: --out must name a JSON file")
         require_place(config.out)
         require_replaceable(config.out)
+        if config.part == "scale":
+            if picture_of(config.out) == config.out:
+                raise UserError(
+                    f"--out {config.out} must name a JSON file; the picture goes beside"
+                )
+            require_replaceable(picture_of(config.out))
     if config.part == "step":
         device = precision.choose_device(config.device)
         part, result = bench_step, bench_step.measure(config, device)
+        facts = runs.environment(device, 1)
+    elif config.part == "scale":
+        device = precision.choose_device(config.device)
+        part, result = bench_scale, bench_scale.measure(config, device)
         facts = runs.environment(device, 1)
     else:
         part, result = bench_input, bench_input.measure(config)
@@ -43,6 +56,15 @@ def run(config: BenchConfig) -> None:
         config.out.parent.mkdir(parents=True, exist_ok=True)
         runs.write_json(config.out, told(config) | result | {"environment": facts})
         console.print(f"written: {config.out}", highlight=False, soft_wrap=True)
+        if config.part == "scale":
+            picture = picture_of(config.out)
+            write(picture, bench_scale.picture_of(result, config))
+            console.print(f"written: {picture}", highlight=False, soft_wrap=True)
+
+
+def picture_of(out: Path) -> Path:
+    """Where the picture goes that belongs to a JSON file."""
+    return out.with_suffix(".png")
 
 
 def told(config: BenchConfig) -> dict[str, Any]:
@@ -53,5 +75,9 @@ def told(config: BenchConfig) -> dict[str, Any]:
         return {
             "config": {name: fields[name] for name in kept} | {"model": asdict(config.step_model)}
         }
+    if config.part == "scale":
+        kept = ("part", "batch_size", "rounds", "precision", "data")
+        model = asdict(bench_scale.scale_model(config))
+        return {"config": {name: fields[name] for name in kept} | {"model": model}}
     facts = {"images": config.num_images, "size": config.model.height_width}
     return {"config": {name: fields[name] for name in ("part", "data", "rounds")} | facts}

@@ -17,8 +17,9 @@ SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # after the end of a PDF 
 HEAD, TAIL = 4096, 64  # bytes that are looked at
 TABLE = b"path,part,label,severity,"  # how the CSV of `data check` begins
 JSON = re.compile(
-    rb'\{\s*("verb": "(data check|data stats|features)"|"config": \{\s*"part": "(step|input)")'
-)  # the last of `bench`
+    rb'\{\s*("verb": "(data check|data stats|features)"|'
+    rb'"config": \{\s*"part": "(step|input|scale)")'  # of `bench`
+)
 
 
 def signed(content: bytes) -> bytes:
