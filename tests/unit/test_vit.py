@@ -7,7 +7,14 @@ from torch import Generator
 
 from mvmae.config import ENCODERS, Size
 from mvmae.models.patches import patchify
-from mvmae.models.vit import Encoder, PatchEmbed, initialize, pooled, sincos_positions
+from mvmae.models.vit import (
+    Encoder,
+    PatchEmbed,
+    attended,
+    initialize,
+    pooled,
+    sincos_positions,
+)
 
 
 @pytest.fixture
@@ -162,3 +169,17 @@ def test_attention_mixes_by_softmax_of_scaled_products(encoder):
         heads.append(weights @ v[:, head])
     expected = attention.proj(torch.cat(heads, dim=1))
     torch.testing.assert_close(attention(x)[0], expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_torchs_own_to_its_rounding(masked):
+    generator = Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, 17, 32, generator=generator)
+    mask = torch.randn(2, 4, 17, 17, generator=generator) if masked else None
+    exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    torch.testing.assert_close(attended(q, k, v, mask), exact, rtol=1e-6, atol=1e-6)
+    half = [None if one is None else one.bfloat16() for one in (q, k, v, mask)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = attended(*half)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.03)

@@ -46,6 +46,25 @@ class Variant(NamedTuple):
 PLAIN = Variant()
 
 
+def attended(
+    q: Float[Tensor, "B h N d"],
+    k: Float[Tensor, "B h M d"],
+    v: Float[Tensor, "B h M d"],
+    mask: Float[Tensor, ...] | None = None,
+) -> Float[Tensor, "B h N d"]:
+    """Scaled dot-product attention, by the kernel that is faster on this device in this type.
+
+    In bf16 on a CPU torch's fused kernel takes 1 to 28 times as long as the plain products, forward
+    and backward, on the shapes of this model; in fp32 the fused one is up to four times as fast.
+    """
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1)
+    if mask is not None:
+        logits = logits + mask
+    return logits.softmax(dim=-1).to(v.dtype) @ v
+
+
 class Attention(nn.Module):
     """Multi-head self-attention."""
 
@@ -63,7 +82,7 @@ class Attention(nn.Module):
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mask = None if bias is None else bias(q)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = attended(q, k, v, mask)
         return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
 
 
