@@ -25,9 +25,9 @@ DESKTOP, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
 def main(run: str, data: str) -> None:
     """Write every picture."""
     IMAGES.mkdir(parents=True, exist_ok=True)
-    for verb, file in (("attention", "attention.png"), ("reconstruct", "reconstructions.png")):
-        mvmae(verb, run, data, "--count", "4", "--out", str(IMAGES / file))
-    mvmae("curves", run, "--out", str(IMAGES / "curves.png"))
+    draw(IMAGES / "attention.png", "attention", run, data, "--count", "4")
+    draw(IMAGES / "reconstructions.png", "reconstruct", run, data, "--count", "4")
+    draw(IMAGES / "curves.png", "curves", run)
     report = Path(run).resolve() / "report.html"
     mvmae("report", run, "--data", data, "--count", "4")
     with chromium() as browser, explorer(run, data) as address:
@@ -35,6 +35,12 @@ def main(run: str, data: str) -> None:
         shoot(browser, report.as_uri(), "report-phone.png", PHONE)
         shoot(browser, address, "explore.png", DESKTOP | {"height": 1300}, prepare=ask)
         shoot(browser, address, "explore-dark.png", PHONE, dark=True, prepare=ask)
+
+
+def draw(picture: Path, *words: str) -> None:
+    """Let a verb draw a picture, in the place of an older one, which it would not overwrite."""
+    picture.unlink(missing_ok=True)
+    mvmae(*words, "--out", str(picture))
 
 
 def mvmae(*words: str) -> None:
@@ -61,17 +67,22 @@ def explorer(run: str, data: str) -> Iterator[str]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
         said = (re.search(r"http://\S+", line) for line in server.stdout)
-        yield next(found[0] for found in said if found)
-        server.terminate()
+        try:
+            yield next(found[0] for found in said if found)
+        finally:
+            server.terminate()
 
 
 def ask(page: Page) -> None:
     """Wait until every panel of the page has its answer."""
-    page.wait_for_function(
+    settled = (
         "[...document.images].every(image => image.complete) && "
-        "!document.querySelector('[aria-busy=true]')",
-        timeout=120_000,
+        "!document.querySelector('[aria-busy=true]')"
     )
+    for _ in range(120):  # the page's policy forbids what `wait_for_function` would evaluate in it
+        page.wait_for_timeout(1_000)
+        if page.evaluate(settled):
+            break
     page.wait_for_timeout(3_000)
 
 

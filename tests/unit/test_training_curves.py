@@ -130,6 +130,23 @@ def test_a_level_is_called_what_the_run_compared_with():
     ]
 
 
+def test_a_level_below_the_lines_has_its_name_below_it():
+    heights = (0.4, 0.5, 0.45)
+    records = [
+        record(n, reconstruction=0.7, colour_error=height) for n, height in enumerate(heights, 1)
+    ]
+    panels = curves.panels_of([run_of("a", records)])
+    at = [panel.title for panel in panels].index("reconstruction, $L_r$")
+    figure = figure_of(panels, ["a"], **SAID)
+    figure.draw_without_rendering()
+    axes = figure.axes[at]
+    (name,) = axes.texts
+    (dotted,) = [line for line in axes.lines if line.get_linestyle() == ":"]
+    lowest = axes.transData.transform(dotted.get_xydata()[1:])[:, 1].min()
+    box = name.get_window_extent()
+    assert axes.get_window_extent().y0 <= box.y0 < box.y1 <= lowest
+
+
 def test_similarities_are_shown_up_to_the_1_that_they_could_reach():
     records = [record(n, positive_similarity=0.1 * n, negative_similarity=0.0) for n in (1, 2, 3)]
     panels = curves.panels_of([run_of("a", records)])

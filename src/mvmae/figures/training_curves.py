@@ -199,12 +199,12 @@ def _name(axes: Axes, panel: Panel, *, has_room: bool) -> None:
 
 def _draw(axes: Axes, panel: Panel, window: int) -> None:
     for level in panel.levels:
-        _draw_level(axes, level)
+        _draw_level(axes, level, below=_is_below(level, panel.lines))
     for line in panel.lines:
         _draw_line(axes, line, window)
     if panel.most is not None:
         axes.update_datalim([(0.0, panel.most)], updatex=False)
-    axes.margins(y=0.1)
+    axes.margins(y=0.15)
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -240,18 +240,26 @@ def _draw_line(axes: Axes, line: Line, window: int) -> None:
         axes.plot(line.x[at], height, "X", color=colour, ms=7, mec="white", zorder=5)
 
 
-def _draw_level(axes: Axes, level: Level) -> None:
+def _is_below(level: Level, lines: Sequence[Line]) -> bool:
+    """Whether a level that is no straight line ends below all lines, and so its name belongs there."""
+    ends = [line.y[-1] for line in lines if len(line.y)]
+    bent = len(level.y) > 0 and np.ptp(level.y) > 0
+    return bool(bent and level.y[-1] < min(ends, default=0.0))
+
+
+def _draw_level(axes: Axes, level: Level, *, below: bool) -> None:
     colour = FAINT if level.run is None else COLOURS[level.run]
     axes.plot(level.x, level.y, ":", color=colour, lw=1.4, marker=None)
     if not len(level.x):
         return
+    last = level.y[-max(1, len(level.y) // 2) :]  # its name is about as long as half of it
     axes.annotate(
         level.name,
-        (level.x[-1], level.y[-1]),
-        xytext=(0, 3),
+        (level.x[-1], last.min() if below else last.max()),
+        xytext=(0, -4 if below else 3),
         textcoords="offset points",
         ha="right",
-        va="bottom",
+        va="top" if below else "bottom",
         fontsize=7.5,
         color=colour,
     )

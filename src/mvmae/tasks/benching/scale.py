@@ -30,6 +30,7 @@ from mvmae.tasks.pretraining.rehearsal import GIB, peak_gib, step_of
 
 ENCODERS = ("vit_tiny", "vit_small", "vit_base", "vit_large")
 QUICK = ModelConfig(encoder="vit_tiny", image_size=64, patch_size=8)
+QUICK_ROUNDS = 3
 AXES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # the sizes, and those of --quick
     "batch": ((2, 4, 8, 16, 32, 64, 128, 256), (2, 4, 8, 16)),
     "image": ((96, 128, 160, 224, 320), (32, 64, 96)),
@@ -79,6 +80,11 @@ def scale_model(config: BenchConfig) -> ModelConfig:
     return QUICK if config.quick else config.model
 
 
+def timed_rounds(config: BenchConfig) -> int:
+    """Steps of each size that are timed."""
+    return min(config.rounds, QUICK_ROUNDS) if config.quick else config.rounds
+
+
 def sized(base: ModelConfig, batch: int, axis: str, value: Any) -> tuple[ModelConfig, int]:
     """The model and the batch with one of their sizes changed."""
     if axis == "batch":
@@ -106,7 +112,7 @@ def measured(
         else:
             memory = peak_gib(step)
         gflop = gflop_of(step)
-        seconds = min(seconds_of(step, device) for _ in range(config.rounds))
+        seconds = min(seconds_of(step, device) for _ in range(timed_rounds(config)))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
@@ -172,7 +178,7 @@ def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
 def notes_of(_result: dict[str, Any], config: BenchConfig) -> list[str]:
     """What the table does not say."""
     return [
-        f"the best of {config.rounds} steps each; memory is that of the whole process on a CPU, of "
+        f"the best of {timed_rounds(config)} steps each; memory is that of the whole process on a CPU, of "
         "the tensors on a GPU",
         "workers: processes that decode JPEG files and cut two views, while nothing trains",
     ]
