@@ -241,7 +241,7 @@ def _draw_line(axes: Axes, line: Line, window: int) -> None:
 
 
 def _is_below(level: Level, lines: Sequence[Line]) -> bool:
-    """Whether a level that is no straight line ends below all lines, and so its name belongs there."""
+    """Whether a level that is no straight line ends below all lines: its name belongs there."""
     ends = [line.y[-1] for line in lines if len(line.y)]
     bent = len(level.y) > 0 and np.ptp(level.y) > 0
     return bool(bent and level.y[-1] < min(ends, default=0.0))

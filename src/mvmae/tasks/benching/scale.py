@@ -178,8 +178,8 @@ def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
 def notes_of(_result: dict[str, Any], config: BenchConfig) -> list[str]:
     """What the table does not say."""
     return [
-        f"the best of {timed_rounds(config)} steps each; memory is that of the whole process on a CPU, of "
-        "the tensors on a GPU",
+        f"the best of {timed_rounds(config)} steps each; memory is that of the whole process "
+        "on a CPU, of the tensors on a GPU",
         "workers: processes that decode JPEG files and cut two views, while nothing trains",
     ]
 
