@@ -121,12 +121,13 @@ def test_means_deviations_and_differences_are_numpys(here):
             )
             for key in ("base", "head-mlp", "untrained")
         }
-        pixels = top1(Path(f"table/raw-pixels/results/{verb}-labelled.json"))
-        per_seed["raw-pixels"] = np.array([pixels, pixels])
+        for key in ("raw-pixels", "pca-pixels"):
+            pixels = top1(Path(f"table/{key}/results/{verb}-labelled.json"))
+            per_seed[key] = np.array([pixels, pixels])
         for key, values in per_seed.items():
             said = found[key][verb]
             assert said["mean"] == pytest.approx(values.mean())
-            if key != "raw-pixels":
+            if not key.endswith("-pixels"):
                 assert said["sd"] == pytest.approx(values.std(ddof=1))
             apart = values - per_seed["base"]
             if key == "base":
@@ -165,7 +166,7 @@ def test_what_is_done_is_not_done_again(here, capsys):
     before = digests(here / "table")
     assert main(HEAD.split()) == 0
     said = capsys.readouterr().out
-    assert "7 of 7 are done" in said
+    assert "8 of 8 are done" in said
     assert "step" not in said
     assert digests(here / "table") == before
 
@@ -180,7 +181,7 @@ def test_what_is_gone_is_done_again(here, capsys):
     assert rows()["head-mlp"]["knn"]["count"] == 1
     assert "Not finished: base-0, head-mlp-0, head-mlp-1." in capsys.readouterr().out
     assert main(HEAD.split()) == 0
-    assert "4 of 7 are done" in capsys.readouterr().out
+    assert "5 of 8 are done" in capsys.readouterr().out
     after = digests(here / "table")
     for name, digest in before.items():
         if name.endswith(("encoder.safetensors", "head.svg", "head.md")):
@@ -191,7 +192,7 @@ def test_figures_made_on_other_images_are_made_anew(here, capsys):
     shutil.copy("labelled/a/0.png", "labelled/a/new.png")
     assert main(HEAD.split()) == 0
     said = capsys.readouterr().out
-    assert "0 of 7 are done" in said
+    assert "0 of 8 are done" in said
     assert "step" not in said  # nothing is trained again
     assert main(f"{HEAD} --only-table".split()) == 0
     assert table()["data"]["num_train"] == 49
@@ -333,7 +334,7 @@ def test_deep_images_are_as_deep_for_the_untrained_encoder(here, capsys):
     assert load_encoder("table16/untrained-0").in_channels == 1
     capsys.readouterr()
     assert main(f"ablate norm-pix {command}".split()) == 0
-    assert "4 of 4 are done" in capsys.readouterr().out
+    assert "5 of 5 are done" in capsys.readouterr().out
 
 
 def test_a_program_gets_json_alone(here, capsys):

@@ -6,11 +6,14 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from mvmae.cli import main
 from mvmae.data.sources.files import Files
+from mvmae.data.sources.opening import open_labelled
+from mvmae.encoders import raw_pixels
 from mvmae.version import __version__
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"
@@ -135,6 +138,42 @@ def test_two_colours_are_told_apart_by_their_pixels(here, capsys, verb):
     assert judge(verb, "run", "images") == 0
     assert result(f"run/results/{verb}-images.json")["rows"][-1]["top1"] == 100
     assert "│ raw pixels │ │ 100.0 │" in said(capsys)
+
+
+def test_pixels_are_compared_without_the_mean_image(here):
+    """All are bright, so all are alike by their cosine, until the mean image is taken away."""
+    rng = np.random.default_rng(0)
+    shape = rng.normal(0, 6, (2, 32, 32, 1))
+    for label, slope in (("one", 0), ("other", 1)):
+        Path(f"faint/{label}").mkdir(parents=True)
+        for index in range(40):
+            pixels = rng.normal(0, 8, (32, 32, 3)) + rng.uniform(120, 200) + shape[slope]
+            whole = pixels.round().clip(0, 255).astype(np.uint8)
+            Image.fromarray(whole).save(f"faint/{label}/{index}.png")
+    assert judge("knn", "run", "faint") == 0
+    found = result("run/results/knn-faint.json")["rows"][-1]
+    data = open_labelled("faint", 3)
+    train, test = (raw_pixels(part, side=32, workers=0) for part in (data.train, data.test))
+    mean = train.mean.mean(dim=0)
+    said, other = (
+        by_nearest(train.mean - away, train.labels, test.mean - away, test.labels)
+        for away in (mean, 0)
+    )
+    assert (found["name"], found["notes"]["k"]) == (PIXELS, 5)
+    assert found["top1"] == pytest.approx(said)
+    assert said > other + 10
+
+
+def by_nearest(train, labels, test, truth) -> float:
+    """The accuracy in percent of the 5 nearest, counted one by one."""
+    one, other = (v.numpy() / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, test))
+    hits = 0
+    for likeness, label in zip(other @ one.T, truth.tolist(), strict=True):
+        votes = [0.0, 0.0]
+        for place in np.argsort(-likeness)[:5]:
+            votes[labels[place]] += np.exp(likeness[place] / 0.07)
+        hits += int(np.argmax(votes)) == label
+    return 100 * hits / len(truth)
 
 
 @both

@@ -125,13 +125,37 @@ def candidates(
             yield judged(config, setting, name, opened, bar)
         if config.baselines:
             bar.name("raw pixels")
-            train, test = (
-                encoders.raw_pixels(
-                    part, side=pixel_side, workers=config.workers, advance=bar.advance
-                )
-                for part in parts
-            )
-            yield Judged("raw pixels", train, test)
+            yield pixels(setting, side=pixel_side, workers=config.workers, bar=bar)
+
+
+def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Judged:
+    """Shrunk images as vectors, less the mean training image.
+
+    The cosine of vectors that are all positive says little: without the mean taken away, kNN on
+    pixels is ten points worse (CIFAR-10 36 for 46 %, Imagenette 27 for 37 %), and no rival.
+    """
+    train, test = (
+        encoders.raw_pixels(part, side=side, workers=workers, advance=bar.advance)
+        for part in (setting.data.train, setting.data.test)
+    )
+    mean = train.mean.mean(dim=0)
+    train, test = (part._replace(mean=part.mean - mean) for part in (train, test))
+    return Judged("raw pixels", train, test)
+
+
+def components(judged: Judged, count: int) -> Judged:
+    """The same vectors in their first principal components."""
+    from sklearn.decomposition import PCA  # half a second, for a table of ablations alone
+
+    train, test = judged.train, judged.test
+    count = min(count, *train.mean.shape)
+    solver: Any = "covariance_eigh"  # exact, and its cost is that of the width
+    basis = PCA(count, svd_solver=solver).fit(train.mean.numpy())
+    train, test = (
+        part._replace(mean=torch.from_numpy(basis.transform(part.mean.numpy())).float())
+        for part in (train, test)
+    )
+    return Judged(f"{judged.name}, {count} principal components", train, test)
 
 
 def judged(
@@ -189,8 +213,8 @@ def at_most(source: Source, count: int | None, seed: int) -> Source:
 
 
 def tokens_of(judged: Judged) -> dict[str, tuple[Tensor, Tensor]]:
-    """Training and test vectors by token; raw pixels have none and are called so."""
-    if judged.name == "raw pixels":
+    """Training and test vectors by token; pixels have none and are called so."""
+    if judged.pool is None:
         return {"pixels": (judged.train.mean, judged.test.mean)}
     vectors = {"mean": (judged.train.mean, judged.test.mean)}
     if judged.train.cls is not None and judged.test.cls is not None:

@@ -24,12 +24,13 @@ from mvmae.engine import precision, results, resuming, runs, terminal
 from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.tasks import evaluation, knn, pretrain, probe, probe_mae
-from mvmae.tasks.ablating.plan import PIXELS, UNTRAINED, Cell, Plan
+from mvmae.tasks.ablating.plan import PIXELS, SEEDLESS, UNTRAINED, Cell, Plan
 from mvmae.tasks.evaluation import Judged, Row, Setting
 from mvmae.tasks.pretraining.settling import as_found_out, settle
 
 Progress = Literal["new", "begun", "trained"]
 TITLES = {"knn": "kNN", "probe": "linear"}  # of the verbs' figures, for people
+NUM_COMPONENTS = 64  # of pixels, where principal components are judged
 JudgeConfig = KnnConfig | ProbeConfig
 
 
@@ -117,7 +118,7 @@ def judgements(cell: Cell, asked: AblateConfig) -> list[JudgeConfig]:
         "workers": asked.workers,
     }
     judges: list[JudgeConfig] = [KnnConfig(**common, out=cell.folder)]
-    if asked.probe == "cached" or (asked.probe == "mae" and cell.key != PIXELS):
+    if asked.probe == "cached" or (asked.probe == "mae" and cell.key not in SEEDLESS):
         judges.append(ProbeConfig(**common, out=cell.folder, protocol=asked.probe))
     return judges
 
@@ -209,7 +210,7 @@ def untrained(cell: Cell, plan: Plan) -> OpenedEncoder:
 
 def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> Setting:
     """What the parts of `knn` and `probe` need."""
-    if cell.key != PIXELS:
+    if cell.key not in SEEDLESS:
         return evaluation.setting_of(config)
     device = precision.choose_device(config.device)
     no_encoder = encoders.opened_from_config(
@@ -221,22 +222,19 @@ def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> S
 
 def _passes(cell: Cell, configs: list[JudgeConfig]) -> int:
     """Passes over the images: pixels are shrunk to another size for each verb."""
-    return len(configs) if cell.key == PIXELS else 1
+    return len(configs) if cell.key in SEEDLESS else 1
 
 
 def _judged(cell: Cell, configs: list[JudgeConfig], setting: Setting, bar: Bar) -> Iterator[Judged]:
     """The features for each judgement."""
-    if cell.key != PIXELS:
+    if cell.key not in SEEDLESS:
         once = evaluation.judged(configs[0], setting, str(cell.folder), setting.opened, bar)
         yield from [once] * len(configs)
         return
     for config in configs:
         side = knn.PIXEL_SIDE if isinstance(config, KnnConfig) else probe.PIXEL_SIDE
-        train, test = (
-            encoders.raw_pixels(part, side=side, workers=config.workers, advance=bar.advance)
-            for part in (setting.data.train, setting.data.test)
-        )
-        yield Judged("raw pixels", train, test)
+        pixels = evaluation.pixels(setting, side=side, workers=config.workers, bar=bar)
+        yield pixels if cell.key == PIXELS else evaluation.components(pixels, NUM_COMPONENTS)
 
 
 def write(judged: Judged, config: JudgeConfig, setting: Setting) -> None:

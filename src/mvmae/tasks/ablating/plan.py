@@ -68,16 +68,18 @@ class Plan(NamedTuple):
         return [cell_of(self.asked, row, seed) for seed in self.asked.seeds for row in self.rows]
 
     def controls(self) -> list[Cell]:
-        """What any encoder must beat: raw pixels, and the recipe's encoder untrained."""
+        """What any encoder must beat: pixels, and the recipe's encoder untrained."""
         folder = self.asked.folder
         pixels = Cell(PIXELS, "raw pixels", 0, folder / PIXELS, None)
-        return [pixels] + [
+        components = Cell(COMPONENTS, "PCA of pixels", 0, folder / COMPONENTS, None)
+        return [pixels, components] + [
             Cell(UNTRAINED, "untrained encoder", seed, folder / f"{UNTRAINED}-{seed}", None)
             for seed in self.asked.seeds
         ]
 
 
-PIXELS, UNTRAINED = "raw-pixels", "untrained"
+PIXELS, COMPONENTS, UNTRAINED = "raw-pixels", "pca-pixels", "untrained"
+SEEDLESS = (PIXELS, COMPONENTS)
 
 
 def cell_of(asked: AblateConfig, row: Row, seed: int) -> Cell:

@@ -22,7 +22,7 @@ from mvmae.figures import ablation as figure
 from mvmae.metrics import paired
 from mvmae.metrics.paired import Difference, Spread
 from mvmae.tasks.ablating import cells
-from mvmae.tasks.ablating.plan import PIXELS, Cell, Plan, command_of
+from mvmae.tasks.ablating.plan import SEEDLESS, Cell, Plan, command_of
 
 FOR_FILES = {"views", "steps", "seeds"}  # columns for which a terminal has no room
 
@@ -130,9 +130,9 @@ def spread_of(line: Line, verb: str) -> Spread | None:
 
 
 def difference_of(line: Line, base: Line, verb: str) -> Difference | None:
-    """To the baseline, over the seeds that both have; raw pixels are the same for all seeds."""
+    """To the baseline, over the seeds that both have; pixels are the same for all seeds."""
     one, other = line.scores.get(verb, {}), base.scores.get(verb, {})
-    if line.key == PIXELS and one:
+    if line.key in SEEDLESS and one:
         one = dict.fromkeys(other, next(iter(one.values())))
     both = [seed for seed in other if seed in one]
     if line.key == base.key or not both:
@@ -259,7 +259,7 @@ def columns(plan: Plan, known: Known) -> tuple[list[str], list[list[str]]]:
 
 
 def _seeds(line: Line) -> str:
-    if line.key == PIXELS:
+    if line.key in SEEDLESS:
         return ""
     return str(max((len(values) for values in line.scores.values()), default=0))
 

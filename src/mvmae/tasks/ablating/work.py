@@ -17,7 +17,7 @@ from mvmae.engine import results, runs, terminal
 from mvmae.errors import UserError
 from mvmae.tasks import evaluation, pretrain
 from mvmae.tasks.ablating import cells, locks
-from mvmae.tasks.ablating.plan import Cell, Plan
+from mvmae.tasks.ablating.plan import SEEDLESS, Cell, Plan
 
 
 class Ready(NamedTuple):
@@ -130,7 +130,7 @@ def _tell(cell: Cell, plan: Plan, known: Ready, place: str, clock: _Clock) -> No
         if (result := cells.found(cell, config, known.images))
     }
     said = ", ".join(f"{cells.TITLES[verb]} {value:.1f}" for verb, value in figures.items())
-    which = cell.name if cell.key == "raw-pixels" else f"{cell.name}, seed {cell.seed}"
+    which = cell.name if cell.key in SEEDLESS else f"{cell.name}, seed {cell.seed}"
     terminal.people().print(f"{place} {which}: {said}{clock.left_after(cell)}")
     content = {"cell": cell.key, "seed": cell.seed, "folder": str(cell.folder)}
     terminal.emit("cell", content | {f"{verb}_top1": value for verb, value in figures.items()})
