@@ -47,3 +47,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
     """The end of an error message that names what was probably meant; empty if nothing is near."""
     close = get_close_matches(word, list(names), n=1)
     return f": did you mean '{close[0]}'?" if close else ""
+
+
+def shown(text: str, longest: int = 90) -> str:
+    """A name as it can be printed: control characters and broken bytes escaped, the middle cut."""
+    plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
+    if len(plain) <= longest:
+        return plain
+    return f"{plain[: longest // 3]}...{plain[-(longest - longest // 3) :]}"

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import tifffile
 from PIL import Image
+from shard_files import tar
 
 from mvmae.cli import main
 from mvmae.data.decode import UnreadableImageError
@@ -268,6 +269,51 @@ def test_deep_numbers_are_named(folder, capsys):
     assert report["facts"]["modes"] == {"16-bit, 5 channels": 12}
 
 
+def test_images_in_tar_files_are_looked_at_one_by_one(folder, capsys):
+    members = {f"{at}.png": (folder / f"{('blue', 'red')[at % 2]}/{at}.png").read_bytes() for at in
+               range(8)}  # fmt: skip
+    members |= {"again.png": members["3.png"], "cut.png": members["4.png"][:99], "no.jpg": b"text"}
+    tar(Path("a.tar"), members)
+    report = everything(capsys, "a.tar")
+    assert found(report) == {
+        "images that are cut short": ["cut.png"],
+        "files that are no image, though named so": ["no.jpg"],
+        "exact duplicates": ["again.png"],
+    }
+    assert (report["facts"]["files"], report["facts"]["readable"]) == (11, 9)
+    assert report["files"][0]["path"] == "a.tar/0.png"
+    leak = "images that are the same in two parts"
+    assert found(everything(capsys, "a.tar", "--against", "images"))[leak] == [
+        f"{at}.png" for at in (0, 2, 4, 6, 1, 3, 5, 7)
+    ]
+
+
+def test_a_damaged_tar_file_is_a_finding(folder, capsys):
+    whole = tar(Path("a.tar"), {f"{at}.png": b"x" * 2000 for at in range(4)}).read_bytes()
+    Path("b.tar").write_bytes(whole[:6000])
+    report = everything(capsys, "b.tar")
+    assert found(report)["damaged tar files"][0].startswith("b.tar (damaged after byte ")
+
+
+def test_images_of_an_array_are_looked_at_one_by_one(folder, capsys):
+    blocks = np.random.default_rng(0).integers(20, 60_000, (12, 5, 4)).astype(np.uint16)
+    array = blocks.repeat(8, 1).repeat(8, 2)
+    array[3], array[5] = 777, array[1]
+    np.save("all.npy", array)
+    report = everything(capsys, "all.npy")
+    assert found(report) == {"images of nearly one colour": ["3"], "exact duplicates": ["5"]}
+    assert report["facts"]["modes"] == {"16-bit": 12}
+    assert report["facts"]["bytes"] == array.nbytes
+    assert report["facts"]["largest"] == {"path": "all.npy/0", "width": 32, "height": 40}
+    floats = array.astype(np.float32)
+    floats[7] = np.nan
+    np.save("all.npy", floats)
+    assert found(everything(capsys, "all.npy", "--no-near")) == {
+        "images of a kind that is not read": ["7"], "exact duplicates": ["5"],
+    }  # fmt: skip
+    assert "channel 1 has no finite values" in Path("all.json").read_text()
+
+
 def test_deep_images_are_none_for_masks(tmp_path, monkeypatch, capsys):
     """As `segment` passes them over."""
     monkeypatch.chdir(tmp_path)
@@ -388,6 +434,7 @@ BAD = {
     "no images": ("empty", "no images below empty"),
     "no such folder": ("nowhere", "no such folder: nowhere"),
     "built in": ("photos", "built in: there is nothing to check"),
+    "array in a list": ("all.npy --quarantine a.txt", "--quarantine lists files, and the images"),
     "itself": ("images --against images", "--against images is DATA itself"),
     "out of another kind": ("images --out a.txt", "must end in .csv or .json"),
     "list of another kind": ("images --quarantine a.json", "must end in .txt or .csv"),
@@ -410,6 +457,7 @@ def test_mistakes_get_one_line_and_status_2(folder, capsys, mistake):
     command, says = BAD[mistake]
     Path("empty").mkdir()
     Path("list.txt").write_text("images/red/1.png\n")
+    np.save("all.npy", np.zeros((3, 32, 32), np.uint8))
     capsys.readouterr()
     assert main(["data", "check", *command.split()]) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -76,6 +76,20 @@ def test_a_runs_own_config_is_a_recipe_and_deep_channels_can_be_chosen(tmp_path,
     assert (three.max(axis=-1) != three.min(axis=-1)).mean() > 0.15
 
 
+def test_without_a_recipe_images_of_many_channels_are_drawn_with_their_own(tmp_path, capsys):
+    array = np.random.default_rng(0).integers(0, 60_000, (6, 20, 20, 5)).astype(np.uint16)
+    np.save(tmp_path / "all.npy", array)
+    out = tmp_path / "sheet.png"
+    words = (tmp_path / "all.npy", "--out", out, "--count", 2, *SMALL)
+    assert show(*words, "--channels", 4, 3, 2) == 0
+    assert "the images have 5 channels" in capsys.readouterr().out
+    assert drawn(out).std() > 20
+    out.unlink()
+    assert show(*words, "--channels", 6) == 2
+    assert "--channels 6 are counted from 1 to 5, the images' channels" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -84,6 +98,7 @@ def test_a_runs_own_config_is_a_recipe_and_deep_channels_can_be_chosen(tmp_path,
         (["images", "--count", "0"], "count must lie between 1 and 200"),
         (["images", "--channels", "1", "2"], "--channels must name 1 channel"),
         (["images", "--channels", "4"], "counted from 1 to 3"),
+        (["images", "--channels", "0"], "counted from 1"),
         (["images", "--out", "sheet.jpg"], "must end in .png"),
         (["images", "--out", "images"], "must end in .png"),
         (["images", "--model.in-channels", "4"], "have 3 channels, not 4"),

@@ -439,7 +439,7 @@ def test_an_index_of_something_else_beside_parts_is_not_replaced(here, capsys):
 HOLD = """
 import sys
 from pathlib import Path
-from mvmae.tasks.embedding.lock import locked
+from mvmae.engine.claiming import locked
 with locked(Path("e")):
     print("held", flush=True)
     sys.stdin.read()
@@ -455,7 +455,7 @@ def test_two_commands_do_not_write_into_one_folder(here, capsys, ends):
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    refused(capsys, says=rf"another mvmae embed \(process {other.pid}\) is writing into e: wait")
+    refused(capsys, says=rf"another command \(process {other.pid}\) is writing into e: wait")
     if ends == "killed":
         other.kill()
     other.communicate()

@@ -7,9 +7,14 @@ import numpy as np
 import pytest
 import safetensors.numpy
 import tifffile
+import torch
 from PIL import Image
 
 from mvmae.cli import main
+from mvmae.config import PretrainConfig
+from mvmae.data.sources.opening import open_source
+from mvmae.data.views import normalized
+from mvmae.tasks.pretraining.settling import settle
 
 CHANNELS = 5
 
@@ -168,3 +173,70 @@ def test_finetuning_deep_pixels_asks_for_augmentation_that_knows_them(
     assert main([*words, "--rand-augment", "0", "--flip", "both"]) == 0
     facts = json.loads((tmp_path / "tuned" / "encoder.json").read_text())
     assert facts["pixel_depth"] == "16"
+
+
+# An array of all images in one file
+
+
+def losses_in(run) -> list[dict]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{name: one[name] for name in ("step", "loss")} for one in lines if "loss" in one]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "channels", "depth"), [("uint16", 1, "16"), ("float32", 5, "float")]
+)
+def test_an_array_trains_at_its_own_depth_as_the_tar_file_packed_of_it(
+    tmp_path, pretrain_command, dtype, channels, depth
+):
+    rng = np.random.default_rng(0)
+    array = rng.integers(3000, 4000, (12, 20, 24, channels)).astype(dtype)  # 8 bit: 5 values
+    np.save(tmp_path / "all.npy", array[..., 0] if channels == 1 else array)
+    assert main(["data", "pack", str(tmp_path / "all.npy"), str(tmp_path / "tar")]) == 0
+    runs = []
+    for data in ("all.npy", "tar"):
+        runs.append(tmp_path / f"run of {data}")
+        words = pretrain_command(tmp_path / data, runs[-1], {"model.in-channels": channels})
+        assert main(words) == 0
+    plain, packed = (config_in(run)["views"] for run in runs)
+    assert plain["depth"] == depth
+    assert plain == packed
+    assert losses_in(runs[0]) == losses_in(runs[1]) != []
+    plain, packed = (tensors_in(run) for run in runs)
+    assert all(np.array_equal(plain[name], packed[name]) for name in plain)
+
+
+def test_an_array_of_other_channels_is_refused_before_anything_is_written(
+    tmp_path, pretrain_command, capsys
+):
+    np.save(tmp_path / "all.npy", np.ones((8, 20, 24, 5), np.uint16))
+    assert main(pretrain_command(tmp_path / "all.npy", tmp_path / "run")) == 2
+    assert "have 5 channels, not 3: set --model.in-channels 5" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_statistics_say_what_an_array_holds(tmp_path, capsys):
+    array = np.random.default_rng(0).normal(-300, 50, (6, 20, 24)).astype(np.float32)
+    np.save(tmp_path / "all.npy", array)
+    out = tmp_path / "stats.json"
+    assert main(["data", "stats", str(tmp_path / "all.npy"), "--out", str(out)]) == 0
+    told = json.loads(out.read_text())
+    assert (told["depth"], told["in_channels"]) == ("float", 1)
+    assert told["mean"] == pytest.approx([array.mean()], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"), [("uint32", 1e8), ("float32", 1e37), ("float32", 1e-20), ("int32", 1e8)]
+)
+def test_values_of_any_size_are_normalised_by_what_was_measured(tmp_path, dtype, scale):
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        values = rng.uniform(0, 4, (3, 20, 24)) * scale
+        np.save(tmp_path / f"{number}.npy", values.astype(dtype))
+    asked = PretrainConfig(data=(str(tmp_path),), workers=0)
+    trained, source, _ = settle(asked, open_source(asked.data, 3))
+    assert trained.views.depth == "float"
+    images = torch.stack([source.read(index) for index in range(6)])
+    out = normalized(images, *trained.pixel_statistics, torch.device("cpu"))
+    assert out.mean((0, 2, 3)).abs().max() < 1e-3
+    torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)

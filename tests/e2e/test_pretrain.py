@@ -148,7 +148,7 @@ def test_more_bad_files_than_good_ones_stop_the_run(tmp_path, images, pretrain, 
         file.write_bytes(b"no image")
     assert pretrain(images, tmp_path / "run", {"epochs": 50}) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "images cannot be read" in line
+    assert "attempts to read an image failed" in line
     assert str(images) in line
     assert line.endswith("is this the right DATA?")
 
@@ -158,7 +158,7 @@ def test_nothing_but_bad_files_stops_the_run_at_once(tmp_path, images, pretrain,
         file.write_bytes(b"")
     assert pretrain(images, tmp_path / "run") == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "512 of the first 520 images cannot be read" in line
+    assert "512 of the first 520 attempts to read an image failed" in line
     assert not (tmp_path / "run" / "metrics.jsonl").read_text()
 
 

@@ -11,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from mvmae.data.sampling import kind_of
+from mvmae.data.sources.deep import with_depth
 from mvmae.data.sources.files import from_folders
 from mvmae.data.sources.lists import Bounds, from_list
 from mvmae.data.sources.names import Codes, Names, in_order
 from mvmae.data.sources.opening import open_labelled, open_source
-from mvmae.data.sources.source import group, labels
+from mvmae.data.sources.source import Subset, group, labels
 from mvmae.errors import UserError
 
 
@@ -72,6 +74,61 @@ def test_a_header_may_have_them_in_another_order_and_with_others(four, name):
     source = open_source([written(name, rows, ("path", "size", "group", "label"))], 3)
     assert source.classes == ("ape", "cat")
     assert group(source, 1) == "p2"
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.tsv"])
+def test_the_column_of_paths_may_stand_anywhere(four, name, capsys):
+    rows = [("1", "a.png", "cat"), ("", "b.png", "ape")]
+    source = open_source([written(name, rows, ("id", "Path", "label"))], 3)
+    assert [source.path(index) for index in range(2)] == ["a.png", "b.png"]
+    assert [source.classes[label] for label in labels(source)] == ["cat", "ape"]
+    assert capsys.readouterr().err == f"mvmae: columns of {name} that are passed over: id\n"
+
+
+def test_a_first_row_with_a_class_called_image_is_no_header(four):
+    source = open_source([written("list.csv", [("a.png", "image"), ("b.png", "sound")])], 3)
+    assert source.classes == ("image", "sound")
+
+
+@pytest.mark.parametrize("name", ["list.txt", "list.csv", "list.tsv", "list.parquet"])
+def test_blanks_around_a_path_are_no_part_of_it_unless_a_file_is_called_so(four, name):
+    Image.new("RGB", (4, 4)).save(four / " c.png")
+    rows = [(" a.png ",), (" c.png",), ("d.png  ",)]
+    source = open_source([written(name, rows, () if name == "list.txt" else ("path",))], 3)
+    assert [source.path(index) for index in range(3)] == ["a.png", " c.png", "d.png"]
+
+
+QUOTE = "a quote that opens in line 2 is not closed"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("path,patient\na.png,p1\n", "what is the column patient. A header may name path, file"),
+        ("path;label\na.png;cat\n", "parted by ';'. Those of a .csv are by commas"),
+        ("a.png\tcat\n", "parted by tabs"),
+        ("img,what\na.png,cat\n", "if this is a header, the column of paths must be called path"),
+        ('a.png,cat\n"b.png,cat\nc.png,cat\n', QUOTE),
+        ('a.png,cat\n"b.png,cat\n"c.png",cat\n', QUOTE),
+        ('a.png,cat\n"b.png,' + "x" * 200_000, QUOTE),
+        ('a.png,"cat\nb.png,ape"\n', "an entry in line 1 goes over several lines"),
+        ('"x.png\nb.png",ape\n', r"no such file x.png\.\.\.: it goes over several lines"),
+        ("a" * 5000 + ".png", "no such file a{200}"),
+    ],
+)
+def test_tables_that_cannot_be_meant_are_refused_in_a_short_line(four, content, message):
+    (four / "list.csv").write_text(content)
+    with pytest.raises(UserError, match=message) as caught:
+        open_source(["list.csv"], 3)
+    assert len(str(caught.value)) < 350
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["list.csv", "list.txt"])
+def test_a_list_in_utf_16_is_called_so(four, name):
+    (four / name).write_text("a.png\n", encoding="utf-16")
+    with pytest.raises(UserError, match=r"cannot read the list .*: it is UTF-16"):
+        open_source([name], 3)
 
 
 def test_groups_without_labels_are_no_labels(four):
@@ -263,6 +320,23 @@ def test_arrays_of_deeper_numbers_are_read_whole_where_that_is_asked_for(four):
     assert np.array_equal(source.read(3).permute(1, 2, 0).numpy(), array[3])
 
 
+def test_an_array_says_how_deep_it_is_and_so_does_a_part_of_it(four):
+    source = open_source([saved("x.npy", stack(kind="uint16", shape=(5, 7, 5)))], 3)
+    for one in (source, Subset(source, [4, 1])):
+        kind = kind_of(one, 0)
+        assert (kind.depth, kind.channels, kind.fits(3)) == ("16", 5, False)
+    part = with_depth(Subset(source, [4, 1]), 5, "16")
+    assert np.array_equal(65535 * part.read(0).permute(1, 2, 0).numpy(), stack(shape=(5, 7, 5))[4])
+
+
+@pytest.mark.parametrize("kind", ["int16", ">i4", "uint32", "float64"])
+def test_arrays_of_any_numbers_are_read_as_files_of_them_are(four, kind):
+    array = stack(kind=kind, shape=(5, 7)) - (0 if "u" in kind else 99)
+    source = open_source([saved("x.npy", array)], 1, "float")
+    assert kind_of(source, 0).depth == "float"
+    assert np.array_equal(source.read(2)[0].numpy(), array[2])
+
+
 def test_labels_lie_beside_an_array_as_numbers_or_words(four):
     name = saved("x.npy", stack())
     saved("x.labels.npy", np.array([10, 2, 2, 10, 2, 10]))
@@ -298,7 +372,7 @@ def object_file() -> bytes:
         (np.zeros((0, 4, 4), np.uint8), "shape 0 x 4 x 4"),
         (np.zeros((), np.uint8), "shape none"),
         (np.zeros((2, 3, 224, 224), np.uint8), "224 channels.*are the channels second"),
-        (np.zeros((2, 4, 4), "U3"), "holds <U3: images are uint8"),
+        (np.zeros((2, 4, 4), "U3"), "holds <U3: images are whole numbers or floats"),
         (np.zeros((2, 4, 4), np.complex64), "holds complex64"),
     ],
 )

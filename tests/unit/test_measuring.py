@@ -5,9 +5,10 @@ import pytest
 import tifffile
 import torch
 
-from mvmae.data.measuring import QUANTILES, _sums, measured, together
+from mvmae.data.measuring import QUANTILES, Channel, _sums, measured, together
 from mvmae.data.sampling import kind_of, some
 from mvmae.data.sources.opening import open_source
+from mvmae.tasks.pretraining.settling import statistics_of
 
 
 def folder_of(tmp_path, kind, count=20, channels=3, top=None):
@@ -109,3 +110,21 @@ def test_the_kind_of_images_is_found_in_their_headers(tmp_path, image_folder):
     assert (deep.channels, deep.depth) == (6, "16")
     assert not deep.fits(3)
     assert deep.fits(6)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "kept"),
+    [
+        (0.4851234567, 0.2291234567, 0.485123),
+        (1.23456789e9, 1e3, 1.23456789e9),
+        (-1.23456789e9, 1e3, -1.23456789e9),
+        (0.0, 1.0, 0.0),
+        (7.123456789, 0.0, 7.12346),
+    ],
+)
+def test_a_mean_keeps_the_digits_that_its_deviation_needs(mean, std, kept):
+    channel = Channel(mean, std, 0.0, 1.0, (), 0.0, 0.0)
+    means, deviations = statistics_of([channel])
+    assert means == (kept,)
+    assert abs(means[0] - mean) <= 1e-5 * (std or abs(mean))
+    assert deviations == ((float(f"{std:.6g}") if std else 1.0),)

@@ -240,6 +240,7 @@ BLURRED = "110% of the error of filling each with its average colour, and no bet
     [
         ({}, "good", "effective rank 30 of 64"),
         ({"contrastive": 5.5}, "weak", "hardly tells images apart yet"),
+        ({"contrastive": 0.0, "chance": 0.0}, "weak", "no other image of the batch was of another"),
         ({"reconstruction": 1.1}, "good", BLURRED),  # the contrast says that it learns
         ({"reconstruction": 1.1, "contrastive": 5.5}, "weak", BLURRED),
         ({"effective_rank": 1.2}, "collapsed", "all images look the same"),

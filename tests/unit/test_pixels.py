@@ -14,6 +14,7 @@ from mvmae.data.views import (
     shares_or_values,
     whole_view,
 )
+from mvmae.errors import UserError
 
 CPU = torch.device("cpu")
 
@@ -65,6 +66,29 @@ def test_values_of_any_range_come_out_with_mean_0_and_deviation_1():
     out = normalized(images, tuple(mean), tuple(std), CPU)
     assert out.mean((0, 2, 3)).abs().max() < 0.05
     torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(2), atol=0.05, rtol=0)
+
+
+def test_counts_far_from_zero_lose_no_more_than_float32_did():
+    whole = 1_000_000_000 + 10_000 * np.random.default_rng(0).standard_normal((1, 1, 50, 50))
+    mean, std = whole.mean(), whole.std()
+    out = normalized(torch.from_numpy(whole.astype(np.float32)), (mean,), (std,), CPU)
+    step = 64 / std  # between float32's neighbours at 1e9
+    assert np.abs(out.numpy() - (whole - mean) / std).max() <= step
+
+
+@pytest.mark.parametrize(
+    ("given", "complaint"),
+    [
+        ({"std": (0.0,)}, "std must lie between 1e-30 and 1e"),
+        ({"std": (float("nan"),)}, "std must lie between"),
+        ({"std": (1e38,)}, "or with views.depth float the values of the files: scale those beyond"),
+        ({"mean": (-1e38,)}, "mean must lie between -1e"),
+    ],
+)
+def test_statistics_that_float32_cannot_hold_are_refused(given, complaint):
+    with pytest.raises(UserError) as caught:
+        ViewsConfig(**given)
+    assert complaint in str(caught.value)
 
 
 def test_shares_are_of_255_for_eight_bit_alone():

@@ -128,6 +128,43 @@ def test_a_list_of_classes_beside_the_tar_files_names_the_numbers(tmp_path):
         opened(tmp_path / "a.tar")
 
 
+@pytest.mark.parametrize(
+    ("words", "unknown"),
+    [
+        (["0", "1", "2", "0" * 5000], "0" * 40 + r"\.\.\.,"),
+        (["0", "1", "2", "7"], "7,"),
+        (["zebra", "ape", "cow"], "cow,"),
+        (["0", "1", "cow"], "cow,"),
+    ],
+)
+def test_the_class_that_no_line_names_is_named(tmp_path, words, unknown):
+    content = {}
+    for number, word in enumerate(words):
+        content |= {f"{number}.png": image(), f"{number}.cls": word.encode()}
+    file = tar(tmp_path / "a.tar", content)
+    (tmp_path / "classes.txt").write_text("zebra\nape\nbee\n")
+    with pytest.raises(UserError, match=f"has the class {unknown} which classes"):
+        opened(file)
+
+
+def test_an_empty_list_of_classes_says_that_there_are_none(tmp_path):
+    file = tar(tmp_path / "a.tar", {"cat/1.png": image(), "dog/2.png": image()})
+    assert opened(file).classes == ("cat", "dog")
+    (tmp_path / "classes.txt").touch()
+    source = opened(file)
+    assert source.classes == ()
+    assert labels(source).tolist() == [-1, -1]
+
+
+def test_a_list_of_classes_may_hold_bytes_that_are_no_text_and_no_zeros(tmp_path):
+    file = tar(tmp_path / "a.tar", {"1.png": image(), "1.cls": b"1"})
+    (tmp_path / "classes.txt").write_bytes(b"ape\ncaf\xe9\n")
+    assert opened(file).classes == ("ape", "caf\udce9")
+    (tmp_path / "classes.txt").write_bytes("ape\nbee\n".encode("utf-16"))
+    with pytest.raises(UserError, match="is no text of class names"):
+        opened(file)
+
+
 def test_labels_and_groups_come_from_json(tmp_path):
     content = {
         "a.json": json.dumps({"label": "cat", "group": "p1", "more": [1]}).encode(),
@@ -219,12 +256,68 @@ def test_what_is_no_plain_file_is_passed_over_and_counted(tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tar", "a.tar.index"]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--format=gnu"],
+        ["--format=posix", "--sparse-version=0.0"],
+        ["--format=posix", "--sparse-version=0.1"],
+        ["--format=posix", "--sparse-version=1.0"],
+    ],
+)
+def test_a_sparse_file_is_passed_over_and_what_follows_it_is_read(tmp_path, options, capsys):
+    """It stands for more bytes than the tar file has."""
+    with (tmp_path / "a.jpg").open("wb") as hollow:
+        for at in range(0, 8_000_000, 250_000):  # enough pieces for a second header of GNU's
+            hollow.seek(at)
+            hollow.write(b"x")
+        hollow.truncate(8_000_000)
+    for number in range(3):
+        (tmp_path / f"{number}.png").write_bytes(image(number))
+    names = ["0.png", "a.jpg", "1.png", "2.png"]
+    subprocess.run(["tar", *options, "-S", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
+    assert (tmp_path / "a.tar").stat().st_size < 1_000_000
+    source = opened(tmp_path / "a.tar")
+    assert members(source) == ["0.png", "1.png", "2.png"]
+    assert [source.raw(number) for number in range(3)] == [image(number) for number in range(3)]
+    assert capsys.readouterr().err == "mvmae: passed over in the tar files: 1 sparse files\n"
+    whole = (tmp_path / "a.tar").read_bytes()
+    for cut in range(whole.index(b"a.jpg"), len(whole) - 1024, 700):  # wherever it ends
+        (tmp_path / "cut.tar").write_bytes(whole[:cut])
+        found = members(opened(tmp_path / "cut.tar"))
+        assert found[:1] == ["0.png"]
+        assert found == ["0.png", "1.png", "2.png"][: len(found)]
+
+
+def test_what_was_not_taken_is_told_where_no_image_is_left(tmp_path, capsys):
+    with tarfile.open(tmp_path / "a.tar", "w") as made:
+        info = tarfile.TarInfo("link.png")
+        info.type, info.linkname = tarfile.SYMTYPE, "there"
+        made.addfile(info)
+    whole = (tmp_path / "a.tar").read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[:512] + header("cut.png", 5000) + bytes(700))
+    with pytest.raises(UserError, match="no images in"):
+        opened(tmp_path / "a.tar")
+    said = capsys.readouterr().err
+    assert "a.tar is damaged after byte 512 (cut short); images read: 0 before that" in said
+    assert "1 links" in said
+
+
 def header(name: str, size: int | bytes, kind: bytes = b"0") -> bytes:
     """A header that says what we want."""
     info = tarfile.TarInfo(name)
     info.type = kind
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT))
     block[124:136] = size if isinstance(size, bytes) else b"%011o\0" % size
+    block[148:156] = b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+def sparse_header_of_two_blocks() -> bytes:
+    """Of which the second is not there."""
+    block = bytearray(header("sparse.png", 512, b"S"))
+    block[482] = 1
     block[148:156] = b" " * 8
     block[148:156] = b"%06o\0 " % sum(block)
     return bytes(block)
@@ -249,6 +342,7 @@ def good_member() -> bytes:
         header("pax", 10, b"x") + padded(b"no records"),
         header("pax", 30, b"g") + padded(b"30 size=-12345\n" * 2),
         header("sparse.png", 512, b"S") + bytes(512),
+        sparse_header_of_two_blocks(),
         b"\x01" * 512,
         header("wrong sum.png", 0)[:150] + b"777" + header("", 0)[153:],
         header("cut.png", 5000) + bytes(700),

@@ -23,8 +23,9 @@ class DataCheckConfig:
     """
 
     data: CheckedArgument
-    """Folders of images (searched to the bottom), a list file (.txt, .csv), a folder in COCO's
-    layout as for `mvmae detect`, or one of images and masks as for `mvmae segment`."""
+    """Folders of images (searched to the bottom), a list file (.txt, .csv), tar files, a .npy file,
+    a folder in COCO's layout as for `mvmae detect`, or one of images and masks as for `mvmae
+    segment`."""
 
     kind: Kind = "auto"
     """What DATA is. auto: coco where there is annotations/instances_SPLIT.json, masks where

@@ -105,9 +105,5 @@ class DataShowConfig:
             f"--channels must name 1 channel, shown gray, or 3 for red, green and blue, "
             f"not {len(self.channels)}",
         )
-        require(
-            all(1 <= channel <= self.model.in_channels for channel in self.channels),
-            f"--channels are counted from 1 to {self.model.in_channels}, the images' channels",
-        )
+        require(all(channel >= 1 for channel in self.channels), "--channels are counted from 1")
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
-        self.views.pixel_statistics(self.model.in_channels)

@@ -17,8 +17,8 @@ PackFormat = Literal["keep", "jpeg", "webp", "png"]
 class DataPackConfig:
     """Write images into tar files (WebDataset's shards), for disks that are slow at small files.
 
-    Every verb reads DST as it read SRC: the same images in the same order, with labels and groups.
-    Stopped, the same command goes on where it was and writes the same bytes.
+    Training and judging on DST are as on SRC: the same images in the same order, with labels and
+    groups. Stopped, the same command goes on where it was and writes the same bytes.
     """
 
     data: Annotated[Positional[str], arg(metavar="SRC")]

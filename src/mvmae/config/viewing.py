@@ -11,6 +11,8 @@ Depth = Literal["8", "16", "float"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+# What float32 holds is up to 3e38, and a bicubic resize needs a factor 2.5 of that on its way.
+LEAST_STD, MOST = 1e-30, 1e38
 OR_AS_THEY_ARE = ", or with views.depth float the values of the files"
 
 
@@ -57,14 +59,14 @@ class ViewsConfig:
             0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
         )
         require(
-            all(1e-6 < value < 1e6 for value in self.std or ()),
-            "std must lie between 1e-6 and 1e6 for every channel; pixels are in [0, 1]"
-            + OR_AS_THEY_ARE,
+            all(LEAST_STD < value < MOST for value in self.std or ()),
+            f"std must lie between {LEAST_STD:g} and {MOST:g} for every channel; pixels are in "
+            f"[0, 1]{OR_AS_THEY_ARE}: scale those beyond",
         )
         require(
-            all(abs(value) < 1e6 for value in self.mean or ()),
-            "mean must lie between -1e6 and 1e6 for every channel; pixels are in [0, 1]"
-            + OR_AS_THEY_ARE,
+            all(abs(value) < MOST for value in self.mean or ()),
+            f"mean must lie between -{MOST:g} and {MOST:g} for every channel; pixels are in [0, 1]"
+            f"{OR_AS_THEY_ARE}: scale those beyond",
         )
 
     @property

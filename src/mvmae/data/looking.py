@@ -11,13 +11,23 @@ import os
 import re
 import stat
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import numpy as np
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
-from mvmae.data.decode import FORMATS, Pixels, UnreadableImageError, Wanted, decode, fitted
+from mvmae.data.decode import (
+    FORMATS,
+    Pixels,
+    UnreadableImageError,
+    Values,
+    Wanted,
+    decode,
+    fitted,
+)
 from mvmae.data.decoding.values import is_array, values_of
 from mvmae.data.sources.files import contents
 
@@ -49,6 +59,27 @@ BEGINNINGS = (  # of files that are images, whatever else is wrong with them
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
 NOT_READ = ("are not read", "were asked for")
+
+
+class Member(NamedTuple):
+    """An image file in a tar file."""
+
+    file: str
+    start: int
+    """Of its first byte."""
+
+    size: int
+
+
+class Slice(NamedTuple):
+    """An image of an array in a .npy file."""
+
+    file: str
+    index: int
+
+
+Item = str | Member | Slice
+"""What is looked at: a path, or a part of a file."""
 
 
 class Look(NamedTuple):
@@ -91,12 +122,18 @@ class Look(NamedTuple):
     """`THUMB` x `THUMB` x 3 bytes of colour."""
 
 
-def look(path: str) -> Look:
-    """Read a file as training would.
+def look(item: Item) -> Look:
+    """Read an image as training would.
 
     Args:
-        path: Of anything: what is no regular file is not opened.
+        item: What is no regular file is not opened.
     """
+    if isinstance(item, Slice):
+        return _look_at_slice(item)
+    return _look_in_tar(item) if isinstance(item, Member) else _look_at_file(item)
+
+
+def _look_at_file(path: str) -> Look:
     try:
         facts = Path(path).stat()
         if not stat.S_ISREG(facts.st_mode):
@@ -108,6 +145,39 @@ def look(path: str) -> Look:
         return Look("unopened", getattr(error, "strerror", None) or str(error))
     except MemoryError:
         return Look("memory", "the file is larger than the memory")
+    return _look_into(data)
+
+
+def _look_in_tar(member: Member) -> Look:
+    try:
+        with Path(member.file).open("rb") as file:
+            file.seek(member.start)
+            data = file.read(member.size)
+    except OSError as error:
+        return Look("unopened", error.strerror or str(error))
+    except MemoryError:
+        return Look("memory", "the file is larger than the memory")
+    if len(data) < member.size:
+        return Look("truncated", "the tar file ends before it", size=len(data))
+    return _look_into(data)
+
+
+def _look_at_slice(part: Slice) -> Look:
+    try:
+        array = np.array(np.lib.format.open_memmap(part.file, mode="r")[part.index])
+    except (OSError, ValueError) as error:
+        return Look("unopened", str(error))
+    content = array.tobytes()
+    found = Look(digest=hashlib.blake2b(content, digest_size=16).digest(), size=len(content))
+    values = Values(array if array.ndim == 3 else array[..., None])
+    try:
+        found = found._replace(thumb=_thumb(fitted(values, Wanted(3))))
+    except UnreadableImageError as error:
+        found = found._replace(problem="unread", reason=str(error))
+    return _of_values(found, lambda: values, "NPY")
+
+
+def _look_into(data: bytes) -> Look:
     found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     if not data:
         return found._replace(problem="empty", reason="no bytes")
@@ -138,10 +208,10 @@ def sniff(path: str) -> Look:
         return Look("unopened", str(error))
 
 
-def either(task: tuple[str, bool]) -> Look:
-    """`look` at a path, or `sniff` at it where the second says so."""
-    path, passed_over = task
-    return sniff(path) if passed_over else look(path)
+def either(task: tuple[Item, bool]) -> Look:
+    """`look` at an image, or `sniff` at a path where the second says so."""
+    item, passed_over = task
+    return sniff(item) if passed_over and isinstance(item, str) else look(item)
 
 
 def suffix_fits(path: str, format_name: str) -> bool:
@@ -190,9 +260,16 @@ def _thumb(pixels: Pixels) -> bytes:
 
 def _deep(found: Look, data: bytes) -> Look:
     """A file with its own channels and numbers; as it is where it cannot be read so either."""
+    kind = found.format or ("NPY" if is_array(data) else "TIFF")
+    return _of_values(found, lambda: values_of(data, None if found.problem else 3), kind)
+
+
+def _of_values(found: Look, values_in: Callable[[], Values], format_name: str) -> Look:
     try:
-        values = values_of(data, None if found.problem else 3)
+        values = values_in()
         pixels = fitted(values, Wanted(None, "float"))
+    except UnreadableImageError as error:
+        return found._replace(reason=str(error)) if found.problem == "unread" else found
     except Exception:  # decoders raise anything, and it is known already what is wrong
         return found
     kind, channels = values.array.dtype, len(pixels)
@@ -201,7 +278,7 @@ def _deep(found: Look, data: bytes) -> Look:
     several = f", {channels} channels" if channels > 1 else ""
     known = found._replace(
         shape=(int(pixels.shape[1]), int(pixels.shape[2])),
-        format=found.format or ("NPY" if is_array(data) else "TIFF"),
+        format=format_name,
         mode=f"{'16-bit' if kind.name == 'uint16' else kind.name}{several}",
         bits=1 if kind.name == "bool" else 8 * kind.itemsize,
         channels=channels,

@@ -1,4 +1,4 @@
-"""What kind of images there are, from the headers of some of them."""
+"""What kind of images there are, from the headers, or the arrays, of some of them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import numpy as np
 
 from mvmae.config import Depth
 from mvmae.data.decode import UnreadableImageError
+from mvmae.data.decoding.pixels import depth_of
 from mvmae.data.decoding.values import Facts, facts_of
-from mvmae.data.sources.source import Source, raw
+from mvmae.data.sources.source import Source, raw, values
 from mvmae.errors import UserError
 
 LOOKED_AT = 32  # images whose headers say how deep all are
@@ -83,14 +84,16 @@ def some(count: int, most: int, seed: int) -> list[int]:
 
 
 def kind_of(source: Source, seed: int) -> Kind:
-    """Look at the headers of some images; those that have none are passed over."""
+    """Look at some images' headers or arrays; those that have neither are passed over."""
     facts = [facts_at(source, place) for place in some(len(source), LOOKED_AT, seed)]
     return Kind([one for one in facts if one is not None])
 
 
 def facts_at(source: Source, place: int) -> Facts | None:
-    """What an image's header says; none where there is none, or no file with one."""
+    """What an image's header or its array says; none where there is neither."""
     try:
+        if (own := values(source, place)) is not None:
+            return Facts(own.array.shape[2], depth_of(own.array.dtype), own.alpha)
         data = raw(source, place)
         return None if data is None else facts_of(data)
     except UnreadableImageError:

@@ -19,6 +19,7 @@ from mvmae.errors import UserError
 from mvmae.version import __version__
 
 CONFIG = "config.json"
+LOCK = ".lock"  # with the id of the process that writes into a folder
 OURS = (
     *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
     *("encoder.safetensors", "encoder.json", "health.json", "figures", "report.html"),
@@ -50,7 +51,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{folder} already holds a run: choose another --out, "
                 "--resume to continue it, or --overwrite to replace it"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 

@@ -35,6 +35,13 @@ class State:
         self.saved_at, self.saved_step = time.monotonic(), 0
         self.saving: Future[None] | None = None  # a checkpoint on its way to the disk
 
+    def is_worth_saving(self) -> bool:
+        """Whether a run that ends because its images are gone has steps to keep: they may return.
+
+        Of several processes only those without images would save, and saving needs them all.
+        """
+        return distributed.world_size() == 1 and self.step > self.saved_step
+
     def wait_for_saving(self) -> None:
         """Wait until the checkpoint on its way is on the disk, and raise what went wrong there."""
         saving, self.saving = self.saving, None
@@ -58,16 +65,16 @@ class State:
             UserError: More than half cannot be read.
         """
         self.skipped += skipped
-        self.unreadable += len(skipped)
-        self.drawn += drawn + len(skipped)
         self.last_skipped = skipped[-1] if skipped else self.last_skipped
-        too_many = self.drawn >= ENOUGH_TRIED and self.unreadable > self.drawn / 2
-        if too_many or not is_whole:
+        tried = self.drawn + drawn + len(skipped)
+        failed = self.unreadable + len(skipped)
+        if not is_whole or (tried >= ENOUGH_TRIED and failed > tried / 2):
             path, reason = self.last_skipped
             raise UserError(
-                f"{self.unreadable} of the first {self.drawn} images cannot be read, "
+                f"{failed} of the first {tried} attempts to read an image failed, "
                 f"{path} for one ({reason}): is this the right DATA?"
             )
+        self.drawn, self.unreadable = tried, failed  # of the steps that are taken
 
     def require_finite(self, config: PretrainConfig) -> None:
         """Stop at the first loss since the last line of metrics that is no number.

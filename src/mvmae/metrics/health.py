@@ -162,6 +162,8 @@ def _contrast_words(
     )
     if is_collapsed(metrics):
         return "collapsed", f"{numbers}: all images look the same to the encoder"
+    if chance <= 0:
+        return "weak", f"{numbers}: no other image of the batch was of another group"
     if loss > 0.8 * chance:
         return "weak", f"{numbers}: it hardly tells images apart yet; train longer"
     return "good", numbers

@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from mvmae.config import DataCheckConfig
+from mvmae.data.looking import Item
 from mvmae.engine import terminal
+from mvmae.errors import shown
 from mvmae.tasks.checking import facts, files, findings, layouts, screen, subjects
 from mvmae.tasks.checking.columns import Columns, columns_for, look_at
 from mvmae.tasks.checking.findings import SEVERITIES, Finding
@@ -36,7 +38,8 @@ def run(config: DataCheckConfig) -> int:
     images = len(subject.paths)
     paths = [*subject.paths, *subject.masks, *subject.passed_over]
     with columns_for(len(paths), with_thumbs=config.near) as columns:
-        look(paths, columns, config, sniff_from=images + len(subject.masks))
+        items = [*subject.items, *subject.masks, *subject.passed_over]
+        look(items, columns, config, sniff_from=images + len(subject.masks))
         passed = findings.of_passed_over(paths, columns, images + len(subject.masks))
         lost = [*columns.is_problem("died", "hung", "memory").nonzero()[0].tolist()]
         deadly = lost_masks(paths, columns, [at for at in lost if at >= images])
@@ -74,14 +77,16 @@ def open_data(config: DataCheckConfig) -> tuple[Subject, CocoSplits | MaskSplits
     return subject, splits
 
 
-def look(paths: list[str], columns: Columns, config: DataCheckConfig, *, sniff_from: int) -> None:
+def look(
+    items: Sequence[Item], columns: Columns, config: DataCheckConfig, *, sniff_from: int
+) -> None:
     """Look at every file, with a bar."""
     workers = config.workers or _cores()
-    done = look_at(paths, columns, config, sniff_from=sniff_from, workers=workers)
+    done = look_at(items, columns, config, sniff_from=sniff_from, workers=workers)
     next(done, None)  # before the clock runs: the processes that read begin with this
-    with terminal.Bar(len(paths), "files") as bar:
+    with terminal.Bar(len(items), "files") as bar:
         bar.name("checking")
-        bar.advance(min(1, len(paths)))
+        bar.advance(min(1, len(items)))
         for _ in done:
             bar.advance(1)
 
@@ -144,7 +149,7 @@ def conclude(
     if config.quarantine is not None:
         kept, unnamed = files.write_clean(config.quarantine, subject, columns, found)
         if unnamed:
-            name = screen.shown(unnamed[0])
+            name = shown(unnamed[0])
             console.print(
                 f"{len(unnamed)} readable files cannot stand in a list for their names: {name}"
             )

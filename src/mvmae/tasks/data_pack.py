@@ -20,20 +20,18 @@ from mvmae.config import DataPackConfig
 from mvmae.data.guarded import Lost, guarded
 from mvmae.data.sources.lists import LISTS, from_list
 from mvmae.data.sources.opening import open_source, stamp
-from mvmae.data.sources.shards import CLASSES, open_shards
+from mvmae.data.sources.shards import CLASSES, classes_text, open_shards
 from mvmae.data.sources.source import Source, group
-from mvmae.data.sources.tar_index import SUFFIX
 from mvmae.engine import runs, terminal
-from mvmae.engine.checkpoint import write_text
+from mvmae.engine.checkpoint import write_text, write_whole
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.errors import UserError
+from mvmae.tasks.packing.claiming import FACTS, claim, keep_apart, replaced, unfinished
 from mvmae.tasks.packing.encoding import Packed, Packer, Refused
 from mvmae.tasks.packing.naming import Naming
 from mvmae.tasks.packing.waiting import Waiting
 from mvmae.tasks.packing.writing import SKIPPED, STATE, State, Writer, read_state
 
-FACTS = "pack.json"
-OURS = (FACTS, CLASSES, SKIPPED, STATE)
 MOST_WAITING = 512 << 20  # bytes of images that wait in memory for one before them
 
 
@@ -48,16 +46,16 @@ def run(config: DataPackConfig) -> int:
     """
     claim(config)
     source = opened(config)
+    keep_apart(source, config)
     folder = unfinished(config.out)
     with locked(folder):
         state = begun(folder, source, config)
         if state.done:
             terminal.people().print(f"going on behind image {state.done:,} of {len(source):,}")
         writer = Writer(folder, state, config.shard_size * 1e6)
-        with Interrupt() as interrupt:
+        with Interrupt() as interrupt, writer:
             pack(source, config, writer, interrupt)
         if interrupt.signal:
-            writer.abandon()
             terminal.people().print(
                 f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
                 "same command goes on"
@@ -65,26 +63,6 @@ def run(config: DataPackConfig) -> int:
             return exit_status(interrupt.signal)
         conclude(folder, source, state, config)
     return 0
-
-
-def claim(config: DataPackConfig) -> None:
-    """Make sure that DST may be written; change nothing yet.
-
-    Raises:
-        UserError: It is a file, or holds something that may not go.
-    """
-    out = config.out
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: DST must be a folder")
-    there = [path.name for path in out.iterdir()] if out.exists() else []
-    others = [name for name in there if name not in OURS and not name.endswith((".tar", SUFFIX))]
-    if others or (there and FACTS not in there):
-        named = min(others or there)
-        raise UserError(f"{out} holds other files ({named}): choose a DST that is new or empty")
-    if there and not config.overwrite:
-        raise UserError(f"{out} already holds tar files: choose another DST, or --overwrite them")
-    if there and Path(config.data).exists() and Path(config.data).resolve() == out.resolve():
-        raise UserError(f"SRC and DST are both {out}: choose another DST")
 
 
 def opened(config: DataPackConfig) -> Source:
@@ -100,16 +78,8 @@ def opened(config: DataPackConfig) -> Source:
         source: Source = from_list(config.data, 3, config.root)
     else:
         source = open_source((config.data,), 3)
-    for name in source.classes:
-        if not name.strip() or name.splitlines() != [name]:
-            raise UserError(f"the class {name!r} cannot stand in {CLASSES}, a line for each class")
+    classes_text(source.classes)  # or it would fail when all is packed
     return source
-
-
-def unfinished(out: Path) -> Path:
-    """Where the tar files lie until all are there."""
-    whole = out.resolve()
-    return whole.with_name(f".{whole.name}.unfinished")
 
 
 @contextlib.contextmanager
@@ -226,13 +196,13 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
     """Give the finished folder its name, and say what is in it.
 
     Raises:
-        UserError: None of the images can be read.
+        UserError: None of the images can be read, or something else came to lie in DST.
     """
     if not state.packed:
         shutil.rmtree(folder)
         raise UserError(f"none of the {len(source):,} images of {source.name} can be read")
-    if source.classes:
-        write_text(folder / CLASSES, "".join(f"{name}\n" for name in source.classes))
+    names = classes_text(source.classes)
+    write_whole(folder / CLASSES, lambda stream: stream.write(names))
     facts = {
         "images": state.packed,
         "skipped": state.skipped,
@@ -244,8 +214,9 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
     }
     check(folder, source, state)
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+    claim(config)  # again: packing may have taken hours
     _rename(folder, config.out)
-    (config.out / STATE).unlink()  # now, or what ended before could not be gone on with
+    (config.out.resolve() / STATE).unlink()  # now, or what ended before could not be gone on with
     _say(facts, source, config)
 
 
@@ -256,13 +227,19 @@ def check(folder: Path, source: Source, state: State) -> None:
         RuntimeError: It is something else, and our fault.
     """
     packed = open_shards([str(folder / name) for name in state.shards], 3)
-    if len(packed) != state.packed or tuple(packed.classes) != tuple(source.classes):
+    if len(packed) != state.packed:
         raise RuntimeError(f"{folder} holds {len(packed)} images, not {state.packed}")
+    ours, theirs = tuple(packed.classes), tuple(source.classes)
+    if ours != theirs:
+        odd = sorted(set(ours) ^ set(theirs)) or ["in another order"]
+        raise RuntimeError(
+            f"{folder} holds {len(ours)} classes and {source.name} {len(theirs)}: {odd[0]!r}"
+        )
 
 
 def _rename(folder: Path, out: Path) -> None:
     whole = out.resolve()
-    old = folder.with_name(folder.name + ".old")
+    old = replaced(out)
     shutil.rmtree(old, ignore_errors=True)
     if whole.exists():
         whole.rename(old)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from mvmae.config import DataShowConfig, ObjectiveConfig, PretrainConfig
 from mvmae.data.loader import ViewsDataset
+from mvmae.data.sampling import kind_of
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
 from mvmae.data.views import crop, for_people, whole_box
 from mvmae.engine import terminal
+from mvmae.errors import UserError
 from mvmae.figures import contact_sheet
 from mvmae.figures.contact_sheet import HIDDEN, Views
 from mvmae.models.patches import masking_from_noise, patchify, unpatchify
@@ -33,9 +35,11 @@ def run(config: DataShowConfig) -> None:
         UserError: No image can be read, or there is nowhere to write.
     """
     require_picture(config.out, config.data)
+    source = open_source(config.data, plain_channels(config.model.in_channels))
+    own = channels_of(config, source)
     asked = PretrainConfig(
         data=config.data,
-        model=replace(config.model, head="none"),
+        model=replace(config.model, head="none", in_channels=own),
         views=config.views,
         objective=ObjectiveConfig(
             contrastive_weight=0.0, normalize_targets=False
@@ -43,7 +47,6 @@ def run(config: DataShowConfig) -> None:
         seed=config.seed,
         workers=0,
     )
-    source = open_source(config.data, plain_channels(config.model.in_channels))
     trained, source, remarks = settle(asked, source)
     chosen = choose(source, config.count, config.seed)
     picture = contact_sheet.draw(
@@ -55,12 +58,34 @@ def run(config: DataShowConfig) -> None:
     )
     write(config.out, picture)
     console = terminal.people()
+    if own != config.model.in_channels:
+        remarks = [
+            f"the images have {own} channels: pretrain takes them by --model.in-channels {own}",
+            *remarks,
+        ]
     for remark in remarks:
         console.print(remark)
     for remark in missing(chosen, config.count):
         console.print(remark)
     console.print(f"written: {config.out}")
     terminal.emit("result", {"verb": "data show", "file": str(config.out)})
+
+
+def channels_of(config: DataShowConfig, source: Source) -> int:
+    """As asked for; where that is colour, which is the default, and no image has it, their own.
+
+    Raises:
+        UserError: Others are to be drawn.
+    """
+    own = config.model.in_channels
+    if own == 3 and not (kind := kind_of(source, config.seed)).fits(own):
+        own = kind.channels
+    if max(config.channels, default=1) > own:
+        raise UserError(
+            f"--channels {' '.join(map(str, config.channels))} are counted from 1 to {own}, the "
+            "images' channels; --model.in-channels says how many are read"
+        )
+    return own
 
 
 def whole_images(

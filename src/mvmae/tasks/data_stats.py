@@ -106,7 +106,7 @@ def say(console: Console, told: dict[str, Any]) -> None:
         console.print(line)
     for remark in remarks_on(told):
         console.print(remark)
-    words = [" ".join(f"{value:g}" for value in told[name]) for name in ("mean", "std")]
+    words = [" ".join(f"{value:.15g}" for value in told[name]) for name in ("mean", "std")]
     own = told["in_channels"] not in (1, 3)
     asked = f" --model.in-channels {told['in_channels']}" if own or told["in_channels"] == 1 else ""
     console.print(

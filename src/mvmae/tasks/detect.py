@@ -17,6 +17,7 @@ from mvmae.data.coco_batches import DetectionBatch, Target, jittered_batches
 from mvmae.data.views import normalized
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import distributed, precision, runs, supervised
+from mvmae.engine.claiming import claimed
 from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
@@ -74,10 +75,9 @@ def train(config: DetectConfig) -> int:
         UserError: As `run`, or the loss stopped being finite.
     """
     out, device = run_folder(config), precision.choose_device(config.device)
-    with distributed.process_group(device):
-        runs.claim(out, resume=config.resume, overwrite=config.overwrite)
+    held = claimed(out, resume=config.resume, overwrite=config.overwrite)
+    with distributed.process_group(device), held:
         supervised.refuse_to_replace(config, out)
-        distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         job = job_of(config, device)
         trained = trained_of(job)
@@ -112,6 +112,8 @@ def train(config: DetectConfig) -> int:
                 try:
                     state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
                 except UserError:
+                    if state.is_worth_saving():
+                        save(state, job, trained)
                     runs.append_skipped(out, state.skipped)
                     raise
                 lr = job.lr(state.step)

@@ -26,12 +26,12 @@ from mvmae.data.sources.opening import fingerprint, open_source
 from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import precision, results, runs
+from mvmae.engine.claiming import locked
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.errors import UserError
 from mvmae.models.vit import Encoder
 from mvmae.tasks.embedding import formats, parts, search
 from mvmae.tasks.embedding.formats import Part
-from mvmae.tasks.embedding.lock import LOCK, locked
 from mvmae.tasks.embedding.parts import Index, read_embeddings
 from mvmae.tasks.embedding.progress import Meter, conclude, farewell, introduce
 
@@ -150,7 +150,7 @@ def claim(folder: Path, config: EmbedConfig) -> None:
             )
     elif config.resume:
         raise UserError(f"no embeddings in {folder} to resume: leave out --resume to begin")
-    elif folder.exists() and any(file.name != LOCK for file in folder.iterdir()):
+    elif folder.exists() and any(file.name != runs.LOCK for file in folder.iterdir()):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 

@@ -27,7 +27,7 @@ from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import PRODUCT, Features, OpenedEncoder
 from mvmae.engine import precision, results, terminal
 from mvmae.engine.terminal import Bar
-from mvmae.errors import UserError, printable
+from mvmae.errors import UserError, printable, shown
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
 
 FEW_CLASSES = 5  # up to which top-5 says nothing
@@ -267,7 +267,8 @@ def report(
         console.print(said)
     lacking = [name for name, value in accuracies(confusion, classes).items() if value is None]
     if lacking:
-        console.print(f"no test image that can be read: {', '.join(lacking[:5])}, not judged")
+        few = ", ".join(shown(name, 40) for name in lacking[:5])
+        console.print(f"no test image that can be read: {few}, not judged")
     skipped = [*train.skipped, *test.skipped]
     say_skipped(console, skipped)
     content = {
@@ -327,8 +328,9 @@ def mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
     if not common or len(classes) < 3:
         return ""
     worst = min(known, key=lambda name: known[name])
-    listed = ", ".join(f"{classes[a]} taken for {classes[b]} {n} times" for a, b, n in common)
-    return f"worst class: {worst} ({known[worst]:.1f} %); {listed}"
+    names = [shown(name, 40) for name in classes]
+    listed = ", ".join(f"{names[a]} taken for {names[b]} {n} times" for a, b, n in common)
+    return f"worst class: {shown(worst, 40)} ({known[worst]:.1f} %); {listed}"
 
 
 def short(name: str, others: Sequence[str] = ()) -> str:

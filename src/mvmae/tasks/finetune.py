@@ -16,6 +16,7 @@ from mvmae.data.sources.opening import open_labelled
 from mvmae.data.supervised import LabelledBatch, labelled_batches
 from mvmae.data.views import normalized
 from mvmae.engine import distributed, precision, runs
+from mvmae.engine.claiming import claimed
 from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
@@ -58,10 +59,9 @@ def run(config: FinetuneConfig) -> int:
             stopped being finite.
     """
     device = precision.choose_device(config.device)
-    with distributed.process_group(device):
-        runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
+    held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
+    with distributed.process_group(device), held:
         refuse_to_replace(config, config.out)
-        distributed.barrier()  # or a quick process would find the folder begun by another
         require_log(config.log)
         job = job_of(config, device)
         trained = trained_of(classifier_of(job), config)
@@ -110,6 +110,8 @@ def run(config: FinetuneConfig) -> int:
                 try:
                     state.note_reading(len(batch.labels), batch.skipped, is_whole=batch.is_whole)
                 except UserError:
+                    if state.is_worth_saving():
+                        save(state, config, trained, job.plan.fingerprint)
                     runs.append_skipped(config.out, state.skipped)
                     raise
                 lr = job.plan.lr(state.step, config)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
 from mvmae import config as configs
@@ -17,6 +20,7 @@ from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, open_source
 from mvmae.data.sources.source import Source
 from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine.claiming import claimed
 from mvmae.engine.clock import Clock
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
@@ -29,7 +33,7 @@ from mvmae.metrics.knn import knn_predictions, top1
 from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
 from mvmae.tasks.pretraining import report
-from mvmae.tasks.pretraining.losses import losses_of, on_device, rebuilt
+from mvmae.tasks.pretraining.losses import blur_of, losses_of, on_device, rebuilt
 from mvmae.tasks.pretraining.parts import gradient_of_parts, parts_of
 from mvmae.tasks.pretraining.rehearsal import rehearse
 from mvmae.tasks.pretraining.settling import settle
@@ -46,14 +50,12 @@ def run(config: PretrainConfig) -> int:
             finite.
     """
     device = precision.choose_device(config.device)
-    with distributed.process_group(device):
-        if not config.dry_run:
-            runs.claim(config.out, resume=config.resume, overwrite=config.overwrite)
-        distributed.barrier()  # or a quick process would find the folder begun by another
+    held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
+    with distributed.process_group(device), nullcontext() if config.dry_run else held:
         require_log(config.log)
         source = open_source(config.data, plain_channels(config.model.in_channels))
         config, source, remarks = settle(config, source)
-        groups = group_numbers(source, config.group_regex)
+        groups = groups_of(config, source)
         plan = plan_of(config, source)
         judge = open_judge(config, source)
         if config.dry_run:
@@ -92,6 +94,8 @@ def run(config: PretrainConfig) -> int:
                 try:
                     state.note_reading(batch.noise.shape[1], batch.skipped, is_whole=batch.is_whole)
                 except UserError:
+                    if state.is_worth_saving():
+                        save(state, config, model, optimizer, plan.fingerprint)
                     runs.append_skipped(config.out, state.skipped)
                     raise
                 lr = plan.lr(state.step, config)
@@ -172,6 +176,21 @@ class Plan(NamedTuple):
         return step == self.total or step % (config.eval_every * self.per_epoch) == 0
 
 
+def groups_of(config: PretrainConfig, source: Source) -> Int[np.ndarray, " images"] | None:
+    """The group of each image, if there are any.
+
+    Raises:
+        UserError: There is one alone, and so nothing to contrast.
+    """
+    groups = group_numbers(source, config.group_regex)
+    if groups is not None and config.objective.contrastive_weight > 0 and len(set(groups)) == 1:
+        raise UserError(
+            f"all {len(groups)} images are of one group, and images of a group are not contrasted: "
+            "give finer groups, or none, or --objective.contrastive-weight 0"
+        )
+    return groups
+
+
 def plan_of(config: PretrainConfig, source: Source) -> Plan:
     """Count the steps.
 
@@ -233,7 +252,10 @@ def training_step(
     config: PretrainConfig,
     device: torch.device,
 ) -> tuple[View, dict[str, Tensor]]:
-    """One update: both views in one pass, the losses, the gradient, the optimiser."""
+    """One update: both views in one pass, the losses, the gradient, the optimiser.
+
+    The losses come with what the reconstruction is compared with.
+    """
     if config.views.targets == "one" and config.views.num_views == 2:
         refuse_equal_masks(batch.noise)
     optimizer.zero_grad(set_to_none=True)
@@ -245,6 +267,7 @@ def training_step(
             view = model(images, noise, rebuild=rebuilt(config.objective))
         losses = losses_of(view, config.objective, batch.groups)
         losses["loss"].backward()
+        losses |= blur_of(view, config)
     if config.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()

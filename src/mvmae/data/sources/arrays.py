@@ -15,7 +15,7 @@ from mvmae.data.sources.names import Codes, in_order
 from mvmae.errors import UserError
 
 MOST_CHANNELS = 64
-KINDS = ("uint8", "uint16", "float16", "float32", "float64", "bool")
+KINDS = "buif"  # truths, whole numbers and floats
 
 
 class Stack:
@@ -81,8 +81,8 @@ def _mapped(file: str) -> np.ndarray:
         UserError: It is none of images.
     """
     array = _array(file, "images")
-    if array.dtype.name not in KINDS:
-        raise UserError(f"{file} holds {array.dtype}: images are uint8, uint16 or float")
+    if array.dtype.kind not in KINDS:
+        raise UserError(f"{file} holds {array.dtype}: images are whole numbers or floats")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
             f"{file} holds an array of shape {_shape(array)}: images are N x H x W, or "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mvmae.config import Depth
 from mvmae.config.pretraining import MOST_CHANNELS
 from mvmae.data.decode import Pixels, Values, Wanted, decode_deep, fitted
-from mvmae.data.sources.source import Source, group, raw, state
+from mvmae.data.sources.source import Source, group, raw, state, values
 from mvmae.errors import UserError
 
 
@@ -21,8 +21,9 @@ class Deep:
 
     def read(self, index: int) -> Pixels:
         """See `Source`."""
-        if own := getattr(self.source, "values", None):  # of arrays in a file
-            return fitted(own(index), self.wanted)
+        own = values(self.source, index)
+        if own is not None:
+            return fitted(own, self.wanted)
         data = raw(self.source, index)
         if data is not None:
             return decode_deep(data, self.wanted)
@@ -40,6 +41,10 @@ class Deep:
     def raw(self, index: int) -> bytes | None:
         """See `source.raw`."""
         return raw(self.source, index)
+
+    def values(self, index: int) -> Values | None:
+        """See `source.values`."""
+        return values(self.source, index)
 
     def state(self, index: int) -> str | None:
         """See `source.state`."""

@@ -8,21 +8,24 @@ from __future__ import annotations
 import csv
 import os
 import stat
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mvmae.data.sources.files import Files
 from mvmae.data.sources.names import Names
-from mvmae.errors import UserError
+from mvmae.errors import UserError, printable
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")
-PATH = ("path", "file", "filename", "image")  # first cells that make a row a header
+PATH = ("path", "file", "filename", "image")  # cells that make the first row a header
 LABEL = ("label", "class")
 GROUP = ("group",)
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
+LONGEST = 200  # characters of what a list says that are shown
 ROWS = 65536  # of a Parquet file held at once
 
 
@@ -32,13 +35,16 @@ class Row(NamedTuple):
     path: str
     label: str = ""
     group: str = ""
+    line: int = 0
+    """Where it begins; 0 where entries have no lines."""
 
 
 def from_list(file: str, channels: int, root: str | None = None) -> Files:
     """The files named in a list of path[,label[,group]]; a .txt has a path a line.
 
     Paths are relative to the list. A .csv or .tsv may begin with a header; a header, or the names
-    of a .parquet's columns, say where the label and the group stand.
+    of a .parquet's columns, say where the path, the label and the group stand. Blanks around a path
+    are no part of it, unless a file is called so.
 
     Args:
         file: The list.
@@ -69,15 +75,55 @@ def _paths(file: str, labels: list[str], groups: list[str], root: str | None) ->
     prefix = "" if prefix == os.curdir else prefix.rstrip(os.sep) + os.sep
     bounds = None if root is None else Bounds(root)
     known: dict[str, str] = {}  # one string for a class, not one for a row
-    for entry, row in enumerate(_rows(file), 1):
-        path = _joined(prefix, row.path)
-        if not _is_file(path):
-            raise UserError(f"{file}, entry {entry}: no such file {path}")
+
+    def found(path: str) -> str | None:
+        return next((one for one in _spellings(prefix, path) if _is_file(one)), None)
+
+    for entry, row in enumerate(_rows(file, lambda path: found(path) is not None), 1):
+        path = found(row.path)
+        if path is None:
+            missing = _shown(_joined(prefix, row.path.strip()))
+            hint = _hint(row, is_first=entry == 1)
+            raise UserError(f"{file}, entry {entry}: no such file {missing}{hint}")
         if bounds is not None and not bounds.hold(path):
             raise UserError(f"{file}, entry {entry}: {path} lies outside of {root}")
         labels.append(known.setdefault(row.label, row.label))
         groups.append(known.setdefault(row.group, row.group))
         yield path
+
+
+def _spellings(prefix: str, path: str) -> Iterator[str]:
+    """What a path may stand for: itself, and then without the blanks around it."""
+    yield _joined(prefix, path)
+    if (plain := path.strip()) != path:
+        yield _joined(prefix, plain)
+
+
+def _shown(text: str) -> str:
+    """The first line of what a list says, not all of what may be a whole file."""
+    first = text.partition("\n")[0]
+    return text if text == first[:LONGEST] else f"{first[:LONGEST]}..."
+
+
+def _hint(row: Row, *, is_first: bool) -> str:
+    """Why a path of a table may be none; empty where nothing is to be guessed."""
+    if not row.line:
+        return ""
+    if "\n" in row.path:
+        return f": it goes over several lines; is the quote in line {row.line} closed?"
+    other = next((mark for mark in ";\t|" if mark in row.path), None)
+    if other is not None:
+        mark = "tabs" if other == "\t" else f"'{other}'"
+        return (
+            f": are the columns parted by {mark}? Those of a .csv are by commas, of a .tsv by tabs"
+        )
+    if is_first and not os.path.splitext(row.path)[1]:  # noqa: PTH122
+        return f": if this is a header, the column of paths must be called {_either(PATH)}"
+    return ""
+
+
+def _either(names: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _joined(prefix: str, path: str) -> str:
@@ -120,39 +166,95 @@ class Bounds:
         return os.path.normpath(real).startswith(self.root)
 
 
-def _rows(file: str) -> Iterator[Row]:
+def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
     suffix = Path(file).suffix.lower()
     try:
         if suffix == ".parquet":
             yield from _of_parquet(file)
             return
+        _refuse_utf_16(file)
         with Path(file).open(encoding="utf-8-sig", newline=None if suffix == ".txt" else "") as at:
             if suffix == ".txt":
-                yield from (Row(line.strip()) for line in at if line.strip())
+                yield from (Row(line.rstrip("\n")) for line in at if line.strip())
             else:
-                yield from _of_table(csv.reader(at, delimiter="\t" if suffix == ".tsv" else ","))
+                reader = csv.reader(at, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
+                yield from _of_table(file, _numbered(file, reader), is_path)
     except UserError:
         raise
     except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
         raise UserError(f"cannot read the list {file}: {error}") from error
 
 
-def _of_table(rows: Iterator[list[str]]) -> Iterator[Row]:
+def _refuse_utf_16(file: str) -> None:
+    with Path(file).open("rb") as stream:
+        if stream.read(2) in UTF_16:
+            raise UserError(f"cannot read the list {file}: it is UTF-16; save it as UTF-8")
+
+
+def _numbered(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Rows, and the line that each begins in; a row with a quote may have several."""
+    while True:
+        line = reader.line_num + 1
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise UserError(
+                f"cannot read the list {file}: a quote that opens in line {line} is not closed, or "
+                f"not before the end of its cell ({error})"
+            ) from error
+        if any(cell.strip() for cell in row):
+            yield line, row
+
+
+def _of_table(
+    file: str, rows: Iterator[tuple[int, list[str]]], is_path: Callable[[str], bool]
+) -> Iterator[Row]:
     """Rows of path[,label[,group]], or as the header says."""
-    label, group = 1, 2
-    is_first = True
-    for row in rows:
-        if not row or not row[0].strip():
+    path, label, group = 0, 1, 2
+    for number, (line, row) in enumerate(rows):
+        if number == 0 and _is_header(row, is_path):
+            path, label, group = _by_header(file, row)
             continue
-        if is_first and row[0].strip().lower() in PATH:
-            header = [cell.strip().lower() for cell in row]
-            label, group = _place(header, LABEL), _place(header, GROUP)
-            if label < 0 and len(header) > 1 and group != 1:
-                label = 1  # whatever it is called
-            is_first = False
+        if path >= len(row) or not row[path].strip():
             continue
-        is_first = False
-        yield Row(row[0], _cell(row, label), _cell(row, group))
+        found = Row(row[path], _cell(row, label), _cell(row, group), line)
+        if "\n" in found.label or "\n" in found.group:
+            raise UserError(
+                f"{file}: an entry in line {line} goes over several lines: is a quote not closed?"
+            )
+        yield found
+
+
+def _is_header(row: list[str], is_path: Callable[[str], bool]) -> bool:
+    """Whether a cell is called as a column of paths is, and the first one is no file."""
+    cells = [cell.strip().lower() for cell in row]
+    return cells[0] in PATH or (any(cell in PATH for cell in cells) and not is_path(row[0]))
+
+
+def _by_header(file: str, row: list[str]) -> tuple[int, int, int]:
+    """Where path, label and group stand; -1 for nowhere.
+
+    Raises:
+        UserError: There is no label, and a column that may be meant to be one.
+    """
+    header = [cell.strip().lower() for cell in row]
+    path, label, group = (_place(header, names) for names in (PATH, LABEL, GROUP))
+    others = [_shown(one) for one in header if one not in (*PATH, *LABEL, *GROUP, "")]
+    if others and label < 0:
+        raise UserError(
+            f"{file}: what is the column {others[0]}? A header may name {_either(PATH)}, "
+            f"{_either(LABEL)}, and {_either(GROUP)}; others only beside a label"
+        )
+    _say_passed_over(file, others)
+    return path, label, group
+
+
+def _say_passed_over(file: str, columns: list[str]) -> None:
+    if columns:
+        said = _shown(printable(", ".join(columns)))
+        print(f"mvmae: columns of {file} that are passed over: {said}", file=sys.stderr)
 
 
 def _place(header: list[str], names: tuple[str, ...]) -> int:
@@ -174,10 +276,7 @@ def _of_parquet(file: str) -> Iterator[Row]:
         lower = [name.lower() for name in header]
         places = [_place(lower, names) for names in (PATH, LABEL, GROUP)]
         if places[0] < 0:
-            raise UserError(
-                f"{file} has no column of paths: one must be called {', '.join(PATH[:-1])} or "
-                f"{PATH[-1]}"
-            )
+            raise UserError(f"{file} has no column of paths: one must be called {_either(PATH)}")
         wanted = [header[at] for at in places if at >= 0]
         for name in wanted:
             kind = parquet.schema_arrow.field(name).type
@@ -190,7 +289,9 @@ def _of_parquet(file: str) -> Iterator[Row]:
                 else [""] * len(batch)
                 for at in places
             ]
-            yield from (Row(*cells) for cells in zip(*columns, strict=True) if cells[0])
+            for path, label, group in zip(*columns, strict=True):
+                if path.strip():
+                    yield Row(path, label.strip(), group.strip())
 
 
 def _is_of_words(kind: pa.DataType) -> bool:
@@ -202,4 +303,4 @@ def _is_of_words(kind: pa.DataType) -> bool:
 
 
 def _word(value: object) -> str:
-    return "" if value is None else str(value).strip()
+    return "" if value is None else str(value)

@@ -23,9 +23,10 @@ from mvmae.data.sources.shard_names import expand, is_remote
 from mvmae.data.sources.tar_index import Stamp, TarIndex
 from mvmae.errors import UserError
 
-CLASSES = "classes.txt"  # beside shards: the names of the numbers in .cls, a line each
+CLASSES = "classes.txt"  # beside shards: the names of the numbers in .cls, a line each, or nothing
 MOST_OPEN = 64  # files that a process keeps open
 SAID = 3  # damaged shards that are named
+MOST_LETTERS = 40  # of a class in a message
 
 
 @runtime_checkable  # beartype asks in tests
@@ -75,6 +76,7 @@ class Shards:
             index, stamp = storage.open_index(shard)
             indexes.append(index)
             self._stamps.append(stamp)
+        _say(self.shards, indexes)
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
         if not len(self):
             raise UserError(f"no images in {name}: looked into {len(self.shards)} tar file(s)")
@@ -85,7 +87,6 @@ class Shards:
         self.classes = self._classes.table if self._classes else ()
         groups = Codes(_words(indexes, "groups", "group_names"))
         self._groups = groups if groups.table else None
-        _say(self.shards, indexes)
 
     def __len__(self) -> int:
         return int(self.begins[-1])
@@ -173,6 +174,8 @@ def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
 def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> Codes | None:
     """Labels from .cls or .json where every image has one, and else from folders, likewise.
 
+    Images whose list of classes names none have no labels, whatever folders they lie in.
+
     Raises:
         UserError: A number has no name in the list of classes.
     """
@@ -181,20 +184,24 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
         if listed is not None:
             return Codes(_named(words, listed, name), listed)
         return Codes(words, in_order(words))
+    if listed == []:
+        return None
     folders = _folders(indexes)
     return Codes(folders) if all(folders) else None
 
 
 def _named(words: list[str], listed: list[str], name: str) -> list[str]:
     """What stands for each word, which is a name or, where all words are numbers, a place."""
+    places = {str(at): word for at, word in enumerate(listed)}
     if are_numbers(set(words)):
-        words = [str(int(word)) for word in words]
-        names = {str(at): word for at, word in enumerate(listed)}
+        words, names = [str(int(word)) for word in words], places
     else:
         names = {word: word for word in listed}
     unknown = set(words) - names.keys()
     if unknown:
-        raise UserError(f"{name} has the class {min(unknown)}, which {CLASSES} does not name")
+        strange = min(unknown - places.keys() or unknown)  # among numbers, what is none
+        strange = strange if len(strange) <= MOST_LETTERS else f"{strange[:MOST_LETTERS]}..."
+        raise UserError(f"{name} has the class {strange}, which {CLASSES} does not name")
     return [names[word] for word in words]
 
 
@@ -289,18 +296,43 @@ class Local:
 
 
 def classes_of(content: bytes, name: str) -> list[str]:
-    """The names of classes, a line each.
+    """The names of classes, a line each; they may be of bytes that are no UTF-8, as paths may.
 
     Raises:
         UserError: It is no text, or names a class twice.
     """
-    try:
-        found = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is no text of class names: {error}") from error
+    if b"\0" in content:
+        raise UserError(f"{name} is no text of class names: it holds zero bytes")
+    found = content.decode("utf-8-sig", "surrogateescape").splitlines()
     if len(set(found)) < len(found) or "" in found:
         raise UserError(f"{name} names a class twice, or has an empty line")
     return found
+
+
+def classes_text(names: Sequence[str]) -> bytes:
+    """What `classes_of` reads as these names.
+
+    Raises:
+        UserError: A name cannot stand there, or stands there twice.
+    """
+    if len(set(names)) < len(names):
+        twice = next(name for name, times in Counter(names).items() if times > 1)
+        raise UserError(
+            f"two classes are called {twice!r}, and {CLASSES} tells them by their names"
+        )
+    for name in names:
+        if not _is_a_line(name):
+            raise UserError(f"the class {name!r} cannot stand in {CLASSES}, a line for each class")
+    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
+
+
+def _is_a_line(name: str) -> bool:
+    """Whether a name can be written as a line and is itself when that is read."""
+    try:
+        line = name.encode("utf-8", "surrogateescape")
+        return bool(name.strip()) and classes_of(line, CLASSES) == [name]
+    except (UnicodeEncodeError, UserError):
+        return False
 
 
 def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:

@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mvmae.data.decode import Pixels
+from mvmae.data.decode import Pixels, Values
 
 
 @runtime_checkable  # beartype asks in tests
@@ -71,6 +71,10 @@ class Subset:
         """See `raw`."""
         return raw(self.source, int(self.indices[index]))
 
+    def values(self, index: int) -> Values | None:
+        """See `values`."""
+        return values(self.source, int(self.indices[index]))
+
     def state(self, index: int) -> str | None:
         """See `state`."""
         return state(self.source, int(self.indices[index]))
@@ -103,6 +107,15 @@ def raw(source: Source, index: int) -> bytes | None:
         UnreadableImageError: They cannot be read.
     """
     own = getattr(source, "raw", None)
+    return own(index) if own else None
+
+
+def values(source: Source, index: int) -> Values | None:
+    """The numbers of an image as they are kept; none where the source has files, or only pixels.
+
+    A source of arrays has a method of this name.
+    """
+    own = getattr(source, "values", None)
     return own(index) if own else None
 
 

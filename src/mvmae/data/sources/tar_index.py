@@ -22,7 +22,7 @@ from mvmae.data.sources.names import Names
 from mvmae.errors import UserError
 
 SUFFIX = ".index"
-MAGIC = b"mvmae tar index 1\n"
+MAGIC = b"mvmae tar index 2\n"
 DIGEST = 32  # bytes, of BLAKE2b
 BLOCK = 512  # of a tar file
 LONGEST_HEADER = 1 << 20  # bytes of a long name or of PAX records; some hundred are usual
@@ -35,6 +35,9 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz -d",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
+DAMAGE = (  # what tarfile raises; IndexError: of a sparse file's header that is cut short
+    *(tarfile.TarError, ValueError, OverflowError, RecursionError, OSError, IndexError),
+)
 INTEGERS = ("starts", "sizes", "ends")  # of what follows the facts, 8 bytes for an image
 CODES = ("labels", "groups")  # 4 bytes for an image
 
@@ -196,11 +199,13 @@ def _members(
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("a header points backwards")
                 last = member.offset
-                if member.isreg() and member.offset_data + member.size > size:
+                # The size of a sparse file is that of what it stands for; the next header tells.
+                end = member.offset_data + member.size
+                if member.isreg() and not _is_sparse(member) and end > size:
                     raise tarfile.ReadError("cut short")
                 yield member
             end = tar.offset
-    except (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError) as error:
+    except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk's fault and not the file's
         if last < 0:
@@ -217,6 +222,10 @@ def _members(
         damage.append("without the mark at its end, and may be cut short")
 
 
+def _is_sparse(member: tarfile.TarInfo) -> bool:
+    return member.sparse is not None or member.type == tarfile.GNUTYPE_SPARSE
+
+
 def _in_words(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "too many headers before one member"
@@ -227,7 +236,7 @@ def _plain_name(member: tarfile.TarInfo) -> tuple[str, str]:
     """A member's name, and why it is not taken, or an empty word; folders are other files."""
     if member.isdir():
         return "", "folders"
-    if member.sparse is not None or member.type in (tarfile.GNUTYPE_SPARSE,):
+    if _is_sparse(member):
         return "", "sparse files"
     if not member.isreg():
         return "", "links" if member.issym() or member.islnk() else "no files"

@@ -50,7 +50,8 @@ def progress(cell: Cell, fingerprint: str | None = None) -> Progress:
         raise UserError(f"{folder} is a file, and {cell.name} needs a folder there: choose --out")
     if not runs.is_run(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        if {name.removeprefix(".").removesuffix(".tmp") for name in names} - set(runs.OURS):
+        ours = {*runs.OURS, runs.LOCK.removeprefix(".")}
+        if {name.removeprefix(".").removesuffix(".tmp") for name in names} - ours:
             raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
         return "new"
     before = configs.from_json(

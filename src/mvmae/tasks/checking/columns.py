@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import get_args
 
 import numpy as np
 
 from mvmae.config.checking import DataCheckConfig
 from mvmae.data.guarded import Lost, guarded
-from mvmae.data.looking import THUMB, Look, Problem, either
+from mvmae.data.looking import THUMB, Item, Look, Problem, either
 
 PROBLEMS: tuple[str, ...] = get_args(Problem)
 FLAGS = ("rotated", "animated", "alpha")
@@ -136,7 +136,7 @@ def columns_for(count: int, *, with_thumbs: bool) -> Iterator[Columns]:
 
 
 def look_at(
-    paths: list[str],
+    items: Sequence[Item],
     columns: Columns,
     config: DataCheckConfig,
     *,
@@ -146,7 +146,7 @@ def look_at(
     """Look at every file, in processes that may be lost.
 
     Args:
-        paths: Of the files.
+        items: The files, or parts of files.
         columns: Filled here.
         config: Time and memory that a file may take.
         sniff_from: Place from which on files are only asked whether they are images.
@@ -155,7 +155,7 @@ def look_at(
     Yields:
         The place of each file once it is done, in no certain order.
     """
-    tasks = _Tasks(paths, sniff_from)
+    tasks = _Tasks(items, sniff_from)
     memory = round(config.memory * 2**30)
     for place, found in guarded(
         either, tasks, workers=workers, timeout=config.timeout, memory=memory
@@ -167,15 +167,15 @@ def look_at(
 
 
 class _Tasks(list):
-    """Pairs of path and whether to sniff only, made when they are asked for."""
+    """Pairs of an item and whether to sniff only, made when they are asked for."""
 
-    def __init__(self, paths: list[str], sniff_from: int) -> None:
+    def __init__(self, items: Sequence[Item], sniff_from: int) -> None:
         super().__init__()
-        self.paths, self.sniff_from = paths, sniff_from
+        self.items, self.sniff_from = items, sniff_from
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
 
-    def __getitem__(self, part: slice) -> list[tuple[str, bool]]:  # type: ignore[override]
-        places = range(*part.indices(len(self.paths)))
-        return [(self.paths[at], at >= self.sniff_from) for at in places]
+    def __getitem__(self, part: slice) -> list[tuple[Item, bool]]:  # type: ignore[override]
+        places = range(*part.indices(len(self.items)))
+        return [(self.items[at], at >= self.sniff_from) for at in places]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mvmae.config.checking import DataCheckConfig, Severity
-from mvmae.data.looking import suffix_fits
+from mvmae.data.looking import Slice, suffix_fits
 from mvmae.metrics import duplicates
 from mvmae.tasks.checking.columns import Columns
 from mvmae.tasks.checking.subjects import Subject
@@ -127,7 +127,7 @@ def _of_content(subject: Subject, columns: Columns, config: DataCheckConfig) -> 
         files={
             at: f"{columns.format_of(at)} inside"
             for at in np.flatnonzero(columns.format).tolist()
-            if read[at] and not suffix_fits(subject.paths[at], columns.format_of(at))
+            if read[at] and not _is_called_so(subject, columns, at)
         },
     )
     if len(columns.thumbs):
@@ -138,6 +138,12 @@ def _of_content(subject: Subject, columns: Columns, config: DataCheckConfig) -> 
             advice="look at them: there is nothing to learn from an empty picture",
             files={int(at): "" for at in flat},
         )
+
+
+def _is_called_so(subject: Subject, columns: Columns, at: int) -> bool:
+    """Whether the suffix is the format's; an image of an array has none."""
+    is_slice = bool(subject.members) and isinstance(subject.members[at], Slice)
+    return is_slice or suffix_fits(subject.paths[at], columns.format_of(at))
 
 
 def of_same(subject: Subject, columns: Columns) -> Iterator[Finding]:
@@ -231,6 +237,13 @@ def _of_names(subject: Subject) -> Iterator[Finding]:
         advice="see to their permissions: what is in them is not trained on",
         examples=tuple(f"{path} ({why})" for path, why in subject.unlisted),
         total=len(subject.unlisted),
+    )
+    yield Finding(
+        severity="skipped",
+        what="damaged tar files",
+        advice="copy or pack them again: what lies behind the damage is not trained on",
+        examples=tuple(f"{path} ({why})" for path, why in subject.damaged),
+        total=len(subject.damaged),
     )
 
 

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mvmae.errors import printable
+from mvmae.errors import shown
 from mvmae.tasks.checking.findings import SEVERITIES, Finding
 from mvmae.tasks.checking.layouts import Labels
 from mvmae.tasks.checking.subjects import KINDS, Subject
@@ -27,14 +27,6 @@ TITLES = {
     "skipped": "skipped: training passes over these",
     "look": "worth a look",
 }
-
-
-def shown(text: str, longest: int = LONGEST) -> str:
-    """A name as it can be printed: control characters and broken bytes escaped, the middle cut."""
-    plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
-    if len(plain) <= longest:
-        return plain
-    return f"{plain[: longest // 3]}...{plain[-(longest - longest // 3) :]}"
 
 
 def say(
@@ -64,9 +56,10 @@ def rows_of_facts(
     subject: Subject, facts: dict[str, Any], labels: Labels | None
 ) -> list[tuple[str, str]]:
     """Names and words."""
+    what = "images" if subject.members else "files"
     rows = [
         ("DATA", f"{shown(subject.name)}: {KINDS[subject.kind]}"),
-        ("files", f"{facts['files']}, {_bytes(facts['bytes'])}; {facts['readable']} can be read"),
+        (what, f"{facts['files']}, {_bytes(facts['bytes'])}; {facts['readable']} can be read"),
     ]
     if "parts" in facts:
         rows.append(("parts", _listed(facts["parts"])))

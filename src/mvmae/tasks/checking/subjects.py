@@ -12,9 +12,14 @@ import numpy as np
 from mvmae.config.checking import DataCheckConfig
 from mvmae.data.coco import PREFIX
 from mvmae.data.decode import EXTENSIONS
+from mvmae.data.looking import Item, Member, Slice
 from mvmae.data.segmentation import MASKS
+from mvmae.data.sources.arrays import Stack
+from mvmae.data.sources.builtin import is_builtin
 from mvmae.data.sources.files import Files
 from mvmae.data.sources.opening import TEST, TRAIN, open_source
+from mvmae.data.sources.shards import Local, Shards
+from mvmae.data.sources.source import Source
 from mvmae.errors import UserError
 
 KINDS = {
@@ -53,8 +58,19 @@ class Subject:
     masks: list[str] = field(default_factory=list)
     """Mask files: looked at, but no images of DATA."""
 
+    members: list[Item] = field(default_factory=list)
+    """What is looked at in place of `paths`, where these are no files of their own."""
+
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """Tar files of which only the beginning is read, and why."""
+
     root: str = ""
     """The folder that paths are shown from."""
+
+    @property
+    def items(self) -> list[Item]:
+        """What is looked at, an item for each path."""
+        return self.members or [*self.paths]
 
     def own(self) -> np.ndarray:
         """Marks the files of DATA, without those it is held against."""
@@ -88,26 +104,34 @@ def kind_of(config: DataCheckConfig) -> str:
 
 
 def open_images(config: DataCheckConfig) -> Subject:
-    """The files of folders or of a list, as `pretrain` finds them.
+    """The images of folders, a list, tar files or an array, as `pretrain` finds them.
 
     Raises:
         UserError: There are none.
     """
-    source = _files(config.data)
+    source = open_source(config.data, 3)
+    members, damaged = _members_of(source)
+    if members and config.quarantine is not None:
+        raise UserError(
+            f"--quarantine lists files, and the images of {source.name} are none: "
+            "mvmae data pack leaves out what cannot be read"
+        )
     subject = Subject(
         kind="images",
         name=source.name,
-        paths=source.paths,
+        paths=_paths_of(source),
         part=np.zeros(len(source), dtype=np.int16),
+        members=members,
+        damaged=damaged,
         root=config.data[0] if len(config.data) == 1 and Path(config.data[0]).is_dir() else "",
     )
-    names = _split_names(config.data)
+    names = [] if members else _split_names(config.data)
     if names:
         _divide(subject, names)
     elif source.classes:
         subject.classes = tuple(source.classes)
         subject.label = np.array([source.label(i) for i in range(len(source))], dtype=np.int32)
-    if subject.root or len(config.data) > 1:
+    if not members and (subject.root or len(config.data) > 1):
         subject.passed_over, subject.unlisted = _others(config.data)
     return subject
 
@@ -123,12 +147,17 @@ def hold_against(subject: Subject, config: DataCheckConfig) -> None:
     for name in config.against:
         if any(_is_same(name, own) for own in config.data):
             raise UserError(f"--against {name} is DATA itself: name other images")
-    source = _files(config.against)
+    source = open_source(config.against, 3)
+    members, damaged = _members_of(source)
+    paths = _paths_of(source)
+    if members or subject.members:
+        subject.members = [*subject.items, *(members or paths)]
+    subject.damaged += damaged
     subject.against = len(subject.parts)
     subject.parts = (*subject.parts, f"--against {source.name}")
     part = np.full(len(source), subject.against, dtype=np.int16)
     subject.part = np.concatenate([subject.part, part])
-    subject.paths = [*subject.paths, *source.paths]
+    subject.paths = [*subject.paths, *paths]
     if subject.label is not None:
         subject.label = np.concatenate([subject.label, np.full(len(source), -1, np.int32)])
 
@@ -140,11 +169,37 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def _files(data: Sequence[str]) -> Files:
-    source = open_source(data, 3)
-    if not isinstance(source, Files):
-        raise UserError(f"{source.name} is built in: there is nothing to check. Name a folder")
-    return source
+def _paths_of(source: Source) -> list[str]:
+    return [source.path(index) for index in range(len(source))]
+
+
+def _members_of(source: Source) -> tuple[list[Item], list[tuple[str, str]]]:
+    """What is looked at of a source whose images are no files, and what of it is damaged.
+
+    Raises:
+        UserError: It lies on no disk of this machine.
+    """
+    if isinstance(source, Files):
+        return [], []
+    if isinstance(source, Stack):
+        return [Slice(source.file, index) for index in range(len(source))], []
+    if isinstance(source, Shards) and isinstance(source.storage, Local):
+        indexes = [source.storage.open_index(shard)[0] for shard in range(len(source.shards))]
+        known = list(zip(source.shards, indexes, strict=True))
+        members: list[Item] = [
+            Member(file, start, size)
+            for file, index in known
+            for start, size in zip(index.starts.tolist(), index.sizes.tolist(), strict=True)
+        ]
+        return members, [(file, index.damage) for file, index in known if index.damage]
+    if isinstance(source, Shards):
+        raise UserError(f"{source.name} is at an address: copy the tar files here to check them")
+    if is_builtin(name := source.name.partition(":")[0]):
+        raise UserError(f"{name} is built in: there is nothing to check. Name a folder")
+    raise UserError(
+        f"{source.name} is no files of yours: mvmae data pack writes it to tar files, which can be "
+        "checked"
+    )
 
 
 def _split_names(data: Sequence[str]) -> list[str]:

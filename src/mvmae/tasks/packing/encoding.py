@@ -20,7 +20,7 @@ from mvmae.data.decode import (
     decode,
     decode_deep,
 )
-from mvmae.data.sources.source import Source, raw
+from mvmae.data.sources.source import Source, raw, values
 
 PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 GRAY = ("1", "L")
@@ -80,10 +80,13 @@ class Packer:
         except MemoryError:
             return Refused("needs more memory than --memory")
 
-    def _of_pixels(self, index: int) -> Packed:
+    def _of_pixels(self, index: int) -> Packed | Refused:
         """Of a source that holds pixels: without loss unless asked otherwise."""
-        if own := getattr(self.source, "values", None):  # of an array
-            image = own(index).array
+        if (own := values(self.source, index)) is not None:
+            image = own.array
+            rows, _, channels = image.shape
+            if channels > max(3, rows):
+                return Refused(f"{channels} channels of {rows} rows, which a .npy file cannot tell")
             if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
                 stream = io.BytesIO()
                 np.save(stream, image)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
 from mvmae.tasks.packing.encoding import Packed, Refused
+from mvmae.tasks.packing.writing import naming
 
 
 class Waiting:
@@ -34,7 +36,8 @@ class Waiting:
         trace: TracebackType | None,
     ) -> None:
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # of a full disk, which was said before
+                self._file.close()
 
     def __contains__(self, place: int) -> bool:
         return place in self._images
@@ -72,6 +75,8 @@ class Waiting:
         if self._file is None:
             self._file = tempfile.TemporaryFile(dir=self.folder)  # noqa: SIM115  # see __exit__
         start = self._end
-        self._file.seek(start)
-        self._end += self._file.write(content)
+        with naming(self.folder):  # the file has no name
+            self._file.seek(start)
+            self._end += self._file.write(content)
+            self._file.flush()
         return start

@@ -6,14 +6,16 @@ that begins again behind a finished file writes what it would have written.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import TracebackType
 from typing import Any, BinaryIO
 
 from mvmae.data.sources import tar_index
@@ -73,7 +75,7 @@ def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
 
 
 class Writer:
-    """Writes samples into tar files of a limited size.
+    """Writes samples into tar files of a limited size; a context, which leaves none half-written.
 
     Args:
         folder: For the tar files.
@@ -91,6 +93,17 @@ class Writer:
         self._size, self._taken = 0, set[str]()
         self._skipped: list[tuple[str, str]] = []
         self._count = self._stays = 0
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.abandon()
 
     def add(self, key: str, packed: Packed, label: int, group: str | None, index: int) -> None:
         """Write an image with what is known of it.
@@ -114,8 +127,9 @@ class Writer:
         if self._file is None:
             self._file = self._temporary.open("wb")
         key = unlike(key, self._taken)
-        for suffix, content in sorted(parts):
-            self._size += self._file.write(_member(key + suffix, content))
+        with naming(self._temporary):
+            for suffix, content in sorted(parts):
+                self._size += self._file.write(_member(key + suffix, content))
         self._count += 1
         self._stays += packed.stays
 
@@ -130,10 +144,11 @@ class Writer:
             done: Images of the source that are in it or in one before, or skipped.
         """
         if self._file is not None:
-            self._file.write(b"\0" * 2 * BLOCK)
-            self._file.flush()
-            os.fsync(self._file.fileno())
-            self._file.close()
+            with naming(self._temporary):
+                self._file.write(b"\0" * 2 * BLOCK)
+                self._file.flush()
+                os.fsync(self._file.fileno())
+                self._file.close()
             name = f"{len(self.state.shards):06}.tar"
             size = self._temporary.stat().st_size
             self._temporary.replace(self.folder / name)
@@ -151,7 +166,8 @@ class Writer:
     def abandon(self) -> None:
         """Leave the tar file that is not finished; it is written again."""
         if self._file is not None:
-            self._file.close()
+            with contextlib.suppress(OSError):  # on a full disk, what is not written yet
+                self._file.close()
             self._temporary.unlink(missing_ok=True)
             self._file = None
 
@@ -175,11 +191,22 @@ class Writer:
             rows.writerow(("path", "reason"))
         rows.writerows(self._skipped)
         content = text.getvalue().encode("utf-8", "backslashreplace")
-        with (self.folder / SKIPPED).open("ab") as stream:
+        file = self.folder / SKIPPED
+        with naming(file), file.open("ab") as stream:
             stream.write(content)
         self.state.skipped_bytes += len(content)
         self.state.skipped += len(self._skipped)
         self._skipped = []
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let an error of a write say of which file it is, which the system does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def _with_indexes(shards: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from mvmae.config import ObjectiveConfig, PretrainConfig
 from mvmae.data.loader import Batch
 from mvmae.data.views import normalized
 from mvmae.engine import distributed
+from mvmae.metrics import health
 from mvmae.models.mae import Rebuild, View
 from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
 
@@ -68,6 +69,15 @@ def target_of(view: View, objective: ObjectiveConfig) -> Float[Tensor, "R M P"]:
     """What the rebuilt patches should be."""
     assert view.target is not None
     return normalize_patches(view.target) if objective.normalize_targets else view.target
+
+
+@torch.no_grad()
+def blur_of(view: View, config: PretrainConfig) -> dict[str, Tensor]:
+    """What `health` compares the reconstruction with, where there is one."""
+    if config.objective.reconstruction_weight == 0:
+        return {}
+    target = target_of(view, config.objective)
+    return {"colour_error": health.colour_error(target, config.model.in_channels)}
 
 
 def contrastive_term(

@@ -16,6 +16,7 @@ from mvmae.data.loader import Batch
 from mvmae.engine import distributed, precision
 from mvmae.models.mae import View
 from mvmae.tasks.pretraining.losses import (
+    blur_of,
     contrastive_term,
     on_device,
     rebuilt,
@@ -41,7 +42,8 @@ def gradient_of_parts(
     """Add the gradient of the whole batch to the model's, part by part.
 
     Returns:
-        All embeddings, with the predictions of the last part; the losses of the whole batch.
+        All embeddings, with the predictions of the last part; of the whole batch the losses, and
+        what the reconstruction is compared with.
     """
     objective = config.objective
     terms: dict[str, Tensor] = {}
@@ -54,7 +56,7 @@ def gradient_of_parts(
         gradient = embedding.grad
 
     count = batch.noise.shape[1]
-    errors = []
+    errors, blurs = [], []
     for part in parts:
         images, noise = on_device(batch, config, device, part)
         with distributed.without_averaging(model, unless=part is parts[-1]):
@@ -66,6 +68,7 @@ def gradient_of_parts(
                 errors.append(share * reconstruction_term(view, objective))
                 loss = loss + objective.reconstruction_weight * errors[-1]
                 errors[-1] = errors[-1].detach()
+                blurs.append(share * blur_of(view, config)["colour_error"])
             if gradient is not None:
                 loss = loss + (view.embedding.float() * rows_of(gradient, part)).sum()
             loss.backward()
@@ -73,7 +76,10 @@ def gradient_of_parts(
         terms = {"reconstruction": torch.stack(errors).sum()} | terms
     if embedding is not None:
         view = view._replace(embedding=embedding.detach())
-    return view, with_sum({name: term.detach() for name, term in terms.items()}, objective)
+    losses = with_sum({name: term.detach() for name, term in terms.items()}, objective)
+    if blurs:
+        losses["colour_error"] = torch.stack(blurs).sum()
+    return view, losses
 
 
 @torch.no_grad()

@@ -21,7 +21,6 @@ from mvmae.engine.state import State
 from mvmae.errors import DivergedError
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
-from mvmae.tasks.pretraining.losses import target_of
 
 
 def introduce(
@@ -55,7 +54,7 @@ def interval_record(
         config: Of the run.
         state: Of the run.
         view: Of the last step.
-        names: Of the losses.
+        names: Of the losses, and of what they are compared with.
         groups: Of the images of the last step.
 
     Raises:
@@ -73,12 +72,8 @@ def interval_record(
 def health_of(
     view: View, config: PretrainConfig, groups: torch.Tensor | None = None
 ) -> dict[str, float]:
-    """What `health.verdict` reads, over all processes."""
+    """What `health.verdict` reads of the embeddings, over all processes."""
     numbers = {}
-    if config.objective.reconstruction_weight > 0:
-        target = target_of(view, config.objective)
-        blur = health.colour_error(target, config.model.in_channels)
-        numbers["colour_error"] = distributed.mean_over_processes(blur).item()
     if config.objective.contrastive_weight > 0:
         z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
         all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import floor, log10
 from typing import NamedTuple
 
 from mvmae import config as configs
@@ -113,9 +114,17 @@ def is_measured(views: ViewsConfig, channels: int) -> bool:
 
 
 def statistics_of(channels: list[Channel]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation, in six digits; a channel of one value only has the deviation 1."""
-    mean = tuple(float(f"{one.mean:.6g}") for one in channels)
+    """Mean and deviation, in six digits; a channel of one value only has the deviation 1.
+
+    Of a mean far above its deviation more digits count: six of the deviation.
+    """
+    mean = tuple(float(f"{one.mean:.{_digits(one)}g}") for one in channels)
     return mean, tuple(float(f"{one.std:.6g}") if one.std > 0 else 1.0 for one in channels)
+
+
+def _digits(one: Channel) -> int:
+    ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
+    return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
 
 
 def remarks_on(kind: Kind, channels: int) -> list[str]:

@@ -7,10 +7,31 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from mvmae.engine import runs
+from mvmae.engine import distributed, runs
 from mvmae.errors import UserError
 
-LOCK = ".lock"  # holds the process's id
+
+@contextlib.contextmanager
+def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold the folder of a run against other commands, once it is known that the run may go there.
+
+    Started twice, on a cluster for one, two runs would write one mixture, and neither would know.
+
+    Raises:
+        UserError: As `runs.claim`, or another process is at it.
+    """
+    runs.claim(folder, resume=resume, overwrite=overwrite)
+    distributed.barrier()  # or a quick process would find the folder begun by another
+    with contextlib.ExitStack() as held:
+        refused = None
+        if distributed.is_main():
+            try:
+                held.enter_context(locked(folder))
+            except UserError as error:
+                refused = str(error)
+        if refused := distributed.from_main(refused):
+            raise UserError(refused)
+        yield
 
 
 @contextlib.contextmanager
@@ -30,7 +51,7 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         if held is not None:
-            (folder / LOCK).unlink(missing_ok=True)  # before another may take it
+            (folder / runs.LOCK).unlink(missing_ok=True)  # before another may take it
             os.close(held)
         with contextlib.suppress(OSError):  # not empty
             for path in made:
@@ -41,7 +62,7 @@ def _taken(folder: Path) -> int | None:
     """The open file that is locked; none where the disk knows no locks."""
     import fcntl  # which Windows has not
 
-    file = folder / LOCK
+    file = folder / runs.LOCK
     while True:
         try:
             opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
@@ -54,7 +75,7 @@ def _taken(folder: Path) -> int | None:
             holder = os.read(opened, 20).decode(errors="replace").strip()
             os.close(opened)
             raise UserError(
-                f"another mvmae embed (process {holder or 'unknown'}) is writing into {folder}: "
+                f"another command (process {holder or 'unknown'}) is writing into {folder}: "
                 "wait for it, or choose another --out"
             ) from error
         except OSError:
