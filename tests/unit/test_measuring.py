@@ -123,7 +123,7 @@ def test_the_kind_of_images_is_found_in_their_headers(tmp_path, image_folder):
     ],
 )
 def test_a_mean_keeps_the_digits_that_its_deviation_needs(mean, std, kept):
-    channel = Channel(mean, std, 0.0, 1.0, (), 0.0, 0.0)
+    channel = Channel(mean, std, 0.0, 1.0, (), 0.0, 0.0, bits=8, values=2)
     means, deviations = statistics_of([channel])
     assert means == (kept,)
     assert abs(means[0] - mean) <= 1e-5 * (std or abs(mean))

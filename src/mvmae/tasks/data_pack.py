@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import itertools
 import json
 import os
@@ -199,8 +200,13 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
         UserError: None of the images can be read, or something else came to lie in DST.
     """
     if not state.packed:
+        with (folder / SKIPPED).open(newline="", encoding="utf-8") as rows:
+            path, reason = list(itertools.islice(csv.reader(rows), 2))[-1]
         shutil.rmtree(folder)
-        raise UserError(f"none of the {len(source):,} images of {source.name} can be read")
+        raise UserError(
+            f"none of the {len(source):,} images of {source.name} can be read: {path} for one "
+            f"({reason})"
+        )
     names = classes_text(source.classes)
     write_whole(folder / CLASSES, lambda stream: stream.write(names))
     facts = {
