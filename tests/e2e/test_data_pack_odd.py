@@ -114,5 +114,7 @@ def test_more_channels_than_rows_are_refused_where_a_file_could_not_tell_them(ca
     assert "12 channels of 8 rows, which a .npy file cannot tell" in capsys.readouterr().err
     np.save("tall.npy", wide.reshape(4, 16, 16, 3))
     pack("tall.npy", "packed")
-    source = open_source(["packed"], 3, "16")
-    assert (source.read(1).numpy() == wide.reshape(4, 16, 16, 3)[1].transpose(2, 0, 1)).all()
+    packed, stack = (open_source([name], 3, "16") for name in ("packed", "tall.npy"))
+    shares = wide.reshape(4, 16, 16, 3)[1].transpose(2, 0, 1) / 65535
+    for source in (packed, stack):
+        np.testing.assert_allclose(source.read(1).numpy(), shares, rtol=1e-6)
