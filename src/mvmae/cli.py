@@ -26,7 +26,7 @@ from typing import Any
 import tyro
 
 from mvmae import config as configs
-from mvmae import recipes
+from mvmae import paper, recipes
 from mvmae.complaints import one_line
 from mvmae.config import DataShowConfig, PretrainConfig
 from mvmae.errors import UserError, nearest, printable
@@ -339,23 +339,39 @@ def group_usage(group: str) -> str:
 
 
 def list_recipes(args: list[str]) -> None:
-    """Print the recipes, or tell them in JSON.
+    """Print the recipes, or those named in full; or tell them in JSON.
 
     Raises:
-        UserError: There are arguments.
+        UserError: There is no recipe of a name.
     """
     from mvmae.engine import terminal
 
     words, rest = terminal.flags(args)
-    if set(rest) - {"-h", "--help"}:
-        raise UserError(f"`mvmae recipes` takes no arguments, got {' '.join(rest)}")
+    names = [word for word in rest if word not in ("-h", "--help")]
+    told = "\n\n".join(map(recipe_told, names)) if names else recipe_list()
     with terminal.output(words):
-        print(recipe_list())
+        print(told)
         summaries = {
-            verb: {name: one.summary for name, one in named.items()}
+            verb: {name: one.summary for name, one in named.items() if name in names or not names}
             for verb, named in recipes.BY_VERB.items()
         }
         terminal.emit("result", {"verb": "recipes", "recipes": summaries})
+
+
+def recipe_told(name: str) -> str:
+    """What a recipe is for and, of the paper's, its figure, its choices and its cost.
+
+    Raises:
+        UserError: No verb has such a recipe.
+    """
+    verbs = [verb for verb, named in recipes.BY_VERB.items() if name in named]
+    if not verbs:
+        known = [one for named in recipes.BY_VERB.values() for one in named]
+        raise UserError(f"no recipe '{name}'{nearest(name, known)} (`mvmae recipes` lists them)")
+    lines = []
+    for verb in verbs:
+        lines += [f"{name}, of mvmae {verb}: {recipes.BY_VERB[verb][name].summary}"]
+    return "\n".join([*lines, *map(paper.described, paper.rows_of(name))])
 
 
 def recipe_list() -> str:

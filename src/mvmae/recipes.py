@@ -1,5 +1,7 @@
 """Named, complete runs: rows of the paper's tables, and runs for own images.
 
+`paper.py` says of each row of the paper what it claims, costs and leaves open.
+
 A recipe is a value, so one derives from another with `dataclasses.replace`. A variant changes what
 the method is and leaves the rest of any recipe alone: `demo+mae` is the demo trained as MAE.
 """
@@ -16,6 +18,7 @@ from mvmae.config import (
     ModelConfig,
     ObjectiveConfig,
     PretrainConfig,
+    ProbeConfig,
     SegmentConfig,
     ViewsConfig,
 )
@@ -110,19 +113,53 @@ DEMO = PretrainConfig(
     warmup_epochs=1.0,
 )
 
+
+def with_mask(ratio: float) -> PretrainConfig:
+    """A cell of Table 5: another share of hidden patches."""
+    return replace(ABLATION, model=replace(ABLATION.model, mask_ratio=ratio))
+
+
+def with_lambda(weight: float) -> PretrainConfig:
+    """A cell of Table 5: another weight of the contrast."""
+    return replace(ABLATION, objective=replace(ABLATION.objective, contrastive_weight=weight))
+
+
+def with_decoder(depth: int) -> PretrainConfig:
+    """A cell of Table 5: another number of decoder blocks."""
+    return replace(ABLATION, model=replace(ABLATION.model, decoder_depth=depth))
+
+
+TABLE_5 = {
+    **{
+        f"mask-{ratio:g}": Recipe(
+            f"Table 5: {100 * ratio:g} % of the patches hidden.", with_mask(ratio)
+        )
+        for ratio in (0.5, 0.75, 0.8, 0.9, 0.95)
+    },
+    **{
+        f"lambda-{weight:g}": Recipe(f"Table 5: lambda {weight:g}.", with_lambda(weight))
+        for weight in (0.1, 0.5, 1.0, 1.5, 2.0)
+    },
+    **{
+        f"decoder-{depth}": Recipe(f"Table 5: decoder of depth {depth}.", with_decoder(depth))
+        for depth in (1, 2, 4, 8, 12)
+    },
+}
+
 RECIPES: dict[str, Recipe] = {
+    "demo": Recipe("The built-in photographs, in about a minute on two cores.", DEMO),
+    "tiny-cpu": Recipe("Own images on a laptop: a ViT of 0.8 M parameters at 64.", TINY_CPU),
+    "vit-small-128": Recipe("Own photographs on one GPU: ViT-S/8 at 128.", VIT_SMALL_128),
     "paper": Recipe("Table 1: ViT-B/16 at 224, 1600 epochs of ImageNet-1K, batch 256.", PAPER),
     "paper-800": Recipe("Table 1's shorter row: 800 epochs.", replace(PAPER, epochs=800)),
-    "ablation": Recipe("Tables 5 and 6: 200 epochs, batch 512.", ABLATION),
     "mae": Recipe("MAE itself: one view, 75 % masked, decoder of 8 blocks, batch 4096.", MAE),
+    "ablation": Recipe("Tables 5 and 6: 200 epochs, batch 512.", ABLATION),
     "no-contrast": Recipe("Table 6: two views, no contrast.", without_contrast(ABLATION)),
     "one-target": Recipe("Table 6: one crop masked twice.", with_one_target(ABLATION)),
     "contrast-only": Recipe(
         "What Table 6 lacks: contrast without reconstruction.", without_reconstruction(ABLATION)
     ),
-    "vit-small-128": Recipe("Own photographs on one GPU: ViT-S/8 at 128.", VIT_SMALL_128),
-    "tiny-cpu": Recipe("Own images on a laptop: a ViT of 0.8 M parameters at 64.", TINY_CPU),
-    "demo": Recipe("The built-in photographs, in about a minute on two cores.", DEMO),
+    **TABLE_5,
 }
 
 
@@ -154,8 +191,6 @@ FINETUNE: dict[str, Recipe] = {
 }
 
 
-# 1.2 TFLOP for a crop and its way forward, 9e18 for the run: some 13 hours of an H100 at 200
-# TFLOP/s, by arithmetic; it has not been run. Expected: 50.2 mIoU (the paper), 48.1 (MAE).
 PAPER_ADE20K = SegmentConfig(encoder="runs/pretrain")
 SMALL_SEGMENT = replace(
     PAPER_ADE20K,
@@ -175,6 +210,13 @@ SMALL_SEGMENT = replace(
     save_every_minutes=2.0,
 )
 
+PROBE: dict[str, Recipe] = {
+    "paper-probe": Recipe(
+        "Table 2: MAE's probe, 100 epochs at batch 1024; the paper 76.7 %, MAE 68.0 %.",
+        ProbeConfig(encoder="runs/pretrain", data="imagenet", protocol="mae"),
+    ),
+}
+
 SEGMENT: dict[str, Recipe] = {
     "paper-ade20k": Recipe(
         "Table 4: UperNet, ADE20K, 160,000 steps of batch 16; paper 50.2 mIoU, MAE 48.1.",
@@ -184,9 +226,6 @@ SEGMENT: dict[str, Recipe] = {
 }
 
 
-# 1.2 TFLOP for an image and its way forward in encoder and pyramid, some 0.5 in the heads; 6e19 for
-# 118,000 images x 100: some 80 hours of an H100 at 200 TFLOP/s, by arithmetic; it has not been
-# run. Expected, AP box and mask: 51.3 and 45.6 (the paper), 50.3 and 44.9 (MAE).
 LI2021 = DetectConfig(encoder="runs/pretrain")
 VITDET = replace(
     LI2021,
@@ -239,6 +278,7 @@ DETECT: dict[str, Recipe] = {
 BY_VERB: dict[str, Mapping[str, Recipe]] = {
     "pretrain": RECIPES,
     "finetune": FINETUNE,
+    "probe": PROBE,
     "segment": SEGMENT,
     "detect": DETECT,
 }

@@ -131,7 +131,7 @@ VERBS = {
         "mvmae.tasks.export",
     ),
     "bench": Verb(
-        "Time a training step or the input against the plain way.",
+        "Time a training step or the input against other packages' ways, or how cost grows.",
         BenchConfig,
         "mvmae.tasks.bench",
     ),

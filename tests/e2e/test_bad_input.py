@@ -88,7 +88,7 @@ WORDS = [
     case("unknown verb", "pretrian images", "no verb 'pretrian': did you mean 'pretrain'"),
     case("unknown verb far from all", "xyzzy", r"no verb 'xyzzy' \(`mvmae --help` lists them\)"),
     case("flag without a verb", "--epochs 3", "no verb '--epochs'"),
-    case("argument of recipes", "recipes demo", "takes no arguments, got demo"),
+    case("unknown name for recipes", "recipes dmo", "no recipe 'dmo': did you mean 'demo'?"),
     case("unknown flag", "pretrain --epohcs 3", "no option --epohcs: did you mean --epochs"),
     case("unknown nested flag", "pretrain --model.mask 0.5", "no option --model.mask"),
     case("flag without a value", "pretrain --epochs", "--epochs"),

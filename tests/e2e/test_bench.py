@@ -1,6 +1,8 @@
 """`mvmae bench`: what it prints and leaves; how fast anything is, is not tested."""
 
 import json
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -48,36 +50,99 @@ def error_of(capfd, *args: str) -> str:
     return said
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_step_times_both_sides_from_the_same_loss(tmp_path, capfd, precision, attention):
-    pytest.importorskip("transformers")
-    words = (*TINY_STEP, "--precision", precision, "--attention", attention)
+@pytest.mark.parametrize("peer", ["transformers", "lightly", "timm"])
+@pytest.mark.parametrize(
+    ("precision", "attention"), [("fp32", "sdpa"), ("fp32", "eager"), ("bf16", "sdpa")]
+)
+def test_step_times_a_peer_from_the_same_loss(tmp_path, capfd, peer, precision, attention):
+    pytest.importorskip(peer)
+    words = (*TINY_STEP, "--peers", peer, "--precision", precision, "--attention", attention)
     result = bench("step", *words, out=tmp_path / "new" / "step.json")
-    assert_ratio_is_the_quotient_of_the_rates(result)
+    ours, theirs = result["ours"], result["peers"][peer]
+    quotient = ours["images_per_second"] / theirs["images_per_second"]
+    assert theirs["ratio"] == pytest.approx(quotient, abs=1e-4)
     assert result["dtype"] == {"fp32": "float32", "bf16": "bfloat16"}[precision]
     # 25 patches at 0.8 leave 5 visible; transformers alone would round to 4.
     tolerance = 1e-5 if precision == "fp32" else 1e-2
-    losses = (result[side]["first_loss"] for side in ("ours", "plain"))
-    assert next(losses) == pytest.approx(next(losses), rel=tolerance)
-    assert len(result["ours"]["seconds_per_step"]) == 1
-    printed = capfd.readouterr().out
+    assert ours["first_loss"] == pytest.approx(theirs["first_loss"], rel=tolerance)
+    assert ours["step_memory_gib"] <= theirs["step_memory_gib"]
+    assert len(ours["seconds_per_step"]) == 1
+    printed, said = capfd.readouterr()
     assert "mvmae" in printed
-    assert "transformers" in printed
+    assert f"{peer} {theirs['version']}: " in printed
+    assert said == ""
 
 
-def test_step_embeds_only_visible_patches_and_counts_that(tmp_path):
-    pytest.importorskip("transformers")
-    result = bench("step", *TINY_STEP, out=tmp_path / "step.json")
-    saved = result["plain"]["gflop_per_step"] - result["ours"]["gflop_per_step"]
+@pytest.mark.parametrize("peer", ["transformers", "lightly", "timm"])
+def test_a_peer_follows_the_same_course(peer):
+    """Not the first loss alone: gradients and updates are the same, but for the optimiser's."""
+    pytest.importorskip(peer)
+    from mvmae.config import BenchConfig, ModelConfig
+    from mvmae.tasks.benching import step
+
+    model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=8, decoder_dim=32)
+    config = BenchConfig(part="step", model=model, batch_size=4, peers=(peer,), device="cpu")
+    sides = step.sides_of(config, step.training_config(config), torch.device("cpu"))
+    courses = [[float(one()) for _ in range(6)] for one in sides.steps.values()]
+    assert courses[0] == pytest.approx(courses[1], rel=2e-4)
+    assert courses[0][5] < 0.999 * courses[0][0]
+
+
+def test_step_embeds_and_predicts_only_what_is_needed_and_counts_that(tmp_path):
+    pytest.importorskip("timm")
+    result = bench("step", *TINY_STEP, "--peers", "timm", out=tmp_path / "step.json")
+    saved = result["peers"]["timm"]["gflop_per_step"] - result["ours"]["gflop_per_step"]
     # Of 25 patches 20 are not embedded: 48 x 64 products each, in 2 x 2 views, forward and for
-    # the weight's gradient.
-    assert saved == pytest.approx(2 * 4 * 20 * 48 * 64 * 2 / 1e9, abs=0.01)
+    # the weight's gradient. The class token and 5 visible ones are not predicted: 32 x 48 each,
+    # forward and for both gradients (the class token is dropped behind the head).
+    embedded, predicted = 4 * 20 * 48 * 64 * 2 * 2, 4 * 6 * 32 * 48 * 2 * 3
+    assert saved == pytest.approx((embedded + predicted) / 1e9, abs=1e-4)
 
 
-def test_step_without_transformers_says_what_to_install(monkeypatch, capfd):
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    assert "pip install 'mvmae[bench]'" in error_of(capfd, "step", *TINY_STEP)
+def test_step_is_told_by_part(tmp_path, capfd):
+    result = bench("step", *TINY_STEP, "--peers", out=tmp_path / "step.json")
+    profile = result["profile"]
+    parts = [spent["forward"] + spent["backward"] for spent in profile["parts"].values()]
+    assert sum(parts) == pytest.approx(profile["total"], abs=0.1)
+    assert min(parts) >= 0
+    assert sum(profile["gflop"].values()) == pytest.approx(
+        result["ours"]["gflop_per_step"], abs=1e-3
+    )
+    assert sum(profile["operators"].values()) < profile["total"]
+    printed = capfd.readouterr().out
+    for name in (*profile["parts"], "our step by part", "100.0%"):
+        assert name in printed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
+def test_step_is_timed_compiled_too(tmp_path):
+    # In a process of its own: the checks of shapes that tests switch on are no part of the graph.
+    words = ["step", *TINY_STEP, "--peers", "--compile", "on", "--out", str(tmp_path / "step.json")]
+    done = subprocess.run(
+        [sys.executable, "-m", "mvmae", "bench", *words], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads((tmp_path / "step.json").read_text())
+    ours, faster = result["ours"], result["ours_compiled"]
+    assert faster["first_loss"] == pytest.approx(ours["first_loss"], rel=1e-5)
+    assert faster["gflop_per_step"] == ours["gflop_per_step"]
+    quotient = faster["images_per_second"] / ours["images_per_second"]
+    assert faster["ratio"] == pytest.approx(quotient, abs=2e-4)
+    assert "mvmae, compiled" in done.stdout
+    assert "times as fast as without" in done.stdout
+
+
+def test_step_leaves_out_who_is_not_installed_and_says_so(tmp_path, monkeypatch, capfd):
+    for name in ("transformers", "timm", "timm.models.vision_transformer"):
+        monkeypatch.setitem(sys.modules, name, None)
+    result = bench("step", *TINY_STEP, "--peers", "transformers", "timm", out=tmp_path / "a.json")
+    assert result["peers"] == {}
+    assert set(result["peers_left_out"]) == {"transformers", "timm"}
+    printed = capfd.readouterr().out
+    assert "left out: " in printed
+    assert "pip install transformers" in printed
+    assert result["ours"]["images_per_second"] > 0
 
 
 @pytest.mark.parametrize(
@@ -89,6 +154,8 @@ def test_step_without_transformers_says_what_to_install(monkeypatch, capfd):
         (("--quick", "--model.encoder", "vit_tiny"), "--quick"),
         (("--batch-size", "1"), "batch_size must be at least 2"),
         (("--rounds", "0"), "rounds must be at least 1"),
+        (("--peers", "timm", "timm"), "peers names one twice"),
+        (("--peers", "fairseq"), "fairseq"),
         (("--images", "0"), "images must be at least 1"),
     ],
 )
@@ -155,6 +222,13 @@ def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
     for axis in ("batch", "image", "encoder"):
         for point in points[axis]:
             assert point["gflop_per_second"] > 0
+    # Weights and averages, and then what grows with the batch and with the patches.
+    state = 12 * scale.num_weights(tiny) / 2**30
+    batches, sizes = (
+        [point["memory_gib"] - state for point in points[axis]] for axis in ("batch", "image")
+    )
+    assert batches[1] == pytest.approx(2 * batches[0], rel=0.25)
+    assert sizes[1] > 2.5 * sizes[0]
     (read,) = points["workers"]
     assert read["images_per_second"] > 0
     with Image.open(out.with_suffix(".png")) as picture:

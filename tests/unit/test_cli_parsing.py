@@ -250,7 +250,7 @@ REFUSED = [
     (["knn", "run", "--kk", "3"], "no option --kk: did you mean --k?"),
     (["probe", "run", "--costs", "0"], "costs must be numbers above 0"),
     (["bench", "stepp"], "invalid choice 'stepp'"),
-    (["recipes", "all"], "`mvmae recipes` takes no arguments, got all"),
+    (["recipes", "papr"], "no recipe 'papr': did you mean 'paper'?"),
 ]
 
 

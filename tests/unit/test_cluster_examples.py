@@ -67,7 +67,8 @@ def words(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["slurm.sbatch", "skypilot.yaml", "kubernetes.yaml"])
-def test_a_job_begins_a_run_and_then_goes_on_with_it(name, words, tmp_path):
+@pytest.mark.parametrize("checkpoint", ["last.pt", "last", "previous"])
+def test_a_job_begins_a_run_and_then_goes_on_with_it(name, checkpoint, words, tmp_path):
     out = tmp_path / "run"
     verb, *arguments = words(script_of(name), out)
     _, config = parse(verb, arguments)
@@ -76,7 +77,9 @@ def test_a_job_begins_a_run_and_then_goes_on_with_it(name, words, tmp_path):
     assert config.out == out
     assert not config.resume
     (out / "checkpoints").mkdir(parents=True)
-    (out / "checkpoints" / "last.pt").touch()
+    (out / "checkpoints" / "fresh").touch()
+    assert "--resume" not in words(script_of(name), out)
+    (out / "checkpoints" / checkpoint).touch()
     assert words(script_of(name), out) == ["pretrain", "--resume", "--out", str(out)]
 
 

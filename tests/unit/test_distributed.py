@@ -1,51 +1,25 @@
 """Two gloo processes give the losses, the gradients and the weights of one with both halves."""
 
-import os
-import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-import torch.multiprocessing as mp
+from processes import BASE, CONFIGS, CPU, on_processes, trained
 from torch import Generator, Tensor
 
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
-from mvmae.data.loader import Batch
+from mvmae.config import PretrainConfig
 from mvmae.engine import distributed
-from mvmae.engine.optim import adamw
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.objectives import nt_xent
-from mvmae.tasks.pretrain import training_step
+from mvmae.tasks.pretraining.parallel import parallel
 
 WORLD = 2
-CPU = torch.device("cpu")
-BASE = PretrainConfig(
-    model=ModelConfig(
-        encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32, decoder_depth=1
-    ),
-    batch_size=8,
-    device="cpu",
-)
-NO_CONTRAST = ObjectiveConfig(contrastive_weight=0.0)
-CONFIGS = {
-    "both losses": BASE,
-    "projection head": replace(BASE, model=replace(BASE.model, head="mlp")),
-    "class token": replace(BASE, model=replace(BASE.model, latent="cls")),
-    "one target": replace(BASE, views=ViewsConfig(targets="one")),
-    "contrast only": replace(BASE, objective=ObjectiveConfig(reconstruction_weight=0.0)),
-    "no contrast": replace(BASE, objective=NO_CONTRAST),
-    "mae": replace(BASE, objective=NO_CONTRAST, views=ViewsConfig(num_views=1)),
-    "all patches": replace(BASE, objective=ObjectiveConfig(reconstruct="all")),
-    "clipped": replace(BASE, clip_grad=0.5),
-    "groups": replace(BASE, group_regex="."),
-    "in parts": replace(BASE, micro_batch_size=3),
-    "in parts, without contrast": replace(BASE, objective=NO_CONTRAST, micro_batch_size=2),
-}
-GROUPS = torch.tensor([0, 0, 1, 2, 0, 3, 3, 2])  # two of them on both processes
-OPTIMIZERS = {
-    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
-    "adamw": lambda model: adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
-}
+OF_FOUR = {
+    name: CONFIGS[name]
+    for name in ("both losses", "projection head", "contrast only", "clipped", "groups")
+} | {"in parts": replace(BASE, micro_batch_size=1)}
+BF16 = replace(BASE, reduce_dtype="bf16")
 
 
 def embeddings() -> tuple[Tensor, Tensor]:
@@ -53,76 +27,51 @@ def embeddings() -> tuple[Tensor, Tensor]:
     return torch.randn(6, 8, generator=generator), torch.randn(6, 8, generator=generator)
 
 
-def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> Batch:
-    """This process's share of the batch of a step."""
-    generator = Generator().manual_seed(step)
-    shape = config.views.num_views, config.batch_size
-    views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
-    noise = torch.rand(*shape, config.model.num_patches, generator=generator)
-    share = [part.chunk(world, dim=1)[rank] for part in (views, noise)]
-    groups = GROUPS.chunk(world)[rank] if config.group_regex else None
-    return Batch(*share, skipped=[], is_whole=True, groups=groups)
-
-
-def trained(config: PretrainConfig, optimizer: str, rank: int = 0, world: int = 1):
-    """Losses and weights after two steps."""
-    model = MaskedAutoencoder(config.model, Generator().manual_seed(0))
-    if config.objective.reconstruction_weight == 0:
-        for parameter in model.decoder_parameters():
-            parameter.requires_grad_(False)
-    update = OPTIMIZERS[optimizer](model)
-    wrapped = distributed.wrap(model, CPU)
-    losses = []
-    for step in range(2):
-        _, terms = training_step(wrapped, update, batch(config, step, rank, world), config, CPU)
-        mean = distributed.mean_over_processes(torch.stack(list(terms.values())).detach())
-        losses.append(mean)
-    return torch.stack(losses), model.state_dict()
-
-
-def worker(rank: int, port: int, folder: str) -> None:
-    os.environ |= {
-        "RANK": str(rank),
-        "LOCAL_RANK": str(rank),
-        "WORLD_SIZE": str(WORLD),
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+def work(rank: int, world: int, folder: Path) -> dict:
+    z1, z2 = (z.chunk(world)[rank].clone().requires_grad_() for z in embeddings())
+    gathered = distributed.gather_rows(z1), distributed.gather_rows(z2)
+    loss = nt_xent(z1, z2, gathered=gathered, offset=rank * len(z1))
+    loss.backward()
+    results = {
+        "loss": loss.detach(),
+        "gradients": (z1.grad, z2.grad),
+        "rank": distributed.rank(),
+        "local rank": distributed.local_rank(),
+        "world": distributed.world_size(),
+        "announced": distributed.announced_world_size(),
+        "main": distributed.is_main(),
+        "mean": distributed.mean_over_processes(torch.tensor([float(rank), 4.0])),
+        "largest": distributed.largest(10 - rank, CPU),
+        "objects": distributed.gather_objects([("from", rank)] * (rank + 1)),
+        "static": {name: is_static(config) for name, config in CONFIGS.items()},
+        "bf16": trained(BF16, "sgd", rank, world),
     }
-    torch.set_num_threads(1)
-    with distributed.process_group(CPU):
-        z1, z2 = (z.chunk(WORLD)[rank].clone().requires_grad_() for z in embeddings())
-        gathered = distributed.gather_rows(z1), distributed.gather_rows(z2)
-        loss = nt_xent(z1, z2, gathered=gathered, offset=rank * len(z1))
-        loss.backward()
-        results = {
-            "loss": loss.detach(),
-            "gradients": (z1.grad, z2.grad),
-            "rank": distributed.rank(),
-            "local rank": distributed.local_rank(),
-            "world": distributed.world_size(),
-            "announced": distributed.announced_world_size(),
-            "main": distributed.is_main(),
-            "mean": distributed.mean_over_processes(torch.tensor([float(rank), 4.0])),
-            "largest": distributed.largest(10 - rank, CPU),
-            "objects": distributed.gather_objects([("from", rank)] * (rank + 1)),
-        }
-        for name, config in CONFIGS.items():
-            for optimizer in OPTIMIZERS:
-                results[name, optimizer] = trained(config, optimizer, rank, WORLD)
-        distributed.barrier()
-    results["after"] = (distributed.rank(), distributed.world_size())
-    torch.save(results, f"{folder}/{rank}.pt")
+    for name, config in CONFIGS.items():
+        for optimizer in ("sgd", "adamw"):
+            results[name, optimizer] = trained(config, optimizer, rank, world)
+    return results
+
+
+def is_static(config: PretrainConfig) -> bool:
+    return parallel(MaskedAutoencoder(config.model), config, CPU).static_graph
+
+
+def work_of_four(rank: int, world: int, folder: Path) -> dict:
+    return {name: trained(config, "sgd", rank, world) for name, config in OF_FOUR.items()} | {
+        "adamw": trained(BASE, "adamw", rank, world)[1]
+    }
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory) -> list[dict]:
     """What each process came to."""
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(worker, (port, str(folder)), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+    return on_processes(work, WORLD, tmp_path_factory.mktemp("processes"))
+
+
+@pytest.fixture(scope="module")
+def results_of_four(tmp_path_factory) -> list[dict]:
+    """The same steps by four processes."""
+    return on_processes(work_of_four, 4, tmp_path_factory.mktemp("four"))
 
 
 def test_gathered_nt_xent_is_the_loss_of_one_process(results):
@@ -165,10 +114,14 @@ def test_two_processes_train_the_weights_of_one(results, name):
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_two_processes_train_the_weights_of_one_by_adamw(results, name):
     """But for a few, whose gradient is rounding: AdamW makes a whole step even of that."""
-    _, weights = trained(CONFIGS[name], "adamw")
+    assert_close_by_adamw([part[name, "adamw"][1] for part in results], CONFIGS[name])
+
+
+def assert_close_by_adamw(found: list[dict[str, Tensor]], config: PretrainConfig) -> None:
+    _, weights = trained(config, "adamw")
     ours = torch.cat([tensor.flatten() for tensor in weights.values()])
-    for part in results:
-        theirs = torch.cat([tensor.flatten() for tensor in part[name, "adamw"][1].values()])
+    for part in found:
+        theirs = torch.cat([tensor.flatten() for tensor in part.values()])
         apart = (ours - theirs).abs()
         assert (apart > 1e-6).float().mean() < 0.005
         assert apart.max() < 4e-3  # two steps of 1e-3, either way
@@ -177,6 +130,39 @@ def test_two_processes_train_the_weights_of_one_by_adamw(results, name):
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_both_processes_have_the_same_weights_to_the_bit(results, name):
     (_, first), (_, second) = (part[name, "adamw"] for part in results)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", list(OF_FOUR))
+def test_four_processes_are_one(results_of_four, name):
+    losses, weights = trained(OF_FOUR[name], "sgd")
+    for part in results_of_four:
+        torch.testing.assert_close(part[name][0], losses, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(part[name][1], weights, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_four_processes_are_one_by_adamw(results_of_four):
+    assert_close_by_adamw([part["adamw"] for part in results_of_four], BASE)
+
+
+def test_graph_is_static_unless_gradients_wait_for_the_last_part(results):
+    for part in results:
+        assert {name for name, static in part["static"].items() if not static} == {
+            "in parts",
+            "in parts, without contrast",
+        }
+
+
+def test_gradients_summed_in_bf16_are_rounded_and_no_more(results):
+    losses, weights = trained(BASE, "sgd")
+    for part in results:
+        rounded_losses, rounded = part["bf16"]
+        torch.testing.assert_close(rounded_losses[0], losses[0], atol=1e-6, rtol=1e-6)
+        apart = torch.cat([(rounded[key] - weights[key]).flatten() for key in weights])
+        assert 1e-5 < apart.abs().max() < 5e-3
+    first, second = (part["bf16"][1] for part in results)
     assert all(torch.equal(first[key], second[key]) for key in first)
 
 
@@ -213,7 +199,7 @@ def test_single_process_needs_no_group():
     assert distributed.gather_objects([1]) == [1]
     assert distributed.is_main()
     model = torch.nn.Linear(1, 1)
-    assert distributed.wrap(model, CPU) is model
+    assert distributed.wrap(model, CPU, reduce_dtype="bf16") is model
     with distributed.process_group(CPU):
         assert distributed.world_size() == 1
     distributed.barrier()

@@ -195,7 +195,7 @@ class BenchConfig:
     """Time the parts of pre-training against the plain way, in one run."""
 
     part: Annotated[Positional[Literal["step", "input", "scale"]], arg(metavar="PART")]
-    """step: a training step against transformers' ViTMAE, one pass a view.
+    """step: a training step, by part, against those of other packages.
     input: two views of a JPEG file against torchvision's PIL transform, file decoded twice.
     scale: how rate and memory grow with batch, image, model and reading processes."""
 
@@ -208,8 +208,9 @@ class BenchConfig:
     batch_size: int = 16
     """Images in a step, each seen in two views."""
 
-    rounds: int = 7
-    """Timed rounds of each side, in turn; medians are reported."""
+    rounds: int | None = None
+    """Timed rounds of each side, in turn; medians are reported. Default: 7, or 3 if quick and not
+    `input`."""
 
     images: int | None = None
     """Images read in a round of `input`, and for each number of processes of `scale`. Default: 200,
@@ -219,8 +220,18 @@ class BenchConfig:
     """Under a minute on two cores: ViT-S at 96 pixels for `step`, few images for `input`, ViT-Ti
     at 64 pixels for `scale`."""
 
+    peers: tuple[Literal["transformers", "lightly", "timm"], ...] = (
+        "transformers",
+        "lightly",
+        "timm",
+    )
+    """Packages that `step` compares with; one that is not installed is left out."""
+
     attention: Literal["sdpa", "eager"] = "sdpa"
-    """Attention of transformers' ViTMAE: sdpa is its default, eager its plain one."""
+    """Attention of the peers: sdpa is their default, eager their plain one."""
+
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Whether our step is timed a second time, compiled, as pretrain has it; auto: on CUDA."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute; auto: CUDA where there is one."""
@@ -232,18 +243,26 @@ class BenchConfig:
     """JSON file for the result; `scale` draws a picture beside it."""
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "rounds", "num_images"):
+        for name in ("batch_size", "num_rounds", "num_images"):
             value = getattr(self, name)
             require(value >= 1, f"{name.removeprefix('num_')} must be at least 1, not {value}")
         require(
             not self.quick or self.part == "input" or self.model == ModelConfig(),
             "--quick brings its own model: leave out --quick or --model.*",
         )
+        require(len(set(self.peers)) == len(self.peers), "peers names one twice")
 
     @property
     def step_model(self) -> ModelConfig:
         """What `step` trains."""
         return ModelConfig(encoder="vit_small", image_size=96) if self.quick else self.model
+
+    @property
+    def num_rounds(self) -> int:
+        """Timed rounds."""
+        if self.rounds is not None:
+            return self.rounds
+        return 3 if self.quick and self.part != "input" else 7
 
     @property
     def num_images(self) -> int:

@@ -40,6 +40,7 @@ EncoderName = Literal[
     "vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"
 ]
 Pool = Literal["mean", "cls"]
+ReduceDtype = Literal["fp32", "bf16"]
 MOST_CHANNELS = 64
 
 DECODER_HEAD_WIDTH = 32  # MAE: 512 wide, 16 heads
@@ -266,6 +267,14 @@ class PretrainConfig:
     """Whether torch.compile fuses the model's small operations; auto: on CUDA. The first step then
     takes a minute, and sums are rounded elsewhere."""
 
+    sharding: Literal["none", "full"] = "none"
+    """What each of several processes holds. none: all weights (DDP); full: its share of weights,
+    gradients and optimiser state (FSDP2), for models too large for one GPU; checkpoints are then
+    folders, which any number of processes resumes."""
+
+    reduce_dtype: ReduceDtype = "fp32"
+    """Arithmetic in which processes sum their gradients; bf16 sends half the bytes, and rounds."""
+
     workers: int | None = None
     """Processes that read images, for each training process. Default: by the machine."""
 
@@ -333,6 +342,11 @@ class PretrainConfig:
             "--dry-run is for runs that have not begun: leave out --resume",
         )
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
+        require(
+            not (self.save_in_background and self.sharding == "full"),
+            "--save-in-background copies all weights, which --sharding full leaves on no process: "
+            "choose one",
+        )
         if self.objective.contrastive_weight > 0:
             require(
                 self.views.num_views == 2,

@@ -6,6 +6,7 @@ any number of processes see the same views.
 
 from __future__ import annotations
 
+from functools import cache
 from math import exp, log
 from typing import NamedTuple
 
@@ -146,6 +147,11 @@ def shares_or_values(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Flo
     return floats.div_(255) if images.dtype == torch.uint8 else floats
 
 
+@cache  # a copy from plain memory would wait for the GPU in every step
+def _on_device(values: tuple[float, ...], device: torch.device) -> Float[Tensor, "1 C 1 1"]:
+    return torch.tensor(values, device=device).view(1, -1, 1, 1)
+
+
 def normalized(
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
     mean: tuple[float, ...],
@@ -160,8 +166,7 @@ def normalized(
         std: Of each channel.
         device: Where they go.
     """
-    shape = (1, -1, 1, 1)
-    mean_C, std_C = (torch.tensor(s, device=device).view(shape) for s in (mean, std))
+    mean_C, std_C = _on_device(mean, device), _on_device(std, device)
     pixels = shares_or_values(images.to(device, non_blocking=True))
     if pixels.data_ptr() == images.data_ptr():  # the caller's own
         return pixels.sub(mean_C).div_(std_C)

@@ -21,7 +21,7 @@ from mvmae.encoders.product import (
     encoder_from_facts,
     opened_from_config,
 )
-from mvmae.engine import checkpoint
+from mvmae.engine import checkpoint, sharded_checkpoint
 from mvmae.errors import UserError, nearest
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.vit import Encoder, initialize
@@ -58,7 +58,20 @@ def open_encoder(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
 ) -> OpenedEncoder:
-    """`load_encoder`, with the preprocessing and the token to read."""
+    """`load_encoder`, with the preprocessing and the token to read.
+
+    Args:
+        source: As for `load_encoder`.
+        image_size: In pixels, as for `load_encoder`.
+        in_channels: As for `load_encoder`; mean and deviation are adapted with it.
+
+    Returns:
+        The encoder, on the CPU and in eval mode; mean and deviation of each channel, in the unit of
+        `depth` (shares of 255 for "8"); the token that training shaped; whose file it was.
+
+    Raises:
+        UserError: As `load_encoder`.
+    """
     name = str(source)
     if in_channels is not None and in_channels < 1:
         raise UserError(f"in_channels must be at least 1, not {in_channels}")
@@ -141,8 +154,10 @@ def _from_path(path: Path) -> OpenedEncoder:
     if path.is_dir():
         if (path / PRODUCT).exists():
             path = path / PRODUCT
-        elif (path / "checkpoints" / "last.pt").exists():
-            path = path / "checkpoints" / "last.pt"
+        elif (whole := _checkpoint_in(path)).exists():
+            path = whole
+        elif sharded_checkpoint.is_checkpoint(path):
+            pass
         elif hub.is_transformers(path):
             return _from_transformers(path, str(path))
         else:
@@ -162,12 +177,22 @@ def _from_path(path: Path) -> OpenedEncoder:
             tensors = {key: value for key, value in tensors.items() if key not in head}
         checkpoint.load_weights(opened.encoder, tensors, source=str(path))
         return opened
-    state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else checkpoint.load(path)
+    state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else _loaded(path)
     if _is_ours(state):
         return _from_training_state(state, path)
     if facts := checkpoint.facts_within(path):
         return _from_export(state, facts, str(path))
     return _from_found(find_encoder(state, source=str(path)), None, source=str(path))
+
+
+def _checkpoint_in(run: Path) -> Path:
+    """The newest checkpoint of a run folder: a folder where several processes wrote it."""
+    last = run / "checkpoints" / "last"
+    return last if sharded_checkpoint.is_checkpoint(last) else last.with_suffix(".pt")
+
+
+def _loaded(path: Path) -> dict[str, Any]:
+    return sharded_checkpoint.load(path) if path.is_dir() else checkpoint.load(path)
 
 
 def _from_transformers(folder: Path, source: str) -> OpenedEncoder:
@@ -263,14 +288,14 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
             f"{source} is an encoder alone and has no decoder: give the folder of a run of pretrain"
         )
     path = Path(source)
-    if path.is_dir():
-        whole = path / "checkpoints" / "last.pt"
+    if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
+        whole = _checkpoint_in(path)
         path = path / PRODUCT if (path / PRODUCT).exists() and not whole.exists() else whole
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
         )
-    state = checkpoint.load(path)
+    state = _loaded(path)
     if not _is_ours(state):
         raise UserError(
             f"{path} is no checkpoint of mvmae: of another program, or an encoder alone, which has "

@@ -62,11 +62,16 @@ def save(folder: Path, state: dict[str, Any]) -> None:
     """
     folder.mkdir(exist_ok=True)
     last, fresh = folder / "last.pt", folder / "fresh.pt"
-    whole = state | {CHECKSUM: digest(state)}
-    write_whole(fresh, lambda stream: _write(whole, stream))
+    write_state(fresh, state)
     if last.exists():
         _keep_as_previous(last)
     fresh.replace(last)
+
+
+def write_state(file: Path, state: dict[str, Any]) -> None:
+    """Write tensors and plain data with their checksum, whole or not at all."""
+    whole = state | {CHECKSUM: digest(state)}
+    write_whole(file, lambda stream: _write(whole, stream))
 
 
 def _write(state: dict[str, Any], stream: BinaryIO) -> None:
@@ -109,17 +114,22 @@ def newest(folder: Path) -> tuple[dict[str, Any], Path]:
     """
     last, previous = folder / "last.pt", folder / "previous.pt"
     try:
-        return _load_own(last), last
+        return load_own(last), last
     except UserError as error:
         if not previous.exists():
             raise
         try:
-            return _load_own(previous), previous
+            return load_own(previous), previous
         except UserError:
             raise UserError(f"{error}; {previous.name} is damaged too") from error
 
 
-def _load_own(file: Path) -> dict[str, Any]:
+def load_own(file: Path) -> dict[str, Any]:
+    """What `write_state` wrote, without its checksum.
+
+    Raises:
+        UserError: It is missing, damaged or of another program.
+    """
     state = load(file)
     if CHECKSUM not in state:
         raise UserError(f"{file} is damaged or of another program: it has no checksum")
@@ -286,7 +296,8 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
-def _listed(keys: list[str]) -> str:
+def listed(keys: list[str]) -> str:
+    """The first of many names, and how many more there are."""
     more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
     return ", ".join(keys[:MOST_KEYS]) + more
 
@@ -303,7 +314,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> 
         raise UserError(
             f"{source} is of another model: "
             + "; ".join(
-                f"{what} keys: {_listed(keys)}"
+                f"{what} keys: {listed(keys)}"
                 for what, keys in (("missing", missing), ("unknown", extra))
                 if keys
             )

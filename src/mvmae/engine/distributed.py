@@ -15,7 +15,10 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor, nn
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 from torch.nn.parallel import DistributedDataParallel
+
+from mvmae.config.pretraining import ReduceDtype
 
 
 @contextmanager
@@ -56,11 +59,30 @@ def announced_world_size() -> int:
     return int(environ.get("WORLD_SIZE", "1"))
 
 
-def wrap(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model with its gradients averaged over processes."""
+def wrap(
+    model: nn.Module,
+    device: torch.device,
+    *,
+    static_graph: bool = False,
+    reduce_dtype: ReduceDtype = "fp32",
+) -> nn.Module:
+    """The model with its gradients averaged over processes.
+
+    Args:
+        model: The same in every process.
+        device: Where it computes.
+        static_graph: Whether each step uses the same parameters once, and is told so. Not with
+            `without_averaging`, nor compiled: torch 2.15 supports neither.
+        reduce_dtype: Arithmetic in which gradients are summed.
+    """
     if world_size() == 1:
         return model
-    return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+    ids = [device] if device.type == "cuda" else None
+    wrapped = DistributedDataParallel(model, device_ids=ids, static_graph=static_graph)
+    if reduce_dtype == "bf16":
+        # Under its own name it is refused where torch knows no CUDA, though gloo sums bf16 too.
+        wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
+    return wrapped
 
 
 def without_averaging(model: nn.Module, *, unless: bool) -> AbstractContextManager:

@@ -38,12 +38,17 @@ def compiled(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
     Raises:
         UserError: Asked for where there is nothing to compile with.
     """
-    if choice == "off" or (choice == "auto" and device.type != "cuda"):
+    if not compiles(choice, device):
         return model
     if device.type == "cpu" and not (which("g++") or which("clang++")):
         raise UserError("--compile on needs a C++ compiler here: install g++, or leave it out")
     model.compile()
     return model
+
+
+def compiles(choice: str, device: torch.device) -> bool:
+    """Whether a choice of `auto`, `on` or `off` means that models are compiled on a device."""
+    return choice == "on" or (choice == "auto" and device.type == "cuda")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from mvmae.config import PretrainConfig
 from mvmae.engine import checkpoint, distributed, resuming, runs
+from mvmae.engine.sharding import training_tensors
 from mvmae.errors import DivergedError, UserError
 
-KEPT = (  # what a checkpoint holds
-    *("model", "optimizer", "step", "pending", "last_record", "warned", "drawn", "unreadable"),
-)
+PLAIN = ("step", "pending", "last_record", "warned", "drawn", "unreadable")
+KEPT = ("model", "optimizer", *PLAIN)  # what a checkpoint holds
 ENOUGH_TRIED = 100  # images after which the share of unreadable ones is believed
 
 
@@ -88,7 +88,7 @@ class State:
             return
         step = self.step - len(values) + int(bad[0]) + 1
         kept = (
-            f"{config.out}/checkpoints/last.pt, of step {self.saved_step}, is from before it"
+            f"{resuming.place_of(config)}, of step {self.saved_step}, is from before it"
             if self.saved_step
             else "no checkpoint had been saved yet"
         )
@@ -131,16 +131,12 @@ def save(
     state.skipped = []
     if distributed.is_main():
         runs.append_skipped(config.out, rows)
-        content = {
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "step": state.step,
-            "pending": state.pending,
-            "last_record": state.last_record,
-            "warned": state.warned,
-            "drawn": state.drawn,
-            "unreadable": state.unreadable,
-        }
+    if config.sharding == "full":
+        tensors = training_tensors(model, optimizer)
+        content = _plain(state) | {"pending": distributed.gather_objects([state.pending])}
+        resuming.save_shares(config, fingerprint, tensors, content, keep_as=keep_as)
+    elif distributed.is_main():
+        content = {"model": model.state_dict(), "optimizer": optimizer.state_dict()} | _plain(state)
         if in_background:
             copied = _copied(content)
             state.saving = _started(
@@ -150,6 +146,11 @@ def save(
             resuming.save(config, fingerprint, content, keep_as=keep_as)
     state.saved_at, state.saved_step = time.monotonic(), state.step
     distributed.barrier()
+
+
+def _plain(state: State) -> dict[str, Any]:
+    """What is kept beside the weights."""
+    return {name: getattr(state, name) for name in PLAIN}
 
 
 def _copied(value: Any) -> Any:
@@ -191,9 +192,14 @@ def resume(
     Raises:
         UserError: The checkpoint is damaged, or of another model, config or data.
     """
-    saved = resuming.load(config, fingerprint, KEPT)
-    checkpoint.load_weights(model, saved["model"], source=str(resuming.file_of(config.out)))
-    optimizer.load_state_dict(saved["optimizer"])
+    if config.sharding == "full":
+        tensors = training_tensors(model, optimizer)
+        saved = resuming.load_shares(config, fingerprint, PLAIN, tensors)
+        saved["pending"] = _own_pending(saved["pending"])
+    else:
+        saved = resuming.load(config, fingerprint, KEPT)
+        checkpoint.load_weights(model, saved["model"], source=str(resuming.file_of(config.out)))
+        optimizer.load_state_dict(saved["optimizer"])
     device = next(model.parameters()).device
     state = State()
     state.step = state.saved_step = saved["step"]
@@ -201,6 +207,13 @@ def resume(
     state.last_record, state.warned = saved["last_record"], saved["warned"]
     state.drawn, state.unreadable = saved["drawn"], saved["unreadable"]
     return state
+
+
+def _own_pending(of_all: list[list[Tensor]]) -> list[Tensor]:
+    """This process's losses; where as many processes do not go on, the mean of those that ran."""
+    if len(of_all) == distributed.world_size():
+        return of_all[distributed.rank()]
+    return [torch.stack(step).mean(dim=0) for step in zip(*of_all, strict=True)]
 
 
 def is_due(state: State, config: PretrainConfig, device: torch.device) -> bool:

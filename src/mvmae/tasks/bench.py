@@ -1,4 +1,4 @@
-"""Timing the parts of pre-training against the plain way, both in one run."""
+"""Timing the parts of pre-training against other packages, all in one run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def run(config: BenchConfig) -> None:
     """Time one part, print the table, and write JSON where asked.
 
     Raises:
-        UserError: A package or the data are missing, or the JSON cannot go where it is told to.
+        UserError: The data are missing, or the JSON cannot go where it is told to.
     """
     if config.out:
         if config.out.is_dir():
@@ -49,7 +49,8 @@ def run(config: BenchConfig) -> None:
         facts = runs.environment(torch.device("cpu"), 1, threads=1)
     terminal.emit("result", {"verb": "bench"} | told(config) | result)
     console = Console()
-    console.print(part.table_of(result, config))
+    for table in part.tables_of(result, config):
+        console.print(table)
     for note in part.notes_of(result, config):
         console.print(note, highlight=False, soft_wrap=True)
     if config.out:
@@ -69,9 +70,9 @@ def picture_of(out: Path) -> Path:
 
 def told(config: BenchConfig) -> dict[str, Any]:
     """What was timed, for the JSON: the config with its defaults filled in, but for `out`."""
-    fields = asdict(config)
+    fields = asdict(config) | {"rounds": config.num_rounds}
     if config.part == "step":
-        kept = ("part", "batch_size", "rounds", "attention", "precision")
+        kept = ("part", "batch_size", "rounds", "peers", "attention", "compile", "precision")
         return {
             "config": {name: fields[name] for name in kept} | {"model": asdict(config.step_model)}
         }

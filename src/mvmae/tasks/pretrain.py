@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +16,7 @@ from mvmae.config import PretrainConfig
 from mvmae.data.groups import group_numbers, groups_in_words
 from mvmae.data.loader import Batch, view_batches
 from mvmae.data.sources.deep import plain_channels
-from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, open_source
+from mvmae.data.sources.opening import Labelled, open_labelled, open_source
 from mvmae.data.sources.source import Source
 from mvmae.engine import checkpoint, distributed, precision, runs
 from mvmae.engine.claiming import claimed
@@ -26,7 +25,6 @@ from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.log import Log
 from mvmae.engine.log import require as require_log
 from mvmae.engine.optim import adamw, set_lr
-from mvmae.engine.schedule import warmup_cosine
 from mvmae.engine.state import State, is_due, resume, save
 from mvmae.errors import UserError
 from mvmae.metrics.knn import knn_predictions, top1
@@ -34,7 +32,9 @@ from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
 from mvmae.tasks.pretraining import report
 from mvmae.tasks.pretraining.losses import blur_of, losses_of, on_device, rebuilt
+from mvmae.tasks.pretraining.parallel import parallel, whole_encoder
 from mvmae.tasks.pretraining.parts import gradient_of_parts, parts_of
+from mvmae.tasks.pretraining.planning import Plan, plan_of
 from mvmae.tasks.pretraining.rehearsal import rehearse
 from mvmae.tasks.pretraining.settling import settle
 
@@ -66,13 +66,13 @@ def run(config: PretrainConfig) -> int:
         if config.objective.reconstruction_weight == 0:
             for parameter in model.decoder_parameters():
                 parameter.requires_grad_(False)
+        wrapped = parallel(model, config, device)
         optimizer = adamw(model, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         if config.resume:
             state = resume(config, model, optimizer, plan.fingerprint)
         else:
             state = State()
             begin_folder(config, plan, device, len(source))
-        wrapped = precision.compiled(distributed.wrap(model, device), config.compile, device)
         batches = view_batches(
             source,
             config,
@@ -111,7 +111,7 @@ def run(config: PretrainConfig) -> int:
                     log.write(plan.place(state.step, config) | {"lr": lr} | record | speed)
                     report.warn_of_collapse(log, state, record, plan.warmup(config))
                 if judge and plan.is_evaluation(state.step, config):
-                    top1 = evaluate(model.encoder, judge, config, device)
+                    top1 = evaluate(whole_encoder(model, device), judge, config, device)
                     state.last_record |= {"knn_top1": top1}
                     log.write(plan.place(state.step, config) | {"knn_top1": top1})
                 if stopped := stop_signal(interrupt, config, state, device):
@@ -129,51 +129,12 @@ def run(config: PretrainConfig) -> int:
 
             kept = plan.kept_as(plan.total, config)
             save(state, config, model, optimizer, plan.fingerprint, keep_as=kept)
+            encoder = whole_encoder(model, device)
             if distributed.is_main():
-                encoders.save_encoder(
-                    config.out, encoders.opened_from_config(model.encoder, config)
-                )
+                encoders.save_encoder(config.out, encoders.opened_from_config(encoder, config))
                 report.conclude(log, config, state)
         distributed.barrier()
     return 0
-
-
-class Plan(NamedTuple):
-    """How long the run is, and on what."""
-
-    per_epoch: int
-    """Steps in an epoch."""
-
-    total: int
-    """Steps in the run."""
-
-    fingerprint: str
-    """Of the images."""
-
-    def lr(self, step: int, config: PretrainConfig) -> float:
-        """Learning rate of a step."""
-        warmup = self.warmup(config)
-        return warmup_cosine(step, peak=config.lr, warmup_steps=warmup, total_steps=self.total)
-
-    def warmup(self, config: PretrainConfig) -> int:
-        """Steps in which the learning rate rises."""
-        return round(config.warmup_epochs * self.per_epoch)
-
-    def place(self, step: int, config: PretrainConfig) -> dict[str, Any]:
-        """How far the run is after so many steps, in the units people compare."""
-        epoch = round(step / self.per_epoch, 4)
-        return {"step": step, "epoch": epoch, "images": step * config.batch_size}
-
-    def kept_as(self, step: int, config: PretrainConfig) -> str | None:
-        """The name by which the checkpoint after this step is kept for good, if it is."""
-        if config.keep_every is None or step % (config.keep_every * self.per_epoch):
-            return None
-        width = len(str(config.epochs))
-        return f"epoch-{step // self.per_epoch:0{width}}.pt"
-
-    def is_evaluation(self, step: int, config: PretrainConfig) -> bool:
-        """Whether the encoder is judged after this step."""
-        return step == self.total or step % (config.eval_every * self.per_epoch) == 0
 
 
 def groups_of(config: PretrainConfig, source: Source) -> Int[np.ndarray, " images"] | None:
@@ -189,27 +150,6 @@ def groups_of(config: PretrainConfig, source: Source) -> Int[np.ndarray, " image
             "give finer groups, or none, or --objective.contrastive-weight 0"
         )
     return groups
-
-
-def plan_of(config: PretrainConfig, source: Source) -> Plan:
-    """Count the steps.
-
-    Raises:
-        UserError: There are fewer images than a batch needs, or the batch cannot be shared out.
-    """
-    processes = distributed.world_size()
-    if config.batch_size % processes:
-        near = max(1, config.batch_size // processes) * processes
-        raise UserError(
-            f"batch_size {config.batch_size} cannot be shared by {processes} processes: {near} can"
-        )
-    per_epoch = len(source) // config.batch_size
-    if per_epoch == 0:
-        raise UserError(
-            f"{len(source)} images are fewer than a batch of {config.batch_size}: "
-            f"set --batch-size {len(source)} or less, or give more images"
-        )
-    return Plan(per_epoch, per_epoch * config.epochs, fingerprint(source))
 
 
 def open_judge(config: PretrainConfig, source: Source) -> Labelled | None:

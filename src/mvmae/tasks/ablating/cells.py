@@ -102,8 +102,7 @@ def train(cell: Cell) -> int:
             shutil.rmtree(cell.folder, ignore_errors=True)  # of one killed as it began
             return pretrain.run(cell.config)
         case _:
-            kept = cell.folder / "checkpoints"
-            saved = any((kept / name).exists() for name in ("last.pt", "previous.pt"))
+            saved = resuming.is_there(cell.folder)
             config = replace(cell.config, resume=saved, overwrite=not saved)
             return pretrain.run(config)
 

@@ -139,7 +139,7 @@ def seconds_in_turn(
     """Seconds of every round of every way; the ways take turns."""
     chosen = [files[at % len(files)] for at in range(config.num_images)]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(config.rounds):
+    for _ in range(config.num_rounds):
         for name, way in ways.items():
             begin = time.perf_counter()
             for file in chosen:
@@ -222,7 +222,7 @@ def difference_to_pillow(files: Sequence[Path], size: tuple[int, int]) -> dict[s
     return {"mean": round(sum(means) / len(means), 4), "largest": largest, "crops": len(means)}
 
 
-def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
+def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
     """The ways, a row each."""
     facts = result["files"]
     table = Table(
@@ -242,7 +242,7 @@ def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
     ):
         rate = result[key]["images_per_second"]
         table.add_row(name, f"{rate:.1f}", f"{rate / base:.2f}")
-    return table
+    return [table]
 
 
 def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
@@ -250,7 +250,7 @@ def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
     rounds, parts = result["ratio_of_rounds"], result["milliseconds_of_ours"]
     difference = result["difference_to_pillow"]
     return [
-        f"medians of {config.rounds} rounds in turn, {config.num_images} images each; "
+        f"medians of {config.num_rounds} rounds in turn, {config.num_images} images each; "
         f"the ratio was {min(rounds):.2f} to {max(rounds):.2f} by round, "
         f"{result['ratio_decoded_once']:.2f} to a file read once",
         "milliseconds an image of ours: "

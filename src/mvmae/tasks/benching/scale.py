@@ -1,7 +1,7 @@
 """How the cost of a training step grows: with the batch, the image, the model; and that of input.
 
-Each size is measured by itself, with random pixels; the network's rate and memory are those of
-`--dry-run`. Input: two views of JPEG files by so many processes, while nothing trains.
+Each size is measured by itself, with random pixels, by the step of `--dry-run`. Input: two views
+of JPEG files by so many processes, while nothing trains.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from rich.table import Table
+from torch import Generator
 
 from mvmae.config import BenchConfig, ModelConfig, PretrainConfig
 from mvmae.data.loader import view_batches
@@ -23,14 +24,15 @@ from mvmae.data.sources.opening import open_source
 from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.figures.scaling import Line, draw
+from mvmae.models.mae import MaskedAutoencoder
 from mvmae.tasks.benching.input import jpeg_files
+from mvmae.tasks.benching.parts import peak_bytes
 from mvmae.tasks.benching.step import compute_dtype, gflop_of, seconds_of
 from mvmae.tasks.pretrain import training_step
-from mvmae.tasks.pretraining.rehearsal import GIB, peak_gib, step_of
+from mvmae.tasks.pretraining.rehearsal import GIB, step_of
 
 ENCODERS = ("vit_tiny", "vit_small", "vit_base", "vit_large")
 QUICK = ModelConfig(encoder="vit_tiny", image_size=64, patch_size=8)
-QUICK_ROUNDS = 3
 AXES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # the sizes, and those of --quick
     "batch": ((2, 4, 8, 16, 32, 64, 128, 256), (2, 4, 8, 16)),
     "image": ((96, 128, 160, 224, 320), (32, 64, 96)),
@@ -39,6 +41,7 @@ AXES: dict[str, tuple[Sequence[Any], Sequence[Any]]] = {  # the sizes, and those
 WORKERS = ((0, 1, 2, 4, 8, 16), (0, 1))
 LABELS = {"batch": "images in a step", "image": "side of an image", "workers": "processes"}
 INPUT_BATCH = 32
+STATE = 16  # bytes: a weight, its gradient, AdamW's two averages
 PATIENCE = 20.0  # seconds of a step on a CPU, after which larger ones are left out
 
 Point = dict[str, Any]
@@ -80,11 +83,6 @@ def scale_model(config: BenchConfig) -> ModelConfig:
     return QUICK if config.quick else config.model
 
 
-def timed_rounds(config: BenchConfig) -> int:
-    """Steps of each size that are timed."""
-    return min(config.rounds, QUICK_ROUNDS) if config.quick else config.rounds
-
-
 def sized(base: ModelConfig, batch: int, axis: str, value: Any) -> tuple[ModelConfig, int]:
     """The model and the batch with one of their sizes changed."""
     if axis == "batch":
@@ -105,14 +103,14 @@ def measured(
     views = torch.randint(0, 256, (2, batch, model.in_channels, height, width), dtype=torch.uint8)
     try:
         step = step_of(training, batch, None, views, device, training_step)
+        gflop = gflop_of(step)  # and AdamW's averages are there
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             step()
-            memory = torch.cuda.max_memory_allocated(device) / GIB
+            memory = torch.cuda.max_memory_allocated(device)
         else:
-            memory = peak_gib(step)
-        gflop = gflop_of(step)
-        seconds = min(seconds_of(step, device) for _ in range(timed_rounds(config)))
+            memory = STATE * num_weights(model) + peak_bytes(step)
+        seconds = min(seconds_of(step, device) for _ in range(config.num_rounds))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
@@ -121,8 +119,14 @@ def measured(
         "seconds_per_step": round(seconds, 5),
         "gflop_per_image": round(gflop / batch, 3),
         "gflop_per_second": round(gflop / seconds, 1),
-        "memory_gib": None if memory is None else round(memory, 3),
+        "memory_gib": round(memory / GIB, 5),
     }
+
+
+def num_weights(model: ModelConfig) -> int:
+    """Numbers that are trained; counted without making them."""
+    with torch.device("meta"):
+        return sum(weight.numel() for weight in MaskedAutoencoder(model, Generator()).parameters())
 
 
 def input_rate(config: BenchConfig, model: ModelConfig, workers: int) -> float:
@@ -149,7 +153,7 @@ def input_rate(config: BenchConfig, model: ModelConfig, workers: int) -> float:
         return read / (time.perf_counter() - began)
 
 
-def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
+def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
     """Every size, a row each."""
     model = scale_model(config)
     table = Table(
@@ -172,14 +176,14 @@ def table_of(result: dict[str, Any], config: BenchConfig) -> Table:
                 "" if memory is None else f"{memory:.2f}",
             )
         table.add_section()
-    return table
+    return [table]
 
 
 def notes_of(_result: dict[str, Any], config: BenchConfig) -> list[str]:
     """What the table does not say."""
     return [
-        f"the best of {timed_rounds(config)} steps each; memory is that of the whole process "
-        "on a CPU, of the tensors on a GPU",
+        f"the best of {config.num_rounds} steps each; GiB: tensors at the peak of a step, "
+        "weights, gradients and AdamW's averages among them",
         "workers: processes that decode JPEG files and cut two views, while nothing trains",
     ]
 

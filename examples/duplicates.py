@@ -1,0 +1,34 @@
+"""Find images that an encoder holds for one picture, shifted, recoloured or re-encoded copies too.
+
+    mvmae embed runs/pretrain my_images/ --out embeddings
+    python examples/duplicates.py embeddings 0.98
+
+Look at the pairs before you delete anything: features also take for one what the encoder cannot
+tell apart. `mvmae data check` needs no encoder and is certain of exact copies.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import torch
+
+from mvmae.metrics.typical import centred, near_duplicates
+from mvmae.tasks.embed import read_embeddings
+
+
+def main(folder: str, threshold: str = "0.98") -> None:
+    """Print the pairs whose cosine is at least `threshold`, most alike first."""
+    parts = list(read_embeddings(folder))
+    paths = [path for part in parts for path in part.paths]
+    vectors = torch.cat([torch.tensor(part.embeddings) for part in parts])
+    pairs = near_duplicates(centred(vectors), float(threshold))
+    for first, second, cosine in pairs:
+        print(f"{cosine:.4f}  {paths[first]}  {paths[second]}")
+    print(f"{len(pairs)} pairs among {len(paths)} images")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

@@ -1,0 +1,68 @@
+"""Features of a labelled folder for scikit-learn: an encoder of mvmae in plain PyTorch code.
+
+    python examples/features.py runs/pretrain my_images/      # my_images/CLASS/image.jpg
+
+Nothing of mvmae is used but the encoder and what it says of its input.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import KNeighborsClassifier
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+
+from mvmae.encoders import OpenedEncoder, open_encoder
+
+
+def transform_of(opened: OpenedEncoder) -> v2.Compose:
+    """From a PIL image to what the encoder was trained on, as its encoder.json says."""
+    height, width = opened.encoder.image_size
+    how = opened.preprocessing
+    return v2.Compose(
+        [
+            v2.Resize(min(height, width), interpolation=v2.InterpolationMode(how.interpolation)),
+            v2.CenterCrop((height, width)),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(how.mean, how.std),
+        ]
+    )
+
+
+@torch.inference_mode()
+def features_of(opened: OpenedEncoder, images: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors, M x D, and numbers of classes, M."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = opened.encoder.to(device)
+    vectors, labels = [], []
+    for batch, classes in DataLoader(images, batch_size=64):
+        vectors.append(encoder.embed(batch.to(device), opened.pool).cpu().numpy())
+        labels.append(classes.numpy())
+    return np.concatenate(vectors), np.concatenate(labels)
+
+
+def main(source: str, folder: str) -> None:
+    """Say how well two classifiers do on the features, by five-fold cross-validation."""
+    opened = open_encoder(source)
+    images = ImageFolder(folder, transform_of(opened))
+    vectors, labels = features_of(opened, images)
+    print(f"{vectors.shape[0]} images of {len(images.classes)} classes, {vectors.shape[1]} numbers")
+    for name, classifier in (
+        ("nearest neighbours", KNeighborsClassifier(5, metric="cosine")),
+        ("logistic regression", LogisticRegression(max_iter=2000)),
+    ):
+        scores = 100 * cross_val_score(classifier, vectors, labels, cv=5)
+        print(f"{name}: {scores.mean():.1f} ±{scores.std(ddof=1):.1f} %")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit(__doc__)
+    main(*sys.argv[1:])

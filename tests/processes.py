@@ -1,0 +1,121 @@
+"""What the tests of several processes share: settings, batches, training, and starting gloo."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.multiprocessing as mp
+from torch import Generator, Tensor
+
+from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
+from mvmae.data.loader import Batch
+from mvmae.engine import distributed
+from mvmae.engine.optim import adamw
+from mvmae.models.mae import MaskedAutoencoder
+from mvmae.tasks.pretrain import training_step
+from mvmae.tasks.pretraining.parallel import parallel
+
+CPU = torch.device("cpu")
+BASE = PretrainConfig(
+    model=ModelConfig(
+        encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32, decoder_depth=1
+    ),
+    batch_size=8,
+    device="cpu",
+)
+NO_CONTRAST = ObjectiveConfig(contrastive_weight=0.0)
+CONFIGS = {
+    "both losses": BASE,
+    "projection head": replace(BASE, model=replace(BASE.model, head="mlp")),
+    "class token": replace(BASE, model=replace(BASE.model, latent="cls")),
+    "one target": replace(BASE, views=ViewsConfig(targets="one")),
+    "contrast only": replace(BASE, objective=ObjectiveConfig(reconstruction_weight=0.0)),
+    "no contrast": replace(BASE, objective=NO_CONTRAST),
+    "mae": replace(BASE, objective=NO_CONTRAST, views=ViewsConfig(num_views=1)),
+    "all patches": replace(BASE, objective=ObjectiveConfig(reconstruct="all")),
+    "clipped": replace(BASE, clip_grad=0.5),
+    "groups": replace(BASE, group_regex="."),
+    "in parts": replace(BASE, micro_batch_size=3),
+    "in parts, without contrast": replace(BASE, objective=NO_CONTRAST, micro_batch_size=2),
+    "recomputed": replace(BASE, recompute=True),
+}
+GROUPS = torch.tensor([0, 0, 1, 2, 0, 3, 3, 2])  # of several on different processes
+OPTIMIZERS = {
+    "sgd": lambda model: torch.optim.SGD(model.parameters(), lr=0.1),
+    "adamw": lambda model: adamw(model, lr=1e-3, betas=(0.9, 0.95), weight_decay=0.05),
+}
+
+
+def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> Batch:
+    """This process's share of the batch of a step."""
+    generator = Generator().manual_seed(step)
+    shape = config.views.num_views, config.batch_size
+    views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    noise = torch.rand(*shape, config.model.num_patches, generator=generator)
+    share = [part.chunk(world, dim=1)[rank] for part in (views, noise)]
+    groups = GROUPS.chunk(world)[rank] if config.group_regex else None
+    return Batch(*share, skipped=[], is_whole=True, groups=groups)
+
+
+def begun(config: PretrainConfig, optimizer: str):
+    """A model, what trains of it on these processes, and its optimiser."""
+    generator = Generator().manual_seed(0)
+    model = MaskedAutoencoder(config.model, generator, recompute=config.recompute)
+    if config.objective.reconstruction_weight == 0:
+        for parameter in model.decoder_parameters():
+            parameter.requires_grad_(False)
+    wrapped = parallel(model, config, CPU)
+    return model, wrapped, OPTIMIZERS[optimizer](model)
+
+
+def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of tensors, whole in every process."""
+    return {
+        name: (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).clone()
+        for name, tensor in tensors.items()
+    }
+
+
+def trained(config: PretrainConfig, optimizer: str, rank: int = 0, world: int = 1):
+    """Losses and weights after two steps."""
+    model, wrapped, update = begun(config, optimizer)
+    losses = steps(range(2), config, wrapped, update, rank, world)
+    return losses, whole(model.state_dict())
+
+
+def steps(numbers: range, config, wrapped, update, rank: int = 0, world: int = 1) -> Tensor:
+    """Take steps; their losses over all processes."""
+    losses = []
+    for step in numbers:
+        _, terms = training_step(wrapped, update, batch(config, step, rank, world), config, CPU)
+        mean = distributed.mean_over_processes(torch.stack(list(terms.values())).detach())
+        losses.append(mean)
+    return torch.stack(losses)
+
+
+def on_processes(work: Callable[[int, int, Path], dict], world: int, folder: Path) -> list[dict]:
+    """What `work` comes to on each of so many gloo processes, given its rank, world and folder."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    mp.spawn(_joined, (work, world, port, folder), nprocs=world)
+    return [torch.load(folder / f"{rank}-of-{world}.pt") for rank in range(world)]
+
+
+def _joined(rank: int, work: Callable, world: int, port: int, folder: Path) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(world),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    torch.set_num_threads(1)
+    with distributed.process_group(CPU):
+        results = work(rank, world, folder)
+        distributed.barrier()
+    results["after"] = (distributed.rank(), distributed.world_size())
+    torch.save(results, folder / f"{rank}-of-{world}.pt")
