@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from mvmae import recipes
-from mvmae.ablations import DECODER, LAMBDA, MASK, TABLE_6
+from mvmae.ablations import DECODER, LAMBDA, MASK
 from mvmae.cli import main
 from mvmae.config import ENCODERS, PretrainConfig
 from mvmae.models.classifier import Classifier
@@ -19,7 +19,7 @@ from mvmae.models.detector import DetectorShape, detector_of
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.upernet import Segmenter
 from mvmae.models.vit import Encoder
-from mvmae.paper import ROWS
+from mvmae.paper import ROWS, TABLE_6
 
 BY_RECIPE = {row.recipe: row for row in ROWS}
 META = torch.device("meta")  # shapes alone: nothing is computed
