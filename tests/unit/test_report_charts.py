@@ -187,3 +187,19 @@ def test_large_pictures_are_shrunk_and_gray_stays_gray():
 def test_pixels_that_are_no_numbers_are_gray():
     shown = blocks.picture(np.array([[[nan], [2.0], [-1.0]]]), alt="a", caption="b")
     assert np.asarray(decoded(shown)).tolist() == [[128, 255, 0]]
+
+
+def test_a_levels_name_is_not_written_over_a_line_that_ends_just_above_it():
+    def places(end: float) -> tuple[float, float]:
+        lines = [Line("a", [0, 1, 2], [2.0, 1.0, end])]
+        drawn = str(svg.draw(lines, label="l", x_name="steps", levels=[Level("blur", 0.4)]))
+        height = re.search(r'class="level"[^>]*y1="([\d.]+)"', drawn)
+        name = re.search(r'class="level-name"[^>]*y="([\d.]+)"', drawn)
+        assert height
+        assert name
+        return float(height[1]), float(name[1])
+
+    height, name = places(0.48)
+    assert name > height
+    height, name = places(1.5)
+    assert name < height

@@ -78,7 +78,7 @@ def draw(
     """
     x, y = scales(lines, levels, log_x=log_x)
     parts = [_grid(x, y, ticks_of(lines) if log_x else nice_ticks(x.low, x.high, 6))]
-    parts += [_level(level, y) for level in levels if isfinite(level.y)]
+    parts += [_level(level, y, lines) for level in levels if isfinite(level.y)]
     parts += [_band(line, x, y) for line in lines if line.spread]
     parts += [_path(line, x, y) + _dots(line, x, y) for line in lines]
     return Markup(
@@ -198,10 +198,12 @@ def _grid(x: Scale, y: Scale, x_ticks: Sequence[float]) -> Markup:
     return rows + base + columns
 
 
-def _level(level: Level, y: Scale) -> Markup:
-    """A dashed height with its name at the right, under the line where there is no room over it."""
+def _level(level: Level, y: Scale, lines: Sequence[Line]) -> Markup:
+    """A dashed height with its name at the right, under it where there is no room over it."""
     at = y.place(level.y)
-    over = at - 5 if at - TOP > 16 else at + 15
+    ends = (at - y.place(line.ys[-1]) for line in lines if line.ys and isfinite(line.ys[-1]))
+    crowded = any(0 < end < 24 for end in ends) and at + 18 < HEIGHT - BOTTOM
+    over = at - 5 if at - TOP > 16 and not crowded else at + 15
     return Markup(
         '<line class="level" data-name="{name}" x1="{x1:g}" x2="{x2:g}" y1="{at:.2f}" '
         'y2="{at:.2f}"/>'
