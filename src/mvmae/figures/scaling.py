@@ -56,6 +56,7 @@ def _panel(axes: Axes, line: Line, key: str, colour: str) -> None:
     places = list(range(len(numbers)))
     axes.plot(places, numbers, marker="o", color=colour, linewidth=1.6, markersize=4)
     axes.set_xticks(places, [str(value).removeprefix("vit_") for value in line.values])
+    axes.margins(x=0.12)  # numbers stand clear of the axis
     axes.set_ylim(0, max(numbers) * 1.18 or 1)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=GRID)
