@@ -7,6 +7,7 @@ what it is about (the share hidden, lambda, the decoder, the targets) is found i
 import json
 import re
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -18,15 +19,18 @@ from run_folders import metrics
 
 from mvmae import recipes
 from mvmae.cli import main, parse
+from mvmae.tasks.ablating.plan import plan_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
 FENCED = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)
-COMMANDS = [
+EVERY = [
     shlex.split(line, comments=True)
     for kind, block in FENCED
     for line in block.splitlines()
     if not kind and line.startswith("mvmae ")
 ]
+COMMANDS = [words for words in EVERY if words[1] != "ablate"]
+TABLES = [words for words in EVERY if words[1] == "ablate"]
 COMMON = "--device cpu --workers 0"
 SMALL = {
     "pretrain": "--model.encoder vit_pico --model.image-size 48 --model.patch-size 8 "
@@ -92,6 +96,21 @@ def test_each_command_is_read_and_is_its_recipe(words):
     for field in recipe.__dataclass_fields__:
         if field not in given:
             assert getattr(config, field) == getattr(recipe, field), field
+
+
+@pytest.mark.parametrize("words", TABLES, ids=lambda words: f"{words[2]} {words[3]}")
+def test_each_table_is_a_plan_of_the_sizes_it_says(words):
+    plan = plan_of(parse("ablate", words[2:])[1])
+    settings = dict(pairwise(words))
+    assert plan.start.epochs == int(settings["epochs"])
+    assert plan.start.model.encoder == settings["model.encoder"]
+    assert (plan.start.objective.contrastive_weight, plan.start.model.mask_ratio) == (2.0, 0.8)
+    views = {row.config.epochs * row.config.views.num_views for row in plan.rows}
+    assert plan.start.epochs * 2 in views
+
+
+def test_the_tables_for_a_gpu_are_there():
+    assert [words[2] for words in TABLES] == ["table6", "table5-lambda", "views"]
 
 
 def as_fields(words: list[str]) -> set[str]:

@@ -43,8 +43,11 @@ for rebuild in ways:
 """
 
 
+OWN = "ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"  # torch 2.11's importing
+
+
 def compare(*words: str) -> None:
-    command = [sys.executable, "-W", "error", "-c", COMPARE, *words]
+    command = [sys.executable, "-W", "error", "-W", OWN, "-c", COMPARE, *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
 
