@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable
 from difflib import get_close_matches
 
@@ -12,6 +13,36 @@ class UserError(ValueError):
     The message is one plain line: what is wrong, and what would be right. The command line
     prints it and exits with status 2; any other exception is our own fault.
     """
+
+
+class OtherFailedError(UserError):
+    """Another process of the same command failed, or is gone; what was done is as good as ever."""
+
+
+class ToldError(UserError):
+    """As another process of the same command says it, or said it: nothing is left to print."""
+
+
+MACHINE_SAYS_NO = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
+}
+
+
+def line_of(error: BaseException) -> str | None:
+    """What a person is told of an error who can do something about it; none of our own faults."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:
+        return f"{error.strerror}: {error.filename or 'no file named'}"
+    # torch's own class and its CPU allocator's words; torch is not loaded here
+    is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
+    if isinstance(error, RuntimeError) and is_memory:
+        return (
+            "the memory is too small for this: lower --batch-size or --image-size, or choose a "
+            "smaller model"
+        )
+    return None
 
 
 KEPT = "\n\t\u00a0"  # a no-break space counts as not printable

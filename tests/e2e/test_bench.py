@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 from mvmae.cli import main
+from mvmae.config import ModelConfig
+from mvmae.tasks.benching.ways import gpu_sides
 
 TINY_STEP = (
     *("--model.encoder", "vit_pico", "--model.image-size", "20", "--model.patch-size", "4"),
@@ -24,11 +26,13 @@ TINY_INPUT = ("--model.image-size", "64", "--rounds", "2", "--images", "3")
 def _no_waiting(monkeypatch):
     """One step a timing, and a small product to compare with."""
     from mvmae.tasks.benching import input as bench_input
+    from mvmae.tasks.benching import photographs
     from mvmae.tasks.benching import step as bench_step
 
     monkeypatch.setattr(bench_step, "MIN_SECONDS", 1e-9)
     monkeypatch.setattr(bench_step, "MATMUL_SIDE", {"cpu": 64})
-    monkeypatch.setattr(bench_input, "PARITY_CROPS", 20)
+    monkeypatch.setattr(bench_input, "PARITY_IMAGES", 10)
+    monkeypatch.setattr(photographs, "LARGE_SIZE", (640, 480))
 
 
 def bench(*args: str, out: Path) -> dict:
@@ -163,27 +167,57 @@ def test_step_refuses_what_cannot_be_compared(capfd, words, said):
     assert said in error_of(capfd, "step", *words)
 
 
+def assert_input_is_told(part: dict, ways: set[str]) -> None:
+    assert part["ratios"].keys() == ways
+    for way, ratios in part["ratios"].items():
+        rates = [part[name]["images_per_second"] for name in (way, "plain", "plain_decoded_once")]
+        assert ratios["read_twice"] == pytest.approx(rates[0] / rates[1], abs=1e-4)
+        assert ratios["read_once"] == pytest.approx(rates[0] / rates[2], abs=1e-4)
+    assert part["differences"]["exact_to_pillow"]["mean"] < 0.1
+
+
 def test_input_times_the_built_in_photographs(tmp_path, capfd):
+    pytest.importorskip("simplejpeg")
     threads = torch.get_num_threads()
     result = bench("input", *TINY_INPUT, out=tmp_path / "input.json")
-    assert_ratio_is_the_quotient_of_the_rates(result)
-    assert result["difference_to_pillow"]["mean"] < 0.1
-    assert result["files"]["count"] == 18
+    usual, large = result["photographs"], result["large_photographs"]
+    for part in (usual, large):
+        assert_input_is_told(part, {"exact", "fast"})
+        assert part["differences"]["fast_to_pillow"]["mean"] < 2
+    assert (usual["files"]["count"], usual["images"]) == (18, 3)
+    assert large["files"]["mean_megapixels"] == pytest.approx(640 * 480 / 1e6, abs=1e-3)
+    assert large["differences"]["fast_to_exact"]["mean"] > 0
     assert result["environment"]["threads"] == 1
     assert torch.get_num_threads() == threads
-    assert "images/s a core" in capfd.readouterr().out
+    said = capfd.readouterr().out
+    assert "images/s a core" in said
+    assert "mvmae --decode fast: " in said
 
 
-def test_input_reads_the_jpeg_files_of_a_folder(tmp_path, image_folder):
+def test_input_reads_the_jpeg_files_of_a_folder_and_says_what_is_missing(
+    tmp_path, image_folder, monkeypatch, capfd
+):
     folder = image_folder(per_class=2, size=(48, 40))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
     (folder / "other.png").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
     result = bench(
         "input", *TINY_INPUT, "--images", "9", "--data", str(folder), out=tmp_path / "input.json"
     )
-    assert result["files"]["count"] == 4
-    assert result["difference_to_pillow"]["mean"] < 0.1
-    assert_ratio_is_the_quotient_of_the_rates(result)
+    assert result.keys() == {"config", "environment", "photographs"}
+    assert result["photographs"]["files"]["count"] == 4
+    assert_input_is_told(result["photographs"], {"exact"})
+    assert "pip install 'mvmae[fast]'" in capfd.readouterr().out
+
+
+def test_a_devices_decoder_is_timed_with_what_reads_for_it(image_folder):
+    """On a CPU, which decodes by the same path."""
+    folder = image_folder(size=(48, 40))
+    files = sorted(folder.rglob("*.jpg"))
+    sides = gpu_sides(files, ModelConfig(image_size=32, patch_size=4), torch.device("cpu"), 2)
+    assert sides.keys() == {"gpu_reading", "gpu"}
+    assert min(side["images_per_second"] for side in sides.values()) > 0
+    assert len(sides["gpu"]["seconds_per_round"]) == 2
 
 
 def test_input_refuses_a_folder_without_jpeg_files(tmp_path, capfd, image_folder):

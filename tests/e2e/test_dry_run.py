@@ -1,7 +1,6 @@
 """`--dry-run` says what a run would take, and leaves nothing."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from mvmae.tasks.pretraining.rehearsal import (
     advice,
     half_of,
     on_line,
-    peak_gib,
     prospect_of,
 )
 
@@ -100,11 +98,3 @@ def test_parts_become_smaller_until_there_are_none():
     assert [half_of(size) for size in (1000, 512, 3, 2)] == [512, 256, 2, 1]
     with pytest.raises(UserError, match="not even one image fits"):
         half_of(1)
-
-
-def test_the_peak_is_that_of_the_work_alone():
-    if not Path("/proc/self/clear_refs").exists():
-        pytest.skip("this system does not tell its peaks")
-    large = peak_gib(lambda: bytearray(400 * 2**20))
-    small = peak_gib(lambda: None)
-    assert large - small == pytest.approx(400 / 1024, abs=0.1)

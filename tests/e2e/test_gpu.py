@@ -7,6 +7,7 @@ import torch
 from run_folders import metrics
 
 from mvmae.cli import main
+from mvmae.tasks.pretraining.losses import moved
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,6 +23,7 @@ ON_GPU = {"device": "cuda"}
         {"compile": "off"},
         {"precision": "fp32", "compile": "off"},
         {"recompute": True},
+        {"decode": "gpu"},
         {"micro-batch-size": 3},
     ],
 )
@@ -59,6 +61,24 @@ def test_an_encoder_is_judged_and_embeds_on_a_gpu(image_folder, pretrain, tmp_pa
     assert pretrain(images, "run", ON_GPU) == 0
     assert main(["knn", "run", str(images), "--device", "cuda"]) == 0
     assert main(["embed", "run", str(images), "--device", "cuda", "--out", "e"]) == 0
+
+
+@pytest.mark.parametrize("part", [slice(None), slice(1, 3)])
+def test_views_reach_the_gpu_as_they_are_while_it_computes(part):
+    device = torch.device("cuda", 0)
+    busy = torch.randn(4096, 4096, device=device)
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        rows = torch.randint(256, (2, 5, 3, 64, 64), dtype=torch.uint8, generator=generator)
+        busy = busy @ busy / 64
+        found = moved(rows.pin_memory(), part, device)
+        assert torch.equal(found.cpu(), rows[:, part].flatten(0, 1))
+
+
+def test_the_batch_size_is_found_on_the_gpu(image_folder, pretrain, tmp_path):
+    run = tmp_path / "run"
+    assert pretrain(image_folder(per_class=40), run, ON_GPU | {"batch-size": "auto"}) == 0
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 8  # of 80 images
 
 
 def test_a_dry_run_measures_the_gpu(image_folder, pretrain_command, capfd):

@@ -10,6 +10,8 @@ from typing import Annotated, Literal, NamedTuple
 
 from tyro.conf import Positional, arg
 
+from mvmae.config.batch_sizes import AUTO as AUTO
+from mvmae.config.batch_sizes import SIZE, SIZE_OR_NONE
 from mvmae.config.checks import require as require
 from mvmae.config.checks import require_workers as require_workers
 from mvmae.config.viewing import IMAGENET_MEAN as IMAGENET_MEAN
@@ -218,12 +220,14 @@ class PretrainConfig:
     epochs: int = 1600
     """Passes over the images."""
 
-    batch_size: int = 256
-    """Images in an optimiser step, over all processes."""
+    batch_size: Annotated[int, SIZE] = 256
+    """Images in an optimiser step, over all processes. auto: the largest power of two that fits
+    into memory and leaves 8 steps an epoch, up to 4096."""
 
-    micro_batch_size: int | None = None
+    micro_batch_size: Annotated[int | None, SIZE_OR_NONE] = None
     """Images that pass the model at once in each process; the gradient is the whole batch's all the
-    same, contrast included, for the encoder's forward pass twice. Default: all."""
+    same, contrast included, for the encoder's forward pass twice. auto: what fits into memory.
+    Default: all."""
 
     recompute: bool = False
     """Compute the blocks' activations again in the backward pass: a third more time, far less
@@ -278,6 +282,12 @@ class PretrainConfig:
     workers: int | None = None
     """Processes that read images, for each training process. Default: by the machine."""
 
+    decode: Literal["exact", "fast", "gpu"] = "exact"
+    """How JPEG files become pixels. exact: whole. fast: no finer than the crops need, many times
+    faster for photographs of several megapixels; what is not twice as large as needed gives the
+    same pixels (pip install 'mvmae[fast]'). gpu: by the GPU's decoder, whose pixels differ a
+    little; the processes that read then only read."""
+
     read_timeout: float = 600.0
     """Seconds that reading an image may take; then it is passed over, as one that cannot be read.
     Only where --workers read."""
@@ -307,12 +317,16 @@ class PretrainConfig:
     """Replace the run in `out`."""
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_every", "log_every"):
+        for name in ("epochs", "batch_size", "eval_every", "log_every", "micro_batch_size"):
             value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}")
+            is_found = name.endswith("batch_size") and value == AUTO
+            require(
+                value is None or is_found or value >= 1, f"{name} must be at least 1, not {value}"
+            )
         require(
-            self.micro_batch_size is None or self.micro_batch_size >= 1,
-            f"micro_batch_size must be at least 1, not {self.micro_batch_size}",
+            self.batch_size != AUTO or self.micro_batch_size is None,
+            "--batch-size auto finds what fits as a whole: leave out --micro-batch-size, or give "
+            "the batch size as a number",
         )
         require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
         require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
@@ -354,7 +368,7 @@ class PretrainConfig:
                 "or objective.contrastive_weight 0",
             )
             require(
-                self.batch_size > 1,
+                self.batch_size != 1,
                 "contrast needs other images to compare with: batch_size must be at least 2, "
                 "or objective.contrastive_weight 0",
             )

@@ -18,6 +18,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms.v2 import functional as tv
 
+from mvmae.data.decoding import jpeg
 from mvmae.data.decoding.pixels import MOST_PIXELS as MOST_PIXELS
 from mvmae.data.decoding.pixels import Pixels as Pixels
 from mvmae.data.decoding.pixels import UnreadableImageError as UnreadableImageError
@@ -35,7 +36,6 @@ EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".npy"),
     )
 )
-JPEG_MAGIC = b"\xff\xd8\xff"
 WHITE = (255, 255, 255, 255)
 hush_libtiff()
 
@@ -56,7 +56,7 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
     try:
         if is_array(data) or is_stack(data, channels):
             return fitted(values_of(data, channels), Wanted(channels))
-        image = _decode_jpeg(data) if data.startswith(JPEG_MAGIC) else None
+        image = _decode_jpeg(data) if data.startswith(jpeg.MAGIC) else None
         image = _decode_pillow(data) if image is None else image
         return _with_channels(image, channels)
     except UnidentifiedImageError as error:
@@ -87,9 +87,39 @@ def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
         raise unreadable(error) from error
 
 
+def decode_reduced(
+    data: bytes, header: jpeg.Header, reduction: int, channels: int
+) -> UInt8[Tensor, "C h w"] | None:
+    """Decode a JPEG file to a smaller picture, by less of its cosine transform, upright.
+
+    Where nothing is reduced the pixels are those of `decode`. Needs simplejpeg.
+
+    Args:
+        data: The whole file.
+        header: Of the file.
+        reduction: 1, 2, 4 or 8: by what height and width are divided, rounded up.
+        channels: 3 for colour, 1 for gray.
+
+    Returns:
+        The pixels; none where the decoder complains of anything, even of what `decode` lets pass.
+    """
+    import simplejpeg
+
+    height, width = -(-header.stored_height // reduction), -(-header.stored_width // reduction)
+    kind = "RGB" if header.channels == 3 else "GRAY"
+    try:
+        array = simplejpeg.decode_jpeg(data, kind, min_height=height, min_width=width)
+    except (ValueError, RuntimeError):
+        return None
+    if array.shape[:2] != (height, width):
+        return None
+    image = torch.from_numpy(array).permute(2, 0, 1)
+    return _with_channels(jpeg.upright(image, header.orientation), channels)
+
+
 def _decode_jpeg(data: bytes) -> Pixels | None:
     """Pixels of a gray or colour JPEG; none for CMYK, whose colours only Pillow gets right."""
-    if (size := _jpeg_size(data)) > MOST_PIXELS:
+    if (size := jpeg.pixels_announced(data)) > MOST_PIXELS:
         raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
@@ -98,18 +128,6 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
         image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
     assert isinstance(image, Tensor)
     return None if len(image) == 4 else image
-
-
-def _jpeg_size(data: bytes) -> int:
-    """Pixels that a JPEG's frame header announces, before anything is decoded; 0 without one."""
-    at = 2
-    while at + 9 <= len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            height, width = data[at + 5 : at + 7], data[at + 7 : at + 9]
-            return int.from_bytes(height, "big") * int.from_bytes(width, "big")
-        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
 
 
 def _decode_pillow(data: bytes) -> Pixels:

@@ -16,96 +16,20 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int, UInt8
+from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config import PretrainConfig
-from mvmae.data.decode import Pixels, UnreadableImageError
+from mvmae.data import encoded, fast
+from mvmae.data.decode import UnreadableImageError
+from mvmae.data.samples import ATTEMPTS as ATTEMPTS
+from mvmae.data.samples import Batch as Batch
+from mvmae.data.samples import Skipped, ViewsDataset, collate
+from mvmae.data.samples import readable as readable
 from mvmae.data.sources.source import Source
-from mvmae.data.views import mask_noise, random_views, whole_view
+from mvmae.data.views import whole_view
 from mvmae.data.watch import POLL, Watched, enduring
-
-ATTEMPTS = 64  # other images tried in place of an unreadable one
-
-
-class Skipped(NamedTuple):
-    """An image that could not be read."""
-
-    path: str
-    reason: str
-
-
-class Batch(NamedTuple):
-    """What one process trains on in one step."""
-
-    views: UInt8[Tensor, "V B C H W"] | Float32[Tensor, "V B C H W"]
-    """Views of each image, first views first."""
-
-    noise: Float[Tensor, "V B N"]
-    """What ranks the patches of each view for masking."""
-
-    skipped: list[Skipped]
-    """Images that were to be in the batch and could not be read."""
-
-    is_whole: bool
-    """Whether something readable was found for every place."""
-
-    groups: Int[Tensor, " B"] | None = None
-    """Numbers of the groups that the images belong to, where there are groups."""
-
-
-class _Sample(NamedTuple):
-    views: Tensor | None
-    noise: Tensor
-    skipped: list[Skipped]
-    place: int
-
-
-class ViewsDataset(Dataset):
-    """Views of an image by (epoch, index)."""
-
-    def __init__(self, source: Source, config: PretrainConfig) -> None:
-        self.source, self.config = source, config
-
-    def __getitem__(self, index: tuple[int, int]) -> _Sample:
-        epoch, place = index
-        config = self.config
-        rng = np.random.default_rng((config.seed, epoch, place))
-        noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
-        image, place, skipped = readable(self.source, place, rng)
-        if image is None:
-            return _Sample(None, noise, skipped, place)
-        views = random_views(image, config.views, config.model.height_width, rng)
-        return _Sample(views, noise, skipped, place)
-
-
-def readable(
-    source: Source, place: int, rng: np.random.Generator
-) -> tuple[Pixels | None, int, list[Skipped]]:
-    """The image at a place, or another in place of an unreadable one.
-
-    Returns:
-        Its pixels, or none where none of `ATTEMPTS` could be read; its place; what was skipped.
-    """
-    skipped = []
-    for _ in range(ATTEMPTS):
-        try:
-            return source.read(place), place, skipped
-        except UnreadableImageError as error:
-            skipped.append(Skipped(source.path(place), str(error)))
-            place = int(rng.integers(len(source)))
-    return None, place, skipped
-
-
-def _collate(samples: list[_Sample], groups: np.ndarray | None = None) -> Batch:
-    views = [sample.views for sample in samples if sample.views is not None]
-    stacked = torch.stack(views, dim=1) if views else torch.empty(0, 0, 0, 0, 0, dtype=torch.uint8)
-    noise = torch.stack([sample.noise for sample in samples], dim=1)
-    skipped = [skip for sample in samples for skip in sample.skipped]
-    places = [sample.place for sample in samples]
-    grouped = None if groups is None else torch.from_numpy(groups[places])
-    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped)
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -146,14 +70,16 @@ class StepSampler:
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         batch_size = self.order.batch_size
         per_epoch = self.num_images // batch_size
-        share = batch_size // self.world_size
+        first = batch_size * self.rank // self.world_size  # shares need not be equal
+        behind = batch_size * (self.rank + 1) // self.world_size
         known, order = -1, np.empty(0, dtype=np.int64)
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
                 known, order = epoch, epoch_order(self.order.seed, epoch, self.num_images)
-            begin = place * batch_size + self.rank * share
-            yield [(epoch, int(index)) for index in order[begin : begin + share]]
+            begin = place * batch_size
+            own = order[begin + first : begin + behind]
+            yield [(epoch, int(index)) for index in own]
 
 
 def view_batches(
@@ -165,6 +91,7 @@ def view_batches(
     world_size: int,
     cuda: bool,
     groups: Int[np.ndarray, " images"] | None = None,
+    device: torch.device | None = None,
 ) -> Iterator[Batch]:
     """Batches of views for the given steps, whatever becomes of the processes that read.
 
@@ -176,19 +103,25 @@ def view_batches(
         world_size: Processes that share a batch.
         cuda: Whether the batches go to a GPU.
         groups: From `groups.group_numbers`.
+        device: Which decodes, with `config.decode` "gpu", and has the views then.
     """
     options = loading(config.workers, cuda, timeout=POLL)
     watched = Watched(source, options["num_workers"])
+    sends_files = config.decode == "gpu" and device is not None and fast.is_for(config)
+    of_file, join = (encoded.plain_file, encoded.collate) if sends_files else (None, collate)
 
     def loader(rest: range) -> DataLoader:
         return DataLoader(
-            ViewsDataset(watched, config),
+            ViewsDataset(watched, config, of_file),
             batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
             **options,
-            collate_fn=partial(_collate, groups=groups),
+            collate_fn=partial(join, groups=groups),
         )
 
-    return enduring(loader, steps, watched, timeout=config.read_timeout)
+    batches = enduring(loader, steps, watched, timeout=config.read_timeout)
+    if not sends_files:
+        return batches
+    return encoded.decoded(batches, ViewsDataset(watched, config), device, groups)
 
 
 class WholeBatch(NamedTuple):

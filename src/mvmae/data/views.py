@@ -6,12 +6,14 @@ any number of processes see the same views.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from math import exp, log
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
@@ -59,11 +61,30 @@ def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> 
     a second. Of floats, whose kind has no bounds, what bicubic overshoots is cut to the least and
     the most of the box in each channel: no reflectance gets negative beside a bright roof.
     """
+    return _resized(image, box, size, interpolation).contiguous()
+
+
+def _resized(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
+    """See `crop`; channels may be the last in memory."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
+    if image.dtype == torch.uint8 and len(image) == 3:  # a third faster, and the same bits
+        part = part[None].contiguous(memory_format=torch.channels_last)
+        if interpolation == "bicubic":  # what torchvision calls, without its detours
+            return F.interpolate(part, size, mode=interpolation, antialias=True)[0]
+        return tv.resize(part, list(size), MODES[interpolation], antialias=True)[0]
     resized = tv.resize(part, list(size), MODES[interpolation], antialias=True)
     if image.dtype == torch.uint8:
         return resized
     return resized.clamp(part.amin((1, 2), keepdim=True), part.amax((1, 2), keepdim=True))
+
+
+class Crop(NamedTuple):
+    """What a view shows of an image."""
+
+    box: Box
+
+    flipped: tuple[int, ...]
+    """Dimensions that are mirrored: -1 left to right, -2 top to bottom."""
 
 
 def random_views(
@@ -74,14 +95,41 @@ def random_views(
     With `targets` "one" every view is the same crop, and only the masks tell them apart.
     """
     height, width = image.shape[1:]
+    crops = random_crops(height, width, config, rng)
+    return views_of(image, crops, config, size)
+
+
+def random_crops(
+    height: int, width: int, config: ViewsConfig, rng: np.random.Generator
+) -> list[Crop]:
+    """What the views of an image of a size show: one crop for each view, or one for all."""
     crops = []
     for _ in range(config.num_views if config.targets == "two" else 1):
         box = random_box(rng, height, width, config.crop_scale)
         sides = {"none": (), "horizontal": (-1,), "both": (-1, -2)}[config.flip]
-        flipped = [side for side in sides if rng.random() < 0.5]
-        view = crop(image, box, size, config.interpolation)
-        crops.append(view.flip(flipped) if flipped else view)
-    return torch.stack(crops * (config.num_views // len(crops)))
+        crops.append(Crop(box, tuple(side for side in sides if rng.random() < 0.5)))
+    return crops
+
+
+def views_of(
+    image: Pixels, crops: Sequence[Crop], config: ViewsConfig, size: tuple[int, int]
+) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
+    """The views that show these crops of an image."""
+    parts = [_resized(image, one.box, size, config.interpolation) for one in crops]
+    return joined(parts, crops, config.num_views)
+
+
+def joined(
+    parts: Sequence[View], crops: Sequence[Crop], num_views: int
+) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
+    """The views, of the resized parts of an image that the crops show."""
+    shape = num_views, *parts[0].shape
+    views = np.empty(shape, dtype=parts[0].numpy().dtype)
+    for number, view in enumerate(views):  # numpy mirrors and turns over in one copy
+        flipped = crops[number % len(crops)].flipped
+        sides = [slice(None, None, -1 if side in flipped else 1) for side in (-2, -1)]
+        view[...] = parts[number % len(crops)].numpy()[:, *sides]
+    return torch.from_numpy(views)
 
 
 def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Float[Tensor, "V N"]:

@@ -23,13 +23,18 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from mvmae.data.decode import Pixels, UnreadableImageError
-from mvmae.data.sources.source import Source
+from mvmae.data.sources.source import Source, raw
 from mvmae.errors import UserError, printable
 
 POLL = 5.0  # seconds between two looks at the processes that read
 MOST_FAILURES = 10  # in one run, before the machine is to blame and not the images
 FAILED = re.compile(r"DataLoader (?:(worker \(pid)|timed out)")  # torch's own words
 PLACE, SINCE, PID = range(3)
+
+
+def reading(source: Source, index: int) -> contextlib.AbstractContextManager[None]:
+    """Note that an image is being read, where the source is watched."""
+    return source.reading(index) if isinstance(source, Watched) else contextlib.nullcontext()
 
 
 class Held(NamedTuple):
@@ -58,16 +63,31 @@ class Watched:
 
     def read(self, index: int) -> Pixels:
         """See `Source`."""
+        with self.reading(index):
+            return self.source.read(index)
+
+    def raw(self, index: int) -> bytes | None:
+        """See `source.raw`; who decodes them does so under `reading`."""
+        return raw(self.source, index)
+
+    @contextlib.contextmanager
+    def reading(self, index: int) -> Iterator[None]:
+        """Note that this process reads an image, while it does.
+
+        Raises:
+            UnreadableImageError: The image is known to be deadly.
+        """
         if index in self.deadly:
             raise UnreadableImageError(self.deadly[index])
         worker = get_worker_info()
         if worker is None:
-            return self.source.read(index)
+            yield
+            return
         slot = self.slots[worker.id].numpy()
         slot[PID], slot[SINCE] = os.getpid(), time.monotonic()
         slot[PLACE] = index
         try:
-            return self.source.read(index)
+            yield
         finally:
             slot[PLACE] = -1
 

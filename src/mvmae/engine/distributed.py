@@ -6,8 +6,9 @@ Shapes: B rows of this process, G rows of all, D width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from os import environ
 from typing import Any
 
@@ -19,17 +20,22 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmae.config.pretraining import ReduceDtype
+from mvmae.engine import together
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
-    """Join the group that `torchrun` announces, if any, and leave it at the end."""
+    """Join the group that `torchrun` announces, if any, and leave it at the end.
+
+    Of what goes wrong within, one process says one line: see `together`.
+    """
     if "RANK" not in environ or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield
+        with together.company():
+            yield
     finally:
         dist.destroy_process_group()
 
@@ -39,14 +45,32 @@ def local_rank() -> int:
     return int(environ.get("LOCAL_RANK", "0"))
 
 
+def processes_here() -> int:
+    """How many processes of this command share this machine."""
+    return int(environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
+
+
 def rank() -> int:
     """Number of this process, 0 on its own."""
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() and not _apart.get() else 0
 
 
 def world_size() -> int:
     """Number of processes, 1 on its own."""
-    return dist.get_world_size() if dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_initialized() and not _apart.get() else 1
+
+
+_apart: ContextVar[bool] = ContextVar("apart", default=False)
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within, each process counts as the only one: for what it measures of itself, unawaited."""
+    token = _apart.set(True)
+    try:
+        yield
+    finally:
+        _apart.reset(token)
 
 
 def is_main() -> bool:
@@ -116,6 +140,24 @@ def gather_rows(local: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "G ..."]:
     return _GatherWithGradient.apply(local) if world_size() > 1 else local
 
 
+def gather_unequal_rows(
+    local: Shaped[Tensor, "B ..."], sizes: Sequence[int]
+) -> Shaped[Tensor, "G ..."]:
+    """Stack the rows of every process, in rank order, without gradients.
+
+    Args:
+        local: Rows of this process.
+        sizes: How many rows each process has.
+    """
+    if world_size() == 1:
+        return local
+    padded = local.new_zeros(max(sizes), *local.shape[1:])
+    padded[: len(local)] = local
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(gathered, padded)
+    return torch.cat([rows[:size] for rows, size in zip(gathered, sizes, strict=True)])
+
+
 def mean_over_processes(values: Tensor) -> Tensor:
     """The average of each process's values."""
     if world_size() > 1:
@@ -127,11 +169,16 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 def largest(value: int, device: torch.device) -> int:
     """The largest of each process's numbers, so that all act on it together."""
+    return largest_of([value], device)[0]
+
+
+def largest_of(values: list[int], device: torch.device) -> list[int]:
+    """As `largest`, of several numbers at once."""
     if world_size() == 1:
-        return value
-    tensor = torch.tensor(value, device=device)
+        return values
+    tensor = torch.tensor(values, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return int(tensor.item())
+    return tensor.tolist()
 
 
 def gather_objects(items: list) -> list:
@@ -145,11 +192,7 @@ def gather_objects(items: list) -> list:
 
 def from_main(value: Any) -> Any:
     """What the main process has here, for all of them; plain data."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return together.from_main(value) if world_size() > 1 else value
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -113,7 +113,7 @@ def views_of(
     rows = [  # views of each image, in its own range of brightness
         for_people(sample.views, *trained.pixel_statistics, like=source.read(index)[None])
         for sample, index in zip(samples, chosen.indices, strict=True)
-        if sample.views is not None
+        if isinstance(sample.views, torch.Tensor)
     ]
     found = []
     for view in range(trained.views.num_views):

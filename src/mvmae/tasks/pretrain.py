@@ -13,6 +13,7 @@ from torch import Generator, Tensor, nn
 from mvmae import config as configs
 from mvmae import encoders
 from mvmae.config import PretrainConfig
+from mvmae.data.encoded import require_decoder
 from mvmae.data.groups import group_numbers, groups_in_words
 from mvmae.data.loader import Batch, view_batches
 from mvmae.data.sources.deep import plain_channels
@@ -31,6 +32,7 @@ from mvmae.metrics.knn import knn_predictions, top1
 from mvmae.models.mae import MaskedAutoencoder, View
 from mvmae.models.vit import Encoder
 from mvmae.tasks.pretraining import report
+from mvmae.tasks.pretraining.fitting import fitted
 from mvmae.tasks.pretraining.losses import blur_of, losses_of, on_device, rebuilt
 from mvmae.tasks.pretraining.parallel import parallel, whole_encoder
 from mvmae.tasks.pretraining.parts import gradient_of_parts, parts_of
@@ -53,13 +55,15 @@ def run(config: PretrainConfig) -> int:
     held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), nullcontext() if config.dry_run else held:
         require_log(config.log)
+        require_decoder(config, device)
         source = open_source(config.data, plain_channels(config.model.in_channels))
         config, source, remarks = settle(config, source)
+        config, found = fitted(config, len(source), device, training_step)
         groups = groups_of(config, source)
         plan = plan_of(config, source)
         judge = open_judge(config, source)
         if config.dry_run:
-            return rehearse(config, source, plan.per_epoch, device, training_step)
+            return rehearse(config, source, plan.per_epoch, device, training_step, found)
 
         generator = Generator().manual_seed(config.seed)
         model = MaskedAutoencoder(config.model, generator, recompute=config.recompute).to(device)
@@ -81,13 +85,18 @@ def run(config: PretrainConfig) -> int:
             world_size=distributed.world_size(),
             cuda=device.type == "cuda",
             groups=groups,
+            device=device,
         )
 
         quiet = not distributed.is_main()
         log = Log(config.out, start=state.step, total=plan.total, also=config.log, quiet=quiet)
         with log, report.divergence_kept(config), Interrupt() as interrupt:
             report.introduce(log, config, source, model, state)
-            for remark in (*remarks, *([groups_in_words(groups)] if groups is not None else [])):
+            for remark in (
+                *remarks,
+                *found,
+                *([groups_in_words(groups)] if groups is not None else []),
+            ):
                 log.say(remark)
             clock = Clock()
             for batch in clock.timed(batches):

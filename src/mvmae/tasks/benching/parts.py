@@ -8,12 +8,10 @@ accounts for is the rest, so the sum is the step's time.
 
 from __future__ import annotations
 
-import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -23,6 +21,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from mvmae.engine.memory import silence
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.models.vit import Block
 from mvmae.tasks.pretraining import losses
@@ -66,7 +65,7 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with ranges(model), silence(), profile(activities=activities) as profiler:
+    with ranges(model), silence(), profile(activities=activities, acc_events=True) as profiler:
         _wait(device)
         began = time.perf_counter()
         step()
@@ -229,41 +228,6 @@ def _part_of_name(name: str) -> str | None:
     if "blocks" in inner and words[-1] in ("attn", "mlp"):
         return f"{stack} {'attention' if words[-1] == 'attn' else 'MLP'}"
     return None
-
-
-def peak_bytes(step: Step) -> int:
-    """Bytes of a CPU's tensors at the peak of a step, beyond what stays when it is over.
-
-    Summed up from the profiler's record of what is taken and given back, so that nothing else in
-    the process counts.
-    """
-    with silence(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        step()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    changes: list[Any] = list(profiler.profiler.kineto_results.events())
-    taken = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
-        if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-            taken += event.nbytes()
-            peak = max(peak, taken)
-    return peak - taken
-
-
-@contextmanager
-def silence() -> Iterator[None]:
-    """Keep what the profiler's library writes to stderr from the user.
-
-    It tells of GPUs that are not there, and of memory that was taken before it began.
-    """
-    kept = os.dup(2)
-    try:
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
 
 
 def _wait(device: torch.device) -> None:

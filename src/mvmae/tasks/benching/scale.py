@@ -21,12 +21,12 @@ from torch import Generator
 from mvmae.config import BenchConfig, ModelConfig, PretrainConfig
 from mvmae.data.loader import view_batches
 from mvmae.data.sources.opening import open_source
+from mvmae.engine.memory import peak_on_cpu
 from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.figures.scaling import Line, draw
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.tasks.benching.input import jpeg_files
-from mvmae.tasks.benching.parts import peak_bytes
 from mvmae.tasks.benching.step import compute_dtype, gflop_of, seconds_of
 from mvmae.tasks.pretrain import training_step
 from mvmae.tasks.pretraining.rehearsal import GIB, step_of
@@ -109,7 +109,7 @@ def measured(
             step()
             memory = torch.cuda.max_memory_allocated(device)
         else:
-            memory = STATE * num_weights(model) + peak_bytes(step)
+            memory = STATE * num_weights(model) + peak_on_cpu(step)
         seconds = min(seconds_of(step, device) for _ in range(config.num_rounds))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()

@@ -20,6 +20,7 @@ from mvmae.config import BenchConfig, PretrainConfig
 from mvmae.data.loader import Batch
 from mvmae.data.views import normalized
 from mvmae.engine import precision
+from mvmae.engine.memory import peak_on_cpu
 from mvmae.engine.optim import adamw
 from mvmae.errors import UserError
 from mvmae.models.mae import MaskedAutoencoder
@@ -266,7 +267,7 @@ def step_memory(step: Step, device: torch.device) -> float:
     What stays, weights, gradients and AdamW's averages, is the same for all sides.
     """
     if device.type != "cuda":
-        return round(parts.peak_bytes(step) / GIB, 3)
+        return round(peak_on_cpu(step) / GIB, 3)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     step()

@@ -6,8 +6,10 @@ embedding.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mvmae.config import ObjectiveConfig, PretrainConfig
@@ -24,8 +26,31 @@ def on_device(
 ) -> tuple[Tensor, Tensor]:
     """Normalised views and their noise, first views first, of a part of the images."""
     mean, std = config.pixel_statistics
-    images = normalized(batch.views[:, part].flatten(0, 1), mean, std, device)
-    return images, batch.noise[:, part].flatten(0, 1).to(device, non_blocking=True)
+    images = normalized(moved(batch.views, part, device), mean, std, device)
+    return images, moved(batch.noise, part, device)
+
+
+def moved(
+    rows: Shaped[Tensor, "V B ..."], part: slice, device: torch.device
+) -> Shaped[Tensor, "R ..."]:
+    """Rows of a part of the images, first views first, on the device.
+
+    To a GPU they are copied in a stream of their own, while the step before is still computed.
+    Each view alone, since that is one stretch of pinned memory: from any other the copy would wait.
+    """
+    if device.type == "cpu" or rows.device.type == device.type:
+        return rows[:, part].flatten(0, 1)
+    copying, computing = _copying(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(copying):
+        copied = torch.cat([view[part].to(device, non_blocking=True) for view in rows])
+    computing.wait_stream(copying)
+    copied.record_stream(computing)  # or its memory could be given away before it is read
+    return copied
+
+
+@cache
+def _copying(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def rebuilt(objective: ObjectiveConfig) -> Rebuild:

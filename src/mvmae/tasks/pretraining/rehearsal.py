@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from math import ceil
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,10 +16,11 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from mvmae.config import PretrainConfig
-from mvmae.data.loader import Batch, loading, readable
+from mvmae.data.loader import loading
+from mvmae.data.samples import Batch, ViewsDataset
 from mvmae.data.sources.source import Source
-from mvmae.data.views import mask_noise, random_views
-from mvmae.engine import distributed, terminal
+from mvmae.data.views import mask_noise
+from mvmae.engine import distributed, memory, terminal
 from mvmae.engine.optim import adamw
 from mvmae.errors import UserError
 from mvmae.models.mae import MaskedAutoencoder
@@ -29,6 +29,8 @@ from mvmae.tasks.reporting.words import duration
 READ_SECONDS = 3.0  # spent on reading images
 STEPS = 3  # timed of each size, after one to warm up
 CPU_IMAGES = (8, 32)  # in the steps measured on a CPU, from which larger ones are extrapolated
+SLOW = 5.0  # seconds of a step on a CPU, after which no larger one is tried
+MOST_TRIED = 256  # images in a step that is measured on a CPU for its memory
 FULL = 0.9  # share of the memory that a run should not exceed
 LONG = 2 * 86_400  # seconds on a CPU
 GIB = 2**30
@@ -46,7 +48,7 @@ class Cost(NamedTuple):
     """Of one image: reading, decoding, its views; in one process."""
 
     memory_gib: float | None
-    """At the peak of a step: on a CPU of the whole process; none where the system does not say."""
+    """At the peak of a step: on a CPU of the whole process; none where it is not known."""
 
     micro_batch_size: int | None
     """What fitted into the GPU's memory, where that is not what was asked for."""
@@ -69,7 +71,12 @@ class Prospect(NamedTuple):
 
 
 def rehearse(
-    config: PretrainConfig, source: Source, per_epoch: int, device: torch.device, train: Train
+    config: PretrainConfig,
+    source: Source,
+    per_epoch: int,
+    device: torch.device,
+    train: Train,
+    found: Sequence[str] = (),
 ) -> int:
     """Measure, and say what the run would take.
 
@@ -79,6 +86,7 @@ def rehearse(
         per_epoch: Steps in an epoch.
         device: Where it would run.
         train: `pretrain.training_step`.
+        found: What was found out already, in words.
 
     Raises:
         UserError: There are several processes, nothing can be read, or one image is too much.
@@ -96,7 +104,7 @@ def rehearse(
     terminal.emit("result", facts)
     console = terminal.people()
     console.print(table_of(config, cost, prospect, device))
-    for line in advice(config, cost, prospect, device):
+    for line in [*found, *advice(config, cost, prospect, device)]:
         console.print(line, highlight=False, soft_wrap=True)
     return 0
 
@@ -107,16 +115,18 @@ def views_read(config: PretrainConfig, source: Source) -> tuple[Tensor, float]:
     Raises:
         UserError: None of several images can be read.
     """
-    rng = np.random.default_rng(config.seed)
-    places = rng.permutation(len(source))[: max(CPU_IMAGES)].tolist()
+    places = np.random.default_rng(config.seed).permutation(len(source))[: max(CPU_IMAGES)]
+    images = ViewsDataset(source, config)
     views: list[Tensor] = []
     began = time.perf_counter()
-    for place in places:
-        pixels, _, skipped = readable(source, place, rng)
-        if pixels is None:
-            path, reason = skipped[-1]
-            raise UserError(f"no image of {len(skipped)} can be read, {path} for one ({reason})")
-        views.append(random_views(pixels, config.views, config.model.height_width, rng))
+    for place in places.tolist():
+        sample = images[0, place]
+        if not isinstance(sample.views, Tensor):
+            path, reason = sample.skipped[-1]
+            raise UserError(
+                f"no image of {len(sample.skipped)} can be read, {path} for one ({reason})"
+            )
+        views.append(sample.views)
         if time.perf_counter() - began > READ_SECONDS:
             break
     return torch.stack(views, dim=1), (time.perf_counter() - began) / len(views)
@@ -164,17 +174,71 @@ def half_of(size: int) -> int:
 def measured_on_cpu(
     config: PretrainConfig, views: Tensor, train: Train
 ) -> tuple[float, float | None]:
-    """Seconds and GiB of a step, on a straight line through those of two small batches."""
+    """Seconds and GiB of a step: on a straight line through two small batches, and by `Need`."""
     sizes = sorted({min(size, config.batch_size) for size in CPU_IMAGES})
-    seconds, peaks = [], []
+    part = min(config.micro_batch_size or config.batch_size, config.batch_size)
+    need = need_on_cpu(config, sizes[0], views, train)
+    gib = None if need is None else need.of(part) / GIB
+    seconds: list[float] = []
     for size in sizes:
         step = step_of(config, size, None, views, torch.device("cpu"), train)
-        peaks.append(peak_gib(step))
+        step()
         seconds.append(min(_seconds(step) for _ in range(STEPS)))
-    part = min(config.micro_batch_size or config.batch_size, config.batch_size)
-    known = [peak for peak in peaks if peak is not None]
-    memory = on_line(sizes, known, part) if len(known) == len(sizes) else None
-    return on_line(sizes, seconds, config.batch_size), memory
+        if seconds[-1] > SLOW:  # then four times as many images take four times as long
+            return seconds[-1] * config.batch_size / size, gib
+    return on_line(sizes, seconds, config.batch_size), gib
+
+
+class Need(NamedTuple):
+    """Bytes that training takes on a CPU."""
+
+    process: int
+    """Before there is a model."""
+
+    weights: int
+    """Weights alone: gradients, and each of AdamW's two averages, are as many."""
+
+    an_image: float
+    """What the backward pass needs of an image, all its views together."""
+
+    def of(self, images: int) -> int:
+        """At the peak of a step: at its end, or before its backward pass frees activations.
+
+        There are no gradients yet at that moment, as the step before ended with their release.
+        """
+        return self.process + 3 * self.weights + max(self.weights, round(images * self.an_image))
+
+    def fitting(self, there: float) -> int:
+        """Images in a step that takes so many bytes."""
+        if (rest := there - self.process - 3 * self.weights) < self.weights:
+            return 0
+        return int(rest / self.an_image)
+
+
+@cache
+def resident_at_first() -> int | None:
+    """Bytes of this process when it is first asked; later it holds what was freed, for reuse."""
+    return memory.resident()
+
+
+def need_on_cpu(config: PretrainConfig, size: int, views: Tensor, train: Train) -> Need | None:
+    """What a step takes, from one of `size` images or more; None where the system does not say.
+
+    Few images hide behind the gradients, which come when their activations go; then their number
+    is doubled.
+    """
+    if (process := resident_at_first()) is None:
+        return None
+    with torch.device("meta"):
+        model = MaskedAutoencoder(config.model, Generator())
+        weights = 4 * sum(parameter.numel() for parameter in model.parameters())
+    while True:
+        step = step_of(config, size, None, views, torch.device("cpu"), train)
+        step()  # makes AdamW's averages
+        beyond = memory.peak_on_cpu(step)
+        if beyond > weights or size >= MOST_TRIED:
+            return Need(process, weights, (beyond + weights) / size)
+        size *= 2
 
 
 def on_line(sizes: list[int], values: list[float], size: int) -> float:
@@ -188,15 +252,14 @@ def measured_on_gpu(
 ) -> tuple[float, float]:
     """Seconds and GiB of a step of the whole batch."""
     step = step_of(config, config.batch_size, micro, views, device, train)
-    torch.cuda.reset_peak_memory_stats(device)
     step()
 
     def waited_for() -> None:
         step()
         torch.cuda.synchronize(device)
 
-    seconds = min(_seconds(waited_for) for _ in range(STEPS))
-    return seconds, torch.cuda.max_memory_allocated(device) / GIB
+    peak = memory.peak_on_gpu(step, device)
+    return min(_seconds(waited_for) for _ in range(STEPS)), peak / GIB
 
 
 def step_of(
@@ -227,18 +290,6 @@ def batch_of(config: PretrainConfig, size: int, views: Tensor) -> Batch:
     return Batch(views[:, places], torch.stack(noise, dim=1), [], True)
 
 
-def peak_gib(work: Callable[[], Any]) -> float | None:
-    """GiB of this process at its peak while it works; None where the system does not say."""
-    own = Path("/proc/self")  # Linux
-    try:
-        (own / "clear_refs").write_text("5")  # forget the peak before
-        work()
-        peak = re.search(r"VmHWM:\s+(\d+) kB", (own / "status").read_text())
-    except OSError:
-        return None
-    return int(peak[1]) / 2**20 if peak else None
-
-
 def _seconds(work: Callable[[], Any]) -> float:
     began = time.perf_counter()
     work()
@@ -259,18 +310,8 @@ def prospect_of(
         images_per_second=config.batch_size / step,
         readers=readers,
         readers_needed=ceil(reading / cost.step_seconds),
-        memory_there_gib=memory_there(device) / GIB,
+        memory_there_gib=memory.there(device) / GIB,
     )
-
-
-def memory_there(device: torch.device) -> int:
-    """Bytes of the GPU, or of the machine; 0 where it does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[1]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has none
-        return 0
 
 
 def table_of(config: PretrainConfig, cost: Cost, prospect: Prospect, device: torch.device) -> Table:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from mvmae import config as configs
 from mvmae.config import PretrainConfig, ViewsConfig
+from mvmae.config.batch_sizes import AUTO
 from mvmae.data.measuring import Channel, measured
 from mvmae.data.sampling import Kind, kind_of, require_channels, some
 from mvmae.data.sources.deep import with_depth
@@ -66,7 +67,7 @@ def resumed(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, Sou
 
 
 def as_found_out(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
-    """What a config leaves to the images, as the run that was begun with it found it out."""
+    """What a config leaves open, as the run that was begun with it found it out."""
     views = config.views
     views = replace(
         views,
@@ -74,7 +75,8 @@ def as_found_out(config: PretrainConfig, before: PretrainConfig) -> PretrainConf
         mean=before.views.mean if views.mean is None else views.mean,
         std=before.views.std if views.std is None else views.std,
     )
-    return replace(config, views=views)
+    batch_size = before.batch_size if config.batch_size == AUTO else config.batch_size
+    return replace(config, views=views, batch_size=batch_size)
 
 
 def looked(config: PretrainConfig, source: Source) -> Settled:

@@ -1,0 +1,64 @@
+"""`mvmae pretrain --decode`: what a run is told, and what it says when that cannot be."""
+
+import json
+import sys
+
+import pytest
+from run_folders import metrics, skipped_paths, timeless
+
+from mvmae.cli import main
+
+
+def complaint(capfd, *words: str) -> str:
+    """The one line on stderr of a command that the user got wrong."""
+    assert main(["pretrain", *words]) == 2
+    said = capfd.readouterr().err
+    assert said.startswith("mvmae: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def test_fast_is_the_run_of_exact_where_images_are_small(image_folder, pretrain, tmp_path):
+    pytest.importorskip("simplejpeg")
+    folder = image_folder(per_class=8)
+    (folder / "red" / "0.jpg").write_bytes(b"\xff\xd8\xff and no more")
+    for way in ("exact", "fast"):
+        assert pretrain(folder, tmp_path / way, {"decode": way}) == 0
+    exact, fast = tmp_path / "exact", tmp_path / "fast"
+    assert timeless(fast) == timeless(exact)
+    assert skipped_paths(fast) == skipped_paths(exact) != []
+    assert (fast / "encoder.safetensors").read_bytes() == (
+        exact / "encoder.safetensors"
+    ).read_bytes()
+
+
+def test_fast_shows_large_images_otherwise(image_folder, pretrain, tmp_path):
+    pytest.importorskip("simplejpeg")
+    folder = image_folder(per_class=4, size=(300, 300))
+    for way in ("exact", "fast"):
+        assert pretrain(folder, tmp_path / way, {"decode": way}) == 0
+    losses = [metrics(tmp_path / way)[0]["loss"] for way in ("exact", "fast")]
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_a_run_goes_on_as_it_was_decoded(image_folder, pretrain, tmp_path, capfd):
+    pytest.importorskip("simplejpeg")
+    run = tmp_path / "run"
+    assert pretrain(image_folder(), run, {"decode": "fast"}) == 0
+    assert json.loads((run / "config.json").read_text())["decode"] == "fast"
+    capfd.readouterr()
+    said = complaint(capfd, "--resume", "--out", str(run), "--decode", "exact")
+    assert "was run with decode fast, not exact" in said
+
+
+def test_what_is_missing_is_said_before_anything_is_written(
+    image_folder, tmp_path, monkeypatch, capfd
+):
+    run = tmp_path / "run"
+    words = [str(image_folder()), "--out", str(run), "--device", "cpu", "--decode"]
+    assert "--decode gpu needs a CUDA device" in complaint(capfd, *words, "gpu")
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
+    assert "pip install 'mvmae[fast]'" in complaint(capfd, *words, "fast")
+    assert "exact" in complaint(capfd, *words, "quick")
+    assert not run.exists()
