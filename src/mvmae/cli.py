@@ -12,12 +12,12 @@ after SIGINT and SIGTERM.
 from __future__ import annotations
 
 import contextlib
-import errno
 import importlib
 import io
 import json
 import os
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -29,15 +29,12 @@ from mvmae import config as configs
 from mvmae import paper, recipes
 from mvmae.complaints import one_line
 from mvmae.config import DataShowConfig, PretrainConfig
-from mvmae.errors import UserError, nearest, printable
+from mvmae.errors import ToldError, UserError, line_of, nearest, printable
 from mvmae.verbs import GROUPS, VERBS, Verb
 from mvmae.version import __version__
 
 WORDS = (*VERBS, *GROUPS, "recipes")
-MACHINE_SAYS_NO = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
-    *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
-}
+HELD_BACK = 5.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,35 +43,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a training step 4 to 14 times as slow when anything
     # else runs on the machine (docs/log.md). OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if _processes() > 1:  # torch's own words about a connection that ended, with a stack
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         status = _main(args)
         sys.stdout.flush()
         return status
-    except UserError as error:
-        return _refused(str(error))
+    except ToldError:
+        return 2
     except BrokenPipeError:  # `mvmae recipes | head`
         # Python flushes once more at its end; let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        print("mvmae: interrupted", file=sys.stderr)
+        if not _process():
+            print("mvmae: interrupted", file=sys.stderr)
         return 130
-    except OSError as error:
-        if error.errno not in MACHINE_SAYS_NO:
+    except Exception as error:
+        if (line := line_of(error)) is None:
             raise
-        return _refused(f"{error.strerror}: {error.filename or 'no file named'}")
-    except RuntimeError as error:
-        # torch's own class and its CPU allocator's words; torch is not loaded here
-        is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
-        if not is_memory:
-            raise
-        return _refused(
-            "the memory is too small for this: lower --batch-size or --image-size, or choose a "
-            "smaller model"
-        )
+        return _refused(line)
+
+
+def _process() -> int:
+    """Number of this process among those that `torchrun` started; 0 on its own."""
+    return int(os.environ.get("RANK", "0")) if _processes() > 1 else 0
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1")) if "RANK" in os.environ else 1
 
 
 def _refused(complaint: str) -> int:
+    if number := _process():
+        # All fail alike: the first one says it, and torchrun ends the rest. This one alone has
+        # failed, and must speak, if nothing came in some seconds.
+        time.sleep(HELD_BACK)
+        complaint = f"process {number}: {complaint}"
     print(f"mvmae: {printable(' '.join(complaint.split()))}", file=sys.stderr)
     return 2
 
@@ -103,10 +108,12 @@ def run_verb(name: str, args: list[str]) -> int:
     from mvmae.engine import terminal  # which loads rich, and no torch
 
     words, args = terminal.flags(args)
-    with terminal.output(words):
+    with terminal.output(words, silent=_process() > 0):
         verb, settings = parse(name, args)
         if settings is None:  # --help
             return 0
+        if not verb.shares and _processes() > 1:
+            raise UserError(f"mvmae {name} runs in one process: start it without torchrun")
         return importlib.import_module(verb.module).run(settings) or 0
 
 

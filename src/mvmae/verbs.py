@@ -36,47 +36,64 @@ class Verb(NamedTuple):
     summary: str
     config: type
     module: str
+    shares: bool = False
+    """Whether `torchrun` may start it: its processes share the work, or it says itself why not."""
 
 
 VERBS = {
     "pretrain": Verb(
-        "Pre-train an encoder from unlabelled images.", PretrainConfig, "mvmae.tasks.pretrain"
+        "Pre-train an encoder from unlabelled images.",
+        PretrainConfig,
+        "mvmae.tasks.pretrain",
+        shares=True,
     ),
     "knn": Verb(
-        "Judge an encoder by nearest neighbours on labelled images.", KnnConfig, "mvmae.tasks.knn"
+        "Judge an encoder by nearest neighbours on labelled images.",
+        KnnConfig,
+        "mvmae.tasks.knn",
+        shares=True,
     ),
     "probe": Verb(
-        "Judge an encoder by a linear classifier on its features.", ProbeConfig, "mvmae.tasks.probe"
+        "Judge an encoder by a linear classifier on its features.",
+        ProbeConfig,
+        "mvmae.tasks.probe",
+        shares=True,
     ),
     "finetune": Verb(
         "Train an encoder and a classifier end to end on labelled images.",
         FinetuneConfig,
         "mvmae.tasks.finetune",
+        shares=True,
     ),
     "segment": Verb(
         "Train an encoder and UperNet to name each pixel; or check an encoder frozen.",
         SegmentConfig,
         "mvmae.tasks.segment",
+        shares=True,
     ),
     "detect": Verb(
         "Train an encoder and Mask R-CNN to find things; or find them with a finished run.",
         DetectConfig,
         "mvmae.tasks.detect",
+        shares=True,
     ),
     "labels": Verb(
         "Draw how accuracy grows with the labels, beside an untrained encoder.",
         LabelsConfig,
         "mvmae.tasks.labels",
+        shares=True,
     ),
     "ablate": Verb(
         "Train and judge the rows of a table over several seeds: what is each part worth?",
         AblateConfig,
         "mvmae.tasks.ablate",
+        shares=True,
     ),
     "embed": Verb(
         "Write embeddings of images to files; find images that look alike.",
         EmbedConfig,
         "mvmae.tasks.embed",
+        shares=True,
     ),
     "reconstruct": Verb(
         "Draw what the decoder makes of masked images.",
@@ -92,6 +109,7 @@ VERBS = {
         "Draw what an encoder sees: patches in colour, a map, outliers, duplicates.",
         FeaturesConfig,
         "mvmae.tasks.features",
+        shares=True,
     ),
     "curves": Verb("Draw how runs went: losses, scores.", CurvesConfig, "mvmae.tasks.curves"),
     "report": Verb(
@@ -113,6 +131,7 @@ VERBS = {
         "Write images into tar files (shards), for disks slow at small files.",
         DataPackConfig,
         "mvmae.tasks.data_pack",
+        shares=True,
     ),
     "data stats": Verb(
         "Measure pixels: mean, deviation, range, bits in use.",

@@ -203,14 +203,6 @@ def test_cuda_that_is_not_there_is_refused(here, capsys, verb):
     refused(here, capsys, [verb, "enc", "images", "--device", "cuda"], "no CUDA device here")
 
 
-@pytest.mark.skipif(os.name != "posix", reason="torchrun's variables")
-def test_the_protocol_of_mae_runs_in_one_process(here, capsys, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    words = ["probe", "enc", "images", "--protocol", "mae"]
-    refused(here, capsys, words, "runs in one process: start it without torchrun")
-
-
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_to_is_refused(here, capsys):
     (here / "notes").chmod(0o500)

@@ -91,7 +91,8 @@ def test_every_verb_is_tried():
 def test_the_last_line_is_the_result_of_the_verb(home, monkeypatch, capsys, verb):
     monkeypatch.chdir(home)
     if verb == "bench":
-        monkeypatch.setattr("mvmae.tasks.benching.input.PARITY_CROPS", 20)
+        monkeypatch.setattr("mvmae.tasks.benching.input.PARITY_IMAGES", 10)
+        monkeypatch.setattr("mvmae.tasks.benching.photographs.LARGE_SIZE", (640, 480))
     capsys.readouterr()
     assert main([*COMMANDS[verb].split(), "--json"]) in (0, 1 if verb == "data check" else 0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -1,6 +1,16 @@
 """Encoders from anywhere, fitted to the images at hand, and what they make of images."""
 
-from mvmae.encoders.features import Features, encoded, features, raw_pixels, refuse_unreadable
+from mvmae.encoders.features import (
+    Features,
+    Reading,
+    encoded,
+    features,
+    raw_pixels,
+    read_together,
+    reading,
+    reading_pixels,
+    refuse_unreadable,
+)
 from mvmae.encoders.fitting import resized
 from mvmae.encoders.opening import (
     OpenedAutoencoder,
@@ -27,6 +37,7 @@ __all__ = [
     "OpenedAutoencoder",
     "OpenedEncoder",
     "Preprocessing",
+    "Reading",
     "digest",
     "encoded",
     "facts_of",
@@ -38,6 +49,9 @@ __all__ = [
     "opened_from_config",
     "random_encoder",
     "raw_pixels",
+    "read_together",
+    "reading",
+    "reading_pixels",
     "refuse_unreadable",
     "resized",
     "save_encoder",

@@ -6,7 +6,9 @@ Shapes: M images, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +22,13 @@ from mvmae.data.loader import Skipped, whole_batches
 from mvmae.data.sources.source import Source, Subset
 from mvmae.data.views import normalized, shares_or_values
 from mvmae.encoders.product import Preprocessing
-from mvmae.engine import checkpoint, precision, runs
+from mvmae.engine import checkpoint, distributed, precision, runs, together
 from mvmae.errors import UserError
 from mvmae.models.vit import Encoder
 
-PART = 8192  # images between two files of what is done so far
+PART = 8192  # images, at most, between two files of what is done so far
+FILES = 512  # about so many, where they need not hold more than `PART`
+PIXEL_BATCH = 256
 
 
 class Features(NamedTuple):
@@ -85,6 +89,69 @@ def encoded(
         encoder.train(was_training)
 
 
+class Reading(NamedTuple):
+    """How features of a source come about, a batch after another."""
+
+    batches: Callable[[Source], Iterator[Features]]
+    """Of any part of the source that begins where a batch begins."""
+
+    batch_size: int
+
+
+def reading(
+    encoder: Encoder,
+    preprocessing: Preprocessing,
+    *,
+    device: torch.device,
+    precision_name: str,
+    batch_size: int,
+    workers: int | None,
+) -> Reading:
+    """Pooled features by an encoder; the arguments are those of `encoded`."""
+    has_cls = encoder.variant.cls_token
+    batch_size = min(batch_size, PART)
+
+    def batches(source: Source) -> Iterator[Features]:
+        for batch in encoded(
+            encoder,
+            source,
+            preprocessing,
+            device=device,
+            precision_name=precision_name,
+            batch_size=batch_size,
+            workers=workers,
+        ):
+            labels = torch.tensor([source.label(index) for index in batch.indices]).long()
+            if not batch.indices:
+                none = torch.empty(0, encoder.embed_dim)
+                yield Features(none, none if has_cls else None, labels, batch.skipped)
+                continue
+            mean = encoder.pooled(batch.tokens, "mean").float().cpu()
+            cls = encoder.pooled(batch.tokens, "cls").float().cpu() if has_cls else None
+            yield Features(mean, cls, labels, batch.skipped)
+
+    return Reading(batches, batch_size)
+
+
+def reading_pixels(*, side: int, workers: int | None) -> Reading:
+    """Images shrunk to `side` as vectors: what any encoder must beat."""
+    batch_size = min(PIXEL_BATCH, PART)
+
+    def batches(source: Source) -> Iterator[Features]:
+        for batch in whole_batches(
+            source,
+            (side, side),
+            interpolation="bicubic",
+            batch_size=batch_size,
+            workers=workers,
+            cuda=False,
+        ):
+            labels = torch.tensor([source.label(index) for index in batch.indices.tolist()]).long()
+            yield Features(shares_or_values(batch.images).flatten(1), None, labels, batch.skipped)
+
+    return Reading(batches, batch_size)
+
+
 def features(
     encoder: Encoder,
     source: Source,
@@ -97,7 +164,7 @@ def features(
     keep: Path | None = None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Features:
-    """Pooled features of every image of a source.
+    """Pooled features of every image of a source, by this process alone.
 
     Args:
         encoder: What encodes.
@@ -114,62 +181,174 @@ def features(
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    parts = []
-    for begin in range(0, len(source), PART):
-        file = keep / f"{begin:09}.safetensors" if keep and len(source) > PART else None
-        part = _kept(file)
-        if part is None:
-            here = Subset(source, range(begin, min(begin + PART, len(source))))
-            part = _features_of_part(
-                encoded(
-                    encoder,
-                    here,
-                    preprocessing,
-                    device=device,
-                    precision_name=precision_name,
-                    batch_size=batch_size,
-                    workers=workers,
-                ),
-                encoder,
-                here,
-                advance,
-            )
-            if file:
-                _keep(file, part)
-        else:
-            advance(len(part.labels) + len(part.skipped))
-        parts.append(part)
-    return _joined(parts, source)
-
-
-def _features_of_part(
-    batches: Iterable[Tokens], encoder: Encoder, source: Source, advance: Callable[[int], object]
-) -> Features:
-    means, cls, labels, skipped = [], [], [], []
-    for batch in batches:
-        skipped += batch.skipped
-        labels += [source.label(index) for index in batch.indices]
-        if batch.indices:
-            means.append(encoder.pooled(batch.tokens, "mean").float().cpu())
-            if encoder.variant.cls_token:
-                cls.append(encoder.pooled(batch.tokens, "cls").float().cpu())
-        advance(len(batch.indices) + len(batch.skipped))
-    none = torch.empty(0, encoder.embed_dim)
-    mean = torch.cat(means) if means else none
-    token = (torch.cat(cls) if cls else none) if encoder.variant.cls_token else None
-    return Features(mean, token, torch.tensor(labels, dtype=torch.int64), skipped)
-
-
-def _joined(parts: list[Features], source: Source) -> Features:
-    skipped = [skip for part in parts for skip in part.skipped]
-    refuse_unreadable(source, skipped)
-    cls = [part.cls for part in parts if part.cls is not None]
-    return Features(
-        torch.cat([part.mean for part in parts]),
-        torch.cat(cls) if cls else None,
-        torch.cat([part.labels for part in parts]),
-        skipped,
+    read = reading(
+        encoder,
+        preprocessing,
+        device=device,
+        precision_name=precision_name,
+        batch_size=batch_size,
+        workers=workers,
     )
+    return read_alone(read, source, keep if len(source) > PART else None, advance)
+
+
+def raw_pixels(
+    source: Source,
+    *,
+    side: int,
+    workers: int | None = None,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Features:
+    """Images shrunk to `side` as vectors, by this process alone.
+
+    Raises:
+        UserError: More than half of the images cannot be read.
+    """
+    return read_alone(reading_pixels(side=side, workers=workers), source, None, advance)
+
+
+def read_together(
+    read: Reading,
+    source: Source,
+    keep: Path,
+    advance: Callable[[int], object] = lambda count: None,
+    *,
+    resumes: bool = True,
+) -> Features | None:
+    """Features of every image, each process reading its share; none but in the main process.
+
+    What each has done lies in files that the main one joins, so no process needs memory for what
+    others did, and the result is that of one process to the bit: batches are the same.
+
+    Args:
+        read: From `reading` or `reading_pixels`.
+        source: The images, the same for all.
+        keep: As for `features`, on a disk that all processes see.
+        advance: Told how many more images are done, by all.
+        resumes: Whether files are left for a command that goes on; they are large and quickly made
+            anew of pixels.
+
+    Raises:
+        UserError: More than half of the images cannot be read, or another process failed.
+    """
+    if distributed.world_size() == 1:
+        is_kept = resumes and len(source) > PART
+        return read_alone(read, source, keep if is_kept else None, advance)
+    spans = _spans(len(source), read.batch_size)
+    own = together.share(len(spans), distributed.rank(), distributed.world_size())
+    todo = [spans[at] for at in own if not _is_whole(_file(keep, spans[at]))]
+    shown = 0
+    for span, part in zip(todo, _parts(read, source, todo), strict=True):
+        _keep(_file(keep, span), part)
+        about = min(len(source) - shown, len(span) * distributed.world_size())
+        advance(about)  # the others are about as far
+        shown += about
+    together.done()
+    if not distributed.is_main():
+        return None
+    for _ in together.waiting():
+        pass
+    advance(len(source) - shown)
+    found = read_alone(read, source, keep, lambda count: None)
+    if not resumes:
+        shutil.rmtree(keep, ignore_errors=True)
+    return found
+
+
+def read_alone(
+    read: Reading, source: Source, keep: Path | None, advance: Callable[[int], object]
+) -> Features:
+    """Features of every image; what is kept in files is taken from there.
+
+    Raises:
+        UserError: More than half of the images cannot be read.
+    """
+    spans = _spans(len(source), read.batch_size)
+    whole = {span for span in spans if keep and _is_whole(_file(keep, span))}
+    fresh = _parts(read, source, [span for span in spans if span not in whole])
+    joined = _Joined(len(source))
+    for span in spans:
+        part = _kept(_file(keep, span)) if keep and span in whole else None
+        if part is None:
+            # A file that was whole and is gone again, by another command, is made anew.
+            part = next(_parts(read, source, [span]) if span in whole else fresh)
+            if keep:
+                _keep(_file(keep, span), part)
+        joined.add(part)
+        advance(len(span))
+    refuse_unreadable(source, joined.skipped)
+    return joined.features()
+
+
+def _spans(count: int, batch_size: int) -> list[range]:
+    """The places of the images in each file: whole batches, the same for any number of processes.
+
+    Few images have a file for each batch, so that many processes get even shares.
+    """
+    batches = min(max(1, PART // batch_size), -(-count // (batch_size * FILES)))
+    size = max(1, batches) * batch_size
+    return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+
+def _parts(read: Reading, source: Source, spans: Sequence[range]) -> Iterator[Features]:
+    """Features of each span, all read in one go.
+
+    Spans begin where batches begin, and one that ends within a batch is the last of the source.
+    """
+    if not spans:
+        return
+    batches = read.batches(Subset(source, list(chain.from_iterable(spans))))
+    for span in spans:
+        parts = []
+        for _ in range(0, len(span), read.batch_size):
+            parts.append(next(batches))
+            together.check()  # whether another process failed
+        yield _concatenated(parts)
+
+
+def _concatenated(parts: Sequence[Features]) -> Features:
+    joined = _Joined(sum(len(part.labels) for part in parts))
+    for part in parts:
+        joined.add(part)
+    return joined.features()
+
+
+class _Joined:
+    """Features that come in parts, put at once where they stay: there is one copy of all.
+
+    Args:
+        count: Most images.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count, self.rows, self.skipped = count, 0, list[Skipped]()
+        self.labels = torch.empty(count, dtype=torch.int64)
+        self.mean: Tensor | None = None
+        self.cls: Tensor | None = None
+
+    def add(self, part: Features) -> None:
+        """Put a part behind those before."""
+        self.skipped += part.skipped
+        if not len(part.labels) and self.mean is not None:
+            return
+        if self.mean is None or self.mean.shape[1:] != part.mean.shape[1:]:  # none was read so far
+            self.mean = torch.empty(self.count, *part.mean.shape[1:])
+            self.cls = None if part.cls is None else torch.empty(self.count, *part.cls.shape[1:])
+        rows = slice(self.rows, self.rows + len(part.labels))
+        self.rows = rows.stop
+        self.mean[rows], self.labels[rows] = part.mean, part.labels
+        if self.cls is not None and part.cls is not None:
+            self.cls[rows] = part.cls
+
+    def features(self) -> Features:
+        """What has come."""
+        mean = torch.empty(0, 0) if self.mean is None else self.mean
+        cls = None if self.cls is None else self.cls[: self.rows]
+        return Features(mean[: self.rows], cls, self.labels[: self.rows], self.skipped)
+
+
+def _file(keep: Path, span: range) -> Path:
+    return keep / f"{span.start:09}-{span.stop:09}.safetensors"
 
 
 def _keep(file: Path, part: Features) -> None:
@@ -183,10 +362,17 @@ def _keep(file: Path, part: Features) -> None:
     )
 
 
-def _kept(file: Path | None) -> Features | None:
+def _is_whole(file: Path) -> bool:
+    """Whether `_keep` wrote a file to its end; what is in it is not read."""
+    try:
+        with safetensors.safe_open(file, "pt") as opened:  # which compares sizes
+            return {"mean", "labels"} <= set(opened.keys()) and "skipped" in opened.metadata()
+    except (OSError, TypeError, safetensors.SafetensorError):
+        return False
+
+
+def _kept(file: Path) -> Features | None:
     """What `_keep` wrote; none where there is nothing, or nothing whole."""
-    if file is None or not file.exists():
-        return None
     try:
         with safetensors.safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -209,35 +395,3 @@ def refuse_unreadable(source: Source, skipped: list[Skipped]) -> None:
             f"{len(skipped)} of the {len(source)} images of {source.name} cannot be read, "
             f"{skipped[0].path} for one ({skipped[0].reason})"
         )
-
-
-def raw_pixels(
-    source: Source,
-    *,
-    side: int,
-    batch_size: int = 256,
-    workers: int | None = None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Features:
-    """Images shrunk to `side` as vectors: what any encoder must beat.
-
-    Raises:
-        UserError: More than half of the images cannot be read.
-    """
-    images, labels, skipped = [], [], []
-    batches = whole_batches(
-        source,
-        (side, side),
-        interpolation="bicubic",
-        batch_size=batch_size,
-        workers=workers,
-        cuda=False,
-    )
-    for batch in batches:
-        images.append(shares_or_values(batch.images).flatten(1))
-        labels += [source.label(index) for index in batch.indices.tolist()]
-        skipped += batch.skipped
-        advance(len(batch.images) + len(batch.skipped))
-    refuse_unreadable(source, skipped)
-    pixels = torch.cat([part for part in images if part.numel()])
-    return Features(pixels, None, torch.tensor(labels), skipped)

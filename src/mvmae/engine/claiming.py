@@ -35,6 +35,26 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def shared(folder: Path) -> Iterator[None]:
+    """Hold a folder that the processes of one command write into, against other such commands.
+
+    One process alone needs no lock there: it writes nothing that it must find again.
+
+    Raises:
+        UserError: Another command holds it.
+    """
+    if distributed.world_size() == 1:
+        yield
+        return
+    with locked(folder) if distributed.is_main() else contextlib.nullcontext():
+        distributed.from_main(None)  # the others begin when it is held
+        yield
+    if distributed.is_main():
+        with contextlib.suppress(OSError):  # not empty, or not there any more
+            folder.rmdir()
+
+
+@contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold the folder, which is made where it is not there; folders that stay empty go again.
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mvmae.config.files import command_of, to_plain
-from mvmae.engine import runs, terminal
+from mvmae.engine import distributed, runs, terminal
 from mvmae.errors import UserError
 
 LONGEST = 80  # bytes of a file's name that are taken from what the user called things
@@ -92,7 +92,8 @@ def write(
     runs.make(folder / "results")
     file = _free(folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json", config)
     frame = {"verb": verb, "command": command_of(verb, config), "config": to_plain(config)}
-    runs.write_json(file, frame | content | {"environment": runs.environment(device, 1)})
+    environment = runs.environment(device, distributed.world_size())
+    runs.write_json(file, frame | content | {"environment": environment})
     emit(verb, file, content)
     return file
 

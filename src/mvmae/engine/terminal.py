@@ -68,19 +68,20 @@ def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
 
 
 @contextlib.contextmanager
-def output(words: Collection[str] = ()) -> Iterator[None]:
+def output(words: Collection[str] = (), *, silent: bool = False) -> Iterator[None]:
     """What is printed meanwhile goes where `words`, or else `MVMAE_OUTPUT`, say.
 
     Args:
         words: `quiet`: nothing, but for errors and warnings that matter, on stderr. `json`: stdout
             gets a JSON object a line, from `emit`; what is for people goes to stderr. Both: JSON,
             and nothing for people. `plain`: lines and no bars, even in a terminal.
+        silent: Not even warnings and JSON, for another process says all there is to say.
 
     Raises:
         UserError: As `asked`.
     """
     global _now
-    before, words = _now, asked(words)
+    before, words = _now, frozenset(("quiet", "silent")) if silent else asked(words)
     with contextlib.ExitStack() as stack:
         _now = _Output(words, sys.stdout if "json" in words else None)
         stack.callback(_restore, before)
@@ -137,6 +138,8 @@ def people() -> Console:
 
 def warn(text: str) -> None:
     """Say what matters even to those who want to hear nothing."""
+    if "silent" in _now.words:
+        return
     if "quiet" in _now.words:
         print(f"mvmae: {printable(text)}", file=sys.stderr)
     else:

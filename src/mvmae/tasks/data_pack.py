@@ -1,7 +1,8 @@
 """Images into tar files: fewer files, read in long pieces, with labels and groups in them.
 
 `run` is read from top to bottom. Images are opened in processes that may die or hang
-(`data/guarded.py`) and written in their order by this one.
+(`data/guarded.py`) and written in their order by this one; what `torchrun` starts besides makes
+images ready too (`packing/sharing.py`).
 """
 
 from __future__ import annotations
@@ -12,28 +13,27 @@ import itertools
 import json
 import os
 import shutil
-import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mvmae.config import DataPackConfig
-from mvmae.data.guarded import Lost, guarded
 from mvmae.data.sources.lists import LISTS, from_list
 from mvmae.data.sources.opening import open_source, stamp
 from mvmae.data.sources.shards import CLASSES, classes_text, open_shards
 from mvmae.data.sources.source import Source, group
-from mvmae.engine import runs, terminal
+from mvmae.engine import distributed, runs, terminal
 from mvmae.engine.checkpoint import write_text, write_whole
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.errors import UserError
 from mvmae.tasks.packing.claiming import FACTS, claim, keep_apart, replaced, unfinished
-from mvmae.tasks.packing.encoding import Packed, Packer, Refused
+from mvmae.tasks.packing.encoding import Packed
 from mvmae.tasks.packing.naming import Naming
-from mvmae.tasks.packing.waiting import Waiting
+from mvmae.tasks.packing.ordering import in_order
+from mvmae.tasks.packing.sharing import assist, from_all
 from mvmae.tasks.packing.writing import SKIPPED, STATE, State, Writer, read_state
-
-MOST_WAITING = 512 << 20  # bytes of images that wait in memory for one before them
 
 
 def run(config: DataPackConfig) -> int:
@@ -45,15 +45,32 @@ def run(config: DataPackConfig) -> int:
     Raises:
         UserError: There are no images, none can be read, or DST holds something else.
     """
-    claim(config)
-    source = opened(config)
-    keep_apart(source, config)
-    folder = unfinished(config.out)
+    with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
+        if distributed.is_main():
+            claim(config)
+        source, folder = opened(config), unfinished(config.out)
+        if not distributed.is_main():
+            signal = assist(source, config, folder)
+            return exit_status(signal) if signal else 0
+        keep_apart(source, config)
+        return write(source, config, folder)
+
+
+def write(source: Source, config: DataPackConfig, folder: Path) -> int:
+    """Pack into a folder that gets its name when it is whole.
+
+    Returns:
+        An exit status.
+
+    Raises:
+        UserError: As `run`.
+    """
     with locked(folder):
         state = begun(folder, source, config)
         if state.done:
             terminal.people().print(f"going on behind image {state.done:,} of {len(source):,}")
         writer = Writer(folder, state, config.shard_size * 1e6)
+        distributed.from_main(state.done)  # the others begin when the folder is in order
         with Interrupt() as interrupt, writer:
             pack(source, config, writer, interrupt)
         if interrupt.signal:
@@ -144,8 +161,11 @@ def settings_of(source: Source, config: DataPackConfig) -> dict[str, Any]:
 
 def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Interrupt) -> None:
     """Write every image that is left, or until a signal comes."""
-    naming = Naming(source)
-    images = in_order(source, config, writer.state.done)
+    naming, begin = Naming(source), writer.state.done
+    if distributed.world_size() > 1:
+        images = from_all(source, config, writer.folder, begin, interrupt)
+    else:
+        images = in_order(source, config, range(begin, len(source)))
     first = list(itertools.islice(images, 1))  # before the clock runs: processes begin with this
     with (
         contextlib.closing(images),
@@ -161,36 +181,9 @@ def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Inte
             else:
                 writer.skip(source.path(index), packed.reason)
             bar.advance(1)
+        if bar.done < bar.total:  # another process got a signal
+            return
     writer.finish(len(source))
-
-
-def in_order(
-    source: Source, config: DataPackConfig, first: int
-) -> Generator[tuple[int, Packed | Refused], None, None]:
-    """What becomes of each image from `first` on.
-
-    Images come as the processes are done with them. What waits for one before it is held in
-    memory, and beyond `MOST_WAITING` on the disk: one may hang for --timeout seconds.
-    """
-    left = range(first, len(source))
-    done = guarded(
-        Packer(source, config),
-        left,
-        workers=config.workers or _cores(),
-        timeout=config.timeout,
-        memory=int(config.memory * 2**30),
-    )
-    due, room = 0, Waiting(MOST_WAITING, unfinished(config.out).parent)
-    with contextlib.closing(done), room as waiting:  # type: ignore[type-var]
-        for place, packed in done:
-            waiting.put(place, Refused(packed.reason) if isinstance(packed, Lost) else packed)
-            while due in waiting:
-                yield left[due], waiting.pop(due)
-                due += 1
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
 def conclude(folder: Path, source: Source, state: State, config: DataPackConfig) -> None:

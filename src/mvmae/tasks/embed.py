@@ -2,41 +2,40 @@
 
 `run` is read from top to bottom. Batches always begin at multiples of the batch size in the data,
 wherever a run goes on: a network's last bits depend on what stands in a batch with an image, and a
-resumed folder is to be the same byte for byte.
+resumed folder is to be the same byte for byte. For the same reason several processes share out
+whole parts, and make what one makes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 
 from mvmae import encoders
 from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of, to_plain
-from mvmae.data.loader import Skipped
 from mvmae.data.sources.opening import fingerprint, open_source
-from mvmae.data.sources.source import Source, Subset
+from mvmae.data.sources.source import Source
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import precision, results, runs
+from mvmae.engine import distributed, precision, results, runs, together
 from mvmae.engine.claiming import locked
 from mvmae.engine.interrupt import Interrupt, exit_status
-from mvmae.errors import UserError
-from mvmae.models.vit import Encoder
+from mvmae.errors import OtherFailedError, UserError
 from mvmae.tasks.embedding import formats, parts, search
 from mvmae.tasks.embedding.formats import Part
+from mvmae.tasks.embedding.making import gathered, own_parts, turns
 from mvmae.tasks.embedding.parts import Index, read_embeddings
 from mvmae.tasks.embedding.progress import Meter, conclude, farewell, introduce
 
 __all__ = ["Part", "read_embeddings", "run"]
 
+LEAVE_SECONDS = 60.0  # for the other processes to stop writing before their parts are removed
 SAME_NUMBERS = {  # facts that must agree for embeddings to be those asked for, and their names
     "digest": "encoder weights",
     "encoder_facts": "encoder settings",
@@ -62,17 +61,50 @@ def run(config: EmbedConfig) -> int:
     Raises:
         UserError: The encoder, the data, a query, the folder or the settings cannot work.
     """
-    device = precision.choose_device(config.device)
-    folder = folder_of(config)
-    claim(folder, config)
-    formats.require(config.format)
-    opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
-    source = open_source(config.data, opened.encoder.in_channels, opened.depth)
-    facts = json.loads(json.dumps(facts_of(config, opened, source, device)))  # as it is read back
-    queries = search.open_queries(config, opened, device)
-    with locked(folder):
-        claim(folder, config)  # again: another command may have been here meanwhile
-        return write(folder, config, opened, source, facts, queries, device)
+    with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
+        device = precision.choose_device(config.device)
+        folder = folder_of(config)
+        if distributed.is_main():
+            claim(folder, config)
+        formats.require(config.format)
+        opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
+        source = open_source(config.data, opened.encoder.in_channels, opened.depth)
+        if not distributed.is_main():
+            return assist(folder, config, opened, source, device)
+        facts = facts_of(config, opened, source, device)
+        facts = json.loads(json.dumps(facts))  # as it is read back
+        queries = search.open_queries(config, opened, device)
+        with locked(folder):
+            claim(folder, config)  # again: another command may have been here meanwhile
+            return write(folder, config, opened, source, facts, queries, device)
+
+
+def assist(
+    folder: Path,
+    config: EmbedConfig,
+    opened: OpenedEncoder,
+    source: Source,
+    device: torch.device,
+) -> int:
+    """Write this process's share of the parts, and tell the main process of each.
+
+    Returns:
+        An exit status.
+
+    Raises:
+        UserError: As `embed`.
+    """
+    if (said := distributed.from_main(None)) is None:  # there is nothing to embed
+        return 0
+    index = Index(*said)
+    with Interrupt() as interrupt:
+        for turn in turns(folder, index, own_parts(index), opened, source, config, device):
+            for made in turn.made:
+                together.post(made)
+            if signal := together.check(interrupt.signal):
+                return exit_status(signal)
+    together.done()
+    return 0
 
 
 def write(
@@ -94,6 +126,7 @@ def write(
     """
     meter = Meter(len(source))
     if is_made(folder, config, facts):
+        distributed.from_main(None)
         meter.say(f"embeddings of {source.name}: {folder}")
         index = parts.read_index(folder)
     else:
@@ -103,16 +136,23 @@ def write(
         introduce(meter, index)
         if fresh:
             parts.begin(folder, index)
+        distributed.from_main(tuple(index))
         try:
             with meter, Interrupt() as interrupt:
-                index = embed(folder, index, opened, source, config, device, meter, interrupt)
-            if index.todo:
-                meter.say(farewell(interrupt.signal, config, index))
-                return exit_status(interrupt.signal)
+                index, signal = gathered(
+                    folder, index, opened, source, config, device, meter, interrupt
+                )
+            if signal:
+                meter.say(farewell(signal, config, index))
+                return exit_status(signal)
+        except OtherFailedError:
+            raise
         except UserError:
             if fresh:  # nothing that could be gone on with
+                together.dismiss(LEAVE_SECONDS)
                 parts.discard(folder)
             raise
+        parts.order_skipped(folder, source)
         conclude(meter, folder, index)
     if queries:
         search.answer(folder, index, opened, source, queries, config)
@@ -192,7 +232,9 @@ def facts_of(
         "data_fingerprint": fingerprint(source),
         "labels_fingerprint": labels_fingerprint(source),
         "classes": list(source.classes),
-        "environment": runs.environment(device, 1, **formats.versions(config.format)),
+        "environment": runs.environment(
+            device, distributed.world_size(), **formats.versions(config.format)
+        ),
     }
 
 
@@ -255,134 +297,3 @@ def differences(
             yield from differences(old, {key: new.get(key) for key in keys}, {k: k for k in keys})
         else:
             yield f"{words} {old}, not {new}"
-
-
-class Encoded(NamedTuple):
-    """A batch of images as places in the data."""
-
-    covered: Sequence[int]
-    """All that were read, in order."""
-
-    places: list[int]
-    """Those that could be read."""
-
-    vectors: np.ndarray
-    """Of these."""
-
-    unreadable: list[tuple[int, Skipped]]
-
-
-def embed(
-    folder: Path,
-    index: Index,
-    opened: OpenedEncoder,
-    source: Source,
-    config: EmbedConfig,
-    device: torch.device,
-    meter: Meter,
-    interrupt: Interrupt,
-) -> Index:
-    """Write the parts that are to do, until done or interrupted.
-
-    Raises:
-        UserError: More than half of the images cannot be read, or an embedding is no number.
-    """
-    began = time.perf_counter() - index.seconds
-    todo, skipped = index.todo, index.count("skipped")
-    if not todo:
-        return index
-    filling = parts.Filling(todo[0], index.shape, config.dtype)
-    for batch in encoded(index, opened, source, config, device):
-        skipped += len(batch.unreadable)
-        refuse_unreadable(source, skipped, batch.unreadable)
-        while todo and todo[0].start <= batch.covered[-1]:
-            filling.add(batch.places, batch.vectors)
-            filling.skip(batch.unreadable)
-            if batch.covered[-1] < todo[0][-1]:
-                break
-            seconds = time.perf_counter() - began
-            index = parts.finish(folder, index, filling, source, seconds)
-            todo = todo[1:]
-            if todo:
-                filling = parts.Filling(todo[0], index.shape, config.dtype)
-        meter.advance(index.count("images") + len(filling.places) * bool(todo))
-        if interrupt.signal:
-            break
-    return index
-
-
-def encoded(
-    index: Index, opened: OpenedEncoder, source: Source, config: EmbedConfig, device: torch.device
-) -> Iterator[Encoded]:
-    """The batches that hold images of parts to do, each as it is when nothing was done yet."""
-    size = config.batch_size
-    numbers = sorted({place // size for span in index.todo for place in span})
-    order = [
-        place
-        for number in numbers
-        for place in range(number * size, min((number + 1) * size, len(source)))
-    ]
-    batches = encoders.encoded(
-        opened.encoder,
-        Subset(source, order),
-        opened.preprocessing,
-        device=device,
-        precision_name=index.facts["precision"],
-        batch_size=size,
-        workers=config.workers,
-    )
-    for number, batch in enumerate(batches):
-        covered = order[number * size : (number + 1) * size]
-        places = [order[at] for at in batch.indices]
-        lost = sorted(set(covered) - set(places))
-        vectors = vectors_of(opened.encoder, batch.tokens, index.facts["tokens"], config.dtype)
-        refuse_what_is_no_number(vectors, places, source, config)
-        yield Encoded(covered, places, vectors, list(zip(lost, batch.skipped, strict=True)))
-
-
-def vectors_of(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str) -> np.ndarray:
-    """What is kept of a batch: B x D, or B x N x D of patch tokens."""
-    if not len(tokens):
-        return np.empty(0, dtype)
-    tokens = tokens.float()
-    kept = (
-        tokens[:, encoder.num_prefix :]
-        if kind == "patch"
-        else encoder.pooled(tokens, "cls" if kind == "cls" else "mean")
-    )
-    with np.errstate(over="ignore"):  # what is too large for float16 is found and said next
-        return kept.cpu().numpy().astype(dtype)
-
-
-def refuse_what_is_no_number(
-    vectors: np.ndarray, places: list[int], source: Source, config: EmbedConfig
-) -> None:
-    """Stop at an embedding that is infinite or no number.
-
-    Raises:
-        UserError: There is one.
-    """
-    bad = [row for row in range(len(places)) if not np.isfinite(vectors[row]).all()]
-    if bad:
-        remedy = "are its weights damaged?"
-        if config.dtype == "float16":
-            remedy = "try --dtype float32, which holds numbers above 65504"
-        raise UserError(
-            f"{config.encoder} makes no finite embedding of {source.path(places[bad[0]])}: {remedy}"
-        )
-
-
-def refuse_unreadable(
-    source: Source, count: int, unreadable: Sequence[tuple[int, Skipped]]
-) -> None:
-    """Stop as soon as it is certain that more than half cannot be read.
-
-    Raises:
-        UserError: They cannot.
-    """
-    if count > len(source) / 2:
-        path, reason = unreadable[-1][1]
-        raise UserError(
-            f"more than half of the {len(source)} images of {source.name} cannot be read, "
-            f"{path} for one ({reason}): is this the right DATA?"
-        )

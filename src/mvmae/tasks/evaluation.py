@@ -24,8 +24,9 @@ from mvmae.config import EvaluateConfig, Pool
 from mvmae.data.loader import Skipped
 from mvmae.data.sources.opening import Labelled, fingerprint, open_labelled, stamp
 from mvmae.data.sources.source import Source, Subset
-from mvmae.encoders import PRODUCT, Features, OpenedEncoder
-from mvmae.engine import precision, results, terminal
+from mvmae.encoders import PRODUCT, Features, OpenedEncoder, Reading
+from mvmae.engine import distributed, precision, results, terminal
+from mvmae.engine.claiming import shared
 from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError, printable, shown
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
@@ -72,6 +73,21 @@ class Row(NamedTuple):
     notes: dict[str, Any]
 
 
+@contextlib.contextmanager
+def judging(config: EvaluateConfig) -> Iterator[Setting]:
+    """The setting of a command, with the processes that share it; only the main one judges.
+
+    Of several processes each reads and encodes its share, into files that the main one joins.
+
+    Raises:
+        UserError: As `setting_of`, or another command of several processes is at the same.
+    """
+    with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
+        setting = setting_of(config)
+        with shared(setting.home / "cache"):
+            yield setting
+
+
 def setting_of(config: EvaluateConfig) -> Setting:
     """Open the encoder and the labelled images, as many as asked for.
 
@@ -89,7 +105,8 @@ def setting_of(config: EvaluateConfig) -> Setting:
     train = at_most(data.train, config.max_train, config.seed)
     test = at_most(data.test, config.max_test, config.seed + 1)
     kept = Labelled(train, test, data.split)
-    stamps = {"train": stamp(train), "test": stamp(test)}
+    main = distributed.is_main()  # the others need not ask the disk about every image too
+    stamps = distributed.from_main({"train": stamp(train), "test": stamp(test)} if main else {})
     return Setting(opened, kept, pool, home, device, time.perf_counter(), stamps, [])
 
 
@@ -113,7 +130,10 @@ def candidates(
     pixel_side: int,
     against: Sequence[tuple[str, OpenedEncoder]] = (),
 ) -> Iterator[Judged]:
-    """Features of the encoder, of others and, unless left out, of what it must beat."""
+    """Features of the encoder, of others and, unless left out, of what it must beat.
+
+    In another process than the main one there are none: it computes its share of them.
+    """
     parts = setting.data.train, setting.data.test
     named = [(config.encoder, setting.opened), *against]
     if config.baselines:
@@ -122,22 +142,29 @@ def candidates(
     with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
         for name, opened in named:
             bar.name(name)
-            yield judged(config, setting, name, opened, bar)
+            if found := judged(config, setting, name, opened, bar):
+                yield found
         if config.baselines:
             bar.name("raw pixels")
-            yield pixels(setting, side=pixel_side, workers=config.workers, bar=bar)
+            if found := pixels(setting, side=pixel_side, workers=config.workers, bar=bar):
+                yield found
 
 
-def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Judged:
-    """Shrunk images as vectors, less the mean training image.
+def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Judged | None:
+    """Shrunk images as vectors, less the mean training image; none but in the main process.
 
     The cosine of vectors that are all positive says little: without the mean taken away, kNN on
     pixels is ten points worse (CIFAR-10 36 for 46 %, Imagenette 27 for 37 %), and no rival.
     """
-    train, test = (
-        encoders.raw_pixels(part, side=side, workers=workers, advance=bar.advance)
-        for part in (setting.data.train, setting.data.test)
-    )
+    read, found = encoders.reading_pixels(side=side, workers=workers), []
+    for name in ("train", "test"):
+        facts = side, setting.opened.encoder.in_channels, setting.stamps[name]
+        keep = setting.home / "cache" / f"pixels-{key_of(facts)}"
+        part = getattr(setting.data, name)
+        found.append(encoders.read_together(read, part, keep, bar.advance, resumes=False))
+    train, test = found
+    if train is None or test is None:
+        return None
     mean = train.mean.mean(dim=0)
     train, test = (part._replace(mean=part.mean - mean) for part in (train, test))
     return Judged("raw pixels", train, test)
@@ -160,30 +187,32 @@ def components(judged: Judged, count: int) -> Judged:
 
 def judged(
     config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
-) -> Judged:
-    """Features of both parts by one encoder."""
-    features = []
+) -> Judged | None:
+    """Features of both parts by one encoder; none but in the main process."""
+    read, found = reading_of(config, setting, opened), []
     for name_of_part in ("train", "test"):
         part = getattr(setting.data, name_of_part)
         keep = cache_of(config, setting, opened, name_of_part)
         setting.caches.append(keep)
-        features.append(
-            encoders.features(
-                opened.encoder,
-                part,
-                opened.preprocessing,
-                device=setting.device,
-                precision_name=config.precision,
-                batch_size=config.batch_size,
-                workers=config.workers,
-                keep=keep,
-                advance=bar.advance,
-            )
-        )
-    train, test = features
+        found.append(encoders.read_together(read, part, keep, bar.advance))
+    train, test = found
+    if train is None or test is None:
+        return None
     if config.pool is None and opened is not setting.opened:
         return Judged(name, train, test, opened.pool)
     return Judged(name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean")
+
+
+def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) -> Reading:
+    """How features by an encoder come about."""
+    return encoders.reading(
+        opened.encoder,
+        opened.preprocessing,
+        device=setting.device,
+        precision_name=config.precision,
+        batch_size=config.batch_size,
+        workers=config.workers,
+    )
 
 
 def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str) -> Path:
@@ -194,6 +223,7 @@ def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, pa
         opened.preprocessing,
         setting.device.type,
         config.precision,
+        config.batch_size,
         setting.stamps[part],
     )
     return setting.home / "cache" / f"features-{key_of(facts)}"

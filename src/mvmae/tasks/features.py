@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import torch
+
 from mvmae import encoders
 from mvmae.config import FeaturesConfig
 from mvmae.config.files import command_of, to_plain
 from mvmae.data.sources.opening import fingerprint, open_source
 from mvmae.encoders import OpenedEncoder
-from mvmae.engine import precision, results, runs, terminal
+from mvmae.engine import distributed, precision, results, runs, terminal
 from mvmae.engine.checkpoint import write_whole
 from mvmae.errors import UserError
 from mvmae.metrics.plane import require
@@ -33,9 +35,21 @@ def run(config: FeaturesConfig) -> None:
     Raises:
         UserError: An encoder, the images or the folder cannot work.
     """
-    setting = setting_of(config)
+    with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
+        setting = setting_of(config)
+        places = places_of(setting) if set(config.draw) & set(OF_IMAGES) else []
+        images = read(setting, places) if places else None
+        if distributed.is_main():
+            draw(setting, images)
+
+
+def draw(setting: Setting, images: Images | None) -> None:
+    """Draw the pictures and write what is told of them.
+
+    Raises:
+        UserError: The images or the folder cannot work.
+    """
     console = terminal.people()
-    images = read(setting, places_of(setting)) if set(config.draw) & set(OF_IMAGES) else None
     if images:
         say_skipped(console, images.skipped)
     runs.make(setting.folder)
@@ -155,5 +169,5 @@ def about(setting: Setting, images: Images | None) -> dict[str, object]:
         "num_images": len(setting.source),
         "data_fingerprint": fingerprint(setting.source),
         "skipped": [skip._asdict() for skip in skipped],
-        "environment": runs.environment(setting.device, 1),
+        "environment": runs.environment(setting.device, distributed.world_size()),
     }

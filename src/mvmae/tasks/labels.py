@@ -53,7 +53,16 @@ def run(config: LabelsConfig) -> None:
     Raises:
         UserError: An encoder or the labelled images cannot be read.
     """
-    setting = evaluation.setting_of(config)
+    with evaluation.judging(config) as setting:
+        judge(config, setting)
+
+
+def judge(config: LabelsConfig, setting: Setting) -> None:
+    """Score the encoder and those beside it with every draw; print, draw and keep the curves.
+
+    Raises:
+        UserError: An encoder of --against cannot be read.
+    """
     if twice := [name for name in config.against if name == config.encoder]:
         raise UserError(f"--against names {twice[0]}, which is ENCODER itself")
     against = others_of(config, setting)
@@ -66,6 +75,8 @@ def run(config: LabelsConfig) -> None:
         cells += cells_of(judged, config, setting, known)
         skipped = skipped or [*judged.train.skipped, *judged.test.skipped]
         num_test, learned = len(judged.test.labels), judged.train.labels.numpy()
+    if not cells:  # in another process than the main one
+        return
     picture = picture_of(cells, config, setting)
     console = terminal.people()
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from torch import Generator, Tensor, nn
 from mvmae import encoders
 from mvmae.config import ProbeConfig
 from mvmae.data.loader import Skipped, whole_batches
-from mvmae.data.sources.opening import stamp
-from mvmae.data.supervised import labelled_batches
+from mvmae.data.sources.source import Subset
+from mvmae.data.supervised import LabelledBatch, labelled_batches
 from mvmae.data.views import normalized
 from mvmae.encoders import Features
-from mvmae.engine import checkpoint, distributed, precision, runs
+from mvmae.engine import checkpoint, distributed, precision, runs, together
+from mvmae.engine.claiming import shared
 from mvmae.engine.interrupt import Interrupt, exit_status
 from mvmae.engine.lars import Lars
 from mvmae.engine.log import Log
@@ -38,7 +40,8 @@ MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "baselines", "po
 def run(config: ProbeConfig) -> int:
     """Train a linear layer on each token of the frozen encoder, and judge both.
 
-    Interrupted, the same command goes on at the exact step.
+    Interrupted, the same command goes on at the exact step. Several processes share the images of
+    each step and encode theirs; then each has the tokens of all, and takes the same step.
 
     Returns:
         0; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
@@ -46,24 +49,43 @@ def run(config: ProbeConfig) -> int:
     Raises:
         UserError: The encoder or the images cannot be read, or the loss stopped being finite.
     """
-    if distributed.announced_world_size() > 1:
-        raise UserError("mvmae probe runs in one process: start it without torchrun")
-    setting = evaluation.setting_of(config)
-    device, train = setting.device, setting.data.train
-    step_size = min(config.step_size, len(train))
+    with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged there
+        setting = evaluation.setting_of(config)
+        heads = heads_of(setting, config.seed).to(setting.device)
+        folder = folder_of(config, setting)
+        with shared(setting.home / "cache"):
+            return train(config, setting, heads, folder)
+
+
+def train(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, folder: Path) -> int:
+    """Train the heads from where they were left, and judge them.
+
+    Returns:
+        An exit status.
+
+    Raises:
+        UserError: The images cannot be read, or the loss stopped being finite.
+    """
+    device, source = setting.device, setting.data.train
+    step_size = min(config.step_size, len(source))
     if step_size < 2:
         raise UserError("batch norm needs at least 2 training images, and a --step-size of 2")
-    per_epoch = len(train) // step_size
+    if step_size < distributed.world_size():
+        raise UserError(
+            f"{step_size} images in a step cannot be shared by {distributed.world_size()} "
+            f"processes: start {step_size} or fewer"
+        )
+    per_epoch = len(source) // step_size
     total = per_epoch * config.epochs
     peak = config.base_lr * step_size / 256
 
     encoder = setting.opened.encoder.to(device).eval()
-    heads = heads_of(setting, config.seed).to(device)
     optimizer = Lars(heads.parameters(), lr=0.0)
-    folder = folder_of(config, setting)
     step, skipped = taken_up(folder, heads, optimizer)
+    rank, world_size = distributed.rank(), distributed.world_size()
+    sizes = [len(together.share(step_size, each, world_size)) for each in range(world_size)]
     batches = labelled_batches(
-        train,
+        source,
         seed=config.seed,
         steps=range(step, total),
         batch_size=step_size,
@@ -71,17 +93,18 @@ def run(config: ProbeConfig) -> int:
         crop_scale=config.crop_scale,
         interpolation=setting.opened.preprocessing.interpolation,
         augment=0.0,
-        rank=0,
-        world_size=1,
+        rank=rank,
+        world_size=world_size,
         workers=config.workers,
         cuda=device.type == "cuda",
     )
 
     runs.make(folder)
-    log = Log(folder, start=step, total=total, also=(), quiet=False, title="probe")
+    quiet = not distributed.is_main()
+    log = Log(folder, start=step, total=total, also=(), quiet=quiet, title="probe")
     with log, Interrupt() as interrupt:
         log.say(
-            f"{len(train)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
+            f"{len(source)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
             f"learning rate {peak:g}" + (f", from step {step}" if step else "")
         )
         if (growth := growth_of(total, peak)) < LITTLE:
@@ -91,30 +114,61 @@ def run(config: ProbeConfig) -> int:
             )
         saved_at = time.monotonic()
         for batch in batches:
-            skipped |= dict(batch.skipped)
             if not batch.is_whole:
                 path, reason = batch.skipped[-1]
                 raise UserError(f"images of {config.data} cannot be read: {path} ({reason})")
+            skipped |= dict(batch.skipped)
             warmup = round(config.warmup_epochs * per_epoch)
             set_lr(
                 optimizer, warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total)
             )
-            tokens = frozen_tokens(batch.images, config, setting)
-            loss = update(heads, optimizer, tokens, batch.labels.to(device))
+            tokens, labels = of_all(frozen_tokens(batch.images, config, setting), batch, sizes)
+            loss = update(heads, optimizer, on_device(tokens, device), labels.to(device))
             step += 1
             log.advance(step)
             if step % LOG_EVERY == 0 or step == total:
                 log.write({"step": step, "loss": finite(loss.item(), step)})
             late = time.monotonic() - saved_at >= 60 * config.save_every_minutes
-            if interrupt.signal or late or step == total:
-                keep(folder, heads, optimizer, step, skipped)
+            signal, late = agreed(interrupt.signal, late=late)
+            if signal or late or step == total:
+                skipped = dict(distributed.gather_objects(list(skipped.items())))
+                if distributed.is_main():
+                    keep(folder, heads, optimizer, step, skipped)
                 saved_at = time.monotonic()
-            if interrupt.signal:
+            if signal:
                 log.say(f"stopped after step {step}, saved. Go on with the same command")
-                return exit_status(interrupt.signal)
+                return exit_status(signal)
 
     judge(config, setting, heads, log, skipped)
     return 0
+
+
+def of_all(
+    tokens: dict[str, Float[Tensor, "B D"]], batch: LabelledBatch, sizes: Sequence[int]
+) -> tuple[dict[str, Float[Tensor, "G D"]], Int[Tensor, " G"]]:
+    """The tokens and labels of a step's images of all processes, in the order of one process.
+
+    The encoder is frozen, so nothing need flow back, and batch norm sees the whole step.
+    """
+    if len(sizes) == 1:
+        return tokens, batch.labels
+    gathered = {
+        token: distributed.gather_unequal_rows(rows.cpu(), sizes) for token, rows in tokens.items()
+    }
+    return gathered, distributed.gather_unequal_rows(batch.labels, sizes)
+
+
+def on_device(
+    tokens: dict[str, Float[Tensor, "B D"]], device: torch.device
+) -> dict[str, Float[Tensor, "B D"]]:
+    """The tokens, where the heads are."""
+    return {token: rows.to(device) for token, rows in tokens.items()}
+
+
+def agreed(signal: int, *, late: bool) -> tuple[int, bool]:
+    """What any process found, so that all stop, and save, at the same step."""
+    signal, is_late = distributed.largest_of([signal, int(late)], torch.device("cpu"))
+    return signal, bool(is_late)
 
 
 def growth_of(steps: int, peak: float) -> float:
@@ -192,7 +246,7 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
     facts = (
         encoders.digest(setting.opened.encoder),
         setting.opened.preprocessing,
-        stamp(setting.data.train),
+        setting.stamps["train"],
         sorted((name, value) for name, value in fields.items() if name not in MAY_DIFFER),
     )
     folder = setting.home / "cache" / f"probe-{evaluation.key_of(facts)}"
@@ -222,7 +276,10 @@ def judge(
     config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log, unread: dict[str, str]
 ) -> None:
     """Score the test images, and write the result with the course of the loss."""
-    scores, labels, skipped = test_scores(config, setting, heads.eval())
+    found = test_scores(config, setting, heads.eval())
+    if not distributed.is_main():
+        return
+    scores, labels, skipped = found
     rows = []
     for token, values in scores.items():
         one, five = (round(topk_accuracy(values, labels, n), 4) for n in (1, 5))
@@ -250,15 +307,21 @@ def judge(
 def test_scores(
     config: ProbeConfig, setting: Setting, heads: nn.ModuleDict
 ) -> tuple[dict[str, Float[Tensor, "Q K"]], Int[Tensor, " Q"], list[Skipped]]:
-    """Each head's logits for the test images' centres."""
-    source = setting.data.test
+    """Each head's logits for the test images' centres; each process takes its share of them.
+
+    They are whole in the main process only.
+    """
+    whole, size = setting.data.test, config.batch_size
+    batches = -(-len(whole) // size)
+    own = together.share(batches, distributed.rank(), distributed.world_size())
+    source = Subset(whole, range(own.start * size, min(own.stop * size, len(whole))))
     scores: dict[str, list[Tensor]] = {token: [] for token in heads}
     labels, skipped = [], []
     for batch in whole_batches(
         source,
         setting.opened.encoder.image_size,
         interpolation=setting.opened.preprocessing.interpolation,
-        batch_size=config.batch_size,
+        batch_size=size,
         workers=config.workers,
         cuda=setting.device.type == "cuda",
         share=EVAL_SHARE,
@@ -269,5 +332,11 @@ def test_scores(
             tokens = frozen_tokens(batch.images, config, setting)
             for token, head in heads.items():
                 scores[token].append(head(tokens[token]).float().cpu())
-    encoders.refuse_unreadable(source, skipped)
-    return {t: torch.cat(parts) for t, parts in scores.items()}, torch.tensor(labels), skipped
+        together.check()
+    scores = {token: distributed.gather_objects(parts) for token, parts in scores.items()}
+    labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
+    if distributed.is_main():
+        encoders.refuse_unreadable(whole, skipped)
+    none = torch.empty(0, len(whole.classes))
+    joined = {token: torch.cat([none, *parts]) for token, parts in scores.items()}
+    return joined, torch.tensor(labels, dtype=torch.int64), skipped

@@ -229,11 +229,13 @@ def _judged(cell: Cell, configs: list[JudgeConfig], setting: Setting, bar: Bar) 
     """The features for each judgement."""
     if cell.key not in SEEDLESS:
         once = evaluation.judged(configs[0], setting, str(cell.folder), setting.opened, bar)
+        assert once is not None  # there is one process
         yield from [once] * len(configs)
         return
     for config in configs:
         side = knn.PIXEL_SIDE if isinstance(config, KnnConfig) else probe.PIXEL_SIDE
         pixels = evaluation.pixels(setting, side=side, workers=config.workers, bar=bar)
+        assert pixels is not None
         yield pixels if cell.key == PIXELS else evaluation.components(pixels, NUM_COMPONENTS)
 
 

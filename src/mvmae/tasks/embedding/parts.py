@@ -8,7 +8,9 @@ skipped.csv            what could not be read, and why
 from __future__ import annotations
 
 import contextlib
+import csv
 import hashlib
+import io
 import json
 import shutil
 from collections.abc import Iterator, Sequence
@@ -221,8 +223,17 @@ class Filling:
         self.skipped += [skip for place, skip in unreadable if place in self.span]
 
 
-def finish(folder: Path, index: Index, filling: Filling, source: Source, seconds: float) -> Index:
-    """Write a part whole, then the index that has it."""
+class Made(NamedTuple):
+    """A part that is on the disk, and perhaps not in the index yet."""
+
+    said: dict[str, Any]
+    """What index.json says of it."""
+
+    skipped: list[Skipped]
+
+
+def finish(folder: Path, index: Index, filling: Filling, source: Source) -> Made:
+    """Write a part whole."""
     labels = [source.label(place) for place in filling.places]
     part = Part(
         [plain_text(source.path(place)) for place in filling.places],
@@ -233,7 +244,6 @@ def finish(folder: Path, index: Index, filling: Filling, source: Source, seconds
     file = part_file(folder, index, filling.span.start)
     runs.make(file.parent)
     write_whole(file, lambda stream: stream.write(data))
-    runs.append_skipped(folder, filling.skipped)
     said = {
         "file": f"{PARTS}/{file.name}",
         "first": filling.span.start,
@@ -243,9 +253,34 @@ def finish(folder: Path, index: Index, filling: Filling, source: Source, seconds
         "bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    index = index._replace(parts=index.parts | {filling.span.start: said}, seconds=seconds)
+    return Made(said, filling.skipped)
+
+
+def enter(folder: Path, index: Index, made: Sequence[Made], seconds: float) -> Index:
+    """The index with further parts, on the disk too; and in skipped.csv what they lack."""
+    runs.append_skipped(folder, [skip for one in made for skip in one.skipped])
+    entered = index.parts | {one.said["first"]: one.said for one in made}
+    index = index._replace(parts=entered, seconds=seconds)
     write_index(folder, index)
     return index
+
+
+def order_skipped(folder: Path, source: Source) -> None:
+    """Put skipped.csv in the order of the data, where several processes wrote of their parts."""
+    file = folder / "skipped.csv"
+    if not file.exists():
+        return
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        head, *rows = csv.reader(stream)
+    names = {row[0] for row in rows}
+    places = {path: at for at in range(len(source)) if (path := source.path(at)) in names}
+    ordered = sorted(rows, key=lambda row: places.get(row[0], -1))
+    if ordered == rows:
+        return
+    text = io.StringIO()
+    csv.writer(text).writerows([head, *ordered])
+    content = text.getvalue().encode(errors="surrogateescape")
+    write_whole(file, lambda stream: stream.write(content))
 
 
 def without_damaged(folder: Path, index: Index) -> Index:

@@ -24,6 +24,8 @@ from mvmae.data.loader import Skipped
 from mvmae.data.sources.opening import TEST, TRAIN, stamp
 from mvmae.data.sources.source import Source, Subset
 from mvmae.encoders import OpenedEncoder
+from mvmae.engine import distributed
+from mvmae.engine.claiming import shared
 from mvmae.errors import UserError
 from mvmae.tasks.embedding.search import seen
 from mvmae.tasks.evaluation import Bar, key_of, short
@@ -100,8 +102,10 @@ def sample(count: int, most: int, seed: int) -> list[int]:
     return sorted(drawn.tolist())
 
 
-def read(setting: Setting, places: Sequence[int]) -> Images:
+def read(setting: Setting, places: Sequence[int]) -> Images | None:
     """The features of some images; of very many, what is done is kept until all are.
+
+    Several processes share them; there are none but in the main one.
 
     Raises:
         UserError: More than half cannot be read, or a feature is no number.
@@ -109,17 +113,17 @@ def read(setting: Setting, places: Sequence[int]) -> Images:
     config, source = setting.config, Subset(setting.source, places)
     with _kept(setting, source) as keep, Bar(len(source)) as bar:
         bar.name("features")
-        found = encoders.features(
+        how = encoders.reading(
             setting.opened.encoder,
-            source,
             setting.opened.preprocessing,
             device=setting.device,
             precision_name=config.precision,
             batch_size=config.batch_size,
             workers=config.workers,
-            keep=keep,
-            advance=bar.advance,
         )
+        found = encoders.read_together(how, source, keep, bar.advance)
+    if found is None:
+        return None
     lost = {skip.path for skip in found.skipped}
     left = [place for place in places if setting.source.path(place) not in lost]
     vectors = found.cls if setting.pool == "cls" and found.cls is not None else found.mean
@@ -138,10 +142,14 @@ def _kept(setting: Setting, source: Source) -> Iterator[Path]:
     """A folder for what is done, beside the pictures; gone once all is done."""
     config, encoder = setting.config, setting.opened.encoder
     facts = (encoders.digest(encoder), encoder.image_size, setting.opened.preprocessing)
-    how = (setting.device.type, config.precision, stamp(source))
+    stamped = distributed.from_main(stamp(source) if distributed.is_main() else "")
+    how = (setting.device.type, config.precision, config.batch_size, stamped)
     above = setting.folder / ".cache"
-    yield above / f"features-{key_of((*facts, *how))}"
-    shutil.rmtree(above / f"features-{key_of((*facts, *how))}", ignore_errors=True)
+    keep = above / f"features-{key_of((*facts, *how))}"
+    with shared(above):
+        yield keep
+        if distributed.is_main():
+            shutil.rmtree(keep, ignore_errors=True)
     with suppress(OSError):  # not there, or of use to another command
         above.rmdir()
 
