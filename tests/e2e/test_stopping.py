@@ -182,7 +182,7 @@ def test_two_processes_leave_one_run_like_that_of_one(
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
     assert said[1] == ""  # the second process is silent
-    assert "12 steps" in said[0]
+    assert "4 epochs of 3 steps" in said[0]
 
     assert names(together) == names(alone)
     assert json.loads((together / "environment.json").read_text())["world_size"] == 2
