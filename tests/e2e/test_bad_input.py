@@ -126,7 +126,7 @@ SETTINGS = [
     case("decoder width", "--model.decoder-dim 33", "not a multiple of 32"),
     case("channels", "--model.in-channels 2", "have 3 channels, not 2|has 3 values for 2"),
     case("batch of one", "--batch-size 1", "batch_size must be at least 2"),
-    case("no batch", "--batch-size 0", "batch_size must be at least 1, not 0"),
+    case("no batch", "--batch-size 0", "--batch-size: at least 1, or auto, not 0"),
     case("batch larger than the data", "--batch-size 17", "16 images are fewer than a batch of 17"),
     case("no epochs", "--epochs 0", "epochs must be at least 1"),
     case("long warm-up", "--warmup-epochs 2", "warmup_epochs 2 must be less than epochs 2"),
