@@ -25,17 +25,37 @@ def settings(run) -> dict:
     return json.loads((run / "config.json").read_text())
 
 
-def test_a_small_set_gets_batches_that_leave_eight_steps(images, pretrain, tmp_path):
+@pytest.mark.parametrize(
+    ("count", "batch"),
+    [(2, 2), (5, 4), (40, 16), (300, 32)],  # an eighth, but 16 at least where there are so many
+)
+def test_a_small_set_gets_small_batches(image_folder, pretrain, tmp_path, count, batch):
     run = tmp_path / "run"
-    assert pretrain(images, run, AUTO) == 0
-    assert settings(run)["batch_size"] == 4  # 40 images: 5 would be an eighth
-    assert metrics(run)[-1]["step"] == 4 * 10
+    images = image_folder(classes=("red",), per_class=count)
+    assert pretrain(images, run, AUTO | {"epochs": 1}) == 0
+    assert settings(run)["batch_size"] == batch
+    assert metrics(run)[-1]["step"] == count // batch
+
+
+def test_one_image_is_refused_as_it_is(image_folder, pretrain, tmp_path, capsys):
+    images = image_folder(classes=("red",), per_class=1)
+    assert pretrain(images, tmp_path / "run", AUTO) == 2
+    assert "1 images are too few: give at least 2" in capsys.readouterr().err
+
+
+def test_what_cannot_be_is_refused_before_anything_is_tried(
+    images, pretrain, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("mvmae.tasks.pretraining.fitting.need_on_cpu", None)
+    given = {"batch-size": 64, "micro-batch-size": "auto", "device": "cpu"}
+    assert pretrain(images, tmp_path / "run", given) == 2
+    assert "40 images are fewer than a batch of 64" in capsys.readouterr().err
 
 
 def test_what_was_tried_leaves_no_trace_in_the_run(images, pretrain, tmp_path, capfd):
     assert pretrain(images, tmp_path / "found", AUTO) == 0
-    assert "batches of 4 images" in capfd.readouterr().out
-    assert pretrain(images, tmp_path / "given", AUTO | {"batch-size": 4}) == 0
+    assert "batches of 16 images, 2 steps an epoch" in capfd.readouterr().out
+    assert pretrain(images, tmp_path / "given", AUTO | {"batch-size": 16}) == 0
     assert timeless(tmp_path / "found") == timeless(tmp_path / "given")
 
 
@@ -92,8 +112,8 @@ def test_a_system_that_tells_nothing_is_told_in_a_line(
     ("words", "said"),
     [
         (["--batch-size", "0"], "--batch-size: at least 1, or auto, not 0"),
-        (["--batch-size", "None"], "'None' is no whole number"),
-        (["--batch-size", "many"], "'many' is no whole number"),
+        (["--batch-size", "None"], "'None' is no whole number, and not auto"),
+        (["--batch-size", "many"], "'many' is no whole number, and not auto"),
         (["--micro-batch-size", "-1"], "--micro-batch-size: at least 1, or auto, not -1"),
         (
             ["--batch-size", "auto", "--micro-batch-size", "4"],
@@ -123,5 +143,5 @@ def test_two_processes_find_one_batch_size(images, pretrain_command, tmp_path, f
     ]
     said = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]
-    assert settings(run)["batch_size"] == 4  # two a process
+    assert settings(run)["batch_size"] == 16  # eight a process
     assert (b"trying how many" in said[0], b"trying how many" in said[1]) == (True, False)

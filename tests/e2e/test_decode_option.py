@@ -3,7 +3,9 @@
 import json
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 from run_folders import metrics, skipped_paths, timeless
 
 from mvmae.cli import main
@@ -62,3 +64,16 @@ def test_what_is_missing_is_said_before_anything_is_written(
     assert "pip install 'mvmae[fast]'" in complaint(capfd, *words, "fast")
     assert "exact" in complaint(capfd, *words, "quick")
     assert not run.exists()
+
+
+def test_deep_images_say_that_another_way_is_in_vain(tmp_path, pretrain, capfd):
+    pytest.importorskip("simplejpeg")
+    folder = tmp_path / "deep"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number in range(8):
+        pixels = rng.integers(0, 65536, (20, 24), dtype=np.uint16)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    options = {"decode": "fast", "model.in-channels": 1, "views.depth": "16"}
+    assert pretrain(folder, tmp_path / "run", options) == 0
+    assert "--decode fast has no effect" in capfd.readouterr().out

@@ -78,7 +78,7 @@ def test_views_reach_the_gpu_as_they_are_while_it_computes(part):
 def test_the_batch_size_is_found_on_the_gpu(image_folder, pretrain, tmp_path):
     run = tmp_path / "run"
     assert pretrain(image_folder(per_class=40), run, ON_GPU | {"batch-size": "auto"}) == 0
-    assert json.loads((run / "config.json").read_text())["batch_size"] == 8  # of 80 images
+    assert json.loads((run / "config.json").read_text())["batch_size"] == 16  # of 80 images
 
 
 def test_a_dry_run_measures_the_gpu(image_folder, pretrain_command, capfd):

@@ -1,6 +1,8 @@
 """Processes that die or hang take nothing along but the item they held."""
 
 import os
+import subprocess
+import sys
 import time
 
 import pytest
@@ -78,3 +80,28 @@ def test_leaving_early_ends_the_processes():
     import multiprocessing
 
     assert not multiprocessing.active_children()
+
+
+STARTED_UNDER_SIGNALS = """
+import os, signal, threading
+from mvmae.data.guarded import guarded
+
+signal.signal(signal.SIGINT, lambda *_: None)  # as a command that ends in its own time
+
+def interrupt():
+    for _ in range(40):
+        os.killpg(0, signal.SIGINT)
+        threading.Event().wait(0.05)
+
+threading.Thread(target=interrupt).start()
+items = [-number for number in range(40)]
+answers = dict(guarded(abs, items, workers=2, timeout=60, memory=1 << 30))
+assert answers == {number: number for number in range(40)}, answers
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals to a group of processes")
+def test_ctrl_c_while_processes_start_ends_none_of_them():
+    words = [sys.executable, "-c", STARTED_UNDER_SIGNALS]
+    done = subprocess.run(words, start_new_session=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -11,9 +11,13 @@ AUTO = -1
 def _size(words: list[str]) -> int:
     if words[0] == "auto":
         return AUTO
-    if int(words[0]) < 1:
-        raise ValueError(f"at least 1, or auto, not {words[0]}")
-    return int(words[0])
+    try:
+        size = int(words[0])
+    except ValueError:
+        raise ValueError(f"'{words[0]}' is no whole number, and not auto") from None
+    if size < 1:
+        raise ValueError(f"at least 1, or auto, not {size}")
+    return size
 
 
 SIZE = PrimitiveConstructorSpec(

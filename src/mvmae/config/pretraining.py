@@ -222,7 +222,7 @@ class PretrainConfig:
 
     batch_size: Annotated[int, SIZE] = 256
     """Images in an optimiser step, over all processes. auto: the largest power of two that fits
-    into memory and leaves 8 steps an epoch, up to 4096."""
+    into memory and leaves 8 steps an epoch or is 16, up to 4096."""
 
     micro_batch_size: Annotated[int | None, SIZE_OR_NONE] = None
     """Images that pass the model at once in each process; the gradient is the whole batch's all the

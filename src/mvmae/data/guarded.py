@@ -14,6 +14,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
@@ -44,7 +45,8 @@ class _Worker:
         self.process = context.Process(
             target=_serve, args=(theirs, function, memory), daemon=True, name="mvmae-reader"
         )
-        self.process.start()
+        with _signals_wait():
+            self.process.start()
         theirs.close()
         self.held: deque[tuple[int, Any]] = deque()
         self.is_ready, self.since = False, time.monotonic()
@@ -62,6 +64,24 @@ class _Worker:
         self.process.kill()
         self.process.join(END_SECONDS)
         return code
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals come when it is over; what is started within never sees those to end it.
+
+    They go to all processes of a terminal, and Python's server only shields itself when it has
+    imported what it is to preload: until then Ctrl-C ended it, and every start after that.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # which would let signals through again when it begins
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def guarded(

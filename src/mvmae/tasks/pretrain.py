@@ -58,10 +58,10 @@ def run(config: PretrainConfig) -> int:
         require_decoder(config, device)
         source = open_source(config.data, plain_channels(config.model.in_channels))
         config, source, remarks = settle(config, source)
-        config, found = fitted(config, len(source), device, training_step)
         groups = groups_of(config, source)
-        plan = plan_of(config, source)
         judge = open_judge(config, source)
+        config, found = fitted(config, len(source), device, training_step)
+        plan = plan_of(config, source)
         if config.dry_run:
             return rehearse(config, source, plan.per_epoch, device, training_step, found)
 

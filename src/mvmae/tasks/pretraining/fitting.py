@@ -13,6 +13,7 @@ from mvmae.config import PretrainConfig
 from mvmae.config.batch_sizes import AUTO
 from mvmae.engine import distributed, memory, terminal
 from mvmae.errors import UserError
+from mvmae.tasks.pretraining.planning import steps_of_epoch
 from mvmae.tasks.pretraining.rehearsal import (
     CPU_IMAGES,
     FULL,
@@ -23,6 +24,7 @@ from mvmae.tasks.pretraining.rehearsal import (
 
 MOST = 4096  # images in a batch, up to which MAE scales the learning rate
 STEPS_AN_EPOCH = 8  # at least: a batch of nearly all images is gradient descent in slow motion
+LEAST = 16  # images in a batch all the same: the contrast needs others to compare with
 
 
 def fitted(
@@ -46,17 +48,29 @@ def fitted(
         return config, []
     processes = distributed.world_size()
     if config.batch_size == AUTO:
-        most = max(2, min(MOST, num_images // STEPS_AN_EPOCH) // processes)
+        wanted = min(MOST, num_images, max(LEAST, num_images // STEPS_AN_EPOCH))
+        most = power_of_two(max(1, wanted // processes))
+        if wanted < max(2, processes):
+            raise UserError(
+                f"{num_images} images are too few: give at least {max(2, processes)}, and better "
+                "hundreds"
+            )
     else:
+        steps_of_epoch(config, num_images)  # what cannot be is not tried for long
         most = config.batch_size // processes
     if distributed.is_main():
-        terminal.people().print("trying how many images fit into memory", style="dim")
+        said = "trying how many images fit into memory"
+        long = (
+            ", with some steps: a minute or more for a large model" if device.type == "cpu" else ""
+        )
+        terminal.people().print(said + long, style="dim")
     with distributed.apart():
         size = largest_fitting(config, most, device, train)
     size = -distributed.largest(-size, device)  # the least of all processes
     if config.batch_size == AUTO:
         batch = power_of_two(min(size, most)) * processes
-        return replace(config, batch_size=batch), [_in_words(batch, size, most)]
+        config = replace(config, batch_size=batch)
+        return config, [_in_words(batch, num_images // batch, is_all=size >= most)]
     if size >= most:
         said = f"all {most} images of a batch fit into memory at once"
         return replace(config, micro_batch_size=None), [said]
@@ -64,10 +78,10 @@ def fitted(
     return replace(config, micro_batch_size=part), [f"batches in parts of {part} images, which fit"]
 
 
-def _in_words(batch: int, size: int, most: int) -> str:
-    if size < most:
-        return f"batches of {batch} images fit into memory; the learning rate follows"
-    return f"batches of {batch} images, for {STEPS_AN_EPOCH} steps an epoch or more"
+def _in_words(batch: int, steps: int, *, is_all: bool) -> str:
+    if not is_all:
+        return f"batches of {batch} images, which fit into memory; the learning rate follows"
+    return f"batches of {batch} images, {steps} steps an epoch; the learning rate follows"
 
 
 def power_of_two(size: int) -> int:

@@ -56,16 +56,26 @@ def plan_of(config: PretrainConfig, source: Source) -> Plan:
     Raises:
         UserError: There are fewer images than a batch needs, or the batch cannot be shared out.
     """
+    per_epoch = steps_of_epoch(config, len(source))
+    return Plan(per_epoch, per_epoch * config.epochs, fingerprint(source))
+
+
+def steps_of_epoch(config: PretrainConfig, num_images: int) -> int:
+    """Batches that so many images fill.
+
+    Raises:
+        UserError: As `plan_of`.
+    """
     processes = distributed.world_size()
     if config.batch_size % processes:
         near = max(1, config.batch_size // processes) * processes
         raise UserError(
             f"batch_size {config.batch_size} cannot be shared by {processes} processes: {near} can"
         )
-    per_epoch = len(source) // config.batch_size
+    per_epoch = num_images // config.batch_size
     if per_epoch == 0:
         raise UserError(
-            f"{len(source)} images are fewer than a batch of {config.batch_size}: "
-            f"set --batch-size {len(source)} or less, or give more images"
+            f"{num_images} images are fewer than a batch of {config.batch_size}: "
+            f"set --batch-size {num_images} or less, or give more images"
         )
-    return Plan(per_epoch, per_epoch * config.epochs, fingerprint(source))
+    return per_epoch

@@ -9,6 +9,7 @@ from typing import NamedTuple
 from mvmae import config as configs
 from mvmae.config import PretrainConfig, ViewsConfig
 from mvmae.config.batch_sizes import AUTO
+from mvmae.data import fast
 from mvmae.data.measuring import Channel, measured
 from mvmae.data.sampling import Kind, kind_of, require_channels, some
 from mvmae.data.sources.deep import with_depth
@@ -54,7 +55,8 @@ def settle(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, Sour
     assert outcome is not None
     config = replace(config, views=outcome.views)
     depth = config.views.pixel_depth
-    return config, with_depth(source, config.model.in_channels, depth), outcome.remarks
+    remarks = [*outcome.remarks, *on_decoding(config)]
+    return config, with_depth(source, config.model.in_channels, depth), remarks
 
 
 def resumed(config: PretrainConfig, source: Source) -> tuple[PretrainConfig, Source, list[str]]:
@@ -140,6 +142,16 @@ def remarks_on(kind: Kind, channels: int) -> list[str]:
     if kind.has_alpha and channels in (1, 3):
         said.append("what is transparent in some images is laid on white")
     return said
+
+
+def on_decoding(config: PretrainConfig) -> list[str]:
+    """Whether another way of decoding is asked for in vain."""
+    if config.decode == "exact" or fast.is_for(config):
+        return []
+    return [
+        f"--decode {config.decode} has no effect: it is for gray and colour images kept at 8 bit "
+        "(--views.depth 8)"
+    ]
 
 
 def in_words(views: ViewsConfig, count: int) -> str:
