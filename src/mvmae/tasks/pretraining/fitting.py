@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -64,8 +63,11 @@ def fitted(
             ", with some steps: a minute or more for a large model" if device.type == "cpu" else ""
         )
         terminal.people().print(said + long, style="dim")
+    memory_share = FULL * memory.there(device)
+    if device.type == "cpu":
+        memory_share /= distributed.processes_here()
     with distributed.apart():
-        size = largest_fitting(config, most, device, train)
+        size = largest_fitting(config, most, memory_share, device, train)
     size = -distributed.largest(-size, device)  # the least of all processes
     if config.batch_size == AUTO:
         batch = power_of_two(min(size, most)) * processes
@@ -89,8 +91,10 @@ def power_of_two(size: int) -> int:
     return 2 ** (size.bit_length() - 1)
 
 
-def largest_fitting(config: PretrainConfig, most: int, device: torch.device, train: Train) -> int:
-    """Images in a step that take no more than `FULL` of the memory there; at most `most`.
+def largest_fitting(
+    config: PretrainConfig, most: int, there: float, device: torch.device, train: Train
+) -> int:
+    """Images in a step that take no more than so many bytes, `there`; at most `most`.
 
     On a GPU by trying, doubling; on a CPU, where memory that is too little ends programs, from two
     small steps.
@@ -99,10 +103,8 @@ def largest_fitting(config: PretrainConfig, most: int, device: torch.device, tra
         UserError: The least is too much, or the system does not tell what is used.
     """
     least = min(most, 2)
-    there = FULL * memory.there(device)
     views = random_views_of(config)
     if device.type == "cpu":
-        there /= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         need = need_on_cpu(config, min(most, min(CPU_IMAGES)), views, train) if there else None
         if need is None:
             raise UserError(
