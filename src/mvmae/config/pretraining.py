@@ -379,6 +379,7 @@ class PretrainConfig:
                 "or set objective.contrastive_weight above 0",
             )
         self.views.pixel_statistics(self.model.in_channels)
+        self.views.require_colours(self.model.in_channels)
         require(
             self.model.patch_size > 1
             or self.model.in_channels > 1

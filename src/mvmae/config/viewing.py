@@ -34,6 +34,13 @@ class ViewsConfig:
     bottom, for what has no upright, as seen from above or through a microscope. none: for what
     means another thing mirrored, as letters and left hands do."""
 
+    color_jitter: float = 0.0
+    """Strength, from 0 to 1, at which four views in five get another brightness, contrast,
+    saturation and hue: SimCLR's 0.8, 0.8, 0.8 and 0.2 times this. 0: the paper, and MAE."""
+
+    grayscale: float = 0.0
+    """Probability with which a view loses its colours; SimCLR's is 0.2."""
+
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How a crop is resized; always antialiased."""
 
@@ -59,6 +66,14 @@ class ViewsConfig:
             0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
         )
         require(
+            0 <= self.color_jitter <= 1,
+            f"color_jitter must lie between 0 and 1, not {self.color_jitter:g}: 0.5 is usual",
+        )
+        require(
+            0 <= self.grayscale <= 1,
+            f"grayscale is a probability from 0 to 1, not {self.grayscale:g}: 0.2 is usual",
+        )
+        require(
             all(LEAST_STD < value < MOST for value in self.std or ()),
             f"std must lie between {LEAST_STD:g} and {MOST:g} for every channel; pixels are in "
             f"[0, 1]{OR_AS_THEY_ARE}: scale those beyond",
@@ -67,6 +82,19 @@ class ViewsConfig:
             all(abs(value) < MOST for value in self.mean or ()),
             f"mean must lie between -{MOST:g} and {MOST:g} for every channel; pixels are in [0, 1]"
             f"{OR_AS_THEY_ARE}: scale those beyond",
+        )
+
+    def require_colours(self, channels: int) -> None:
+        """Check that the images have colours to lose, if they are to lose them.
+
+        Raises:
+            UserError: They have not.
+        """
+        require(
+            self.grayscale == 0 or channels == 3,
+            f"views.grayscale takes the colours away, and images of {channels} channel"
+            f"{'s'[: channels != 1]} have none: leave it at 0 (views.color_jitter, brightness and "
+            "contrast, is for images of any channels)",
         )
 
     @property

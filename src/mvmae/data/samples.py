@@ -14,11 +14,13 @@ from torch.utils.data import Dataset
 
 from mvmae.config import PretrainConfig
 from mvmae.data import fast
+from mvmae.data.colours import of_batch, random_colours
 from mvmae.data.decode import Pixels, UnreadableImageError, decode
 from mvmae.data.sources.source import Source, raw
 from mvmae.data.views import Crop, mask_noise, random_views
 from mvmae.data.watch import reading
 
+COLOURS = 1  # tells their draws from those of crops and masks, which stay what they were
 ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
 
@@ -47,6 +49,9 @@ class Batch(NamedTuple):
 
     groups: Int[Tensor, " B"] | None = None
     """Numbers of the groups that the images belong to, where there are groups."""
+
+    colours: Float[Tensor, "V B 4"] | None = None
+    """What each view's colours are changed to, where they are: see `recoloured`."""
 
 
 class File(NamedTuple):
@@ -78,6 +83,8 @@ class Sample(NamedTuple):
     index: tuple[int, int]
     """Epoch and place that were asked for."""
 
+    colours: Float[Tensor, "V 4"] | None = None
+
 
 class ViewsDataset(Dataset):
     """Views of an image by (epoch, index).
@@ -106,7 +113,8 @@ class ViewsDataset(Dataset):
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
         read = partial(self.views, rng=rng)
         views, place, skipped = first_readable(read, self.source, place, rng)
-        return Sample(views, noise, skipped, place, index)
+        colours = random_colours((config.seed, *index, COLOURS), config.views)
+        return Sample(views, noise, skipped, place, index, colours)
 
     def views(self, place: int, rng: np.random.Generator) -> Tensor | File:
         """Views of the image at a place, or what is made of its file.
@@ -159,4 +167,5 @@ def collate(samples: Sequence[Sample], groups: np.ndarray | None = None) -> Batc
     skipped = [skip for sample in samples for skip in sample.skipped]
     places = [sample.place for sample in samples]
     grouped = None if groups is None else torch.from_numpy(groups[places])
-    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped)
+    colours = of_batch([sample.colours for sample in samples])
+    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped, colours)

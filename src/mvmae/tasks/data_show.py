@@ -6,16 +6,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mvmae.config import DataShowConfig, ObjectiveConfig, PretrainConfig
+from mvmae.data.colours import recoloured
 from mvmae.data.loader import ViewsDataset
+from mvmae.data.samples import Sample
 from mvmae.data.sampling import kind_of
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
-from mvmae.data.views import crop, for_people, whole_box
+from mvmae.data.views import crop, for_people, shares_or_values, whole_box
 from mvmae.engine import terminal
 from mvmae.errors import UserError
 from mvmae.figures import contact_sheet
@@ -111,8 +113,8 @@ def views_of(
     dataset = ViewsDataset(source, trained)
     samples = [dataset[0, index] for index in chosen.indices]
     rows = [  # views of each image, in its own range of brightness
-        for_people(sample.views, *trained.pixel_statistics, like=source.read(index)[None])
-        for sample, index in zip(samples, chosen.indices, strict=True)
+        for_people(as_trained_on(sample, trained), *trained.pixel_statistics, like=own[None])
+        for sample, own in zip(samples, map(source.read, chosen.indices), strict=True)
         if isinstance(sample.views, torch.Tensor)
     ]
     found = []
@@ -126,6 +128,18 @@ def views_of(
         )
         found.append(Views(whole, masked))
     return found
+
+
+def as_trained_on(
+    sample: Sample, trained: PretrainConfig
+) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
+    """The views in the colours that they are given on the device."""
+    assert isinstance(sample.views, Tensor)
+    if sample.colours is None:
+        return sample.views
+    bounded = trained.views.pixel_depth != "float"
+    changed = recoloured(shares_or_values(sample.views), sample.colours, bounded=bounded)
+    return (255 * changed).round().byte() if sample.views.dtype == torch.uint8 else changed
 
 
 def visible_area(
@@ -159,4 +173,9 @@ def note_of(trained: PretrainConfig) -> str:
         if views.pixel_depth == "8"
         else " Colours: each channel within 2.5 deviations of its mean."
     )
-    return f"Each view: {low:.0%} to {high:.0%} of the image's area, {flips}.{stretched}"
+    changed = [
+        *([f"other colours at strength {views.color_jitter:g}"] if views.color_jitter else []),
+        *([f"{views.grayscale:.0%} are gray"] if views.grayscale else []),
+    ]
+    ways = ", ".join([f"{low:.0%} to {high:.0%} of the image's area", flips, *changed])
+    return f"Each view: {ways}.{stretched}"

@@ -13,8 +13,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mvmae.config import ObjectiveConfig, PretrainConfig
+from mvmae.data.colours import recoloured
 from mvmae.data.loader import Batch
-from mvmae.data.views import normalized
+from mvmae.data.views import normalized, shares_or_values
 from mvmae.engine import distributed
 from mvmae.metrics import health
 from mvmae.models.mae import Rebuild, View
@@ -26,8 +27,12 @@ def on_device(
 ) -> tuple[Tensor, Tensor]:
     """Normalised views and their noise, first views first, of a part of the images."""
     mean, std = config.pixel_statistics
-    images = normalized(moved(batch.views, part, device), mean, std, device)
-    return images, moved(batch.noise, part, device)
+    images = moved(batch.views, part, device)
+    if batch.colours is not None:
+        colours = moved(batch.colours, part, device)
+        bounded = config.views.pixel_depth != "float"
+        images = recoloured(shares_or_values(images), colours, bounded=bounded)
+    return normalized(images, mean, std, device), moved(batch.noise, part, device)
 
 
 def moved(

@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Generator, Tensor
 
 from mvmae.config import PretrainConfig
+from mvmae.data.colours import of_batch, random_colours
 from mvmae.data.loader import loading
 from mvmae.data.samples import Batch, ViewsDataset
 from mvmae.data.sources.source import Source
@@ -287,7 +288,8 @@ def batch_of(config: PretrainConfig, size: int, views: Tensor) -> Batch:
     rng = np.random.default_rng(config.seed)
     noise = [mask_noise(rng, count, config.model.num_patches) for _ in range(size)]
     places = torch.arange(size) % views.shape[1]
-    return Batch(views[:, places], torch.stack(noise, dim=1), [], True)
+    drawn = [random_colours((config.seed, place), config.views) for place in range(size)]
+    return Batch(views[:, places], torch.stack(noise, dim=1), [], True, colours=of_batch(drawn))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
