@@ -22,7 +22,7 @@ from mvmae.config import (
     num_visible,
     to_json,
 )
-from mvmae.config.pretraining import EncoderName
+from mvmae.config.model import EncoderName
 from mvmae.errors import UserError
 
 NO_CONTRAST = ObjectiveConfig(contrastive_weight=0.0)
@@ -116,6 +116,17 @@ REFUSED = [
     (ModelConfig, {"mask_ratio": 1.0}, "mask_ratio must lie between 0 and 1, not 1.0"),
     (ModelConfig, {"mask_ratio": float("nan")}, "mask_ratio must lie between 0 and 1, not nan"),
     (ModelConfig, {"image_size": 32}, "leaves 0 of 4 patches visible"),
+    (ModelConfig, {"decoded_share": 0.0}, "decoded_share must lie above 0 and be at most 1, not 0"),
+    (ModelConfig, {"decoded_share": 1.1}, "decoded_share must .* not 1.1"),
+    (ModelConfig, {"decoded_share": float("nan")}, "decoded_share must .* not nan"),
+    (
+        PretrainConfig,
+        {
+            "model": ModelConfig(decoded_share=0.5),
+            "objective": ObjectiveConfig(reconstruct="all"),
+        },
+        "leave model.decoded_share at 1",
+    ),
     (ViewsConfig, {"crop_scale": (0.0, 1.0)}, "crop_scale 0.0 1.0 must be two rising shares"),
     (ViewsConfig, {"crop_scale": (0.9, 0.2)}, "crop_scale 0.9 0.2 must be"),
     (ViewsConfig, {"crop_scale": (0.2, 1.1)}, "crop_scale 0.2 1.1 must be"),

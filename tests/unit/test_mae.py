@@ -6,7 +6,7 @@ from torch import Generator, nn
 
 from mvmae.config import ModelConfig
 from mvmae.models.mae import MaskedAutoencoder
-from mvmae.models.patches import masking_from_noise, patchify, take_rows
+from mvmae.models.patches import masking_from_noise, patchify, take_rows, unpatchify
 
 SMALL = ModelConfig(
     encoder="vit_pico", image_size=(8, 16), patch_size=4, decoder_dim=32, decoder_depth=1
@@ -198,3 +198,42 @@ def test_under_bfloat16_the_target_stays_exact():
     assert view.prediction.dtype == torch.bfloat16
     assert torch.equal(view.target, exact.target)
     torch.testing.assert_close(view.prediction.float(), exact.prediction, rtol=0.1, atol=0.2)
+
+
+def test_a_share_of_the_hidden_patches_is_rebuilt_and_the_rest_is_not_looked_at():
+    model, (images, noise) = model_of(decoded_share=0.5), inputs()
+    view = model(images, noise)
+    chosen = noise.argsort(dim=1)[:, 1:5]  # of 7 hidden ones
+    assert view.prediction.shape == (4, 4, 48)
+    assert torch.equal(view.target, take_rows(patchify(images, 4), chosen))
+
+    patches = patchify(images, 4)
+    left_out = noise.argsort(dim=1)[:, 5:]
+    other = patches.scatter(1, left_out[..., None].expand(-1, -1, 48), 7.0)
+    again = model(unpatchify(other, 4, SMALL.grid), noise)
+    assert torch.equal(again.prediction, view.prediction)
+    assert torch.equal(again.target, view.target)
+    assert torch.equal(again.embedding, view.embedding)
+
+
+def test_each_hidden_patch_is_rebuilt_equally_often():
+    model = model_of(decoded_share=0.3)  # 2 of 7
+    places = torch.arange(8.0).repeat_interleave(16 * 3).view(1, 8, 48)
+    images = unpatchify(places.expand(4000, -1, -1).contiguous(), 4, SMALL.grid)
+    with torch.no_grad():
+        rebuilt = model(images, torch.rand(4000, 8)).target[..., 0].long()
+    counts = torch.bincount(rebuilt.flatten(), minlength=8)
+    assert rebuilt.shape == (4000, 2)
+    expected = torch.full((8,), 1000.0)
+    assert ((counts - expected).square() / expected).sum() < 24.3  # chi-squared, 7 degrees, 0.1 %
+
+
+def test_what_is_decoded_later_is_still_every_patch():
+    model, (images, noise) = model_of(decoded_share=0.5), inputs()
+    every = model(images, noise, rebuild="all")
+    assert every.prediction.shape == (4, 8, 48)
+
+
+@pytest.mark.parametrize(("share", "count"), [(1.0, 7), (0.5, 4), (0.3, 2), (0.01, 1)])
+def test_how_many_are_rebuilt(share, count):
+    assert replace(SMALL, decoded_share=share).num_decoded == count

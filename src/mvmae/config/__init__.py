@@ -24,16 +24,9 @@ from mvmae.config.features import FeaturesConfig
 from mvmae.config.files import from_json, to_json
 from mvmae.config.finetuning import FinetuneConfig
 from mvmae.config.imaging import DataShowConfig, DataStatsConfig
+from mvmae.config.model import ENCODERS, ModelConfig, Pool, Size, num_visible
 from mvmae.config.packing import DataPackConfig
-from mvmae.config.pretraining import (
-    ENCODERS,
-    ModelConfig,
-    ObjectiveConfig,
-    Pool,
-    PretrainConfig,
-    Size,
-    num_visible,
-)
+from mvmae.config.pretraining import ObjectiveConfig, PretrainConfig
 from mvmae.config.reporting import ReportConfig
 from mvmae.config.segmentation import SegmentConfig
 from mvmae.config.viewing import Depth, ViewsConfig

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mvmae.config.pretraining import DataArgument, require, require_workers
+from mvmae.config.checks import require, require_workers
+from mvmae.config.pretraining import DataArgument
 
 MOST_SEEDS = 100
 MOST_JOBS = 256

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import require, require_workers
+from mvmae.config.checks import require, require_workers
 
 Kind = Literal["auto", "images", "coco", "masks"]
 Severity = Literal["fatal", "skipped", "look"]

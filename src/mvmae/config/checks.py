@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from mvmae.errors import UserError
 
 
@@ -21,3 +23,18 @@ def require_workers(workers: int | None) -> None:
         workers is None or workers <= MOST_WORKERS,
         f"workers {workers} is more than {MOST_WORKERS} processes",
     )
+
+
+def require_regex(pattern: str | None) -> None:
+    """Check the expression that finds an image's group in its path.
+
+    Raises:
+        UserError: It is empty, or no regular expression.
+    """
+    try:
+        re.compile(pattern or "")
+    except re.error as error:
+        raise UserError(
+            f"group_regex '{pattern}' is no regular expression: {error}; 'patient_(\\d+)' is one"
+        ) from error
+    require(pattern != "", "group_regex is empty: leave it out, or write one as 'patient_(\\d+)'")

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import require
+from mvmae.config.checks import require
 
 FORMATS = (".png", ".svg", ".pdf")
 MOST_RUNS = 8  # whose colours can still be told apart

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from mvmae.config.checks import require, require_workers
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import require, require_workers
 
 CocoArgument = Annotated[Positional[str], arg(metavar="DATA")]
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mvmae.config.checks import require
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import DataArgument, require
+from mvmae.config.pretraining import DataArgument
 
 MOST_ROWS = 200  # of a figure: beyond, no viewer opens it
 MOST_AGAINST = 11  # encoders besides the first

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mvmae.config.checks import require, require_workers
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import DataArgument, require, require_workers
+from mvmae.config.pretraining import DataArgument
 
 MOST_IN_SAFETENSORS = 100_000  # images in a part: paths lie in a header that may take 100 MB
 

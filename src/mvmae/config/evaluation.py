@@ -9,7 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import ModelConfig, Pool, require, require_workers
+from mvmae.config.checks import require, require_workers
+from mvmae.config.model import ModelConfig, Pool
 
 EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
 LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from mvmae.config.checks import require
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import DataArgument, require
+from mvmae.config.pretraining import DataArgument
 
 LAST_PORT = 65535
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
+from mvmae.config.checks import require
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import require
 
 ExportFormat = Literal["timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"]
 

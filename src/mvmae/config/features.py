@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from mvmae.config.checks import require, require_workers
 from mvmae.config.evaluation import EncoderArgument
-from mvmae.config.pretraining import DataArgument, Pool, require, require_workers
+from mvmae.config.model import Pool
+from mvmae.config.pretraining import DataArgument
 
 FeaturePicture = Literal["pca", "map", "typical", "duplicates"]
 FEATURE_PICTURES: tuple[FeaturePicture, ...] = ("pca", "map", "typical", "duplicates")

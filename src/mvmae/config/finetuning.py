@@ -7,8 +7,8 @@ from math import inf
 from pathlib import Path
 from typing import Literal
 
+from mvmae.config.checks import require, require_workers
 from mvmae.config.evaluation import EncoderArgument, LabelledArgument
-from mvmae.config.pretraining import require, require_workers
 
 STRONGEST = 10  # of RandAugment's magnitudes on timm's scale
 

@@ -6,15 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from mvmae.config.checks import require, require_workers
 from mvmae.config.drawing import MOST_ROWS
-from mvmae.config.pretraining import (
-    MOST_CHANNELS,
-    DataArgument,
-    ModelConfig,
-    ViewsConfig,
-    require,
-    require_workers,
-)
+from mvmae.config.model import MOST_CHANNELS, ModelConfig
+from mvmae.config.pretraining import DataArgument
+from mvmae.config.viewing import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

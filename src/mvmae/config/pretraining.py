@@ -2,168 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
-from math import floor, inf
+from math import inf
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from mvmae.config.batch_sizes import AUTO as AUTO
 from mvmae.config.batch_sizes import SIZE, SIZE_OR_NONE
-from mvmae.config.checks import require as require
-from mvmae.config.checks import require_workers as require_workers
-from mvmae.config.viewing import IMAGENET_MEAN as IMAGENET_MEAN
-from mvmae.config.viewing import IMAGENET_STD as IMAGENET_STD
-from mvmae.config.viewing import Depth as Depth
+from mvmae.config.checks import require, require_regex, require_workers
+from mvmae.config.model import ModelConfig
 from mvmae.config.viewing import ViewsConfig
-from mvmae.errors import UserError
 
-
-class Size(NamedTuple):
-    """Shape of a stack of Transformer blocks."""
-
-    width: int
-    depth: int
-    num_heads: int
-
-
-ENCODERS = {  # ViT's and MAE's sizes; pico and nano are ours, for two CPU cores
-    "vit_pico": Size(64, 4, 2),
-    "vit_nano": Size(128, 4, 4),
-    "vit_tiny": Size(192, 12, 3),
-    "vit_small": Size(384, 12, 6),
-    "vit_base": Size(768, 12, 12),
-    "vit_large": Size(1024, 24, 16),
-    "vit_huge": Size(1280, 32, 16),
-}
-EncoderName = Literal[
-    "vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"
-]
-Pool = Literal["mean", "cls"]
 ReduceDtype = Literal["fp32", "bf16"]
-MOST_CHANNELS = 64
-
-DECODER_HEAD_WIDTH = 32  # MAE: 512 wide, 16 heads
-
-
-def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """Patches that a mask leaves visible.
-
-    MAE's `int(N * (1 - ratio))` loses a patch to floating point where the product is whole (25
-    patches at 0.8 leave 4, not 5); the small addition mends that and changes nothing elsewhere.
-    """
-    return floor(num_patches * (1 - mask_ratio) + 1e-6)
-
-
-def _require_regex(pattern: str | None) -> None:
-    try:
-        re.compile(pattern or "")
-    except re.error as error:
-        raise UserError(
-            f"group_regex '{pattern}' is no regular expression: {error}; 'patient_(\\d+)' is one"
-        ) from error
-    require(pattern != "", "group_regex is empty: leave it out, or write one as 'patient_(\\d+)'")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ModelConfig:
-    """Encoder and decoder."""
-
-    encoder: EncoderName = "vit_base"
-    """Size of the ViT encoder."""
-
-    image_size: int | tuple[int, int] = 224
-    """Side of the input in pixels, or its height and width."""
-
-    patch_size: int = 16
-    """Side of a square patch in pixels."""
-
-    in_channels: int = 3
-    """Channels of the images: 3 for colour, 1 for gray, up to 64 of TIFF and .npy files."""
-
-    mask_ratio: float = 0.8
-    """Share of patches hidden from the encoder."""
-
-    decoder_depth: int = 4
-    """Transformer blocks in the decoder."""
-
-    decoder_dim: int = 512
-    """Width of the decoder, a multiple of 32."""
-
-    latent: Pool = "mean"
-    """What is contrasted: the mean of the visible patch tokens, or the class token."""
-
-    head: Literal["none", "mlp"] = "none"
-    """What the latent passes through before the contrast: nothing (the paper), or a 2-layer MLP."""
-
-    def __post_init__(self) -> None:
-        for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1")
-        require(
-            self.in_channels <= MOST_CHANNELS,
-            f"in_channels must be at most {MOST_CHANNELS}, not {self.in_channels}",
-        )
-        height, width = self.height_width
-        require(min(height, width) > 0, f"image_size {_size(self.image_size)} must be at least 1")
-        require(
-            min(height, width) > 0 and height % self.patch_size == 0 == width % self.patch_size,
-            f"image_size {_size(self.image_size)} is not a multiple of patch_size "
-            f"{self.patch_size}: {_multiples(self)} would be",
-        )
-        require(
-            self.decoder_dim % DECODER_HEAD_WIDTH == 0,
-            f"decoder_dim {self.decoder_dim} is not a multiple of {DECODER_HEAD_WIDTH}, "
-            "the width of a decoder head",
-        )
-        require(
-            0 < self.mask_ratio < 1,
-            f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}: the paper's is 0.8",
-        )
-        require(
-            0 < self.num_visible < self.num_patches,
-            f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches "
-            "visible: there must be a visible and a hidden one (a smaller patch_size helps)",
-        )
-
-    @property
-    def size(self) -> Size:
-        """Width, depth and heads of the encoder."""
-        return ENCODERS[self.encoder]
-
-    @property
-    def height_width(self) -> tuple[int, int]:
-        """Height and width of the input in pixels."""
-        side = self.image_size
-        return (side, side) if isinstance(side, int) else side
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
-        height, width = self.height_width
-        return height // self.patch_size, width // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches in one image."""
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def num_visible(self) -> int:
-        """Patches that the encoder sees."""
-        return num_visible(self.num_patches, self.mask_ratio)
-
-
-def _size(image_size: int | tuple[int, int]) -> str:
-    return str(image_size) if isinstance(image_size, int) else "{} x {}".format(*image_size)
-
-
-def _multiples(config: ModelConfig) -> str:
-    """The nearest sizes that would work."""
-    patch = config.patch_size
-    near = [max(patch, round(side / patch) * patch) for side in config.height_width]
-    return str(near[0]) if isinstance(config.image_size, int) else f"{near[0]} x {near[1]}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -347,7 +199,7 @@ class PretrainConfig:
         require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
         require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
         require_workers(self.workers)
-        _require_regex(self.group_regex)
+        require_regex(self.group_regex)
         require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
         require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
         require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")
@@ -380,6 +232,10 @@ class PretrainConfig:
             )
         self.views.pixel_statistics(self.model.in_channels)
         self.views.require_colours(self.model.in_channels)
+        require(
+            self.objective.reconstruct == "masked" or self.model.decoded_share == 1,
+            "objective.reconstruct 'all' rebuilds every patch: leave model.decoded_share at 1",
+        )
         require(
             self.model.patch_size > 1
             or self.model.in_channels > 1

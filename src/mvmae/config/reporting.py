@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.pretraining import require
+from mvmae.config.checks import require
 
 MOST_PICTURES = 64  # of 40 kB each: the page is one file that a browser opens at once
 MOST_RUNS = 12  # lines in a chart that an eye can still follow

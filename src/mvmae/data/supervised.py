@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from mvmae.config.pretraining import IMAGENET_MEAN
+from mvmae.config.viewing import IMAGENET_MEAN
 from mvmae.data.augment import rand_augment
 from mvmae.data.loader import Skipped, StepSampler, loading, readable
 from mvmae.data.sources.source import Source

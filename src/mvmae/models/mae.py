@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mvmae.config import ModelConfig
-from mvmae.config.pretraining import DECODER_HEAD_WIDTH
+from mvmae.config.model import DECODER_HEAD_WIDTH
 from mvmae.models.patches import Masking, masking_from_noise, take_rows
 from mvmae.models.vit import Block, Encoder, initialize, pooled, positions_with_cls, through
 
@@ -85,7 +85,11 @@ class MaskedAutoencoder(nn.Module):
         *,
         rebuild: Rebuild = "masked",
     ) -> View:
-        """Mask, encode and rebuild views; the patches of largest noise are hidden."""
+        """Mask, encode and rebuild views; the patches of largest noise are hidden.
+
+        With `decoded_share` below 1, "masked" are the hidden ones of least noise. The decoder sees
+        no others then: a mask token tells the rest nothing but where it is.
+        """
         masking = masking_from_noise(noise, self.config.num_visible)
         patches = self.encoder.patches(images)
         tokens = self.encoder.encode(patches, masking.ids_keep, recompute=self.recompute)
@@ -94,8 +98,9 @@ class MaskedAutoencoder(nn.Module):
             return View(embedding)
         if rebuild == "all":
             return View(embedding, self.decode(tokens, masking), patches)
-        hidden = self._decoded(tokens, masking)[:, tokens.shape[1] :]
-        return View(embedding, self._predicted(hidden), take_rows(patches, masking.ids_hidden))
+        some = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
+        hidden = self._decoded(tokens, some)[:, tokens.shape[1] :]
+        return View(embedding, self._predicted(hidden), take_rows(patches, some.ids_hidden))
 
     def decode(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking

@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torchvision.io import ImageReadMode, decode_png
 
 from mvmae.config import Depth
-from mvmae.config.pretraining import MOST_CHANNELS
+from mvmae.config.model import MOST_CHANNELS
 from mvmae.data.decoding.pixels import (
     MOST_PIXELS,
     MOST_VALUES,

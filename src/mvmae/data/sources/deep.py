@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvmae.config import Depth
-from mvmae.config.pretraining import MOST_CHANNELS
+from mvmae.config.model import MOST_CHANNELS
 from mvmae.data.decode import Pixels, Values, Wanted, decode_deep, fitted
 from mvmae.data.sources.source import Source, group, raw, state, values
 from mvmae.errors import UserError

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mvmae.config import ModelConfig
-from mvmae.config.pretraining import DECODER_HEAD_WIDTH
+from mvmae.config.model import DECODER_HEAD_WIDTH
 from mvmae.tasks.benching.peer_timm import timm_encoder, use_attention
 from mvmae.tasks.benching.plain import Attention, Peer
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mvmae.config import ModelConfig
-from mvmae.config.pretraining import DECODER_HEAD_WIDTH
+from mvmae.config.model import DECODER_HEAD_WIDTH
 from mvmae.tasks.benching.plain import Attention, Peer
 
 

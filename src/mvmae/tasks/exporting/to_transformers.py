@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config import Depth, ModelConfig
-from mvmae.config.pretraining import DECODER_HEAD_WIDTH
+from mvmae.config.model import DECODER_HEAD_WIDTH
 from mvmae.data.views import mask_noise
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder, Preprocessing
 from mvmae.engine import runs
