@@ -80,6 +80,11 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f": did you mean '{close[0]}'?" if close else ""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in words: 1 image, 2 images."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def shown(text: str, longest: int = 90) -> str:
     """A name as it can be printed: control characters and broken bytes escaped, the middle cut."""
     plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))

@@ -114,3 +114,24 @@ def test_bad_input_is_one_plain_line(tmp_path, image_folder, monkeypatch, capsys
     assert complaint in said
     assert said.count("\n") == 1
     assert not list(tmp_path.glob("*.png"))
+
+
+def test_other_colours_are_drawn_as_the_network_gets_them(image_folder, tmp_path, capsys):
+    folder, pictures = image_folder(), {}
+    for name, options in {
+        "plain": [],
+        "gray": ["--views.grayscale", "1"],
+        "jitter": ["--views.color-jitter", "1"],
+    }.items():
+        out = tmp_path / f"{name}.png"
+        assert show(folder, "--out", out, "--count", 2, *SMALL, *options) == 0
+        pictures[name] = drawn(out)
+    plain, gray, jitter = pictures.values()
+    sheets = (plain, gray, jitter)
+    views = [sheet[: int(0.9 * len(sheet)), sheet.shape[1] // 3 :] for sheet in sheets]
+    coloured = [(np.ptp(view, axis=-1) > 40).mean() for view in views]
+    assert coloured[1] == 0
+    assert min(coloured[0], coloured[2]) > 0.05
+    assert (views[0] != views[2]).any()
+    assert show(folder, "--out", out, "--model.in-channels", 1, "--views.grayscale", "0.2") == 2
+    assert "leave it at 0" in capsys.readouterr().err

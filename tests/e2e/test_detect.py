@@ -111,7 +111,7 @@ def test_the_run_says_what_it_does(data, tmp_path, capsys):
         "4 images with",
         "boxes and masks of 2 classes learn (train), 4 test (val)",
         "Mask R-CNN on random:vit_pico",
-        "1 epochs of 2 steps of 2 images",
+        "1 epoch of 2 steps of 2 images",
         "│ square │ 4 │ 4 │ 0.0 │",  # learnt, tested, AP
         "│ bar │ 6 │ 4 │",
         "half of the boxes are smaller than 14 pixels at --image-size 64",

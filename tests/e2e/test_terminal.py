@@ -51,7 +51,7 @@ def test_json_is_the_records_as_they_come_and_then_the_result(command, tmp_path,
     assert result["steps"] == 6
     assert result["knn_top1"] == records[-1]["knn_top1"]
     assert result["health"] == json.loads((run / "health.json").read_text())["status"]
-    assert "6 epochs of 1 steps" in said.err
+    assert "6 epochs of 1 step" in said.err
     config = json.loads((run / "config.json").read_text())
     assert not {"quiet", "json"} & config.keys()
 

@@ -381,3 +381,24 @@ def test_gradient_accumulation_that_would_shrink_the_negatives_is_not_offered(fl
     """Item 9 of our fidelity list asks for a warning; there is nothing to warn of."""
     assert main(["pretrain", flag, "2"]) == 2
     assert f"no option {flag}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(verb, capsys):
+    recipe = {"pretrain": "tiny-cpu", "finetune": "small-finetune"}[verb]
+    words = [*MINIMAL[verb], "--recipe", recipe]
+    assert config_of(verb, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
+    assert "warm-up: 0.1 of 1 epoch, for the recipe's 2" in capsys.readouterr().out
+    assert config_of(verb, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
+    capsys.readouterr()
+    assert config_of(verb, *words, "--epochs", "3").warmup_epochs == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_a_warm_up_that_is_named_is_not_changed():
+    words = ["--recipe", "tiny-cpu", "--epochs", "1"]
+    assert config_of("pretrain", *words, "--warmup-epochs", "0.5").warmup_epochs == 0.5
+    assert "less than epochs 1" in complaint("pretrain", *words, "--warmup-epochs", "2")
+    assert "less than epochs 1" in complaint("pretrain", *words, "--warmup-epochs=2")
+    for wrong in ("0", "-1", "x", "1.5", "\u00b2", "9" * 5000):
+        assert complaint("pretrain", "--recipe", "tiny-cpu", "--epochs", wrong)

@@ -285,3 +285,16 @@ def test_patches_without_structure_are_no_success_and_no_division_by_zero():
 def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():
     kept = {key: GOOD[key] for key in list(GOOD)[:6]}
     assert "rebuilt" not in verdict(kept, 64).sentence
+
+
+def test_a_batch_of_two_images_or_a_few_steps_earn_no_praise():
+    two = GOOD | {"contrastive": 0.0001, "chance": chance_level(2)}
+    assert verdict(two, 64).status == "weak"
+    assert "a larger batch says more" in verdict(two, 64).sentence
+    assert verdict(two | {"chance": chance_level(8)}, 64).status == "good"
+    early = verdict(GOOD, 64, steps=1)
+    assert early.status == "weak"
+    assert early.sentence.endswith("but after 1 step of training that says little")
+    assert verdict(GOOD, 64, steps=20) == verdict(GOOD, 64)
+    alike = GOOD | {"effective_rank": 1.0}
+    assert verdict(alike, 64, steps=2).status == "collapsed"

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mvmae.errors import counted
+
 
 def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> float:
     """NT-Xent of a model that cannot tell images apart: log(2N - 1) candidates.
@@ -87,7 +89,13 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-def verdict(metrics: Mapping[str, float], width: int, channels: int = 3) -> Verdict:
+FEW_IMAGES = 8  # that are compared: each of so few is easily told from the others
+FEW_STEPS = 20  # of the optimiser
+
+
+def verdict(
+    metrics: Mapping[str, float], width: int, channels: int = 3, steps: int | None = None
+) -> Verdict:
     """Read the last line of metrics as a person would.
 
     Args:
@@ -95,6 +103,7 @@ def verdict(metrics: Mapping[str, float], width: int, channels: int = 3) -> Verd
             `colour_error`, as far as the run has them.
         width: Width of the embeddings.
         channels: Of the images.
+        steps: That were trained; of fewer than `FEW_STEPS` nothing good is said. Default: enough.
     """
     said, status = [], "good"
     if "contrastive" in metrics:
@@ -110,6 +119,9 @@ def verdict(metrics: Mapping[str, float], width: int, channels: int = 3) -> Verd
     elif "reconstruction" in metrics:
         said.append("the patches have one colour each, so there is nothing to rebuild")
         status = status if "contrastive" in metrics else "weak"
+    if steps is not None and steps < FEW_STEPS:
+        said.append(f"but after {counted(steps, 'step')} of training that says little")
+        status = "weak" if status == "good" else status
     return Verdict(status, "; ".join(said))
 
 
@@ -166,4 +178,6 @@ def _contrast_words(
         return "weak", f"{numbers}: no other image of the batch was of another group"
     if loss > 0.8 * chance:
         return "weak", f"{numbers}: it hardly tells images apart yet; train longer"
+    if chance < chance_level(FEW_IMAGES):
+        return "weak", f"{numbers}: so few images are easily told apart; a larger batch says more"
     return "good", numbers

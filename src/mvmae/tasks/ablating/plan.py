@@ -59,6 +59,13 @@ class Plan(NamedTuple):
     baseline: str
 
     @property
+    def name(self) -> str:
+        """Of the table and its files; a grid's tells what it varies, for several share a folder."""
+        if self.asked.table != GRID:
+            return self.asked.table
+        return slug(f"{GRID}-{self.ablation.varies}")
+
+    @property
     def base(self) -> PretrainConfig:
         """The row with which others are compared."""
         return next(row.config for row in self.rows if row.arm.key == self.baseline)

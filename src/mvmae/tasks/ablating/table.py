@@ -147,7 +147,7 @@ def write(plan: Plan, known: Known) -> Path:
     Returns:
         The JSON file.
     """
-    folder, name = plan.asked.folder, plan.asked.table
+    folder, name = plan.asked.folder, plan.name
     runs.make(folder)
     content = json_of(plan, known)
     file = folder / f"{name}.json"
@@ -268,7 +268,7 @@ def markdown(plan: Plan, known: Known, words: Sequence[str]) -> str:
     """The table as Markdown."""
     head, rows = columns(plan, known)
     lines = [
-        f"# {plan.asked.table}",
+        f"# {plan.name}",
         "",
         plan.ablation.varies,
         "",
@@ -361,7 +361,7 @@ def draw(plan: Plan, known: Known, kind: str) -> bytes:
     return figure.draw(
         rows,
         panels,
-        title=plan.asked.table,
+        title=plan.name,
         subtitle=plan.ablation.varies,
         note=note,
         axis=plan.ablation.axis,

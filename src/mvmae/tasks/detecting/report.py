@@ -20,6 +20,7 @@ from mvmae.data.coco import CocoSplit, masks_of
 from mvmae.data.decode import UnreadableImageError
 from mvmae.engine import checkpoint, distributed, results, runs
 from mvmae.engine.log import Log
+from mvmae.errors import counted
 from mvmae.figures import detections
 from mvmae.figures.detections import Panel, Things
 from mvmae.metrics.coco_ap import AveragePrecision
@@ -56,8 +57,8 @@ def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
         log.warn(warning)
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
-        f"{config.epochs} epochs of {job.plan.per_epoch} steps of {config.batch_size} "
-        f"images{resumed} -> {config.out}"
+        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.per_epoch, 'step')} of "
+        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
 

@@ -14,7 +14,7 @@ from mvmae.config import EmbedConfig
 from mvmae.config.files import command_of
 from mvmae.engine.log import PLAIN_LINES
 from mvmae.engine.terminal import emit, has_bars
-from mvmae.errors import printable
+from mvmae.errors import counted, printable
 from mvmae.tasks.embedding.parts import PARTS, Index
 
 
@@ -105,8 +105,3 @@ def conclude(meter: Meter, folder: Path, index: Index) -> None:
     )
     told = {"verb": "embed", "folder": str(folder), "images": index.count("rows")}
     emit("result", told | {"skipped": skipped, "parts": len(index.parts)})
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, in words."""
-    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -23,6 +23,7 @@ from mvmae.data.loader import Skipped
 from mvmae.encoders import OpenedEncoder
 from mvmae.engine import checkpoint, distributed, results, runs
 from mvmae.engine.log import Log
+from mvmae.errors import counted
 from mvmae.metrics.accuracy import confusion_matrix, per_class_accuracy, topk_accuracy
 from mvmae.models.classifier import Classifier, timm_keys
 from mvmae.tasks.finetuning.state import FinetuneState, Job, Trained
@@ -60,8 +61,8 @@ def introduce(log: Log, job: Job, trained: Trained, state: FinetuneState) -> Non
     )
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
-        f"{config.epochs} epochs of {job.plan.per_epoch} steps of {config.batch_size} "
-        f"images{resumed} -> {config.out}"
+        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.per_epoch, 'step')} of "
+        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
 

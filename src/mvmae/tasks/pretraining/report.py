@@ -18,7 +18,7 @@ from mvmae.engine import distributed, metrics_file, runs, terminal
 from mvmae.engine.log import Log
 from mvmae.engine.metrics_file import Column
 from mvmae.engine.state import State
-from mvmae.errors import DivergedError
+from mvmae.errors import DivergedError, counted
 from mvmae.metrics import health
 from mvmae.models.mae import HEAD_WIDTH, MaskedAutoencoder, View
 
@@ -30,14 +30,15 @@ def introduce(
     size = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     height, width = config.model.height_width
     log.say(
-        f"{len(source)} images, {config.model.encoder}/{config.model.patch_size} of {size:.1f} M "
-        f"parameters at {height} x {width}, {config.model.num_visible} of "
+        f"{counted(len(source), 'image')}, {config.model.encoder}/{config.model.patch_size} "
+        f"of {size:.1f} M parameters at {height} x {width}, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible"
     )
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
-        f"{config.epochs} epochs of {len(source) // config.batch_size} steps of "
-        f"{config.batch_size} images{resumed} -> {config.out}"
+        f"{counted(config.epochs, 'epoch')} of "
+        f"{counted(len(source) // config.batch_size, 'step')} of "
+        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
 
@@ -136,7 +137,7 @@ def conclude(log: Log, config: PretrainConfig, state: State) -> None:
     """The verdict, kept in health.json; how the run went, and what to do next."""
     record: dict[str, Any] = state.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
-    verdict = health.verdict(record, width, config.model.in_channels)
+    verdict = health.verdict(record, width, config.model.in_channels, state.step)
     runs.write_json(config.out / "health.json", verdict._asdict() | record)
     found = metrics_file.columns(metrics_file.read(config.out))
     log.end_bar()
@@ -168,7 +169,13 @@ def summary(
     found: Mapping[str, Column], config: PretrainConfig, state: State, seconds: float
 ) -> Iterator[tuple[str, str]]:
     """How a finished run went, a line each: from the first line of its metrics to the last."""
-    yield "steps", f"{state.step} of {config.batch_size} images, {config.epochs} epochs"
+    yield (
+        "steps",
+        (
+            f"{state.step} of {counted(config.batch_size, 'image')}, "
+            f"{counted(config.epochs, 'epoch')}"
+        ),
+    )
     speed = speed_of(found)
     fast = f", {speed['images_per_second']:.0f} images/s (median)" if speed else ""
     wait = f", {speed['data_wait']:.0%} of the time waiting for data" if speed else ""
