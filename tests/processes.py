@@ -11,6 +11,7 @@ import torch.multiprocessing as mp
 from torch import Generator, Tensor
 
 from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
+from mvmae.data.colours import of_batch, random_colours
 from mvmae.data.loader import Batch
 from mvmae.engine import distributed
 from mvmae.engine.optim import adamw
@@ -41,6 +42,10 @@ CONFIGS = {
     "in parts": replace(BASE, micro_batch_size=3),
     "in parts, without contrast": replace(BASE, objective=NO_CONTRAST, micro_batch_size=2),
     "recomputed": replace(BASE, recompute=True),
+    "three views in parts": replace(
+        BASE, views=ViewsConfig(num_views=3), micro_batch_size=3, group_regex="."
+    ),
+    "other colours": replace(BASE, views=ViewsConfig(color_jitter=1.0, grayscale=0.2)),
 }
 GROUPS = torch.tensor([0, 0, 1, 2, 0, 3, 3, 2])  # of several on different processes
 OPTIMIZERS = {
@@ -57,7 +62,9 @@ def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> B
     noise = torch.rand(*shape, config.model.num_patches, generator=generator)
     share = [part.chunk(world, dim=1)[rank] for part in (views, noise)]
     groups = GROUPS.chunk(world)[rank] if config.group_regex else None
-    return Batch(*share, skipped=[], is_whole=True, groups=groups)
+    colours = of_batch([random_colours((place,), config.views) for place in range(shape[1])])
+    own = colours if colours is None else colours.chunk(world, dim=1)[rank]
+    return Batch(*share, skipped=[], is_whole=True, groups=groups, colours=own)
 
 
 def begun(config: PretrainConfig, optimizer: str):

@@ -91,8 +91,10 @@ def as_mae_of_equal_steps(config: PretrainConfig) -> PretrainConfig:
 
 
 def as_mae_of_equal_steps_and_views(config: PretrainConfig) -> PretrainConfig:
-    """MAE on batches of twice as many images, at the learning rate of the recipe."""
-    return replace(as_mae(config), batch_size=2 * config.batch_size, base_lr=config.base_lr / 2)
+    """MAE on batches of as many images as the recipe has views, at the recipe's learning rate."""
+    times = max(2, config.views.num_views)
+    mae, batch_size = as_mae(config), times * config.batch_size
+    return replace(mae, batch_size=batch_size, base_lr=config.base_lr / times)
 
 
 def with_lambda(weight: float) -> Change:

@@ -35,16 +35,18 @@ class Recipe(NamedTuple):
 def as_mae(config: PretrainConfig) -> PretrainConfig:
     """One view, no contrast, 75 % masked, twice the epochs: equally many views are seen.
 
-    Twice the epochs are also twice the optimiser steps, which favours MAE in a comparison.
+    Twice the epochs are also twice the optimiser steps, which favours MAE in a comparison. (Of a
+    recipe with more than two views so many times the epochs.)
     """
+    times = max(2, config.views.num_views)
     return replace(
         config,
         model=replace(config.model, mask_ratio=0.75, head="none"),
         views=replace(config.views, num_views=1),
         objective=replace(config.objective, contrastive_weight=0.0),
-        epochs=2 * config.epochs,
-        warmup_epochs=2 * config.warmup_epochs,
-        eval_every=2 * config.eval_every,
+        epochs=times * config.epochs,
+        warmup_epochs=times * config.warmup_epochs,
+        eval_every=times * config.eval_every,
     )
 
 

@@ -127,6 +127,8 @@ REFUSED = [
         },
         "leave model.decoded_share at 1",
     ),
+    (ViewsConfig, {"num_views": 0}, "num_views must lie between 1 and 8, not 0"),
+    (ViewsConfig, {"num_views": 9}, "num_views must lie between 1 and 8, not 9"),
     (ViewsConfig, {"crop_scale": (0.0, 1.0)}, "crop_scale 0.0 1.0 must be two rising shares"),
     (ViewsConfig, {"crop_scale": (0.9, 0.2)}, "crop_scale 0.9 0.2 must be"),
     (ViewsConfig, {"crop_scale": (0.2, 1.1)}, "crop_scale 0.2 1.1 must be"),
@@ -153,7 +155,7 @@ REFUSED = [
     (PretrainConfig, {"workers": -1}, "workers must not be negative"),
     (PretrainConfig, {"seed": -1}, "seed must lie between 0 and"),
     (PretrainConfig, {"resume": True, "overwrite": True}, "exclude each other"),
-    (PretrainConfig, {"views": ViewsConfig(num_views=1)}, "contrast needs two views"),
+    (PretrainConfig, {"views": ViewsConfig(num_views=1)}, "contrast needs two views or more"),
     (PretrainConfig, {"batch_size": 1}, "contrast needs other images to compare with"),
     (
         PretrainConfig,

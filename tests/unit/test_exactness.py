@@ -21,7 +21,7 @@ from mvmae.models.patches import masking_from_noise, patchify
 from mvmae.objectives import normalize_patches, nt_xent
 from mvmae.recipes import named
 from mvmae.tasks.pretrain import Plan, training_step
-from mvmae.tasks.pretraining.losses import losses_of
+from mvmae.tasks.pretraining.losses import contrastive_term, losses_of
 
 SMALL = ModelConfig(
     encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32, decoder_depth=2
@@ -84,6 +84,15 @@ def test_nt_xent_is_the_same_in_concatenated_and_in_interleaved_order():
     interleaved = [row for pair in zip(z1, z2, strict=True) for row in pair]
     expected = nt_xent_by_loops(interleaved, [1, 0, 3, 2, 5, 4, 7, 6], 0.07)
     assert nt_xent(z1, z2).item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_contrast_of_several_views_is_the_mean_of_all_pairs_loops():
+    views = torch.randn(4, 3, 6, dtype=torch.float64)
+    pairs = [(a, b) for a in range(4) for b in range(a)]
+    loops = [nt_xent_by_loops([*views[a], *views[b]], [3, 4, 5, 0, 1, 2], 0.07) for a, b in pairs]
+    found = contrastive_term(views.flatten(0, 1), ObjectiveConfig(), None, num_views=4)
+    assert len(pairs) == 6
+    assert found.item() == pytest.approx(sum(loops) / 6, abs=1e-6)
 
 
 def test_nt_xent_does_not_change_when_embeddings_grow():

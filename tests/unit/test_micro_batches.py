@@ -7,6 +7,7 @@ import torch
 from torch import Generator
 
 from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
+from mvmae.data.colours import of_batch, random_colours
 from mvmae.data.loader import Batch
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.tasks.pretrain import training_step
@@ -34,6 +35,10 @@ CONFIGS = {
     "all patches": replace(BASE, objective=ObjectiveConfig(reconstruct="all")),
     "groups": replace(BASE, group_regex="."),
     "clipped": replace(BASE, clip_grad=0.01),
+    "three views": replace(BASE, views=ViewsConfig(num_views=3)),
+    "one target in three views": replace(BASE, views=ViewsConfig(num_views=3, targets="one")),
+    "half rebuilt": replace(BASE, model=replace(BASE.model, decoded_share=0.5)),
+    "other colours": replace(BASE, views=ViewsConfig(color_jitter=1.0, grayscale=0.2)),
 }
 
 
@@ -43,7 +48,8 @@ def batch_of(config: PretrainConfig) -> Batch:
     views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
     noise = torch.rand(*shape, config.model.num_patches, generator=generator)
     groups = torch.tensor([0, 0, 1, 2, 0, 3, 1]) if config.group_regex else None
-    return Batch(views, noise, skipped=[], is_whole=True, groups=groups)
+    colours = of_batch([random_colours((place,), config.views) for place in range(shape[1])])
+    return Batch(views, noise, skipped=[], is_whole=True, groups=groups, colours=colours)
 
 
 def step(config: PretrainConfig, micro_batch_size: int | None):

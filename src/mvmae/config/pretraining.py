@@ -215,8 +215,8 @@ class PretrainConfig:
         )
         if self.objective.contrastive_weight > 0:
             require(
-                self.views.num_views == 2,
-                "contrast needs two views: set views.num_views 2, "
+                self.views.num_views > 1,
+                "contrast needs two views or more: set views.num_views 2, "
                 "or objective.contrastive_weight 0",
             )
             require(

@@ -13,6 +13,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 # What float32 holds is up to 3e38, and a bicubic resize needs a factor 2.5 of that on its way.
 LEAST_STD, MOST = 1e-30, 1e38
+MOST_VIEWS = 8
 OR_AS_THEY_ARE = ", or with views.depth float the values of the files"
 
 
@@ -20,11 +21,12 @@ OR_AS_THEY_ARE = ", or with views.depth float the values of the files"
 class ViewsConfig:
     """How an image becomes views."""
 
-    num_views: Literal[1, 2] = 2
-    """Masked views of an image in a step: 2, or 1 (MAE)."""
+    num_views: int = 2
+    """Masked views of an image in a step: 2 (the paper), 1 (MAE), or up to 8 of an image that is
+    read once, each contrasted with each."""
 
     targets: Literal["two", "one"] = "two"
-    """Two crops of an image, or one crop masked twice."""
+    """A crop of the image for each view, or one crop masked once for each."""
 
     crop_scale: tuple[float, float] = (0.2, 1.0)
     """Smallest and largest share of the image's area in a crop."""
@@ -61,6 +63,10 @@ class ViewsConfig:
     """Standard deviation of each channel, likewise."""
 
     def __post_init__(self) -> None:
+        require(
+            1 <= self.num_views <= MOST_VIEWS,
+            f"num_views must lie between 1 and {MOST_VIEWS}, not {self.num_views} (the paper: 2)",
+        )
         low, high = self.crop_scale
         require(
             0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"

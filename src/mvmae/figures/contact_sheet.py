@@ -36,7 +36,7 @@ def draw(
 
     Args:
         images: Values in [0, 1], each in its own shape.
-        views: One or two.
+        views: One to eight.
         names: Of the images, in small print beside them.
         title: Above.
         note: Below.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import torch
@@ -205,7 +206,7 @@ def training_step(
 
     The losses come with what the reconstruction is compared with.
     """
-    if config.views.targets == "one" and config.views.num_views == 2:
+    if config.views.targets == "one" and config.views.num_views > 1:
         refuse_equal_masks(batch.noise)
     optimizer.zero_grad(set_to_none=True)
     if len(parts := parts_of(batch, config)) > 1:
@@ -214,7 +215,7 @@ def training_step(
         images, noise = on_device(batch, config, device)
         with precision.autocast(device, config.precision):
             view = model(images, noise, rebuild=rebuilt(config.objective))
-        losses = losses_of(view, config.objective, batch.groups)
+        losses = losses_of(view, config.objective, batch.groups, config.views.num_views)
         losses["loss"].backward()
         losses |= blur_of(view, config)
     if config.clip_grad is not None:
@@ -225,8 +226,8 @@ def training_step(
 
 def refuse_equal_masks(noise: Tensor) -> None:
     """Two equal masks of one crop are one input twice, and the contrast learns nothing of it."""
-    if torch.equal(noise[0], noise[1]):
-        raise ValueError("both views of one crop have the same mask: draw noise for each view")
+    if any(torch.equal(one, other) for one, other in combinations(noise, 2)):
+        raise ValueError("two views of one crop have the same mask: draw noise for each view")
 
 
 def evaluate(

@@ -7,6 +7,7 @@ embedding.
 from __future__ import annotations
 
 from functools import cache
+from itertools import combinations
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -64,18 +65,19 @@ def rebuilt(objective: ObjectiveConfig) -> Rebuild:
 
 
 def losses_of(
-    view: View, objective: ObjectiveConfig, groups: Tensor | None = None
+    view: View, objective: ObjectiveConfig, groups: Tensor | None = None, num_views: int = 2
 ) -> dict[str, Tensor]:
     """Equation 7 and its two terms, in fp32; a term of weight 0 is left out.
 
-    The rows of `view` are the first views of all images, then the second views; `groups` has a
-    number for each image, where some are no negatives of each other.
+    The rows of `view` are the first views of all images, then the second views, and so on; `groups`
+    has a number for each image, where some are no negatives of each other.
     """
     terms: dict[str, Tensor] = {}
     if objective.reconstruction_weight > 0:
         terms["reconstruction"] = reconstruction_term(view, objective)
     if objective.contrastive_weight > 0:
-        terms["contrastive"] = contrastive_term(view.embedding.float(), objective, groups)
+        embedding = view.embedding.float()
+        terms["contrastive"] = contrastive_term(embedding, objective, groups, num_views)
     return with_sum(terms, objective)
 
 
@@ -114,14 +116,25 @@ def contrastive_term(
     embedding: Float[Tensor, "R E"],
     objective: ObjectiveConfig,
     groups: Int[Tensor, " B"] | None,
+    num_views: int = 2,
 ) -> Float[Tensor, ""]:
-    """Equation 6, over the images of all processes."""
-    z1, z2 = embedding.chunk(2)
-    return nt_xent(
-        z1,
-        z2,
-        temperature=objective.temperature,
-        gathered=(distributed.gather_rows(z1), distributed.gather_rows(z2)),
-        offset=distributed.rank() * len(z1),
-        groups=None if groups is None else distributed.gather_rows(groups.to(z1.device)),
-    )
+    """Equation 6, over the images of all processes.
+
+    Of more than two views the mean over all pairs of them (Tian et al. 2020, Contrastive multiview
+    coding, "full graph"), each with the images of its two views alone: chance stays the same.
+    """
+    views = embedding.chunk(num_views)
+    everywhere = [distributed.gather_rows(view) for view in views]
+    all_groups = None if groups is None else distributed.gather_rows(groups.to(embedding.device))
+    losses = [
+        nt_xent(
+            views[one],
+            views[other],
+            temperature=objective.temperature,
+            gathered=(everywhere[one], everywhere[other]),
+            offset=distributed.rank() * len(views[one]),
+            groups=all_groups,
+        )
+        for one, other in combinations(range(num_views), 2)
+    ]
+    return torch.stack(losses).mean()

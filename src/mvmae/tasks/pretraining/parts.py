@@ -51,7 +51,9 @@ def gradient_of_parts(
     if objective.contrastive_weight > 0:
         embedding = embedded(model, batch, parts, config, device)
         embedding.requires_grad_()
-        terms["contrastive"] = contrastive_term(embedding, objective, batch.groups)
+        terms["contrastive"] = contrastive_term(
+            embedding, objective, batch.groups, config.views.num_views
+        )
         (objective.contrastive_weight * terms["contrastive"]).backward()
         gradient = embedding.grad
 
@@ -70,7 +72,12 @@ def gradient_of_parts(
                 errors[-1] = errors[-1].detach()
                 blurs.append(share * blur_of(view, config)["colour_error"])
             if gradient is not None:
-                loss = loss + (view.embedding.float() * rows_of(gradient, part)).sum()
+                loss = (
+                    loss
+                    + (
+                        view.embedding.float() * rows_of(gradient, part, config.views.num_views)
+                    ).sum()
+                )
             loss.backward()
     if errors:
         terms = {"reconstruction": torch.stack(errors).sum()} | terms
@@ -100,6 +107,6 @@ def embedded(
     return torch.cat(views, dim=1).flatten(0, 1)
 
 
-def rows_of(embedding: Tensor, part: slice) -> Tensor:
+def rows_of(embedding: Tensor, part: slice, num_views: int) -> Tensor:
     """Of rows that are all first views, then all second views, those of a part of the images."""
-    return embedding.unflatten(0, (2, -1))[:, part].flatten(0, 1)
+    return embedding.unflatten(0, (num_views, -1))[:, part].flatten(0, 1)

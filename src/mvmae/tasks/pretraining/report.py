@@ -76,7 +76,8 @@ def health_of(
     """What `health.verdict` reads of the embeddings, over all processes."""
     numbers = {}
     if config.objective.contrastive_weight > 0:
-        z1, z2 = (distributed.gather_rows(z) for z in view.embedding.float().chunk(2))
+        views = view.embedding.float().chunk(config.views.num_views)
+        z1, z2 = (distributed.gather_rows(z) for z in views[:2])
         all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
         numbers["chance"] = health.chance_level(len(z1), all_groups)
         numbers |= health.contrast_health(z1, z2, all_groups)

@@ -76,13 +76,23 @@ def _pretraining(facts: RunFacts) -> Iterator[tuple[str, str]]:
     yield "seed", str(trained.seed)
 
 
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
 def _views(trained: PretrainConfig) -> str:
     low, high = trained.views.crop_scale
-    which = "one crop" if trained.views.num_views == 1 else "two crops"
-    if trained.views.num_views == 2 and trained.views.targets == "one":
-        which = "one crop, hidden in two ways"
-    flip = "" if trained.views.flip == "none" else f", flipped ({trained.views.flip})"
-    return f"{which} of each image, {share(low)} to {share(high)} of its area{flip}"
+    number = NUMBERS[trained.views.num_views]
+    which = "one crop" if trained.views.num_views == 1 else f"{number} crops"
+    if trained.views.num_views > 1 and trained.views.targets == "one":
+        which = f"one crop, hidden in {number} ways"
+    views = trained.views
+    changed = [
+        *([f"flipped ({views.flip})"] if views.flip != "none" else []),
+        *([f"colours changed (strength {views.color_jitter:g})"] if views.color_jitter else []),
+        *([f"{share(views.grayscale)} gray"] if views.grayscale else []),
+    ]
+    of_its_area = f"{which} of each image, {share(low)} to {share(high)} of its area"
+    return ", ".join([of_its_area, *changed])
 
 
 def _objective(trained: PretrainConfig) -> str:
