@@ -212,6 +212,13 @@ def test_values_are_read_as_the_field_wants_them():
     assert (config.clip_grad, config.log) == (None, ("tensorboard",))
 
 
+def test_none_and_numbers_are_words_where_the_field_takes_words():
+    plan = plan_of(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
+    assert [row.config.model.head for row in plan.rows] == ["none", "mlp"]
+    config = with_values(named("demo"), {"views.flip": "none", "views.depth": "8"})
+    assert (config.views.flip, config.views.depth) == ("none", "8")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

@@ -182,7 +182,7 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         place = plain
         for group in groups:
             place = place[group]
-        place[last] = _value(word, is_list=isinstance(place[last], list))
+        place[last] = _value(word, like=place[last])
     try:
         return configs.from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:
@@ -207,9 +207,14 @@ def _paths(plain: dict[str, Any]) -> Iterator[tuple[str, ...]]:
             yield (name,)
 
 
-def _value(word: str, *, is_list: bool = False) -> Any:
-    """A word as JSON would have it; `0.2,1` is a list, and what is no number a text."""
-    if is_list or "," in word:
+def _value(word: str, *, like: Any = None) -> Any:
+    """A word as JSON would have it; `0.2,1` is a list, and what is no number a text.
+
+    In the place of a text it is one: `none` is a value of `model.head`, and `8` of `views.depth`.
+    """
+    if isinstance(like, str):
+        return word
+    if isinstance(like, list) or "," in word:
         return [_value(part) for part in word.split(",")]
     try:
         return None if word.lower() == "none" else json.loads(word.lower())
