@@ -119,6 +119,7 @@ REFUSED = [
     (ModelConfig, {"decoded_share": 0.0}, "decoded_share must lie above 0 and be at most 1, not 0"),
     (ModelConfig, {"decoded_share": 1.1}, "decoded_share must .* not 1.1"),
     (ModelConfig, {"decoded_share": float("nan")}, "decoded_share must .* not nan"),
+    (BenchConfig, {"part": "step", "model": ModelConfig(decoded_share=0.5)}, "no --peers"),
     (
         PretrainConfig,
         {

@@ -252,6 +252,10 @@ class BenchConfig:
             "--quick brings its own model: leave out --quick or --model.*",
         )
         require(len(set(self.peers)) == len(self.peers), "peers names one twice")
+        require(
+            self.model.decoded_share == 1 or not self.peers or self.part != "step",
+            "peers rebuild every hidden patch: leave model.decoded_share at 1, or have no --peers",
+        )
 
     @property
     def step_model(self) -> ModelConfig:
