@@ -147,7 +147,14 @@ def test_the_files_say_what_was_done(here):
     # 18 images are 2 batches of 8; 2 epochs, 2 views
     assert (base["steps"], base["views"]) == (mlp["steps"], mlp["views"]) == (4, 64)
     assert (base["settings"], mlp["settings"]) == ({}, {"model.head": "mlp"})
+    for key, row in rows().items():
+        folders = [Path(f"table/{key}-{seed}") for seed in row["seconds"]]
+        last = [(run / "metrics.jsonl").read_text().splitlines()[-1] for run in folders]
+        assert list(row["seconds"].values()) == [json.loads(line)["seconds"] for line in last]
+    assert list(base["seconds"]) == list(mlp["seconds"]) == ["0", "1"]
+    assert rows()["raw-pixels"]["seconds"] == {}
     text = Path("table/head.md").read_text()
+    assert "Training took 0:" in text
     line = next(line for line in text.splitlines() if line.startswith("| mlp"))
     for verb in ("knn", "probe"):
         assert f"{mlp[verb]['mean']:.1f} ±{mlp[verb]['sd']:.1f}" in line

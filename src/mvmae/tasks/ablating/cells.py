@@ -20,7 +20,7 @@ from mvmae.config.files import to_plain
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import Labelled, open_source, stamp
 from mvmae.encoders import PRODUCT, OpenedEncoder
-from mvmae.engine import precision, results, resuming, runs, terminal
+from mvmae.engine import metrics_file, precision, results, resuming, runs, terminal
 from mvmae.engine.terminal import Bar
 from mvmae.errors import UserError
 from mvmae.tasks import evaluation, knn, pretrain, probe, probe_mae
@@ -86,6 +86,14 @@ def _facts(folder: Path) -> dict[str, Any]:
 def num_images(cell: Cell) -> int | None:
     """Images that a cell was trained on, if it has been begun."""
     return _facts(cell.folder).get("num_images")
+
+
+def seconds(cell: Cell) -> float | None:
+    """Wall time of a cell's training so far, all its beginnings together; none before its end."""
+    if progress(cell) != "trained":
+        return None
+    records = metrics_file.read(cell.folder)
+    return records[-1].get("seconds") if records else None
 
 
 def train(cell: Cell) -> int:

@@ -24,7 +24,7 @@ from mvmae.metrics.paired import Difference, Spread
 from mvmae.tasks.ablating import cells
 from mvmae.tasks.ablating.plan import SEEDLESS, Cell, Plan, command_of
 
-FOR_FILES = {"views", "steps", "seeds"}  # columns for which a terminal has no room
+FOR_FILES = {"views", "steps", "time", "seeds"}  # columns for which a terminal has no room
 
 
 class Line(NamedTuple):
@@ -42,6 +42,9 @@ class Line(NamedTuple):
 
     settings: dict[str, Any]
     """What differs from the baseline."""
+
+    seconds: dict[int, float]
+    """Wall time of training, by seed."""
 
 
 class Known(NamedTuple):
@@ -67,6 +70,7 @@ def gathered(plan: Plan, images: str | None = None) -> Known:
     facts: dict[str, dict[str, Any]] = {}
     scores: dict[str, dict[str, dict[int, float]]] = {}
     seen: dict[str, int] = {}
+    took: dict[str, dict[int, float]] = {}
     for cell in [*plan.trained(), *plan.controls()]:
         own = scores.setdefault(cell.key, {})
         results = _results(cell, plan, images)
@@ -78,12 +82,14 @@ def gathered(plan: Plan, images: str | None = None) -> Known:
                 facts[result["data"]["fingerprint"]] = result["data"]
         if cell.config is not None and (count := cells.num_images(cell)):
             seen[cell.key] = count
+        if cell.config is not None and (seconds := cells.seconds(cell)) is not None:
+            took.setdefault(cell.key, {})[cell.seed] = seconds
     if len(facts) > 1:
         raise UserError(
             f"the runs in {plan.asked.folder} were judged on different images: the same command "
             "without --only-table judges anew what is on others"
         )
-    lines = [*_rows(plan, scores, seen), *_controls(plan, scores)]
+    lines = [*_rows(plan, scores, seen, took), *_controls(plan, scores)]
     return Known(lines, missing, next(iter(facts.values()), {}))
 
 
@@ -95,7 +101,10 @@ def _results(cell: Cell, plan: Plan, images: str | None) -> dict[str, dict[str, 
 
 
 def _rows(
-    plan: Plan, scores: Mapping[str, dict[str, dict[int, float]]], seen: Mapping[str, int]
+    plan: Plan,
+    scores: Mapping[str, dict[str, dict[int, float]]],
+    seen: Mapping[str, int],
+    took: Mapping[str, dict[int, float]],
 ) -> Iterator[Line]:
     base = _flat(to_plain(plan.base))
     for arm, config in plan.rows:
@@ -104,13 +113,14 @@ def _rows(
         views = steps * config.batch_size * config.views.num_views if steps else None
         own = _flat(to_plain(config))
         settings = {name: value for name, value in own.items() if value != base[name]}
-        yield Line(arm.key, arm.name, arm.paper, views, steps, scores[arm.key], settings)
+        seconds = took.get(arm.key, {})
+        yield Line(arm.key, arm.name, arm.paper, views, steps, scores[arm.key], settings, seconds)
 
 
 def _controls(plan: Plan, scores: Mapping[str, dict[str, dict[int, float]]]) -> Iterator[Line]:
     names = {cell.key: cell.name for cell in plan.controls()}
     for key, name in names.items():
-        yield Line(key, name, None, None, None, scores[key], {})
+        yield Line(key, name, None, None, None, scores[key], {}, {})
 
 
 def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -196,6 +206,7 @@ def json_of(plan: Plan, known: Known) -> dict[str, Any]:
     for line in known.lines:
         row: dict[str, Any] = line._asdict()
         del row["scores"]
+        row["seconds"] = {str(seed): value for seed, value in sorted(line.seconds.items())}
         for verb in verbs_of(plan):
             spread, apart = spread_of(line, verb), difference_of(line, base, verb)
             row[verb] = {
@@ -243,7 +254,7 @@ def columns(plan: Plan, known: Known) -> tuple[list[str], list[list[str]]]:
     head = [plan.ablation.axis or "row"]
     for verb in verbs_of(plan):
         head += [cells.TITLES[verb], "difference"]
-    head += ["views", "steps", "seeds"] + ["paper*"] * has_paper
+    head += ["views", "steps", "time", "seeds"] + ["paper*"] * has_paper
     base, rows = base_of(plan, known), []
     for line in known.lines:
         row = [line.name]
@@ -251,7 +262,8 @@ def columns(plan: Plan, known: Known) -> tuple[list[str], list[list[str]]]:
             row += [figures(spread_of(line, verb))]
             row += ["baseline" if line.key == base.key else apart(difference_of(line, base, verb))]
         row += [f"{count:,}" if count else "" for count in (line.views, line.steps)]
-        row += [_seeds(line)]
+        times = line.seconds.values()
+        row += [terminal.clock(sum(times) / len(times)) if times else "", _seeds(line)]
         if has_paper:
             row += [f"{line.paper:.2f}" if line.paper is not None else ""]
         rows.append(row)
@@ -323,6 +335,8 @@ def notes(plan: Plan, known: Known) -> list[str]:
             else "; of one seed there is none, and nothing tells a difference from chance."
         )
     )
+    if took := sum(sum(line.seconds.values()) for line in known.lines):
+        said.append(f"Training took {terminal.clock(took)} in all: the runs' wall times, added up.")
     if any(line.paper is not None for line in known.lines):
         said.append(f"* {plan.ablation.source}: {PAPER}; one figure each, without seeds.")
     if plan.ablation.says:
