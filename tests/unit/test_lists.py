@@ -307,6 +307,19 @@ def test_an_array_is_its_images_with_the_channels_last(four):
     assert (source.path(4), source.classes) == ("x.npy/4", ())
 
 
+@pytest.mark.parametrize("shape", [(5, 7, 3), (40, 40, 13), (4, 4, 4)])
+def test_an_array_with_the_channels_second_is_the_same_images(four, shape):
+    array = stack(shape=shape)
+    last = open_source([saved("last.npy", array)], shape[-1])
+    moved = array if shape == (4, 4, 4) else np.moveaxis(array, -1, 1)  # of equal axes the last
+    second = open_source([saved("second.npy", moved.copy())], shape[-1])
+    assert kind_of(second, 0).channels == shape[2]
+    assert (len(second), second.path(2)) == (6, "second.npy/2")
+    assert len(pickle.dumps(second)) < 2000
+    for index in range(6):
+        assert np.array_equal(second.read(index), last.read(index))
+
+
 def test_an_array_without_channels_is_gray(four):
     array = stack(shape=(5, 7))
     source = open_source([saved("x.npy", array)], 1)
@@ -371,7 +384,7 @@ def object_file() -> bytes:
         (np.zeros((4, 4), np.uint8), "shape 4 x 4: images are N x H x W"),
         (np.zeros((0, 4, 4), np.uint8), "shape 0 x 4 x 4"),
         (np.zeros((), np.uint8), "shape none"),
-        (np.zeros((2, 3, 224, 224), np.uint8), "224 channels.*are the channels second"),
+        (np.zeros((2, 224, 300, 224), np.uint8), "shape 2 x 224 x 300 x 224, of 224 channels"),
         (np.zeros((2, 4, 4), "U3"), "holds <U3: images are whole numbers or floats"),
         (np.zeros((2, 4, 4), np.complex64), "holds complex64"),
     ],

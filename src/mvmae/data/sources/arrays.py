@@ -1,4 +1,4 @@
-"""Images in one .npy file: N x H x W, or N x H x W x C; read from the disk as they are needed.
+"""Images in one .npy file: N x H x W, N x H x W x C or N x C x H x W; read as they are needed.
 
 Labels lie beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (a label a line).
 """
@@ -85,15 +85,22 @@ def _mapped(file: str) -> np.ndarray:
         raise UserError(f"{file} holds {array.dtype}: images are whole numbers or floats")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
-            f"{file} holds an array of shape {_shape(array)}: images are N x H x W, or "
-            "N x H x W x C with the channels last"
+            f"{file} holds an array of shape {_shape(array)}: images are N x H x W, "
+            "N x H x W x C or N x C x H x W"
         )
-    if array.ndim == 4 and array.shape[3] > MOST_CHANNELS:
-        hint = ": are the channels second?" if array.shape[1] <= 4 else ""
+    images = _channels_last(array)
+    if images.ndim == 4 and images.shape[3] > MOST_CHANNELS:
         raise UserError(
-            f"{file} holds an array of shape {_shape(array)}, of {array.shape[3]} channels, and at "
-            f"most {MOST_CHANNELS} are read{hint}"
+            f"{file} holds an array of shape {_shape(array)}, of {images.shape[3]} channels, and "
+            f"at most {MOST_CHANNELS} are read"
         )
+    return images
+
+
+def _channels_last(array: np.ndarray) -> np.ndarray:
+    """N x H x W x C: of four axes the shorter of the second and the last, as in a file of one."""
+    if array.ndim == 4 and array.shape[1] < array.shape[3]:
+        return array.transpose(0, 2, 3, 1)  # mapped still
     return array
 
 

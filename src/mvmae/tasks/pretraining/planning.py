@@ -73,6 +73,11 @@ def steps_of_epoch(config: PretrainConfig, num_images: int) -> int:
             f"batch_size {config.batch_size} cannot be shared by {processes} processes: {near} can"
         )
     per_epoch = num_images // config.batch_size
+    if num_images == 1:
+        raise UserError(
+            "there is 1 image, too few to learn from: give more (an array of many images is named "
+            "itself, folder/stack.npy)"
+        )
     if per_epoch == 0:
         raise UserError(
             f"{num_images} images are fewer than a batch of {config.batch_size}: "
