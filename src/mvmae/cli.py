@@ -19,7 +19,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvmae import paper, recipes
-from mvmae.defaults import DEFAULTS, RECIPE_HELP, default_of, parse_config, warmed_up_in_time
+from mvmae.defaults import (
+    DEFAULTS,
+    RECIPE_HELP,
+    default_of,
+    parse_config,
+    warm_up_in_words,
+    warmed_up_in_time,
+)
 from mvmae.errors import ToldError, UserError, line_of, nearest, printable
 from mvmae.verbs import GROUPS, VERBS, Verb
 from mvmae.version import __version__
@@ -123,8 +130,11 @@ def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
     if {"-h", "--help"} & set(args):
         print(RECIPE_HELP)
     default, args = DEFAULTS.get(name, default_of)(name, args)
-    default = warmed_up_in_time(default, args)
-    return verb, parse_config(verb.config, default, args, prog=f"mvmae {name}")
+    in_time = warmed_up_in_time(default, args)
+    settings = parse_config(verb.config, in_time, args, prog=f"mvmae {name}")
+    if settings and in_time is not default:
+        print(warm_up_in_words(default, settings))
+    return verb, settings
 
 
 def usage() -> str:

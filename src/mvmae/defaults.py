@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -80,7 +81,8 @@ def pretrain_default(verb: str, args: list[str]) -> tuple[PretrainConfig, list[s
     demo = recipes.named("demo")
     if {"-h", "--help"} & set(rest):
         return demo, rest
-    if parse_config(PretrainConfig, demo, rest, prog="mvmae pretrain").data == demo.data:
+    asked = parse_config(PretrainConfig, warmed_up_in_time(demo, rest), rest, prog="mvmae pretrain")
+    if asked.data == demo.data:
         return demo, rest
     name = "vit-small-128" if _has_cuda() else "tiny-cpu"
     print(f"recipe: {name} ({recipes.RECIPES[name].summary} --recipe chooses another)")
@@ -120,7 +122,7 @@ def supervised_default(verb: str, args: list[str]) -> tuple[Any, list[str]]:
         return recipe_or_file(verb, str(out / "config.json")), rest
     data = kind.__dataclass_fields__["data"].default
     chosen = replace(recipe.config, encoder=NOT_GIVEN, data=data)
-    asked = parse_config(kind, chosen, rest, prog=f"mvmae {verb}")
+    asked = parse_config(kind, warmed_up_in_time(chosen, rest), rest, prog=f"mvmae {verb}")
     if asked.encoder == NOT_GIVEN:
         raise UserError(
             "no ENCODER: name a run folder, a checkpoint file, timm:NAME, hf:NAME or random:NAME"
@@ -155,20 +157,33 @@ DEFAULTS = {
 def warmed_up_in_time(default: Any, args: list[str]) -> Any:
     """The default with a shorter warm-up, where a few `--epochs` would otherwise be all warm-up.
 
-    It then takes the same share of the epochs; whoever names a warm-up gets that, or its refusal.
+    Whoever names a warm-up gets that, or its refusal.
     """
     warmup = getattr(default, "warmup_epochs", None)
-    named = any(word.startswith("--warmup-epochs") for word in args)
-    epochs = None if warmup is None or named else _take_option(args, "--epochs")[0]
-    few = int(epochs) if epochs and epochs.isdecimal() and len(epochs) < 9 else 0
-    if warmup is None or not 0 < few <= warmup:
+    named = any(re.match(r"--warmup[-_]epochs\b", word) for word in args)
+    given = [word for word in _values_of(args, "--epochs") if word.isdecimal() and len(word) < 9]
+    if warmup is None or named or not given:
         return default
-    shorter = round(warmup / default.epochs * few, 3)
-    print(
-        f"warm-up: {shorter:g} of {counted(few, 'epoch')}, for the recipe's {warmup:g} would be "
-        "all of it (--warmup-epochs chooses another)"
+    shorter = recipes.warmup_in_time(default, int(given[-1]))
+    return default if shorter == warmup else replace(default, warmup_epochs=shorter)
+
+
+def warm_up_in_words(default: Any, settings: Any) -> str:
+    """That the warm-up of the settings is not the default's, and why."""
+    return (
+        f"warm-up: {settings.warmup_epochs:g} of {counted(settings.epochs, 'epoch')}, for the "
+        f"recipe's {default.warmup_epochs:g} would be all (--warmup-epochs chooses another)"
     )
-    return replace(default, warmup_epochs=shorter)
+
+
+def _values_of(args: list[str], flag: str) -> list[str]:
+    """All that a flag is given; the last counts."""
+    pairs = zip(args, [*args[1:], ""], strict=False)
+    return [
+        word.partition("=")[2] if "=" in word else following
+        for word, following in pairs
+        if word.partition("=")[0] == flag
+    ]
 
 
 def recipe_or_file(verb: str, recipe: str) -> Any:

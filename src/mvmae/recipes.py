@@ -277,6 +277,13 @@ DETECT: dict[str, Recipe] = {
 }
 
 
+def warmup_in_time(config: Any, epochs: int) -> float:
+    """Epochs of warm-up of a config that is to train so many: its share, where all would be."""
+    if not 0 < epochs <= config.warmup_epochs:
+        return config.warmup_epochs
+    return round(config.warmup_epochs / config.epochs * epochs, 3)
+
+
 BY_VERB: dict[str, Mapping[str, Recipe]] = {
     "pretrain": RECIPES,
     "finetune": FINETUNE,

@@ -313,9 +313,9 @@ def test_a_row_that_fails_does_not_end_the_others(here, capsys):
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("mvmae: base-lr-1e30-0 failed: ")
-    found = rows("grid/grid-base-lr.json")
+    found = rows("grid/grid-base-lr-1e30-1e-3.json")
     assert found["base-lr-1e-3"]["knn"]["count"] == found["base"]["knn"]["count"] == 1
-    assert table("grid/grid-base-lr.json")["missing"] == ["base-lr-1e30-0"]
+    assert table("grid/grid-base-lr-1e30-1e-3.json")["missing"] == ["base-lr-1e30-0"]
     assert found["base-lr-1e-3"]["settings"] == {"base_lr": 0.001}
 
 

@@ -212,6 +212,49 @@ def test_values_are_read_as_the_field_wants_them():
     assert (config.clip_grad, config.log) == (None, ("tensorboard",))
 
 
+def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
+    assert with_values(named("tiny-cpu"), {"epochs": "1"}).warmup_epochs == pytest.approx(0.1)
+    assert with_values(named("tiny-cpu"), {"epochs": "3"}).warmup_epochs == 2
+    named_too = {"epochs": "1", "warmup-epochs": "0.5"}
+    assert with_values(named("tiny-cpu"), named_too).warmup_epochs == 0.5
+    plan = plan_of(asked("grid", recipe="demo", set=(("epochs", "1", "2"),)))
+    assert {row.config.epochs: row.config.warmup_epochs for row in plan.rows} == {
+        8: 1,
+        1: 0.125,
+        2: 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("model.head", "none", "foo"), "--set model.head foo: foo is none of 'none', 'mlp'"),
+        (("views.crop-scale", "0.2", "0.6"), "a list is written 0.2,1"),
+        (("views.num-views", "two", "one"), "'two' is no whole number"),
+        (("base-lr", "much", "little"), "'much' is no number"),
+        (("views.color-jitter", "0", "0.0"), "one and the same: nothing to compare"),
+    ],
+)
+def test_values_that_cannot_be_are_refused_in_plain_words(words, message):
+    with pytest.raises(UserError, match=message):
+        plan_of(asked("grid", recipe="demo", set=(words,)))
+
+
+def test_grids_in_one_folder_have_names_of_their_own():
+    sets = [
+        (("views.crop-scale", "0.2,1", "0.6,1"),),
+        (("views.crop-scale", "0.2,1", "0.8,1"),),
+        (("--model.head", "none", "mlp"), ("base-lr", "1e-3", "2e-3")),
+    ]
+    names = [plan_of(asked("grid", recipe="demo", set=one)).name for one in sets]
+    assert names == [
+        "grid-views.crop-scale-0.2-1-0.6-1",
+        "grid-views.crop-scale-0.2-1-0.8-1",
+        "grid-model.head-none-mlp-base-lr-1e-3-2e-3",
+    ]
+    assert plan_of(asked("table6", recipe="demo")).name == "table6"
+
+
 def test_none_and_numbers_are_words_where_the_field_takes_words():
     plan = plan_of(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
     assert [row.config.model.head for row in plan.rows] == ["none", "mlp"]
@@ -224,7 +267,7 @@ def test_none_and_numbers_are_words_where_the_field_takes_words():
     [
         ({"epohcs": "3"}, "--set epohcs: pretrain has no such field: did you mean 'epochs'"),
         ({"model": "3"}, "--set model: pretrain has no such field"),
-        ({"epochs": "many"}, r"^--set epochs many: that is not int \('many'\)$"),
+        ({"epochs": "many"}, "^--set epochs many: 'many' is no whole number$"),
         ({"epochs": "4", "model.mask-ratio": "2"}, "^--set model.mask-ratio 2: mask_ratio must"),
         ({"betas": "0.9"}, "--set betas 0.9: "),
         ({"seed": "3"}, "ablate itself decides seed for each run"),

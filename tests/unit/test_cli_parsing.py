@@ -40,6 +40,9 @@ MINIMAL = {
 }
 
 
+CHOOSE = "(--warmup-epochs chooses another)\n"
+
+
 def config_of(verb: str, *args: str):
     return parse(verb, list(args))[1]
 
@@ -383,22 +386,33 @@ def test_gradient_accumulation_that_would_shrink_the_negatives_is_not_offered(fl
     assert f"no option {flag}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("named", [True, False])
 @pytest.mark.parametrize("verb", ["pretrain", "finetune"])
-def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(verb, capsys):
+def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(verb, named, capsys):
     recipe = {"pretrain": "tiny-cpu", "finetune": "small-finetune"}[verb]
-    words = [*MINIMAL[verb], "--recipe", recipe]
+    words = ["my_images"] if verb == "pretrain" else ["run", "data"]
+    words += ["--recipe", recipe] if named else []
     assert config_of(verb, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
-    assert "warm-up: 0.1 of 1 epoch, for the recipe's 2" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said.endswith("warm-up: 0.1 of 1 epoch, for the recipe's 2 would be all " + CHOOSE)
     assert config_of(verb, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
-    capsys.readouterr()
-    assert config_of(verb, *words, "--epochs", "3").warmup_epochs == 2
+    assert config_of(verb, *words, "--epochs", "1", "--epochs", "2").warmup_epochs == 0.2
+    assert "warm-up: 0.2 of 2 epochs" in capsys.readouterr().out
+    assert config_of(verb, *words, "--epochs", "1", "--epochs", "3").warmup_epochs == 2
+    assert "warm-up" not in capsys.readouterr().out
+
+
+def test_a_warm_up_that_is_named_is_not_changed(capsys):
+    words = ["--recipe", "tiny-cpu", "--epochs", "1"]
+    for flag in ("--warmup-epochs", "--warmup_epochs"):
+        assert config_of("pretrain", *words, flag, "0.5").warmup_epochs == 0.5
+        assert "less than epochs 1" in complaint("pretrain", *words, flag, "2")
+        assert "less than epochs 1" in complaint("pretrain", *words, f"{flag}=2")
+    for wrong in ("0", "-1", "x", "1.5", "\u00b2", "9" * 5000):
+        assert complaint("pretrain", "--recipe", "tiny-cpu", "--epochs", wrong)
+    assert complaint("pretrain", *words, "--views.color-jitter", "7")
     assert capsys.readouterr().out == ""
 
 
-def test_a_warm_up_that_is_named_is_not_changed():
-    words = ["--recipe", "tiny-cpu", "--epochs", "1"]
-    assert config_of("pretrain", *words, "--warmup-epochs", "0.5").warmup_epochs == 0.5
-    assert "less than epochs 1" in complaint("pretrain", *words, "--warmup-epochs", "2")
-    assert "less than epochs 1" in complaint("pretrain", *words, "--warmup-epochs=2")
-    for wrong in ("0", "-1", "x", "1.5", "\u00b2", "9" * 5000):
-        assert complaint("pretrain", "--recipe", "tiny-cpu", "--epochs", wrong)
+def test_without_images_or_recipe_a_single_epoch_is_the_demos(capsys):
+    assert config_of("pretrain", "--epochs", "1").warmup_epochs == pytest.approx(0.125)

@@ -8,7 +8,7 @@ import torch
 from torchvision.transforms.v2 import functional as tv
 
 from mvmae.config import ModelConfig, PretrainConfig, ViewsConfig
-from mvmae.data.colours import UNCHANGED, random_colours, recoloured
+from mvmae.data.colours import UNCHANGED, in_other_colours, random_colours, recoloured
 from mvmae.data.samples import ViewsDataset, collate
 from mvmae.data.sources.opening import open_source
 from mvmae.errors import UserError
@@ -96,6 +96,30 @@ def test_values_of_any_range_are_not_cut() -> None:
     assert ours.max() > 1000
     assert ours.min() < -400
     assert recoloured(values, colours, bounded=True).min() >= 0
+
+
+def test_values_with_an_offset_change_about_their_own_black_and_stay_in_sight() -> None:
+    kelvin = 280 + 20 * images(1)
+    views = ViewsConfig(depth="float", mean=(290.0,), std=(5.0,), color_jitter=0.5)
+    colours = draws(3, views)[: len(kelvin)]
+    changed = in_other_colours(kelvin[: len(colours)], colours, views, 1)
+    assert changed.min() > 250
+    assert changed.max() < 330
+    assert not torch.equal(changed, kelvin[: len(colours)])
+    same = in_other_colours(kelvin, torch.tensor([UNCHANGED] * len(kelvin)), views, 1)
+    torch.testing.assert_close(same, kelvin, atol=1e-3, rtol=0)
+    # brightness alone: black, 290 - 2.5 x 5, stays, and what lies above it is scaled
+    dark = in_other_colours(kelvin, torch.tensor([[0.5, 1.0, 1.0, 0.0]] * len(kelvin)), views, 1)
+    torch.testing.assert_close(dark, 277.5 + 0.5 * (kelvin - 277.5), atol=1e-3, rtol=0)
+
+
+def test_eight_and_sixteen_bit_are_shares_of_white_and_are_cut() -> None:
+    pixels = (255 * images()).byte()
+    colours = draws(3)[: len(pixels)]
+    eight = in_other_colours(pixels, colours, STRONG, 3)
+    shares = in_other_colours(pixels / 255, colours, replace(STRONG, depth="16"), 3)
+    assert torch.equal(eight, shares)
+    assert (eight.min(), eight.max()) == (0, 1)
 
 
 def test_draws_have_the_ranges_and_shares_of_simclr() -> None:

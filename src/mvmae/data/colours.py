@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mvmae.config import ViewsConfig
+from mvmae.data.views import DEVIATIONS, shares_or_values
 
 APPLIED = 0.8  # of the views are changed, SimCLR's probability
 LIGHT, HUE = 0.8, 0.2  # SimCLR's ranges at strength 1: factors of 1 +- 0.8, 0.2 of a turn
@@ -52,6 +53,24 @@ def of_batch(drawn: Sequence[Colours | None]) -> Float[Tensor, "V B 4"] | None:
     """The colours of all images of a batch, from `random_colours`; none where none change."""
     changed = [colours for colours in drawn if colours is not None]
     return torch.stack(changed, dim=1) if changed else None
+
+
+def in_other_colours(
+    images: UInt8[Tensor, "B C H W"] | Float[Tensor, "B C H W"],
+    colours: Float[Tensor, "B 4"],
+    views: ViewsConfig,
+    channels: int,
+) -> Float[Tensor, "B C H W"]:
+    """Images as they come from the reader, as floats, in other colours; see `recoloured`.
+
+    Values that are no shares (`views.depth` "float") have no black. Theirs is what is shown as
+    black too: `DEVIATIONS` below each channel's mean, and white as far above; nothing is cut.
+    """
+    if views.pixel_depth != "float":
+        return recoloured(shares_or_values(images), colours, bounded=True)
+    mean, std = (images.new_tensor(s).view(-1, 1, 1) for s in views.pixel_statistics(channels))
+    black, span = mean - DEVIATIONS * std, 2 * DEVIATIONS * std
+    return black + span * recoloured((images - black) / span, colours, bounded=False)
 
 
 def recoloured(

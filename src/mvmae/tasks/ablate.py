@@ -14,7 +14,7 @@ from mvmae.config.ablating import GRID
 from mvmae.config.reporting import MOST_RUNS
 from mvmae.engine import distributed, precision, runs, terminal
 from mvmae.engine.interrupt import exit_status
-from mvmae.errors import UserError
+from mvmae.errors import UserError, counted
 from mvmae.tasks.ablating import cells, jobs, locks, table, work
 from mvmae.tasks.ablating.plan import Plan, command_of, plan_of
 from mvmae.tasks.ablating.work import Outcome, Ready
@@ -91,7 +91,8 @@ def introduce(plan: Plan, known: Ready) -> None:
     told = terminal.people()
     told.print(f"{asked.table}: {plan.ablation.varies}")
     told.print(
-        f"{len(plan.rows)} rows x {len(asked.seeds)} seeds of recipe {plan.recipe}, compared with "
+        f"{counted(len(plan.rows), 'row')} x {counted(len(asked.seeds), 'seed')} of recipe "
+        f"{plan.recipe}, compared with "
         f"'{table.base_name(plan)}'; {done} of {len(every)} are done, raw pixels and untrained "
         f"encoders among them -> {asked.folder}"
     )

@@ -10,14 +10,14 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mvmae.config import DataShowConfig, ObjectiveConfig, PretrainConfig
-from mvmae.data.colours import recoloured
+from mvmae.data.colours import in_other_colours
 from mvmae.data.loader import ViewsDataset
 from mvmae.data.samples import Sample
 from mvmae.data.sampling import kind_of
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.opening import open_source
 from mvmae.data.sources.source import Source
-from mvmae.data.views import crop, for_people, shares_or_values, whole_box
+from mvmae.data.views import crop, for_people, whole_box
 from mvmae.engine import terminal
 from mvmae.errors import UserError
 from mvmae.figures import contact_sheet
@@ -137,8 +137,8 @@ def as_trained_on(
     assert isinstance(sample.views, Tensor)
     if sample.colours is None:
         return sample.views
-    bounded = trained.views.pixel_depth != "float"
-    changed = recoloured(shares_or_values(sample.views), sample.colours, bounded=bounded)
+    channels = trained.model.in_channels
+    changed = in_other_colours(sample.views, sample.colours, trained.views, channels)
     return (255 * changed).round().byte() if sample.views.dtype == torch.uint8 else changed
 
 
@@ -174,7 +174,11 @@ def note_of(trained: PretrainConfig) -> str:
         else " Colours: each channel within 2.5 deviations of its mean."
     )
     changed = [
-        *([f"other colours at strength {views.color_jitter:g}"] if views.color_jitter else []),
+        *(
+            [f"four in five in other colours, strength {views.color_jitter:g}"]
+            if views.color_jitter
+            else []
+        ),
         *([f"{views.grayscale:.0%} are gray"] if views.grayscale else []),
     ]
     ways = ", ".join([f"{low:.0%} to {high:.0%} of the image's area", flips, *changed])

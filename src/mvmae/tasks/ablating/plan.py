@@ -60,10 +60,11 @@ class Plan(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Of the table and its files; a grid's tells what it varies, for several share a folder."""
+        """Of the table and its files; a grid's tells its values, for several share a folder."""
         if self.asked.table != GRID:
             return self.asked.table
-        return slug(f"{GRID}-{self.ablation.varies}")
+        varied = [words for words in self.asked.set if len(words) > 2]
+        return slug("-".join([GRID, *(part for words in varied for part in words)]))
 
     @property
     def base(self) -> PretrainConfig:
@@ -183,15 +184,34 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         for group in groups:
             place = place[group]
         place[last] = _value(word, like=place[last])
+    if "warmup_epochs" not in map(_dotted, words) and isinstance(plain["epochs"], int):
+        plain["warmup_epochs"] = recipes.warmup_in_time(config, plain["epochs"])
     try:
         return configs.from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:
         said = str(error)
         blamed = {n: w for n, w in words.items() if _dotted(n).rpartition(".")[2] in said} or words
         given = " ".join(f"--set {name} {word}" for name, word in blamed.items())
-        raise UserError(
-            f"{given}: {re.sub(r' @ it[^;]*', '', said).replace('a value', 'that')}"
-        ) from error
+        raise UserError(f"{given}: {_plain(re.sub(r' @ it[^;]*', '', said))}") from error
+
+
+IN_WORDS = (  # what a config's reader says of a value
+    (
+        r"a value is not Literal \((.*?) not in literal typing\.Literal\[(.*?)\]\)",
+        r"\1 is none of \2",
+    ),
+    (r"a value is not int \((.*?)\)", r"\1 is no whole number"),
+    (r"a value is not float \((.*?)\)", r"\1 is no number"),
+    (r"a value is not bool \((.*?)\)", r"\1 is neither true nor false"),
+    (r"a value is not \S+ \(Not enough values.*?\]\)", "too few values: a list is written 0.2,1"),
+    ("a value", "that"),
+)
+
+
+def _plain(said: str) -> str:
+    for pattern, words in IN_WORDS:
+        said = re.sub(pattern, words, said)
+    return said
 
 
 def _dotted(name: str) -> str:
@@ -265,6 +285,8 @@ def _rows(asked: AblateConfig, ablation: Ablation, base: PretrainConfig) -> list
         own = arm._replace(key=BASE) if config == base else arm
         if all(row.config != config for row in rows):
             rows.append(Row(own, config))
+    if asked.table == GRID and len(rows) == 1:
+        raise UserError("the values that --set gives are one and the same: nothing to compare")
     return rows
 
 
@@ -278,9 +300,9 @@ def _baseline(asked: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> s
             return arm.key
     if asked.baseline == BASE:
         return BASE
-    hint = nearest(asked.baseline, [*keys, *own_key])
+    hint, names = nearest(asked.baseline, [*keys, *own_key]), [row.arm.name for row in rows]
     raise UserError(
-        f"no row '{asked.baseline}'{hint} to compare with (there are: {', '.join(keys)})"
+        f"no row '{asked.baseline}'{hint} to compare with (there are: {'; '.join(names)})"
     )
 
 

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from mvmae.config import ObjectiveConfig, PretrainConfig
-from mvmae.data.colours import recoloured
+from mvmae.data.colours import in_other_colours
 from mvmae.data.loader import Batch
-from mvmae.data.views import normalized, shares_or_values
+from mvmae.data.views import normalized
 from mvmae.engine import distributed
 from mvmae.metrics import health
 from mvmae.models.mae import Rebuild, View
@@ -31,8 +31,7 @@ def on_device(
     images = moved(batch.views, part, device)
     if batch.colours is not None:
         colours = moved(batch.colours, part, device)
-        bounded = config.views.pixel_depth != "float"
-        images = recoloured(shares_or_values(images), colours, bounded=bounded)
+        images = in_other_colours(images, colours, config.views, config.model.in_channels)
     return normalized(images, mean, std, device), moved(batch.noise, part, device)
 
 

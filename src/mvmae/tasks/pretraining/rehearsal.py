@@ -23,7 +23,7 @@ from mvmae.data.sources.source import Source
 from mvmae.data.views import mask_noise
 from mvmae.engine import distributed, memory, terminal
 from mvmae.engine.optim import adamw
-from mvmae.errors import UserError
+from mvmae.errors import UserError, counted
 from mvmae.models.mae import MaskedAutoencoder
 from mvmae.tasks.reporting.words import duration
 
@@ -320,8 +320,8 @@ def table_of(config: PretrainConfig, cost: Cost, prospect: Prospect, device: tor
     """The figures that people ask for before a run."""
     where = "GPU" if device.type == "cuda" else "CPU"
     table = Table(
-        title=f"{config.model.encoder}/{config.model.patch_size}, {config.epochs} epochs on this "
-        f"{where}",
+        title=f"{config.model.encoder}/{config.model.patch_size}, "
+        f"{counted(config.epochs, 'epoch')} on this {where}",
         title_justify="left",
         show_header=False,
     )
