@@ -43,6 +43,14 @@ def test_the_ablations_are_shorter_with_a_larger_batch():
         assert named(name) == named(f"ablation+{name}")
 
 
+def test_what_is_named_best_differs_from_the_paper_only_in_what_was_measured():
+    best, plain = named("best-tiny-cpu"), named("tiny-cpu")
+    assert best.views.grayscale == 0.2
+    assert replace(best, views=replace(best.views, grayscale=0.0)) == plain
+    for name in ("paper", "tiny-cpu", "demo"):  # and the method's own recipes change no colour
+        assert (named(name).views.grayscale, named(name).views.color_jitter) == (0, 0)
+
+
 def test_the_mae_recipe_is_maes_own_setting():
     config = named("mae")
     assert config.model == ModelConfig(mask_ratio=0.75, decoder_depth=8)
