@@ -307,11 +307,12 @@ def test_an_array_is_its_images_with_the_channels_last(four):
     assert (source.path(4), source.classes) == ("x.npy/4", ())
 
 
-@pytest.mark.parametrize("shape", [(5, 7, 3), (40, 40, 13), (4, 4, 4)])
+@pytest.mark.parametrize("shape", [(5, 7, 3), (40, 40, 13), (4, 4, 4), (8, 8, 12)])
 def test_an_array_with_the_channels_second_is_the_same_images(four, shape):
     array = stack(shape=shape)
     last = open_source([saved("last.npy", array)], shape[-1])
-    moved = array if shape == (4, 4, 4) else np.moveaxis(array, -1, 1)  # of equal axes the last
+    is_last = shape[2] >= shape[0]  # nothing but the last can be meant
+    moved = array if is_last else np.moveaxis(array, -1, 1)
     second = open_source([saved("second.npy", moved.copy())], shape[-1])
     assert kind_of(second, 0).channels == shape[2]
     assert (len(second), second.path(2)) == (6, "second.npy/2")

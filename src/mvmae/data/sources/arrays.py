@@ -98,8 +98,8 @@ def _mapped(file: str) -> np.ndarray:
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
-    """N x H x W x C: of four axes the shorter of the second and the last, as in a file of one."""
-    if array.ndim == 4 and array.shape[1] < array.shape[3]:
+    """N x H x W x C: the second axis is the channels where it is shorter than both behind it."""
+    if array.ndim == 4 and array.shape[1] < min(array.shape[2:]):
         return array.transpose(0, 2, 3, 1)  # mapped still
     return array
 
