@@ -70,7 +70,8 @@ def _pretraining(facts: RunFacts) -> Iterator[tuple[str, str]]:
         "schedule",
         (
             f"{count(trained.epochs)} epochs, {count(trained.batch_size)} images a step, learning "
-            f"rate {trained.lr:.3g} after {trained.warmup_epochs:g} epochs of warm-up"
+            f"rate {trained.lr:.3g} after {trained.warmup_epochs:g} "
+            f"epoch{'' if trained.warmup_epochs == 1 else 's'} of warm-up"
         ),
     )
     yield "seed", str(trained.seed)
