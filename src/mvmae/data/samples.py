@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     """Numbers of the groups that the images belong to, where there are groups."""
 
     colours: Float[Tensor, "V B 4"] | None = None
-    """What each view's colours are changed to, where they are: see `recoloured`."""
+    """What each view's colours are changed to, where they are: see `in_other_colours`."""
 
 
 class File(NamedTuple):

@@ -63,8 +63,7 @@ class Plan(NamedTuple):
         """Of the table and its files; a grid's tells its values, for several share a folder."""
         if self.asked.table != GRID:
             return self.asked.table
-        varied = [words for words in self.asked.set if len(words) > 2]
-        return slug("-".join([GRID, *(part for words in varied for part in words)]))
+        return slug("-".join([GRID, *(part for words in _varied(self.asked) for part in words)]))
 
     @property
     def base(self) -> PretrainConfig:
@@ -251,9 +250,14 @@ def _named(table: str) -> Ablation:
     return ABLATIONS[table]
 
 
+def _varied(asked: AblateConfig) -> list[tuple[str, ...]]:
+    """The fields of a grid, each with the values that it takes."""
+    return [words for words in asked.set if len(words) > 2]
+
+
 def _grid(asked: AblateConfig) -> Ablation:
     """A table of all combinations of the values given."""
-    varied = [words for words in asked.set if len(words) > 2]
+    varied = _varied(asked)
     require_runs(math.prod(len(words) - 1 for words in varied), asked)
     names = [words[0].lstrip("-").replace("_", "-") for words in varied]
     short = [name.rpartition(".")[2] for name in names]
