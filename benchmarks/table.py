@@ -18,8 +18,8 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mvmae.cli import main
-from mvmae.engine.results import slug
+from mvmae.cli.main import main
+from mvmae.storage.results import slug
 
 ARMS = {  # name in the table -> variant of the base recipe
     "MAE": "+mae",

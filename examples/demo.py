@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 RUNS = Path("runs")
 COMMANDS = (

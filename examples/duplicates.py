@@ -13,8 +13,8 @@ import sys
 
 import torch
 
-from mvmae.metrics.typical import centred, near_duplicates
-from mvmae.tasks.embed import read_embeddings
+from mvmae.embed.run import read_embeddings
+from mvmae.metrics.typicality import centred, near_duplicates
 
 
 def main(folder: str, threshold: str = "0.98") -> None:

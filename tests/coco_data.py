@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mvmae.data.coco import run_lengths
+from mvmae.data.annotations.coco import run_lengths
 
 CLASSES = {3: "square", 7: "bar"}  # with gaps in their ids
 COLOURS = {3: (220, 60, 40), 7: (40, 90, 220)}

@@ -13,7 +13,8 @@ import torch
 from hypothesis import settings
 from PIL import Image
 
-from mvmae.config import ModelConfig, PretrainConfig
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import PretrainConfig
 
 REPOSITORY = Path(__file__).parents[1]
 

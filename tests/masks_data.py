@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.data.segmentation import find_pairs
-from mvmae.data.segmentation_check import accepted, check_pairs
+from mvmae.data.annotations.mask_check import accepted, check_pairs
+from mvmae.data.annotations.masks import find_pairs
 from mvmae.errors import UserError
 
 

@@ -10,14 +10,16 @@ import torch
 import torch.multiprocessing as mp
 from torch import Generator, Tensor
 
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
-from mvmae.data.colours import of_batch, random_colours
-from mvmae.data.loader import Batch
-from mvmae.engine import distributed
-from mvmae.engine.optim import adamw
-from mvmae.models.mae import MaskedAutoencoder
-from mvmae.tasks.pretrain import training_step
-from mvmae.tasks.pretraining.parallel import parallel
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.config.views import ViewsConfig
+from mvmae.data.reading.loader import Batch
+from mvmae.method.augmentations import of_batch, random_colours
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.parallel import parallel
+from mvmae.method.pretrain import training_step
+from mvmae.training import distributed
+from mvmae.training.optim import adamw
 
 CPU = torch.device("cpu")
 BASE = PretrainConfig(

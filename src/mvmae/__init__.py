@@ -12,16 +12,16 @@ from mvmae.version import __version__
 
 if TYPE_CHECKING:
     from mvmae.encoders import load_autoencoder, load_encoder
-    from mvmae.models.mae import MaskedAutoencoder
-    from mvmae.tasks.pretrain import run as pretrain
+    from mvmae.method.model import MaskedAutoencoder
+    from mvmae.method.pretrain import run as pretrain
 
 __all__ = ["MaskedAutoencoder", "__version__", "load_autoencoder", "load_encoder", "pretrain"]
 
 _HOME = {
-    "MaskedAutoencoder": ("mvmae.models.mae", "MaskedAutoencoder"),
+    "MaskedAutoencoder": ("mvmae.method.model", "MaskedAutoencoder"),
     "load_autoencoder": ("mvmae.encoders", "load_autoencoder"),
     "load_encoder": ("mvmae.encoders", "load_encoder"),
-    "pretrain": ("mvmae.tasks.pretrain", "run"),
+    "pretrain": ("mvmae.method.pretrain", "run"),
 }
 
 

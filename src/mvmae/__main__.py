@@ -2,7 +2,7 @@
 
 import sys
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

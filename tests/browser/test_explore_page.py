@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 pytest.importorskip("uvicorn", reason="the server is not installed: pip install 'mvmae[explore]'")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 pytestmark = pytest.mark.browser
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import wait_for_lines
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 A_SECOND = {  # 3 of 16 patches visible, 8 images in a batch
     "recipe": "demo",

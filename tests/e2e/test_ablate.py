@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 from mvmae.encoders import load_encoder
 
 SMALL = {

@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import Size
+from mvmae.cli.main import main
+from mvmae.config.model import Size
 from mvmae.encoders import OpenedEncoder, Preprocessing, save_encoder
-from mvmae.models.vit import Encoder, Variant
+from mvmae.method.vit import Encoder, Variant
 
 ROWS, COLUMNS, PATCH = 4, 6, 8
 PLACE = (1, 4)

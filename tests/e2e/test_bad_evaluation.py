@@ -15,10 +15,10 @@ from PIL import Image
 from torch import Generator
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
+from mvmae.cli.main import main
+from mvmae.config.model import Size
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.models.vit import Encoder, Variant, initialize
+from mvmae.method.vit import Encoder, Variant, initialize
 
 
 def write_encoder(folder: Path, *, cls_token: bool = True) -> None:

@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.engine import checkpoint
+from mvmae.cli.main import main
 from mvmae.errors import UserError
+from mvmae.training import checkpoint
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 2 "

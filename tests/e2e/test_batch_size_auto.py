@@ -8,9 +8,9 @@ import sys
 import pytest
 from run_folders import metrics, timeless
 
-from mvmae.cli import main
-from mvmae.engine import memory
-from mvmae.tasks.pretraining import rehearsal
+from mvmae.cli.main import main
+from mvmae.method.preflight import dry_run
+from mvmae.training import memory
 
 AUTO = {"batch-size": "auto", "device": "cpu"}
 LITTLE = 5_000_000  # bytes: the model's state takes 2.6 million, an image a quarter of one
@@ -46,7 +46,7 @@ def test_one_image_is_refused_as_it_is(image_folder, pretrain, tmp_path, capsys)
 def test_what_cannot_be_is_refused_before_anything_is_tried(
     images, pretrain, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("mvmae.tasks.pretraining.fitting.need_on_cpu", None)
+    monkeypatch.setattr("mvmae.method.preflight.auto_batch_size.need_on_cpu", None)
     given = {"batch-size": 64, "micro-batch-size": "auto", "device": "cpu"}
     assert pretrain(images, tmp_path / "run", given) == 2
     assert "40 images are fewer than a batch of 64" in capsys.readouterr().err
@@ -73,7 +73,7 @@ def test_parts_that_fit_make_the_same_run(images, pretrain, tmp_path, monkeypatc
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     given = {"batch-size": 16, "device": "cpu"}
     assert pretrain(images, whole, given) == 0
-    monkeypatch.setattr(rehearsal, "resident_at_first", lambda: 0)
+    monkeypatch.setattr(dry_run, "resident_at_first", lambda: 0)
     monkeypatch.setattr(memory, "there", lambda _: int(LITTLE / 0.9))
     assert pretrain(images, parts, given | {"micro-batch-size": "auto"}) == 0
     part = settings(parts)["micro_batch_size"]

@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import ModelConfig
-from mvmae.tasks.benching.ways import gpu_sides
+from benchmarks.ways import gpu_sides
+from mvmae.cli.main import main
+from mvmae.config.model import ModelConfig
 
 TINY_STEP = (
     *("--model.encoder", "vit_pico", "--model.image-size", "20", "--model.patch-size", "4"),
@@ -25,9 +25,9 @@ TINY_INPUT = ("--model.image-size", "64", "--rounds", "2", "--images", "3")
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch):
     """One step a timing, and a small product to compare with."""
-    from mvmae.tasks.benching import input as bench_input
-    from mvmae.tasks.benching import photographs
-    from mvmae.tasks.benching import step as bench_step
+    from benchmarks import input as bench_input
+    from benchmarks import photographs
+    from benchmarks import step as bench_step
 
     monkeypatch.setattr(bench_step, "MIN_SECONDS", 1e-9)
     monkeypatch.setattr(bench_step, "MATMUL_SIDE", {"cpu": 64})
@@ -81,8 +81,9 @@ def test_step_times_a_peer_from_the_same_loss(tmp_path, capfd, peer, precision, 
 def test_a_peer_follows_the_same_course(peer):
     """Not the first loss alone: gradients and updates are the same, but for the optimiser's."""
     pytest.importorskip(peer)
-    from mvmae.config import BenchConfig, ModelConfig
-    from mvmae.tasks.benching import step
+    from benchmarks import step
+    from mvmae.config.evaluation import BenchConfig
+    from mvmae.config.model import ModelConfig
 
     model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=8, decoder_dim=32)
     config = BenchConfig(part="step", model=model, batch_size=4, peers=(peer,), device="cpu")
@@ -234,8 +235,8 @@ def test_the_result_cannot_go_into_a_folder(tmp_path, capfd):
 
 
 def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
-    from mvmae.config import ModelConfig
-    from mvmae.tasks.benching import scale
+    from benchmarks import scale
+    from mvmae.config.model import ModelConfig
 
     sizes = {"batch": ((), (2, 4)), "image": ((), (16, 32)), "encoder": ((), ("vit_pico",))}
     monkeypatch.setattr(scale, "AXES", sizes)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from run_folders import assert_same_run, metrics, state, wait_for_lines
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 HOLD = (
     "import fcntl, os, sys\n"

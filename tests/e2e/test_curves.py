@@ -5,7 +5,7 @@ import json
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ import tifffile
 from PIL import Image
 from shard_files import tar
 
-from mvmae.cli import main
-from mvmae.data.decode import UnreadableImageError
-from mvmae.data.sources.opening import open_source
+from mvmae.cli.main import main
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.sources.open import open_source
 
 
 def picture(seed: int, side: int = 96) -> Image.Image:

@@ -20,13 +20,13 @@ import torch
 from named_sets import cifar10
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import DataPackConfig
-from mvmae.data.decode import decode
-from mvmae.data.sources.opening import open_source
-from mvmae.data.sources.source import group, labels, raw
-from mvmae.tasks.packing import encoding, waiting
-from mvmae.tasks.packing.encoding import Packed, Packer, Refused
+from mvmae.cli.main import main
+from mvmae.config.pack import DataPackConfig
+from mvmae.data.reading.decode import decode
+from mvmae.data.sources.base import group, labels, raw
+from mvmae.data.sources.open import open_source
+from mvmae.datatools.pack import encode, waiting
+from mvmae.datatools.pack.encode import Packed, Packer, Refused
 
 
 @pytest.fixture(autouse=True)
@@ -417,4 +417,4 @@ def test_a_jpeg_that_is_too_long_to_be_written_is_refused_and_not_fatal(tmp_path
     packed = Packer(open_source(["a.txt"], 3), config)(0)
     assert isinstance(packed, Refused)
     assert "cannot be written as jpeg" in packed.reason
-    assert encoding.SUFFIXES["JPEG"] == ".jpg"
+    assert encode.SUFFIXES["JPEG"] == ".jpg"

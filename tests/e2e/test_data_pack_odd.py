@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mvmae.cli import main
-from mvmae.data.sources.opening import open_source
-from mvmae.data.sources.source import labels
+from mvmae.cli.main import main
+from mvmae.data.sources.base import labels
+from mvmae.data.sources.open import open_source
 
 
 @pytest.fixture(autouse=True)

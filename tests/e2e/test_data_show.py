@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 SMALL = ["--model.image-size", "16", "--model.patch-size", "4"]
 

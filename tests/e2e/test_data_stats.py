@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 
 @pytest.fixture

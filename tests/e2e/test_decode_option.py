@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from run_folders import metrics, skipped_paths, timeless
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 
 def complaint(capfd, *words: str) -> str:

@@ -18,8 +18,9 @@ from PIL import Image
 from run_folders import assert_same_run, metrics, names
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import ModelConfig, ViewsConfig
+from mvmae.cli.main import main
+from mvmae.config.model import ModelConfig
+from mvmae.config.views import ViewsConfig
 from mvmae.encoders import OpenedEncoder, Preprocessing
 
 PRODUCTS = ("model.safetensors", "model.json", "predictions.json")
@@ -222,7 +223,7 @@ def test_resuming_with_another_setting_or_other_annotations_is_refused(
 
 def test_a_judgement_that_fails_costs_no_training(data, finished, tmp_path, monkeypatch, capsys):
     """The validation images vanish meanwhile; once they are back the run is the same to the bit."""
-    from mvmae.tasks import detect as verb
+    from mvmae.dense.detect import run as verb
 
     folder, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
     images, own = folder / "images" / "val", verb.training_step

@@ -5,16 +5,10 @@ import json
 import pytest
 import torch
 
-from mvmae.cli import main
-from mvmae.config import PretrainConfig
+from mvmae.cli.main import main
+from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
-from mvmae.tasks.pretraining.rehearsal import (
-    Cost,
-    advice,
-    half_of,
-    on_line,
-    prospect_of,
-)
+from mvmae.method.preflight.dry_run import Cost, advice, half_of, on_line, prospect_of
 
 CPU = torch.device("cpu")
 

@@ -20,13 +20,13 @@ import torch
 from PIL import Image
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
-from mvmae.data.sources.opening import open_source
+from mvmae.cli.main import main
+from mvmae.config.model import Size
+from mvmae.data.sources.open import open_source
+from mvmae.embed.run import read_embeddings
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
-from mvmae.models.vit import Encoder, Variant, initialize
-from mvmae.tasks.embed import read_embeddings
+from mvmae.method.vit import Encoder, Variant, initialize
 
 ENCODER = "random:vit_pico"
 FORMATS = ["parquet", "npz", "safetensors"]
@@ -439,7 +439,7 @@ def test_an_index_of_something_else_beside_parts_is_not_replaced(here, capsys):
 HOLD = """
 import sys
 from pathlib import Path
-from mvmae.engine.claiming import locked
+from mvmae.storage.lock import locked
 with locked(Path("e")):
     print("held", flush=True)
     sys.stdin.read()

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.data.sources.files import Files
-from mvmae.data.sources.opening import open_labelled
+from mvmae.cli.main import main
+from mvmae.data.sources.folders import Files
+from mvmae.data.sources.open import open_labelled
 from mvmae.encoders import raw_pixels
 from mvmae.version import __version__
 

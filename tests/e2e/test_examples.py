@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision.datasets import ImageFolder
 
 from mvmae import load_encoder
-from mvmae.cli import main
+from mvmae.cli.main import main
+from mvmae.embed.run import read_embeddings
 from mvmae.encoders import open_encoder
-from mvmae.tasks.embed import read_embeddings
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

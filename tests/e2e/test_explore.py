@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.tasks.exploring.listening import is_loopback, listen, own_names, url_of
+from mvmae.cli.main import main
+from mvmae.inspect.explore.listening import is_loopback, listen, own_names, url_of
 
 pytest.importorskip("uvicorn")
 

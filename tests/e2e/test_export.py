@@ -13,15 +13,17 @@ import torch
 from PIL import Image
 from torch import Generator
 
-from mvmae import config as configs
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, Size
+from mvmae.cli.main import main
+from mvmae.config.files import to_json
+from mvmae.config.model import ModelConfig, Size
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.encoders import OpenedEncoder, Preprocessing, load_encoder
-from mvmae.engine import checkpoint, runs
-from mvmae.models.mae import MaskedAutoencoder
-from mvmae.models.patches import masking_from_noise
-from mvmae.models.vit import Encoder, Variant, initialize
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.patches import masking_from_noise
+from mvmae.method.vit import Encoder, Variant, initialize
+from mvmae.storage import run_folder
+from mvmae.training import checkpoint
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=Generator().manual_seed(1))
 
@@ -50,12 +52,12 @@ def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
     config = PretrainConfig(out=folder, model=model_config, objective=objective)
     model = shaken(MaskedAutoencoder(config.model))
     folder.mkdir()
-    state = {"model": model.state_dict(), "config": configs.to_json(config)}
+    state = {"model": model.state_dict(), "config": to_json(config)}
     checkpoint.save(folder / "checkpoints", state)
     encoders.save_encoder(folder, encoders.opened_from_config(model.encoder, config))
-    (folder / "config.json").write_text(configs.to_json(config))
-    runs.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
-    runs.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
+    (folder / "config.json").write_text(to_json(config))
+    run_folder.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
+    run_folder.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
     (folder / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
     return config, model
 
@@ -172,7 +174,7 @@ def test_every_kind_of_encoder_becomes_a_model_of_timm(here, variant):
 )
 def test_timms_own_names_are_used_where_there_are_some(name, size, expected):
     pytest.importorskip("timm")
-    from mvmae.tasks.exporting.to_timm import lines
+    from mvmae.export.to_timm import lines
 
     text = lines(Path("f"), encoders.open_encoder(f"random:{name}", size))
     words = expected.split(", ")
@@ -241,8 +243,8 @@ def test_transformers_says_nothing_of_our_own_key(here):
 
 def test_transformers_prepares_images_as_mvmae_does(here):
     transformers = pytest.importorskip("transformers")
-    from mvmae.data.sources.opening import open_source
-    from mvmae.data.views import normalized, whole_view
+    from mvmae.data.sources.open import open_source
+    from mvmae.method.views import normalized, whole_view
 
     begun(here / "run", image_size=32)
     exported("run", "--format", "hf")

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.data.sources.opening import open_source
-from mvmae.tasks.featuring.looked import classes_of
+from mvmae.cli.main import main
+from mvmae.data.sources.open import open_source
+from mvmae.inspect.features.feature_cache import classes_of
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 2 "

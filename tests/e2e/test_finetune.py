@@ -16,7 +16,7 @@ from run_folders import assert_same_run, metrics, names, state, timeless
 from safetensors.torch import load_file
 
 from mvmae import load_encoder
-from mvmae.cli import main
+from mvmae.cli.main import main
 from mvmae.recipes import FINETUNE
 
 BEST = {"best.safetensors", "best.json"}

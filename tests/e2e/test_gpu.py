@@ -6,8 +6,8 @@ import pytest
 import torch
 from run_folders import metrics
 
-from mvmae.cli import main
-from mvmae.tasks.pretraining.losses import moved
+from mvmae.cli.main import main
+from mvmae.method.terms import moved
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,8 +8,8 @@ import pytest
 from coco_data import write_both
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.verbs import VERBS
+from mvmae.cli.commands import VERBS
+from mvmae.cli.main import main
 
 MACHINE = "--device cpu --workers 0"
 SMALL = "--model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 1 --warmup-epochs 0"
@@ -91,8 +91,8 @@ def test_every_verb_is_tried():
 def test_the_last_line_is_the_result_of_the_verb(home, monkeypatch, capsys, verb):
     monkeypatch.chdir(home)
     if verb == "bench":
-        monkeypatch.setattr("mvmae.tasks.benching.input.PARITY_IMAGES", 10)
-        monkeypatch.setattr("mvmae.tasks.benching.photographs.LARGE_SIZE", (640, 480))
+        monkeypatch.setattr("benchmarks.input.PARITY_IMAGES", 10)
+        monkeypatch.setattr("benchmarks.photographs.LARGE_SIZE", (640, 480))
     capsys.readouterr()
     assert main([*COMMANDS[verb].split(), "--json"]) in (0, 1 if verb == "data check" else 0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

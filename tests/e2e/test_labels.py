@@ -11,11 +11,11 @@ from PIL import Image
 from torch import Generator
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
-from mvmae.data.sources.files import Files
+from mvmae.cli.main import main
+from mvmae.config.model import Size
+from mvmae.data.sources.folders import Files
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.models.vit import Encoder, Variant, initialize
+from mvmae.method.vit import Encoder, Variant, initialize
 from mvmae.version import __version__
 
 RESULT = "runs/enc/results/labels-images.json"

@@ -10,11 +10,11 @@ import tifffile
 import torch
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import PretrainConfig
-from mvmae.data.sources.opening import open_source
-from mvmae.data.views import normalized
-from mvmae.tasks.pretraining.settling import settle
+from mvmae.cli.main import main
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.data.sources.open import open_source
+from mvmae.method.preflight.resolve_config import settle
+from mvmae.method.views import normalized
 
 CHANNELS = 5
 

@@ -17,9 +17,10 @@ from run_folders import (
 from safetensors.torch import load_file
 
 from mvmae import load_autoencoder, load_encoder
-from mvmae.cli import main
-from mvmae.config import PretrainConfig, from_json
-from mvmae.tasks.pretraining import report
+from mvmae.cli.main import main
+from mvmae.config.files import from_json
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.method import messages
 
 
 @pytest.fixture
@@ -231,7 +232,7 @@ def test_while_a_run_goes_on_an_earlier_divergence_is_not_in_its_folder(tmp_path
     config, file = PretrainConfig(out=tmp_path), tmp_path / "health.json"
     for status, stays in (("diverged", False), ("good", True)):
         file.write_text(json.dumps({"status": status}))
-        with report.divergence_kept(config):
+        with messages.divergence_kept(config):
             assert file.exists() == stays
 
 
@@ -285,7 +286,7 @@ def test_contrast_alone_leaves_the_decoder_untrained(tmp_path, images, pretrain)
     pretrain(images, run, {"recipe": "demo+contrast-only"})
     from torch import Generator
 
-    from mvmae.models.mae import MaskedAutoencoder
+    from mvmae.method.model import MaskedAutoencoder
 
     config = from_json((run / "config.json").read_text(), PretrainConfig, source="config.json")
     fresh = MaskedAutoencoder(config.model, Generator().manual_seed(0)).state_dict()

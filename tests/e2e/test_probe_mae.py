@@ -12,11 +12,11 @@ import pytest
 from torch import Generator
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
-from mvmae.data.sources.files import Files
+from mvmae.cli.main import main
+from mvmae.config.model import Size
+from mvmae.data.sources.folders import Files
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.models.vit import Encoder, Variant, initialize
+from mvmae.method.vit import Encoder, Variant, initialize
 
 STEPS = 60  # of 8 of the 16 images that learn: two an epoch
 A_MOMENT = (

@@ -11,11 +11,13 @@ import torch
 from drawn import cells
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, to_json
-from mvmae.engine import checkpoint
-from mvmae.models.mae import MaskedAutoencoder
-from mvmae.models.patches import patchify
+from mvmae.cli.main import main
+from mvmae.config.files import to_json
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.patches import patchify
+from mvmae.training import checkpoint
 
 CONFIG = PretrainConfig(
     model=ModelConfig(

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 4 "

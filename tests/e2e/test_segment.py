@@ -17,12 +17,12 @@ from run_folders import assert_same_run, timeless
 from torch import Generator
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
+from mvmae.cli.main import main
+from mvmae.config.model import Size
+from mvmae.dense.segment.evaluate import predicted
+from mvmae.dense.segment.product import examiner_of, open_segmenter
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.models.vit import Encoder, initialize
-from mvmae.tasks.segmenting.judging import predicted
-from mvmae.tasks.segmenting.product import examiner_of, open_segmenter
+from mvmae.method.vit import Encoder, initialize
 
 PRODUCTS = ("model.safetensors", "model.json", "encoder.safetensors", "encoder.json")
 SMALL = (
@@ -132,7 +132,7 @@ def test_squares_are_learnt(here):
 
 
 def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
-    from mvmae.tasks import segment
+    from mvmae.dense.segment import run as segment
 
     own = segment.training_step
 
@@ -151,7 +151,7 @@ def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
 
 def test_a_judgement_that_fails_costs_no_training(here, capsys):
     """The test images vanish meanwhile; once they are back the run is as if nothing had been."""
-    from mvmae.tasks import segment
+    from mvmae.dense.segment import run as segment
 
     own, images = segment.training_step, Path("data/images/validation")
 
@@ -178,7 +178,7 @@ def test_a_judgement_that_fails_costs_no_training(here, capsys):
 
 
 def test_a_run_goes_on_without_its_encoder_and_with_another_in_its_place(here):
-    from mvmae.tasks import segment
+    from mvmae.dense.segment import run as segment
 
     own = segment.training_step
 
@@ -283,7 +283,7 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
 
 
 def _config():
-    from mvmae.cli import parse
+    from mvmae.cli.main import parse
 
     return parse("segment", ["run", "--predict", "x", "--out", "y"])[1]
 
@@ -496,6 +496,6 @@ def test_eight_photographs_are_learnt_by_heart(streets, tmp_path, monkeypatch):
 
 
 def _slug(path: Path) -> str:
-    from mvmae.engine.results import slug
+    from mvmae.storage.results import slug
 
     return slug(str(path))

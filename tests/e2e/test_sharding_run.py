@@ -15,7 +15,7 @@ from run_folders import PRODUCTS, metrics, names, timeless, wait_for_lines
 from safetensors.torch import load_file
 
 from mvmae import load_autoencoder, load_encoder
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 SHARED = {"sharding": "full"}
 EPOCHS = {"keep-every": 1}

@@ -19,10 +19,10 @@ from processes import on_processes
 from torch import Generator
 
 from mvmae import encoders
-from mvmae.cli import main
-from mvmae.config import Size
+from mvmae.cli.main import main
+from mvmae.config.model import Size
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.models.vit import Encoder, Variant, initialize
+from mvmae.method.vit import Encoder, Variant, initialize
 
 QUICK = ["--device", "cpu", "--workers", "0", "--batch-size", "3"]
 MAE = ["--protocol", "mae", "--epochs", "3", "--step-size", "9", "--base-lr", "3"]
@@ -334,7 +334,7 @@ def test_a_verb_that_shares_no_work_says_so(here, capsys, monkeypatch, words):
 
 def test_batches_are_the_same_to_the_bit(alone, by_two):
     """Not only the rounded figures: the vectors that embed wrote."""
-    from mvmae.tasks.embed import read_embeddings
+    from mvmae.embed.run import read_embeddings
 
     ours, theirs = (list(read_embeddings(at)) for at in (alone("embed"), by_two[0] / "embed"))
     assert sum(len(part.paths) for part in theirs) == 29

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.cli import main
-from mvmae.config import Size
-from mvmae.models.vit import Encoder
+from mvmae.cli.main import main
+from mvmae.config.model import Size
+from mvmae.method.vit import Encoder
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 2 "

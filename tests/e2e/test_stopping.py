@@ -23,7 +23,7 @@ from run_folders import (
 from safetensors.torch import load_file
 
 from mvmae import load_encoder
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 SOME_STEPS, MANY_STEPS = {"epochs": 15}, {"epochs": 30}  # of 3 steps: time to be stopped
 

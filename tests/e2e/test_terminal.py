@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from mvmae.cli import main
+from mvmae.cli.main import main
 
 OPTIONS = {
     "recipe": "demo",

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvmae.cli import VERBS, main
+from mvmae.cli.main import VERBS, main
 from mvmae.recipes import RECIPES, VARIANTS
 from mvmae.version import __version__
 

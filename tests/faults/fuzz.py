@@ -17,12 +17,12 @@ import torch._weights_only_unpickler
 
 del sys.modules["tarfile"]  # loaded again, so that its lines are looked at
 with atheris.instrument_imports(include=["mvmae", "tarfile"]):
-    from mvmae.data.decode import UnreadableImageError
+    from mvmae.data.reading.decode import UnreadableImageError
     from mvmae.data.sources import tar_index
     from mvmae.data.sources.arrays import Stack
     from mvmae.data.sources.lists import from_list
-    from mvmae.engine import checkpoint
     from mvmae.errors import UserError
+    from mvmae.training import checkpoint
 
 atheris.instrument_func(torch._weights_only_unpickler.Unpickler.load)
 MEMORY = 1 << 30  # bytes beyond what the process has when it begins

@@ -9,8 +9,8 @@ import pytest
 import torch
 from run_folders import assert_same_run, state
 
-from mvmae.cli import main
-from mvmae.engine import checkpoint
+from mvmae.cli.main import main
+from mvmae.training import checkpoint
 
 
 def limited(bytes_: int):

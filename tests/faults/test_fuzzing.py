@@ -16,7 +16,7 @@ import torch
 from shard_files import image, tar
 
 from mvmae.data.sources import tar_index
-from mvmae.engine import checkpoint
+from mvmae.training import checkpoint
 
 SECONDS = 30
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from run_folders import metrics, skipped_paths
 
-from mvmae.cli import main
-from mvmae.data.decode import UnreadableImageError
-from mvmae.data.sources.opening import open_source
+from mvmae.cli.main import main
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.sources.open import open_source
 
 
 @pytest.mark.slow

@@ -13,13 +13,15 @@ import pytest
 import torch
 from torch import Generator, Tensor
 
-from mvmae.cli import main
-from mvmae.config import ModelConfig, ObjectiveConfig, PretrainConfig, ViewsConfig
-from mvmae.data.loader import Batch
-from mvmae.models.mae import MaskedAutoencoder
+from mvmae.cli.main import main
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.config.views import ViewsConfig
+from mvmae.data.reading.loader import Batch
+from mvmae.method import pretrain
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.pretrain import training_step
 from mvmae.recipes import named
-from mvmae.tasks import pretrain
-from mvmae.tasks.pretrain import training_step
 
 pytestmark = [pytest.mark.slow, pytest.mark.learn]
 

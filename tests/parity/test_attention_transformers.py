@@ -5,7 +5,7 @@ import torch
 from torch import Generator
 
 from mvmae.encoders import open_encoder
-from mvmae.models.attention import attention_weights
+from mvmae.encoders.attention import attention_weights
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")

@@ -13,14 +13,14 @@ from faster_coco_eval.core import mask as rle
 from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, maskrcnn_resnet50_fpn_v2
 
 from mvmae import load_encoder
-from mvmae.config import ENCODERS
-from mvmae.data.coco import encoded_mask, run_lengths
-from mvmae.data.coco_check import checked, load
+from mvmae.config.model import ENCODERS
+from mvmae.data.annotations.coco import encoded_mask, run_lengths
+from mvmae.data.annotations.coco_check import checked, load
+from mvmae.dense.backbone import Backbone
+from mvmae.dense.detect.model import DetectorShape, detector_of
+from mvmae.evaluation.finetune.classifier import body_of
+from mvmae.method.vit import Encoder
 from mvmae.metrics.coco_ap import NAMES, average_precision
-from mvmae.models.classifier import body_of
-from mvmae.models.dense import Backbone
-from mvmae.models.detector import DetectorShape, detector_of
-from mvmae.models.vit import Encoder
 
 pytestmark = pytest.mark.parity
 
@@ -47,7 +47,7 @@ def test_the_heads_have_the_shapes_of_torchvisions(with_masks):
 def test_without_its_own_strides_regions_are_read_as_torchvision_reads_them():
     from torchvision.ops import MultiScaleRoIAlign
 
-    from mvmae.models.detector import roi_align_of
+    from mvmae.dense.detect.model import roi_align_of
 
     maps = {str(i): torch.randn(1, 4, 256 // s, 256 // s) for i, s in enumerate((4, 8, 16, 32))}
     boxes = [torch.tensor([[3.0, 5, 60, 40], [10, 20, 250, 200], [100, 100, 110, 130]])]

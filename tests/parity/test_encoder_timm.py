@@ -2,8 +2,8 @@ import pytest
 import torch
 from torch import Generator, nn
 
-from mvmae.config import ENCODERS
-from mvmae.models.vit import Encoder, initialize
+from mvmae.config.model import ENCODERS
+from mvmae.method.vit import Encoder, initialize
 
 pytestmark = pytest.mark.parity
 timm = pytest.importorskip("timm")

@@ -16,8 +16,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mvmae.encoders import OpenedEncoder, load_encoder, open_encoder
-from mvmae.encoders.fitting import adapted, stretched
-from mvmae.models.vit import positions_with_cls
+from mvmae.encoders.resize import adapted, stretched
+from mvmae.method.vit import positions_with_cls
 
 pytestmark = pytest.mark.parity
 timm = pytest.importorskip("timm")

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, nn
 
-from mvmae.config import ENCODERS
-from mvmae.engine.optim import layer_groups
-from mvmae.models.classifier import Classifier, timm_keys
-from mvmae.models.vit import Encoder, initialize
+from mvmae.config.model import ENCODERS
+from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
+from mvmae.method.vit import Encoder, initialize
+from mvmae.training.optim import layer_groups
 
 pytestmark = pytest.mark.parity
 timm = pytest.importorskip("timm")

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mvmae.config import ModelConfig, ObjectiveConfig
-from mvmae.models.mae import MaskedAutoencoder
-from mvmae.models.patches import masking_from_noise, patchify
-from mvmae.objectives import reconstruction_loss
-from mvmae.tasks.pretraining.losses import losses_of
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import ObjectiveConfig
+from mvmae.method.losses import reconstruction_loss
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.patches import masking_from_noise, patchify
+from mvmae.method.terms import losses_of
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mvmae.objectives import nt_xent
+from mvmae.method.losses import nt_xent
 
 pytestmark = pytest.mark.parity
 lightly_loss = pytest.importorskip("lightly.loss")

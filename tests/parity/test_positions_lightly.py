@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from mvmae.models.vit import sincos_positions
+from mvmae.method.vit import sincos_positions
 
 pytestmark = pytest.mark.parity
 utils = pytest.importorskip("lightly.models.utils")

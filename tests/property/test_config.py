@@ -7,15 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmae.config import (
-    ENCODERS,
-    ModelConfig,
-    ObjectiveConfig,
-    PretrainConfig,
-    ViewsConfig,
-    from_json,
-    to_json,
-)
+from mvmae.config.files import from_json, to_json
+from mvmae.config.model import ENCODERS, ModelConfig
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.config.views import ViewsConfig
 from mvmae.errors import UserError
 
 words = st.text(min_size=1, max_size=20)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mvmae.cli import parse
-from mvmae.config import KnnConfig, LabelsConfig, ProbeConfig, from_json, to_json
-from mvmae.config.files import command_of
+from mvmae.cli.main import parse
+from mvmae.config.evaluation import KnnConfig, LabelsConfig, ProbeConfig
+from mvmae.config.files import command_of, from_json, to_json
 from mvmae.errors import UserError
-from mvmae.metrics.labels import labels_needed, stratified_draw
+from mvmae.metrics.label_curve import labels_needed, stratified_draw
 
 # A name that begins with a dash would be an option, `None` and numbers are what they say.
 names = st.from_regex(r"[a-zé/._:$'\"*( ][a-zA-Z0-9é/._:$'\"*( \-]{0,12}", fullmatch=True)

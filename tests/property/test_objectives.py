@@ -4,7 +4,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from mvmae.objectives import normalize_patches, nt_xent, reconstruction_loss
+from mvmae.method.losses import normalize_patches, nt_xent, reconstruction_loss
 
 temperatures = st.floats(0.03, 2)
 seeds = st.integers(0, 2**32 - 1)

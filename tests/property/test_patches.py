@@ -2,8 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmae.config import num_visible
-from mvmae.models.patches import masking_from_noise, patchify, take_rows, unpatchify
+from mvmae.config.model import num_visible
+from mvmae.method.patches import masking_from_noise, patchify, take_rows, unpatchify
 
 small = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)

@@ -7,8 +7,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmae.config import ObjectiveConfig, PretrainConfig
-from mvmae.data.loader import StepSampler, epoch_order
+from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.data.reading.loader import StepSampler, epoch_order
 
 seeds = st.integers(0, 2**32)
 

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from shard_files import image
 
 from mvmae.data.sources import tar_index
-from mvmae.data.sources.opening import open_source
+from mvmae.data.sources.base import labels
+from mvmae.data.sources.open import open_source
 from mvmae.data.sources.shards import Shards
-from mvmae.data.sources.source import labels
 from mvmae.data.sources.tar_index import from_bytes, index_tar, split_name, to_bytes
-from mvmae.tasks.packing.encoding import Packed
-from mvmae.tasks.packing.naming import Naming
-from mvmae.tasks.packing.writing import State, Writer
+from mvmae.datatools.pack.encode import Packed
+from mvmae.datatools.pack.naming import Naming
+from mvmae.datatools.pack.write import State, Writer
 
 PARTS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\n\r"), min_size=1, max_size=12)
 PARTS = PARTS.filter(lambda part: not part.startswith(".") and len(part.encode()) < 60)

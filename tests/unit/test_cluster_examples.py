@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvmae.cli import parse
-from mvmae.config import PretrainConfig
+from mvmae.cli.main import parse
+from mvmae.config.pretrain import PretrainConfig
 from mvmae.recipes import named
 
 CLUSTER = Path(__file__).parents[2] / "examples" / "cluster"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mvmae.cli import GROUPS, parse
+from mvmae.cli.main import GROUPS, parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -7,7 +7,7 @@ import sys
 import pytest
 from rich.console import Console
 
-from mvmae.engine import terminal
+from mvmae import terminal
 from mvmae.errors import UserError
 
 
@@ -175,5 +175,5 @@ def test_a_time_is_read_as_on_a_clock(seconds, said):
 def test_the_module_needs_no_torch():
     import subprocess
 
-    code = "import sys, mvmae.engine.terminal; sys.exit('torch' in sys.modules)"
+    code = "import sys, mvmae.terminal; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

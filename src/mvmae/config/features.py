@@ -9,7 +9,7 @@ from typing import Literal
 from mvmae.config.checks import require, require_workers
 from mvmae.config.evaluation import EncoderArgument
 from mvmae.config.model import Pool
-from mvmae.config.pretraining import DataArgument
+from mvmae.config.pretrain import DataArgument
 
 FeaturePicture = Literal["pca", "map", "typical", "duplicates"]
 FEATURE_PICTURES: tuple[FeaturePicture, ...] = ("pca", "map", "typical", "duplicates")

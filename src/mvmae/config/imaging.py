@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from mvmae.config.checks import require, require_workers
-from mvmae.config.drawing import MOST_ROWS
+from mvmae.config.figures import MOST_ROWS
 from mvmae.config.model import MOST_CHANNELS, ModelConfig
-from mvmae.config.pretraining import DataArgument
-from mvmae.config.viewing import ViewsConfig
+from mvmae.config.pretrain import DataArgument
+from mvmae.config.views import ViewsConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

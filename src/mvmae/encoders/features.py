@@ -18,13 +18,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvmae.data.loader import Skipped, whole_batches
-from mvmae.data.sources.source import Source, Subset
-from mvmae.data.views import normalized, shares_or_values
-from mvmae.encoders.product import Preprocessing
-from mvmae.engine import checkpoint, distributed, precision, runs, together
+from mvmae.data.reading.loader import Skipped, whole_batches
+from mvmae.data.sources.base import Source, Subset
+from mvmae.encoders.encoder_json import Preprocessing
 from mvmae.errors import UserError
-from mvmae.models.vit import Encoder
+from mvmae.method.views import normalized, shares_or_values
+from mvmae.method.vit import Encoder
+from mvmae.storage import run_folder
+from mvmae.training import checkpoint, distributed, precision, process_store
 
 PART = 8192  # images, at most, between two files of what is done so far
 FILES = 512  # about so many, where they need not hold more than `PART`
@@ -152,7 +153,7 @@ def reading_pixels(*, side: int, workers: int | None) -> Reading:
     return Reading(batches, batch_size)
 
 
-def features(
+def compute_features(
     encoder: Encoder,
     source: Source,
     preprocessing: Preprocessing,
@@ -235,7 +236,7 @@ def read_together(
         is_kept = resumes and len(source) > PART
         return read_alone(read, source, keep if is_kept else None, advance)
     spans = _spans(len(source), read.batch_size)
-    own = together.share(len(spans), distributed.rank(), distributed.world_size())
+    own = process_store.share(len(spans), distributed.rank(), distributed.world_size())
     todo = [spans[at] for at in own if not _is_whole(_file(keep, spans[at]))]
     shown = 0
     for span, part in zip(todo, _parts(read, source, todo), strict=True):
@@ -243,10 +244,10 @@ def read_together(
         about = min(len(source) - shown, len(span) * distributed.world_size())
         advance(about)  # the others are about as far
         shown += about
-    together.done()
+    process_store.done()
     if not distributed.is_main():
         return None
-    for _ in together.waiting():
+    for _ in process_store.waiting():
         pass
     advance(len(source) - shown)
     found = read_alone(read, source, keep, lambda count: None)
@@ -302,7 +303,7 @@ def _parts(read: Reading, source: Source, spans: Sequence[range]) -> Iterator[Fe
         parts = []
         for _ in range(0, len(span), read.batch_size):
             parts.append(next(batches))
-            together.check()  # whether another process failed
+            process_store.check()  # whether another process failed
         yield _concatenated(parts)
 
 
@@ -352,7 +353,7 @@ def _file(keep: Path, span: range) -> Path:
 
 
 def _keep(file: Path, part: Features) -> None:
-    runs.make(file.parent)
+    run_folder.make(file.parent)
     tensors = {"mean": part.mean, "labels": part.labels}
     if part.cls is not None:
         tensors["cls"] = part.cls

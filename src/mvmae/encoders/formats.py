@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mvmae.config import ENCODERS, Size
+from mvmae.config.model import ENCODERS, Size
 from mvmae.errors import UserError
-from mvmae.models.vit import Variant
+from mvmae.method.vit import Variant
 
 WRAPPERS = (  # under which files keep their tensors, the ones to prefer first
     *("teacher", "model_ema", "state_dict", "model", "module", "model_state_dict", "student"),

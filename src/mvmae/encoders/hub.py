@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import nn
 
-from mvmae.config import ViewsConfig
+from mvmae.config.views import ViewsConfig
+from mvmae.encoders.encoder_json import Preprocessing
 from mvmae.encoders.formats import Found, Hints, find_encoder
-from mvmae.encoders.product import Preprocessing
-from mvmae.engine import checkpoint
 from mvmae.errors import UserError, nearest
+from mvmae.training import checkpoint
 
 SUPPORTED = ("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers")  # transformers' names
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")

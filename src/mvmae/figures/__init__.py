@@ -1,1 +1,1 @@
-"""Arrays to pictures."""
+"""Drawing functions shared by several commands."""

@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from mvmae.figures import grid
-from mvmae.figures.grid import Column, Group
+from mvmae.figures import page
+from mvmae.figures.page import Column, Group
 
 HIDDEN = 0.5  # gray of what a mask hides, in [0, 1]
 
@@ -46,4 +46,4 @@ def draw(
         which = f"view {number}" if len(views) > 1 else "view"
         columns = [Column(which, list(view.whole)), Column("what is seen", list(view.masked))]
         groups.append(Group("", columns))
-    return grid.draw(groups, names=names, title=title, note=note)
+    return page.draw(groups, names=names, title=title, note=note)

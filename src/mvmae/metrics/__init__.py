@@ -1,1 +1,1 @@
-"""Numbers that say how good something is: functions of tensors and arrays."""
+"""Scores as functions of arrays."""

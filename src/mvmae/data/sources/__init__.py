@@ -1,1 +1,1 @@
-"""Where images come from. Adding a kind of source is adding a file here and a line to `opening`."""
+"""Where images come from: folders, lists, tar shards, arrays, hubs."""

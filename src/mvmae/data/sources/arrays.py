@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from mvmae.data.decode import Pixels, Values, Wanted, fitted
-from mvmae.data.sources.names import Codes, in_order
+from mvmae.data.reading.decode import Pixels, Wanted, fitted
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.string_table import Codes, in_order
 from mvmae.errors import UserError
 
 MOST_CHANNELS = 64

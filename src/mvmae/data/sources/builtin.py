@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from mvmae.data.decode import Pixels, decode
+from mvmae.data.reading.decode import Pixels, decode
 from mvmae.errors import UserError
 
 Split = Literal["train", "val"]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mvmae.config import Depth
 from mvmae.config.model import MOST_CHANNELS
-from mvmae.data.decode import Pixels, Values, Wanted, decode_deep, fitted
-from mvmae.data.sources.source import Source, group, raw, state, values
+from mvmae.config.views import Depth
+from mvmae.data.reading.decode import Pixels, Wanted, decode_deep, fitted
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.base import Source, group, raw, state, values
 from mvmae.errors import UserError
 
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mvmae.data.sources.files import Files
-from mvmae.data.sources.names import Names
+from mvmae.data.sources.folders import Files
+from mvmae.data.sources.string_table import Names
 from mvmae.errors import UserError, printable
 
 LISTS = (".txt", ".csv", ".tsv", ".parquet")

@@ -16,8 +16,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mvmae.data.decode import UnreadableImageError
-from mvmae.data.sources import places, tar_index
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.sources import cache_dir, tar_index
 from mvmae.data.sources.shard_names import WILD
 from mvmae.data.sources.shards import CLASSES, classes_of, kept_index
 from mvmae.data.sources.tar_index import Stamp, TarIndex
@@ -54,7 +54,7 @@ class Cache:
             size: Of the block, in bytes.
             fetch: Gives the bytes.
         """
-        path = self.folder / places.short_name(file) / f"{number}"
+        path = self.folder / cache_dir.short_name(file) / f"{number}"
         with contextlib.suppress(OSError):
             content = path.read_bytes()
             if len(content) == size:
@@ -62,7 +62,7 @@ class Cache:
                 return content
         content = fetch()
         with contextlib.suppress(OSError):  # a full disk: it was only to save time
-            places.write_whole(path, content)
+            cache_dir.write_whole(path, content)
             self._written += 1
             if self._written % SWEEP == 1:
                 self.sweep()
@@ -109,8 +109,8 @@ class Remote:
         Raises:
             UserError: One is not there, or a package is missing.
         """
-        limit = places.cache_bytes()
-        made = cls(shards, Cache(places.cache() / "blocks", limit))
+        limit = cache_dir.cache_bytes()
+        made = cls(shards, Cache(cache_dir.cache() / "blocks", limit))
         made = cls(made.expanded(), made.cache)
         made.look()
         total = sum(made.sizes)
@@ -119,7 +119,8 @@ class Remote:
             print(
                 f"mvmae: the shards have {total / 1e9:.1f} GB and {limit / 1e9:.1f} are kept: each "
                 f"image is fetched when it is needed, and again in each epoch. "
-                f"{places.CACHE_GB}={-(-total // 10**9)} keeps all of them in {places.cache()}",
+                f"{cache_dir.CACHE_GB}={-(-total // 10**9)} keeps all of them in "
+                f"{cache_dir.cache()}",
                 file=sys.stderr,
             )
         return made
@@ -204,8 +205,8 @@ class Remote:
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
         """See `Storage`: from beside the shard, from the cache, or by reading all of the shard."""
         name, size = self.shards[shard], self.sizes[shard]
-        stamp = Stamp(size, int(places.short_name(self.marks[shard])[:15], 16))
-        elsewhere = places.cache() / "indexes" / places.short_name(name)
+        stamp = Stamp(size, int(cache_dir.short_name(self.marks[shard])[:15], 16))
+        elsewhere = cache_dir.cache() / "indexes" / cache_dir.short_name(name)
         file = io.BufferedReader(_Reader(self, shard), BLOCK)
         if (index := kept_index(elsewhere, stamp, file)) is not None:
             return index, stamp
@@ -225,7 +226,7 @@ class Remote:
 
     def _keep(self, index: TarIndex, stamp: Stamp, size: int, file: Path) -> None:
         with contextlib.suppress(OSError):
-            places.write_whole(file, tar_index.to_bytes(index, stamp, "", size))
+            cache_dir.write_whole(file, tar_index.to_bytes(index, stamp, "", size))
 
     def classes(self) -> list[str] | None:
         """See `Storage`."""

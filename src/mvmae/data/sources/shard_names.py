@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvmae.data.decode import EXTENSIONS
+from mvmae.data.reading.decode import EXTENSIONS
 from mvmae.errors import UserError
 
 COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)

@@ -16,10 +16,11 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mvmae.data.decode import Pixels, UnreadableImageError, decode
-from mvmae.data.sources import places, tar_index
-from mvmae.data.sources.names import Codes, are_numbers, in_order
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.sources import cache_dir as places
+from mvmae.data.sources import tar_index
 from mvmae.data.sources.shard_names import expand, is_remote
+from mvmae.data.sources.string_table import Codes, are_numbers, in_order
 from mvmae.data.sources.tar_index import Stamp, TarIndex
 from mvmae.errors import UserError
 

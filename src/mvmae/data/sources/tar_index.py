@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mvmae.data.decode import EXTENSIONS
-from mvmae.data.sources.names import Names
+from mvmae.data.reading.decode import EXTENSIONS
+from mvmae.data.sources.string_table import Names
 from mvmae.errors import UserError
 
 SUFFIX = ".index"

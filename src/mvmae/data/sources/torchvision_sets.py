@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from mvmae.data.decode import Pixels, UnreadableImageError, Values, Wanted, fitted
-from mvmae.data.sources import places
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, fitted
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources import cache_dir
 from mvmae.errors import UserError, nearest
 
 PREFIX = "torchvision:"
@@ -124,7 +125,7 @@ def both_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet
 def folder() -> Path:
     """Where torchvision's data sets are looked for."""
     own = os.environ.get(ROOT)
-    return Path(own).expanduser() if own else places.cache() / "torchvision"
+    return Path(own).expanduser() if own else cache_dir.cache() / "torchvision"
 
 
 def _missing(name: str, root: Path, error: Exception) -> str:

@@ -1,0 +1,1 @@
+"""Benchmarks against other packages: `python -m benchmarks step|input|scale`."""

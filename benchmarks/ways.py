@@ -1,0 +1,193 @@
+"""The ways from a JPEG file to two views that `bench input` times, and how much they differ."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image, ImageOps
+from torch import Tensor
+from torchvision.transforms import Compose
+from torchvision.transforms.v2 import functional as tv
+
+from benchmarks.plain import load_pil, mae_transform
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.data.reading.decode import decode
+from mvmae.data.reading.gpu_decode import collate, on_device, plain_file
+from mvmae.data.reading.reduced_jpeg import fast_views, has_simplejpeg
+from mvmae.data.reading.samples import ViewsDataset
+from mvmae.data.sources.folders import Files
+from mvmae.method.views import normalized, random_crops, random_views
+
+Way = Callable[[Path], Any]  # an image file to two normalised views
+CPU = torch.device("cpu")
+GPU_BATCH = 128
+
+
+def ways_of(model: ModelConfig) -> dict[str, Way]:
+    """The ways that there are on this machine, by their names in the JSON."""
+    config = PretrainConfig(model=replace(model, in_channels=3))
+    transform = mae_transform(model.height_width, *config.pixel_statistics)
+    ways: dict[str, Way] = {"exact": OurViews(config)}
+    if has_simplejpeg():
+        ways["fast"] = OurViews(replace(config, decode="fast"))
+    return ways | {
+        "plain": lambda file: [transform(load_pil(file)) for _ in range(2)],
+        "plain_decoded_once": lambda file: twice(transform, load_pil(file)),
+    }
+
+
+def twice(transform: Compose, image: Image.Image) -> list[Tensor]:
+    """Two views of one decoded image."""
+    return [transform(image), transform(image)]
+
+
+class Parts(NamedTuple):
+    """Seconds that our way spent on an image."""
+
+    read: float
+    decode: float
+    crop_and_resize: float
+    normalize: float
+
+
+class OurViews:
+    """Our way, by `config.decode`; where that is exact, it notes what it spends its time on.
+
+    It ends in normalised floats, as the plain way does; in training these arise on the device.
+    """
+
+    def __init__(self, config: PretrainConfig) -> None:
+        self.config, self.rng = config, np.random.default_rng(0)
+        self.parts: list[Parts] = []
+
+    def __call__(self, file: Path) -> Tensor:
+        """Two views, 2 x 3 x H x W."""
+        begin = time.perf_counter()
+        data = file.read_bytes()
+        read = time.perf_counter()
+        config, statistics = self.config, self.config.pixel_statistics
+        if config.decode == "fast" and (fast := fast_views(data, config, self.rng)) is not None:
+            return normalized(fast, *statistics, CPU)
+        image = decode(data, 3)
+        decoded = time.perf_counter()
+        pixels = random_views(image, config.views, config.model.height_width, self.rng)
+        cropped = time.perf_counter()
+        views = normalized(pixels, *statistics, CPU)
+        end = time.perf_counter()
+        self.parts.append(Parts(read - begin, decoded - read, cropped - decoded, end - cropped))
+        return views
+
+    def milliseconds(self) -> dict[str, float]:
+        """Of an image, by part: means over what was timed."""
+        means = np.mean(self.parts, axis=0) * 1000
+        return {name: round(float(m), 4) for name, m in zip(Parts._fields, means, strict=True)}
+
+
+def gpu_sides(
+    files: Sequence[Path], model: ModelConfig, device: torch.device, rounds: int
+) -> dict[str, dict[str, Any]]:
+    """`--decode gpu` for the JSON: a process that reads, and what the device does with it.
+
+    Args:
+        files: JPEG files.
+        model: Says how large the views are.
+        device: Which decodes.
+        rounds: Of which the median is taken.
+    """
+    config = PretrainConfig(model=replace(model, in_channels=3), decode="gpu")
+    statistics = config.pixel_statistics
+    source = Files("bench", [str(file) for file in files], 3)
+    reading, exact = ViewsDataset(source, config, plain_file), ViewsDataset(source, config)
+    seconds: list[tuple[float, float]] = []
+    for epoch in range(rounds + 1):
+        begin = time.perf_counter()
+        batch = collate([reading[epoch, at % len(files)] for at in range(GPU_BATCH)])
+        read = time.perf_counter()
+        normalized(on_device(batch, exact, device).views.flatten(0, 1), *statistics, device)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append((read - begin, time.perf_counter() - read))
+    both = zip(*seconds[1:], strict=True)  # the first one warms up
+    return {
+        name: side_of(GPU_BATCH / median(times), list(times))
+        for name, times in zip(("gpu_reading", "gpu"), both, strict=True)
+    }
+
+
+def side_of(rate: float, seconds: list[float]) -> dict[str, Any]:
+    """One way for the JSON."""
+    return {
+        "images_per_second": round(rate, 4),
+        "seconds_per_round": [round(value, 4) for value in seconds],
+    }
+
+
+class Differences:
+    """Grey levels between two pictures of the same crops, over many."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros(256, dtype=np.int64)
+
+    def add(self, ours: UInt8[Tensor, "*B"], theirs: UInt8[Tensor, "*B"]) -> None:
+        """Count the numbers of two pictures."""
+        levels = (ours.short() - theirs.short()).abs().flatten().numpy()
+        self.counts += np.bincount(levels, minlength=256)
+
+    def told(self) -> dict[str, float]:
+        """Mean, what 99.9 % do not exceed, and the largest."""
+        shares = self.counts.cumsum() / self.counts.sum()
+        return {
+            "mean": round(float(self.counts @ np.arange(256) / self.counts.sum()), 4),
+            "of_999_in_1000": int(np.searchsorted(shares, 0.999)),
+            "largest": int(self.counts.nonzero()[0][-1]),
+        }
+
+
+def differences(
+    files: Sequence[Path], model: ModelConfig, images: int
+) -> dict[str, dict[str, float]]:
+    """Between our ways and Pillow's bicubic, and between each other, of the same crops.
+
+    Args:
+        files: JPEG files.
+        model: Says how large the views are.
+        images: Of which two crops are compared; files come again where they are fewer.
+    """
+    config = PretrainConfig(model=replace(model, in_channels=3))
+    kinds: dict[str, Differences] = {}
+    for at in range(images):
+        data = files[at % len(files)].read_bytes()
+        draws = [np.random.default_rng(at) for _ in range(3)]  # all ways show the same crops
+        exact = random_views(decode(data, 3), config.views, model.height_width, draws[0])
+        pillow = pillow_views(files[at % len(files)], config, draws[1])
+        pairs = {"exact_to_pillow": (exact, pillow)}
+        if has_simplejpeg():
+            fast = fast_views(data, config, draws[2])
+            fast = exact if fast is None else fast
+            pairs |= {"fast_to_pillow": (fast, pillow), "fast_to_exact": (fast, exact)}
+        for name, pair in pairs.items():
+            kinds.setdefault(name, Differences()).add(*pair)
+    return {name: kind.told() for name, kind in kinds.items()}
+
+
+def pillow_views(
+    file: Path, config: PretrainConfig, rng: np.random.Generator
+) -> UInt8[Tensor, "V C h w"]:
+    """What `random_views` shows, resized by Pillow, as MAE does."""
+    image = ImageOps.exif_transpose(load_pil(file))
+    views = []
+    for box, flipped in random_crops(image.height, image.width, config.views, rng):
+        corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+        size = config.model.height_width[::-1]
+        resized = image.crop(corners).resize(size, Image.Resampling.BICUBIC)
+        views.append(tv.pil_to_tensor(resized).flip(flipped))
+    return torch.stack(views)

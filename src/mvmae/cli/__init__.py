@@ -1,0 +1,1 @@
+"""The command line: from arguments to one command with its checked options."""

@@ -1,0 +1,125 @@
+"""Ablations: what `ablate` is told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from tyro.conf import Positional, UseAppendAction, arg
+
+from mvmae.config.checks import require, require_workers
+from mvmae.config.pretrain import DataArgument
+
+MOST_SEEDS = 100
+MOST_JOBS = 256
+NAMED = ("photos", "digits", "builtin:", "torchvision:", "hf:")  # sets with a test part
+GRID = "grid"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AblateConfig:
+    """Pre-train and judge the rows of a table over several seeds, and write the table.
+
+    The same command goes on where it was stopped, and shares the work with others like it.
+    """
+
+    table: Annotated[Positional[str], arg(metavar="TABLE")] = ""
+    """table5-mask, table5-lambda, table5-decoder and table6 of the paper; views, latent, head,
+    temperature, norm-pix; or grid, of what --set names. --list says what each varies."""
+
+    data: DataArgument = ("photos",)
+    """Images to pre-train on, as for pretrain: folders, a list file, or the built-in photos or
+    digits, or torchvision:NAME or hf:NAME."""
+
+    eval_data: str | None = None
+    """Labelled images to judge by, never trained on. Default: of a set that is called by its name,
+    its own test part."""
+
+    recipe: str | None = None
+    """Recipe of all cells, or a run's config.json. Default: as of pretrain."""
+
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every cell is trained once with each."""
+
+    set: Annotated[
+        UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FIELD VALUE [VALUE ...]")
+    ] = ()
+    """A field of pretrain, and its value for all cells (--set epochs 4); for grid, the values that
+    it takes (--set model.mask-ratio 0.6 0.75 0.8). May be given again."""
+
+    out: Path | None = None
+    """Folder of the runs and the table. Default: runs/ablate-TABLE."""
+
+    probe: Literal["cached", "mae", "none"] = "cached"
+    """Linear probe besides kNN: on cached features, by MAE's protocol, or none."""
+
+    baseline: str | None = None
+    """Cell with which the others are compared. Default: the table's."""
+
+    only_table: bool = False
+    """Train nothing: write the table of what is finished."""
+
+    jobs: int = 1
+    """Processes that share the work on this machine, each with a GPU of its own in turn."""
+
+    list: bool = False
+    """Say what each table varies, and what the paper found."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute; auto: CUDA where there is one."""
+
+    workers: int | None = None
+    """Processes that read images, for each cell. Default: by the machine."""
+
+    def __post_init__(self) -> None:
+        if self.list:
+            return
+        require(self.table != "", "no TABLE: table6, for one (`mvmae ablate --list` lists them)")
+        require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
+        require(len(self.data) > 0, "no DATA: name a folder, a list file, photos or digits")
+        require(self.eval_data != "", "--eval-data is empty: name labelled images")
+        require(
+            self.eval_data is not None or (len(self.data) == 1 and self.data[0].startswith(NAMED)),
+            f"no labelled images to judge by: name them with --eval-data, apart from "
+            f"{' '.join(self.data)}",
+        )
+        require(len(self.seeds) > 0, "seeds is empty: name one or more")
+        require(len(self.seeds) <= MOST_SEEDS, f"more than {MOST_SEEDS} seeds")
+        require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice")
+        require(
+            all(0 <= seed < 2**63 for seed in self.seeds), "seeds must lie between 0 and 2**63 - 1"
+        )
+        require(
+            1 <= self.jobs <= MOST_JOBS, f"jobs must lie between 1 and {MOST_JOBS}, not {self.jobs}"
+        )
+        require(not (self.only_table and self.jobs > 1), "--only-table needs no --jobs")
+        require_workers(self.workers)
+        self._require_settings()
+
+    def _require_settings(self) -> None:
+        for words in self.set:
+            name = words[0] if words else "FIELD"
+            require(len(words) > 1, f"--set {name} needs a value: --set epochs 4")
+            require(len(set(words[1:])) == len(words) - 1, f"--set {name} names a value twice")
+            require(
+                len(words) == 2 or self.table == GRID,
+                f"--set {name} has {len(words) - 1} values, which only grid takes: give one, or "
+                f"mvmae ablate {GRID}",
+            )
+        names = [words[0].replace("-", "_") for words in self.set]
+        require(len(set(names)) == len(names), "--set names a field twice")
+        require(
+            self.table != GRID or any(len(words) > 2 for words in self.set),
+            "a grid needs a field with two or more values: --set model.mask-ratio 0.6 0.75 0.8",
+        )
+
+    @property
+    def judged_on(self) -> str:
+        """The labelled images."""
+        return self.eval_data if self.eval_data is not None else self.data[0]
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs and the table go."""
+        return self.out if self.out is not None else Path("runs") / f"ablate-{self.table}"

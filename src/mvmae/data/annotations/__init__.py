@@ -1,0 +1,1 @@
+"""COCO files and segmentation masks, read and checked."""

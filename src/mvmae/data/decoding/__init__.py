@@ -1,1 +1,0 @@
-"""What decoding image files is made of."""

@@ -1,0 +1,327 @@
+"""One file looked at: can training read it, what is it, and what does it look like from afar?
+
+`look` runs in processes that may be lost (`guarded`); it says everything in plain values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+import stat
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image
+from torchvision.transforms.v2 import functional as tv
+
+from mvmae.data.reading.decode import (
+    FORMATS,
+    Pixels,
+    UnreadableImageError,
+    Wanted,
+    decode,
+    fitted,
+)
+from mvmae.data.reading.deep_formats import is_array, values_of
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.folders import contents
+
+Problem = Literal[
+    "", "special", "unopened", "empty", "no image", "bomb", "truncated", "unread", "damaged",
+    "memory", "hung", "died", "deep", "other",
+]  # fmt: skip
+THUMB = 16  # side of a thumbnail in pixels
+SNIFFED = 1 << 16  # bytes that tell whether a file of another suffix is an image
+ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
+SUFFIXES = {  # by Pillow's name of a format; those of which only one suffix is usual
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jfif"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2",),
+    "TGA": (".tga",),
+    "NPY": (".npy",),
+}
+CUT_SHORT = ("truncated", "broken data stream", "premature", "not enough", "incomplete", "overrun")
+BEGINNINGS = (  # of files that are images, whatever else is wrong with them
+    *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
+    *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
+)
+NOT_READ = ("are not read", "were asked for")
+
+
+class Member(NamedTuple):
+    """An image file in a tar file."""
+
+    file: str
+    start: int
+    """Of its first byte."""
+
+    size: int
+
+
+class Slice(NamedTuple):
+    """An image of an array in a .npy file."""
+
+    file: str
+    index: int
+
+
+Item = str | Member | Slice
+"""What is looked at: a path, or a part of a file."""
+
+
+class Look(NamedTuple):
+    """What a file is."""
+
+    problem: Problem = ""
+    """Why training cannot read it; empty where it can. "deep": not as gray or colour of 8 bit, but
+    with its own channels and numbers. "other", which is known once all are seen: it can be read,
+    but not as most of them."""
+
+    reason: str = ""
+    """In the decoder's words."""
+
+    digest: bytes = b""
+    """Of its bytes, 16 long."""
+
+    size: int = 0
+    """In bytes."""
+
+    shape: tuple[int, int] | None = None
+    """Height and width, upright, from its header; none where that cannot be read."""
+
+    format: str = ""
+    """Pillow's name for what the content is; of numpy's files NPY."""
+
+    mode: str = ""
+    """How the pixels are kept: Pillow's name for it or, of deep ones, in words."""
+
+    bits: int = 0
+    """Of a channel."""
+
+    channels: int = 0
+
+    rotated: bool = False
+    """Whether EXIF says that it is not upright as it is."""
+
+    animated: bool = False
+    alpha: bool = False
+    thumb: bytes = b""
+    """`THUMB` x `THUMB` x 3 bytes of colour."""
+
+
+def look(item: Item) -> Look:
+    """Read an image as training would.
+
+    Args:
+        item: What is no regular file is not opened.
+    """
+    if isinstance(item, Slice):
+        return _look_at_slice(item)
+    return _look_in_tar(item) if isinstance(item, Member) else _look_at_file(item)
+
+
+def _look_at_file(path: str) -> Look:
+    try:
+        facts = Path(path).stat()
+        if not stat.S_ISREG(facts.st_mode):
+            return Look("special", _kind_of(facts.st_mode))
+        data = contents(path)
+    except UnreadableImageError as error:
+        return Look("unopened", str(error))
+    except (OSError, ValueError) as error:
+        return Look("unopened", getattr(error, "strerror", None) or str(error))
+    except MemoryError:
+        return Look("memory", "the file is larger than the memory")
+    return _look_into(data)
+
+
+def _look_in_tar(member: Member) -> Look:
+    try:
+        with Path(member.file).open("rb") as file:
+            file.seek(member.start)
+            data = file.read(member.size)
+    except OSError as error:
+        return Look("unopened", error.strerror or str(error))
+    except MemoryError:
+        return Look("memory", "the file is larger than the memory")
+    if len(data) < member.size:
+        return Look("truncated", "the tar file ends before it", size=len(data))
+    return _look_into(data)
+
+
+def _look_at_slice(part: Slice) -> Look:
+    try:
+        array = np.array(np.lib.format.open_memmap(part.file, mode="r")[part.index])
+    except (OSError, ValueError) as error:
+        return Look("unopened", str(error))
+    content = array.tobytes()
+    found = Look(digest=hashlib.blake2b(content, digest_size=16).digest(), size=len(content))
+    values = Values(array if array.ndim == 3 else array[..., None])
+    try:
+        found = found._replace(thumb=_thumb(fitted(values, Wanted(3))))
+    except UnreadableImageError as error:
+        found = found._replace(problem="unread", reason=str(error))
+    return _of_values(found, lambda: values, "NPY")
+
+
+def _look_into(data: bytes) -> Look:
+    found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
+    if not data:
+        return found._replace(problem="empty", reason="no bytes")
+    try:
+        pixels = decode(data, 3)
+        found = found._replace(thumb=_thumb(pixels))
+    except UnreadableImageError as error:
+        problem = _problem_of(error, data)
+        found = found._replace(problem=problem, reason=_reason(error, problem))
+    except (MemoryError, RuntimeError) as error:
+        found = found._replace(problem="memory", reason=str(error)[:200])
+    found = _with_header(found, data)
+    is_deep = found.problem == "unread" or found.bits > 8 or not (found.problem or found.mode)
+    return _deep(found, data) if is_deep else found
+
+
+def sniff(path: str) -> Look:
+    """Whether a file that training passes over for its suffix is an image: `format` says so.
+
+    Only its beginning is read.
+    """
+    try:
+        if not stat.S_ISREG(Path(path).stat().st_mode):
+            return Look("special")
+        with Path(path).open("rb") as file:
+            return _with_header(Look(), file.read(SNIFFED))
+    except (OSError, ValueError) as error:
+        return Look("unopened", str(error))
+
+
+def either(task: tuple[Item, bool]) -> Look:
+    """`look` at an image, or `sniff` at a path where the second says so."""
+    item, passed_over = task
+    return sniff(item) if passed_over and isinstance(item, str) else look(item)
+
+
+def suffix_fits(path: str, format_name: str) -> bool:
+    """Whether a file is what its suffix says."""
+    return os.path.splitext(path)[1].lower() in SUFFIXES.get(format_name, ())  # noqa: PTH122
+
+
+def _kind_of(mode: int) -> str:
+    kinds = {
+        stat.S_IFIFO: "a pipe",
+        stat.S_IFCHR: "a device",
+        stat.S_IFBLK: "a device",
+        stat.S_IFSOCK: "a socket",
+        stat.S_IFDIR: "a folder",
+    }
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def _reason(error: UnreadableImageError, problem: Problem) -> str:
+    """Without the place in torchvision's own code, and nothing that is said already."""
+    if "no image of a kind" in str(error):
+        return "its header cannot be read" if problem == "damaged" else ""
+    return re.sub(r"^\w+, \S+:\d+, ", "", str(error))
+
+
+def _problem_of(error: UnreadableImageError, data: bytes) -> Problem:
+    reason = str(error).lower()
+    is_memory = isinstance(error.__cause__, MemoryError) or "memory" in reason
+    if is_memory and "bomb" not in reason:
+        return "memory"
+    if "decompression bomb" in reason:
+        return "bomb"
+    if "no image of a kind" in reason:
+        is_riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+        is_image = data.startswith(BEGINNINGS) or is_riff or data[4:8] == b"ftyp"
+        return "damaged" if is_image else "no image"
+    if any(word in reason for word in NOT_READ):
+        return "unread"
+    return "truncated" if any(word in reason for word in CUT_SHORT) else "damaged"
+
+
+def _thumb(pixels: Pixels) -> bytes:
+    small = tv.resize(pixels, [THUMB, THUMB], antialias=True)
+    return small.permute(1, 2, 0).contiguous().numpy().tobytes()
+
+
+def _deep(found: Look, data: bytes) -> Look:
+    """A file with its own channels and numbers; as it is where it cannot be read so either."""
+    kind = found.format or ("NPY" if is_array(data) else "TIFF")
+    return _of_values(found, lambda: values_of(data, None if found.problem else 3), kind)
+
+
+def _of_values(found: Look, values_in: Callable[[], Values], format_name: str) -> Look:
+    try:
+        values = values_in()
+        pixels = fitted(values, Wanted(None, "float"))
+    except UnreadableImageError as error:
+        return found._replace(reason=str(error)) if found.problem == "unread" else found
+    except Exception:  # decoders raise anything, and it is known already what is wrong
+        return found
+    kind, channels = values.array.dtype, len(pixels)
+    if kind.name == "uint8" and found.mode and not found.problem:  # Pillow made less of it
+        return found
+    several = f", {channels} channels" if channels > 1 else ""
+    known = found._replace(
+        shape=(int(pixels.shape[1]), int(pixels.shape[2])),
+        format=format_name,
+        mode=f"{'16-bit' if kind.name == 'uint16' else kind.name}{several}",
+        bits=1 if kind.name == "bool" else 8 * kind.itemsize,
+        channels=channels,
+    )
+    if found.problem:
+        thumb = _thumb(_as_gray(pixels))
+        known = known._replace(problem="deep", animated=False, thumb=thumb)  # pages are channels
+    return known
+
+
+def _as_gray(pixels: Pixels) -> Pixels:
+    """The mean of all channels, from black to white, whatever their values are."""
+    mean = pixels.float().mean(0, keepdim=True)
+    low, high = float(mean.min()), float(mean.max())
+    gray = (mean - low) * (255 / (high - low) if high > low else 0.0)
+    return gray.round().clamp(0, 255).byte().expand(3, -1, -1)
+
+
+def _with_header(found: Look, data: bytes) -> Look:
+    """What the header says; nothing where Pillow cannot read it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # as where it is decoded
+            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
+                turn = file.getexif().get(ORIENTATION, 1)
+                width, height = file.size
+                return found._replace(
+                    shape=(width, height) if turn in TURNED else (height, width),
+                    format=str(file.format),
+                    mode=file.mode,
+                    bits=_bits(file),
+                    channels=1 if file.mode[0] in "1LFI" else 3,
+                    rotated=turn in range(2, 9),
+                    animated=getattr(file, "n_frames", 1) > 1 and file.format != "MPO",
+                    alpha=file.has_transparency_data,
+                )
+    except Exception:  # Pillow raises anything
+        return found
+
+
+def _bits(file: Image.Image) -> int:
+    """Bits of a channel in the file; Pillow opens colour of 16 bit as 8."""
+    known = {"1": 1, "I": 32, "F": 32, "I;16": 16, "I;16B": 16, "I;16L": 16}
+    tiles = [str(tile) for tile in getattr(file, "tile", ())]
+    wide = any(";16" in tile for tile in tiles)
+    return 16 if wide else known.get(file.mode, 8)

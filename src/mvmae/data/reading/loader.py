@@ -1,0 +1,207 @@
+"""Batches for pre-training and for evaluation, read by worker processes.
+
+The order of the images is a function of (seed, epoch), and a batch is a slice of it, so that a run
+continues at any step, on any number of processes, with what it would have seen.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Iterator
+from functools import cache, partial
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Int, UInt8
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.data.reading import gpu_decode, reduced_jpeg
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.reading.resilient_loader import POLL, Watched, enduring
+from mvmae.data.reading.samples import Batch, Skipped, ViewsDataset, collate
+from mvmae.data.sources.base import Source
+from mvmae.method.views import whole_view
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
+    """Every image once, shuffled."""
+    return np.random.default_rng((seed, epoch)).permutation(num_images)
+
+
+@runtime_checkable  # beartype asks in tests
+class Order(Protocol):
+    """What the order of the images follows from, besides their number."""
+
+    @property
+    def seed(self) -> int:
+        """Of the shuffling."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Images in a step, over all processes."""
+        ...
+
+
+class StepSampler:
+    """For each step from `start`, the (epoch, index) pairs of this process's share of the batch.
+
+    Images at an epoch's end that fill no batch are left out of that epoch, as in MAE.
+    """
+
+    def __init__(
+        self, num_images: int, order: Order, steps: range, rank: int, world_size: int
+    ) -> None:
+        self.num_images, self.order, self.steps = num_images, order, steps
+        self.rank, self.world_size = rank, world_size
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        batch_size = self.order.batch_size
+        per_epoch = self.num_images // batch_size
+        first = batch_size * self.rank // self.world_size  # shares need not be equal
+        behind = batch_size * (self.rank + 1) // self.world_size
+        known, order = -1, np.empty(0, dtype=np.int64)
+        for step in self.steps:
+            epoch, place = divmod(step, per_epoch)
+            if epoch != known:
+                known, order = epoch, epoch_order(self.order.seed, epoch, self.num_images)
+            begin = place * batch_size
+            own = order[begin + first : begin + behind]
+            yield [(epoch, int(index)) for index in own]
+
+
+def view_batches(
+    source: Source,
+    config: PretrainConfig,
+    steps: range,
+    *,
+    rank: int,
+    world_size: int,
+    cuda: bool,
+    groups: Int[np.ndarray, " images"] | None = None,
+    device: torch.device | None = None,
+) -> Iterator[Batch]:
+    """Batches of views for the given steps, whatever becomes of the processes that read.
+
+    Args:
+        source: The images.
+        config: Of the run.
+        steps: Of the run.
+        rank: Of this process.
+        world_size: Processes that share a batch.
+        cuda: Whether the batches go to a GPU.
+        groups: From `groups.group_numbers`.
+        device: Which decodes, with `config.decode` "gpu", and has the views then.
+    """
+    options = loading(config.workers, cuda, timeout=POLL)
+    watched = Watched(source, options["num_workers"])
+    sends_files = config.decode == "gpu" and device is not None and reduced_jpeg.is_for(config)
+    of_file, join = (gpu_decode.plain_file, gpu_decode.collate) if sends_files else (None, collate)
+
+    def loader(rest: range) -> DataLoader:
+        return DataLoader(
+            ViewsDataset(watched, config, of_file),
+            batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
+            **options,
+            collate_fn=partial(join, groups=groups),
+        )
+
+    batches = enduring(loader, steps, watched, timeout=config.read_timeout)
+    if not sends_files:
+        return batches
+    return gpu_decode.decoded(batches, ViewsDataset(watched, config), device, groups)
+
+
+class WholeBatch(NamedTuple):
+    """Whole images with their place in the source."""
+
+    images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
+    indices: Int[Tensor, " B"]
+    skipped: list[Skipped]
+
+
+class WholeDataset(Dataset):
+    """Images as they are judged, by index."""
+
+    def __init__(
+        self, source: Source, size: tuple[int, int], interpolation: str, share: float = 1.0
+    ) -> None:
+        self.source, self.size, self.interpolation, self.share = source, size, interpolation, share
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | None, int, list[Skipped]]:
+        try:
+            pixels = self.source.read(index)
+        except UnreadableImageError as error:
+            return None, index, [Skipped(self.source.path(index), str(error))]
+        return whole_view(pixels, self.size, self.interpolation, self.share), index, []
+
+
+def _collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
+    images = [image for image, _, _ in samples if image is not None]
+    indices = [index for image, index, _ in samples if image is not None]
+    stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
+    skipped = [skip for _, _, skips in samples for skip in skips]
+    return WholeBatch(stacked, torch.tensor(indices, dtype=torch.int64), skipped)
+
+
+def whole_batches(
+    source: Source,
+    size: tuple[int, int],
+    *,
+    interpolation: str,
+    batch_size: int,
+    workers: int | None,
+    cuda: bool,
+    share: float = 1.0,
+) -> DataLoader:
+    """Every image once, in order, as `whole_view` shows it; iterating yields `WholeBatch`."""
+    return DataLoader(
+        WholeDataset(source, size, interpolation, share),
+        batch_size=batch_size,
+        **loading(workers, cuda),
+        collate_fn=_collate_whole,
+    )
+
+
+def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
+    """Options for DataLoader; on a CPU the network wants the cores, so one process reads."""
+    if workers is None:
+        cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+        workers = min(16, cores) if cuda else min(1, cores - 1)
+    options: dict = {"num_workers": workers, "pin_memory": cuda}
+    if workers:
+        options |= {
+            "worker_init_fn": partial(_leave_signals_to_the_parent, _ending()),
+            "prefetch_factor": 4,
+        }
+        options["timeout"] = timeout
+    return options
+
+
+@cache
+def _ending() -> Tensor:
+    """A number that all processes see, and that is 1 when the program ends."""
+    flag = torch.zeros(1, dtype=torch.uint8).share_memory_()
+    atexit.register(flag.fill_, 1)
+    return flag
+
+
+def _leave_signals_to_the_parent(ending: Tensor, _worker: int) -> None:
+    """Terminals and Slurm signal every process; the parent saves, then ends its workers.
+
+    Python too ends workers with SIGTERM, where an error kept the loader from doing it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.item() else None)

@@ -1,0 +1,267 @@
+"""Means, deviations, quantiles of the pixels of many images, a channel at a time, in one pass.
+
+Whole numbers are counted, so that everything follows exactly. Of floats the sums are kept in double
+precision. What comes out does not depend on the number of processes: they take fixed pieces of the
+images, which are joined in order.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from functools import reduce
+from math import gcd
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch.utils.data import DataLoader, Dataset
+
+from mvmae.config.views import Depth
+from mvmae.data.reading.decode import Pixels, UnreadableImageError
+from mvmae.data.reading.loader import Skipped, loading
+from mvmae.data.reading.resilient_loader import POLL, Watched, enduring
+from mvmae.data.sources.base import Source
+
+PIECE = 16  # images that a process looks at before it answers
+KEPT = 200_000  # values of a channel from which the quantiles of floats are estimated
+QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+LEVELS: dict[Depth, int] = {"8": 256, "16": 65536}
+
+
+class Sums(NamedTuple):
+    """What is kept of floats, a number for each channel."""
+
+    count: Int[np.ndarray, " C"]
+    mean: Float[np.ndarray, " C"]
+    squares: Float[np.ndarray, " C"]
+    """Sum of squared distances from the mean."""
+
+    low: Float[np.ndarray, " C"]
+    high: Float[np.ndarray, " C"]
+    zeros: Int[np.ndarray, " C"]
+
+
+class Piece(NamedTuple):
+    """What a process found in some images."""
+
+    levels: list[tuple[np.ndarray, np.ndarray]]
+    """Of whole numbers, for each channel: those that occur, and how often."""
+
+    sums: Sums | None
+    """Of floats."""
+
+    kept: list[np.ndarray]
+    """Of floats: some values, channels x values."""
+
+    sizes: list[tuple[int, int]]
+    skipped: list[Skipped]
+
+
+class Channel(NamedTuple):
+    """The values of one channel, in the units of `--views.mean`."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    quantiles: tuple[float, ...]
+    """At `QUANTILES`."""
+
+    zeros: float
+    """Share of the values."""
+
+    saturated: float
+    """Share that is the largest which fits the bits in use; of floats, that is the largest."""
+
+    bits: int | None
+    """In use: 12 where 16 could hold more. None of floats."""
+
+    values: int
+    """How many there are."""
+
+
+class Measured(NamedTuple):
+    """What many images hold."""
+
+    depth: Depth
+    channels: list[Channel]
+    sizes: Counter[tuple[int, int]]
+    """Height and width."""
+
+    skipped: list[Skipped]
+
+
+def measured(
+    source: Source,
+    indices: Sequence[int],
+    depth: Depth,
+    *,
+    workers: int | None,
+    timeout: float = 600.0,
+    advance: Callable[[int], object] = lambda count: None,
+) -> Measured:
+    """Look at every pixel of some images.
+
+    Args:
+        source: Opened at that depth.
+        indices: Of the images.
+        depth: Of the pixels.
+        workers: Processes that read. None: by the machine.
+        timeout: Seconds that reading one image may take.
+        advance: Told how many more images are done.
+    """
+    indices = list(indices)
+    begins = range(0, len(indices), PIECE)
+    pieces = [indices[begin : begin + PIECE] for begin in begins]
+    watched = Watched(source, loading(workers, cuda=False)["num_workers"])
+    found = Pieces(watched, depth, len(indices))
+
+    def loader(rest: range) -> DataLoader:
+        options = loading(workers, cuda=False, timeout=POLL)
+        return DataLoader(
+            found, sampler=[pieces[at] for at in rest], batch_size=None, collate_fn=_as_it_is,
+            **options,
+        )  # fmt: skip
+
+    everything = enduring(loader, range(len(pieces)), watched, timeout=timeout)
+    return _joined(_told(everything, advance), depth)
+
+
+def _as_it_is(piece: Any) -> Any:
+    return piece
+
+
+def _told(pieces: Iterator[Piece], advance: Callable[[int], object]) -> Iterator[Piece]:
+    for piece in pieces:
+        advance(len(piece.sizes) + len(piece.skipped))
+        yield piece
+
+
+class Pieces(Dataset):
+    """What some images hold, by their places in the source."""
+
+    def __init__(self, source: Source, depth: Depth, count: int) -> None:
+        self.source, self.depth, self.count = source, depth, count
+
+    def __getitem__(self, index: Sequence[int]) -> Piece:
+        images, skipped = [], []
+        for place in index:
+            try:
+                images.append((place, self.source.read(place)))
+            except UnreadableImageError as error:
+                skipped.append(Skipped(self.source.path(place), str(error)))
+        sizes = [(image.shape[1], image.shape[2]) for _, image in images]
+        if not images:
+            return Piece([], None, [], sizes, skipped)
+        if self.depth in LEVELS:
+            counted = sum(_counts(image, LEVELS[self.depth]) for _, image in images)
+            levels = [(used := np.flatnonzero(row), row[used]) for row in np.asarray(counted)]
+            return Piece(levels, None, [], sizes, skipped)
+        sums = reduce(together, (_sums(image) for _, image in images))
+        kept = [one for place, image in images if len(one := self._some(place, image))]
+        return Piece([], sums, kept, sizes, skipped)
+
+    def _some(self, place: int, image: Pixels) -> np.ndarray:
+        """Values spread over an image, fewer of each the more images there are."""
+        quota, every = max(1, KEPT // self.count), max(1, self.count // KEPT)
+        if place % every:
+            return np.empty(0)
+        flat = image.flatten(1)
+        return flat[:, :: max(1, -(-flat.shape[1] // quota))].numpy()
+
+
+def _counts(image: Pixels, levels: int) -> Int[np.ndarray, "C levels"]:
+    """How often each whole number occurs in each channel."""
+    whole = image if image.dtype == torch.uint8 else (image.double() * (levels - 1)).round()
+    flat = whole.flatten(1).numpy().astype(np.int64)
+    return np.stack([np.bincount(row, minlength=levels) for row in flat])
+
+
+def _sums(image: Pixels) -> Sums:
+    flat = image.flatten(1).numpy().astype(np.float64)
+    mean = flat.mean(axis=1)
+    squares = np.square(flat - mean[:, None]).sum(axis=1)
+    count = np.full(len(flat), flat.shape[1], dtype=np.int64)
+    return Sums(count, mean, squares, flat.min(1), flat.max(1), (flat == 0).sum(axis=1))
+
+
+def together(a: Sums, b: Sums) -> Sums:
+    """The sums of two sets of values from those of each (Chan, Golub and LeVeque 1983)."""
+    count, apart = a.count + b.count, b.mean - a.mean
+    return Sums(
+        count,
+        a.mean + apart * (b.count / count),
+        a.squares + b.squares + apart**2 * (a.count / count * b.count),
+        np.minimum(a.low, b.low),
+        np.maximum(a.high, b.high),
+        a.zeros + b.zeros,
+    )
+
+
+def _joined(pieces: Iterator[Piece], depth: Depth) -> Measured:
+    counts: list[np.ndarray] = []
+    sums: Sums | None = None
+    kept: list[np.ndarray] = []
+    sizes: Counter[tuple[int, int]] = Counter()
+    skipped: list[Skipped] = []
+    for piece in pieces:
+        sizes.update(piece.sizes)
+        skipped += piece.skipped
+        kept += piece.kept
+        counts = counts or [np.zeros(LEVELS[depth], np.int64) for _ in piece.levels]
+        for total, (used, times) in zip(counts, piece.levels, strict=False):
+            total[used] += times
+        if piece.sums is not None:
+            sums = piece.sums if sums is None else together(sums, piece.sums)
+    channels = [_of_counts(total) for total in counts]
+    if sums is not None:
+        channels = _of_sums(sums, np.concatenate(kept, axis=1))
+    return Measured(depth, channels, sizes, skipped)
+
+
+def _of_counts(counts: Int[np.ndarray, " levels"]) -> Channel:
+    """Everything about whole numbers follows from how often each occurs, in whole numbers."""
+    used = np.flatnonzero(counts).tolist()
+    times = [int(counts[value]) for value in used]
+    total, full = sum(times), len(counts) - 1
+    first = sum(value * n for value, n in zip(used, times, strict=True))
+    second = sum(value * value * n for value, n in zip(used, times, strict=True))
+    # 8 bit spread over 16 are all multiples of 257, and 12 bit are often multiples of 16.
+    step = gcd(*used) or 1
+    bits = (used[-1] // step).bit_length()
+    top = (2**bits - 1) * step
+    places = np.searchsorted(np.cumsum(times), [q * (total - 1) for q in QUANTILES], side="right")
+    return Channel(
+        mean=first / total / full,
+        std=(total * second - first * first) ** 0.5 / total / full,
+        low=used[0] / full,
+        high=used[-1] / full,
+        quantiles=tuple(used[place] / full for place in places),
+        zeros=int(counts[0]) / total,
+        saturated=int(counts[top]) / total if 0 < top <= full else 0.0,
+        bits=bits,
+        values=total,
+    )
+
+
+def _of_sums(sums: Sums, kept: Float[np.ndarray, "C values"]) -> list[Channel]:
+    found = []
+    for at, values in enumerate(kept):
+        total = int(sums.count[at])
+        quantiles = np.quantile(values.astype(np.float64), QUANTILES).tolist()
+        found.append(
+            Channel(
+                mean=float(sums.mean[at]),
+                std=float((sums.squares[at] / total) ** 0.5),
+                low=float(sums.low[at]),
+                high=float(sums.high[at]),
+                quantiles=tuple(quantiles),
+                zeros=int(sums.zeros[at]) / total,
+                saturated=float((values == sums.high[at]).mean()),
+                bits=None,
+                values=total,
+            )
+        )
+    return found

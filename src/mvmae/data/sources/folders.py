@@ -1,0 +1,164 @@
+"""Image files: a folder to its bottom, or several folders. Lists of files: `lists.py`."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+
+from mvmae.data.reading.decode import EXTENSIONS, Pixels, UnreadableImageError, decode
+from mvmae.data.sources.string_table import Codes, Names
+from mvmae.errors import UserError
+
+
+class Files:
+    """Image files, and the class of each where there are classes.
+
+    Args:
+        name: What the user called them.
+        paths: The files.
+        channels: What the pixels are decoded to: 3 for colour, 1 for gray.
+        class_names: The name of each file's class, or none.
+        group_names: What each file belongs to besides (a patient, a film), empty where to nothing;
+            or none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        paths: Sequence[str],
+        channels: int,
+        class_names: Sequence[str] | None = None,
+        group_names: Sequence[str] | None = None,
+    ) -> None:
+        self.name, self.channels = name, channels
+        self.names = paths if isinstance(paths, Names) else Names(paths)
+        self._classes = Codes(class_names) if class_names else None
+        self._groups = Codes(group_names) if group_names else None
+        self.classes = self._classes.table if self._classes else ()
+
+    @cached_property
+    def paths(self) -> list[str]:
+        """The files, all as strings: for few files, or who needs every one of them."""
+        return list(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        return decode(self.raw(index), self.channels)
+
+    def raw(self, index: int) -> bytes:
+        """See `source.raw`."""
+        return contents(self.names[index])
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return -1 if self._classes is None else int(self._classes.codes[index])
+
+    def group(self, index: int) -> str | None:
+        """See `source.group`."""
+        return None if self._groups is None else self._groups.word(index)
+
+    def path(self, index: int) -> str:
+        """See `Source`."""
+        return self.names[index]
+
+
+def contents(path: str) -> bytes:
+    """All bytes of a file.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or is a pipe or a device, which may never end.
+    """
+    try:
+        with open(path, "rb", opener=_without_waiting) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise UnreadableImageError("no regular file")
+            return stream.read()
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from error
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a pipe without waiting for somebody who writes."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
+def from_folders(folders: Sequence[str], channels: int) -> Files:
+    """Every image below the folders, in the order of their paths.
+
+    A first-level folder is a class, as in torchvision's ImageFolder; where any image lies directly
+    in its folder there are no classes.
+
+    Raises:
+        UserError: A folder is missing or holds no image.
+    """
+    class_names: list[str] = []
+    unique = {os.path.realpath(folder): folder for folder in folders}.values()
+    names = Names(_paths_below(unique, class_names))
+    return Files(" ".join(folders), names, channels, class_names if all(class_names) else None)
+
+
+def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str]:
+    """Paths of images; the class of each, or an empty word, goes to `class_names`."""
+    for folder in folders:
+        base = _prefix(folder)
+        before = len(class_names)
+        known: dict[str, str] = {}  # one string for a class, not one for an image
+        for path in _images_below(base):
+            label, inside, _ = path[len(base) :].partition(os.sep)
+            class_names.append(known.setdefault(label, label) if inside else "")
+            yield path
+        if len(class_names) == before:
+            raise UserError(f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}")
+
+
+def _prefix(folder: str) -> str:
+    """What stands before a name in the folder, as pathlib would write it."""
+    plain = str(Path(folder))
+    return "" if plain == os.curdir else plain if plain.endswith(os.sep) else plain + os.sep
+
+
+def _images_below(base: str) -> Iterator[str]:
+    """Paths of image files, sorted; links to folders are followed, each folder is read once.
+
+    A folder is sorted as if its name ended in a slash: then what comes, a folder at a time, is in
+    the order of whole paths, and no more than the folders on the way are held in memory. The
+    system says with a name whether it is a folder, so that files are not asked for it one by one.
+    """
+    seen, rest = {os.path.realpath(base)}, _entries(base)
+    while rest:
+        name = rest.pop()
+        if not name.endswith(os.sep):
+            yield name
+        elif (real := os.path.realpath(name)) not in seen:
+            seen.add(real)
+            rest += _entries(name)
+
+
+def _entries(prefix: str) -> list[str]:
+    """Images and folders, which end in a slash, that a folder holds: sorted, the first one last."""
+    found = []
+    try:
+        with os.scandir(prefix or os.curdir) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    found.append(entry.name + os.sep)
+                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+                    found.append(entry.name)
+    except OSError:  # a folder that may not be read
+        return []
+    return [prefix + name for name in sorted(found, reverse=True)]
+
+
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -1,0 +1,162 @@
+"""hf:NAME, data sets of the package `datasets`: a folder of `save_to_disk`, or from its cache.
+
+Only sets that can be read at any place; streams cannot, and a shuffle over all images, or going on
+at a step, would be lost with them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.sources.folders import contents
+from mvmae.data.sources.string_table import Codes
+from mvmae.data.sources.torchvision_sets import CONSENT
+from mvmae.errors import UserError
+
+PREFIX = "hf:"
+TRAIN = ("train", "training")
+TEST = ("validation", "val", "valid", "test", "testing")
+LABELS = ("label", "labels", "fine_label", "class")
+
+
+class HubSet:
+    """A part of a data set of `datasets`, image files as they are in it.
+
+    Args:
+        name: What the user called it, with the part.
+        rows: The part, of `datasets`.
+        channels: What the pixels are decoded to.
+
+    Raises:
+        UserError: It has no column of images.
+    """
+
+    def __init__(self, name: str, rows: Any, channels: int) -> None:
+        from datasets import (  # pyrefly: ignore[missing-import]  # an extra
+            ClassLabel,
+            Image,
+            Value,
+        )
+
+        self.name, self.channels = name, channels
+        images = [key for key, kind in rows.features.items() if isinstance(kind, Image)]
+        if not images:
+            raise UserError(
+                f"{name} has no column of images: its columns are {', '.join(rows.column_names)}"
+            )
+        self.column = "image" if "image" in images else images[0]
+        self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
+        label = next((key for key in LABELS if key in rows.features), None)
+        kind = rows.features[label] if label else None
+        self._labels: np.ndarray | None = None
+        self.classes: tuple[str, ...] = ()
+        if isinstance(kind, ClassLabel):
+            values = rows.with_format("numpy")[label][:]
+            self._labels, self.classes = np.asarray(values, dtype=np.int64), tuple(kind.names)
+        elif isinstance(kind, Value):
+            codes = Codes([str(value) for value in rows[label][:]])
+            self._labels, self.classes = codes.codes, codes.table
+        if self._labels is not None and (self._labels < 0).any():  # a test part without answers
+            self._labels, self.classes = None, ()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> Pixels:
+        """See `Source`."""
+        return decode(self.raw(index), self.channels)
+
+    def raw(self, index: int) -> bytes:
+        """See `source.raw`."""
+        cell = self.rows[index][self.column] or {}
+        if cell.get("bytes") is not None:
+            return cell["bytes"]
+        if not cell.get("path"):
+            raise UnreadableImageError("no image in this row")
+        return contents(cell["path"])
+
+    def label(self, index: int) -> int:
+        """See `Source`."""
+        return -1 if self._labels is None else int(self._labels[index])
+
+    def path(self, index: int) -> str:
+        """See `Source`."""
+        return f"{self.name}/{index}"
+
+    def state(self, index: int) -> str:
+        """See `source.state`: `datasets` makes a hash of all that a set is made from."""
+        return f"{index} {self.rows._fingerprint}"
+
+
+def open_set(data: str, split: str, channels: int) -> HubSet:
+    """The training part of the set that `hf:NAME` names, or all of it where it has no parts.
+
+    Raises:
+        UserError: `datasets` is missing, or the set is not on this machine.
+    """
+    parts = _parts(data)
+    name = next((one for one in TRAIN if one in parts), next(iter(parts)))
+    return HubSet(f"{data}:{name}", parts[name], channels)
+
+
+def both_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
+    """Training and test part; none where the set has not both.
+
+    Raises:
+        UserError: As `open_set`.
+    """
+    parts = _parts(data)
+    names = [next((one for one in part if one in parts), "") for part in (TRAIN, TEST)]
+    if not all(names):
+        return None
+    train, test = (HubSet(f"{data}:{name}", parts[name], channels) for name in names)
+    return train, test
+
+
+def _parts(data: str) -> dict[str, Any]:
+    """The parts of a set by their names."""
+    name = data.removeprefix(PREFIX)
+    if not name:
+        raise UserError("hf: names no data set: write hf:NAME, or hf:FOLDER for one saved to disk")
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(f"{data} needs: pip install 'mvmae[hf]'") from error
+    consent = os.environ.get(CONSENT, "") not in ("", "0")
+    try:
+        if Path(name).is_dir():
+            found = datasets.load_from_disk(name)
+        else:
+            with _offline(not consent):
+                found = datasets.load_dataset(name)
+    except Exception as error:  # it raises anything, and errors of the network's packages
+        said = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{data} cannot be opened: {said}. It is a folder of save_to_disk, or in the cache of "
+            f"the package datasets; with {CONSENT}=1 it is downloaded"
+        ) from error
+    if not isinstance(found, datasets.DatasetDict):
+        return {"train": found}
+    return {str(part): rows for part, rows in found.items()}
+
+
+@contextmanager
+def _offline(wanted: bool) -> Iterator[None]:
+    """Keep `datasets` to its cache; it asks its own config and that of its hub each time."""
+    import datasets.config  # pyrefly: ignore[missing-import]
+    import huggingface_hub.constants as hub
+
+    before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
+    if wanted:
+        datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE = before

@@ -1,0 +1,254 @@
+"""What is checked: the kind of DATA, its files, the part and the class that each belongs to."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from mvmae.config.datatools import DataCheckConfig
+from mvmae.data.annotations.coco import PREFIX
+from mvmae.data.annotations.masks import MASKS
+from mvmae.data.reading.decode import EXTENSIONS
+from mvmae.data.reading.inspect_file import Item, Member, Slice
+from mvmae.data.sources.arrays import Stack
+from mvmae.data.sources.base import Source
+from mvmae.data.sources.builtin import is_builtin
+from mvmae.data.sources.folders import Files
+from mvmae.data.sources.open import TEST, TRAIN, open_source
+from mvmae.data.sources.shards import Local, Shards
+from mvmae.errors import UserError
+
+KINDS = {
+    "images": "images",
+    "coco": "images with boxes, in COCO's layout",
+    "masks": "images with masks",
+}
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """Files to look at. A path, two numbers and nothing else is held of each."""
+
+    kind: str
+    name: str
+    paths: list[str]
+    parts: tuple[str, ...] = ("",)
+    """Names of the parts: splits, and what DATA is held against."""
+
+    part: np.ndarray
+    """Place in `parts` of each file."""
+
+    classes: tuple[str, ...] = ()
+    label: np.ndarray | None = None
+    """Place in `classes` of each file; none where there are no labels, -1 where one has none."""
+
+    against: int | None = None
+    """Place in `parts` of what DATA is held against."""
+
+    passed_over: list[str] = field(default_factory=list)
+    """Files that training passes over for their suffix."""
+
+    unlisted: list[tuple[str, str]] = field(default_factory=list)
+    """Folders that cannot be listed, and why."""
+
+    masks: list[str] = field(default_factory=list)
+    """Mask files: looked at, but no images of DATA."""
+
+    members: list[Item] = field(default_factory=list)
+    """What is looked at in place of `paths`, where these are no files of their own."""
+
+    damaged: list[tuple[str, str]] = field(default_factory=list)
+    """Tar files of which only the beginning is read, and why."""
+
+    root: str = ""
+    """The folder that paths are shown from."""
+
+    @property
+    def items(self) -> list[Item]:
+        """What is looked at, an item for each path."""
+        return self.members or [*self.paths]
+
+    def own(self) -> np.ndarray:
+        """Marks the files of DATA, without those it is held against."""
+        if self.against is None:
+            return np.ones(len(self.paths), dtype=bool)
+        return self.part != self.against
+
+    def class_of(self, index: int) -> str:
+        """The name of a file's class; empty without one."""
+        known = self.label is not None and self.label[index] >= 0
+        return self.classes[self.label[index]] if known and self.label is not None else ""
+
+
+def kind_of(config: DataCheckConfig) -> str:
+    """What DATA is, by what lies there.
+
+    Raises:
+        UserError: It is said to be of a layout that takes one folder, and is several.
+    """
+    folder = Path(config.data[0])
+    if config.kind != "auto":
+        if config.kind != "images" and len(config.data) > 1:
+            raise UserError(f"--kind {config.kind} takes one folder, not {len(config.data)}")
+        return config.kind
+    if len(config.data) > 1 or not folder.is_dir():
+        return "images"
+    if any((folder / "annotations").glob(f"{PREFIX}*.json")):
+        return "coco"
+    has_masks = any((folder / name).is_dir() for name in MASKS)
+    return "masks" if has_masks and (folder / "images").is_dir() else "images"
+
+
+def open_images(config: DataCheckConfig) -> Subject:
+    """The images of folders, a list, tar files or an array, as `pretrain` finds them.
+
+    Raises:
+        UserError: There are none.
+    """
+    source = open_source(config.data, 3)
+    members, damaged = _members_of(source)
+    if members and config.quarantine is not None:
+        raise UserError(
+            f"--quarantine lists files, and the images of {source.name} are none: "
+            "mvmae data pack leaves out what cannot be read"
+        )
+    subject = Subject(
+        kind="images",
+        name=source.name,
+        paths=_paths_of(source),
+        part=np.zeros(len(source), dtype=np.int16),
+        members=members,
+        damaged=damaged,
+        root=config.data[0] if len(config.data) == 1 and Path(config.data[0]).is_dir() else "",
+    )
+    names = [] if members else _split_names(config.data)
+    if names:
+        _divide(subject, names)
+    elif source.classes:
+        subject.classes = tuple(source.classes)
+        subject.label = np.array([source.label(i) for i in range(len(source))], dtype=np.int32)
+    if not members and (subject.root or len(config.data) > 1):
+        subject.passed_over, subject.unlisted = _others(config.data)
+    return subject
+
+
+def hold_against(subject: Subject, config: DataCheckConfig) -> None:
+    """Add the images that none of DATA may be.
+
+    Raises:
+        UserError: There are none, or they are DATA itself.
+    """
+    if not config.against:
+        return
+    for name in config.against:
+        if any(_is_same(name, own) for own in config.data):
+            raise UserError(f"--against {name} is DATA itself: name other images")
+    source = open_source(config.against, 3)
+    members, damaged = _members_of(source)
+    paths = _paths_of(source)
+    if members or subject.members:
+        subject.members = [*subject.items, *(members or paths)]
+    subject.damaged += damaged
+    subject.against = len(subject.parts)
+    subject.parts = (*subject.parts, f"--against {source.name}")
+    part = np.full(len(source), subject.against, dtype=np.int16)
+    subject.part = np.concatenate([subject.part, part])
+    subject.paths = [*subject.paths, *paths]
+    if subject.label is not None:
+        subject.label = np.concatenate([subject.label, np.full(len(source), -1, np.int32)])
+
+
+def _is_same(one: str, other: str) -> bool:
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121
+    except OSError:
+        return False
+
+
+def _paths_of(source: Source) -> list[str]:
+    return [source.path(index) for index in range(len(source))]
+
+
+def _members_of(source: Source) -> tuple[list[Item], list[tuple[str, str]]]:
+    """What is looked at of a source whose images are no files, and what of it is damaged.
+
+    Raises:
+        UserError: It lies on no disk of this machine.
+    """
+    if isinstance(source, Files):
+        return [], []
+    if isinstance(source, Stack):
+        return [Slice(source.file, index) for index in range(len(source))], []
+    if isinstance(source, Shards) and isinstance(source.storage, Local):
+        indexes = [source.storage.open_index(shard)[0] for shard in range(len(source.shards))]
+        known = list(zip(source.shards, indexes, strict=True))
+        members: list[Item] = [
+            Member(file, start, size)
+            for file, index in known
+            for start, size in zip(index.starts.tolist(), index.sizes.tolist(), strict=True)
+        ]
+        return members, [(file, index.damage) for file, index in known if index.damage]
+    if isinstance(source, Shards):
+        raise UserError(f"{source.name} is at an address: copy the tar files here to check them")
+    if is_builtin(name := source.name.partition(":")[0]):
+        raise UserError(f"{name} is built in: there is nothing to check. Name a folder")
+    raise UserError(
+        f"{source.name} is no files of yours: mvmae data pack writes it to tar files, which can be "
+        "checked"
+    )
+
+
+def _split_names(data: Sequence[str]) -> list[str]:
+    """Names of the splits that lie in one folder; none where there are fewer than two."""
+    if len(data) != 1 or not Path(data[0]).is_dir():
+        return []
+    names = [name for name in (*TRAIN, *TEST) if (Path(data[0]) / name).is_dir()]
+    return names if len(names) > 1 else []
+
+
+def _divide(subject: Subject, names: list[str]) -> None:
+    """The first folder is a split, the second a class."""
+    depth = len(Path(subject.root).parts)
+    subject.parts = (*names, "")
+    place = {name: at for at, name in enumerate(subject.parts)}
+    labels = []
+    for index, path in enumerate(subject.paths):
+        inside = Path(path).parts[depth:]
+        subject.part[index] = place.get(inside[0], len(names)) if len(inside) > 1 else len(names)
+        labels.append(inside[1] if len(inside) > 2 else "")
+    if not (subject.part == len(names)).any():
+        subject.parts = tuple(names)
+        if all(labels):
+            subject.classes = tuple(sorted(set(labels)))
+            order = {name: at for at, name in enumerate(subject.classes)}
+            subject.label = np.array([order[name] for name in labels], dtype=np.int32)
+
+
+def _others(folders: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """Files that training passes over for their suffix, and folders that cannot be listed."""
+    unlisted: list[tuple[str, str]] = []
+
+    def note(error: OSError) -> None:
+        unlisted.append((str(error.filename), error.strerror or str(error)))
+
+    passed = [path for folder in folders for path in _other_files(folder, note)]
+    return sorted(set(passed)), sorted(set(unlisted))
+
+
+def _other_files(folder: str, note: object) -> Iterator[str]:
+    """As the walk that finds images: hidden ones are passed over, each folder is read once."""
+    seen = set()
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=note):  # type: ignore[arg-type]
+        real = os.path.realpath(where)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in files:
+            if not name.startswith(".") and Path(name).suffix.lower() not in EXTENSIONS:
+                yield str(Path(where, name))

@@ -1,0 +1,1 @@
+"""`mvmae data pack`."""

@@ -1,0 +1,124 @@
+"""Whether DST may be written, and whether all of SRC is still there afterwards."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from mvmae.config.pack import DataPackConfig
+from mvmae.data.sources.arrays import Stack
+from mvmae.data.sources.base import Source
+from mvmae.data.sources.folders import Files
+from mvmae.data.sources.hub import PREFIX
+from mvmae.data.sources.shard_names import is_remote
+from mvmae.data.sources.shards import CLASSES, Shards
+from mvmae.data.sources.tar_index import SUFFIX
+from mvmae.datatools.pack.write import SKIPPED, STATE
+from mvmae.errors import UserError
+
+FACTS = "pack.json"
+OURS = (FACTS, CLASSES, SKIPPED, STATE)
+SHARD = re.compile(rf"(\d{{6,}})\.tar({re.escape(SUFFIX)})?")
+
+
+def unfinished(out: Path) -> Path:
+    """Where the tar files lie until all are there."""
+    whole = out.resolve()
+    return whole.with_name(f".{whole.name}.unfinished")
+
+
+def replaced(out: Path) -> Path:
+    """What DST is called from when the new one takes its name until it is gone."""
+    folder = unfinished(out)
+    return folder.with_name(folder.name + ".old")
+
+
+def claim(config: DataPackConfig) -> None:
+    """Make sure that DST may be written; change nothing yet.
+
+    Raises:
+        UserError: It is a file, or holds something that may not go, or lies where it would hide
+            what is there.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: DST must be a folder")
+    there = list(out.iterdir()) if out.exists() else []
+    shards = _shards_of(out)
+    others = [path.name for path in there if not _is_ours(path, shards)]
+    if others:
+        raise UserError(
+            f"{out} holds other files ({min(others)}): choose a DST that is new or empty"
+        )
+    if there and not config.overwrite:
+        raise UserError(f"{out} already holds tar files: choose another DST, or --overwrite them")
+    _claim_place(config)
+
+
+def _claim_place(config: DataPackConfig) -> None:
+    whole, data = config.out.resolve(), Path(config.data.removeprefix(PREFIX))
+    if data.exists() and data.resolve() == whole:
+        raise UserError(f"SRC and DST are both {config.out}: choose another DST")
+    if data.is_dir() and whole.is_relative_to(data.resolve()):
+        raise UserError(f"{config.out} lies inside of {data}: choose a DST outside of SRC")
+    for folder in whole.parents:
+        if _shards_of(folder):
+            raise UserError(
+                f"{config.out} lies inside of {folder}, whose tar files could not be read with a "
+                "folder beside them: choose another DST"
+            )
+
+
+def _shards_of(folder: Path) -> int:
+    """How many tar files this verb wrote to a folder, which says so itself."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return max(0, int(facts["shards"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return 0
+
+
+def _is_ours(path: Path, shards: int) -> bool:
+    """Whether this verb wrote what is there; a tar file besides its own is somebody's."""
+    if not shards or path.is_dir():
+        return False
+    match = SHARD.fullmatch(path.name)
+    return path.name in OURS or (match is not None and int(match[1]) < shards)
+
+
+def keep_apart(source: Source, config: DataPackConfig) -> None:
+    """Make sure that no file of SRC goes with what DST replaces, wherever links lead.
+
+    Raises:
+        UserError: One would.
+    """
+    folders = (config.out.resolve(), unfinished(config.out), replaced(config.out))
+    gone = tuple(f"{folder}{os.sep}" for folder in folders if folder.is_dir())
+    if not gone:
+        return
+    real: dict[str, str] = {}  # of folders, resolved once: many files lie in each
+    for path in _files(source, config.data):
+        folder, name = os.path.split(path)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder).rstrip(os.sep) + os.sep
+        whole = real[folder] + name
+        is_link = os.path.islink(whole)  # noqa: PTH114  # ten million paths
+        if whole.startswith(gone) or (is_link and os.path.realpath(whole).startswith(gone)):
+            raise UserError(f"{path} is of SRC and lies where DST is written: choose another DST")
+
+
+def _files(source: Source, data: str) -> Iterator[str]:
+    """All that SRC is read from; some need not be there."""
+    if isinstance(source, Shards):
+        local = [shard for shard in source.shards if not is_remote(shard)]
+        yield from local
+        yield from {str(Path(shard).with_name(CLASSES)) for shard in local}
+    elif isinstance(source, Stack):
+        yield from (str(Path(data).with_suffix(suffix)) for suffix in (".labels.npy", ".csv"))
+    elif isinstance(source, Files):
+        yield from source.names
+    if Path(data).exists():
+        yield data

@@ -1,0 +1,1 @@
+"""`mvmae detect`: Mask R-CNN."""

@@ -1,0 +1,270 @@
+"""Mask R-CNN and Faster R-CNN from torchvision's parts, on a Vision Transformer.
+
+The network may compute in bf16; boxes, scores and losses are fp32: eight bits are too few for a
+place in an image of 1024 pixels.
+Shapes: C channels, h x w pixels of a prepared image, N things in it, A anchors.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from math import log2
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN, MaskRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCNNPredictor
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import RPNHead
+from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops.poolers import LevelMapper
+
+from mvmae.dense.backbone import Backbone
+from mvmae.dense.pyramid import SCALES, ChannelNorm, FpnPyramid, Norm, SimplePyramid
+from mvmae.evaluation.finetune.classifier import body_of
+from mvmae.method.vit import Encoder
+
+ANCHOR_SIDE = 8  # of an anchor over its level's stride: 32 to 512 pixels for patches of 16
+ANCHOR_RATIOS = (0.5, 1.0, 2.0)
+LEVELS = len(SCALES) + 1  # of a pyramid, with the pooled one
+CONVOLUTIONS = 4  # in the box head and in the mask head
+LEAST_SCORE = 0.05  # of a detection that is judged
+MOST_DETECTIONS = 100  # in an image: what COCO's figures look at
+
+
+class DetectorShape(NamedTuple):
+    """What a detector is, besides its encoder; plain data."""
+
+    num_classes: int
+    """Without the background."""
+
+    side: int
+    """Of the square that images are fitted into, in pixels."""
+
+    with_masks: bool = True
+    window: int | None = 16
+    global_blocks: int = 4
+    relative_positions: bool = True
+    pyramid: Literal["fpn", "simple"] = "fpn"
+    norm: Literal["batch", "layer"] = "batch"
+    channels: int = 256
+    hidden: int = 1024
+    proposals: int = 2000
+    samples: int = 512
+
+
+def evenly_spread(count: int, depth: int) -> tuple[int, ...]:
+    """So many blocks of `depth`, from 0, the last of each equal part: 2, 5, 8 and 11 of 12."""
+    count = min(count, depth)
+    return tuple((part + 1) * depth // count - 1 for part in range(count))
+
+
+class Anchors(AnchorGenerator):
+    """Anchors of `ANCHOR_SIDE` strides at each place of each level.
+
+    torchvision's takes the strides from the maps and rounds them down: patches of 14 pixels would
+    have 3 in place of 3.5.
+    """
+
+    def __init__(self, strides: Sequence[float]) -> None:
+        sizes = tuple((ANCHOR_SIDE * stride,) for stride in strides)
+        super().__init__(sizes, (ANCHOR_RATIOS,) * len(sizes))
+        self.strides = list(strides)
+
+    def forward(
+        self, image_list: ImageList, feature_maps: list[Float[Tensor, "B _ _ _"]]
+    ) -> list[Float[Tensor, "A 4"]]:
+        """The same anchors for every image, finest level first."""
+        first = feature_maps[0]
+        self.set_cell_anchors(first.dtype, first.device)
+        grids = [list(one.shape[-2:]) for one in feature_maps]
+        steps = [[torch.tensor(stride, device=first.device)] * 2 for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors(grids, steps))
+        return [anchors] * len(image_list.image_sizes)
+
+
+def roi_align_of(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
+    """Regions as `side` x `side` from the level that suits their size (FPN's rule).
+
+    torchvision would guess the strides from the first batch, and takes the largest image in it for
+    the size of the maps.
+    """
+    levels = strides[: len(SCALES)]
+    pool = MultiScaleRoIAlign([str(i) for i in range(len(levels))], side, sampling_ratio=2)
+    finest = round(log2(levels[0]))
+    pool.scales = [1 / stride for stride in levels]
+    pool.map_levels = LevelMapper(finest, finest + len(levels) - 1)
+    return pool
+
+
+class _Fp32RpnHead(RPNHead):
+    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        logits, deltas = super().forward(x)
+        return [one.float() for one in logits], [one.float() for one in deltas]
+
+
+class _Fp32BoxPredictor(FastRCNNPredictor):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        scores, deltas = super().forward(x)
+        return scores.float(), deltas.float()
+
+
+class _Fp32MaskPredictor(MaskRCNNPredictor):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).float()
+
+
+class Square(nn.Module):
+    """In place of torchvision's transform: images are prepared already, and only padded.
+
+    Normalised pixels are 0 where they are average, so zeros fill the right and the bottom. Results
+    stay as they are: boxes in the pixels of the prepared image, masks of 28 x 28 in their boxes.
+    """
+
+    def __init__(self, side: int) -> None:
+        super().__init__()
+        self.side = side
+
+    def forward(
+        self, images: Sequence[Float[Tensor, "C _ _"]], targets: list[dict[str, Tensor]] | None
+    ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
+        """The images in one square batch, with their sizes before the padding."""
+        sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
+        padded = [
+            F.pad(image, (0, self.side - width, 0, self.side - height))
+            for image, (height, width) in zip(images, sizes, strict=True)
+        ]
+        return ImageList(torch.stack(padded), sizes), targets
+
+    def postprocess(
+        self, result: list[dict[str, Tensor]], _shapes: object, _sizes: object
+    ) -> list[dict[str, Tensor]]:
+        """Nothing."""
+        return result
+
+
+class PyramidBackbone(nn.Module):
+    """An encoder and a pyramid, as torchvision's detectors want their backbone."""
+
+    def __init__(self, body: Backbone, pyramid: FpnPyramid | SimplePyramid) -> None:
+        super().__init__()
+        self.body, self.pyramid, self.out_channels = body, pyramid, pyramid.out_channels
+
+    def forward(self, images: Float[Tensor, "B C H W"]) -> OrderedDict[str, Tensor]:
+        """Maps by name, finest first, in fp32: anchors and regions take their precision."""
+        maps = self.pyramid(self.body(images))
+        return OrderedDict((name, one.float()) for name, one in maps.items())
+
+
+def backbone_of(
+    encoder: Encoder, shape: DetectorShape, *, drop_path: float, recompute: bool
+) -> PyramidBackbone:
+    """A copy of the encoder under a fresh pyramid."""
+    depth = encoder.size.depth
+    body = body_of(encoder)
+    rates = torch.linspace(0, drop_path, depth).tolist()
+    for block, rate in zip(body.blocks, rates, strict=True):
+        block.drop_path = rate
+    backbone = Backbone(
+        body,
+        out_blocks=_four(depth) if shape.pyramid == "fpn" else (depth - 1,),
+        window=shape.window,
+        global_blocks=evenly_spread(shape.global_blocks, depth) if shape.global_blocks else (),
+        relative_positions=shape.relative_positions,
+        recompute=recompute,
+    )
+    if not backbone.keeps_prefix:
+        for name, parameter in body.named_parameters():
+            if name in ("cls_token", "reg_token"):  # windows have no place for them
+                parameter.requires_grad_(False)
+    norm = norm_of(shape)
+    width, channels = backbone.width, shape.channels
+    simple = shape.pyramid == "simple"
+    pyramid = SimplePyramid(width, channels) if simple else FpnPyramid(width, channels, norm)
+    return PyramidBackbone(backbone, pyramid)
+
+
+def _four(depth: int) -> tuple[int, ...]:
+    return evenly_spread(len(SCALES), depth)
+
+
+def norm_of(shape: DetectorShape) -> Norm:
+    """The norm of the pyramid and the heads."""
+    return nn.BatchNorm2d if shape.norm == "batch" else ChannelNorm
+
+
+def detector_of(
+    encoder: Encoder,
+    shape: DetectorShape,
+    *,
+    seed: int = 0,
+    drop_path: float = 0.0,
+    recompute: bool = False,
+) -> FasterRCNN:
+    """A detector on a copy of an encoder; its `backbone.body` is the encoder.
+
+    Called with prepared, normalised images and, in training, targets (`boxes`, `labels` and, with
+    masks, `masks`). It gives the five losses in training, else for each image `boxes`, `labels`,
+    `scores` and, with masks, `masks`.
+
+    Args:
+        encoder: Of at least four blocks for the FPN; its weights are copied.
+        shape: What to build.
+        seed: Of the fresh weights.
+        drop_path: Probability of skipping a branch of the last block; rises in a line from 0.
+        recompute: Whether blocks keep no activations.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        backbone = backbone_of(encoder, shape, drop_path=drop_path, recompute=recompute)
+        model = _rcnn(backbone, shape, encoder.patch_size)
+    model.transform = Square(shape.side)
+    return model
+
+
+def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> FasterRCNN:
+    channels, classes, norm = shape.channels, shape.num_classes + 1, norm_of(shape)
+    strides = [patch * 2.0**level / 4 for level in range(LEVELS)]
+    anchors = Anchors(strides)
+    per_place = anchors.num_anchors_per_location()[0]
+    options = {
+        "rpn_anchor_generator": anchors,
+        "rpn_head": _Fp32RpnHead(channels, per_place, conv_depth=2),
+        "rpn_pre_nms_top_n_train": shape.proposals,
+        "rpn_post_nms_top_n_train": shape.proposals,
+        "rpn_pre_nms_top_n_test": shape.proposals // 2,
+        "rpn_post_nms_top_n_test": shape.proposals // 2,
+        "box_roi_pool": roi_align_of(7, strides),
+        "box_head": FastRCNNConvFCHead(
+            (channels, 7, 7), [channels] * CONVOLUTIONS, [shape.hidden], norm_layer=norm
+        ),
+        "box_predictor": _Fp32BoxPredictor(shape.hidden, classes),
+        "box_score_thresh": LEAST_SCORE,
+        "box_detections_per_img": MOST_DETECTIONS,
+        "box_batch_size_per_image": shape.samples,
+    }
+    if not shape.with_masks:
+        return FasterRCNN(backbone, **options)
+    return MaskRCNN(
+        backbone,
+        mask_roi_pool=roi_align_of(14, strides),
+        mask_head=MaskRCNNHeads(channels, [channels] * CONVOLUTIONS, 1, norm_layer=norm),
+        mask_predictor=_Fp32MaskPredictor(channels, channels, classes),
+        **options,
+    )
+
+
+def with_synchronised_norms(model: FasterRCNN) -> FasterRCNN:
+    """Batch norms over all processes; for GPUs, as torch has them for no CPU."""
+    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[return-value]
+
+
+def total_loss(losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
+    """The sum of the terms, all of weight 1 (Mask R-CNN)."""
+    return torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -1,0 +1,127 @@
+"""Opening images with masks: found, looked through, and what is wrong with them told in a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations.mask_check import Checked, accepted, check_pairs
+from mvmae.data.annotations.mask_values import IGNORED, NEVER_COUNTS, Rule
+from mvmae.data.annotations.masks import Found, Segmented, find_pairs
+from mvmae.terminal import Bar
+from mvmae.training import distributed
+
+MOST_SAID = 6  # values on the screen, of either kind
+
+
+def open_segmented(config: SegmentConfig, channels: int) -> tuple[Segmented, Checked]:
+    """The images with masks that a config names, checked.
+
+    Raises:
+        UserError: There are none, or they cannot be used.
+    """
+    found = find(config, channels)
+    checked = look_at(found, config.num_classes)
+    return accepted(found, checked), checked
+
+
+def find(
+    config: SegmentConfig,
+    channels: int,
+    *,
+    learns: bool = True,
+    rules: tuple[Rule, ...] | None = None,
+) -> Found:
+    """As `find_pairs`, for what a config names."""
+    folders = None
+    if config.images is not None and config.masks is not None:
+        folders = config.images, config.masks
+    return find_pairs(
+        config.data,
+        folders=folders,
+        channels=channels,
+        ignore_index=config.ignore_index,
+        test_split=config.test_split,
+        names=config.classes,
+        learns=learns,
+        rules=rules,
+    )
+
+
+def look_at(found: Found, num_classes: int | None) -> Checked:
+    """Look at every pair, on the main process, and show what is not as it should be."""
+    checked = None
+    if distributed.is_main():
+        with Bar(len(found.train.pairs) + len(found.test.pairs)) as bar:
+            bar.name("looking at masks")
+            checked = check_pairs(found, num_classes, bar.advance)
+        show(checked)
+    return distributed.from_main(checked)
+
+
+def show(checked: Checked) -> None:
+    """What is not as it should be, if anything is."""
+    if not checked.findings:
+        return
+    table = Table(title="images and masks", title_justify="left")
+    for column in ("", "files", "for example", ""):
+        justify = "right" if column == "files" else "left"
+        table.add_column(column, justify=justify, overflow="fold")
+    for finding in checked.findings:
+        examples = "\n".join(map(escape, finding.examples))
+        table.add_row(finding.what, str(finding.count), examples, finding.consequence)
+    Console().print(table)
+
+
+def name_of(config: SegmentConfig) -> str:
+    """What the user called the images."""
+    return config.data or str(config.images)
+
+
+def described(data: Segmented, checked: Checked) -> str:
+    """How many images and classes there are, in a sentence."""
+    learnt, tested = checked.pixels
+    silent = [name for name, count in zip(data.classes, learnt, strict=True) if not count]
+    absent = f", {len(silent)} of them in no training mask" if silent else ""
+    only = [name for name, a, b in zip(data.classes, learnt, tested, strict=True) if b and not a]
+    warned = f"; only in test masks: {', '.join(only[:5])}" if only else ""
+    return (
+        f"{len(data.train)} images learn, {len(data.test)} test ({data.split}); "
+        f"{len(data.classes)} classes{absent}{warned}"
+    )
+
+
+def meaning(checked: Checked, classes: Sequence[str]) -> str:
+    """What each value in the masks was taken for, with its share of the pixels."""
+    rule, total = checked.rule, sum(checked.values.values())
+    order = sorted(checked.values, key=lambda value: -checked.values[value])
+    numbers = rule.classes(np.array(order, dtype=np.int64)).tolist()
+    nothing, something = [], []
+    for value, number in zip(order, numbers, strict=True):
+        share = f"({100 * checked.values[value] / total:.1f} %)"
+        if number == IGNORED:
+            nothing.append(f"{value} counts for nothing {share}")
+        else:
+            name = classes[number] if number < len(classes) else "no class"
+            called = f"class {name}" if name.isdecimal() else name
+            said = f"{value} is {'a class' if name == str(value) else called}"
+            something.append(f"{said} {share}")
+    said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
+    if more := len(nothing) + len(something) - len(said):
+        said.append(f"and {more} more")
+    return f"{', '.join(said)}{_because(rule, checked)}"
+
+
+def _because(rule: Rule, checked: Checked) -> str:
+    if rule.foreground is not None:
+        return "; black-and-white masks have two classes, --ignore-index none would take one away"
+    if rule.ignored == 0 and 0 in checked.values:  # others have been asked for
+        return "; --ignore-index none makes 0 a class"
+    if NEVER_COUNTS in checked.values:
+        return f"; {NEVER_COUNTS} never counts beside other classes"
+    return ""

@@ -1,0 +1,91 @@
+"""The same weights for images of another size or number of channels."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from mvmae.encoders.encoder_json import OpenedEncoder, Preprocessing
+from mvmae.errors import UserError
+from mvmae.method.vit import Encoder
+
+
+def height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
+    """Height and width in pixels.
+
+    Raises:
+        UserError: The patch does not divide them.
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(size) < patch:
+        raise UserError(f"image size {size[0]} x {size[1]} must be at least a patch, {patch}")
+    if size[0] % patch or size[1] % patch:
+        raise UserError(
+            f"image size {size[0]} x {size[1]} is not a multiple of the patch size {patch}: "
+            f"{max(1, size[0] // patch) * patch} x {max(1, size[1] // patch) * patch} is"
+        )
+    return size
+
+
+def resized(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encoder:
+    """The same weights for images of another size.
+
+    Raises:
+        UserError: The patch does not divide it.
+    """
+    if image_size is None:
+        return encoder
+    size = height_width(image_size, encoder.patch_size)
+    if size == encoder.image_size:
+        return encoder
+    other = encoder.rebuilt(image_size=size)
+    has_cls = encoder.variant.cls_token
+    weights = encoder.state_dict() | {
+        "pos_embed": stretched(encoder.pos_embed, encoder.grid, other.grid, has_cls=has_cls)
+    }
+    other.load_state_dict(weights)
+    return other
+
+
+def stretched(
+    positions: Float[Tensor, "1 N D"],
+    grid: tuple[int, int],
+    other: tuple[int, int],
+    *,
+    has_cls: bool = True,
+) -> Float[Tensor, "1 M D"]:
+    """Positions for another grid: bicubic in two dimensions, as MAE's and timm's."""
+    cls, patches = positions[:, : int(has_cls)], positions[:, int(has_cls) :]
+    image = patches.detach().transpose(1, 2).unflatten(2, grid)
+    image = nn.functional.interpolate(
+        image, size=other, mode="bicubic", antialias=False, align_corners=False
+    )
+    return torch.cat([cls, image.flatten(2).transpose(1, 2)], dim=1)
+
+
+def with_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEncoder:
+    """The same weights for images of another number of channels.
+
+    As timm's `adapt_input_conv`: for gray the weights of all channels are added up, so that a gray
+    image gives what its colour copy gave; for more, they are repeated in turn and scaled so that
+    the sum stays. Mean and deviation of the pixels become their averages.
+    """
+    encoder = opened.encoder
+    if in_channels is None or in_channels == encoder.in_channels:
+        return opened
+    other = encoder.rebuilt(in_channels=in_channels)
+    weight = adapted(encoder.patch_embed.proj.weight, in_channels)
+    other.load_state_dict(encoder.state_dict() | {"patch_embed.proj.weight": weight})
+    mean, std, interpolation = opened.preprocessing
+    averages = (sum(mean) / len(mean),) * in_channels, (sum(std) / len(std),) * in_channels
+    return opened._replace(encoder=other, preprocessing=Preprocessing(*averages, interpolation))
+
+
+def adapted(weight: Float[Tensor, "D C p p"], channels: int) -> Float[Tensor, "D E p p"]:
+    """The weight of a patch embedding for so many channels."""
+    have = weight.shape[1]
+    if channels == 1:
+        return weight.sum(dim=1, keepdim=True)
+    in_turn = torch.arange(channels) % have
+    return weight[:, in_turn] * (have / channels)

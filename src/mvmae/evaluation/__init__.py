@@ -1,0 +1,1 @@
+"""Commands that score an encoder on labelled images."""

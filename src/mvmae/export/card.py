@@ -1,0 +1,87 @@
+"""The README.md of an export: what the encoder is, how it came about, how to load it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mvmae.config.export import ExportFormat
+from mvmae.encoders.about import (
+    headline_in_words,
+    input_in_words,
+    preprocessing_in_words,
+    sizes_in_words,
+    variant_in_words,
+)
+from mvmae.version import __version__
+
+WHAT = {
+    "timm": "Weights for timm's VisionTransformer. Images in, pooled features out.",
+    "hf": "A folder for transformers' ViTModel, which has no pooler.",
+    "hf-mae": "A folder for transformers' ViTMAEForPreTraining: encoder and decoder.",
+    "onnx": "An ONNX file for any number of images: `images` (float32, B x C x H x W, normalised) "
+    "in, `pooled` (B x D) and `patches` (B x N x D) out.",
+    "pt2": "A program of torch.export for any number of images (float32, B x C x H x W, "
+    "normalised): pooled features (B x D) and those of the patches (B x N x D) out.",
+    "safetensors": "Weights and sizes as mvmae keeps them.",
+}
+POOLED = {
+    "mean": "the mean of the patch tokens behind the last norm",
+    "cls": "the class token behind the last norm",
+}
+
+
+def card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
+    """A model card in Markdown.
+
+    Args:
+        facts: From `about`.
+        name: The format.
+        loading: Lines of Python.
+    """
+    said = [
+        f"- {sizes_in_words(facts)}",
+        f"- input: {input_in_words(facts)}",
+        f"- preprocessing: the largest part in the middle that has the shape, resized "
+        f"{preprocessing_in_words(facts)}",
+        f"- pooled features: {_pooled(facts)}",
+        f"- weights from: {facts['maker']} ({facts['encoder']})",
+    ]
+    if facts["variant"]:
+        said.append(f"- unlike MAE's ViT: {variant_in_words(facts['variant'])}")
+    parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(said)]
+    parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
+    if facts["run"]:
+        parts += ["## Training", _training(facts["run"])]
+    if facts["results"]:
+        rows = [
+            f"- {one['verb']} on {one['data']}: {headline_in_words(one['headline'])}"
+            for one in facts["results"]
+        ]
+        parts += ["## Results", "\n".join(rows)]
+    parts.append(f"Written by mvmae {__version__}.")
+    return "\n\n".join(parts) + "\n"
+
+
+def _pooled(facts: dict[str, Any]) -> str:
+    text = POOLED[facts["pool"]]
+    return text if facts["variant"].get("final_norm", True) else text.partition(" behind")[0]
+
+
+def _training(trained: dict[str, Any]) -> str:
+    """How a run was trained: what the files of its folder say."""
+    data = trained["data"]
+    names = " ".join(data) if isinstance(data, list) else str(data)
+    images = f" ({trained['num_images']} images)" if trained["num_images"] else ""
+    steps = "an unknown number of" if trained["steps"] is None else trained["steps"]
+    said = [
+        f"- images: {names}{images}",
+        f"- {steps} steps of {trained['batch_size']} images, {trained['epochs']} epochs planned",
+    ]
+    said += [
+        f"- {part}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        for part in ("model", "objective", "views")
+        if isinstance(settings := trained["config"].get(part), dict)
+    ]
+    if trained["health"]:
+        said.append(f"- health: {trained['health']}. {trained['sentence']}.")
+    return "\n".join(said)

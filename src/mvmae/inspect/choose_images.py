@@ -1,0 +1,101 @@
+"""Which images are drawn, and how they look to a person."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float32, Shaped, UInt8
+from torch import Tensor
+
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.sources.base import Source
+from mvmae.errors import UserError
+from mvmae.method.views import whole_view
+
+
+class Chosen(NamedTuple):
+    """Images of a source that can be read."""
+
+    indices: list[int]
+    names: list[str]
+    """Folder and file."""
+
+    passed_over: list[tuple[str, str]]
+    """Those that cannot be read: where they are, and why."""
+
+
+def choose(source: Source, count: int, seed: int) -> Chosen:
+    """So many images at random; those that cannot be read are passed over.
+
+    Raises:
+        UserError: None can be read.
+    """
+    chosen = Chosen([], [], [])
+    for index in np.random.default_rng((seed, 0)).permutation(len(source)).tolist():
+        try:
+            source.read(index)
+        except UnreadableImageError as error:
+            chosen.passed_over.append((source.path(index), str(error)))
+            continue
+        chosen.indices.append(index)
+        chosen.names.append("/".join(Path(source.path(index)).parts[-2:]))
+        if len(chosen.indices) == count:
+            break
+    if not chosen.indices:
+        path, reason = chosen.passed_over[0]
+        raise UserError(
+            f"none of the {len(source)} images of {source.name} can be read, {path} for one "
+            f"({reason})"
+        )
+    return chosen
+
+
+def missing(chosen: Chosen, count: int) -> Iterator[str]:
+    """What is to be said where fewer images than asked for are drawn, and of those passed over."""
+    if len(chosen.indices) < count:
+        what = "no more can be read" if chosen.passed_over else "there are no more"
+        yield f"{len(chosen.indices)} of {count} images: {what}"
+    if chosen.passed_over:
+        path, reason = (" ".join(text.split()) for text in chosen.passed_over[0])
+        number = len(chosen.passed_over)
+        first = path if number == 1 else f"{number} images that cannot be read, {path} for one"
+        yield f"passed over: {first} ({reason})"
+
+
+def views(
+    source: Source, indices: Sequence[int], size: tuple[int, int], interpolation: str
+) -> UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]:
+    """What an encoder of that size sees of them; read anew, for photographs fill the memory."""
+    return torch.stack([whole_view(source.read(index), size, interpolation) for index in indices])
+
+
+def finer(size: tuple[int, int], long_side: int) -> tuple[int, int]:
+    """A size of the same shape, with at least so many pixels on its longer side."""
+    factor = max(1.0, long_side / max(size))
+    return round(size[0] * factor), round(size[1] * factor)
+
+
+def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
+    """Make sure that images have the channels that are asked for.
+
+    Raises:
+        UserError: They have not.
+    """
+    if channels and max(channels) > have:
+        raise UserError(
+            f"--channels {' '.join(map(str, channels))}: images of {encoder} have {have}, "
+            "counted from 1"
+        )
+
+
+def displayed(
+    pixels: Shaped[np.ndarray, "*B C"], channels: Sequence[int] = ()
+) -> Shaped[np.ndarray, "*B K"]:
+    """One channel or three of any number: those asked for, else the first."""
+    have = pixels.shape[-1]
+    chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))
+    return pixels[..., [channel - 1 for channel in chosen]]

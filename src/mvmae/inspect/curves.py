@@ -1,0 +1,254 @@
+"""Training curves: how the losses, health, scores and speed of one or several runs went."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from mvmae import terminal
+from mvmae.config.curves import CurvesConfig
+from mvmae.errors import UserError
+from mvmae.figures import charts
+from mvmae.figures.charts import PANEL, Level, Line, Panel
+from mvmae.figures.neighbours import shortened
+from mvmae.storage import marks, metrics_file, run_folder
+from mvmae.storage.metrics_file import FILE, LEVELS_OF, Column
+from mvmae.storage.outputs import write
+from mvmae.training.log import in_words
+
+X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
+
+
+class Run(NamedTuple):
+    """What is known of a run."""
+
+    path: Path
+    name: str
+    records: list[dict[str, Any]]
+    columns: dict[str, Column]
+
+
+class Spec(NamedTuple):
+    """A panel: its columns of metrics.jsonl, the first drawn solid and the second dashed."""
+
+    title: str
+    names: tuple[str, ...]
+    key: str = ""
+    scale: float = 1.0
+    most: float | None = None
+    """The best that there is, which the panel shows."""
+
+
+SPECS = (
+    Spec("loss", ("loss",)),
+    Spec("reconstruction, $L_r$", ("reconstruction",)),
+    Spec("contrast, $L_c$", ("contrastive",)),
+    Spec(
+        "similarity of two views",
+        ("positive_similarity", "negative_similarity"),
+        "solid: one image, dashed: different images",
+        most=1.0,
+    ),
+    Spec("a view's partner is nearest, %", ("contrastive_top1",)),
+    Spec("effective rank of embeddings", ("effective_rank",)),
+    Spec("kNN top-1, %", ("knn_top1",)),
+    Spec("accuracy on test images, %", ("top1", "top5"), "solid: top-1, dashed: top-5"),
+    Spec("loss on test images", ("test_loss",)),
+    Spec("AP of boxes, %", ("box_ap", "box_ap50"), "solid: IoU 0.5 to 0.95, dashed: IoU 0.5"),
+    Spec("AP of masks, %", ("mask_ap", "mask_ap50"), "solid: IoU 0.5 to 0.95, dashed: IoU 0.5"),
+    Spec("mean IoU, %", ("miou",)),
+    Spec(
+        "accuracy, %",
+        ("mean_accuracy", "pixel_accuracy"),
+        "solid: mean of classes, dashed: of pixels",
+    ),
+    Spec("loss of UperNet's head", ("main",)),
+    Spec("loss of the auxiliary head", ("auxiliary",)),
+    Spec("loss of the box head's classes", ("loss_classifier",)),
+    Spec("loss of the box head's boxes", ("loss_box_reg",)),
+    Spec("loss of the mask head", ("loss_mask",)),
+    Spec("loss of objectness", ("loss_objectness",)),
+    Spec("loss of proposed boxes", ("loss_rpn_box_reg",)),
+    Spec("learning rate", ("lr",)),
+    Spec("images per second", ("images_per_second",)),
+    Spec("time spent waiting for data, %", ("data_wait",), scale=100.0),
+)
+
+
+def run(config: CurvesConfig) -> None:
+    """Draw the curves of the runs.
+
+    Raises:
+        UserError: There is no such run, none has written metrics yet, or the figure cannot go
+            where it is told to.
+    """
+    file = output_file(config)
+    paths = [folder_of(path) for path in config.runs]
+    opened = [opened_run(*both, config) for both in zip(paths, names_of(paths), strict=True)]
+    drawn = [run for run in opened if run.columns]
+    if not drawn:
+        raise UserError(
+            f"{opened[0].path} has written no metrics yet: its {FILE} is "
+            "empty until the first --log-every steps are done"
+        )
+    picture = charts.draw(
+        panels_of(drawn),
+        [run.name for run in drawn],
+        title=drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs",
+        note=note_of(drawn, config),
+        x_label=X_LABELS[config.against],
+        window=config.smooth,
+        kind=file.suffix.lower().removeprefix("."),
+    )
+    write(file, picture)
+    tell(opened, file)
+
+
+def output_file(config: CurvesConfig) -> Path:
+    """Where the figure goes.
+
+    Raises:
+        UserError: A folder is in the way, or a file that is not ours.
+    """
+    first = folder_of(config.runs[0])
+    here = first / "figures" if len(config.runs) == 1 else first.parent
+    file = config.out or here / "curves.png"
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: --out must name a .png, .svg or .pdf file")
+    marks.require_place(file)
+    if config.out is not None or len(config.runs) > 1:  # and else among the run's own figures
+        marks.require_replaceable(file)
+    return file
+
+
+def folder_of(path: Path) -> Path:
+    """The run's folder, where its metrics.jsonl is named."""
+    return path.parent if path.name == FILE else path
+
+
+def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
+    """The records of a run.
+
+    Raises:
+        UserError: There is none, or it does not say what is to lie below the curves.
+    """
+    if not path.is_dir():
+        raise UserError(f"no folder {path}: name a run folder")
+    if not (path / FILE).exists() and not run_folder.is_run(path):
+        raise UserError(f"{path} is no run folder: it has no {FILE}")
+    records = metrics_file.read(path)
+    columns = metrics_file.columns(records, config.against)
+    if records and not columns:
+        raise UserError(f"{path} does not say its {config.against}: try --against steps")
+    return Run(path, name, records, columns)
+
+
+def names_of(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many of those above them as tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    depth = 1
+    while depth < max(map(len, parts)):
+        names = ["/".join(one[-depth:]) for one in parts]
+        if len(set(names)) == len(names):
+            return names
+        depth += 1
+    return [str(path) for path in paths]
+
+
+def panels_of(drawn: Sequence[Run]) -> list[Panel]:
+    """A panel for each figure that any of the runs has, those that nobody described last."""
+    known = {name for spec in SPECS for name in spec.names}
+    known |= {name for levels in LEVELS_OF.values() for name in levels}
+    others = dict.fromkeys(name for run in drawn for name in run.columns if name not in known)
+    specs = (*SPECS, *(Spec(title_of(name), (name,)) for name in others))
+    panels = []
+    for spec in specs:
+        if lines := list(lines_of(spec, drawn)):
+            key = spec.key if any(line.dashed for line in lines) else ""
+            panels.append(Panel(spec.title, key, lines, levels_of(spec, drawn), spec.most))
+    return panels
+
+
+def title_of(name: str) -> str:
+    """A column that nobody described, as a title that holds no formula."""
+    return shortened(name.replace("_", " ").replace("$", "?"), PANEL[0] - 0.6, 9.5)
+
+
+def lines_of(spec: Spec, drawn: Sequence[Run]) -> Iterator[Line]:
+    """The lines of a panel."""
+    for number, run in enumerate(drawn):
+        for name in spec.names:
+            if name in run.columns:
+                x, y = run.columns[name]
+                yield Line(x, spec.scale * y, number, dashed=name != spec.names[0])
+
+
+def levels_of(spec: Spec, drawn: Sequence[Run]) -> list[Level]:
+    """What the panel's line is to be compared with: once where it is the same for all runs."""
+    name, *_ = spec.names
+    found = {
+        number: level
+        for number, run in enumerate(drawn)
+        if name in run.columns and (level := metrics_file.level(run.columns, name))
+    }
+    if not found:
+        return []
+    called = {number: metrics_file.level_name(drawn[number].columns, name) for number in found}
+    values = np.concatenate([level.y for level in found.values()])
+    if np.ptp(values[np.isfinite(values)]) < 1e-3 * np.nanmax(np.abs(values)):
+        ends = np.array([f(level.x) for f in (np.min, np.max) for level in found.values()])
+        x = np.array([ends.min(), ends.max()])
+        value = np.nanmean(values)
+        return [Level(x, np.full(2, value), f"{next(iter(called.values()))} {value:.3g}")]
+    return [Level(*level, called[number], number) for number, level in found.items()]
+
+
+def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
+    """How far each run is, and what was done to the lines."""
+    said = [f"{run.name}: {how_far(run)}" if len(drawn) > 1 else how_far(run) for run in drawn]
+    if config.smooth > 1:
+        window = config.smooth // 2 * 2 + 1
+        said.append(f"lines: mean of {window} records, faint: each record")
+    return "; ".join(said)
+
+
+def how_far(run: Run) -> str:
+    """Steps, epochs and time of a run, and where its loss stopped being a number."""
+    last = metrics_file.last(run.records)
+    said = [f"{last['step']:.0f} steps"]
+    if "epoch" in last:
+        planned = epochs_of(run.path)
+        said.append(f"epoch {last['epoch']:.4g}" + (f" of {planned:g}" if planned else ""))
+    if "seconds" in last:
+        said.append(terminal.clock(last["seconds"]))
+    loss = metrics_file.columns(run.records).get("loss")
+    lost = [] if loss is None else loss.x[np.isnan(loss.y)]
+    return ", ".join(said) + (f", loss not finite from step {lost[0]:.0f}" if len(lost) else "")
+
+
+def epochs_of(path: Path) -> float | None:
+    """The epochs that a run is to have, as far as its config says."""
+    try:
+        planned = json.loads((path / run_folder.CONFIG).read_text(encoding="utf-8")).get("epochs")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return float(planned) if isinstance(planned, int | float) else None
+
+
+def tell(opened: Sequence[Run], file: Path) -> None:
+    """A line for each run, and the file."""
+    console = terminal.people()
+    said: list[Mapping[str, Any]] = []
+    for run in opened:
+        last = metrics_file.last(run.records)
+        said.append({"run": str(run.path), **last})
+        figures = "  ".join(filter(None, in_words(last).values())) or "no metrics yet"
+        console.print(
+            f"{run.name}: {how_far(run)}  {figures}" if last else f"{run.name}: {figures}"
+        )
+    console.print(f"written: {file}")
+    terminal.emit("result", {"verb": "curves", "file": str(file), "runs": said})

@@ -1,0 +1,230 @@
+"""What a run folder says, whole or not: nothing in it is taken for granted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from mvmae.config.detect import DetectConfig
+from mvmae.config.files import from_json
+from mvmae.config.finetune import FinetuneConfig
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.config.segment import SegmentConfig
+from mvmae.encoders import PRODUCT
+from mvmae.errors import UserError
+from mvmae.storage import metrics_file, run_folder
+
+KINDS = {
+    "pretrain": PretrainConfig,
+    "finetune": FinetuneConfig,
+    "detect": DetectConfig,
+    "segment": SegmentConfig,
+}
+JUDGED = "judged"  # an encoder from elsewhere, of which there are only results
+STILL = 600.0  # seconds since the last line of metrics, after which a run is thought to have ended
+
+
+class Result(NamedTuple):
+    """What a verb found."""
+
+    file: str
+    verb: str
+    data: str
+    """As the user wrote it; empty where the file does not say."""
+
+    command: str
+    headline: dict[str, float]
+    """The finite figures that count."""
+
+    content: dict[str, Any]
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read."""
+
+    path: str
+    reason: str
+
+
+class RunFacts(NamedTuple):
+    """A run folder."""
+
+    folder: Path
+    name: str
+    verb: str
+    """A key of KINDS, or JUDGED."""
+
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    health: dict[str, Any]
+    records: list[dict[str, Any]]
+    results: list[Result]
+    skipped: list[Skipped]
+    finished: bool
+    age: float | None
+    """Seconds since the last line of metrics; none where there are none."""
+
+    @property
+    def pretraining(self) -> PretrainConfig | None:
+        """Its config, where it is a run of pretrain and of this version's fields."""
+        return self.parsed if isinstance(self.parsed, PretrainConfig) else None
+
+    @property
+    def parsed(self) -> Any:
+        """Its config as the verb's class; none where that does not read it."""
+        if self.verb not in KINDS:
+            return None
+        with suppress(UserError):
+            text = json.dumps(self.config)
+            return from_json(text, KINDS[self.verb], source=run_folder.CONFIG)
+        return None
+
+
+def gather(names: Sequence[str]) -> list[RunFacts]:
+    """Read run folders.
+
+    Raises:
+        UserError: One is no folder, holds no run, or is named twice.
+    """
+    folders = [_folder(name) for name in names]
+    known: dict[Path, str] = {}
+    for name, folder in zip(names, folders, strict=True):
+        place = folder.resolve()
+        if place in known:
+            raise UserError(f"{name} is the same run as {known[place]}: name each once")
+        known[place] = name
+    return [_facts(folder, said) for folder, said in zip(folders, _names(folders), strict=True)]
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name)
+    if "\0" in name or not folder.exists():
+        raise UserError(f"no such run: {name!r} (RUN is a run folder)".replace("'", ""))
+    if not folder.is_dir():
+        raise UserError(f"{name} is a file: name the run folder that it lies in")
+    if not any(
+        (folder / part).exists() for part in (run_folder.CONFIG, metrics_file.FILE, "results")
+    ):
+        raise UserError(
+            f"{name} holds no run: neither {run_folder.CONFIG} nor {metrics_file.FILE} nor results/"
+        )
+    return folder
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The shortest ends of the paths that tell the runs apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    longest = max(map(len, parts))
+    for length in range(1, longest + 1):
+        names = ["/".join(part[-length:]) for part in parts]
+        if len(set(names)) == len(names):
+            return [name or "run" for name in names]
+    raise AssertionError("the same folder twice")
+
+
+def _facts(folder: Path, name: str) -> RunFacts:
+    config = required_object(folder / run_folder.CONFIG)
+    verb = verb_of(config)
+    results = _results(folder)
+    metrics = folder / metrics_file.FILE
+    return RunFacts(
+        folder=folder,
+        name=name,
+        verb=verb,
+        config=config,
+        environment=json_object(folder / "environment.json"),
+        health=json_object(folder / "health.json"),
+        records=metrics_file.read(folder),
+        results=results,
+        skipped=_skipped(folder / "skipped.csv"),
+        finished=_is_finished(folder, verb, results),
+        age=max(0.0, time.time() - metrics.stat().st_mtime) if metrics.exists() else None,
+    )
+
+
+def verb_of(config: dict[str, Any]) -> str:
+    """The verb whose fields are most like a config's."""
+    if not config:
+        return JUDGED
+    fields = {verb: set(kind.__dataclass_fields__) for verb, kind in KINDS.items()}
+    return max(fields, key=lambda verb: len(fields[verb] & config.keys()))
+
+
+def _is_finished(folder: Path, verb: str, results: Sequence[Result]) -> bool:
+    if verb == JUDGED:
+        return True
+    if verb == "pretrain":
+        return (folder / PRODUCT).exists()
+    return (folder / "model.safetensors").exists() or any(one.verb == verb for one in results)
+
+
+def required_object(file: Path) -> dict[str, Any]:
+    """As `json_object`, but a file that is there and damaged is an error.
+
+    Raises:
+        UserError: It is damaged.
+    """
+    if not file.exists():
+        return {}
+    content = json_object(file)
+    if not content:
+        raise UserError(f"{file} is damaged: it holds no JSON object")
+    return content
+
+
+def json_object(file: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _results(folder: Path) -> list[Result]:
+    found = []
+    for file in sorted((folder / "results").glob("*.json")):
+        content = json_object(file)
+        config = content.get("config")
+        data = config.get("data") if isinstance(config, dict) else None
+        if not isinstance(content.get("verb"), str):
+            continue
+        found.append(
+            Result(
+                file=os.fsdecode(file.name),
+                verb=content["verb"],
+                data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
+                command=str(content.get("command") or ""),
+                headline=numbers(content.get("headline")),
+                content=content,
+            )
+        )
+    return found
+
+
+def numbers(content: Any) -> dict[str, float]:
+    """The finite numbers of a JSON object, by name."""
+    if not isinstance(content, dict):
+        return {}
+    return {
+        str(name): float(value)
+        for name, value in content.items()
+        if isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and abs(value) < float("inf")
+    }
+
+
+def _skipped(file: Path) -> list[Skipped]:
+    try:
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            rows = [row for row in csv.reader(stream) if len(row) >= 2]
+    except (OSError, csv.Error):
+        return []
+    return [Skipped(row[0], row[1]) for row in rows if row[:2] != ["path", "reason"]]

@@ -1,0 +1,250 @@
+"""A page about a run, or about several. Read `run` from top to bottom.
+
+What is on it is gathered in `reporting/`: `gather.py` reads the folders, `words.py` says what they
+come to, `settings.py`, `charts.py`, `tables.py` and `pictures.py` make the parts, `compare.py` sets
+runs side by side; `figures/report` turns the parts into HTML.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from mvmae import terminal
+from mvmae.config.report import ReportConfig
+from mvmae.errors import UserError
+from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
+from mvmae.inspect.report.blocks import Block, Charts, Code, Facts, Fold, Page, Section, Text
+from mvmae.inspect.report.gather import RunFacts, gather
+from mvmae.inspect.report.verdict import VERBS, count, one_line, verdict, without_home
+from mvmae.storage import run_folder
+from mvmae.storage.marks import require_place
+from mvmae.training import precision
+from mvmae.training.checkpoint import write_whole
+from mvmae.version import __version__
+
+FILE = "report.html"
+
+
+def run(config: ReportConfig) -> None:
+    """Write one HTML file about the runs.
+
+    Raises:
+        UserError: One is no run, the images asked for cannot be read, or there is nowhere to write.
+    """
+    began = time.perf_counter()
+    known = gather(config.runs)
+    file = output_file(config, known)
+    made = one_run(known[0], config) if len(known) == 1 else several_runs(known, config)
+    content = html.render(made)
+    run_folder.make(file.parent)
+    try:
+        write_whole(file, lambda stream: stream.write(content))
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}") from error
+    seconds = time.perf_counter() - began
+    terminal.people().print(
+        f"written: {file} ({size_in_words(len(content))}, {seconds:.1f} s). It needs no other file "
+        f"and no network; open it in a browser, or: python -m webbrowser {file}"
+    )
+    facts = {"file": str(file), "bytes": len(content), "runs": len(known)}
+    terminal.emit("result", {"verb": "report"} | facts)
+
+
+def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
+    """Where the page goes.
+
+    Raises:
+        UserError: It is a folder, lies below a file or where nothing may be written, or a file of
+            somebody else's is there.
+    """
+    home = known[0].folder if len(known) == 1 else known[0].folder.resolve().parent
+    file = config.out or home / FILE
+    if file.is_dir():
+        raise UserError(f"{file} is a folder: --out must name a file that ends in .html")
+    nearest = next(place for place in file.absolute().parents if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{nearest} is a file: name another place with --out")
+    if not os.access(nearest, os.W_OK):
+        raise UserError(f"{nearest} may not be written to: name another place with --out")
+    require_place(file)
+    if file.exists() and html.GENERATOR.encode() not in file.read_bytes()[:4096]:
+        raise UserError(f"{file} is no report of mvmae and is not replaced: name another --out")
+    return file
+
+
+def size_in_words(size: int) -> str:
+    """Bytes as a person reads them."""
+    return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
+
+
+def one_run(facts: RunFacts, config: ReportConfig) -> Page:
+    """The page of one run."""
+    sections = [
+        Section("settings", "What was run", "", list(settings.what_was_run(facts))),
+        *_curves([facts]),
+        *(_pictures(facts, config) if config.pictures else ()),
+        *_judgements(facts),
+        *_skipped(facts),
+        Section("use", "How to use it", "", list(settings.how_to_use(facts))),
+        Section("repeat", "How to repeat it", "", list(settings.how_to_repeat(facts))),
+    ]
+    return Page(
+        title=one_line(facts.name),
+        kicker="mvmae report",
+        subtitle=VERBS[facts.verb],
+        verdict=verdict(facts),
+        sections=sections,
+        footer=_footer(),
+    )
+
+
+def several_runs(known: Sequence[RunFacts], config: ReportConfig) -> Page:
+    """The page that compares runs."""
+    differences = compare.differences(known)
+    same: list[Block] = [Text(["All settings are the same."], "note")]
+    sections = [
+        Section("ranking", "Side by side", compare.READING, [compare.ranking(known)]),
+        Section("differences", "What differs", "", [differences] if differences else same),
+        *_curves(known),
+        *(_pictures_side_by_side(known, config) if config.pictures else ()),
+        Section("each", "Each run", "", list(_each(known))),
+    ]
+    return Page(
+        title=f"{len(known)} runs compared",
+        kicker="mvmae report",
+        subtitle=", ".join(one_line(facts.name) for facts in known),
+        verdict=compare.winner(known),
+        sections=sections,
+        footer=_footer(),
+    )
+
+
+def _footer() -> str:
+    written = datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC")
+    return f"Written by mvmae {__version__} on {written}. This page needs no network."
+
+
+def _curves(known: Sequence[RunFacts]) -> Iterator[Section]:
+    drawn = curves.curves(known)
+    if drawn is None:
+        note = Text(["There are no metrics yet, so there are no curves."], "note")
+        yield Section("curves", "Curves", "", [note])
+        return
+    blocks: list[Block] = [drawn]
+    if len(known) == 1 and (rest := curves.others(known[0])):
+        blocks.append(Fold("More curves", [Charts(rest.charts)]))
+    steps = sum(len(facts.records) for facts in known)
+    lead = (
+        f"{count(steps)} measurements. Point at a curve, or use the slider under it, to read "
+        "its values."
+    )
+    yield Section("curves", "Curves", lead, blocks)
+
+
+READING = {
+    "rebuilt": (
+        "Rebuilt",
+        "The encoder saw only the patches that are not gray; the decoder drew the others.",
+    ),
+    "attention": (
+        "Attention",
+        "Brighter parts contribute more to what the encoder says of the image (attention rollout, "
+        "Abnar and Zuidema 2020). The colours of an image reach at least from half to twice even "
+        "attention; one colour all over says that it prefers nothing. Nobody told it what the "
+        "images show.",
+    ),
+    "features": (
+        "Features",
+        "A square is a patch. Patches that the encoder takes for alike have like colours, over all "
+        "images here (first three principal components).",
+    ),
+}
+
+
+SEVERAL_REBUILT = (
+    "Each run saw only some patches of an image, the sharp ones; its decoder drew the others."
+)
+ESTIMATED = (
+    " It does not predict a patch's brightness and contrast: they are estimated from visible "
+    "patches near it."
+)
+
+
+def _estimated(known: Sequence[RunFacts]) -> str:
+    """What is said where targets are normalised, so that brightness is not predicted."""
+    trained = [facts.pretraining for facts in known]
+    return ESTIMATED if any(one and one.objective.normalize_targets for one in trained) else ""
+
+
+def _readings(facts: RunFacts, drawn: pictures.Drawn) -> Facts:
+    """How to read the pictures that there are."""
+    there = {
+        "rebuilt": drawn.panels,
+        "attention": drawn.looks,
+        "features": drawn.features,
+    }
+    extra = {"rebuilt": _estimated([facts])}
+    return Facts(
+        [
+            (title, reading + extra.get(kind, ""))
+            for kind, (title, reading) in READING.items()
+            if there[kind] is not None
+        ]
+    )
+
+
+def _pictures(facts: RunFacts, config: ReportConfig) -> Iterator[Section]:
+    shown = pictures.shown_images(config, facts)
+    drawn = pictures.draw(facts, shown, config, precision.choose_device(config.device))
+    gallery = pictures.gallery(drawn, shown)
+    blocks: list[Block] = [Text([reason], "note") for reason in drawn.reasons]
+    if gallery:
+        blocks += [gallery, _readings(facts, drawn)]
+    if blocks:
+        yield Section("pictures", "What it sees", shown.said if gallery else "", blocks)
+
+
+def _pictures_side_by_side(known: Sequence[RunFacts], config: ReportConfig) -> Iterator[Section]:
+    shown = pictures.shown_images(config, known[0])
+    device = precision.choose_device(config.device)
+    drawn = [pictures.draw(facts, shown, config, device) for facts in known]
+    for place, (kind, gallery) in enumerate(
+        pictures.side_by_side(drawn, shown, pictures.original_pixels(shown, known[0]))
+    ):
+        title, reading = READING[kind]
+        if kind == "rebuilt":
+            reading = SEVERAL_REBUILT + _estimated(known)
+        lead = f"{shown.said} {reading}" if place == 0 else reading
+        yield Section(kind, title, lead, [gallery])
+    reasons = [f"{one_line(one.name)}: {said}" for one in drawn for said in one.reasons]
+    if reasons:
+        yield Section("missing", "What is not drawn", "", [Text(reasons, "note")])
+
+
+def _judgements(facts: RunFacts) -> Iterator[Section]:
+    blocks = list(tables.judgements(facts))
+    lead = "Best first. The line that counts for this encoder is in bold."
+    if not blocks:
+        lead = "Nobody has judged it yet. This says whether it tells your classes apart:"
+        folder = shlex.quote(without_home(str(facts.folder)))
+        blocks = [Code(f"mvmae knn {folder} LABELLED_IMAGES")]
+    yield Section("results", "Results", lead, blocks)
+
+
+def _skipped(facts: RunFacts) -> Iterator[Section]:
+    if facts.skipped:
+        yield Section("skipped", "Images left out", "", list(tables.skipped(facts)))
+
+
+def _each(known: Sequence[RunFacts]) -> Iterator[Block]:
+    for facts in known:
+        said = verdict(facts)
+        parts: list[Block] = [Text([f"{said.word}. {said.summary}", *said.reasons])]
+        parts += list(settings.what_was_run(facts))
+        parts += list(tables.judgements(facts))
+        yield Fold(one_line(facts.name), parts)

@@ -1,0 +1,152 @@
+"""What an encoder scored, what it must beat, and whether it did by more than chance makes."""
+
+from __future__ import annotations
+
+from math import isfinite, sqrt
+from typing import Any, Literal, NamedTuple
+
+from mvmae.inspect.report.gather import Result, RunFacts
+
+UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
+FIGURES = {  # what counts of a result, best first, and how it is called
+    "top1": "top-1",
+    "mask_ap": "mask AP",
+    "box_ap": "box AP",
+    "miou": "mIoU",
+}
+JUDGING = ("knn", "probe")  # verbs that judge frozen features, with baselines beside them
+CLEAR = 2.0  # standard errors between two accuracies that are called different
+
+
+def headline_of(result: Result) -> tuple[str, float] | None:
+    """The name and the value of the figure that counts; none where there is none."""
+    return next(
+        ((name, result.headline[key]) for key, name in FIGURES.items() if key in result.headline),
+        None,
+    )
+
+
+def rows_of(result: Result) -> list[dict[str, Any]]:
+    """The rows of a result that have a name and a figure."""
+    rows = result.content.get("rows")
+    if not isinstance(rows, list):
+        return []
+    return [row for row in rows if isinstance(row, dict) and _figure(row) is not None]
+
+
+def _figure(row: dict[str, Any]) -> float | None:
+    value = next((row[key] for key in FIGURES if key in row), None)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and isfinite(value) else None
+
+
+def baseline(result: Result, name: str) -> float | None:
+    """The figure of a baseline, of the setting that the result's own figure has.
+
+    The best of its tokens: the encoder's own is the one that training shaped, and none was shaped
+    in an untrained one. A baseline without that setting has no figure.
+    """
+    own = result.content.get("headline")
+    own = own if isinstance(own, dict) else {}
+    found = []
+    for row in rows_of(result):
+        notes = row.get("notes") if isinstance(row.get("notes"), dict) else {}
+        if row.get("name") == name and ("k" not in own or notes.get("k") == own["k"]):
+            found.append(_figure(row) or 0.0)
+    return max(found, default=None)
+
+
+def main_data(facts: RunFacts) -> str | None:
+    """The labelled images that the run was also trained on, or else those judged on first."""
+    data = facts.config.get("data")
+    names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
+    judged = [one for verb in JUDGING for one in facts.results if _is_score(one, verb)]
+    own = [one for one in judged if one.data and any(_within(name, one.data) for name in names)]
+    return next((one.data for one in own or judged), None)
+
+
+def _is_score(result: Result, verb: str) -> bool:
+    return result.verb == verb and "top1" in result.headline
+
+
+def _within(name: str, folder: str) -> bool:
+    return name == folder or name.startswith(f"{folder.rstrip('/')}/")
+
+
+def main_knn(facts: RunFacts) -> Result | None:
+    """The kNN result on the images that the run was trained on, or else the first."""
+    found = [one for one in facts.results if _is_score(one, "knn")]
+    data = main_data(facts)
+    return next((one for one in found if one.data == data), next(iter(found), None))
+
+
+class Judgement(NamedTuple):
+    """An accuracy beside the better of what must be beaten."""
+
+    result: Result
+    own: float
+    rival: str
+    """UNTRAINED or PIXELS."""
+
+    other: float
+
+    @property
+    def gain(self) -> float:
+        """Points above the rival."""
+        return self.own - self.other
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the gain is more than a sample of so many test images makes by chance."""
+        images = num_test(self.result)
+        error = 0.0 if images is None else error_of((self.own, images), (self.other, images))
+        return self.gain > CLEAR * error
+
+
+def judgements(facts: RunFacts) -> list[Judgement]:
+    """How the run did on its labelled images, for each verb that has something beside it."""
+    data = main_data(facts)
+    found = []
+    for verb in JUDGING:
+        for result in facts.results:
+            rivals = {name: baseline(result, name) for name in (PIXELS, UNTRAINED)}
+            known = {name: value for name, value in rivals.items() if value is not None}
+            if _is_score(result, verb) and result.data == data and known:
+                rival = max(known, key=lambda name: known[name])
+                found.append(Judgement(result, result.headline["top1"], rival, known[rival]))
+    return found
+
+
+def use(found: list[Judgement]) -> Literal["clear", "chance", "none", "unknown"]:
+    """Whether an encoder beats raw pixels and itself untrained, by any of the verbs."""
+    if not found:
+        return "unknown"
+    if any(one.is_clear for one in found):
+        return "clear"
+    return "chance" if any(one.gain > 0 for one in found) else "none"
+
+
+def num_test(result: Result) -> int | None:
+    """Test images of a result, where it says."""
+    data = result.content.get("data")
+    images = data.get("num_test") if isinstance(data, dict) else None
+    is_count = isinstance(images, int) and not isinstance(images, bool) and images > 0
+    return images if is_count else None
+
+
+def standard_error(first: Result, second: Result) -> float | None:
+    """Of the difference of two accuracies, in points, as of independent samples.
+
+    The test images are the same, so the true error is smaller: what is called clear is clear.
+    """
+    images = num_test(first), num_test(second)
+    if images[0] is None or images[1] is None:
+        return None
+    if "top1" not in first.headline or "top1" not in second.headline:
+        return None
+    return error_of((first.headline["top1"], images[0]), (second.headline["top1"], images[1]))
+
+
+def error_of(*accuracies: tuple[float, int]) -> float:
+    """The standard error of a difference of accuracies, each in percent of so many images."""
+    return sqrt(sum(max(0.0, value * (100 - value)) / images for value, images in accuracies))

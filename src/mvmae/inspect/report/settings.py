@@ -1,0 +1,200 @@
+"""What was run, in the order in which a person asks."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Iterator
+from typing import Any
+
+from mvmae.config.files import command_of
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.encoders import PRODUCT
+from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Text
+from mvmae.inspect.report.gather import JUDGED, RunFacts
+from mvmae.inspect.report.verdict import count, one_line, share, short, without_home
+
+MAIN = {  # fields of supervised runs that matter most, and their names
+    "encoder": "began with",
+    "data": "labelled images",
+    "protocol": "protocol",
+    "image_size": "image size",
+    "crop": "crop",
+    "epochs": "epochs",
+    "iterations": "iterations",
+    "batch_size": "images in a step",
+    "base_lr": "learning rate (for 256 images)",
+    "lr": "learning rate",
+    "layer_decay": "learning rate from block to block",
+    "weight_decay": "weight decay",
+    "seed": "seed",
+}
+PREDICT = {  # verbs whose product is a whole model
+    "detect": "To find things in new images",
+    "segment": "To name every pixel of new images",
+}
+PATHS = ("encoder", "data", "eval_data", "out")
+
+
+def what_was_run(facts: RunFacts) -> Iterator[Block]:
+    """Data, model and schedule in words, then machine and versions."""
+    rows = list(_pretraining(facts)) if facts.pretraining else list(_supervised(facts))
+    rows += list(_machine(facts))
+    if rows:
+        yield Facts(rows)
+    else:
+        yield Text(["The folder does not say."], "note")
+
+
+def _pretraining(facts: RunFacts) -> Iterator[tuple[str, str]]:
+    trained = facts.pretraining
+    assert trained is not None
+    model = trained.model
+    height, width = model.height_width
+    images = facts.environment.get("num_images")
+    known = f": {count(images)} images" if isinstance(images, int) else ""
+    yield "images", one_line(" ".join(short(name, 2) for name in trained.data)) + known
+    yield "encoder", f"{model.encoder}, patches of {model.patch_size} x {model.patch_size} pixels"
+    channels = "gray" if model.in_channels == 1 else f"{model.in_channels} channels"
+    yield "input", f"{height} x {width} pixels, {channels}"
+    yield (
+        "hidden",
+        (
+            f"{share(model.mask_ratio)} of each crop: the encoder sees {model.num_visible} of "
+            f"{model.num_patches} patches"
+        ),
+    )
+    yield "crops", _views(trained)
+    yield "learns by", _objective(trained)
+    yield (
+        "schedule",
+        (
+            f"{count(trained.epochs)} epochs, {count(trained.batch_size)} images a step, learning "
+            f"rate {trained.lr:.3g} after {trained.warmup_epochs:g} "
+            f"epoch{'' if trained.warmup_epochs == 1 else 's'} of warm-up"
+        ),
+    )
+    yield "seed", str(trained.seed)
+
+
+NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
+
+
+def _views(trained: PretrainConfig) -> str:
+    low, high = trained.views.crop_scale
+    number = NUMBERS[trained.views.num_views]
+    which = "one crop" if trained.views.num_views == 1 else f"{number} crops"
+    if trained.views.num_views > 1 and trained.views.targets == "one":
+        which = f"one crop, hidden in {number} ways"
+    views = trained.views
+    changed = [
+        *([f"flipped ({views.flip})"] if views.flip != "none" else []),
+        *([f"colours changed (strength {views.color_jitter:g})"] if views.color_jitter else []),
+        *([f"{share(views.grayscale)} gray"] if views.grayscale else []),
+    ]
+    of_its_area = f"{which} of each image, {share(low)} to {share(high)} of its area"
+    return ", ".join([of_its_area, *changed])
+
+
+def _objective(trained: PretrainConfig) -> str:
+    goal = trained.objective
+    said = []
+    if goal.reconstruction_weight > 0:
+        said.append(f"rebuilding what is hidden (weight {goal.reconstruction_weight:g})")
+    if goal.contrastive_weight > 0:
+        said.append(
+            f"telling images apart (weight {goal.contrastive_weight:g}, temperature "
+            f"{goal.temperature:g})"
+        )
+    return " and ".join(said)
+
+
+def _supervised(facts: RunFacts) -> Iterator[tuple[str, str]]:
+    for name, said in MAIN.items():
+        value = facts.config.get(name)
+        if value is not None:
+            yield said, value_in_words(name, value)
+
+
+def value_in_words(name: str, value: Any) -> str:
+    """A field's value, paths by their ends."""
+    if isinstance(value, list):
+        return " ".join(value_in_words(name, one) for one in value) or "none"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    if value is None or isinstance(value, bool):
+        return {None: "-", True: "yes", False: "no"}[value]
+    text = str(value)
+    return one_line(short(text, 2) if name.split(".")[-1] in PATHS else text)
+
+
+def _machine(facts: RunFacts) -> Iterator[tuple[str, str]]:
+    made = facts.environment
+    device = made.get("device")
+    if device:
+        processes, threads = made.get("world_size"), made.get("threads")
+        extra = f", {processes} processes" if isinstance(processes, int) and processes > 1 else ""
+        if device == "cpu" and isinstance(threads, int):
+            extra += f", {threads} thread{'s' if threads != 1 else ''}"
+        yield "machine", one_line(f"{device}{extra}; {made.get('platform', '')}".rstrip("; "))
+    versions = [
+        f"{name} {made[key]}"
+        for key, name in (("mvmae", "mvmae"), ("torch", "torch"), ("python", "Python"))
+        if made.get(key)
+    ]
+    if versions:
+        yield "software", one_line(", ".join(versions))
+    if made.get("git_commit"):
+        yield "code", one_line(f"commit {made['git_commit']}")
+
+
+def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
+    """Commands, and the config as it is on the disk."""
+    if facts.verb != JUDGED:
+        folder = shlex.quote(str(facts.folder))
+        again = f"mvmae {facts.verb} --recipe {folder}/config.json --out runs/again"
+        if not facts.finished:
+            go_on = f"mvmae {facts.verb} --resume --out {folder}"
+            if facts.verb != "pretrain":
+                go_on = f"mvmae {facts.verb} ENCODER --resume --out {folder}"
+            yield Code(without_home(go_on), "To go on with it")
+        yield Code(without_home(again), "To run it again")
+    if facts.parsed is not None:
+        full = Code(without_home(command_of(facts.verb, facts.parsed)), "Without config.json")
+        yield Fold("The command in full", [full])
+    if facts.config:
+        yield Fold("config.json: every setting", [Code(_json(facts.config), "config.json")])
+    if facts.environment:
+        yield Fold(
+            "environment.json: versions, machine, data",
+            [Code(_json(facts.environment), "environment.json")],
+        )
+
+
+def _json(content: dict[str, Any]) -> str:
+    return without_home(json.dumps(content, indent=2, ensure_ascii=False))
+
+
+def how_to_use(facts: RunFacts) -> Iterator[Block]:
+    """From the encoder to vectors, in Python and with the command line."""
+    folder = without_home(str(facts.folder))
+    name = shlex.quote(folder)
+    if facts.verb in PREDICT and (facts.folder / "model.safetensors").exists():
+        yield Code(f"mvmae {facts.verb} {name} --predict IMAGES --out FOLDER", PREDICT[facts.verb])
+    if not (facts.folder / PRODUCT).exists():
+        if facts.verb not in PREDICT or not facts.finished:
+            said = f"This folder holds no {PRODUCT} yet: the run writes it at its end."
+            yield Text([said], "note")
+        return
+    yield Code(
+        "from mvmae import load_encoder\n\n"
+        f"encoder = load_encoder({json.dumps(folder, ensure_ascii=False)})\n"
+        "vectors = encoder.embed(images)  # images: B x C x H x W, normalised as encoder.json says",
+        "In Python",
+    )
+    yield Code(
+        f"mvmae knn {name} LABELLED_IMAGES      # does it tell your classes apart?\n"
+        f"mvmae embed {name} IMAGES             # a vector for each image\n"
+        f"mvmae export {name} --format timm hf onnx",
+        "On the command line",
+    )

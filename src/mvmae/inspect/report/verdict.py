@@ -1,0 +1,396 @@
+"""Numbers, paths and verdicts as a person would say them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from math import isfinite
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from mvmae.inspect.report.blocks import Tile, Verdict
+from mvmae.inspect.report.gather import JUDGED, STILL, Result, RunFacts
+from mvmae.inspect.report.scores import (
+    JUDGING,
+    PIXELS,
+    UNTRAINED,
+    Judgement,
+    baseline,
+    headline_of,
+    judgements,
+    main_data,
+    main_knn,
+    num_test,
+    use,
+)
+from mvmae.method import health
+from mvmae.storage import metrics_file
+
+PERCENT = "\u00a0%"  # which no line ends before
+VERBS = {
+    "pretrain": "Pre-training",
+    "finetune": "Fine-tuning",
+    "detect": "Detection",
+    "segment": "Segmentation",
+    JUDGED: "An encoder from elsewhere",
+}
+
+
+def percent(value: int | float) -> str:
+    """A percentage with one digit, as results print it, on one line with its sign."""
+    return f"{value:.1f}{PERCENT}"
+
+
+def share(value: int | float) -> str:
+    """A share of 1 as a whole percentage."""
+    return f"{100 * value:.0f}{PERCENT}"
+
+
+def count(value: int | float) -> str:
+    """A whole number with commas."""
+    return f"{round(value):,}"
+
+
+def duration(seconds: int | float) -> str:
+    """A time in the two largest units that matter."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 90:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{hours / 24:.1f} days"
+
+
+def without_home(text: str) -> str:
+    """A text in which the reader's home folder is `~`: whose page it is, is nobody's business."""
+    home = str(Path.home()).rstrip("/")
+    if len(home) < 2:
+        return text
+    return re.sub(rf"(?<![\w./-]){re.escape(home)}(?=/|$|[\s'\",\]])", "~", text)
+
+
+def short(path: str, parts: int = 1) -> str:
+    """The end of a path; what is no path as it is."""
+    pieces = [piece for piece in path.split("/") if piece]
+    return "/".join(pieces[-parts:]) or path
+
+
+def one_line(text: str) -> str:
+    """Text with its line ends written out, so that a name stays one name."""
+    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
+
+
+def verdict(facts: RunFacts) -> Verdict:
+    """What a run came to."""
+    status, word = status_of(facts)
+    reasons = list(_judgements(facts))
+    if not diverged(facts):
+        said = facts.health.get("sentence")
+        measured = [f"Measured at the end: {said}."] if isinstance(said, str) and said else []
+        reasons = [*_health(facts), *reasons, *_cut(facts), *measured]
+    return Verdict(status, word, _summary(facts), tiles(facts), reasons)
+
+
+def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], str]:
+    """How a run is, and a heading that says so."""
+    if diverged(facts):
+        return "bad", "Diverged"
+    if not facts.finished:
+        is_on = facts.age is not None and facts.age < STILL
+        return "weak", "Still going on" if is_on else "Not finished"
+    if facts.verb != "pretrain":
+        return "none", {JUDGED: "Judged, not trained here"}.get(
+            facts.verb, f"{VERBS[facts.verb]} is done"
+        )
+    match facts.health.get("status"), use(judgements(facts)):
+        case "good", "none":
+            return "weak", "Trained well, but not useful here yet"
+        case "good", "chance":
+            return "weak", "Trained well, with no clear gain here yet"
+        case "good", _ if cut_at(facts) is not None:
+            return "weak", "Part of its metrics is missing"
+        case "good", _:
+            return "good", "Pre-training worked"
+        case "weak", "clear":
+            return "good", "Useful here already"
+        case "weak", _:
+            return "weak", "Pre-training is weak"
+        case "collapsed", _:
+            return "bad", "Pre-training collapsed"
+        case _:
+            return "none", "Pre-training is done"
+
+
+def diverged(facts: RunFacts) -> str:
+    """How the loss stopped being a number, in a sentence; empty where it did not."""
+    said = facts.health.get("sentence")
+    if facts.health.get("status") == "diverged" and isinstance(said, str) and said:
+        return f"{said[:1].upper()}{said[1:]}."
+    step = lost_from(facts)
+    if step is None:
+        return ""
+    return (
+        f"From step {count(step)} on the loss is no finite number, and nothing trained since then "
+        "is of use. Begin a new run with a lower --base-lr, or with --clip-grad 1."
+    )
+
+
+LOSSES = ("loss", "reconstruction", "contrastive")
+
+
+def lost_from(facts: RunFacts) -> float | None:
+    """The step from which on, to the end, a loss is not finite; none where all end finite."""
+    found = metrics_file.columns(facts.records)
+    first = []
+    for name in LOSSES:
+        if name in found and not isfinite(found[name].y[-1]):
+            known = np.flatnonzero(np.isfinite(found[name].y))
+            first.append(float(found[name].x[known[-1] + 1 if len(known) else 0]))
+    return min(first, default=None)
+
+
+def cut_at(facts: RunFacts) -> float | None:
+    """The last step of metrics of a run that went on after it; none where they are whole."""
+    planned = planned_steps(facts)
+    if not facts.finished or not facts.records or planned is None:
+        return None
+    step = float(facts.records[-1]["step"])
+    return step if step < planned else None
+
+
+def _cut(facts: RunFacts) -> Iterator[str]:
+    step, planned = cut_at(facts), planned_steps(facts)
+    if step is not None and planned is not None:
+        yield (
+            f"Its {metrics_file.FILE} ends at step {count(step)} of {count(planned)}: "
+            "the curves end there, and the figures are those of health.json."
+        )
+
+
+def _summary(facts: RunFacts) -> str:
+    """One sentence or two."""
+    if said := diverged(facts):
+        return said
+    if not facts.finished:
+        return _progress(facts)
+    if facts.verb != "pretrain":
+        found = [one for one in facts.results if one.verb == facts.verb]
+        return _figure_in_words(found[0]) if found else "What it found stands under Results."
+    match facts.health.get("status"):
+        case "good":
+            judged = judgements(facts)
+            useless = use(judged) in ("none", "chance")
+            return _useless_in_words(judged) if useless else _good_in_words(facts)
+        case "weak" if use(judgements(facts)) == "clear":
+            return (
+                f"On {short(main_data(facts) or '')} it beats what needs no training. By its "
+                "losses it could learn much more: longer training may help."
+            )
+        case "weak":
+            return "The encoder has learnt little yet. Longer training, or more images, may help."
+        case "collapsed":
+            return (
+                "All images look the same to the encoder, so its vectors are of no use. A lower "
+                "learning rate (--base-lr) or a larger batch may help."
+            )
+        case _:
+            return "The run is over; its folder has no verdict of its health."
+
+
+def _good_in_words(facts: RunFacts) -> str:
+    values = numbers_of(facts)
+    filled = _filled_with(facts)
+    if filled and health.rebuilt_share(values) < 1:
+        rebuilds = f"rebuilds what is hidden better than {filled} would"
+    else:
+        rebuilds = f"does not rebuild what is hidden better than {filled} yet" if filled else ""
+    if "contrastive" not in values:
+        return f"The encoder {rebuilds}." if rebuilds else "Its losses are as they should be."
+    return f"The encoder tells images apart{', and ' if rebuilds else ''}{rebuilds}."
+
+
+def _filled_with(facts: RunFacts) -> str:
+    """What the reconstruction is compared with."""
+    model = facts.config.get("model")
+    channels = model.get("in_channels") if isinstance(model, dict) else None
+    said = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
+    return said.replace("each", "each patch", 1)
+
+
+def _useless_in_words(judged: list[Judgement]) -> str:
+    """That the encoder does not beat what needs no training, by more than chance."""
+    shown = [
+        f"{PROTOCOLS[one.result.verb]} {percent(one.own)}, {RIVALS[one.rival]} {percent(one.other)}"
+        for one in judged
+    ]
+    data, images = short(judged[0].result.data), num_test(judged[0].result)
+    if use(judged) == "none":
+        rivals = " or ".join(dict.fromkeys(RIVALS[one.rival] for one in judged))
+        said = f"it does no better than {rivals}"
+    else:
+        said = f"it is ahead by no more than {count(images or 0)} test images make by chance"
+    return (
+        f"Its losses fell as they should, but on {data} {said} ({'; '.join(shown)}). Longer "
+        "training, more images, or crops that keep more of them (--views.crop-scale) may help."
+    )
+
+
+PROTOCOLS = {"knn": "kNN", "probe": "linear probe"}
+RIVALS = {UNTRAINED: "the untrained encoder", PIXELS: "raw pixels"}
+
+
+def _figure_in_words(result: Result) -> str:
+    figure = headline_of(result)
+    if figure is None:
+        return "What it found stands under Results."
+    name = f"{figure[0][:1].upper()}{figure[0][1:]}"
+    return f"{name} of {percent(figure[1])} on the test images of {short(result.data)}."
+
+
+def _progress(facts: RunFacts) -> str:
+    """How far a run is that did not end."""
+    if not facts.records:
+        return "The run has not written any metrics yet."
+    step, planned = facts.records[-1]["step"], planned_steps(facts)
+    of = f" of {count(planned)} ({share(step / planned)})" if planned else ""
+    last = f"The last line of its metrics is {duration(facts.age or 0)} old."
+    return f"{count(step)}{of} steps are done. {last} This page shows the run as it was then."
+
+
+def planned_steps(facts: RunFacts) -> int | None:
+    """Steps of the whole run; none where its files do not say."""
+    images, trained = facts.environment.get("num_images"), facts.pretraining
+    if trained is None or not isinstance(images, int):
+        return None
+    return images // trained.batch_size * trained.epochs or None
+
+
+def _health(facts: RunFacts) -> Iterator[str]:
+    """The last line of metrics of a pre-training, each figure with what it is compared with."""
+    if facts.verb != "pretrain":
+        return
+    values = numbers_of(facts)
+    if "contrastive_top1" in values:
+        level = known_level(facts, "contrastive_top1")
+        chance = f" (guessing: {level:.2g}{PERCENT})" if level is not None else ""
+        yield (
+            "Shown a crop of an image with most of it hidden, the encoder finds another crop of "
+            "the same image among all of a batch in "
+            f"{values['contrastive_top1']:.0f}{PERCENT} of cases{chance}."
+        )
+    if filled := _filled_with(facts):
+        part = health.rebuilt_share(values)
+        worse = ": it is not better than that yet" if part >= 1 else ""
+        yield (
+            f"Hidden parts of an image are rebuilt with {share(part)} of the error of "
+            f"{filled}{worse}."
+        )
+
+
+def numbers_of(facts: RunFacts) -> dict[str, float]:
+    """The last figures of a run.
+
+    Of one that is finished those of health.json, written at its end, count before metrics, which
+    may have been cut.
+    """
+    known = {
+        name: float(value)
+        for name, value in facts.health.items()
+        if isinstance(value, int | float) and isfinite(value)
+    }
+    last = {k: float(v) for k, v in metrics_file.last(facts.records).items()}
+    return last | known if facts.finished else known | last
+
+
+def known_level(facts: RunFacts, name: str) -> float | None:
+    """What a model that knows nothing reaches at the end, as `metrics_file.level` has it."""
+    column = metrics_file.level(metrics_file.columns(facts.records), name)
+    finite = [] if column is None else [y for y in column.y.tolist() if isfinite(y)]
+    return finite[-1] if finite else None
+
+
+MOST_SAID = 4  # results in the verdict; the others stand in their tables
+
+
+def _judgements(facts: RunFacts) -> Iterator[str]:
+    """Results in words, with what any encoder must beat."""
+    kinds = (*JUDGING, "labels") if facts.verb in ("pretrain", JUDGED) else (facts.verb,)
+    chosen = [one for kind in kinds for one in facts.results if one.verb == kind]
+    data = main_data(facts)
+    chosen.sort(key=lambda one: one.data != data)
+    for result in chosen[:MOST_SAID]:
+        said = result.content.get("verdict")
+        if result.verb == "labels" and isinstance(said, str):
+            yield f"On {short(result.data)}, {said}{'' if said.endswith('.') else '.'}"
+        elif result.verb in JUDGING and "top1" in result.headline:
+            yield _score_in_words(result)
+        elif result is not chosen[0] and headline_of(result):
+            yield _figure_in_words(result)
+
+
+READ = {
+    "knn": "By its nearest neighbours alone",
+    "probe": "By a linear classifier on its frozen features",
+}
+
+
+def _score_in_words(result: Result) -> str:
+    own = result.headline["top1"]
+    said = (
+        f"{READ[result.verb]}, {percent(own)} of the test images of "
+        f"{short(result.data)} are given the right class"
+    )
+    before, pixels = (baseline(result, name) for name in (UNTRAINED, PIXELS))
+    if before is not None:
+        said += f"; before training it was {percent(before)}"
+    if pixels is not None:
+        said += f"{',' if before is not None else ';'} with raw pixels {percent(pixels)}"
+    if pixels is not None and pixels >= own:
+        better = "do better" if pixels > own else "do as well"
+        said += f". Raw pixels {better}: the encoder does not suit these images yet"
+    elif before is not None and before >= own:
+        said += ". Training did not help on these images"
+    return f"{said}."
+
+
+def tiles(facts: RunFacts) -> list[Tile]:
+    """Key figures."""
+    return [*_score_tile(facts), *_effort_tiles(facts)]
+
+
+def _score_tile(facts: RunFacts) -> Iterator[Tile]:
+    last = metrics_file.last(facts.records)
+    if result := main_knn(facts):
+        known = {"untrained": baseline(result, UNTRAINED), "raw pixels": baseline(result, PIXELS)}
+        said = ", ".join(f"{name} {percent(v)}" for name, v in known.items() if v is not None)
+        note = f"{said}; on {short(result.data)}" if said else f"on {short(result.data)}"
+        yield Tile(percent(result.headline["top1"]), "kNN top-1", note)
+    elif "knn_top1" in last:
+        data = short(str(facts.config.get("eval_data") or "the labelled images"))
+        yield Tile(percent(last["knn_top1"]), "kNN top-1", f"while training, on {data}")
+    for result in facts.results:
+        if result.verb == facts.verb and (figure := headline_of(result)):
+            yield Tile(percent(figure[1]), figure[0], f"on {short(result.data)}")
+
+
+def _effort_tiles(facts: RunFacts) -> Iterator[Tile]:
+    images = facts.environment.get("num_images")
+    if isinstance(images, int):
+        yield Tile(count(images), "images trained on")
+    if not facts.records:
+        return
+    last, planned, cut = metrics_file.last(facts.records), planned_steps(facts), cut_at(facts)
+    batch = facts.config.get("batch_size")
+    notes = [f"of {count(planned)}"] if planned and cut is None else []
+    notes += [f"{batch} images each"] if isinstance(batch, int) else []
+    yield Tile(count(last["step"] if cut is None else planned or 0), "steps", ", ".join(notes))
+    if "seconds" in last:
+        device = str(facts.environment.get("device") or "")
+        notes = [f"on {device}"] if device else []
+        notes += [f"for the first {count(cut)} steps"] if cut is not None else []
+        yield Tile(duration(last["seconds"]), "training time", ", ".join(notes))

@@ -1,0 +1,66 @@
+"""What an encoder is: maker, sizes, preprocessing and, of a run, how it was trained and judged."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from mvmae import encoders, terminal
+from mvmae.config.export import ShowConfig
+from mvmae.encoders.about import (
+    about,
+    headline_in_words,
+    input_in_words,
+    preprocessing_in_words,
+    sizes_in_words,
+    variant_in_words,
+)
+
+FEW = 3  # keys named of those that were left out
+TOKENS = {"mean": "the mean of the patch tokens", "cls": "the class token"}
+
+
+def run(config: ShowConfig) -> None:
+    """Print what is known of an encoder.
+
+    Raises:
+        UserError: There is no such encoder, or it is of a kind that is not supported.
+    """
+    facts = about(config.encoder, encoders.open_encoder(config.encoder))
+    terminal.emit("result", {"verb": "show"} | facts)
+    console = terminal.people()
+    for label, said in rows(facts):
+        console.print(f"{label:14}{said}")
+
+
+def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What is said, a line each."""
+    yield "encoder", facts["encoder"]
+    yield "made by", facts["maker"]
+    yield "size", sizes_in_words(facts)
+    yield "input", input_in_words(facts)
+    if facts["variant"]:
+        yield "unlike MAE's", variant_in_words(facts["variant"])
+    yield "preprocessing", preprocessing_in_words(facts)
+    yield "token to read", TOKENS[facts["pool"]]
+    if left_out := facts["left_out"]:
+        more = " ..." if len(left_out) > FEW else ""
+        yield "left out", f"{len(left_out)} keys: {', '.join(left_out[:FEW])}{more}"
+    if facts["run"]:
+        yield from run_rows(facts["run"])
+    for result in facts["results"]:
+        figures = headline_in_words(result["headline"])
+        yield f"{result['verb']}", f"{result['data']}: {figures} ({result['file']})"
+
+
+def run_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What a run's folder says."""
+    yield "run", trained["folder"]
+    data = trained["data"]
+    names = " ".join(data) if isinstance(data, list) else str(data)
+    count = f", {trained['num_images']} images" if trained["num_images"] else ""
+    yield "trained on", f"{names}{count}"
+    steps = "unknown" if trained["steps"] is None else trained["steps"]
+    yield "steps", f"{steps} of {trained['batch_size']} images, {trained['epochs']} epochs planned"
+    if trained["health"]:
+        yield "health", f"{trained['health']}. {trained['sentence']}."

@@ -1,0 +1,1 @@
+"""The paper: views, masks, model, losses and the pre-training loop."""

@@ -1,0 +1,160 @@
+"""The multi-view masked autoencoder (section 3 of the paper).
+
+Shapes: B views, C channels, N patches, K visible patches, M patches whose error counts, P numbers
+in a patch, D width of the encoder, d of the decoder.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Generator, Tensor, nn
+
+from mvmae.config.model import DECODER_HEAD_WIDTH, ModelConfig
+from mvmae.method.patches import Masking, masking_from_noise, take_rows
+from mvmae.method.vit import (
+    Block,
+    Encoder,
+    initialize,
+    pooled,
+    positions_with_cls,
+    through,
+)
+
+HEAD_WIDTH = 128  # of what the projection head gives, as in SimCLR
+Rebuild = Literal["masked", "all", "none"]
+
+
+class View(NamedTuple):
+    """What the model makes of masked views."""
+
+    embedding: Float[Tensor, "B E"]
+    """What is contrasted: the latent, behind the projection head where there is one."""
+
+    prediction: Float[Tensor, "B M P"] | None = None
+    """The hidden patches in the order of their noise, or all in their own, as the decoder sees
+    them; none where it was not asked."""
+
+    target: Float[Tensor, "B M P"] | None = None
+    """The same patches as they are."""
+
+
+class MaskedAutoencoder(nn.Module):
+    """Encoder of the visible patches and shallow decoder of all.
+
+    The two views of an image are rows of one batch, so that one pass encodes both. The state dict
+    has MAE's keys: the encoder's stand in it without a prefix.
+
+    Args:
+        config: Sizes, mask ratio, latent and head.
+        generator: Draws the initial weights. Default: seeded with 0.
+        recompute: Whether blocks keep no activations for the backward pass.
+    """
+
+    decoder_pos_embed: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        generator: Generator | None = None,
+        *,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.recompute = config, recompute
+        width, dim = config.size.width, config.decoder_dim
+        self.encoder = Encoder(
+            config.size,
+            image_size=config.height_width,
+            patch_size=config.patch_size,
+            in_channels=config.in_channels,
+        )
+        self.decoder_embed = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
+        self.register_buffer("decoder_pos_embed", positions_with_cls(dim, config.grid))
+        self.decoder_blocks = nn.ModuleList(
+            Block(dim, dim // DECODER_HEAD_WIDTH) for _ in range(config.decoder_depth)
+        )
+        self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
+        self.decoder_pred = nn.Linear(dim, config.patch_size**2 * config.in_channels)
+        self.projection_head = _projection_head(config)
+        initialize(self, generator or Generator().manual_seed(0))
+        self.register_state_dict_post_hook(_drop_prefix)
+        self.register_load_state_dict_pre_hook(_add_prefix)
+
+    def forward(
+        self,
+        images: Float[Tensor, "B C H W"],
+        noise: Float[Tensor, "B N"],
+        *,
+        rebuild: Rebuild = "masked",
+    ) -> View:
+        """Mask, encode and rebuild views; the patches of largest noise are hidden.
+
+        With `decoded_share` below 1, "masked" are the hidden ones of least noise. The decoder sees
+        no others then: a mask token tells the rest nothing but where it is.
+        """
+        masking = masking_from_noise(noise, self.config.num_visible)
+        patches = self.encoder.patches(images)
+        tokens = self.encoder.encode(patches, masking.ids_keep, recompute=self.recompute)
+        embedding = self.projection_head(pooled(tokens, self.config.latent))
+        if rebuild == "none":
+            return View(embedding)
+        if rebuild == "all":
+            return View(embedding, self.decode(tokens, masking), patches)
+        some = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
+        hidden = self._decoded(tokens, some)[:, tokens.shape[1] :]
+        return View(embedding, self._predicted(hidden), take_rows(patches, some.ids_hidden))
+
+    def decode(
+        self, tokens: Float[Tensor, "B tokens D"], masking: Masking
+    ) -> Float[Tensor, "B N P"]:
+        """Predict every patch from the class token and the visible patches."""
+        patches = self._predicted(self._decoded(tokens, masking)[:, 1:])
+        return take_rows(patches, masking.ids_restore)
+
+    def _decoded(
+        self, tokens: Float[Tensor, "B tokens D"], masking: Masking
+    ) -> Float[Tensor, "B all d"]:
+        """The class token, the visible and the hidden patches, each in the order of their noise.
+
+        Attention does not mind the order, so tokens are not sorted back: a patch's place is in its
+        position alone.
+        """
+        positions = self.decoder_pos_embed[0, 1:]
+        x = self.decoder_embed(tokens)  # the class token's position is 0
+        visible = x[:, 1:] + positions[masking.ids_keep]
+        hidden = self.mask_token + positions[masking.ids_hidden]
+        x = torch.cat([x[:, :1].to(visible.dtype), visible, hidden], dim=1)
+        return through(self.decoder_blocks, x, recompute=self.recompute)
+
+    def _predicted(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
+        return self.decoder_pred(self.decoder_norm(x))
+
+    def decoder_parameters(self) -> list[nn.Parameter]:
+        """What only the reconstruction trains."""
+        return [p for name, p in self.named_parameters() if name.startswith(("decoder", "mask_"))]
+
+
+def _projection_head(config: ModelConfig) -> nn.Module:
+    """Nothing, as in equations 2 and 4, or SimCLR's MLP without its batch norm."""
+    if config.head == "none":
+        return nn.Identity()
+    width = config.size.width
+    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, HEAD_WIDTH))
+
+
+def _drop_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Write the encoder's keys as MAE does, without a prefix of their own."""
+    for key in [key for key in state if key.startswith(f"{prefix}encoder.")]:
+        state[prefix + key.removeprefix(f"{prefix}encoder.")] = state.pop(key)
+
+
+def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Undo `_drop_prefix` on the way in."""
+    ours = module.encoder.state_dict()  # type: ignore[union-attr]
+    for key in ours:
+        if prefix + key in state:
+            state[f"{prefix}encoder.{key}"] = state.pop(prefix + key)

@@ -1,0 +1,1 @@
+"""What commands leave on disk: run folders, metrics, results, outputs."""

@@ -1,1 +1,0 @@
-"""What `mvmae ablate` is made of."""

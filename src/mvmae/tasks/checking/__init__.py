@@ -1,1 +1,0 @@
-"""What `data check` is made of."""

@@ -1,1 +1,0 @@
-"""What exporting is made of: a module a format, and the model card."""

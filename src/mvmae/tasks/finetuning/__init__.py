@@ -1,1 +1,0 @@
-"""What fine-tuning is made of."""

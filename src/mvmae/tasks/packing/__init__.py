@@ -1,1 +1,0 @@
-"""What `data pack` is made of."""

@@ -1,1 +1,0 @@
-"""What pre-training says of itself."""

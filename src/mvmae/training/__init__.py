@@ -1,0 +1,1 @@
+"""One training kit for every command: loop, checkpoints, optimisers, processes."""

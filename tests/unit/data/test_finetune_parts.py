@@ -1,0 +1,516 @@
+"""The parts of fine-tuning: augmentation, labelled batches, the classifier, layers and schedule."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Generator
+
+from mvmae.config.files import command_of, from_json, to_json
+from mvmae.config.finetune import FinetuneConfig
+from mvmae.config.model import ENCODERS
+from mvmae.data.augment import mixed, rand_augment, random_erasing, seeded
+from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
+from mvmae.data.reading.loader import view_batches, whole_batches
+from mvmae.data.sources.open import open_labelled, open_source
+from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
+from mvmae.method.views import whole_view
+from mvmae.method.vit import PLAIN, Encoder, initialize
+from mvmae.recipes import FINETUNE
+from mvmae.training.optim import layer_groups, layerwise_adamw, set_lr
+from mvmae.training.schedule import warmup_cosine
+
+GRAY = (124.0, 116.0, 104.0)
+
+
+def image(channels: int = 3, side: int = 16) -> torch.Tensor:
+    return torch.randint(0, 256, (channels, side, side), dtype=torch.uint8)
+
+
+def encoder_of(**variant) -> Encoder:
+    encoder = Encoder(
+        ENCODERS["vit_pico"],
+        image_size=(16, 16),
+        patch_size=4,
+        variant=PLAIN._replace(**variant),
+    )
+    initialize(encoder, Generator().manual_seed(0))
+    return encoder
+
+
+# randomness
+
+
+def test_seeded_gives_the_same_draws_and_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    draws = []
+    for _ in range(2):
+        with seeded(5):
+            draws.append(torch.rand(3))
+    assert torch.equal(*draws)
+    assert torch.equal(torch.get_rng_state(), before)
+    with seeded(6):
+        assert not torch.equal(torch.rand(3), draws[0])
+
+
+# RandAugment
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_rand_augment_keeps_size_and_kind_of_any_image(channels):
+    fill = GRAY[:channels]
+    for seed in range(60):
+        one = image(channels)
+        other = rand_augment(one, 9.0, np.random.default_rng(seed), fill)
+        assert other.shape == one.shape
+        assert other.dtype == torch.uint8
+
+
+def test_rand_augment_is_a_function_of_its_generator():
+    one = image()
+    first = rand_augment(one, 9.0, np.random.default_rng(3), GRAY)
+    torch.rand(7)  # global draws between the two
+    assert torch.equal(rand_augment(one, 9.0, np.random.default_rng(3), GRAY), first)
+
+
+def test_rand_augment_leaves_about_a_quarter_of_the_images_alone():
+    """Two operations, each with probability one half; a few more, for Identity is one of them."""
+    one = 60 + image() // 2  # or AutoContrast would change nothing either
+    same = sum(
+        torch.equal(rand_augment(one, 9.0, np.random.default_rng((1, seed)), GRAY), one)
+        for seed in range(400)
+    )
+    identity = 1 / 14
+    expected = (0.5 + 0.5 * identity) ** 2
+    assert stats.binomtest(same, 400, expected).pvalue > 1e-3
+
+
+def test_stronger_rand_augment_changes_more():
+    one = image(side=32)
+
+    def change(magnitude: float) -> float:
+        changed = (
+            rand_augment(one, magnitude, np.random.default_rng(seed), GRAY) for seed in range(150)
+        )
+        return float(np.mean([(c.float() - one.float()).abs().mean() for c in changed]))
+
+    assert change(1.0) < change(9.0)
+
+
+def test_rand_augment_draws_timms_strengths(monkeypatch):
+    """A normal deviate of mean 90 % and deviation 5 % of the strongest, and no more than that."""
+    from torchvision.transforms import v2
+
+    seen = []
+    real = v2.RandAugment
+
+    def spy(*, magnitude: int, **options):
+        seen.append(magnitude / (options["num_magnitude_bins"] - 1))
+        return real(magnitude=magnitude, **options)
+
+    monkeypatch.setattr(v2, "RandAugment", spy)
+    one = image(side=8)
+    for seed in range(400):
+        rand_augment(one, 9.0, np.random.default_rng(seed), GRAY)
+    assert max(seen) <= 1
+    assert np.mean(seen) == pytest.approx(0.9, abs=0.01)
+    assert np.std(seen) == pytest.approx(0.05, abs=0.01)
+
+
+# random erasing, MixUp, CutMix
+
+
+def test_erasing_replaces_one_box_of_some_images_with_noise():
+    images = torch.full((200, 3, 32, 32), 9.0)
+    erased = random_erasing(images, 0.25, np.random.default_rng(0))
+    changed = (erased != images).any(dim=1)
+    chosen = changed.flatten(1).any(dim=1)
+    assert stats.binomtest(int(chosen.sum()), 200, 0.25).pvalue > 1e-3
+    shares = []
+    for mask in changed[chosen]:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+        assert box.all()  # a whole rectangle
+        shares.append(box.numel() / 32**2)
+    assert 0.01 <= min(shares) < max(shares) <= 0.36
+    noise = erased[erased != 9.0]
+    assert noise.mean().item() == pytest.approx(0, abs=0.05)
+    assert noise.std().item() == pytest.approx(1, abs=0.05)
+    assert torch.equal(images, torch.full_like(images, 9.0))  # not in place
+
+
+def test_erasing_of_probability_0_and_1():
+    images = torch.zeros(8, 3, 16, 16)
+    assert random_erasing(images, 0.0, np.random.default_rng(0)) is images
+    erased = random_erasing(images, 1.0, np.random.default_rng(0))
+    assert (erased != 0).flatten(1).any(dim=1).all()
+
+
+def test_mixup_blends_images_and_shares_alike():
+    labels = torch.tensor([0, 1, 2, 3])
+    images = labels.float()[:, None, None, None].expand(4, 3, 8, 8)
+    blended, shares = mixed(images, labels, 4, mixup=0.8, cutmix=0.0)
+    assert torch.equal(shares.sum(dim=1), torch.ones(4))
+    torch.testing.assert_close(blended[:, 0, 0, 0], shares @ torch.arange(4.0))
+    assert (shares.max(dim=1).values < 1).all()
+
+
+def test_cutmix_shares_are_those_of_the_area():
+    labels = torch.tensor([0, 1, 2, 3])
+    images = F.one_hot(labels, 4).float()[:, :, None, None].expand(4, 4, 8, 8)
+    cut, shares = mixed(images, labels, 4, mixup=0.0, cutmix=1.0)
+    torch.testing.assert_close(cut.mean(dim=(2, 3)), shares)
+    assert set(cut.unique().tolist()) == {0.0, 1.0}
+
+
+def test_without_mixing_each_image_is_its_class():
+    labels = torch.tensor([2, 0])
+    images = torch.rand(2, 3, 8, 8)
+    same, shares = mixed(images, labels, 3, mixup=0.0, cutmix=0.0)
+    assert same is images
+    assert shares.tolist() == [[0, 0, 1], [1, 0, 0]]
+
+
+def test_with_both_each_batch_gets_one_of_them_half_of_the_time():
+    labels = torch.tensor([0, 1])
+    images = labels.float()[:, None, None, None].expand(2, 1, 8, 8)
+    blends = 0
+    for _ in range(300):
+        changed, _ = mixed(images, labels, 2, mixup=0.8, cutmix=1.0)
+        blends += int(((changed > 0) & (changed < 1)).any())
+    assert stats.binomtest(blends, 300, 0.5).pvalue > 1e-3
+
+
+# labelled batches
+
+
+@pytest.fixture
+def labelled(image_folder):
+    return open_labelled(str(image_folder(per_class=10)), 3).train
+
+
+def batches(source, steps=range(4), *, augment=9.0, workers=0, rank=0, world_size=1, **options):
+    settings = {"seed": 0, "batch_size": 4, "size": (16, 16), "crop_scale": (0.08, 1.0)} | options
+    loader = labelled_batches(
+        source,
+        steps=steps,
+        interpolation="bicubic",
+        augment=augment,
+        rank=rank,
+        world_size=world_size,
+        workers=workers,
+        cuda=False,
+        **settings,
+    )
+    return list(loader)
+
+
+def assert_equal(ours: list[LabelledBatch], theirs: list[LabelledBatch]) -> None:
+    assert len(ours) == len(theirs) > 0
+    for one, other in zip(ours, theirs, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert torch.equal(one.labels, other.labels)
+        assert one.skipped == other.skipped
+
+
+def test_labelled_batch_is_crops_and_their_classes(labelled):
+    (batch,) = batches(labelled, range(1))
+    assert batch.images.shape == (4, 3, 16, 16)
+    assert batch.images.dtype == torch.uint8
+    assert batch.is_whole
+    assert batch.skipped == []
+    redder = batches(labelled, range(4), augment=False)
+    for one in redder:
+        blue = one.images.float().mean(dim=(2, 3))
+        means = {label: blue[one.labels == label].mean(dim=0) for label in one.labels.tolist()}
+        for pixels, label in zip(blue, one.labels.tolist(), strict=True):
+            assert (pixels - means[label]).abs().max() < 40  # each class has its colour
+
+
+def test_an_epoch_is_every_image_once_but_for_the_rest(labelled):
+    seen = []
+    for batch in batches(labelled, range(4), augment=False):
+        seen += batch.labels.tolist()
+    assert len(seen) == 16 == len(labelled)
+    assert sorted(seen) == sorted(labelled.label(index) for index in range(16))
+
+
+def test_labelled_batches_are_the_same_whoever_reads_them(labelled):
+    alone = batches(labelled, range(6))
+    assert_equal(batches(labelled, range(6), workers=2), alone)
+    assert_equal(batches(labelled, range(3, 6)), alone[3:])
+    halves = [batches(labelled, range(6), rank=rank, world_size=2) for rank in range(2)]
+    for whole, first, second in zip(alone, *halves, strict=True):
+        assert torch.equal(torch.cat([first.images, second.images]), whole.images)
+        assert torch.equal(torch.cat([first.labels, second.labels]), whole.labels)
+
+
+def test_another_seed_or_epoch_gives_other_crops(labelled):
+    (first,), (other) = batches(labelled, range(1)), batches(labelled, range(1), seed=1)
+    assert not torch.equal(first.images, other[0].images)
+    orders = [
+        torch.cat([batch.images for batch in batches(labelled, range(start, start + 4))])
+        for start in (0, 4)
+    ]
+    assert not torch.equal(*orders)
+
+
+def test_augmentation_changes_pixels_but_neither_order_nor_crops(labelled):
+    plain, augmented = (batches(labelled, augment=strength) for strength in (False, 9.0))
+    unchanged = 0
+    for one, other in zip(plain, augmented, strict=True):
+        assert torch.equal(one.labels, other.labels)
+        pairs = zip(one.images, other.images, strict=True)
+        unchanged += sum(torch.equal(a, b) for a, b in pairs)
+    assert 0 < unchanged < 16
+
+
+def test_without_flips_no_image_is_mirrored(labelled):
+    size = {"size": (24, 20), "crop_scale": (1.0, 1.0)}
+    for batch in batches(labelled, augment=False, flip=False, **size):
+        originals = [labelled.read(index) for index in range(len(labelled))]
+        assert not any(
+            torch.equal(one, other.flip(-1)) for one in batch.images for other in originals
+        )
+
+
+def test_unreadable_image_is_replaced_with_its_label(image_folder):
+    folder = image_folder(per_class=10)
+    for index in range(10):
+        if index != 0:
+            (folder / "red" / f"{index}.jpg").write_bytes(b"")
+    source = open_source([str(folder)], 3)
+    found = batches(source, range(5), augment=False)
+    assert all(batch.is_whole for batch in found)
+    assert sum(len(batch.skipped) for batch in found) >= 9
+    labels = torch.cat([batch.labels for batch in found])
+    reds = torch.cat([batch.images for batch in found])[labels == 1].float().mean(dim=(2, 3))
+    assert len(labels) == 20
+    assert reds.std(dim=0).max() < 15 or len(reds) < 2  # all of the one image left
+
+
+def test_pretraining_batches_do_not_know_of_it(labelled, tiny):
+    """The parts that both share draw for pre-training what they always drew."""
+    (batch,) = list(view_batches(labelled, tiny, range(1), rank=0, world_size=1, cuda=False))
+    rng = np.random.default_rng((tiny.seed, 0, 0))
+    expected = rng.random((2, 16), dtype=np.float32)
+    from mvmae.data.reading.loader import epoch_order
+
+    place = epoch_order(tiny.seed, 0, len(labelled)).tolist().index(0)
+    if place < 8:
+        assert batch.noise[:, place].numpy() == pytest.approx(expected)
+
+
+# the middle of test images
+
+
+def test_share_of_a_test_image_is_its_middle():
+    pixels = torch.zeros(3, 64, 96, dtype=torch.uint8)
+    pixels[:, 16:48, 32:64] = 200
+    half = whole_view(pixels, (32, 32), share=0.5)
+    assert (half == 200).all()
+    assert (whole_view(pixels, (32, 32)) == 0).any()
+
+
+def test_share_of_1_is_what_was_always_seen(labelled):
+    for one, other in zip(
+        *(
+            whole_batches(
+                labelled,
+                (16, 16),
+                interpolation="bicubic",
+                batch_size=4,
+                workers=0,
+                cuda=False,
+                **options,
+            )
+            for options in ({}, {"share": 1.0})
+        ),
+        strict=True,
+    ):
+        assert torch.equal(one.images, other.images)
+
+
+# loss
+
+
+def test_smoothing_of_shares_is_the_mixture_of_smoothed_labels():
+    """As timm has it: labels are smoothed first, then mixed."""
+    scores = torch.randn(4, 5, dtype=torch.float64)
+    labels, share, smoothing = torch.tensor([0, 1, 2, 4]), 0.3, 0.1
+    off = smoothing / 5
+    smooth = F.one_hot(labels, 5).double() * (1 - smoothing) + off
+    target = share * smooth + (1 - share) * smooth.flip(0)
+    expected = -(target * scores.log_softmax(dim=1)).sum(dim=1).mean()
+    hard = F.one_hot(labels, 5).double()
+    shares = share * hard + (1 - share) * hard.flip(0)
+    torch.testing.assert_close(F.cross_entropy(scores, shares, label_smoothing=smoothing), expected)
+
+
+# the classifier
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [{}, {"cls_token": False}, {"num_registers": 2}, {"layer_scale": True}, {"final_norm": False}],
+)
+def test_any_encoder_becomes_a_classifier(variant):
+    encoder = encoder_of(**variant)
+    model = Classifier(encoder, 7).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert model(images).shape == (2, 7)
+    own = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norm.")}
+    body = model.encoder.state_dict()
+    assert body.keys() == own.keys()
+    assert all(torch.equal(body[key], own[key]) for key in own)
+    keys = timm_keys(model.state_dict()).keys()
+    assert keys >= {"pos_embed", "fc_norm.weight", "head.bias", "blocks.0.attn.qkv.weight"}
+    assert not any(key.startswith(("norm.", "encoder.")) for key in keys)
+
+
+def test_patch_tokens_are_averaged_before_the_norm():
+    model = Classifier(encoder_of(), 3).eval()
+    images = torch.randn(2, 3, 16, 16)
+    (last,) = model.encoder.forward_intermediates(images, [3])
+    mean = F.layer_norm(last.mean(dim=(2, 3)), (64,), eps=1e-6)
+    torch.testing.assert_close(model(images), mean @ model.head.weight.T + model.head.bias)
+
+
+def test_everything_is_trained_and_the_encoder_given_stays_as_it_is():
+    encoder = encoder_of()
+    before = {key: value.clone() for key, value in encoder.state_dict().items()}
+    model = Classifier(encoder, 3, drop_path=0.2)
+    optimizer = layerwise_adamw(
+        model, lr=0.1, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.65
+    )
+    torch.nn.init.normal_(model.head.weight)  # or hardly a gradient gets past it
+    start = {name: value.detach().clone() for name, value in model.named_parameters()}
+    loss = F.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 0]))
+    loss.backward()
+    optimizer.step()
+    assert [n for n, p in model.named_parameters() if torch.equal(p, start[n])] == []
+    assert "encoder.pos_embed" in start
+    assert all(torch.equal(value, before[key]) for key, value in encoder.state_dict().items())
+
+
+def test_first_predictions_are_even():
+    model = Classifier(encoder_of(), 10, generator=Generator().manual_seed(1)).eval()
+    shares = model(torch.randn(4, 3, 16, 16)).softmax(dim=1)
+    assert shares.max().item() == pytest.approx(0.1, abs=1e-3)
+    assert 0 < model.head.weight.std().item() < 4e-5
+    again = Classifier(encoder_of(), 10, generator=Generator().manual_seed(1))
+    assert torch.equal(again.head.weight, model.head.weight)
+
+
+def test_drop_path_rises_in_a_line_from_0_and_acts_only_in_training():
+    model = Classifier(encoder_of(), 2, drop_path=0.3)
+    assert [b.drop_path for b in model.encoder.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    torch.nn.init.normal_(model.head.weight)
+    images = torch.randn(8, 3, 16, 16)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+# layers
+
+
+def test_each_layer_learns_slower_than_the_one_above():
+    model = Classifier(encoder_of(num_registers=1), 3)
+    groups = layer_groups(model, weight_decay=0.05, layer_decay=0.5)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    scale, decay = {}, {}
+    for group in groups:
+        for parameter in group["params"]:
+            scale[names[id(parameter)]] = group["lr_scale"]
+            decay[names[id(parameter)]] = group["weight_decay"]
+    assert scale.keys() == set(names.values())
+    for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.weight"):
+        assert scale[f"encoder.{name}"] == 0.5**5
+    for block in range(4):
+        assert scale[f"encoder.blocks.{block}.mlp.fc1.weight"] == 0.5 ** (4 - block)
+    assert scale["fc_norm.weight"] == scale["head.weight"] == 1
+    undecayed = {name for name, value in decay.items() if value == 0}
+    assert {"encoder.cls_token", "encoder.reg_token", "encoder.pos_embed"} <= undecayed
+    assert "head.bias" in undecayed
+    assert {"head.weight", "encoder.patch_embed.proj.weight"} <= decay.keys() - undecayed
+
+
+def test_rate_of_a_group_is_its_share():
+    model = Classifier(encoder_of(), 3)
+    optimizer = layerwise_adamw(model, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, layer_decay=0.5)
+    set_lr(optimizer, 0.25)
+    for group in optimizer.param_groups:
+        assert group["lr"] == 0.25 * group["lr_scale"]
+
+
+def test_frozen_parameters_have_no_layer():
+    model = Classifier(encoder_of(), 3)
+    model.encoder.cls_token.requires_grad_(False)
+    groups = layer_groups(model, weight_decay=0.0, layer_decay=0.5)
+    assert all(model.encoder.cls_token is not p for group in groups for p in group["params"])
+
+
+# schedule
+
+
+def test_the_rate_ends_at_its_final_value():
+    rates = [
+        warmup_cosine(step, peak=1.0, warmup_steps=5, total_steps=25, final=0.1)
+        for step in range(26)
+    ]
+    assert rates[0] == 0
+    assert rates[5] == 1
+    assert rates[15] == pytest.approx(0.55)
+    assert rates[25] == pytest.approx(0.1)
+    assert min(rates[5:]) == rates[25]
+
+
+def test_rate_is_that_of_maes_code():
+    """`lr * epoch / warmup`, then `min + (lr - min) * (1 + cos(pi * share)) / 2`."""
+    per_epoch, epochs, warmup, peak, low = 7, 10, 2, 1e-3, 1e-6
+    for step in range(per_epoch * epochs):
+        epoch = step / per_epoch
+        if epoch < warmup:
+            expected = peak * epoch / warmup
+        else:
+            share = (epoch - warmup) / (epochs - warmup)
+            expected = low + (peak - low) * 0.5 * (1 + math.cos(math.pi * share))
+        ours = warmup_cosine(
+            step,
+            peak=peak,
+            warmup_steps=warmup * per_epoch,
+            total_steps=epochs * per_epoch,
+            final=low,
+        )
+        assert ours == pytest.approx(expected, rel=1e-12)
+
+
+# config and recipes
+
+
+def test_paper_recipe_is_maes_with_the_papers_batch():
+    config = FINETUNE["paper-finetune"].config
+    assert (config.epochs, config.batch_size, config.warmup_epochs) == (100, 512, 5)
+    assert (config.base_lr, config.min_lr, config.layer_decay) == (5e-4, 1e-6, 0.65)
+    assert config.lr == pytest.approx(1e-3)
+    assert (config.weight_decay, config.betas, config.clip_grad) == (0.05, (0.9, 0.999), None)
+    assert (config.mixup, config.cutmix, config.label_smoothing) == (0.8, 1.0, 0.1)
+    assert (config.drop_path, config.erasing, config.rand_augment) == (0.1, 0.25, 9)
+    assert (config.crop_scale, config.test_share, config.ema) == ((0.08, 1.0), 0.875, None)
+
+
+def test_defaults_are_those_of_the_paper_recipe():
+    """The help shows them, and a result's command relies on them."""
+    paper = FINETUNE["paper-finetune"].config
+    assert FinetuneConfig(encoder=paper.encoder, data=paper.data) == paper
+    assert command_of("finetune", paper) == "mvmae finetune runs/pretrain imagenet"
+
+
+@pytest.mark.parametrize("name", FINETUNE)
+def test_recipes_survive_json(name):
+    config = FINETUNE[name].config
+    assert from_json(to_json(config), FinetuneConfig, source=name) == config

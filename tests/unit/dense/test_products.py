@@ -1,0 +1,137 @@
+"""Finished runs: which verb made one, what is fixed in it, and what a resumed run needs."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mvmae import encoders
+from mvmae.cli.main import main, parse
+from mvmae.config.detect import DetectConfig
+from mvmae.config.files import to_json
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.config.segment import SegmentConfig
+from mvmae.dense.detect.product import open_detector
+from mvmae.dense.products import (
+    encoder_to_begin_with,
+    is_written,
+    refuse_deep,
+    refuse_what_is_fixed,
+    verb_of,
+)
+from mvmae.dense.segment.product import open_segmenter
+from mvmae.encoders import OpenedEncoder, Preprocessing
+from mvmae.errors import UserError
+
+SEGMENT = SegmentConfig(encoder="e", data="d")
+LOOKS = {"crop": 64, "stride": 42, "short_side": 80}
+
+
+@pytest.mark.parametrize(
+    ("config", "verb"),
+    [
+        (PretrainConfig(), "pretrain"),
+        (SEGMENT, "segment"),
+        (DetectConfig(encoder="e", data="d"), "detect"),
+    ],
+)
+def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, verb):
+    (tmp_path / "config.json").write_text(to_json(config))
+    assert verb_of(tmp_path) == verb
+    for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
+        with pytest.raises(UserError) as caught:
+            opened(str(tmp_path))
+        unfinished = "it has not finished: --resume it"
+        said = unfinished if verb == own else f"it is a run of mvmae {verb}"
+        assert str(caught.value).endswith(f"({said})")
+
+
+def test_what_is_no_run_is_told_without_a_guess(tmp_path):
+    (tmp_path / "config.json").write_text("[]")
+    assert verb_of(tmp_path) == ""
+    with pytest.raises(UserError, match=r"model.safetensors$"):
+        open_segmenter(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"stride": 10}, "--stride 10 changes nothing here, the run has 42: leave --stride out"),
+        ({"crop": 100}, "--crop 100 changes nothing here, the run has 64"),
+        ({"short_side": None}, "--short-side None changes nothing here, the run has 80"),
+    ],
+)
+def test_another_way_to_look_is_refused(changes, told):
+    with pytest.raises(UserError, match=told):
+        refuse_what_is_fixed(replace(SEGMENT, **changes), "segment", LOOKS)
+
+
+def test_what_a_recipe_or_the_run_says_passes():
+    for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
+        config = parse("segment", ["run", "data", "--protocol", "test", *words])[1]
+        refuse_what_is_fixed(config, "segment", LOOKS)
+
+
+def test_a_resumed_run_needs_no_encoder(tmp_path):
+    """Its shape and its preprocessing come from the run's folder."""
+    model = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
+    plain = encoders.open_encoder("random:vit_pico", 16)
+    odd = encoders.Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
+    opened = plain._replace(encoder=encoders.random_encoder(model, 0), preprocessing=odd)
+    facts = {"encoder": encoders.facts_of(opened)}
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    config = DetectConfig(encoder="nowhere", data="d", out=tmp_path, resume=True)
+    again = encoder_to_begin_with(config)
+    assert encoders.facts_of(again) == facts["encoder"]
+    with pytest.raises(UserError, match="no such encoder: nowhere"):
+        encoder_to_begin_with(replace(config, resume=False))
+    (tmp_path / "environment.json").write_text("{}")  # of an older run
+    with pytest.raises(UserError, match="no such encoder: nowhere"):
+        encoder_to_begin_with(config)
+
+
+def test_what_metrics_have_is_not_written_again(tmp_path):
+    assert not is_written(tmp_path, 3, "miou")
+    lines = [{"step": 3, "loss": 1.0}, {"step": 3, "miou": 2.0}, {"step": 4, "loss": 1.0}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    assert is_written(tmp_path, 3, "miou")
+    assert not is_written(tmp_path, 4, "miou")
+    assert not is_written(tmp_path, 3, "box_ap")
+
+
+@pytest.mark.parametrize(
+    ("channels", "depth", "said"),
+    [
+        (3, "float", "enc was trained on images of floating-point values and 3 channels: "),
+        (1, "16", "of 16 bit and 1 channel: "),
+        (12, "8", "of 8 bit and 12 channels: "),
+    ],
+)
+def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
+    tmp_path, monkeypatch, capsys, channels, depth, said
+):
+    encoder = encoders.random_encoder(
+        ModelConfig(encoder="vit_pico", in_channels=channels, image_size=32, patch_size=8), 0
+    )
+    preprocessing = Preprocessing((0.5,) * channels, (0.3,) * channels, "bicubic")
+    opened = OpenedEncoder(encoder, preprocessing, "mean", depth=depth)
+    monkeypatch.chdir(tmp_path)
+    Path("enc").mkdir()
+    encoders.save_encoder(Path("enc"), opened)
+    for words in (
+        "detect enc data --out run --device cpu",
+        "segment enc data --out run --device cpu",
+        "segment enc data --protocol knn --out run --device cpu",
+    ):
+        assert main(words.split()) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert said in line
+        assert line.endswith("gray or colour of 8 bit, with an encoder of such images")
+        assert not Path("run").exists()
+
+
+def test_an_encoder_of_plain_pixels_passes():
+    opened = encoders.open_encoder("random:vit_pico")
+    assert refuse_deep(opened, "enc") is opened

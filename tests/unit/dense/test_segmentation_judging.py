@@ -1,0 +1,200 @@
+"""Windows, scales and figures of segmentation."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from mvmae.dense.segment.evaluate import Examiner, named, offsets, predicted, scores_of, slide
+from mvmae.dense.segment.frozen import drawn
+from mvmae.dense.segment.model import Scores, at_size
+from mvmae.encoders import Preprocessing
+from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
+from mvmae.method.losses import pixel_loss
+from mvmae.metrics.miou import pixel_confusion, quality
+from mvmae.training.schedule import warmup_poly
+
+
+class Blur(nn.Module):
+    """Scores at a quarter of the size from the pixels around: what a place scores depends on it."""
+
+    def __init__(self, num_classes: int = 5) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(3, num_classes, 5, stride=4, padding=2)
+
+    def forward(self, images: torch.Tensor) -> Scores:
+        assert images.shape[2] % 4 == images.shape[3] % 4 == 0
+        return Scores(self.layer(images), None)
+
+
+def examiner(**options) -> Examiner:
+    preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, "bilinear")
+    plain = Examiner(Blur(), 4, 32, 20, None, preprocessing, torch.device("cpu"), "fp32", at_once=3)
+    return plain._replace(**options)
+
+
+# Windows
+
+
+@pytest.mark.parametrize("side", [32, 33, 50, 52, 53, 99, 300])
+def test_windows_cover_a_side_and_overlap_as_asked(side):
+    begins = offsets(side, 32, 20)
+    covered = {at for begin in begins for at in range(begin, begin + 32)}
+    assert covered == set(range(side))
+    assert begins == sorted(set(begins))
+    assert max(np.diff(begins), default=0) <= 20
+
+
+def test_one_window_is_one_pass():
+    image = torch.randn(3, 32, 32)
+    test = examiner()
+    wanted = at_size(test.model(image[None]).main, (32, 32))[0]
+    torch.testing.assert_close(slide(test, image), wanted)
+    small = image[:, :24, :20]
+    wanted = at_size(test.model(small[None]).main, (24, 20))[0]
+    torch.testing.assert_close(slide(test, small), wanted)
+
+
+def test_image_smaller_than_a_patch_is_padded():
+    assert slide(examiner(), torch.randn(3, 3, 50)).shape == (5, 3, 50)
+
+
+def test_windows_are_averaged():
+    """Against a loop over all windows, one at a time."""
+    test, image = examiner(), torch.randn(3, 70, 45)
+    total, count = torch.zeros(5, 70, 45), torch.zeros(70, 45)
+    for top in (0, 20, 38):
+        for left in (0, 13):
+            cut = image[None, :, top : top + 32, left : left + 32]
+            total[:, top : top + 32, left : left + 32] += at_size(test.model(cut).main, (32, 32))[0]
+            count[top : top + 32, left : left + 32] += 1
+    for at_once in (1, 4, 100):
+        torch.testing.assert_close(slide(test._replace(at_once=at_once), image), total / count)
+
+
+def test_many_scales_are_probabilities_and_blind_to_mirrors():
+    image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
+    test = examiner(multi_scale=True)
+    with torch.no_grad():
+        scores, mirrored = scores_of(test, image), scores_of(test, image.flip(-1)).flip(-1)
+    torch.testing.assert_close(scores.sum(dim=0), torch.ones(40, 48))
+    torch.testing.assert_close(scores, mirrored, atol=0.02, rtol=0)
+
+
+def test_classes_are_those_of_the_largest_score_however_many_there_are():
+    scores = torch.randn(50, 6, 8)
+    wanted = at_size(scores[None], (13, 17))[0].argmax(dim=0)
+    assert named(scores, (13, 17)).long().equal(wanted)
+
+
+def test_prediction_has_the_images_own_size():
+    image = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8)
+    assert predicted(examiner(short_side=40), image, (61, 83)).shape == (61, 83)
+
+
+# Figures
+
+
+def test_figures_equal_a_count_of_ten_lines():
+    rng = np.random.default_rng(0)
+    truth, guess = rng.integers(-1, 6, (3, 40, 50)), rng.integers(0, 6, (3, 40, 50))
+    ious, accuracies = [], []
+    counts = truth >= 0
+    for number in range(6):
+        true, taken = (truth == number) & counts, (guess == number) & counts
+        ious.append(100 * (true & taken).sum() / (true | taken).sum())
+        accuracies.append(100 * (true & taken).sum() / true.sum())
+    own = quality(pixel_confusion(torch.from_numpy(guess), torch.from_numpy(truth), 6))
+    assert own.miou == pytest.approx(np.mean(ious), abs=1e-9)
+    assert own.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-9)
+    assert own.pixel_accuracy == pytest.approx(100 * (truth == guess)[counts].mean(), abs=1e-9)
+    assert own.iou.tolist() == pytest.approx(ious)
+
+
+def test_class_that_is_nowhere_is_left_out_and_one_only_predicted_counts():
+    truth, guess = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
+    own = quality(pixel_confusion(guess, truth, 4))
+    assert own.iou[:3].tolist() == pytest.approx([50, 100, 0])
+    assert own.iou[3].isnan()
+    assert own.miou == pytest.approx(50)
+    assert own.mean_accuracy == pytest.approx(75)
+
+
+def test_loss_is_divided_by_all_pixels():
+    scores = torch.randn(2, 3, 4, 4)
+    classes = torch.randint(0, 3, (2, 4, 4))
+    whole = pixel_loss(scores, classes)
+    torch.testing.assert_close(whole, nn.functional.cross_entropy(scores, classes))
+    half = classes.clone()
+    half[:, :, 2:] = -1
+    wanted = nn.functional.cross_entropy(scores[..., :2], classes[..., :2]) / 2
+    torch.testing.assert_close(pixel_loss(scores, half), wanted)
+    assert pixel_loss(scores, torch.full_like(classes, -1)) == 0
+    assert pixel_loss(scores.bfloat16(), classes).dtype == torch.float32
+
+
+def test_rate_rises_and_falls_to_0():
+    """mmcv's poly with linear warm-up, at BEiT's 160,000 steps, written out anew."""
+
+    def mmcv(step):
+        regular = 1e-4 * (1 - step / 160_000)
+        return regular * (1 - (1 - step / 1500) * (1 - 1e-6)) if step < 1500 else regular
+
+    for step in (0, 1, 750, 1499, 1500, 80_000, 159_999):
+        rate = warmup_poly(step, peak=1e-4, warmup_steps=1500, total_steps=160_000)
+        assert rate == pytest.approx(mmcv(step))
+    assert warmup_poly(0, peak=1e-4, warmup_steps=1500, total_steps=160_000) == pytest.approx(1e-10)
+
+
+# Pictures
+
+
+def test_colours_of_150_classes_are_all_different():
+    colours = palette(150)
+    assert len({tuple(colour) for colour in colours.tolist()}) == 150
+    assert palette(5).tolist() == colours[:5].tolist()
+
+
+def test_what_does_not_count_is_nearly_white_and_borders_are_drawn():
+    classes = torch.tensor([[0, 0, 1], [0, 0, 1], [-1, -1, -1]], dtype=torch.int16)
+    picture = coloured(classes, palette(2))
+    assert picture[2].min() > 230
+    assert picture[0, 0].tolist() == palette(2)[0].tolist()
+    image = torch.zeros(3, 3, 3, dtype=torch.uint8)
+    laid = overlaid(image, classes, palette(2))
+    assert (laid[0, 1] == 255).all()
+    assert (laid[0, 0] < 255).any()
+
+
+# Patches to search
+
+
+def test_patches_are_drawn_from_all_images_alike():
+    """A hundred images have 30 patches each: the last count as the first do."""
+    images = torch.arange(100).repeat_interleave(30)
+    tokens = images[:, None].float()
+    kept, classes = drawn(tokens, images, 1000, seed=0)
+    assert len(kept) == 1000
+    assert classes.equal(kept[:, 0].long())
+    assert classes.equal(classes.sort().values)
+    halves = (classes < 50).float().mean().item()
+    assert halves == pytest.approx(0.5, abs=0.05)
+    assert len(classes.unique()) == 100
+    assert drawn(tokens, images, 1000, seed=0)[1].equal(classes)
+    assert not drawn(tokens, images, 1000, seed=1)[1].equal(classes)
+    assert drawn(tokens, images, 3000, seed=0)[1].equal(images)
+
+
+# Pictures
+
+
+@pytest.mark.parametrize("size", [(2, 900), (900, 2), (1, 1)])
+def test_flat_and_narrow_images_are_drawn(size):
+    image = torch.full((3, *size), 90, dtype=torch.uint8)
+    classes = torch.zeros(size, dtype=torch.int16)
+    png = draw([Shown("a", image, classes, classes)], ["0"], title="t", note="n")
+    with Image.open(io.BytesIO(png)) as picture:
+        assert 100 < picture.height < 3000

@@ -1,0 +1,50 @@
+"""Attention on a report's page: one scale for the runs of an image, and what its peak is."""
+
+import base64
+import io
+import re
+
+import numpy as np
+from PIL import Image
+
+from mvmae.data.sources.open import open_source
+from mvmae.inspect.attention_panels import overlay
+from mvmae.inspect.choose_images import choose
+from mvmae.inspect.report.pictures import Drawn, Look, Shown, overlay_picture, side_by_side
+
+GRAY = np.full((32, 32, 3), 0.5, np.float32)
+
+
+def drawn(name: str, heat: np.ndarray) -> Drawn:
+    return Drawn(name, 3, None, [Look(GRAY, heat.astype(np.float32))], None, [])
+
+
+def pixels(picture) -> np.ndarray:
+    content = re.search(r"base64,([^\"']+)", str(picture))
+    assert content, picture
+    with Image.open(io.BytesIO(base64.b64decode(content[1]))) as opened:
+        return np.asarray(opened.convert("RGB")).astype(float)
+
+
+def test_runs_side_by_side_share_a_scale_and_say_their_peaks():
+    weak, strong = np.ones((4, 4)), np.ones((4, 4))
+    weak[0, 0], strong[0, 0] = 1.2, 6.0
+    shown = Shown(("photos",), choose(open_source(("photos",), 3), 1, 0), "said")
+    runs = [drawn("weak", weak), drawn("strong", strong)]
+    ((kind, gallery),) = side_by_side(runs, shown, [GRAY])
+    assert kind == "attention"
+    _, first, second = gallery.strips[0].pictures
+    assert (first.caption, second.caption) == (
+        "weak, peak 1.2x even",
+        "strong, peak 6.0x even",
+    )
+    assert "peak 1.2x even" in first.alt
+    corner = [pixels(one)[:4, :4].mean() for one in (first, second)]
+    assert corner[1] > corner[0] + 30
+
+
+def test_even_attention_is_of_one_colour():
+    heat = np.random.default_rng(0).normal(1, 0.01, (4, 4)).astype(np.float32)
+    made = pixels(overlay_picture(Look(GRAY, heat), "a", "attention"))
+    assert np.ptp(made, axis=(0, 1)).max() < 30
+    assert np.ptp(255 * overlay(GRAY, heat), axis=(0, 1)).max() > 80

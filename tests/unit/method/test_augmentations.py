@@ -1,0 +1,188 @@
+"""Colours are torchvision's, view for view; their draws follow the seed and disturb no others."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as tv
+
+from mvmae.config.model import ModelConfig
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.config.views import ViewsConfig
+from mvmae.data.reading.samples import ViewsDataset, collate
+from mvmae.data.sources.open import open_source
+from mvmae.errors import UserError
+from mvmae.method.augmentations import UNCHANGED, in_other_colours, random_colours, recoloured
+from mvmae.method.terms import on_device
+
+STRONG = ViewsConfig(color_jitter=1.0, grayscale=0.2)
+CPU = torch.device("cpu")
+
+
+def images(channels: int = 3, count: int = 5) -> torch.Tensor:
+    """Noise, with a gray, a black and a white image among it, where a hue is undefined."""
+    pixels = torch.rand(count, channels, 8, 9, generator=torch.Generator().manual_seed(0))
+    pixels[0] = pixels[0, :1]
+    pixels[1, ..., :4], pixels[1, ..., 4:] = 0, 1
+    return pixels
+
+
+def draws(count: int, config: ViewsConfig = STRONG) -> torch.Tensor:
+    rows = [random_colours((0, 0, place, 1), config) for place in range(count)]
+    return torch.cat([row for row in rows if row is not None])
+
+
+def theirs(image: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+    """torchvision's functions, one after the other."""
+    brightness, contrast, saturation, hue = colours.tolist()
+    image = tv.adjust_contrast(tv.adjust_brightness(image, brightness), contrast)
+    return tv.adjust_hue(tv.adjust_saturation(image, saturation), hue)
+
+
+def config_of(views: ViewsConfig, **changed: object) -> PretrainConfig:
+    model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=4, decoder_dim=32)
+    return PretrainConfig(model=model, views=views, workers=0, **changed)
+
+
+def batch_of(config: PretrainConfig, count: int = 4):
+    dataset = ViewsDataset(open_source(("photos",), 3), config)
+    return collate([dataset[3, place] for place in range(count)])
+
+
+def test_equal_to_torchvision() -> None:
+    pixels = images(count=40)
+    colours = draws(20)
+    expected = torch.stack([theirs(*pair) for pair in zip(pixels, colours, strict=True)])
+    torch.testing.assert_close(
+        recoloured(pixels, colours, bounded=True), expected, atol=2e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("hue", [-0.5, -0.37, -1 / 6, 0.0, 0.01, 1 / 3, 0.5])
+def test_every_hue_turns_as_torchvision_turns_it(hue: float) -> None:
+    pixels = images()
+    colours = torch.tensor([[1.0, 1.0, 1.0, hue]]).expand(len(pixels), -1)
+    ours = recoloured(pixels, colours, bounded=True)
+    torch.testing.assert_close(ours, tv.adjust_hue(pixels, hue), atol=2e-6, rtol=0)
+
+
+def test_what_is_unchanged_stays() -> None:
+    pixels = images()
+    colours = torch.tensor([UNCHANGED]).expand(len(pixels), -1)
+    ours = recoloured(pixels, colours, bounded=True)
+    torch.testing.assert_close(ours, pixels, atol=1e-6, rtol=0)
+
+
+def test_gray_views_have_three_equal_channels_whatever_the_hue() -> None:
+    gray = recoloured(images(), torch.tensor([[1.2, 0.7, 0.0, 0.3]]).expand(5, -1), bounded=True)
+    torch.testing.assert_close(gray[:, 0], gray[:, 1], atol=1e-6, rtol=0)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
+    assert gray.std() > 0.1
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_images_without_colour_have_brightness_and_contrast(channels: int) -> None:
+    pixels = images(channels)
+    colours = torch.tensor([[1.5, 0.5, 0.0, 0.4]]).expand(5, -1)
+    brighter = (1.5 * pixels).clamp(0, 1)
+    middle = brighter.mean((1, 2, 3), keepdim=True)
+    expected = (middle + 0.5 * (brighter - middle)).clamp(0, 1)
+    torch.testing.assert_close(recoloured(pixels, colours, bounded=True), expected)
+
+
+def test_values_of_any_range_are_not_cut() -> None:
+    values = 1000 * images() - 300
+    colours = torch.tensor([[1.5, 1.4, 1.2, 0.1]]).expand(5, -1)
+    ours = recoloured(values, colours, bounded=False)
+    assert ours.max() > 1000
+    assert ours.min() < -400
+    assert recoloured(values, colours, bounded=True).min() >= 0
+
+
+def test_values_with_an_offset_change_about_their_own_black_and_stay_in_sight() -> None:
+    kelvin = 280 + 20 * images(1)
+    views = ViewsConfig(depth="float", mean=(290.0,), std=(5.0,), color_jitter=0.5)
+    colours = draws(3, views)[: len(kelvin)]
+    changed = in_other_colours(kelvin[: len(colours)], colours, views, 1)
+    assert changed.min() > 250
+    assert changed.max() < 330
+    assert not torch.equal(changed, kelvin[: len(colours)])
+    same = in_other_colours(kelvin, torch.tensor([UNCHANGED] * len(kelvin)), views, 1)
+    torch.testing.assert_close(same, kelvin, atol=1e-3, rtol=0)
+    # brightness alone: black, 290 - 2.5 x 5, stays, and what lies above it is scaled
+    dark = in_other_colours(kelvin, torch.tensor([[0.5, 1.0, 1.0, 0.0]] * len(kelvin)), views, 1)
+    torch.testing.assert_close(dark, 277.5 + 0.5 * (kelvin - 277.5), atol=1e-3, rtol=0)
+
+
+def test_eight_and_sixteen_bit_are_shares_of_white_and_are_cut() -> None:
+    pixels = (255 * images()).byte()
+    colours = draws(3)[: len(pixels)]
+    eight = in_other_colours(pixels, colours, STRONG, 3)
+    shares = in_other_colours(pixels / 255, colours, replace(STRONG, depth="16"), 3)
+    assert torch.equal(eight, shares)
+    assert (eight.min(), eight.max()) == (0, 1)
+
+
+def test_draws_have_the_ranges_and_shares_of_simclr() -> None:
+    drawn = draws(4000, replace(STRONG, color_jitter=0.5)).numpy()
+    light, hue, gray = drawn[:, :2], drawn[:, 3], drawn[:, 2] == 0
+    changed = light[:, 0] != 1
+    assert changed.mean() == pytest.approx(0.8, abs=0.02)
+    assert gray.mean() == pytest.approx(0.2, abs=0.02)
+    assert gray[changed].mean() == pytest.approx(gray[~changed].mean(), abs=0.03)
+    assert (light.min(), light.max()) == pytest.approx((0.6, 1.4), abs=5e-3)
+    assert (hue.min(), hue.max()) == pytest.approx((-0.1, 0.1), abs=1e-3)
+    assert np.std(light[changed], axis=0) == pytest.approx(0.8 / 12**0.5, abs=0.01)
+
+
+def test_the_two_views_of_an_image_differ_and_the_seed_decides() -> None:
+    once, again = (random_colours((0, 1, 2, 1), STRONG) for _ in range(2))
+    assert once is not None
+    assert again is not None
+    assert torch.equal(once, again)
+    assert not torch.equal(draws(30)[::2], draws(30)[1::2])
+    assert random_colours((0, 1, 2, 1), ViewsConfig()) is None
+
+
+def test_crops_and_masks_stay_what_they_were() -> None:
+    plain, changed = (batch_of(config_of(views)) for views in (ViewsConfig(), STRONG))
+    assert plain.colours is None
+    assert changed.colours is not None
+    assert changed.colours.shape == (2, 4, 4)
+    assert torch.equal(plain.views, changed.views)
+    assert torch.equal(plain.noise, changed.noise)
+
+
+def test_the_model_sees_each_view_in_its_own_colours() -> None:
+    config = config_of(STRONG)
+    batch = batch_of(config)
+    assert batch.colours is not None
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in config.pixel_statistics)
+    seen, _ = on_device(batch, config, CPU)
+    pairs = zip(batch.views.flatten(0, 1) / 255, batch.colours.flatten(0, 1), strict=True)
+    expected = torch.stack([(theirs(*pair) - mean) / std for pair in pairs])
+    torch.testing.assert_close(seen, expected, atol=2e-5, rtol=0)
+    part, _ = on_device(batch, config, CPU, slice(1, 3))
+    torch.testing.assert_close(part, seen.unflatten(0, (2, 4))[:, 1:3].flatten(0, 1))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"color_jitter": 1.5}, "between 0 and 1, not 1.5"),
+        ({"color_jitter": -0.1}, "between 0 and 1"),
+        ({"color_jitter": float("nan")}, "between 0 and 1"),
+        ({"grayscale": 2.0}, "a probability"),
+    ],
+)
+def test_what_cannot_be_is_refused(changed: dict, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        ViewsConfig(**changed)
+
+
+def test_gray_images_have_no_colours_to_lose() -> None:
+    model = ModelConfig(in_channels=1)
+    with pytest.raises(UserError, match="images of 1 channel have none"):
+        PretrainConfig(model=model, views=ViewsConfig(grayscale=0.2))
+    PretrainConfig(model=model, views=ViewsConfig(color_jitter=0.5))
