@@ -54,7 +54,7 @@ def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
     folder.mkdir()
     state = {"model": model.state_dict(), "config": to_json(config)}
     checkpoint.save(folder / "checkpoints", state)
-    encoders.save_encoder(folder, encoders.opened_from_config(model.encoder, config))
+    encoders.save_encoder(folder, encoders.attach_preprocessing(model.encoder, config))
     (folder / "config.json").write_text(to_json(config))
     run_folder.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
     run_folder.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})

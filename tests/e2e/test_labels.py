@@ -176,7 +176,7 @@ def stop_at(monkeypatch):
 
         monkeypatch.setattr(Files, "read", watched)
 
-    monkeypatch.setattr(sys.modules["mvmae.encoders.features"], "PART", 20)
+    monkeypatch.setattr(sys.modules["mvmae.encoders.features"], "MAX_IMAGES_PER_FILE", 20)
     return stop
 
 

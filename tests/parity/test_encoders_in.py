@@ -16,7 +16,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from mvmae.encoders import OpenedEncoder, load_encoder, open_encoder
-from mvmae.encoders.resize import adapted, stretched
+from mvmae.encoders.resize import adapt_patch_weight, resample_positions
 from mvmae.method.vit import positions_with_cls
 
 pytestmark = pytest.mark.parity
@@ -412,7 +412,9 @@ def test_positions_are_resampled_as_timm_does(size):
     positions = torch.randn(1, 17, 128)
     grid = (size[0] // 8, size[1] // 8)
     expected = resample_abs_pos_embed(positions, list(grid), [4, 4], antialias=False)
-    torch.testing.assert_close(stretched(positions, (4, 4), grid), expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        resample_positions(positions, (4, 4), grid), expected, rtol=0, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("size", [(48, 48), (16, 64)])
@@ -420,7 +422,9 @@ def test_an_encoder_of_another_size_computes_what_timms_does(tmp_path, size):
     theirs = timms(dynamic_img_size=True, class_token=False, global_pool="avg")
     other = timms(img_size=size, class_token=False, global_pool="avg")
     state = dict(theirs.state_dict())
-    wanted = stretched(state["pos_embed"], (4, 4), (size[0] // 8, size[1] // 8), has_cls=False)
+    wanted = resample_positions(
+        state["pos_embed"], (4, 4), (size[0] // 8, size[1] // 8), has_cls=False
+    )
     other.load_state_dict(state | {"pos_embed": wanted})
     encoder = load_encoder(saved(tmp_path, state), size)
     images = torch.randn(2, 3, *size)
@@ -435,7 +439,7 @@ def test_channels_are_adapted_as_timm_does(channels):
 
     weight = torch.randn(128, 3, 8, 8)
     expected = adapt_input_conv(channels, weight)
-    torch.testing.assert_close(adapted(weight, channels), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(adapt_patch_weight(weight, channels), expected, rtol=1e-6, atol=1e-6)
 
 
 def test_a_gray_image_gives_what_its_colour_copy_gave(tmp_path):

@@ -21,7 +21,7 @@ from mvmae.config.files import from_json, to_plain
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.sources.deep import plain_channels
 from mvmae.data.sources.open import Labelled, open_source, stamp
-from mvmae.encoders import PRODUCT, OpenedEncoder
+from mvmae.encoders import ENCODER_FILE, OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import knn, probe, probe_mae, shared
 from mvmae.evaluation.shared import Judged, Row, Setting
@@ -73,7 +73,7 @@ def progress(cell: Cell, fingerprint: str | None = None) -> Progress:
             f"the images in {' '.join(config.data)} are not those that {folder} was trained on: "
             "put them back, or choose another --out"
         )
-    done = (folder / PRODUCT).exists() and (folder / "health.json").exists()
+    done = (folder / ENCODER_FILE).exists() and (folder / "health.json").exists()
     return "trained" if done else "begun"
 
 
@@ -191,7 +191,7 @@ def judge(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
     if not missing:
         return 0
     run_folder.make(cell.folder)
-    if cell.key == UNTRAINED and not (cell.folder / PRODUCT).exists():
+    if cell.key == UNTRAINED and not (cell.folder / ENCODER_FILE).exists():
         encoders.save_encoder(cell.folder, untrained(cell, plan))
     cached = [c for c in missing if not isinstance(c, ProbeConfig) or c.protocol == "cached"]
     if cached:
@@ -216,7 +216,7 @@ def untrained(cell: Cell, plan: Plan) -> OpenedEncoder:
     source = open_source(config.data, plain_channels(config.model.in_channels))
     config, _, _ = settle(config, source)
     like = encoders.random_encoder(config.model, cell.seed)
-    return encoders.opened_from_config(encoders.untrained(like, cell.seed), config)
+    return encoders.attach_preprocessing(encoders.untrained_copy(like, cell.seed), config)
 
 
 def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> Setting:
@@ -224,7 +224,7 @@ def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> S
     if cell.key not in SEEDLESS:
         return shared.setting_of(config)
     device = precision.choose_device(config.device)
-    no_encoder = encoders.opened_from_config(
+    no_encoder = encoders.attach_preprocessing(
         encoders.random_encoder(plan.start.model, 0), plan.start
     )
     stamps = {"train": stamp(data.train), "test": stamp(data.test)}

@@ -17,7 +17,7 @@ from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.encoder_json import encoder_from_facts
+from mvmae.encoders.encoder_json import encoder_from_metadata
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file, run_folder
 from mvmae.training import checkpoint
@@ -74,7 +74,7 @@ def open_product(source: str, verb: str, noun: str, build: Build[T]) -> T:
     if facts.get("task") != verb:
         raise UserError(f"{file} is no {noun}: its .json says nothing of one")
     try:
-        made = build(facts, encoder_from_facts(facts["encoder"], source=str(file)))
+        made = build(facts, encoder_from_metadata(facts["encoder"], source=str(file)))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{file}: its .json does not describe a {noun}: {error!r}") from error
     checkpoint.load_weights(made.model, tensors, source=str(file))
@@ -145,7 +145,7 @@ def encoder_to_begin_with(config: Any) -> OpenedEncoder:
         with suppress(OSError, ValueError, AttributeError):
             facts = json.loads(file.read_text(encoding="utf-8")).get("encoder")
     if isinstance(facts, dict):
-        return encoder_from_facts(facts, source=str(file))
+        return encoder_from_metadata(facts, source=str(file))
     return refuse_deep(encoders.open_encoder(config.encoder), config.encoder)
 
 

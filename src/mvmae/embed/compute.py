@@ -159,7 +159,7 @@ def encoded(
         for number in numbers
         for place in range(number * size, min((number + 1) * size, len(source)))
     ]
-    batches = encoders.encoded(
+    batches = encoders.encode_source(
         opened.encoder,
         Subset(source, order),
         opened.preprocessing,

@@ -99,7 +99,7 @@ def open_queries(
     source = deepened(Files("--query", config.query, plain_channels(channels)), channels, depth)
     pool = "cls" if (config.tokens or opened.pool) == "cls" else "mean"
     rows = []
-    for batch in encoders.encoded(
+    for batch in encoders.encode_source(
         opened.encoder,
         source,
         opened.preprocessing,

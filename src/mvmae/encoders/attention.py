@@ -44,7 +44,9 @@ def attention_weights(
     return [weights[number] for number in kept]
 
 
-def rollout(encoder: Encoder, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B rows columns"]:
+def attention_rollout(
+    encoder: Encoder, images: Float[Tensor, "B C H W"]
+) -> Float[Tensor, "B rows columns"]:
     """Where the information in the class token came from: attention rollout.
 
     Abnar and Zuidema 2020 (Quantifying Attention Flow in Transformers), section 3: in each block
@@ -86,7 +88,7 @@ def class_attention(
     return _read(encoder, weights).unflatten(-1, encoder.grid)
 
 
-def similarity(tokens: Float[Tensor, "B N D"], index: int) -> Float[Tensor, "B N"]:
+def patch_similarity(tokens: Float[Tensor, "B N D"], index: int) -> Float[Tensor, "B N"]:
     """Cosine of one patch's token to those of all patches of its image, itself included.
 
     Args:

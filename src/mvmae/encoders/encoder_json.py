@@ -17,7 +17,7 @@ from mvmae.method.views import MODES
 from mvmae.method.vit import PLAIN, Encoder, Variant
 from mvmae.training import checkpoint
 
-PRODUCT = "encoder.safetensors"
+ENCODER_FILE = "encoder.safetensors"
 FORMAT = 1  # of encoder.json
 
 
@@ -49,10 +49,12 @@ class OpenedEncoder(NamedTuple):
 
 def save_encoder(folder: Path, opened: OpenedEncoder) -> None:
     """Write encoder.safetensors and encoder.json into a folder."""
-    checkpoint.save_tensors(folder / PRODUCT, opened.encoder.state_dict(), facts_of(opened))
+    checkpoint.save_tensors(
+        folder / ENCODER_FILE, opened.encoder.state_dict(), encoder_metadata(opened)
+    )
 
 
-def facts_of(opened: OpenedEncoder) -> dict[str, Any]:
+def encoder_metadata(opened: OpenedEncoder) -> dict[str, Any]:
     """What encoder.json says: sizes and preprocessing."""
     encoder, preprocessing = opened.encoder, opened.preprocessing
     facts = {
@@ -77,7 +79,7 @@ def facts_of(opened: OpenedEncoder) -> dict[str, Any]:
     }
 
 
-def encoder_from_facts(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
+def encoder_from_metadata(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
     """An encoder as encoder.json describes it; its weights are not set.
 
     Raises:
@@ -125,14 +127,14 @@ def _require_sane(facts: dict[str, Any]) -> None:
         raise ValueError("mean must be finite, std above 0")
 
 
-def opened_from_config(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:
+def attach_preprocessing(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:
     """An encoder that is being pre-trained, as it will be used."""
     views = config.views
     preprocessing = Preprocessing(*config.pixel_statistics, views.interpolation)
     return OpenedEncoder(encoder, preprocessing, config.model.latent, depth=views.pixel_depth)
 
 
-def digest(encoder: Encoder) -> str:
+def weights_digest(encoder: Encoder) -> str:
     """A short hash of the weights, the same wherever they lie: names, shapes and bytes."""
     whole = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):

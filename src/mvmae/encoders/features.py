@@ -27,9 +27,9 @@ from mvmae.method.vit import Encoder
 from mvmae.storage import run_folder
 from mvmae.training import checkpoint, distributed, precision, process_store
 
-PART = 8192  # images, at most, between two files of what is done so far
-FILES = 512  # about so many, where they need not hold more than `PART`
-PIXEL_BATCH = 256
+MAX_IMAGES_PER_FILE = 8192  # images, at most, between two files of what is done so far
+TARGET_FILES = 512  # about so many, where they need not hold more than `MAX_IMAGES_PER_FILE`
+PIXEL_BATCH_SIZE = 256
 
 
 class Features(NamedTuple):
@@ -57,7 +57,7 @@ class Tokens(NamedTuple):
     skipped: list[Skipped]
 
 
-def encoded(
+def encode_source(
     encoder: Encoder,
     source: Source,
     preprocessing: Preprocessing,
@@ -90,7 +90,7 @@ def encoded(
         encoder.train(was_training)
 
 
-class Reading(NamedTuple):
+class FeatureExtractor(NamedTuple):
     """How features of a source come about, a batch after another."""
 
     batches: Callable[[Source], Iterator[Features]]
@@ -99,7 +99,7 @@ class Reading(NamedTuple):
     batch_size: int
 
 
-def reading(
+def encoder_extractor(
     encoder: Encoder,
     preprocessing: Preprocessing,
     *,
@@ -107,13 +107,13 @@ def reading(
     precision_name: str,
     batch_size: int,
     workers: int | None,
-) -> Reading:
+) -> FeatureExtractor:
     """Pooled features by an encoder; the arguments are those of `encoded`."""
     has_cls = encoder.variant.cls_token
-    batch_size = min(batch_size, PART)
+    batch_size = min(batch_size, MAX_IMAGES_PER_FILE)
 
     def batches(source: Source) -> Iterator[Features]:
-        for batch in encoded(
+        for batch in encode_source(
             encoder,
             source,
             preprocessing,
@@ -131,12 +131,12 @@ def reading(
             cls = encoder.pooled(batch.tokens, "cls").float().cpu() if has_cls else None
             yield Features(mean, cls, labels, batch.skipped)
 
-    return Reading(batches, batch_size)
+    return FeatureExtractor(batches, batch_size)
 
 
-def reading_pixels(*, side: int, workers: int | None) -> Reading:
+def pixel_extractor(*, side: int, workers: int | None) -> FeatureExtractor:
     """Images shrunk to `side` as vectors: what any encoder must beat."""
-    batch_size = min(PIXEL_BATCH, PART)
+    batch_size = min(PIXEL_BATCH_SIZE, MAX_IMAGES_PER_FILE)
 
     def batches(source: Source) -> Iterator[Features]:
         for batch in whole_batches(
@@ -150,7 +150,7 @@ def reading_pixels(*, side: int, workers: int | None) -> Reading:
             labels = torch.tensor([source.label(index) for index in batch.indices.tolist()]).long()
             yield Features(shares_or_values(batch.images).flatten(1), None, labels, batch.skipped)
 
-    return Reading(batches, batch_size)
+    return FeatureExtractor(batches, batch_size)
 
 
 def compute_features(
@@ -175,14 +175,14 @@ def compute_features(
         precision_name: Of `precision.autocast`.
         batch_size: Images at a time.
         workers: Processes that read; default by the machine.
-        keep: A folder for what is done so far of more than `PART` images: asked again, it goes on
+        keep: A folder for what is done so far of more than `MAX_IMAGES_PER_FILE` images: asked again, it goes on
             from there. The folder must be this encoder's and these images' alone.
         advance: Told how many more images are done.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    read = reading(
+    read = encoder_extractor(
         encoder,
         preprocessing,
         device=device,
@@ -190,10 +190,12 @@ def compute_features(
         batch_size=batch_size,
         workers=workers,
     )
-    return read_alone(read, source, keep if len(source) > PART else None, advance)
+    return extract_features(
+        read, source, keep if len(source) > MAX_IMAGES_PER_FILE else None, advance
+    )
 
 
-def raw_pixels(
+def pixel_features(
     source: Source,
     *,
     side: int,
@@ -205,11 +207,11 @@ def raw_pixels(
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    return read_alone(reading_pixels(side=side, workers=workers), source, None, advance)
+    return extract_features(pixel_extractor(side=side, workers=workers), source, None, advance)
 
 
-def read_together(
-    read: Reading,
+def extract_distributed(
+    read: FeatureExtractor,
     source: Source,
     keep: Path,
     advance: Callable[[int], object] = lambda count: None,
@@ -222,7 +224,7 @@ def read_together(
     others did, and the result is that of one process to the bit: batches are the same.
 
     Args:
-        read: From `reading` or `reading_pixels`.
+        read: From `encoder_extractor` or `pixel_extractor`.
         source: The images, the same for all.
         keep: As for `features`, on a disk that all processes see.
         advance: Told how many more images are done, by all.
@@ -233,8 +235,8 @@ def read_together(
         UserError: More than half of the images cannot be read, or another process failed.
     """
     if distributed.world_size() == 1:
-        is_kept = resumes and len(source) > PART
-        return read_alone(read, source, keep if is_kept else None, advance)
+        is_kept = resumes and len(source) > MAX_IMAGES_PER_FILE
+        return extract_features(read, source, keep if is_kept else None, advance)
     spans = _spans(len(source), read.batch_size)
     own = process_store.share(len(spans), distributed.rank(), distributed.world_size())
     todo = [spans[at] for at in own if not _is_whole(_file(keep, spans[at]))]
@@ -250,14 +252,14 @@ def read_together(
     for _ in process_store.waiting():
         pass
     advance(len(source) - shown)
-    found = read_alone(read, source, keep, lambda count: None)
+    found = extract_features(read, source, keep, lambda count: None)
     if not resumes:
         shutil.rmtree(keep, ignore_errors=True)
     return found
 
 
-def read_alone(
-    read: Reading, source: Source, keep: Path | None, advance: Callable[[int], object]
+def extract_features(
+    read: FeatureExtractor, source: Source, keep: Path | None, advance: Callable[[int], object]
 ) -> Features:
     """Features of every image; what is kept in files is taken from there.
 
@@ -277,7 +279,7 @@ def read_alone(
                 _keep(_file(keep, span), part)
         joined.add(part)
         advance(len(span))
-    refuse_unreadable(source, joined.skipped)
+    require_readable(source, joined.skipped)
     return joined.features()
 
 
@@ -286,12 +288,14 @@ def _spans(count: int, batch_size: int) -> list[range]:
 
     Few images have a file for each batch, so that many processes get even shares.
     """
-    batches = min(max(1, PART // batch_size), -(-count // (batch_size * FILES)))
+    batches = min(
+        max(1, MAX_IMAGES_PER_FILE // batch_size), -(-count // (batch_size * TARGET_FILES))
+    )
     size = max(1, batches) * batch_size
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
-def _parts(read: Reading, source: Source, spans: Sequence[range]) -> Iterator[Features]:
+def _parts(read: FeatureExtractor, source: Source, spans: Sequence[range]) -> Iterator[Features]:
     """Features of each span, all read in one go.
 
     Spans begin where batches begin, and one that ends within a batch is the last of the source.
@@ -385,7 +389,7 @@ def _kept(file: Path) -> Features | None:
         return None
 
 
-def refuse_unreadable(source: Source, skipped: list[Skipped]) -> None:
+def require_readable(source: Source, skipped: list[Skipped]) -> None:
     """Stop where more than half of the images cannot be read.
 
     Raises:

@@ -44,7 +44,7 @@ STRANGERS = (  # parts that this project's encoder has not: what their keys cont
 )
 
 
-class Found(NamedTuple):
+class FoundEncoder(NamedTuple):
     """An encoder among the tensors of a file."""
 
     maker: str
@@ -73,7 +73,7 @@ class Hints(NamedTuple):
 NO_HINTS = Hints()
 
 
-def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS) -> Found:
+def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS) -> FoundEncoder:
     """The encoder in what a checkpoint file holds.
 
     Args:
@@ -85,7 +85,7 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
         UserError: There is no ViT, it is of a kind that is not supported, or a key is missing or
             unknown; the message lists it.
     """
-    everything = innermost(state)
+    everything = unwrap_tensors(state)
     prefix = _prefix(everything, source)
     inside = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
     beside = [key for key in everything if not key.startswith(prefix)]
@@ -95,7 +95,7 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
                 f"{source} is a network with {what}, which mvmae's encoder has not "
                 f"({odd}): give a plain ViT (MAE, MoCo v3, DINO, DINOv2, DeiT, ViT)"
             )
-    maker = maker_of(everything, inside, prefix)
+    maker = identify_maker(everything, inside, prefix)
     tensors, left_out = {}, list(beside)
     for key, tensor in _renamed(inside).items():
         if HEADS.match(key):
@@ -112,7 +112,7 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
     return _measured(maker, tensors, tuple(sorted(left_out)), hints, source)
 
 
-def innermost(state: Mapping[str, Any]) -> dict[str, Tensor]:
+def unwrap_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors by name, from whatever dicts are around them."""
     while True:
         inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
@@ -139,7 +139,7 @@ def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
     return (preferred or sorted(found, key=len))[0]
 
 
-def maker_of(everything: Mapping[str, Any], inside: Mapping[str, Any], prefix: str) -> str:
+def identify_maker(everything: Mapping[str, Any], inside: Mapping[str, Any], prefix: str) -> str:
     """Whose layout it is, in words."""
     if "embeddings.patch_embeddings.projection.weight" in inside:
         if any("layer_scale" in key for key in inside):
@@ -235,7 +235,7 @@ def _cat(parts: list[Tensor], block: str, source: str) -> Tensor:
 
 def _measured(
     maker: str, tensors: dict[str, Tensor], left_out: tuple[str, ...], hints: Hints, source: str
-) -> Found:
+) -> FoundEncoder:
     """Sizes read from the tensors; positions of prefix tokens put where `Encoder` has them."""
     embedding = tensors["patch_embed.proj.weight"]
     if embedding.ndim != 4 or embedding.shape[2] != embedding.shape[3]:
@@ -257,7 +257,7 @@ def _measured(
     )
     size = Size(width, depth, hints.num_heads or num_heads(width, depth, source))
     image_size = (grid[0] * patch, grid[1] * patch)
-    return Found(maker, tensors, size, patch, in_channels, image_size, variant, left_out)
+    return FoundEncoder(maker, tensors, size, patch, in_channels, image_size, variant, left_out)
 
 
 def num_heads(width: int, depth: int, source: str) -> int:

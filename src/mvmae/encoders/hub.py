@@ -12,17 +12,23 @@ from torch import nn
 
 from mvmae.config.views import ViewsConfig
 from mvmae.encoders.encoder_json import Preprocessing
-from mvmae.encoders.formats import Found, Hints, find_encoder
+from mvmae.encoders.formats import FoundEncoder, Hints, find_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.training import checkpoint
 
-SUPPORTED = ("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers")  # transformers' names
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-PREPROCESSOR = "preprocessor_config.json"
+SUPPORTED_MODELS = (
+    "vit",
+    "vit_mae",
+    "deit",
+    "dinov2",
+    "dinov2_with_registers",
+)  # transformers' names
+WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")
+PREPROCESSOR_FILE = "preprocessor_config.json"
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers, as transformers keeps them
 
 
-def from_timm(name: str) -> tuple[Found, Preprocessing]:
+def from_timm(name: str) -> tuple[FoundEncoder, Preprocessing]:
     """A pre-trained encoder of timm, downloaded or from its cache.
 
     Raises:
@@ -65,7 +71,7 @@ def _weights_of_timm(name: str) -> dict[str, Any]:
     facts = timm.models.get_pretrained_cfg(name)
     if facts is None or not facts.hf_hub_id:
         return {}
-    names = (facts.hf_hub_filename,) if facts.hf_hub_filename else WEIGHTS
+    names = (facts.hf_hub_filename,) if facts.hf_hub_filename else WEIGHT_FILES
     folder = _snapshot(facts.hf_hub_id, names, ())
     file = next((folder / name for name in names if (folder / name).exists()), None)
     # `custom_load` is for the Jax files that these weights once were.
@@ -107,7 +113,7 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def is_transformers(folder: Path) -> bool:
+def is_transformers_folder(folder: Path) -> bool:
     """Whether a folder is one that transformers' `save_pretrained` wrote."""
     try:
         return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -115,7 +121,7 @@ def is_transformers(folder: Path) -> bool:
         return False
 
 
-def folder_of(name: str) -> Path:
+def local_folder(name: str) -> Path:
     """The folder of a model: one here, or a download (or its cache) from the Hugging Face hub.
 
     Raises:
@@ -126,14 +132,14 @@ def folder_of(name: str) -> Path:
     if find_spec("huggingface_hub") is None:
         raise UserError(f"no folder {name}, and the hub needs: pip install 'mvmae[hf]'")
     try:
-        return _snapshot(name, WEIGHTS, ("config.json", PREPROCESSOR))
+        return _snapshot(name, WEIGHT_FILES, ("config.json", PREPROCESSOR_FILE))
     except Exception as error:  # no network, no such model, no right to it: of many classes
         raise UserError(
             f"hf:{name} is no folder here, and the hub does not give it: {_first_line(error)}"
         ) from error
 
 
-def from_transformers(folder: Path) -> tuple[Found, Preprocessing]:
+def from_transformers(folder: Path) -> tuple[FoundEncoder, Preprocessing]:
     """An encoder from a folder that transformers wrote.
 
     Raises:
@@ -141,9 +147,9 @@ def from_transformers(folder: Path) -> tuple[Found, Preprocessing]:
     """
     facts = read_json(folder / "config.json")
     kind = facts.get("model_type")
-    if kind not in SUPPORTED:
+    if kind not in SUPPORTED_MODELS:
         raise UserError(
-            f"{folder} is a '{kind}' of transformers: mvmae reads {', '.join(SUPPORTED)}"
+            f"{folder} is a '{kind}' of transformers: mvmae reads {', '.join(SUPPORTED_MODELS)}"
         )
     if (activation := facts.get("hidden_act", "gelu")) != "gelu":
         raise UserError(f"{folder} has the activation {activation}, mvmae's encoder GELU")
@@ -159,9 +165,9 @@ def from_transformers(folder: Path) -> tuple[Found, Preprocessing]:
 
 
 def _weights(folder: Path) -> dict[str, Any]:
-    file = next((folder / name for name in WEIGHTS if (folder / name).exists()), None)
+    file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if file is None:
-        raise UserError(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+        raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
     return checkpoint.tensors_of(file) if file.suffix == ".safetensors" else checkpoint.load(file)
 
 
@@ -171,7 +177,7 @@ def _sides(size: int | list[int]) -> tuple[int, int]:
 
 def _preprocessing(folder: Path, facts: dict[str, Any]) -> Preprocessing:
     """What the preprocessor's file says; without one, ImageNet's mean and deviation."""
-    said = read_json(folder / PREPROCESSOR) if (folder / PREPROCESSOR).exists() else {}
+    said = read_json(folder / PREPROCESSOR_FILE) if (folder / PREPROCESSOR_FILE).exists() else {}
     channels = facts.get("num_channels", 3)
     mean, std = ViewsConfig().pixel_statistics(channels)
     return Preprocessing(

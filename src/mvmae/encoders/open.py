@@ -15,21 +15,21 @@ from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.encoders import hub
 from mvmae.encoders.encoder_json import (
-    PRODUCT,
+    ENCODER_FILE,
     OpenedEncoder,
     Preprocessing,
-    encoder_from_facts,
-    opened_from_config,
+    attach_preprocessing,
+    encoder_from_metadata,
 )
-from mvmae.encoders.formats import Found, Hints, find_encoder
-from mvmae.encoders.resize import height_width, resized, with_channels
+from mvmae.encoders.formats import FoundEncoder, Hints, find_encoder
+from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder, initialize
 from mvmae.training import checkpoint, sharded_checkpoint
 
-RANDOM_PATCH = 16  # of random:NAME
-KINDS = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
+RANDOM_PATCH_SIZE = 16  # of random:NAME
+ENCODER_SOURCES = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
 
 
 def load_encoder(
@@ -78,22 +78,22 @@ def open_encoder(
     if in_channels is not None and in_channels < 1:
         raise UserError(f"in_channels must be at least 1, not {in_channels}")
     if not name.removeprefix("random:"):
-        raise UserError(f"ENCODER is empty: name {KINDS}")
+        raise UserError(f"ENCODER is empty: name {ENCODER_SOURCES}")
     if name.startswith("random:"):
         return _random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
         opened = _from_found(*hub.from_timm(name.removeprefix("timm:")), source=name)
     elif name.startswith("hf:"):
-        folder = hub.folder_of(name.removeprefix("hf:"))
+        folder = hub.local_folder(name.removeprefix("hf:"))
         opened = _from_transformers(folder, name)
     else:
         opened = _from_path(Path(source))
-    refuse_no_numbers(opened, name)
-    opened = with_channels(opened, in_channels)
-    return opened._replace(encoder=resized(opened.encoder, image_size).eval())
+    require_finite_weights(opened, name)
+    opened = adapt_channels(opened, in_channels)
+    return opened._replace(encoder=resize_encoder(opened.encoder, image_size).eval())
 
 
-def refuse_no_numbers(opened: OpenedEncoder, source: str) -> None:
+def require_finite_weights(opened: OpenedEncoder, source: str) -> None:
     """Stop at weights that are infinite or no numbers: every figure of them would be nonsense.
 
     Raises:
@@ -114,17 +114,17 @@ def _random(
     """An untrained encoder of a named size, or of the shape of another encoder."""
     if name not in ENCODERS and (Path(name).exists() or name.startswith(("timm:", "hf:"))):
         like = open_encoder(name, image_size, in_channels)
-        encoder = untrained(like.encoder, 0)
+        encoder = untrained_copy(like.encoder, 0)
         return like._replace(encoder=encoder, maker="random weights", left_out=())
     if name not in ENCODERS:
         raise UserError(
             f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)}; "
             "random:RUN gives an untrained one of a run's shape)"
         )
-    size = height_width(224 if image_size is None else image_size, RANDOM_PATCH)
+    size = height_width(224 if image_size is None else image_size, RANDOM_PATCH_SIZE)
     channels = 3 if in_channels is None else in_channels
     encoder = Encoder(
-        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH, in_channels=channels
+        ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH_SIZE, in_channels=channels
     )
     initialize(encoder, Generator().manual_seed(0))
     mean, std = ViewsConfig().pixel_statistics(channels)
@@ -132,7 +132,7 @@ def _random(
     return OpenedEncoder(encoder.eval(), preprocessing, "mean", "random weights")
 
 
-def untrained(encoder: Encoder, seed: int) -> Encoder:
+def untrained_copy(encoder: Encoder, seed: int) -> Encoder:
     """An encoder of the same shape with random weights."""
     other = encoder.rebuilt()
     initialize(other, Generator().manual_seed(seed))
@@ -154,25 +154,27 @@ def random_encoder(config: ModelConfig, seed: int) -> Encoder:
 def _from_path(path: Path) -> OpenedEncoder:
     """An encoder from a run folder, a folder of transformers, or any checkpoint file."""
     if path.is_dir():
-        if (path / PRODUCT).exists():
-            path = path / PRODUCT
+        if (path / ENCODER_FILE).exists():
+            path = path / ENCODER_FILE
         elif (whole := _checkpoint_in(path)).exists():
             path = whole
         elif sharded_checkpoint.is_checkpoint(path):
             pass
-        elif hub.is_transformers(path):
+        elif hub.is_transformers_folder(path):
             return _from_transformers(path, str(path))
         else:
-            raise UserError(f"{path} holds no encoder: neither {PRODUCT} nor checkpoints/last.pt")
+            raise UserError(
+                f"{path} holds no encoder: neither {ENCODER_FILE} nor checkpoints/last.pt"
+            )
     if not path.exists():
-        raise UserError(f"no such encoder: {path} ({KINDS})")
-    if path.name == PRODUCT and not _has_facts(path):
+        raise UserError(f"no such encoder: {path} ({ENCODER_SOURCES})")
+    if path.name == ENCODER_FILE and not _has_facts(path):
         raise UserError(
             f"no such file: {path.with_suffix('.json')}, which says how {path.name} is used"
         )
     if _has_facts(path):
         tensors, facts = checkpoint.load_tensors(path)
-        opened = encoder_from_facts(facts, source=str(path))
+        opened = encoder_from_metadata(facts, source=str(path))
         if "classes" in facts:  # of finetune: a classifier, whose head is no part of the encoder
             head = {key for key in tensors if key.startswith(("fc_norm.", "head."))}
             opened = opened._replace(left_out=tuple(sorted(head)))
@@ -206,7 +208,7 @@ def _from_transformers(folder: Path, source: str) -> OpenedEncoder:
 
 def _from_export(state: dict[str, Any], facts: dict[str, Any], source: str) -> OpenedEncoder:
     """An encoder that `mvmae export` wrote for timm, with what encoder.json said in the file."""
-    said = encoder_from_facts(facts, source=source)
+    said = encoder_from_metadata(facts, source=source)
     size, eps = said.encoder.size, said.encoder.variant.norm_eps
     hints = Hints(size.num_heads, eps, said.encoder.image_size)
     found = find_encoder(state, source=source, hints=hints)
@@ -219,7 +221,9 @@ def _has_facts(path: Path) -> bool:
     return path.suffix == ".safetensors" and path.with_suffix(".json").exists()
 
 
-def _from_found(found: Found, preprocessing: Preprocessing | None, *, source: str) -> OpenedEncoder:
+def _from_found(
+    found: FoundEncoder, preprocessing: Preprocessing | None, *, source: str
+) -> OpenedEncoder:
     """An encoder with the tensors that were found; every key must fit."""
     encoder = Encoder(
         found.size,
@@ -247,7 +251,7 @@ def _from_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
             "encoder that the run began with; a finished finetune run has its own"
         )
     config = from_json(state["config"], PretrainConfig, source=str(path))
-    opened = opened_from_config(random_encoder(config.model, 0), config)
+    opened = attach_preprocessing(random_encoder(config.model, 0), config)
     tensors = {key: value for key, value in state["model"].items() if not _is_decoder(key)}
     checkpoint.load_weights(opened.encoder, tensors, source=str(path))
     return opened
@@ -292,7 +296,9 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     path = Path(source)
     if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
         whole = _checkpoint_in(path)
-        path = path / PRODUCT if (path / PRODUCT).exists() and not whole.exists() else whole
+        path = (
+            path / ENCODER_FILE if (path / ENCODER_FILE).exists() and not whole.exists() else whole
+        )
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"

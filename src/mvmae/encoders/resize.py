@@ -28,7 +28,7 @@ def height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, in
     return size
 
 
-def resized(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encoder:
+def resize_encoder(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encoder:
     """The same weights for images of another size.
 
     Raises:
@@ -42,13 +42,15 @@ def resized(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encod
     other = encoder.rebuilt(image_size=size)
     has_cls = encoder.variant.cls_token
     weights = encoder.state_dict() | {
-        "pos_embed": stretched(encoder.pos_embed, encoder.grid, other.grid, has_cls=has_cls)
+        "pos_embed": resample_positions(
+            encoder.pos_embed, encoder.grid, other.grid, has_cls=has_cls
+        )
     }
     other.load_state_dict(weights)
     return other
 
 
-def stretched(
+def resample_positions(
     positions: Float[Tensor, "1 N D"],
     grid: tuple[int, int],
     other: tuple[int, int],
@@ -64,7 +66,7 @@ def stretched(
     return torch.cat([cls, image.flatten(2).transpose(1, 2)], dim=1)
 
 
-def with_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEncoder:
+def adapt_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEncoder:
     """The same weights for images of another number of channels.
 
     As timm's `adapt_input_conv`: for gray the weights of all channels are added up, so that a gray
@@ -75,14 +77,14 @@ def with_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEncod
     if in_channels is None or in_channels == encoder.in_channels:
         return opened
     other = encoder.rebuilt(in_channels=in_channels)
-    weight = adapted(encoder.patch_embed.proj.weight, in_channels)
+    weight = adapt_patch_weight(encoder.patch_embed.proj.weight, in_channels)
     other.load_state_dict(encoder.state_dict() | {"patch_embed.proj.weight": weight})
     mean, std, interpolation = opened.preprocessing
     averages = (sum(mean) / len(mean),) * in_channels, (sum(std) / len(std),) * in_channels
     return opened._replace(encoder=other, preprocessing=Preprocessing(*averages, interpolation))
 
 
-def adapted(weight: Float[Tensor, "D C p p"], channels: int) -> Float[Tensor, "D E p p"]:
+def adapt_patch_weight(weight: Float[Tensor, "D C p p"], channels: int) -> Float[Tensor, "D E p p"]:
     """The weight of a patch embedding for so many channels."""
     have = weight.shape[1]
     if channels == 1:

@@ -245,7 +245,7 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
     """Where the state is kept until the result is written: a place for these settings alone."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     facts = (
-        encoders.digest(setting.opened.encoder),
+        encoders.weights_digest(setting.opened.encoder),
         setting.opened.preprocessing,
         setting.stamps["train"],
         sorted((name, value) for name, value in fields.items() if name not in MAY_DIFFER),
@@ -337,7 +337,7 @@ def test_scores(
     scores = {token: distributed.gather_objects(parts) for token, parts in scores.items()}
     labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
     if distributed.is_main():
-        encoders.refuse_unreadable(whole, skipped)
+        encoders.require_readable(whole, skipped)
     none = torch.empty(0, len(whole.classes))
     joined = {token: torch.cat([none, *parts]) for token, parts in scores.items()}
     return joined, torch.tensor(labels, dtype=torch.int64), skipped

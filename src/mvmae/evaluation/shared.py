@@ -25,7 +25,7 @@ from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset
 from mvmae.data.sources.open import Labelled, fingerprint, open_labelled, stamp
-from mvmae.encoders import PRODUCT, Features, OpenedEncoder, Reading
+from mvmae.encoders import ENCODER_FILE, FeatureExtractor, Features, OpenedEncoder
 from mvmae.errors import UserError, printable, shown
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
 from mvmae.storage import results
@@ -139,7 +139,7 @@ def candidates(
     parts = setting.data.train, setting.data.test
     named = [(config.encoder, setting.opened), *against]
     if config.baselines:
-        like = encoders.untrained(setting.opened.encoder, config.seed)
+        like = encoders.untrained_copy(setting.opened.encoder, config.seed)
         named.append(("the same, untrained", setting.opened._replace(encoder=like)))
     with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
         for name, opened in named:
@@ -158,12 +158,12 @@ def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Jud
     The cosine of vectors that are all positive says little: without the mean taken away, kNN on
     pixels is ten points worse (CIFAR-10 36 for 46 %, Imagenette 27 for 37 %), and no rival.
     """
-    read, found = encoders.reading_pixels(side=side, workers=workers), []
+    read, found = encoders.pixel_extractor(side=side, workers=workers), []
     for name in ("train", "test"):
         facts = side, setting.opened.encoder.in_channels, setting.stamps[name]
         keep = setting.home / "cache" / f"pixels-{key_of(facts)}"
         part = getattr(setting.data, name)
-        found.append(encoders.read_together(read, part, keep, bar.advance, resumes=False))
+        found.append(encoders.extract_distributed(read, part, keep, bar.advance, resumes=False))
     train, test = found
     if train is None or test is None:
         return None
@@ -196,7 +196,7 @@ def judged(
         part = getattr(setting.data, name_of_part)
         keep = cache_of(config, setting, opened, name_of_part)
         setting.caches.append(keep)
-        found.append(encoders.read_together(read, part, keep, bar.advance))
+        found.append(encoders.extract_distributed(read, part, keep, bar.advance))
     train, test = found
     if train is None or test is None:
         return None
@@ -205,9 +205,9 @@ def judged(
     return Judged(name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean")
 
 
-def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) -> Reading:
+def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) -> FeatureExtractor:
     """How features by an encoder come about."""
-    return encoders.reading(
+    return encoders.encoder_extractor(
         opened.encoder,
         opened.preprocessing,
         device=setting.device,
@@ -220,7 +220,7 @@ def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) 
 def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str) -> Path:
     """Where features of these images by this encoder are kept until the result is written."""
     facts = (
-        encoders.digest(opened.encoder),
+        encoders.weights_digest(opened.encoder),
         opened.encoder.image_size,
         opened.preprocessing,
         setting.device.type,
@@ -374,7 +374,9 @@ def short(name: str, others: Sequence[str] = ()) -> str:
 
 
 def _last(name: str) -> str:
-    parts = [part for part in Path(name).parts if part not in ("checkpoints", "last.pt", PRODUCT)]
+    parts = [
+        part for part in Path(name).parts if part not in ("checkpoints", "last.pt", ENCODER_FILE)
+    ]
     return parts[-1] if parts else name
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from mvmae.config.export import ExportFormat
-from mvmae.encoders.about import (
-    headline_in_words,
-    input_in_words,
-    preprocessing_in_words,
-    sizes_in_words,
-    variant_in_words,
+from mvmae.encoders.description import (
+    format_headline,
+    format_input,
+    format_preprocessing,
+    format_sizes,
+    format_variant,
 )
 from mvmae.version import __version__
 
@@ -39,22 +39,22 @@ def card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         loading: Lines of Python.
     """
     said = [
-        f"- {sizes_in_words(facts)}",
-        f"- input: {input_in_words(facts)}",
+        f"- {format_sizes(facts)}",
+        f"- input: {format_input(facts)}",
         f"- preprocessing: the largest part in the middle that has the shape, resized "
-        f"{preprocessing_in_words(facts)}",
+        f"{format_preprocessing(facts)}",
         f"- pooled features: {_pooled(facts)}",
         f"- weights from: {facts['maker']} ({facts['encoder']})",
     ]
     if facts["variant"]:
-        said.append(f"- unlike MAE's ViT: {variant_in_words(facts['variant'])}")
+        said.append(f"- unlike MAE's ViT: {format_variant(facts['variant'])}")
     parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(said)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
         parts += ["## Training", _training(facts["run"])]
     if facts["results"]:
         rows = [
-            f"- {one['verb']} on {one['data']}: {headline_in_words(one['headline'])}"
+            f"- {one['verb']} on {one['data']}: {format_headline(one['headline'])}"
             for one in facts["results"]
         ]
         parts += ["## Results", "\n".join(rows)]

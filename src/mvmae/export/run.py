@@ -35,7 +35,7 @@ from mvmae.config.export import ExportConfig, ExportFormat
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
-from mvmae.encoders.about import about
+from mvmae.encoders.description import describe_encoder
 from mvmae.errors import UserError
 from mvmae.export import to_graph, to_timm, to_transformers
 from mvmae.export.card import card
@@ -58,7 +58,7 @@ MAIN = {  # the file of a format
     "hf-mae": to_transformers.FILE,
     "onnx": to_graph.ONNX,
     "pt2": to_graph.PT2,
-    "safetensors": encoders.PRODUCT,
+    "safetensors": encoders.ENCODER_FILE,
 }
 CPU = torch.device("cpu")
 
@@ -94,7 +94,7 @@ def run(config: ExportConfig) -> None:
     images = example_images(config, opened)
 
     console = terminal.people()
-    facts = about(config.encoder, opened)
+    facts = describe_encoder(config.encoder, opened)
     rows = []
     with workplace(folder) as temporary:
         for name in config.format:
@@ -182,7 +182,7 @@ def open_all(config: ExportConfig) -> tuple[OpenedEncoder, OpenedAutoencoder | N
     opened = (
         encoders.open_encoder(config.encoder)
         if whole is None or len(config.format) > 1
-        else encoders.opened_from_config(whole.model.encoder, whole.config)
+        else encoders.attach_preprocessing(whole.model.encoder, whole.config)
     )
     if whole is not None:
         to_transformers.require_decoder(whole, config.encoder)
@@ -279,7 +279,7 @@ def loading(name: ExportFormat, folder: Path, opened: OpenedEncoder) -> str:
         case "pt2":
             return to_graph.lines_pt2(folder)
         case "safetensors":
-            file = folder / encoders.PRODUCT
+            file = folder / encoders.ENCODER_FILE
             text = f"import mvmae\nencoder = mvmae.load_encoder({str(file)!r})"
             if not find_spec("timm") or not to_timm.is_same(opened.encoder):
                 return text

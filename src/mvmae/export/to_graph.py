@@ -49,7 +49,7 @@ def _program(opened: OpenedEncoder) -> torch.export.ExportedProgram:
 
 def write_pt2(folder: Path, opened: OpenedEncoder) -> None:
     """Write torch.export's program; encoder.json inside says how images are prepared."""
-    facts = {"encoder.json": json.dumps(encoders.facts_of(opened))}
+    facts = {"encoder.json": json.dumps(encoders.encoder_metadata(opened))}
     whole = io.BytesIO()  # a full disk ends the process inside torch's own writer of files
     torch.export.save(_program(opened), whole, extra_files=facts)
     (folder / PT2).write_bytes(whole.getbuffer())
@@ -79,7 +79,7 @@ def write_onnx(folder: Path, opened: OpenedEncoder) -> None:
         dynamo=True,
         verbose=False,
     )
-    exported.model.metadata_props["encoder"] = json.dumps(encoders.facts_of(opened))
+    exported.model.metadata_props["encoder"] = json.dumps(encoders.encoder_metadata(opened))
     exported.save(folder / ONNX, external_data=weights > LARGEST)
 
 

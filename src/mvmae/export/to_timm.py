@@ -25,7 +25,7 @@ GENERAL = "vit_base_patch16_224"  # whose arguments can make any ViT
 def write(folder: Path, opened: OpenedEncoder) -> None:
     """Write the weights under timm's names; the file's metadata say how images are prepared."""
     plain = {key: value.detach().contiguous() for key, value in weights(opened.encoder).items()}
-    facts = {"encoder": json.dumps(encoders.facts_of(opened))}
+    facts = {"encoder": json.dumps(encoders.encoder_metadata(opened))}
     content = safetensors.torch.save(plain, metadata=facts)  # save_file's are unreadable to others
     write_whole(folder / FILE, lambda stream: stream.write(content))
 

@@ -199,7 +199,7 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
     """Write a folder for ViTMAEForPreTraining; a projection head is left out."""
     model, config = whole
     encoder, dim = model.encoder, config.model.decoder_dim
-    opened = encoders.opened_from_config(encoder, config)
+    opened = encoders.attach_preprocessing(encoder, config)
     facts = {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",

@@ -13,7 +13,7 @@ from mvmae import encoders, terminal
 from mvmae.config.figures import AttentionConfig
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.attention import class_attention, rollout
+from mvmae.encoders.attention import attention_rollout, class_attention
 from mvmae.inspect import attention_panels as figure
 from mvmae.inspect.attention_panels import Maps, Model
 from mvmae.inspect.choose_images import (
@@ -107,7 +107,7 @@ def heat_of(
     maps = []
     for image in images.split(1):
         if config.kind == "rollout":
-            heat = rollout(encoder, image)[:, None]
+            heat = attention_rollout(encoder, image)[:, None]
             tokens = heat[0, 0].numel()  # it sums to 1 over the patches alone
         else:
             heat = class_attention(encoder, image)

@@ -7,13 +7,13 @@ from typing import Any
 
 from mvmae import encoders, terminal
 from mvmae.config.export import ShowConfig
-from mvmae.encoders.about import (
-    about,
-    headline_in_words,
-    input_in_words,
-    preprocessing_in_words,
-    sizes_in_words,
-    variant_in_words,
+from mvmae.encoders.description import (
+    describe_encoder,
+    format_headline,
+    format_input,
+    format_preprocessing,
+    format_sizes,
+    format_variant,
 )
 
 FEW = 3  # keys named of those that were left out
@@ -26,7 +26,7 @@ def run(config: ShowConfig) -> None:
     Raises:
         UserError: There is no such encoder, or it is of a kind that is not supported.
     """
-    facts = about(config.encoder, encoders.open_encoder(config.encoder))
+    facts = describe_encoder(config.encoder, encoders.open_encoder(config.encoder))
     terminal.emit("result", {"verb": "show"} | facts)
     console = terminal.people()
     for label, said in rows(facts):
@@ -37,11 +37,11 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """What is said, a line each."""
     yield "encoder", facts["encoder"]
     yield "made by", facts["maker"]
-    yield "size", sizes_in_words(facts)
-    yield "input", input_in_words(facts)
+    yield "size", format_sizes(facts)
+    yield "input", format_input(facts)
     if facts["variant"]:
-        yield "unlike MAE's", variant_in_words(facts["variant"])
-    yield "preprocessing", preprocessing_in_words(facts)
+        yield "unlike MAE's", format_variant(facts["variant"])
+    yield "preprocessing", format_preprocessing(facts)
     yield "token to read", TOKENS[facts["pool"]]
     if left_out := facts["left_out"]:
         more = " ..." if len(left_out) > FEW else ""
@@ -49,7 +49,7 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["run"]:
         yield from run_rows(facts["run"])
     for result in facts["results"]:
-        figures = headline_in_words(result["headline"])
+        figures = format_headline(result["headline"])
         yield f"{result['verb']}", f"{result['data']}: {figures} ({result['file']})"
 
 

@@ -149,12 +149,12 @@ def conclude(log: Log, config: PretrainConfig, state: State) -> None:
         log.warn(f"images that could not be read: {config.out / 'skipped.csv'}")
     log.say(f"health: {verdict.status}. {verdict.sentence}.")
     log.say(
-        f"The encoder: {config.out / encoders.PRODUCT}. Judge it: mvmae knn {config.out} "
+        f"The encoder: {config.out / encoders.ENCODER_FILE}. Judge it: mvmae knn {config.out} "
         f"LABELLED_IMAGES"
     )
     log.say(f"How it went: mvmae curves {config.out}")
     told = {"verb": "pretrain", "out": str(config.out), "steps": state.step}
-    told |= {"encoder": str(config.out / encoders.PRODUCT), "seconds": round(log.seconds(), 3)}
+    told |= {"encoder": str(config.out / encoders.ENCODER_FILE), "seconds": round(log.seconds(), 3)}
     told |= {"health": verdict.status, "sentence": verdict.sentence}
     terminal.emit("result", told | record | speed_of(found))
 

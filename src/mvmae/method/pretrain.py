@@ -142,7 +142,7 @@ def run(config: PretrainConfig) -> int:
             save(state, config, model, optimizer, plan.fingerprint, keep_as=kept)
             encoder = whole_encoder(model, device)
             if distributed.is_main():
-                encoders.save_encoder(config.out, encoders.opened_from_config(encoder, config))
+                encoders.save_encoder(config.out, encoders.attach_preprocessing(encoder, config))
                 messages.conclude(log, config, state)
         distributed.barrier()
     return 0
@@ -240,7 +240,7 @@ def evaluate(
     """
     accuracy = 0.0
     if distributed.is_main():
-        preprocessing = encoders.opened_from_config(encoder, config).preprocessing
+        preprocessing = encoders.attach_preprocessing(encoder, config).preprocessing
         train, test = (
             encoders.compute_features(
                 encoder,

@@ -84,10 +84,10 @@ def test_images_of_another_size_get_resampled_positions():
     encoder = encoder_of((32, 32))
     (maps,) = Backbone(encoder, out_blocks=[3])(torch.randn(1, 3, 48, 64))
     assert maps.shape == (1, 32, 12, 16)
-    from mvmae.encoders import resized
+    from mvmae.encoders import resize_encoder
 
     images = torch.randn(1, 3, 48, 64)
-    (wanted,) = resized(encoder, (48, 64)).eval().forward_intermediates(images, [3])
+    (wanted,) = resize_encoder(encoder, (48, 64)).eval().forward_intermediates(images, [3])
     (maps,) = Backbone(encoder, out_blocks=[3]).eval()(images)
     torch.testing.assert_close(maps, wanted, rtol=0, atol=1e-5)
 

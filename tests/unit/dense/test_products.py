@@ -80,11 +80,11 @@ def test_a_resumed_run_needs_no_encoder(tmp_path):
     plain = encoders.open_encoder("random:vit_pico", 16)
     odd = encoders.Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
     opened = plain._replace(encoder=encoders.random_encoder(model, 0), preprocessing=odd)
-    facts = {"encoder": encoders.facts_of(opened)}
+    facts = {"encoder": encoders.encoder_metadata(opened)}
     (tmp_path / "environment.json").write_text(json.dumps(facts))
     config = DetectConfig(encoder="nowhere", data="d", out=tmp_path, resume=True)
     again = encoder_to_begin_with(config)
-    assert encoders.facts_of(again) == facts["encoder"]
+    assert encoders.encoder_metadata(again) == facts["encoder"]
     with pytest.raises(UserError, match="no such encoder: nowhere"):
         encoder_to_begin_with(replace(config, resume=False))
     (tmp_path / "environment.json").write_text("{}")  # of an older run

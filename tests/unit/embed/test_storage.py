@@ -10,7 +10,7 @@ from mvmae.config.embed import EmbedConfig
 from mvmae.embed.formats import Part, from_bytes, plain_text, to_bytes
 from mvmae.embed.search import Best, Found, Neighbour, cosine, note_of, unit_rows
 from mvmae.embed.storage import Filling, Index, part_size_of
-from mvmae.encoders import digest, load_encoder
+from mvmae.encoders import load_encoder, weights_digest
 from mvmae.errors import UserError
 
 FORMATS = ["parquet", "npz", "safetensors"]
@@ -88,15 +88,15 @@ def test_bytes_that_are_no_text_become_text():
 
 def test_the_digest_is_of_names_shapes_and_bytes():
     encoder = load_encoder("random:vit_pico", 32)
-    before = digest(encoder)
+    before = weights_digest(encoder)
     assert len(before) == 16
-    assert digest(load_encoder("random:vit_pico", 32)) == before
-    assert digest(load_encoder("random:vit_pico", 48)) != before
+    assert weights_digest(load_encoder("random:vit_pico", 32)) == before
+    assert weights_digest(load_encoder("random:vit_pico", 48)) != before
     encoder.norm.weight.data[3] += 1e-6
-    assert digest(encoder) != before
+    assert weights_digest(encoder) != before
     encoder.norm.weight.data[3] = 1
-    assert digest(encoder) == before
-    assert digest(encoder.bfloat16()) != before
+    assert weights_digest(encoder) == before
+    assert weights_digest(encoder.bfloat16()) != before
 
 
 # search

@@ -9,7 +9,12 @@ from torch import Generator, nn
 
 from mvmae.config.figures import AttentionConfig
 from mvmae.config.model import Size
-from mvmae.encoders.attention import attention_weights, class_attention, rollout, similarity
+from mvmae.encoders.attention import (
+    attention_rollout,
+    attention_weights,
+    class_attention,
+    patch_similarity,
+)
 from mvmae.errors import UserError
 from mvmae.inspect import attention_panels as figure
 from mvmae.inspect.attention import heat_of
@@ -112,14 +117,14 @@ def test_rollout_is_the_product_of_the_blocks_in_plain_numpy(variant):
             flow = (0.5 * block[number].mean(0) + 0.5 * np.eye(len(flow))) @ flow
         read = flow[0] if variant.cls_token else flow[first:].mean(0)
         expected = read[first:] / read[first:].sum()
-        found = rollout(encoder, images())[number]
+        found = attention_rollout(encoder, images())[number]
         assert found.shape == (ROWS, COLUMNS)
         np.testing.assert_allclose(found.detach().numpy().ravel(), expected, rtol=1e-4, atol=1e-7)
 
 
 @each_variant
 def test_rollout_is_a_share_of_each_patch(variant):
-    heat = rollout(shaken(variant), images())
+    heat = attention_rollout(shaken(variant), images())
     assert (heat >= 0).all()
     torch.testing.assert_close(heat.sum((1, 2)), torch.ones(2))
     assert heat.std() > 1e-3
@@ -153,7 +158,7 @@ def test_even_attention_is_1_in_multiples_of_even():
 def test_similarity_is_the_cosine_to_one_patch():
     tokens = torch.randn(2, 5, 8)
     unit = (tokens / tokens.norm(dim=-1, keepdim=True)).numpy()
-    found = similarity(tokens, 3).numpy()
+    found = patch_similarity(tokens, 3).numpy()
     np.testing.assert_allclose(found, np.einsum("bnd,bd->bn", unit, unit[:, 3]), atol=1e-6)
     np.testing.assert_allclose(found[:, 3], 1, atol=1e-6)
 
@@ -204,7 +209,9 @@ def test_each_head_looks_at_its_patch(kind):
     heads = class_attention(looking(VARIANTS[kind]), spotted())[0].detach().numpy()
     assert peak(heads[0]) == RED
     assert peak(heads[1]) == GREEN
-    both = rollout(looking(VARIANTS[kind]), spotted())[0].flatten().topk(2).indices.tolist()
+    both = (
+        attention_rollout(looking(VARIANTS[kind]), spotted())[0].flatten().topk(2).indices.tolist()
+    )
     assert {divmod(place, COLUMNS) for place in both} == {RED, GREEN}
 
 

@@ -47,7 +47,7 @@ class Images:
 
 @pytest.fixture(autouse=True)
 def _small_parts(monkeypatch):
-    monkeypatch.setattr(MODULE, "PART", 4)
+    monkeypatch.setattr(MODULE, "MAX_IMAGES_PER_FILE", 4)
 
 
 def encoder_of(*, cls_token: bool = True) -> Encoder:
@@ -99,7 +99,7 @@ def test_kept_or_not_they_are_the_same(tmp_path, count, cls_token):
 
 def test_parts_are_those_of_the_whole(monkeypatch, tmp_path):
     parts = features(Images(11), tmp_path)
-    monkeypatch.setattr(MODULE, "PART", 100)
+    monkeypatch.setattr(MODULE, "MAX_IMAGES_PER_FILE", 100)
     whole = features(Images(11), tmp_path / "other")
     assert torch.equal(parts.mean, whole.mean)  # batches are the same
     assert torch.equal(parts.labels, whole.labels)

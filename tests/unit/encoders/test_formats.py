@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mvmae.encoders import open_encoder
-from mvmae.encoders.formats import Hints, find_encoder, innermost
+from mvmae.encoders.formats import Hints, find_encoder, unwrap_tensors
 from mvmae.errors import UserError
 from mvmae.method.vit import PLAIN, Variant
 
@@ -121,7 +121,7 @@ def test_half_precision_files_become_single_precision(tmp_path):
 
 def test_only_tensors_count():
     state = plain()
-    assert innermost({"model": {**state, "version": 3}}).keys() == state.keys()
+    assert unwrap_tensors({"model": {**state, "version": 3}}).keys() == state.keys()
 
 
 # What is refused, and by which name

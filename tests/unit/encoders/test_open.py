@@ -32,7 +32,7 @@ def run(tiny):
     config.out.mkdir()
     state = {"model": model.state_dict(), "config": to_json(config)}
     checkpoint.save(config.out / "checkpoints", state)
-    encoders.save_encoder(config.out, encoders.opened_from_config(model.encoder, config))
+    encoders.save_encoder(config.out, encoders.attach_preprocessing(model.encoder, config))
     return config.out, model
 
 
@@ -252,7 +252,7 @@ def test_features_leave_out_what_cannot_be_read(run, image_folder):
     assert result.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert len(result.mean) == len(result.cls) == 7
     assert [skip.path for skip in result.skipped] == [str(images / "blue" / "1.png")]
-    pixels = encoders.raw_pixels(source, side=4)
+    pixels = encoders.pixel_features(source, side=4)
     assert pixels.mean.shape == (7, 3 * 4 * 4)
     assert pixels.labels.tolist() == result.labels.tolist()
 
@@ -277,7 +277,7 @@ def test_features_leave_the_encoder_as_it_was(run, image_folder):
 
 def test_raw_pixels_are_shares_of_white(image_folder):
     source = from_folders([str(image_folder(size=(8, 8), suffix=".png"))], 3)
-    pixels = encoders.raw_pixels(source, side=8)
+    pixels = encoders.pixel_features(source, side=8)
     expected = torch.stack([source.read(index).flatten() for index in range(8)]) / 255
     torch.testing.assert_close(pixels.mean, expected)
     assert pixels.cls is None

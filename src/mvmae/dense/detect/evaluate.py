@@ -216,7 +216,7 @@ def judgement_of(
     skipped = distributed.gather_objects(skipped)
     if not distributed.is_main():
         return None
-    encoders.refuse_unreadable(split, skipped)
+    encoders.require_readable(split, skipped)
     found.sort(key=lambda one: one.index)
     detections = in_coco_format(found, split)
     box = average_precision(split.content, detections, "bbox")

@@ -31,7 +31,7 @@ class OpenedDetector(NamedTuple):
 def save(job: Job, model: FasterRCNN) -> None:
     """Write model.safetensors and model.json into the run folder."""
     facts = {
-        "encoder": encoders.facts_of(job.opened),
+        "encoder": encoders.encoder_metadata(job.opened),
         "detector": job.shape._asdict(),
         "classes": job.data.train.classes,
         "category_ids": job.data.train.ids,

@@ -87,7 +87,7 @@ def train(config: DetectConfig) -> int:
         else:
             state = DetectState()
             facts = {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-            encoder = encoders.facts_of(job.opened)
+            encoder = encoders.encoder_metadata(job.opened)
             loop.begin_folder(config, device, **facts, encoder=encoder)
         trained.model.train()
         wrapped = distributed.wrap(trained.model, device)
@@ -157,7 +157,7 @@ def job_of(config: DetectConfig, device: torch.device) -> Job:
     """
     opened = encoder_to_begin_with(config)
     refuse_unfit(config, opened)
-    opened = opened._replace(encoder=encoders.resized(opened.encoder, config.image_size))
+    opened = opened._replace(encoder=encoders.resize_encoder(opened.encoder, config.image_size))
     data = open_detection(config, opened.encoder.in_channels)
     return Job(config, opened, data, plan_of(config, data), device)
 

@@ -87,7 +87,7 @@ def run(config: SegmentConfig) -> None:
     judge = linear if config.protocol == "linear" else nearest
     candidates = [(config.encoder, opened)]
     if config.baselines:
-        like = encoders.untrained(opened.encoder, config.seed)
+        like = encoders.untrained_copy(opened.encoder, config.seed)
         candidates.append(("the same, untrained", opened._replace(encoder=like)))
     rows, judged = [], []
     for name, one in candidates:

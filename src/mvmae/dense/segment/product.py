@@ -48,7 +48,7 @@ def save(job: Job, model: nn.Module) -> None:
     """Write model.safetensors and model.json into the run folder, and the encoder alone."""
     config, out, data = job.config, run_folder(job.config), job.data
     facts = {
-        "encoder": encoders.facts_of(job.opened),
+        "encoder": encoders.encoder_metadata(job.opened),
         "classes": list(data.classes),
         "ignored": data.test.rule.ignored,
         "foreground": data.test.rule.foreground,

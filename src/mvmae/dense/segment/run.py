@@ -87,7 +87,7 @@ def train(config: SegmentConfig) -> int:
         else:
             state = SegmentState()
             facts = {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-            encoder = encoders.facts_of(job.opened)
+            encoder = encoders.encoder_metadata(job.opened)
             loop.begin_folder(config, device, **facts, encoder=encoder)
         wrapped = distributed.wrap(trained.model, device)
         total = job.plan.total

@@ -108,7 +108,7 @@ def for_crops(config: SegmentConfig, opened: OpenedEncoder) -> OpenedEncoder:
             f"crop {crop} is not a multiple of the encoder's patch size {patch}, of 2 at least: "
             f"set --crop {near}"
         )
-    return opened._replace(encoder=encoders.resized(opened.encoder, crop))
+    return opened._replace(encoder=encoders.resize_encoder(opened.encoder, crop))
 
 
 def plan_of(config: SegmentConfig, data: Segmented) -> Plan:

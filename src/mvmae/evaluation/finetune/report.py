@@ -69,7 +69,7 @@ def introduce(log: Log, job: Job, trained: Trained, state: FinetuneState) -> Non
 
 def save_classifier(job: Job, name: str, model: Classifier) -> None:
     """Write NAME.safetensors, with timm's keys, and NAME.json, which says how to use it."""
-    facts = encoders.facts_of(_body(job, model)) | {
+    facts = encoders.encoder_metadata(_body(job, model)) | {
         "test_share": job.config.test_share,
         "classes": list(job.data.train.classes),
     }

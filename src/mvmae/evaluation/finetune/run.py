@@ -275,7 +275,7 @@ def judgement_of(model: Classifier, job: Job) -> Judgement:
             scores.append(model(images).float().cpu())
         places.append(batch.indices)
     model.train(was_training)
-    encoders.refuse_unreadable(test, skipped)
+    encoders.require_readable(test, skipped)
     indices = torch.cat(places)
     labels = torch.tensor([test.label(index) for index in indices.tolist()])
     return Judgement(torch.cat(scores), indices, labels, skipped)

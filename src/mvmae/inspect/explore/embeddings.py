@@ -225,8 +225,8 @@ def sample_size(networks: Networks) -> int:
 def cache_file(folder: Path, embedded: Embedded, networks: Networks) -> Path:
     """Where finished embeddings are kept: its name is a hash of all that they depend on."""
     said = {
-        "digest": encoders.digest(networks.opened.encoder),
-        "facts": encoders.facts_of(networks.opened),
+        "digest": encoders.weights_digest(networks.opened.encoder),
+        "facts": encoders.encoder_metadata(networks.opened),
         "images": stamp(Subset(embedded.source, embedded.order)),
         "precision": networks.precision,
         "device": networks.device.type,

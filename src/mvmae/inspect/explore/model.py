@@ -17,7 +17,7 @@ from torch import Tensor
 from mvmae.config.model import num_visible
 from mvmae.data.reading.decode import Pixels
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
-from mvmae.encoders.attention import class_attention, rollout, similarity
+from mvmae.encoders.attention import attention_rollout, class_attention, patch_similarity
 from mvmae.inspect import attention_panels as figures
 from mvmae.inspect.choose_images import displayed, finer
 from mvmae.inspect.reconstruct import panels_of
@@ -161,7 +161,7 @@ def heat_maps(
     )
     with precision.autocast(networks.device, networks.precision):
         heat = (
-            rollout(opened.encoder, inputs)
+            attention_rollout(opened.encoder, inputs)
             if block is None
             else class_attention(opened.encoder, inputs, block)[0]
         )
@@ -185,7 +185,7 @@ def alike(
     networks: Networks, tokens: Float[Tensor, "1 tokens D"], patch: int
 ) -> Float[np.ndarray, "rows columns"]:
     """Cosine of one patch's token to all of them."""
-    values = similarity(patch_tokens(networks, tokens), patch)[0]
+    values = patch_similarity(patch_tokens(networks, tokens), patch)[0]
     return values.clamp(-1, 1).unflatten(0, networks.opened.encoder.grid).numpy()
 
 

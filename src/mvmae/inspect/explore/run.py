@@ -20,7 +20,7 @@ from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import open_source
 from mvmae.embed.formats import plain_text
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
-from mvmae.encoders.about import sizes_in_words
+from mvmae.encoders.description import format_sizes
 from mvmae.errors import UserError
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.explore import embeddings as background
@@ -108,7 +108,7 @@ def facts_of(config: ExploreConfig, opened: OpenedEncoder, source: Source, reaso
     (name,) = headings([config.encoder])
     encoder = opened.encoder
     known = next((key for key, size in ENCODERS.items() if size == encoder.size), None)
-    words = sizes_in_words(
+    words = format_sizes(
         {
             "known_as": known,
             "patch_size": encoder.patch_size,

@@ -85,7 +85,7 @@ def patch_tokens(
 ) -> Float[Tensor, "B N D"]:
     """The patch tokens of some images, on the CPU."""
     config, parts = setting.config, []
-    for batch in encoders.encoded(
+    for batch in encoders.encode_source(
         opened.encoder,
         Subset(setting.source, places),
         opened.preprocessing,
@@ -109,7 +109,7 @@ def facts_of(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
     shares = basis.explained.tolist()
     return {
         "encoder": name,
-        "digest": encoders.digest(opened.encoder),
+        "digest": encoders.weights_digest(opened.encoder),
         "grid": list(opened.encoder.grid),
         "explained": [round(share, 6) for share in shares],
         "explained_total": round(sum(shares), 6),

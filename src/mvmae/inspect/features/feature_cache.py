@@ -114,7 +114,7 @@ def read(setting: Setting, places: Sequence[int]) -> Images | None:
     config, source = setting.config, Subset(setting.source, places)
     with _kept(setting, source) as keep, Bar(len(source)) as bar:
         bar.name("features")
-        how = encoders.reading(
+        how = encoders.encoder_extractor(
             setting.opened.encoder,
             setting.opened.preprocessing,
             device=setting.device,
@@ -122,7 +122,7 @@ def read(setting: Setting, places: Sequence[int]) -> Images | None:
             batch_size=config.batch_size,
             workers=config.workers,
         )
-        found = encoders.read_together(how, source, keep, bar.advance)
+        found = encoders.extract_distributed(how, source, keep, bar.advance)
     if found is None:
         return None
     lost = {skip.path for skip in found.skipped}
@@ -142,7 +142,7 @@ def read(setting: Setting, places: Sequence[int]) -> Images | None:
 def _kept(setting: Setting, source: Source) -> Iterator[Path]:
     """A folder for what is done, beside the pictures; gone once all is done."""
     config, encoder = setting.config, setting.opened.encoder
-    facts = (encoders.digest(encoder), encoder.image_size, setting.opened.preprocessing)
+    facts = (encoders.weights_digest(encoder), encoder.image_size, setting.opened.preprocessing)
     stamped = distributed.from_main(stamp(source) if distributed.is_main() else "")
     how = (setting.device.type, config.precision, config.batch_size, stamped)
     above = setting.folder / ".cache"

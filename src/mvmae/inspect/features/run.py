@@ -164,7 +164,7 @@ def about(setting: Setting, images: Images | None) -> dict[str, object]:
         "command": command_of("features", config),
         "config": to_plain(config),
         "encoder": config.encoder,
-        "digest": encoders.digest(setting.opened.encoder),
+        "digest": encoders.weights_digest(setting.opened.encoder),
         "pool": setting.pool,
         "data": setting.source.name,
         "num_images": len(setting.source),

@@ -16,7 +16,7 @@ from mvmae.config.files import from_json
 from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
-from mvmae.encoders import PRODUCT
+from mvmae.encoders import ENCODER_FILE
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file, run_folder
 
@@ -160,7 +160,7 @@ def _is_finished(folder: Path, verb: str, results: Sequence[Result]) -> bool:
     if verb == JUDGED:
         return True
     if verb == "pretrain":
-        return (folder / PRODUCT).exists()
+        return (folder / ENCODER_FILE).exists()
     return (folder / "model.safetensors").exists() or any(one.verb == verb for one in results)
 
 

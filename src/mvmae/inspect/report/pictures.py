@@ -18,7 +18,7 @@ from mvmae.config.report import ReportConfig
 from mvmae.config.views import Depth, ViewsConfig
 from mvmae.data.sources.open import fingerprint, open_source
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.attention import rollout
+from mvmae.encoders.attention import attention_rollout
 from mvmae.errors import UserError
 from mvmae.inspect import attention_panels
 from mvmae.inspect.choose_images import Chosen, choose, displayed, finer, views
@@ -190,7 +190,7 @@ def encoded(
     heat, tokens = [], []
     for first in range(0, len(images), TOGETHER):
         inputs = normalized(images[first : first + TOGETHER], how.mean, how.std, device)
-        heat.append(rollout(encoder, inputs).float().cpu().numpy())
+        heat.append(attention_rollout(encoder, inputs).float().cpu().numpy())
         tokens.append(encoder(inputs)[:, encoder.num_prefix :].float().cpu())
     return np.concatenate(heat), torch.cat(tokens)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from mvmae.config.files import command_of
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.encoders import PRODUCT
+from mvmae.encoders import ENCODER_FILE
 from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Text
 from mvmae.inspect.report.gather import JUDGED, RunFacts
 from mvmae.inspect.report.verdict import count, one_line, share, short, without_home
@@ -181,9 +181,9 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
     name = shlex.quote(folder)
     if facts.verb in PREDICT and (facts.folder / "model.safetensors").exists():
         yield Code(f"mvmae {facts.verb} {name} --predict IMAGES --out FOLDER", PREDICT[facts.verb])
-    if not (facts.folder / PRODUCT).exists():
+    if not (facts.folder / ENCODER_FILE).exists():
         if facts.verb not in PREDICT or not facts.finished:
-            said = f"This folder holds no {PRODUCT} yet: the run writes it at its end."
+            said = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."
             yield Text([said], "note")
         return
     yield Code(

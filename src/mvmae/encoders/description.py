@@ -12,7 +12,7 @@ from mvmae.method.vit import PLAIN
 from mvmae.storage import results, run_folder
 
 
-def about(name: str, opened: OpenedEncoder) -> dict[str, Any]:
+def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
     """Everything that `show` prints and a model card says, as plain JSON.
 
     Args:
@@ -95,7 +95,7 @@ def _object(file: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def sizes_in_words(facts: dict[str, Any]) -> str:
+def format_sizes(facts: dict[str, Any]) -> str:
     """Name, patch, width, depth, heads and parameters in a line."""
     name = f"{facts['known_as']}/{facts['patch_size']}, " if facts["known_as"] else ""
     return (
@@ -104,7 +104,7 @@ def sizes_in_words(facts: dict[str, Any]) -> str:
     )
 
 
-def input_in_words(facts: dict[str, Any]) -> str:
+def format_input(facts: dict[str, Any]) -> str:
     """What goes in, in a line."""
     height, width = facts["image_size"]
     rows, columns = facts["grid"]
@@ -115,7 +115,7 @@ def input_in_words(facts: dict[str, Any]) -> str:
     )
 
 
-def variant_in_words(variant: dict[str, Any]) -> str:
+def format_variant(variant: dict[str, Any]) -> str:
     """Where it differs from MAE's ViT, in a line."""
     said = []
     for name, value in variant.items():
@@ -139,13 +139,13 @@ def _counted(count: int, what: str) -> str:
     return f"{count} {what}" if count == 1 else f"{count} {what}s"
 
 
-def preprocessing_in_words(facts: dict[str, Any]) -> str:
+def format_preprocessing(facts: dict[str, Any]) -> str:
     """How pixels are prepared, in a line."""
     mean, std = (", ".join(f"{value:.4g}" for value in facts[key]) for key in ("mean", "std"))
     return f"{facts['interpolation']}, mean {mean}, deviation {std} of values in [0, 1]"
 
 
-def headline_in_words(headline: dict[str, Any]) -> str:
+def format_headline(headline: dict[str, Any]) -> str:
     """A result's figures, in a line."""
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
