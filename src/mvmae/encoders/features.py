@@ -175,8 +175,8 @@ def compute_features(
         precision_name: Of `precision.autocast`.
         batch_size: Images at a time.
         workers: Processes that read; default by the machine.
-        keep: A folder for what is done so far of more than `MAX_IMAGES_PER_FILE` images: asked again, it goes on
-            from there. The folder must be this encoder's and these images' alone.
+        keep: A folder for partial results of more than `MAX_IMAGES_PER_FILE` images: a later call
+            resumes from there. Use a separate folder for each encoder and set of images.
         advance: Told how many more images are done.
 
     Raises:
