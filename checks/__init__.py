@@ -1,0 +1,1 @@
+"""Checks of this repository that no common tool offers. Run by `make check`."""
