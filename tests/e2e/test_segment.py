@@ -19,7 +19,7 @@ from torch import Generator
 from mvmae import encoders
 from mvmae.cli.main import main
 from mvmae.config.model import Size
-from mvmae.dense.segment.evaluate import predicted
+from mvmae.dense.segment.evaluate import predict_classes
 from mvmae.dense.segment.product import examiner_of, open_segmenter
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.method.vit import Encoder, initialize
@@ -270,7 +270,7 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
             assert mask.mode == "P"
             values = np.array(mask)
         pixels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
-        wanted = predicted(examiner, pixels, (24, 30)).numpy() + 1  # 0 is what does not count
+        wanted = predict_classes(examiner, pixels, (24, 30)).numpy() + 1  # 0 is what does not count
         assert (values == wanted).all()
         with Image.open(f"seen/overlays/{file.stem}.jpg") as overlay:
             assert overlay.size == (30, 24)

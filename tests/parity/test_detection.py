@@ -17,7 +17,7 @@ from mvmae.config.model import ENCODERS
 from mvmae.data.annotations.coco import encoded_mask, run_lengths
 from mvmae.data.annotations.coco_check import checked, load
 from mvmae.dense.backbone import Backbone
-from mvmae.dense.detect.model import DetectorShape, detector_of
+from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.evaluation.finetune.classifier import body_of
 from mvmae.method.vit import Encoder
 from mvmae.metrics.coco_ap import NAMES, average_precision
@@ -30,7 +30,7 @@ def test_the_heads_have_the_shapes_of_torchvisions(with_masks):
     build = maskrcnn_resnet50_fpn_v2 if with_masks else fasterrcnn_resnet50_fpn_v2
     theirs = build(weights=None, weights_backbone=None, num_classes=81)
     encoder = Encoder(ENCODERS["vit_pico"], image_size=(224, 224), patch_size=16)
-    ours = detector_of(encoder, DetectorShape(80, 256, with_masks=with_masks, window=4))
+    ours = build_detector(encoder, DetectorShape(80, 256, with_masks=with_masks, window=4))
 
     def heads(model):
         state = model.state_dict()
@@ -47,12 +47,12 @@ def test_the_heads_have_the_shapes_of_torchvisions(with_masks):
 def test_without_its_own_strides_regions_are_read_as_torchvision_reads_them():
     from torchvision.ops import MultiScaleRoIAlign
 
-    from mvmae.dense.detect.model import roi_align_of
+    from mvmae.dense.detect.model import roi_align
 
     maps = {str(i): torch.randn(1, 4, 256 // s, 256 // s) for i, s in enumerate((4, 8, 16, 32))}
     boxes = [torch.tensor([[3.0, 5, 60, 40], [10, 20, 250, 200], [100, 100, 110, 130]])]
     theirs = MultiScaleRoIAlign(["0", "1", "2", "3"], 7, sampling_ratio=2)
-    ours = roi_align_of(7, [4.0, 8.0, 16.0, 32.0, 64.0])
+    ours = roi_align(7, [4.0, 8.0, 16.0, 32.0, 64.0])
     torch.testing.assert_close(ours(maps, boxes, [(9, 9)]), theirs(maps, boxes, [(256, 256)]))
 
 

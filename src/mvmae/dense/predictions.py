@@ -37,7 +37,7 @@ def open_images(name: str, channels: int) -> Source:
     return open_source((name,), channels)
 
 
-def require_free(out: Path, ours: Mapping[str, str], mark: str, *, overwrite: bool) -> None:
+def require_replaceable(out: Path, ours: Mapping[str, str], mark: str, *, overwrite: bool) -> None:
     """Make sure that a folder is new or empty, or holds predictions that may go.
 
     Args:
@@ -86,7 +86,7 @@ def refuse_own_images(out: Path, source: Source) -> None:
             )
 
 
-def names_of(source: Source) -> list[str]:
+def prediction_names(source: Source) -> list[str]:
     """Each image's path below what they have in common, without suffix unless two would be one."""
     paths = [Path(os.path.abspath(source.path(index))) for index in range(len(source))]  # noqa: PTH100
     base = Path(os.path.commonpath([path.parent for path in paths]))
@@ -108,7 +108,7 @@ def _shortened(path: Path) -> Path:
 
 
 @contextmanager
-def unfinished(out: Path, ours: Mapping[str, str]) -> Iterator[Path]:
+def write_aside(out: Path, ours: Mapping[str, str]) -> Iterator[Path]:
     """A folder to write into; when all is well its content stands in `out`, in place of the old.
 
     A folder that is there already stays, with what is not ours: it may be a link, or a disk.

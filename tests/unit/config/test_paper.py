@@ -15,7 +15,7 @@ from mvmae.ablate.tables import DECODER, LAMBDA, MASK
 from mvmae.cli.main import main
 from mvmae.config.model import ENCODERS
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.dense.detect.model import DetectorShape, detector_of
+from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.segment.model import Segmenter
 from mvmae.evaluation.finetune.classifier import Classifier
 from mvmae.method.model import MaskedAutoencoder
@@ -136,7 +136,7 @@ def test_the_work_of_segmentation_is_what_the_counter_counts():
 def test_the_work_of_detection_is_what_the_counter_counts():
     config = recipes.of("detect", "paper-coco")
     side = config.image_size
-    model = detector_of(vit_base(side), DetectorShape(80, side)).train().to(META)
+    model = build_detector(vit_base(side), DetectorShape(80, side)).train().to(META)
     with torch.no_grad():
         maps = [one.requires_grad_() for one in model.backbone(images(side)).values()]
     boxes, masks = zeros(config.samples, 256, 7, 7), zeros(config.samples // 4, 256, 14, 14)

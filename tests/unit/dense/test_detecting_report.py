@@ -6,32 +6,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.dense.detect.evaluate import Found
-from mvmae.dense.detect.report import found_in_words, too_small
+from mvmae.dense.detect.evaluate import Detections
+from mvmae.dense.detect.report import select_drawn, small_box_warning
 from mvmae.figures.detection import Panel, Things, draw
 
 
-def found(*scores: float) -> Found:
-    return Found(0, [[0, 0, 9, 9]] * len(scores), [1] * len(scores), list(scores), None)
+def found(*scores: float) -> Detections:
+    return Detections(0, [[0, 0, 9, 9]] * len(scores), [1] * len(scores), list(scores), None)
 
 
 def test_only_sure_detections_are_drawn_where_there_are_any():
-    drawn, note = found_in_words([found(0.9, 0.5, 0.4), found()])
+    drawn, note = select_drawn([found(0.9, 0.5, 0.4), found()])
     assert [one.scores for one in drawn] == [[0.9, 0.5], []]
     assert note == "score 0.5 or more"
 
 
 def test_an_image_without_sure_ones_gets_its_surest():
-    drawn, note = found_in_words([found(0.9, 0.5, 0.4), found(0.3, 0.2, 0.1, 0.05)])
+    drawn, note = select_drawn([found(0.9, 0.5, 0.4), found(0.3, 0.2, 0.1, 0.05)])
     assert [one.scores for one in drawn] == [[0.9, 0.5], [0.3, 0.2, 0.1]]
     assert note == "score 0.5 or more, and where there is none the 3 surest"
 
 
 def test_where_nothing_is_sure_the_surest_are_drawn_and_it_is_said():
-    drawn, note = found_in_words([found(0.19, 0.12, 0.1, 0.05), found(), found(0.07)])
+    drawn, note = select_drawn([found(0.19, 0.12, 0.1, 0.05), found(), found(0.07)])
     assert [one.scores for one in drawn] == [[0.19, 0.12, 0.1], [], [0.07]]
     assert note == "no score of 0.5, so the 3 surest; the best here is 0.19"
-    assert found_in_words([found()])[1] == "score 0.5 or more"
+    assert select_drawn([found()])[1] == "score 0.5 or more"
 
 
 @pytest.mark.parametrize(
@@ -48,14 +48,14 @@ def test_boxes_that_are_too_small_are_told_with_the_size_that_would_do(
     side, image_size, patch, wanted
 ):
     sides = [0.01, side / 100, 0.9]
-    warning = too_small(sides, image_size, patch)
+    warning = small_box_warning(sides, image_size, patch)
     if wanted is None:
         assert warning == ""
     else:
         assert f"smaller than {side / 100 * image_size:.0f} pixels" in warning
         assert f"the smallest anchor is {2 * patch}:" in warning
         assert f"--image-size {wanted} would do" in warning
-        assert too_small(sides, wanted, patch) == ""
+        assert small_box_warning(sides, wanted, patch) == ""
 
 
 @pytest.mark.parametrize("size", [(2, 900), (900, 2), (1, 1)])

@@ -12,17 +12,17 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from mvmae.config.detect import DetectConfig
 from mvmae.config.model import Size
 from mvmae.data.augment import seeded
-from mvmae.dense.detect.batches import jittered_batches
-from mvmae.dense.detect.evaluate import Found, mask_in_image
+from mvmae.dense.detect.batches import training_batches
+from mvmae.dense.detect.evaluate import Detections, paste_mask
 from mvmae.dense.detect.model import (
     Anchors,
     DetectorShape,
-    Square,
-    detector_of,
-    evenly_spread,
-    roi_align_of,
+    PadToSquare,
+    build_detector,
+    roi_align,
+    spread_blocks,
+    synchronise_norms,
     total_loss,
-    with_synchronised_norms,
 )
 from mvmae.dense.detect.run import job_of, training_step
 from mvmae.dense.detect.state import trained_of
@@ -63,7 +63,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", SHAPES)
 def test_every_part_learns(name):
     shape = SHAPES[name]
-    model = detector_of(encoder_of(), shape).train()
+    model = build_detector(encoder_of(), shape).train()
     images = [torch.randn(3, 64, 48), torch.randn(3, 40, 64)]
     targets = [
         target_of([4, 4, 40, 30], [10, 30, 40, 60], masks=shape.with_masks),
@@ -87,7 +87,7 @@ def test_every_part_learns(name):
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_a_batch_without_things_does_no_harm(norm):
-    model = detector_of(encoder_of(), SMALL._replace(norm=norm)).train()
+    model = build_detector(encoder_of(), SMALL._replace(norm=norm)).train()
     losses = model([torch.randn(3, 64, 48)] * 2, [target_of(), target_of()])
     total_loss(losses).backward()
     assert losses["loss_mask"] == 0
@@ -97,7 +97,7 @@ def test_a_batch_without_things_does_no_harm(norm):
 
 def test_boxes_and_losses_are_fp32_where_the_network_is_bf16():
     seen = {}
-    model = detector_of(encoder_of(), SMALL).train()
+    model = build_detector(encoder_of(), SMALL).train()
     for name, module in (
         ("rpn", model.rpn.head),
         ("boxes", model.roi_heads.box_predictor),
@@ -118,11 +118,11 @@ def test_boxes_and_losses_are_fp32_where_the_network_is_bf16():
 def test_the_seed_makes_the_weights_and_nothing_else_is_drawn():
     encoder = encoder_of()
     before = torch.get_rng_state()
-    one = detector_of(encoder, SMALL, seed=1).state_dict()
+    one = build_detector(encoder, SMALL, seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    same = detector_of(encoder, SMALL, seed=1).state_dict()
-    other = detector_of(encoder, SMALL, seed=2).state_dict()
+    same = build_detector(encoder, SMALL, seed=1).state_dict()
+    other = build_detector(encoder, SMALL, seed=2).state_dict()
     assert all(torch.equal(one[key], same[key]) for key in one)
     key = "roi_heads.box_head.0.0.weight"
     assert not torch.equal(one[key], other[key])
@@ -141,11 +141,11 @@ def test_the_seed_makes_the_weights_and_nothing_else_is_drawn():
     ],
 )
 def test_blocks_are_evenly_spread(count, depth, blocks):
-    assert evenly_spread(count, depth) == blocks
+    assert spread_blocks(count, depth) == blocks
 
 
 def test_blocks_are_windowed_and_skipped_as_asked():
-    model = detector_of(encoder_of(depth=8), SMALL._replace(global_blocks=2), drop_path=0.7)
+    model = build_detector(encoder_of(depth=8), SMALL._replace(global_blocks=2), drop_path=0.7)
     body = model.backbone.body
     assert body.windows == [4, 4, 4, None, 4, 4, 4, None]
     assert body.out_blocks == (1, 3, 5, 7)
@@ -176,7 +176,7 @@ def test_anchors_stand_on_the_places_of_their_level(patch):
 def test_regions_are_read_where_they_are_whatever_came_first():
     """A map that holds its own places gives a box its place, in a batch of small images too."""
     strides = [4.0, 8.0, 16.0, 32.0, 64.0]
-    pool = roi_align_of(7, strides)
+    pool = roi_align(7, strides)
     maps = {}
     for level, stride in enumerate(strides[:4]):
         centres = (torch.arange(int(256 / stride)) + 0.5) * stride
@@ -190,7 +190,7 @@ def test_regions_are_read_where_they_are_whatever_came_first():
 
 
 def test_images_are_padded_at_the_right_and_the_bottom():
-    made, targets = Square(8)([torch.ones(3, 8, 5), torch.ones(3, 2, 8)], None)
+    made, targets = PadToSquare(8)([torch.ones(3, 8, 5), torch.ones(3, 2, 8)], None)
     assert made.tensors.shape == (2, 3, 8, 8)
     assert made.image_sizes == [(8, 5), (2, 8)]
     assert made.tensors[0, :, :, :5].min() == 1
@@ -199,7 +199,7 @@ def test_images_are_padded_at_the_right_and_the_bottom():
 
 
 def test_batch_norms_become_synchronised():
-    model = with_synchronised_norms(detector_of(encoder_of(), SMALL))
+    model = synchronise_norms(build_detector(encoder_of(), SMALL))
     kinds = {type(one) for one in model.modules()}
     assert nn.SyncBatchNorm in kinds
     assert nn.BatchNorm2d not in kinds
@@ -218,12 +218,12 @@ def test_drops_divide_the_learning_rate_by_ten():
 
 
 def test_a_mask_is_laid_into_its_box():
-    packed = mask_in_image(torch.ones(1, 28, 28), torch.tensor([10.0, 5, 20, 25]), (40, 60))
+    packed = paste_mask(torch.ones(1, 28, 28), torch.tensor([10.0, 5, 20, 25]), (40, 60))
     wanted = np.zeros((40, 60))
     wanted[5:25, 10:20] = 1
     assert (rle.decode(packed) == wanted).all()
     for box in (torch.zeros(4), torch.tensor([70.0, 50, 80, 60]), torch.tensor([-9.0, -9, -1, -1])):
-        assert rle.decode(mask_in_image(torch.ones(1, 28, 28), box, (40, 60))).sum() == 0
+        assert rle.decode(paste_mask(torch.ones(1, 28, 28), box, (40, 60))).sum() == 0
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
@@ -238,7 +238,7 @@ def test_a_mask_as_it_is_learnt_comes_back_where_it_was(scale):
     box = torch.tensor([[10.6, 11, 23, 23.3]])
     learnt = project_masks_on_boxes(disk(1)[None].float(), box, torch.zeros(1, dtype=int), 28)
     side = int(40 * scale)
-    packed = mask_in_image(learnt, box[0] * scale, (side, side), (scale, scale))
+    packed = paste_mask(learnt, box[0] * scale, (side, side), (scale, scale))
     made, true = rle.decode(packed).astype(bool), disk(scale).numpy()
     assert (made & true).sum() / (made | true).sum() > 0.85
     shift = np.argwhere(made).mean(axis=0) - np.argwhere(true).mean(axis=0)
@@ -246,12 +246,12 @@ def test_a_mask_as_it_is_learnt_comes_back_where_it_was(scale):
 
 
 def test_what_is_found_is_written_as_coco_has_it():
-    found = Found(3, [[1, 2, 4, 8], [0, 0, 1, 1]], [2, 1], [0.9, 0.3], None)
+    found = Detections(3, [[1, 2, 4, 8], [0, 0, 1, 1]], [2, 1], [0.9, 0.3], None)
     assert found.as_coco(70, [3, 7]) == [
         {"image_id": 70, "category_id": 7, "bbox": [1, 2, 3, 6], "score": 0.9},
         {"image_id": 70, "category_id": 3, "bbox": [0, 0, 1, 1], "score": 0.3},
     ]
-    assert found.above(0.5) == Found(3, [[1, 2, 4, 8]], [2], [0.9], None)
+    assert found.above(0.5) == Detections(3, [[1, 2, 4, 8]], [2], [0.9], None)
 
 
 def test_masks_and_boxes_are_drawn_in_their_colours():
@@ -303,7 +303,7 @@ def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
     job = job_of(config, torch.device("cpu"))
     trained, same = trained_of(job), trained_of(job)
     options = {"rank": 0, "world_size": 1, "workers": 0, "cuda": False}
-    (batch,) = jittered_batches(job.data.train, job.jitter(), range(1), **options)
+    (batch,) = training_batches(job.data.train, job.jitter(), range(1), **options)
     row = training_step(trained.model.train(), trained, batch, job, 7)
 
     mean, std, _ = job.opened.preprocessing

@@ -8,7 +8,7 @@ from PIL import Image
 from mvmae.config.detect import DetectConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.sources.folders import Files
-from mvmae.dense.predictions import names_of, open_images, require_free, unfinished
+from mvmae.dense.predictions import open_images, prediction_names, require_replaceable, write_aside
 from mvmae.errors import UserError
 
 OURS = {"predictions.json": "", "pictures": ".png", "skipped.csv": ""}
@@ -38,24 +38,24 @@ def test_other_peoples_files_are_never_overwritten(tmp_path, foreign, with_skipp
     more = [foreign, "skipped.csv"] if with_skipped else [foreign]
     out = predictions(tmp_path / "out", *more)
     with pytest.raises(UserError, match=r"holds other files \(.*\): choose an --out"):
-        require_free(out, OURS, MARK, overwrite=True)
+        require_replaceable(out, OURS, MARK, overwrite=True)
     assert (out / foreign).read_text() == "old"
 
 
 def test_predictions_may_go_where_that_is_said(tmp_path):
     out = predictions(tmp_path / "out")
-    require_free(out, OURS, MARK, overwrite=True)
+    require_replaceable(out, OURS, MARK, overwrite=True)
     with pytest.raises(UserError, match="already holds predictions"):
-        require_free(out, OURS, MARK, overwrite=False)
+        require_replaceable(out, OURS, MARK, overwrite=False)
     (out / MARK).unlink()  # so who knows whose pictures these are
     with pytest.raises(UserError, match=r"holds other files \(pictures\)"):
-        require_free(out, OURS, MARK, overwrite=True)
+        require_replaceable(out, OURS, MARK, overwrite=True)
 
 
 def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file: --out must name a folder"):
-        require_free(tmp_path / "out", OURS, MARK, overwrite=True)
+        require_replaceable(tmp_path / "out", OURS, MARK, overwrite=True)
 
 
 # Names
@@ -63,21 +63,21 @@ def test_a_file_is_no_folder(tmp_path):
 
 def test_names_are_paths_below_what_all_have_in_common():
     source = source_of("/a/b/x.jpg", "/a/b/c/x.jpg", "/a/b/c/y.jpg", "/a/b/c/y.png")
-    assert names_of(source) == ["x", "c/x", "c/y.jpg", "c/y.png"]
+    assert prediction_names(source) == ["x", "c/x", "c/y.jpg", "c/y.png"]
 
 
 def test_no_two_images_have_one_name():
     source = source_of("/a/x.jpg", "/a/x.png", "/a/x.jpg.tif")
-    assert names_of(source) == ["x.jpg", "x.png", "x.jpg.tif"]
+    assert prediction_names(source) == ["x.jpg", "x.png", "x.jpg.tif"]
 
 
 def test_paths_from_here_and_from_the_root_mix(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert names_of(source_of("a/x.jpg", str(tmp_path / "b" / "x.jpg"))) == ["a/x", "b/x"]
+    assert prediction_names(source_of("a/x.jpg", str(tmp_path / "b" / "x.jpg"))) == ["a/x", "b/x"]
 
 
 def test_long_names_leave_room_for_a_suffix():
-    names = names_of(source_of(f"/a/{'x' * 250}.jpg", f"/a/{'x' * 249}y.jpg", "/a/z.jpg"))
+    names = prediction_names(source_of(f"/a/{'x' * 250}.jpg", f"/a/{'x' * 249}y.jpg", "/a/z.jpg"))
     assert len(set(names)) == 3
     assert max(map(len, names)) <= 200
     assert names[2] == "z"
@@ -87,7 +87,7 @@ def test_long_names_leave_room_for_a_suffix():
 
 
 def write(out: Path) -> None:
-    with unfinished(out, OURS) as folder:
+    with write_aside(out, OURS) as folder:
         (folder / MARK).write_text("new")
         (folder / "pictures").mkdir()
         (folder / "pictures" / "b.png").write_text("new")
@@ -128,7 +128,7 @@ def test_what_fails_leaves_all_as_it_was(tmp_path, is_there):
     before = content(tmp_path)
 
     def fail() -> None:
-        with unfinished(out, OURS) as folder:
+        with write_aside(out, OURS) as folder:
             (folder / MARK).write_text("new")
             raise UserError("no image can be read")
 
@@ -154,7 +154,7 @@ def test_one_image_is_enough(tmp_path):
     source = open_images(str(tmp_path / "one.png"), 3)
     assert len(source) == 1
     assert source.read(0)[:, 0, 0].tolist() == [9, 8, 7]
-    assert names_of(source) == ["one"]
+    assert prediction_names(source) == ["one"]
     with pytest.raises(UserError, match=r"no such image: .*two\.png"):
         open_images(str(tmp_path / "two.png"), 3)
     (tmp_path / "text.md").write_text("")

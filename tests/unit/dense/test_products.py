@@ -14,12 +14,12 @@ from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.dense.detect.product import open_detector
-from mvmae.dense.products import (
-    encoder_to_begin_with,
-    is_written,
-    refuse_deep,
-    refuse_what_is_fixed,
-    verb_of,
+from mvmae.dense.saved_model import (
+    command_of_run,
+    has_metric,
+    load_initial_encoder,
+    refuse_fixed_settings,
+    require_8_bit,
 )
 from mvmae.dense.segment.product import open_segmenter
 from mvmae.encoders import OpenedEncoder, Preprocessing
@@ -39,7 +39,7 @@ LOOKS = {"crop": 64, "stride": 42, "short_side": 80}
 )
 def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, verb):
     (tmp_path / "config.json").write_text(to_json(config))
-    assert verb_of(tmp_path) == verb
+    assert command_of_run(tmp_path) == verb
     for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
         with pytest.raises(UserError) as caught:
             opened(str(tmp_path))
@@ -50,7 +50,7 @@ def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, verb):
 
 def test_what_is_no_run_is_told_without_a_guess(tmp_path):
     (tmp_path / "config.json").write_text("[]")
-    assert verb_of(tmp_path) == ""
+    assert command_of_run(tmp_path) == ""
     with pytest.raises(UserError, match=r"model.safetensors$"):
         open_segmenter(str(tmp_path))
 
@@ -65,13 +65,13 @@ def test_what_is_no_run_is_told_without_a_guess(tmp_path):
 )
 def test_another_way_to_look_is_refused(changes, told):
     with pytest.raises(UserError, match=told):
-        refuse_what_is_fixed(replace(SEGMENT, **changes), "segment", LOOKS)
+        refuse_fixed_settings(replace(SEGMENT, **changes), "segment", LOOKS)
 
 
 def test_what_a_recipe_or_the_run_says_passes():
     for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
         config = parse("segment", ["run", "data", "--protocol", "test", *words])[1]
-        refuse_what_is_fixed(config, "segment", LOOKS)
+        refuse_fixed_settings(config, "segment", LOOKS)
 
 
 def test_a_resumed_run_needs_no_encoder(tmp_path):
@@ -83,22 +83,22 @@ def test_a_resumed_run_needs_no_encoder(tmp_path):
     facts = {"encoder": encoders.encoder_metadata(opened)}
     (tmp_path / "environment.json").write_text(json.dumps(facts))
     config = DetectConfig(encoder="nowhere", data="d", out=tmp_path, resume=True)
-    again = encoder_to_begin_with(config)
+    again = load_initial_encoder(config)
     assert encoders.encoder_metadata(again) == facts["encoder"]
     with pytest.raises(UserError, match="no such encoder: nowhere"):
-        encoder_to_begin_with(replace(config, resume=False))
+        load_initial_encoder(replace(config, resume=False))
     (tmp_path / "environment.json").write_text("{}")  # of an older run
     with pytest.raises(UserError, match="no such encoder: nowhere"):
-        encoder_to_begin_with(config)
+        load_initial_encoder(config)
 
 
 def test_what_metrics_have_is_not_written_again(tmp_path):
-    assert not is_written(tmp_path, 3, "miou")
+    assert not has_metric(tmp_path, 3, "miou")
     lines = [{"step": 3, "loss": 1.0}, {"step": 3, "miou": 2.0}, {"step": 4, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    assert is_written(tmp_path, 3, "miou")
-    assert not is_written(tmp_path, 4, "miou")
-    assert not is_written(tmp_path, 3, "box_ap")
+    assert has_metric(tmp_path, 3, "miou")
+    assert not has_metric(tmp_path, 4, "miou")
+    assert not has_metric(tmp_path, 3, "box_ap")
 
 
 @pytest.mark.parametrize(
@@ -134,4 +134,4 @@ def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
 
 def test_an_encoder_of_plain_pixels_passes():
     opened = encoders.open_encoder("random:vit_pico")
-    assert refuse_deep(opened, "enc") is opened
+    assert require_8_bit(opened, "enc") is opened

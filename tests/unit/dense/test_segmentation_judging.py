@@ -8,9 +8,16 @@ import torch
 from PIL import Image
 from torch import nn
 
-from mvmae.dense.segment.evaluate import Examiner, named, offsets, predicted, scores_of, slide
-from mvmae.dense.segment.frozen import drawn
-from mvmae.dense.segment.model import Scores, at_size
+from mvmae.dense.segment.evaluate import (
+    Predictor,
+    label_pixels,
+    predict_classes,
+    score_image,
+    sliding_scores,
+    window_offsets,
+)
+from mvmae.dense.segment.frozen import sample_patches
+from mvmae.dense.segment.model import Scores, resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
 from mvmae.method.losses import pixel_loss
@@ -30,9 +37,11 @@ class Blur(nn.Module):
         return Scores(self.layer(images), None)
 
 
-def examiner(**options) -> Examiner:
+def examiner(**options) -> Predictor:
     preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, "bilinear")
-    plain = Examiner(Blur(), 4, 32, 20, None, preprocessing, torch.device("cpu"), "fp32", at_once=3)
+    plain = Predictor(
+        Blur(), 4, 32, 20, None, preprocessing, torch.device("cpu"), "fp32", at_once=3
+    )
     return plain._replace(**options)
 
 
@@ -41,7 +50,7 @@ def examiner(**options) -> Examiner:
 
 @pytest.mark.parametrize("side", [32, 33, 50, 52, 53, 99, 300])
 def test_windows_cover_a_side_and_overlap_as_asked(side):
-    begins = offsets(side, 32, 20)
+    begins = window_offsets(side, 32, 20)
     covered = {at for begin in begins for at in range(begin, begin + 32)}
     assert covered == set(range(side))
     assert begins == sorted(set(begins))
@@ -51,15 +60,15 @@ def test_windows_cover_a_side_and_overlap_as_asked(side):
 def test_one_window_is_one_pass():
     image = torch.randn(3, 32, 32)
     test = examiner()
-    wanted = at_size(test.model(image[None]).main, (32, 32))[0]
-    torch.testing.assert_close(slide(test, image), wanted)
+    wanted = resize_scores(test.model(image[None]).main, (32, 32))[0]
+    torch.testing.assert_close(sliding_scores(test, image), wanted)
     small = image[:, :24, :20]
-    wanted = at_size(test.model(small[None]).main, (24, 20))[0]
-    torch.testing.assert_close(slide(test, small), wanted)
+    wanted = resize_scores(test.model(small[None]).main, (24, 20))[0]
+    torch.testing.assert_close(sliding_scores(test, small), wanted)
 
 
 def test_image_smaller_than_a_patch_is_padded():
-    assert slide(examiner(), torch.randn(3, 3, 50)).shape == (5, 3, 50)
+    assert sliding_scores(examiner(), torch.randn(3, 3, 50)).shape == (5, 3, 50)
 
 
 def test_windows_are_averaged():
@@ -69,30 +78,34 @@ def test_windows_are_averaged():
     for top in (0, 20, 38):
         for left in (0, 13):
             cut = image[None, :, top : top + 32, left : left + 32]
-            total[:, top : top + 32, left : left + 32] += at_size(test.model(cut).main, (32, 32))[0]
+            total[:, top : top + 32, left : left + 32] += resize_scores(
+                test.model(cut).main, (32, 32)
+            )[0]
             count[top : top + 32, left : left + 32] += 1
     for at_once in (1, 4, 100):
-        torch.testing.assert_close(slide(test._replace(at_once=at_once), image), total / count)
+        torch.testing.assert_close(
+            sliding_scores(test._replace(at_once=at_once), image), total / count
+        )
 
 
 def test_many_scales_are_probabilities_and_blind_to_mirrors():
     image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
     test = examiner(multi_scale=True)
     with torch.no_grad():
-        scores, mirrored = scores_of(test, image), scores_of(test, image.flip(-1)).flip(-1)
+        scores, mirrored = score_image(test, image), score_image(test, image.flip(-1)).flip(-1)
     torch.testing.assert_close(scores.sum(dim=0), torch.ones(40, 48))
     torch.testing.assert_close(scores, mirrored, atol=0.02, rtol=0)
 
 
 def test_classes_are_those_of_the_largest_score_however_many_there_are():
     scores = torch.randn(50, 6, 8)
-    wanted = at_size(scores[None], (13, 17))[0].argmax(dim=0)
-    assert named(scores, (13, 17)).long().equal(wanted)
+    wanted = resize_scores(scores[None], (13, 17))[0].argmax(dim=0)
+    assert label_pixels(scores, (13, 17)).long().equal(wanted)
 
 
 def test_prediction_has_the_images_own_size():
     image = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8)
-    assert predicted(examiner(short_side=40), image, (61, 83)).shape == (61, 83)
+    assert predict_classes(examiner(short_side=40), image, (61, 83)).shape == (61, 83)
 
 
 # Figures
@@ -176,16 +189,16 @@ def test_patches_are_drawn_from_all_images_alike():
     """A hundred images have 30 patches each: the last count as the first do."""
     images = torch.arange(100).repeat_interleave(30)
     tokens = images[:, None].float()
-    kept, classes = drawn(tokens, images, 1000, seed=0)
+    kept, classes = sample_patches(tokens, images, 1000, seed=0)
     assert len(kept) == 1000
     assert classes.equal(kept[:, 0].long())
     assert classes.equal(classes.sort().values)
     halves = (classes < 50).float().mean().item()
     assert halves == pytest.approx(0.5, abs=0.05)
     assert len(classes.unique()) == 100
-    assert drawn(tokens, images, 1000, seed=0)[1].equal(classes)
-    assert not drawn(tokens, images, 1000, seed=1)[1].equal(classes)
-    assert drawn(tokens, images, 3000, seed=0)[1].equal(images)
+    assert sample_patches(tokens, images, 1000, seed=0)[1].equal(classes)
+    assert not sample_patches(tokens, images, 1000, seed=1)[1].equal(classes)
+    assert sample_patches(tokens, images, 3000, seed=0)[1].equal(images)
 
 
 # Pictures

@@ -14,7 +14,7 @@ from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import contents_of
 from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.product import OpenedSegmenter
-from mvmae.dense.segment.test_run import open_tested
+from mvmae.dense.segment.test_run import open_test_data
 from mvmae.errors import UserError
 
 NAMED = ("sky", "road", "car")
@@ -30,7 +30,7 @@ def model() -> OpenedSegmenter:
 
 def opened(root: Path, made: OpenedSegmenter, **options):
     config = SegmentConfig(encoder="run", data=str(root), protocol="test", **options)
-    return open_tested(config, made)
+    return open_test_data(config, made)
 
 
 def plain(root: Path, *values: int, count: int = 6) -> Path:

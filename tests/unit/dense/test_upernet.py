@@ -13,7 +13,7 @@ from mvmae.dense.segment.model import (
     LinearSegmenter,
     Segmenter,
     UPerHead,
-    taken_after,
+    map_blocks,
 )
 from mvmae.method.vit import Encoder, initialize
 
@@ -88,11 +88,11 @@ def test_head_has_the_size_of_beits():
 
 
 def test_maps_are_beits_for_base_and_large_and_spread_for_others():
-    assert taken_after(12) == (3, 5, 7, 11)
-    assert taken_after(24) == (7, 11, 15, 23)
-    assert taken_after(4) == (0, 1, 2, 3)
+    assert map_blocks(12) == (3, 5, 7, 11)
+    assert map_blocks(24) == (7, 11, 15, 23)
+    assert map_blocks(4) == (0, 1, 2, 3)
     for depth in range(1, 40):
-        taken = taken_after(depth)
+        taken = map_blocks(depth)
         assert list(taken) == sorted(taken)
         assert taken[0] >= 0
         assert taken[-1] == depth - 1

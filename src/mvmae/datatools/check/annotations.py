@@ -20,7 +20,7 @@ from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import Finding
 from mvmae.datatools.check.subjects import Subject
 from mvmae.dense.detect.opening import refuse_other_classes
-from mvmae.dense.segment.opening import meaning
+from mvmae.dense.segment.opening import describe_values
 from mvmae.errors import UserError
 
 COCO_SEVERITY: dict[str, Severity] = {"stop": "fatal", "left out": "skipped"}
@@ -296,7 +296,7 @@ def of_masks(splits: MaskSplits, lost: set[str], config: DataCheckConfig) -> Lab
         names = told if len(told) > len(names) else names
         if checked.values:
             where = " and ".join(filter(None, own))
-            said[f"values in {where}"] = meaning(checked, told)
+            said[f"values in {where}"] = describe_values(checked, told)
         findings += [_of_consequence(one, own) for one in checked.findings]
         counts |= {name: p for name, p in zip(own, checked.pixels, strict=True) if name}
         if own[0]:

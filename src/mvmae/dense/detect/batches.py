@@ -41,7 +41,7 @@ class Target(NamedTuple):
     masks: UInt8[Tensor, "N h w"] | None
 
 
-class Prepared(NamedTuple):
+class PreparedImage(NamedTuple):
     """An image and what is in it."""
 
     image: UInt8[Tensor, "C h w"]
@@ -73,15 +73,15 @@ class DetectionBatch(NamedTuple):
     """Whether something readable was found for every place."""
 
 
-def fitted(size: Sequence[int], side: int, scale: float = 1.0) -> tuple[int, int]:
+def fitted_size(size: Sequence[int], side: int, scale: float = 1.0) -> tuple[int, int]:
     """Height and width of an image whose longer side becomes `scale` times `side`."""
     factor = scale * side / max(size)
     return max(1, round(size[0] * factor)), max(1, round(size[1] * factor))
 
 
-def jittered(
+def jitter_image(
     image: UInt8[Tensor, "C H W"], target: Target, jitter: Jitter, rng: np.random.Generator
-) -> Prepared:
+) -> PreparedImage:
     """Large-scale jitter (Ghiasi et al. 2020) and a flip, drawn from `rng`.
 
     The image is resized by a random factor and, where it is then larger than the square, a random
@@ -89,7 +89,7 @@ def jittered(
     the boxes of what is left of their masks.
     """
     size = (int(image.shape[1]), int(image.shape[2]))
-    whole = fitted(size, jitter.side, rng.uniform(*jitter.scale))
+    whole = fitted_size(size, jitter.side, rng.uniform(*jitter.scale))
     seen = min(whole[0], jitter.side), min(whole[1], jitter.side)
     height, width = (max(1, round(s * n / w)) for s, n, w in zip(size, seen, whole, strict=True))
     top = int(rng.integers(size[0] - height + 1))
@@ -101,15 +101,15 @@ def jittered(
     boxes = make(target.boxes, format="XYXY", canvas_size=size)
     image = crop(image, Box(*box), seen, jitter.interpolation)
     boxes = tv.resized_crop(boxes, *box, size=list(seen))
-    masks = None if target.masks is None else resized_masks(target.masks, Box(*box), seen)
+    masks = None if target.masks is None else resize_masks(target.masks, Box(*box), seen)
     if flips:
         image, boxes = tv.horizontal_flip(image), tv.horizontal_flip(boxes)
         masks = None if masks is None else masks.flip(-1)
     boxes = tv.clamp_bounding_boxes(boxes).as_subclass(Tensor)
-    return Prepared(image, worth_learning(Target(boxes, target.labels, masks)))
+    return PreparedImage(image, drop_invisible(Target(boxes, target.labels, masks)))
 
 
-def resized_masks(
+def resize_masks(
     masks: UInt8[Tensor, "N H W"], box: Box, size: tuple[int, int]
 ) -> UInt8[Tensor, "N h w"]:
     """A part of masks, resized; a pixel is inside where half of it was.
@@ -122,7 +122,7 @@ def resized_masks(
     return (crop(255 * masks, box, size, "bilinear") > 127).byte()
 
 
-def worth_learning(target: Target) -> Target:
+def drop_invisible(target: Target) -> Target:
     """Without what is no longer to be seen; boxes are drawn tight around the masks."""
     boxes, labels, masks = target
     if masks is not None:
@@ -135,7 +135,7 @@ def worth_learning(target: Target) -> Target:
     return Target(boxes[keep], labels[keep], None)
 
 
-def target_of(picture: Picture, *, with_masks: bool) -> Target:
+def build_target(picture: Picture, *, with_masks: bool) -> Target:
     """What is to be found in a picture, in its own pixels."""
     boxes = [thing.box for thing in picture.things]
     labels = [thing.label for thing in picture.things]
@@ -147,7 +147,7 @@ def target_of(picture: Picture, *, with_masks: bool) -> Target:
 
 
 class _Sample(NamedTuple):
-    prepared: Prepared | None
+    prepared: PreparedImage | None
     skipped: list[Skipped]
 
 
@@ -162,8 +162,8 @@ class JitteredDataset(Dataset):
         pixels, place, skipped = readable(self.split, index[1], rng)
         if pixels is None:
             return _Sample(None, skipped)
-        target = target_of(self.split.pictures[place], with_masks=self.split.with_masks)
-        return _Sample(jittered(pixels, target, self.jitter, rng), skipped)
+        target = build_target(self.split.pictures[place], with_masks=self.split.with_masks)
+        return _Sample(jitter_image(pixels, target, self.jitter, rng), skipped)
 
 
 def _collate(samples: list[_Sample]) -> DetectionBatch:
@@ -173,7 +173,7 @@ def _collate(samples: list[_Sample]) -> DetectionBatch:
     return DetectionBatch(images, targets, skipped, len(read) == len(samples))
 
 
-def jittered_batches(
+def training_batches(
     split: CocoSplit,
     jitter: Jitter,
     steps: range,
@@ -192,7 +192,7 @@ def jittered_batches(
     )
 
 
-class WholeImages(NamedTuple):
+class FittedImages(NamedTuple):
     """Images as they are judged, each fitted into the square."""
 
     images: list[Tensor]
@@ -214,23 +214,23 @@ class FittedDataset(Dataset):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, index: int) -> WholeImages:
+    def __getitem__(self, index: int) -> FittedImages:
         try:
             pixels = self.source.read(index)
         except UnreadableImageError as error:
-            return WholeImages([], [], [], [Skipped(self.source.path(index), str(error))])
+            return FittedImages([], [], [], [Skipped(self.source.path(index), str(error))])
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
-        wanted = list(fitted(size, self.side))
+        wanted = list(fitted_size(size, self.side))
         image = tv.resize(pixels, wanted, MODES[self.interpolation], antialias=True)
-        return WholeImages([image], [index], [size], [])
+        return FittedImages([image], [index], [size], [])
 
 
-def _joined(samples: list[WholeImages]) -> WholeImages:
+def _joined(samples: list[FittedImages]) -> FittedImages:
     columns = zip(*samples, strict=True)
-    return WholeImages(*([item for part in column for item in part] for column in columns))
+    return FittedImages(*([item for part in column for item in part] for column in columns))
 
 
-def fitted_batches(
+def evaluation_batches(
     source: Source,
     side: int,
     *,

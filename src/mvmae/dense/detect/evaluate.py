@@ -19,7 +19,7 @@ from mvmae import encoders
 from mvmae.data.annotations.coco import CocoSplit, encoded_mask
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
-from mvmae.dense.detect.batches import fitted_batches
+from mvmae.dense.detect.batches import evaluation_batches
 from mvmae.encoders import Preprocessing
 from mvmae.method.views import normalized
 from mvmae.metrics.coco_ap import AveragePrecision, average_precision
@@ -29,7 +29,7 @@ MOST_AT_ONCE = 8  # images
 INSIDE = 0.5  # probability from which a pixel belongs to a thing
 
 
-class Finder(NamedTuple):
+class Detector(NamedTuple):
     """A detector with what one must know to use it."""
 
     model: FasterRCNN
@@ -41,7 +41,7 @@ class Finder(NamedTuple):
     workers: int | None
 
 
-class Found(NamedTuple):
+class Detections(NamedTuple):
     """What is in one image, the surest first."""
 
     index: int
@@ -57,10 +57,10 @@ class Found(NamedTuple):
     masks: list[dict[str, Any]] | None
     """Run lengths, of the size of the image's file."""
 
-    def above(self, score: float) -> Found:
+    def above(self, score: float) -> Detections:
         """What has at least this score."""
         kept = [at for at, value in enumerate(self.scores) if value >= score]
-        return Found(
+        return Detections(
             self.index,
             [self.boxes[at] for at in kept],
             [self.labels[at] for at in kept],
@@ -85,13 +85,13 @@ class Found(NamedTuple):
         ]
 
 
-def find(
-    finder: Finder,
+def find_objects(
+    finder: Detector,
     source: Source,
     places: Sequence[int],
     skipped: list[Skipped],
     advance: Callable[[int], object] = lambda count: None,
-) -> Iterator[Found]:
+) -> Iterator[Detections]:
     """Look for things in some images of a source.
 
     Args:
@@ -105,7 +105,7 @@ def find(
     was_training = model.training
     model.eval()
     try:
-        for batch in fitted_batches(
+        for batch in evaluation_batches(
             source,
             finder.side,
             interpolation=preprocessing.interpolation,
@@ -125,7 +125,7 @@ def find(
         model.train(was_training)
 
 
-def _results(finder: Finder, images: list[Tensor]) -> list[dict[str, Tensor]]:
+def _results(finder: Detector, images: list[Tensor]) -> list[dict[str, Tensor]]:
     mean, std, _ = finder.preprocessing
     prepared = [normalized(image[None], mean, std, finder.device)[0] for image in images]
     with torch.inference_mode(), precision.autocast(finder.device, finder.precision):
@@ -134,7 +134,7 @@ def _results(finder: Finder, images: list[Tensor]) -> list[dict[str, Tensor]]:
 
 def _found(
     result: dict[str, Tensor], index: int, size: tuple[int, int], seen: tuple[int, int]
-) -> Found:
+) -> Detections:
     """What was found in a prepared image, in the pixels of its file."""
     result = {name: tensor.float().cpu() for name, tensor in result.items()}
     scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]]).repeat(2)
@@ -142,14 +142,14 @@ def _found(
     masks = None
     if "masks" in result:
         masks = [
-            mask_in_image(one, box, size, (float(scale[1]), float(scale[0])))
+            paste_mask(one, box, size, (float(scale[1]), float(scale[0])))
             for one, box in zip(result["masks"], boxes, strict=True)
         ]
     labels = [int(label) for label in result["labels"].tolist()]
-    return Found(index, boxes.tolist(), labels, result["scores"].tolist(), masks)
+    return Detections(index, boxes.tolist(), labels, result["scores"].tolist(), masks)
 
 
-def mask_in_image(
+def paste_mask(
     mask: Float[Tensor, "1 s s"],
     box: Float[Tensor, " 4"],
     size: tuple[int, int],
@@ -186,10 +186,10 @@ def _middles(
     return slice(first, max(first, after)), (middles - begin) / (end - begin) * 2 - 1
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What the detector makes of the test images."""
 
-    found: list[Found]
+    found: list[Detections]
     skipped: list[Skipped]
     box: AveragePrecision
     mask: AveragePrecision | None
@@ -202,9 +202,9 @@ class Judgement(NamedTuple):
         return made
 
 
-def judgement_of(
-    finder: Finder, split: CocoSplit, advance: Callable[[int], object] = lambda count: None
-) -> Judgement | None:
+def evaluate(
+    finder: Detector, split: CocoSplit, advance: Callable[[int], object] = lambda count: None
+) -> Evaluation | None:
     """Find things in all images of a split; all processes look, the main one judges.
 
     Raises:
@@ -212,19 +212,19 @@ def judgement_of(
     """
     skipped: list[Skipped] = []
     places = range(distributed.rank(), len(split), distributed.world_size())
-    found = distributed.gather_objects(list(find(finder, split, places, skipped, advance)))
+    found = distributed.gather_objects(list(find_objects(finder, split, places, skipped, advance)))
     skipped = distributed.gather_objects(skipped)
     if not distributed.is_main():
         return None
     encoders.require_readable(split, skipped)
     found.sort(key=lambda one: one.index)
-    detections = in_coco_format(found, split)
+    detections = to_coco_results(found, split)
     box = average_precision(split.content, detections, "bbox")
     mask = average_precision(split.content, detections, "segm") if split.with_masks else None
-    return Judgement(found, skipped, box, mask)
+    return Evaluation(found, skipped, box, mask)
 
 
-def in_coco_format(found: Sequence[Found], split: CocoSplit) -> list[dict[str, Any]]:
+def to_coco_results(found: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
     """All that was found, as COCO's evaluation reads it."""
     return [
         row for one in found for row in one.as_coco(split.pictures[one.index].number, split.ids)

@@ -34,8 +34,8 @@ ANCHOR_SIDE = 8  # of an anchor over its level's stride: 32 to 512 pixels for pa
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
 LEVELS = len(SCALES) + 1  # of a pyramid, with the pooled one
 CONVOLUTIONS = 4  # in the box head and in the mask head
-LEAST_SCORE = 0.05  # of a detection that is judged
-MOST_DETECTIONS = 100  # in an image: what COCO's figures look at
+MIN_SCORE = 0.05  # of a detection that is judged
+MAX_DETECTIONS = 100  # in an image: what COCO's figures look at
 
 
 class DetectorShape(NamedTuple):
@@ -59,7 +59,7 @@ class DetectorShape(NamedTuple):
     samples: int = 512
 
 
-def evenly_spread(count: int, depth: int) -> tuple[int, ...]:
+def spread_blocks(count: int, depth: int) -> tuple[int, ...]:
     """So many blocks of `depth`, from 0, the last of each equal part: 2, 5, 8 and 11 of 12."""
     count = min(count, depth)
     return tuple((part + 1) * depth // count - 1 for part in range(count))
@@ -89,7 +89,7 @@ class Anchors(AnchorGenerator):
         return [anchors] * len(image_list.image_sizes)
 
 
-def roi_align_of(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
+def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
     """Regions as `side` x `side` from the level that suits their size (FPN's rule).
 
     torchvision would guess the strides from the first batch, and takes the largest image in it for
@@ -120,7 +120,7 @@ class _Fp32MaskPredictor(MaskRCNNPredictor):
         return super().forward(input).float()
 
 
-class Square(nn.Module):
+class PadToSquare(nn.Module):
     """In place of torchvision's transform: images are prepared already, and only padded.
 
     Normalised pixels are 0 where they are average, so zeros fill the right and the bottom. Results
@@ -162,7 +162,7 @@ class PyramidBackbone(nn.Module):
         return OrderedDict((name, one.float()) for name, one in maps.items())
 
 
-def backbone_of(
+def build_backbone(
     encoder: Encoder, shape: DetectorShape, *, drop_path: float, recompute: bool
 ) -> PyramidBackbone:
     """A copy of the encoder under a fresh pyramid."""
@@ -175,7 +175,7 @@ def backbone_of(
         body,
         out_blocks=_four(depth) if shape.pyramid == "fpn" else (depth - 1,),
         window=shape.window,
-        global_blocks=evenly_spread(shape.global_blocks, depth) if shape.global_blocks else (),
+        global_blocks=spread_blocks(shape.global_blocks, depth) if shape.global_blocks else (),
         relative_positions=shape.relative_positions,
         recompute=recompute,
     )
@@ -183,7 +183,7 @@ def backbone_of(
         for name, parameter in body.named_parameters():
             if name in ("cls_token", "reg_token"):  # windows have no place for them
                 parameter.requires_grad_(False)
-    norm = norm_of(shape)
+    norm = norm_layer(shape)
     width, channels = backbone.width, shape.channels
     simple = shape.pyramid == "simple"
     pyramid = SimplePyramid(width, channels) if simple else FpnPyramid(width, channels, norm)
@@ -191,15 +191,15 @@ def backbone_of(
 
 
 def _four(depth: int) -> tuple[int, ...]:
-    return evenly_spread(len(SCALES), depth)
+    return spread_blocks(len(SCALES), depth)
 
 
-def norm_of(shape: DetectorShape) -> Norm:
+def norm_layer(shape: DetectorShape) -> Norm:
     """The norm of the pyramid and the heads."""
     return nn.BatchNorm2d if shape.norm == "batch" else ChannelNorm
 
 
-def detector_of(
+def build_detector(
     encoder: Encoder,
     shape: DetectorShape,
     *,
@@ -222,14 +222,14 @@ def detector_of(
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        backbone = backbone_of(encoder, shape, drop_path=drop_path, recompute=recompute)
+        backbone = build_backbone(encoder, shape, drop_path=drop_path, recompute=recompute)
         model = _rcnn(backbone, shape, encoder.patch_size)
-    model.transform = Square(shape.side)
+    model.transform = PadToSquare(shape.side)
     return model
 
 
 def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> FasterRCNN:
-    channels, classes, norm = shape.channels, shape.num_classes + 1, norm_of(shape)
+    channels, classes, norm = shape.channels, shape.num_classes + 1, norm_layer(shape)
     strides = [patch * 2.0**level / 4 for level in range(LEVELS)]
     anchors = Anchors(strides)
     per_place = anchors.num_anchors_per_location()[0]
@@ -240,27 +240,27 @@ def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> Faster
         "rpn_post_nms_top_n_train": shape.proposals,
         "rpn_pre_nms_top_n_test": shape.proposals // 2,
         "rpn_post_nms_top_n_test": shape.proposals // 2,
-        "box_roi_pool": roi_align_of(7, strides),
+        "box_roi_pool": roi_align(7, strides),
         "box_head": FastRCNNConvFCHead(
             (channels, 7, 7), [channels] * CONVOLUTIONS, [shape.hidden], norm_layer=norm
         ),
         "box_predictor": _Fp32BoxPredictor(shape.hidden, classes),
-        "box_score_thresh": LEAST_SCORE,
-        "box_detections_per_img": MOST_DETECTIONS,
+        "box_score_thresh": MIN_SCORE,
+        "box_detections_per_img": MAX_DETECTIONS,
         "box_batch_size_per_image": shape.samples,
     }
     if not shape.with_masks:
         return FasterRCNN(backbone, **options)
     return MaskRCNN(
         backbone,
-        mask_roi_pool=roi_align_of(14, strides),
+        mask_roi_pool=roi_align(14, strides),
         mask_head=MaskRCNNHeads(channels, [channels] * CONVOLUTIONS, 1, norm_layer=norm),
         mask_predictor=_Fp32MaskPredictor(channels, channels, classes),
         **options,
     )
 
 
-def with_synchronised_norms(model: FasterRCNN) -> FasterRCNN:
+def synchronise_norms(model: FasterRCNN) -> FasterRCNN:
     """Batch norms over all processes; for GPUs, as torch has them for no CPU."""
     return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[return-value]
 

@@ -14,17 +14,17 @@ from mvmae import terminal
 from mvmae.config.detect import DetectConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
-from mvmae.dense import products
+from mvmae.dense import saved_model
 from mvmae.dense.detect import product
-from mvmae.dense.detect.evaluate import Finder, find
+from mvmae.dense.detect.evaluate import Detector, find_objects
 from mvmae.dense.detect.product import OpenedDetector
-from mvmae.dense.detect.report import things_of
+from mvmae.dense.detect.report import to_things
 from mvmae.dense.predictions import (
-    names_of,
     open_images,
+    prediction_names,
     refuse_own_images,
-    require_free,
-    unfinished,
+    require_replaceable,
+    write_aside,
 )
 from mvmae.errors import UserError
 from mvmae.figures.detection import drawn, png_of
@@ -51,12 +51,12 @@ def run(config: DetectConfig) -> None:
     run_folder = Path(config.encoder)
     run_folder = run_folder if run_folder.is_dir() else run_folder.parent
     out = config.out or run_folder / "predictions"
-    require_free(out, OURS, FILE, overwrite=config.overwrite)
+    require_replaceable(out, OURS, FILE, overwrite=config.overwrite)
     made = product.open_detector(config.encoder)
-    products.refuse_what_is_fixed(config, product.VERB, {"image_size": made.shape.side})
+    saved_model.refuse_fixed_settings(config, product.VERB, {"image_size": made.shape.side})
     source = open_images(config.predict, made.in_channels)
     refuse_own_images(out, source)
-    finder = Finder(
+    finder = Detector(
         made.model.to(device),
         made.shape.side,
         made.preprocessing,
@@ -65,7 +65,7 @@ def run(config: DetectConfig) -> None:
         config.batch_size,
         config.workers,
     )
-    with unfinished(out, OURS) as folder:
+    with write_aside(out, OURS) as folder:
         rows, skipped, best = write_all(folder, finder, made, source, config)
         if len(skipped) == len(source):
             path, reason = skipped[0]
@@ -77,23 +77,23 @@ def run(config: DetectConfig) -> None:
 
 
 def write_all(
-    folder: Path, finder: Finder, made: OpenedDetector, source: Source, config: DetectConfig
+    folder: Path, finder: Detector, made: OpenedDetector, source: Source, config: DetectConfig
 ) -> tuple[list[dict[str, Any]], list[Skipped], float]:
     """Pictures of all images; what was found, what could not be read, and the best score."""
     rows: list[dict[str, Any]] = []
     best = 0.0
     skipped: list[Skipped] = []
-    names = names_of(source)
+    names = prediction_names(source)
     with Bar(len(source)) as bar:
         bar.name("looking")
-        for one in find(finder, source, range(len(source)), skipped, bar.advance):
+        for one in find_objects(finder, source, range(len(source)), skipped, bar.advance):
             kept, best = one.above(config.score), max(best, *one.scores, 0.0)
             file = source.path(one.index)
             for row, label in zip(kept.as_coco(one.index + 1, made.ids), kept.labels, strict=True):
                 rows.append({"file_name": file, "category": made.classes[label - 1]} | row)
             if config.draw:
                 pixels = source.read(one.index).permute(1, 2, 0).numpy()
-                png = png_of(drawn(pixels, things_of(kept), made.classes))
+                png = png_of(drawn(pixels, to_things(kept), made.classes))
                 picture = folder / "pictures" / f"{names[one.index]}.png"
                 runs.make(picture.parent)
                 checkpoint.write_whole(picture, lambda stream, png=png: stream.write(png))

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 from torchvision.models.detection import FasterRCNN
 
 from mvmae import encoders
-from mvmae.dense import products
-from mvmae.dense.detect.model import DetectorShape, detector_of
+from mvmae.dense import saved_model
+from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.state import Job, run_folder
 from mvmae.encoders import OpenedEncoder, Preprocessing
 
@@ -36,7 +36,7 @@ def save(job: Job, model: FasterRCNN) -> None:
         "classes": job.data.train.classes,
         "category_ids": job.data.train.ids,
     }
-    products.save(run_folder(job.config), VERB, facts, model)
+    saved_model.save_model(run_folder(job.config), VERB, facts, model)
 
 
 def open_detector(source: str) -> OpenedDetector:
@@ -48,7 +48,7 @@ def open_detector(source: str) -> OpenedDetector:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    return products.open_product(source, VERB, "detector", _built)
+    return saved_model.open_model(source, VERB, "detector", _built)
 
 
 def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedDetector:
@@ -56,6 +56,6 @@ def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedDetector:
     classes, ids = [str(name) for name in facts["classes"]], [int(n) for n in facts["category_ids"]]
     if not len(classes) == len(ids) == shape.num_classes:
         raise ValueError(f"{len(classes)} classes, {len(ids)} ids, {shape.num_classes} scores")
-    model = detector_of(opened.encoder, shape)
+    model = build_detector(opened.encoder, shape)
     channels = opened.encoder.in_channels
     return OpenedDetector(model, shape, opened.preprocessing, channels, classes, ids)

@@ -18,7 +18,7 @@ from rich.table import Table
 from mvmae.config.files import command_of
 from mvmae.data.annotations.coco import CocoSplit, masks_of
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.dense.detect.evaluate import Found, Judgement, in_coco_format
+from mvmae.dense.detect.evaluate import Detections, Evaluation, to_coco_results
 from mvmae.dense.detect.model import ANCHOR_SIDE
 from mvmae.dense.detect.opening import Detection
 from mvmae.dense.detect.state import DetectState, Job, Trained, run_folder
@@ -40,7 +40,7 @@ PICTURES = 4
 DRAWN_SCORE = 0.5  # from which a detection is drawn
 
 
-def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
+def report_start(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
     """Say what is about to happen."""
     config, data = job.config, job.data
     size = sum(p.numel() for p in trained.model.parameters()) / 1e6
@@ -55,7 +55,7 @@ def introduce(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
     name = "Mask R-CNN" if data.with_masks else "Faster R-CNN"
     log.say(f"{name} on {config.encoder}, {size:.1f} M parameters at {config.image_size} pixels")
     patch = job.opened.encoder.patch_size
-    if warning := too_small(relative_sides(data.train), config.image_size, patch):
+    if warning := small_box_warning(relative_sides(data.train), config.image_size, patch):
         log.warn(warning)
     resumed = f", from step {state.step}" if state.step else ""
     log.say(
@@ -73,7 +73,7 @@ def relative_sides(split: CocoSplit) -> list[float]:
     ]
 
 
-def too_small(sides: Sequence[float], image_size: int, patch_size: int) -> str:
+def small_box_warning(sides: Sequence[float], image_size: int, patch_size: int) -> str:
     """A warning where most boxes are smaller than what is looked for; else nothing.
 
     An anchor of a box's middle and of twice its area overlaps it by half.
@@ -96,20 +96,20 @@ def too_small(sides: Sequence[float], image_size: int, patch_size: int) -> str:
     )
 
 
-def conclude(log: Log, job: Job, judgement: Judgement, state: DetectState) -> None:
+def report_result(log: Log, job: Job, judgement: Evaluation, state: DetectState) -> None:
     """The figures, on the screen and in files, and what to do next."""
     out, test = run_folder(job.config), job.data.test
     runs.append_skipped(out, judgement.skipped)
-    found = in_coco_format(judgement.found, test)
+    found = to_coco_results(judgement.found, test)
     checkpoint.write_text(out / "predictions.json", json.dumps(found) + "\n")
     file = write_result(log, job, judgement)
     picture = out / "figures" / "detections.png"
     runs.make(picture.parent)
-    png = picture_of(judgement.found, test, title=f"{job.config.encoder} on {job.config.data}")
+    png = draw_evaluation(judgement.found, test, title=f"{job.config.encoder} on {job.config.data}")
     checkpoint.write_whole(picture, lambda stream: stream.write(png))
     if len(test.classes) > 1:
-        Console().print(classes_table(judgement, job.data))
-    Console().print(table_of(judgement))
+        Console().print(class_table(judgement, job.data))
+    Console().print(summary_table(judgement))
     log.say(f"in %, COCO's figures on the {len(test)} images of {test.name}")
     worst = worst_classes(judgement.mask or judgement.box)
     if worst and len(test.classes) > MOST_ROWS:
@@ -121,7 +121,7 @@ def conclude(log: Log, job: Job, judgement: Judgement, state: DetectState) -> No
     log.say(f"Find things in other images: mvmae detect {out} --predict IMAGES --out FOLDER")
 
 
-def table_of(judgement: Judgement) -> Table:
+def summary_table(judgement: Evaluation) -> Table:
     """The figures that people quote."""
     table = Table()
     table.add_column("")
@@ -137,7 +137,7 @@ def _said(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def classes_table(judgement: Judgement, data: Detection) -> Table:
+def class_table(judgement: Evaluation, data: Detection) -> Table:
     """A row a class, the most frequent first: how often it is there, and its AP."""
     counts = [
         Counter(thing.label for picture in split.pictures for thing in picture.things)
@@ -168,7 +168,7 @@ def worst_classes(judged: AveragePrecision) -> str:
     return f"lowest AP: {', '.join(f'{escape(name)} {known[name]:.1f}' for name in worst)}"
 
 
-def write_result(log: Log, job: Job, judgement: Judgement) -> Path:
+def write_result(log: Log, job: Job, judgement: Evaluation) -> Path:
     """The JSON in the run's results/."""
     config, data, mask = job.config, job.data, judgement.mask
     content: dict[str, Any] = {
@@ -192,24 +192,24 @@ def write_result(log: Log, job: Job, judgement: Judgement) -> Path:
     return results.write(run_folder(config), "detect", config, content, device=job.device)
 
 
-def picture_of(found: Sequence[Found], split: CocoSplit, *, title: str) -> bytes:
+def draw_evaluation(found: Sequence[Detections], split: CocoSplit, *, title: str) -> bytes:
     """A PNG of some images with what is there and what was found."""
-    drawn, note = found_in_words(chosen(found, split))
-    panels = [panel for one in drawn if (panel := panel_of(one, split))]
+    drawn, note = select_drawn(choose_images(found, split))
+    panels = [panel for one in drawn if (panel := make_panel(one, split))]
     if not panels:  # none of them can be read any more
         panels = [Panel("", np.full((8, 8, 1), 255, np.uint8), Things([], []), Things([], []))]
     note = f"validation images, evenly chosen; found: {note}"
     return detection.draw(panels, split.classes, title=title, note=note)
 
 
-def chosen(found: Sequence[Found], split: CocoSplit) -> list[Found]:
+def choose_images(found: Sequence[Detections], split: CocoSplit) -> list[Detections]:
     """Some images with something in them, evenly spread over the split."""
     filled = [one for one in found if split.pictures[one.index].things] or list(found)
     count = min(PICTURES, len(filled))
     return [filled[(2 * at + 1) * len(filled) // (2 * count)] for at in range(count)]
 
 
-def found_in_words(found: Sequence[Found]) -> tuple[list[Found], str]:
+def select_drawn(found: Sequence[Detections]) -> tuple[list[Detections], str]:
     """What is sure enough to be drawn, in an image without that the surest; and which of both."""
     drawn = [one.above(min(DRAWN_SCORE, _surest(one.scores))) for one in found]
     bests = [max(one.scores) for one in found if one.scores]
@@ -227,7 +227,7 @@ def _surest(scores: Sequence[float]) -> float:
     return few[0] if few and few[-1] < DRAWN_SCORE else DRAWN_SCORE
 
 
-def panel_of(one: Found, split: CocoSplit) -> Panel | None:
+def make_panel(one: Detections, split: CocoSplit) -> Panel | None:
     """An image with its truth; none where it cannot be read."""
     picture = split.pictures[one.index]
     try:
@@ -242,10 +242,10 @@ def panel_of(one: Found, split: CocoSplit) -> Panel | None:
         [thing.label for thing in picture.things],
         masks=masks,
     )
-    return Panel(picture.path.name, pixels, truth, things_of(one))
+    return Panel(picture.path.name, pixels, truth, to_things(one))
 
 
-def things_of(found: Found) -> Things:
+def to_things(found: Detections) -> Things:
     """What was found, to be drawn."""
     masks = None
     if found.masks is not None:

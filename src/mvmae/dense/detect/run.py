@@ -14,8 +14,8 @@ from mvmae import encoders
 from mvmae.config.detect import DetectConfig
 from mvmae.data.augment import seeded
 from mvmae.dense.detect import predict, product, report
-from mvmae.dense.detect.batches import DetectionBatch, Target, jittered_batches
-from mvmae.dense.detect.evaluate import Finder, Judgement, judgement_of
+from mvmae.dense.detect.batches import DetectionBatch, Target, training_batches
+from mvmae.dense.detect.evaluate import Detector, Evaluation, evaluate
 from mvmae.dense.detect.opening import open_detection
 from mvmae.dense.detect.state import (
     REMEDY,
@@ -28,8 +28,8 @@ from mvmae.dense.detect.state import (
     save,
     trained_of,
 )
-from mvmae.dense.products import encoder_to_begin_with, is_written
 from mvmae.dense.pyramid import SCALES
+from mvmae.dense.saved_model import has_metric, load_initial_encoder
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.views import normalized
@@ -92,7 +92,7 @@ def train(config: DetectConfig) -> int:
         trained.model.train()
         wrapped = distributed.wrap(trained.model, device)
         total = job.plan.total
-        batches = jittered_batches(
+        batches = training_batches(
             job.data.train,
             job.jitter(),
             range(state.step, total),
@@ -105,7 +105,7 @@ def train(config: DetectConfig) -> int:
         quiet = not distributed.is_main()
         log = Log(out, start=state.step, total=total, also=config.log, quiet=quiet, title="detect")
         with log, Interrupt() as interrupt:
-            report.introduce(log, job, trained, state)
+            report.report_start(log, job, trained, state)
             if config.resume and state.judged_step < state.step and job.is_evaluation(state.step):
                 judge(log, job, trained, state)  # in which the run was killed, or failed
             clock = Clock()
@@ -144,7 +144,7 @@ def train(config: DetectConfig) -> int:
             judgement = judge(log, job, trained, state)
             save(state, job, trained)
             if judgement is not None:
-                report.conclude(log, job, judgement, state)
+                report.report_result(log, job, judgement, state)
         distributed.barrier()
     return 0
 
@@ -155,7 +155,7 @@ def job_of(config: DetectConfig, device: torch.device) -> Job:
     Raises:
         UserError: Something cannot be opened, or the images do not make a batch.
     """
-    opened = encoder_to_begin_with(config)
+    opened = load_initial_encoder(config)
     refuse_unfit(config, opened)
     opened = opened._replace(encoder=encoders.resize_encoder(opened.encoder, config.image_size))
     data = open_detection(config, opened.encoder.in_channels)
@@ -227,7 +227,7 @@ def mean_losses(state: DetectState, job: Job) -> dict[str, float]:
     return dict(zip(names, distributed.mean_over_processes(means).tolist(), strict=True))
 
 
-def judge(log: Log, job: Job, trained: Trained, state: DetectState) -> Judgement | None:
+def judge(log: Log, job: Job, trained: Trained, state: DetectState) -> Evaluation | None:
     """Look at the test images and write the figures down; all look, the main process judges.
 
     Raises:
@@ -236,7 +236,7 @@ def judge(log: Log, job: Job, trained: Trained, state: DetectState) -> Judgement
     config = job.config
     loop.refuse_infinite(state, run_folder(config), REMEDY)
     distributed.share_buffers(trained.model)
-    finder = Finder(
+    finder = Detector(
         trained.model,
         config.image_size,
         job.opened.preprocessing,
@@ -245,13 +245,13 @@ def judge(log: Log, job: Job, trained: Trained, state: DetectState) -> Judgement
         config.batch_size,
         config.workers,
     )
-    judgement = judgement_of(finder, job.data.test)
+    judgement = evaluate(finder, job.data.test)
     is_new = state.judged_step < state.step  # not so for a run that had ended and is resumed
-    if judgement and is_new and not is_written(run_folder(config), state.step, "box_ap"):
+    if judgement and is_new and not has_metric(run_folder(config), state.step, "box_ap"):
         log.write(job.plan.place(state.step, config) | judgement.figures())
         if log.shows_pictures:
             title = f"step {state.step}"
-            png = report.picture_of(judgement.found, job.data.test, title=title)
+            png = report.draw_evaluation(judgement.found, job.data.test, title=title)
             log.picture("detections", png, state.step)
     state.judged_step = state.step
     distributed.barrier()

@@ -10,7 +10,7 @@ from torchvision.models.detection import FasterRCNN
 
 from mvmae.config.detect import DetectConfig
 from mvmae.dense.detect.batches import Jitter
-from mvmae.dense.detect.model import DetectorShape, detector_of, with_synchronised_norms
+from mvmae.dense.detect.model import DetectorShape, build_detector, synchronise_norms
 from mvmae.dense.detect.opening import Detection
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
@@ -139,7 +139,7 @@ def plan_of(config: DetectConfig, data: Detection) -> Plan:
 def trained_of(job: Job) -> Trained:
     """The model, on the device, and its optimiser."""
     config = job.config
-    model = detector_of(
+    model = build_detector(
         job.opened.encoder,
         job.shape,
         seed=config.seed,
@@ -147,7 +147,7 @@ def trained_of(job: Job) -> Trained:
         recompute=config.recompute,
     ).to(job.device)
     if job.device.type == "cuda" and distributed.world_size() > 1:
-        model = with_synchronised_norms(model)
+        model = synchronise_norms(model)
     optimizer = layerwise_adamw(
         model,
         lr=config.lr,

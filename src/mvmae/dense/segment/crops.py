@@ -29,7 +29,7 @@ TRIES = 10  # for a crop that one class does not fill
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 0.1
 
 
-class Training(NamedTuple):
+class CropSettings(NamedTuple):
     """What happens to an image before it is trained on."""
 
     seed: int
@@ -47,7 +47,7 @@ class Training(NamedTuple):
     """What stands beyond an image's edge: its encoder's mean pixel, from 0 to 255."""
 
 
-class Batch(NamedTuple):
+class CropBatch(NamedTuple):
     """What one process trains on in one step."""
 
     images: UInt8[Tensor, "B C H W"]
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
     """Whether something readable was found for every place."""
 
 
-class Whole(NamedTuple):
+class WholeImage(NamedTuple):
     """A test image with its mask; neither where it cannot be read."""
 
     image: UInt8[Tensor, "C H W"] | None
@@ -80,7 +80,7 @@ def base_scale(size: tuple[int, int], short_side: int | None) -> float:
     return min(short_side / min(size), LONGEST * short_side / max(size))
 
 
-def scaled(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def scaled_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Height and width after resizing."""
     return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
@@ -97,7 +97,7 @@ def resize_classes(
 
 
 def random_crop(
-    rng: np.random.Generator, classes: Int16[Tensor, "H W"], training: Training
+    rng: np.random.Generator, classes: Int16[Tensor, "H W"], training: CropSettings
 ) -> tuple[Box, tuple[int, int]]:
     """Where to cut, and the size that the cut-out is resized to, at most the crop.
 
@@ -128,7 +128,7 @@ def largest_share(classes: Int16[Tensor, "H W"]) -> float:
     return int(counts.max()) / total if len(counts) and (total := int(counts.sum())) else 1.0
 
 
-def distorted(image: Pixels, rng: np.random.Generator) -> Pixels:
+def distort_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
     """Brightness, contrast, saturation and hue changed, each with probability one half.
 
     mmsegmentation's `PhotoMetricDistortion`, which BEiT uses: brightness is added and contrast
@@ -153,7 +153,7 @@ def distorted(image: Pixels, rng: np.random.Generator) -> Pixels:
     return pixels.mul_(255).round_().to(torch.uint8)
 
 
-def padded(
+def pad_to_crop(
     image: Pixels, classes: Int16[Tensor, "H W"], side: int, fill: Sequence[float]
 ) -> tuple[UInt8[Tensor, "C side side"], Int16[Tensor, "side side"]]:
     """Both as large as the crop; what is added counts for nothing."""
@@ -174,7 +174,7 @@ class _Sample(NamedTuple):
 class CropDataset(Dataset):
     """A random crop of an image and its mask, by (epoch, index)."""
 
-    def __init__(self, pairs: Pairs, training: Training) -> None:
+    def __init__(self, pairs: Pairs, training: CropSettings) -> None:
         self.pairs, self.training = pairs, training
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample:
@@ -194,7 +194,7 @@ class CropDataset(Dataset):
 
 
 def training_crop(
-    pixels: Pixels, classes: Int16[Tensor, "H W"], training: Training, rng: np.random.Generator
+    pixels: Pixels, classes: Int16[Tensor, "H W"], training: CropSettings, rng: np.random.Generator
 ) -> tuple[UInt8[Tensor, "C side side"], Int16[Tensor, "side side"]]:
     """What an image and its mask are trained as."""
     box, size = random_crop(rng, classes, training)
@@ -205,14 +205,14 @@ def training_crop(
     if rng.random() < 0.5 and training.flip:
         image, part = image.flip(-1), part.flip(-1)
     if training.distort:
-        image = distorted(image, rng)
-    return padded(image, part, training.crop, training.fill)
+        image = distort_colours(image, rng)
+    return pad_to_crop(image, part, training.crop, training.fill)
 
 
-def _collate(samples: list[_Sample]) -> Batch:
+def _collate(samples: list[_Sample]) -> CropBatch:
     images = [sample.image for sample in samples if sample.image is not None]
     classes = [sample.classes for sample in samples if sample.classes is not None]
-    return Batch(
+    return CropBatch(
         torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8),
         torch.stack(classes) if classes else torch.empty(0, 0, 0, dtype=torch.int16),
         [skip for sample in samples for skip in sample.skipped],
@@ -222,7 +222,7 @@ def _collate(samples: list[_Sample]) -> Batch:
 
 def crop_batches(
     pairs: Pairs,
-    training: Training,
+    training: CropSettings,
     steps: range,
     *,
     rank: int,
@@ -251,21 +251,23 @@ class WholeDataset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, index: int) -> Whole:
+    def __getitem__(self, index: int) -> WholeImage:
         index = self.indices[index]
         try:
             pixels, classes = self.pairs.both(index)
         except UnreadableImageError as error:
-            return Whole(None, None, index, [Skipped(self.pairs.path(index), str(error))])
-        return Whole(at_base_scale(pixels, self.short_side, self.interpolation), classes, index, [])
+            return WholeImage(None, None, index, [Skipped(self.pairs.path(index), str(error))])
+        return WholeImage(
+            resize_to_base(pixels, self.short_side, self.interpolation), classes, index, []
+        )
 
 
-def at_base_scale(
+def resize_to_base(
     image: Pixels, short_side: int | None, interpolation: str
 ) -> UInt8[Tensor, "C rows columns"]:
     """An image at the size it is tested at."""
     size = (image.shape[1], image.shape[2])
-    wanted = scaled(size, base_scale(size, short_side))
+    wanted = scaled_size(size, base_scale(size, short_side))
     return tv.resize(image, list(wanted), MODES[interpolation], antialias=True)
 
 

@@ -18,8 +18,8 @@ from torchvision.transforms.v2 import functional as tv
 from mvmae.data.annotations.masks import Pairs
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense.segment.crops import at_base_scale, base_scale, scaled, whole_images
-from mvmae.dense.segment.model import at_size
+from mvmae.dense.segment.crops import base_scale, resize_to_base, scaled_size, whole_images
+from mvmae.dense.segment.model import resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import Shown
@@ -32,7 +32,7 @@ CHUNK = 16  # classes brought to an image's size at a time
 PICTURES = 4  # test images that are drawn
 
 
-class Examiner(NamedTuple):
+class Predictor(NamedTuple):
     """A model, and how it looks at images."""
 
     model: nn.Module
@@ -53,7 +53,7 @@ class Examiner(NamedTuple):
     multi_scale: bool = False
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """What a segmenter makes of test images."""
 
     confusion: Int[Tensor, "K K"]
@@ -76,13 +76,13 @@ class Judgement(NamedTuple):
         }
 
 
-def offsets(side: int, window: int, stride: int) -> list[int]:
+def window_offsets(side: int, window: int, stride: int) -> list[int]:
     """Where windows begin that cover a side; the last ends where it does."""
     count = max(0, -(-(side - window) // stride)) + 1
     return [min(number * stride, side - window) for number in range(count)]
 
 
-def slide(examiner: Examiner, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K H W"]:
+def sliding_scores(examiner: Predictor, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K H W"]:
     """Scores of each pixel, averaged over the windows that hold it.
 
     An image smaller than the window is its own window, with the mean pixel beyond its edge up to a
@@ -95,7 +95,7 @@ def slide(examiner: Examiner, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K
     image = F.pad(image, (0, lacks[1], 0, lacks[0]))
     h, w = window
     sides = (image.shape[1], image.shape[2])
-    begins = (offsets(s, v, examiner.stride) for s, v in zip(sides, window, strict=True))
+    begins = (window_offsets(s, v, examiner.stride) for s, v in zip(sides, window, strict=True))
     corners = list(product(*begins))
     total, counts = None, image.new_zeros(sides)
     for begin in range(0, len(corners), examiner.at_once):
@@ -103,7 +103,7 @@ def slide(examiner: Examiner, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K
         cut = torch.stack([image[:, top : top + h, left : left + w] for top, left in some])
         with precision.autocast(examiner.device, examiner.precision):
             scores = examiner.model(cut).main
-        for (top, left), one in zip(some, at_size(scores, (h, w)), strict=True):
+        for (top, left), one in zip(some, resize_scores(scores, (h, w)), strict=True):
             if total is None:
                 total = one.new_zeros(len(one), *sides)
             total[:, top : top + h, left : left + w] += one
@@ -112,37 +112,37 @@ def slide(examiner: Examiner, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K
     return (total / counts)[:, : size[0], : size[1]]
 
 
-def scores_of(examiner: Examiner, pixels: Pixels) -> Float[Tensor, "K rows columns"]:
+def score_image(examiner: Predictor, pixels: Pixels) -> Float[Tensor, "K rows columns"]:
     """Scores at the base scale; with several scales and mirrors, their mean probabilities."""
     mean, std, interpolation = examiner.preprocessing
 
     def scored(image: Pixels) -> Tensor:
-        return slide(examiner, normalized(image[None], mean, std, examiner.device)[0])
+        return sliding_scores(examiner, normalized(image[None], mean, std, examiner.device)[0])
 
     if not examiner.multi_scale:
-        return scored(at_base_scale(pixels, examiner.short_side, interpolation))
+        return scored(resize_to_base(pixels, examiner.short_side, interpolation))
     size = (pixels.shape[1], pixels.shape[2])
     base = base_scale(size, examiner.short_side)
-    whole = scaled(size, base)
+    whole = scaled_size(size, base)
     total = torch.zeros((), device=examiner.device)
     for scale in SCALES:
-        wanted = list(scaled(size, base * scale))
+        wanted = list(scaled_size(size, base * scale))
         image = tv.resize(pixels, wanted, MODES[interpolation], antialias=True)
         for mirrored in (False, True):
             scores = scored(image.flip(-1) if mirrored else image).softmax(dim=0)
-            scores = at_size(scores[None], whole)[0]
+            scores = resize_scores(scores[None], whole)[0]
             total = total + (scores.flip(-1) if mirrored else scores)
     return total / (2 * len(SCALES))
 
 
-def named(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor, "H W"]:
+def label_pixels(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor, "H W"]:
     """The class of largest score at each pixel of an image of this size.
 
     A few classes at a time are brought to the size: all 150 of ADE20K would take gigabytes.
     """
     best, where = None, None
     for at, some in enumerate(scores.split(CHUNK)):
-        values, places = at_size(some[None], size)[0].max(dim=0)
+        values, places = resize_scores(some[None], size)[0].max(dim=0)
         places = (places + at * CHUNK).to(torch.int16)
         if best is None or where is None:
             best, where = values, places
@@ -153,22 +153,22 @@ def named(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor
     return where
 
 
-def predicted(
-    examiner: Examiner, pixels: Pixels, size: tuple[int, int]
+def predict_classes(
+    examiner: Predictor, pixels: Pixels, size: tuple[int, int]
 ) -> Int16[Tensor, "rows columns"]:
     """The classes of an image's pixels, at `size`, on the CPU."""
     with torch.inference_mode():
-        return named(scores_of(examiner, pixels), size).cpu()
+        return label_pixels(score_image(examiner, pixels), size).cpu()
 
 
-def judgement_of(
-    examiner: Examiner,
+def evaluate(
+    examiner: Predictor,
     pairs: Pairs,
     num_classes: int,
     *,
     workers: int | None,
     advance: Callable[[int], object] = lambda count: None,
-) -> Judgement:
+) -> Evaluation:
     """Name the pixels of all test images; processes share them, and all get the sum.
 
     Raises:
@@ -177,7 +177,7 @@ def judgement_of(
     examiner.model.eval()
     distributed.share_buffers(examiner.model)
     places = range(distributed.rank(), len(pairs), distributed.world_size())
-    drawn = spread(list(places)) if distributed.is_main() else set()
+    drawn = evenly_spaced(list(places)) if distributed.is_main() else set()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     skipped, shown = [], []
     for whole in _images(examiner, pairs, places, workers):
@@ -186,7 +186,7 @@ def judgement_of(
         if whole.image is None or whole.classes is None:
             continue
         size = (whole.classes.shape[0], whole.classes.shape[1])
-        classes = predicted(examiner, whole.image, size)
+        classes = predict_classes(examiner, whole.image, size)
         confusion += pixel_confusion(classes, whole.classes, num_classes)
         if whole.index in drawn:
             name = pairs.path(whole.index)
@@ -199,10 +199,10 @@ def judgement_of(
             f"{len(skipped)} of the {len(pairs)} test images cannot be read, {path} for one "
             f"({reason})"
         )
-    return Judgement(whole_confusion, skipped, shown)
+    return Evaluation(whole_confusion, skipped, shown)
 
 
-def _images(examiner: Examiner, pairs: Pairs, places: range, workers: int | None) -> Iterator:
+def _images(examiner: Predictor, pairs: Pairs, places: range, workers: int | None) -> Iterator:
     """With several scales each is made of the original, not of the base scale."""
     yield from whole_images(
         pairs,
@@ -214,7 +214,7 @@ def _images(examiner: Examiner, pairs: Pairs, places: range, workers: int | None
     )
 
 
-def spread(places: list[int]) -> set[int]:
+def evenly_spaced(places: list[int]) -> set[int]:
     """A few of the places, evenly spread."""
     count = min(PICTURES, len(places))
     return {places[len(places) * (2 * at + 1) // (2 * count)] for at in range(count)}

@@ -23,13 +23,13 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import Pairs, Segmented
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense.products import refuse_deep
+from mvmae.dense.saved_model import require_8_bit
 from mvmae.dense.segment import report
-from mvmae.dense.segment.crops import Whole, crop_batches, patch_classes, whole_images
+from mvmae.dense.segment.crops import WholeImage, crop_batches, patch_classes, whole_images
 from mvmae.dense.segment.crops import resize_classes as resized
-from mvmae.dense.segment.evaluate import Judgement, judgement_of, named, spread
+from mvmae.dense.segment.evaluate import Evaluation, evaluate, evenly_spaced, label_pixels
 from mvmae.dense.segment.model import FrozenMap, LinearSegmenter
-from mvmae.dense.segment.opening import described, meaning, name_of, open_segmented
+from mvmae.dense.segment.opening import data_name, describe_data, describe_values, open_segmented
 from mvmae.dense.segment.state import examiner_of, for_crops, training_of
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
@@ -77,14 +77,14 @@ def run(config: SegmentConfig) -> None:
         raise UserError(f"--protocol {config.protocol} runs in one process: start without torchrun")
     began, device = time.perf_counter(), precision.choose_device(config.device)
     home = results.home(config.encoder, config.out)
-    opened = refuse_deep(encoders.open_encoder(config.encoder), config.encoder)
+    opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
     opened = for_crops(config, opened)
     data, checked = open_segmented(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    console.print(described(data, checked))
-    console.print(f"values in the masks: {meaning(checked, data.classes)}")
+    console.print(describe_data(data, checked))
+    console.print(f"values in the masks: {describe_values(checked, data.classes)}")
 
-    judge = linear if config.protocol == "linear" else nearest
+    judge = evaluate_linear if config.protocol == "linear" else evaluate_knn
     candidates = [(config.encoder, opened)]
     if config.baselines:
         like = encoders.untrained_copy(opened.encoder, config.seed)
@@ -95,20 +95,22 @@ def run(config: SegmentConfig) -> None:
         rows.append(Row(name, **judged[-1].figures()))
 
     what = f"segment-{config.protocol}"
-    title = f"{config.protocol} segmentation on {name_of(config)}, the encoder frozen"
+    title = f"{config.protocol} segmentation on {data_name(config)}, the encoder frozen"
     console.print(f"\n{title}", style="bold")
-    Console().print(table_of(rows))
+    Console().print(rows_table(rows))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
-    content = report.content_of(judged[0], data) | {
+    content = report.result_content(judged[0], data) | {
         "rows": [row._asdict() for row in rows],
         "seconds": round(time.perf_counter() - began, 1),
     }
-    file = report.write(home, config, content, device, what=what)
-    picture = report.draw(home, judged[0], data, title=f"{config.encoder}: {title}", name=what)
+    file = report.write_result(home, config, content, device, what=what)
+    picture = report.write_picture(
+        home, judged[0], data, title=f"{config.encoder}: {title}", name=what
+    )
     console.print(f"written: {file} and {picture}")
 
 
-def linear(setting: Setting, name: str) -> Judgement:
+def evaluate_linear(setting: Setting, name: str) -> Evaluation:
     """Train a linear layer on random crops, then test as UperNet is tested.
 
     Raises:
@@ -147,7 +149,7 @@ def linear(setting: Setting, name: str) -> Judgement:
             optimizer.step()
             bar.advance(1)
         examiner = examiner_of(config, opened, model, device, multi_scale=config.multi_scale)
-        judgement = judgement_of(
+        judgement = evaluate(
             examiner, data.test, len(data.classes), workers=config.workers, advance=bar.advance
         )
     return judgement._replace(skipped=[*_skips(state), *judgement.skipped])
@@ -165,34 +167,34 @@ class Bank(NamedTuple):
     skipped: list[Skipped]
 
 
-def nearest(setting: Setting, name: str) -> Judgement:
+def evaluate_knn(setting: Setting, name: str) -> Evaluation:
     """Name each patch by the training patches that are most like it; no weight is trained."""
     _, opened, data, device = setting
     model = FrozenMap(opened.encoder).to(device).eval()
     count = len(data.classes)
     confusion = torch.zeros(count, count, dtype=torch.int64)
-    drawn, shown = spread(list(range(len(data.test)))), []
+    drawn, shown = evenly_spaced(list(range(len(data.test)))), []
     with Bar(len(data.train) + len(data.test)) as bar:
         bar.name(short(name))
-        bank = bank_of(setting, model, bar)
+        bank = build_bank(setting, model, bar)
         skipped = list(bank.skipped)
         images = _whole(setting, data.test)
         while group := list(islice(images, IMAGES)):
             bar.advance(len(group))
             skipped += [skip for whole in group for skip in whole.skipped]
             read = [(w.index, w.image, w.classes) for w in group if w.image is not None]
-            maps = [map_of(setting, model, image) for _, image, _ in read]
-            votes = votes_for(setting, bank, maps)
+            maps = [patch_map(setting, model, image) for _, image, _ in read]
+            votes = vote(setting, bank, maps)
             for (index, image, truth), scores in zip(read, votes, strict=True):
                 assert truth is not None
-                classes = named(scores, (truth.shape[0], truth.shape[1]))
+                classes = label_pixels(scores, (truth.shape[0], truth.shape[1]))
                 confusion += pixel_confusion(classes, truth, count)
                 if index in drawn:
                     shown.append(Shown(data.test.path(index), image, truth, classes))
-    return Judgement(confusion, skipped, shown)
+    return Evaluation(confusion, skipped, shown)
 
 
-def _whole(setting: Setting, pairs: Pairs) -> Iterator[Whole]:
+def _whole(setting: Setting, pairs: Pairs) -> Iterator[WholeImage]:
     config = setting.config
     return iter(
         whole_images(
@@ -205,7 +207,7 @@ def _whole(setting: Setting, pairs: Pairs) -> Iterator[Whole]:
     )
 
 
-def bank_of(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
+def build_bank(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
     """Tokens of training images, as many of each, drawn by (seed, image).
 
     A patch has the class of most of its pixels that count; one without any is left out.
@@ -221,7 +223,7 @@ def bank_of(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
         skipped += whole.skipped
         if whole.image is None or whole.classes is None:
             continue
-        found = map_of(setting, model, whole.image)
+        found = patch_map(setting, model, whole.image)
         patch = setting.opened.encoder.patch_size
         size = (found.shape[1] * patch, found.shape[2] * patch)
         own = patch_classes(resized(whole.classes, size), patch, len(data.classes)).long()
@@ -233,11 +235,12 @@ def bank_of(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
     if not tokens:
         raise UserError(f"no training image of {data.name} can be read: {skipped[0].reason}")
     return Bank(
-        *drawn(torch.cat(tokens), torch.cat(classes), config.bank_size, config.seed), skipped
+        *sample_patches(torch.cat(tokens), torch.cat(classes), config.bank_size, config.seed),
+        skipped,
     )
 
 
-def drawn(
+def sample_patches(
     tokens: Float[Tensor, "N D"], classes: Int[Tensor, " N"], most: int, seed: int
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
     """At most so many of the patches, of all images alike, in their order."""
@@ -248,7 +251,7 @@ def drawn(
     return tokens[kept], classes[kept]
 
 
-def map_of(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor, "D h w"]:
+def patch_map(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor, "D h w"]:
     """Patch tokens of a whole image, resized to the nearest size that the patch divides."""
     mean, std, interpolation = setting.opened.preprocessing
     patch = setting.opened.encoder.patch_size
@@ -261,7 +264,7 @@ def map_of(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor, "
         return model(normalized(image[None], mean, std, setting.device))[0].float().cpu()
 
 
-def votes_for(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Tensor, "K h w"]]:
+def vote(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Tensor, "K h w"]]:
     """Each class's share of the votes, for the patches of each map."""
     if not maps:
         return
@@ -281,7 +284,7 @@ def votes_for(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Floa
         yield part.T.unflatten(1, one.shape[1:])
 
 
-def table_of(rows: list[Row]) -> Table:
+def rows_table(rows: list[Row]) -> Table:
     """The rows for the terminal."""
     table = Table()
     table.add_column("encoder")

@@ -36,13 +36,13 @@ class BatchNorm(nn.BatchNorm2d):
         return super().forward(input)
 
 
-def unit(width: int, out: int, side: int) -> nn.Sequential:
+def conv_norm_relu(width: int, out: int, side: int) -> nn.Sequential:
     """Convolution, batch norm, ReLU."""
     convolution = nn.Conv2d(width, out, side, padding=side // 2, bias=False)
     return nn.Sequential(convolution, BatchNorm(out), nn.ReLU())
 
 
-def like(x: Float[Tensor, "B D h w"], other: Tensor) -> Float[Tensor, "B D rows columns"]:
+def resize_like(x: Float[Tensor, "B D h w"], other: Tensor) -> Float[Tensor, "B D rows columns"]:
     """A map at the size of another."""
     size = [other.shape[2], other.shape[3]]
     return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
@@ -74,25 +74,25 @@ class UPerHead(nn.Module):
     def __init__(self, width: int, num_classes: int, *, channels: int, dropout: float) -> None:
         super().__init__()
         self.pools = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *unit(width, channels, 1))
+            nn.Sequential(nn.AdaptiveAvgPool2d(scale), *conv_norm_relu(width, channels, 1))
             for scale in POOL_SCALES
         )
-        self.bottleneck = unit(width + len(POOL_SCALES) * channels, channels, 3)
-        self.lateral = nn.ModuleList(unit(width, channels, 1) for _ in range(3))
-        self.smooth = nn.ModuleList(unit(channels, channels, 3) for _ in range(3))
-        self.fuse = unit(4 * channels, channels, 3)
+        self.bottleneck = conv_norm_relu(width + len(POOL_SCALES) * channels, channels, 3)
+        self.lateral = nn.ModuleList(conv_norm_relu(width, channels, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in range(3))
+        self.fuse = conv_norm_relu(4 * channels, channels, 3)
         self.scorer = Scorer(channels, num_classes, dropout)
 
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B K rows columns"]:
         """Scores at the size of the first map, the finest."""
         *finer, last = maps
-        pooled = [like(pool(last), last) for pool in self.pools]
+        pooled = [resize_like(pool(last), last) for pool in self.pools]
         levels = [lateral(one) for lateral, one in zip(self.lateral, finer, strict=True)]
         levels.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
         for at in (2, 1, 0):
-            levels[at] = levels[at] + like(levels[at + 1], levels[at])
+            levels[at] = levels[at] + resize_like(levels[at + 1], levels[at])
         smoothed = [smooth(one) for smooth, one in zip(self.smooth, levels[:3], strict=True)]
-        whole = [like(one, smoothed[0]) for one in (*smoothed, levels[3])]
+        whole = [resize_like(one, smoothed[0]) for one in (*smoothed, levels[3])]
         return self.scorer(self.fuse(torch.cat(whole, dim=1)))
 
 
@@ -101,7 +101,7 @@ class FcnHead(nn.Module):
 
     def __init__(self, width: int, num_classes: int, *, channels: int, dropout: float) -> None:
         super().__init__()
-        self.convolution = unit(width, channels, 3)
+        self.convolution = conv_norm_relu(width, channels, 3)
         self.scorer = Scorer(channels, num_classes, dropout)
 
     def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
@@ -146,7 +146,7 @@ class Segmenter(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.places = taken_after(encoder.size.depth)
+        self.places = map_blocks(encoder.size.depth)
         self.backbone = Backbone(encoder, out_blocks=sorted(set(self.places)), recompute=recompute)
         encoder.norm.requires_grad_(False)  # maps are taken before it
         rates = torch.linspace(0, drop_path, encoder.size.depth).tolist()
@@ -162,7 +162,7 @@ class Segmenter(nn.Module):
         )
         for part in (self.scales, self.head, self.auxiliary):
             if part is not None:
-                draw_weights(part, generator)
+                initialise_weights(part, generator)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Scores:
         """Scores of each class at each place of the finest map."""
@@ -174,12 +174,12 @@ class Segmenter(nn.Module):
         return Scores(self.head(maps), self.auxiliary(maps[2]))
 
 
-def taken_after(depth: int) -> tuple[int, ...]:
+def map_blocks(depth: int) -> tuple[int, ...]:
     """Blocks, from 0, whose maps are used: 3, 5, 7 and 11 of 12, and as far up in others."""
     return tuple(max(1, round(share * depth)) - 1 for share in DEPTHS)
 
 
-def draw_weights(module: nn.Module, generator: Generator | None) -> None:
+def initialise_weights(module: nn.Module, generator: Generator | None) -> None:
     """He-normal convolutions, scores near 0, norms that change nothing."""
     for one in module.modules():
         if isinstance(one, nn.Conv2d | nn.ConvTranspose2d):
@@ -190,17 +190,19 @@ def draw_weights(module: nn.Module, generator: Generator | None) -> None:
                 nn.init.zeros_(one.bias)
     for one in module.modules():
         if isinstance(one, Scorer):
-            draw_scores(one.scores, generator)
+            initialise_scores(one.scores, generator)
 
 
-def draw_scores(layer: nn.Conv2d, generator: Generator | None) -> None:
+def initialise_scores(layer: nn.Conv2d, generator: Generator | None) -> None:
     """So small that the first scores are even."""
     nn.init.normal_(layer.weight, std=HEAD_STD, generator=generator)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)
 
 
-def at_size(scores: Float[Tensor, "B K h w"], size: tuple[int, int]) -> Float[Tensor, "B K H W"]:
+def resize_scores(
+    scores: Float[Tensor, "B K h w"], size: tuple[int, int]
+) -> Float[Tensor, "B K H W"]:
     """Scores at the size of an image, bilinear, in fp32."""
     return F.interpolate(scores.float(), size=list(size), mode="bilinear", align_corners=False)
 
@@ -240,7 +242,7 @@ class LinearSegmenter(nn.Module):
         self.map = FrozenMap(encoder)
         self.norm = BatchNorm(encoder.embed_dim)
         self.scores = nn.Conv2d(encoder.embed_dim, num_classes, 1)
-        draw_scores(self.scores, generator)
+        initialise_scores(self.scores, generator)
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Scores:
         """Scores of each class for each patch."""

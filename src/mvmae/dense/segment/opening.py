@@ -25,12 +25,12 @@ def open_segmented(config: SegmentConfig, channels: int) -> tuple[Segmented, Che
     Raises:
         UserError: There are none, or they cannot be used.
     """
-    found = find(config, channels)
-    checked = look_at(found, config.num_classes)
+    found = find_data(config, channels)
+    checked = check_masks(found, config.num_classes)
     return accepted(found, checked), checked
 
 
-def find(
+def find_data(
     config: SegmentConfig,
     channels: int,
     *,
@@ -53,7 +53,7 @@ def find(
     )
 
 
-def look_at(found: Found, num_classes: int | None) -> Checked:
+def check_masks(found: Found, num_classes: int | None) -> Checked:
     """Look at every pair, on the main process, and show what is not as it should be."""
     checked = None
     if distributed.is_main():
@@ -78,12 +78,12 @@ def show(checked: Checked) -> None:
     Console().print(table)
 
 
-def name_of(config: SegmentConfig) -> str:
+def data_name(config: SegmentConfig) -> str:
     """What the user called the images."""
     return config.data or str(config.images)
 
 
-def described(data: Segmented, checked: Checked) -> str:
+def describe_data(data: Segmented, checked: Checked) -> str:
     """How many images and classes there are, in a sentence."""
     learnt, tested = checked.pixels
     silent = [name for name, count in zip(data.classes, learnt, strict=True) if not count]
@@ -96,7 +96,7 @@ def described(data: Segmented, checked: Checked) -> str:
     )
 
 
-def meaning(checked: Checked, classes: Sequence[str]) -> str:
+def describe_values(checked: Checked, classes: Sequence[str]) -> str:
     """What each value in the masks was taken for, with its share of the pixels."""
     rule, total = checked.rule, sum(checked.values.values())
     order = sorted(checked.values, key=lambda value: -checked.values[value])

@@ -18,16 +18,16 @@ from mvmae import terminal
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.base import Source
-from mvmae.dense import products
+from mvmae.dense import saved_model
 from mvmae.dense.predictions import (
-    names_of,
     open_images,
+    prediction_names,
     refuse_own_images,
-    require_free,
-    unfinished,
+    require_replaceable,
+    write_aside,
 )
 from mvmae.dense.segment import product
-from mvmae.dense.segment.evaluate import Examiner, predicted
+from mvmae.dense.segment.evaluate import Predictor, predict_classes
 from mvmae.dense.segment.product import OpenedSegmenter
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import overlaid, palette
@@ -51,13 +51,13 @@ def run(config: SegmentConfig) -> None:
         raise UserError("--predict runs in one process: start it without torchrun")
     began = time.perf_counter()
     device = precision.choose_device(config.device)
-    require_free(config.out, OURS, "classes.csv", overwrite=config.overwrite)
+    require_replaceable(config.out, OURS, "classes.csv", overwrite=config.overwrite)
     made = product.open_segmenter(config.encoder)
-    products.refuse_what_is_fixed(config, product.VERB, made.looks)
+    saved_model.refuse_fixed_settings(config, product.VERB, made.looks)
     source = open_images(config.predict, made.opened.encoder.in_channels)
     refuse_own_images(config.out, source)
     examiner = product.examiner_of(made, config, device)
-    with unfinished(config.out, OURS) as folder:
+    with write_aside(config.out, OURS) as folder:
         pixels, skipped = write_all(folder, examiner, made, source)
         write_classes(folder / "classes.csv", made, pixels)
         run_folder.append_skipped(folder, skipped)
@@ -65,11 +65,11 @@ def run(config: SegmentConfig) -> None:
 
 
 def write_all(
-    folder: Path, examiner: Examiner, made: OpenedSegmenter, source: Source
+    folder: Path, examiner: Predictor, made: OpenedSegmenter, source: Source
 ) -> tuple[Tensor, list[tuple[str, str]]]:
     """Masks and overlays; the pixels of each class, and what could not be read."""
     examiner.model.eval()
-    colours, names = palette(len(made.classes)), names_of(source)
+    colours, names = palette(len(made.classes)), prediction_names(source)
     pixels = torch.zeros(len(made.classes), dtype=torch.int64)
     skipped = []
     with Bar(len(source)) as bar:
@@ -81,7 +81,7 @@ def write_all(
             except UnreadableImageError as error:
                 skipped.append((source.path(index), str(error)))
                 continue
-            classes = predicted(examiner, image, (image.shape[1], image.shape[2]))
+            classes = predict_classes(examiner, image, (image.shape[1], image.shape[2]))
             pixels += torch.bincount(classes.flatten().int(), minlength=len(pixels))
             write_mask(folder / "masks" / f"{name}.png", classes, made, colours)
             write_overlay(folder / "overlays" / f"{name}.jpg", image, classes, colours)

@@ -12,8 +12,8 @@ from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import EVERY_FIFTH, contents_of
-from mvmae.dense import products
-from mvmae.dense.segment.evaluate import Examiner
+from mvmae.dense import saved_model
+from mvmae.dense.segment.evaluate import Predictor
 from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.state import Job, run_folder
 from mvmae.encoders import OpenedEncoder
@@ -59,7 +59,7 @@ def save(job: Job, model: nn.Module) -> None:
         "short_side": config.short_side,
         "learnt": contents_of(data.train) if data.split == EVERY_FIFTH else [],
     }
-    products.save(out, VERB, facts, model)
+    saved_model.save_model(out, VERB, facts, model)
     encoders.save_encoder(out, job.opened)
 
 
@@ -72,7 +72,7 @@ def open_segmenter(source: str) -> OpenedSegmenter:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    return products.open_product(source, VERB, "segmenter", _built)
+    return saved_model.open_model(source, VERB, "segmenter", _built)
 
 
 def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedSegmenter:
@@ -88,9 +88,9 @@ def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedSegmenter:
     return OpenedSegmenter(model, opened, classes, rule, *looks, frozenset(facts.get("learnt", ())))
 
 
-def examiner_of(made: OpenedSegmenter, config: SegmentConfig, device: torch.device) -> Examiner:
+def examiner_of(made: OpenedSegmenter, config: SegmentConfig, device: torch.device) -> Predictor:
     """How a trained model looks at images: as in its own tests, where `config` does not choose."""
-    return Examiner(
+    return Predictor(
         made.model.to(device),
         made.opened.encoder.patch_size,
         made.crop,

@@ -12,8 +12,8 @@ from rich.table import Table
 
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import Segmented, fingerprint
-from mvmae.dense.segment.evaluate import Judgement
-from mvmae.dense.segment.opening import described, meaning, name_of
+from mvmae.dense.segment.evaluate import Evaluation
+from mvmae.dense.segment.opening import data_name, describe_data, describe_values
 from mvmae.dense.segment.state import Job, SegmentState, Trained, run_folder
 from mvmae.figures import segmentation
 from mvmae.storage import results
@@ -25,12 +25,12 @@ MOST_ROWS = 30  # classes in the table on the screen
 MOST_CONFUSED = 200  # classes up to which the JSON has the confusion matrix
 
 
-def introduce(log: Log, job: Job, trained: Trained, state: SegmentState) -> None:
+def report_start(log: Log, job: Job, trained: Trained, state: SegmentState) -> None:
     """Say what is about to happen."""
     config = job.config
     size = sum(p.numel() for p in trained.model.parameters()) / 1e6
-    log.say(described(job.data, job.checked))
-    log.say(f"values in the masks: {meaning(job.checked, job.data.classes)}")
+    log.say(describe_data(job.data, job.checked))
+    log.say(f"values in the masks: {describe_values(job.checked, job.data.classes)}")
     log.say(
         f"{config.encoder} with UperNet of {config.channels} channels, {size:.1f} M parameters, "
         f"crops of {config.crop} pixels"
@@ -43,18 +43,20 @@ def introduce(log: Log, job: Job, trained: Trained, state: SegmentState) -> None
     )
 
 
-def conclude(log: Log, job: Job, judgement: Judgement, state: SegmentState) -> None:
+def report_result(log: Log, job: Job, judgement: Evaluation, state: SegmentState) -> None:
     """The figures, on the screen and in files, and what to do next."""
     config, out = job.config, run_folder(job.config)
     runs.append_skipped(out, judgement.skipped)
-    Console().print(table_of(judgement, job.data))
-    log.say(sentence(judgement))
-    content = content_of(judgement, job.data) | {
+    Console().print(class_table(judgement, job.data))
+    log.say(summary(judgement))
+    content = result_content(judgement, job.data) | {
         "world_size": distributed.world_size(),
         "seconds": round(log.seconds(), 1),
     }
-    file = write(out, config, content, job.device, what="segment")
-    picture = draw(out, judgement, job.data, title=f"{config.encoder} on {name_of(config)}")
+    file = write_result(out, config, content, job.device, what="segment")
+    picture = write_picture(
+        out, judgement, job.data, title=f"{config.encoder} on {data_name(config)}"
+    )
     if state.unreadable or judgement.skipped:
         log.say(f"images that could not be read: {out / 'skipped.csv'}")
     minutes, seconds = divmod(round(log.seconds()), 60)
@@ -62,15 +64,15 @@ def conclude(log: Log, job: Job, judgement: Judgement, state: SegmentState) -> N
     log.say(f"Segment other images: mvmae segment {out} --predict IMAGES --out FOLDER")
 
 
-def write(
+def write_result(
     folder: Path, config: SegmentConfig, content: dict[str, Any], device: Any, *, what: str
 ) -> Path:
     """The JSON in results/: `what` and the data's name make its name."""
-    name = f"{what}-{results.slug(name_of(config))}"
+    name = f"{what}-{results.slug(data_name(config))}"
     return results.write(folder, "segment", config, content, device=device, name=name)
 
 
-def content_of(judgement: Judgement, data: Segmented) -> dict[str, Any]:
+def result_content(judgement: Evaluation, data: Segmented) -> dict[str, Any]:
     """What a result says of a judgement."""
     own = judgement.quality
     pixels = judgement.confusion.sum(dim=1).tolist()
@@ -101,7 +103,7 @@ def _plain(value: float) -> float | None:
     return None if isnan(value) else round(value, 4)
 
 
-def table_of(judgement: Judgement, data: Segmented) -> Table:
+def class_table(judgement: Evaluation, data: Segmented) -> Table:
     """A row a class, the most frequent first; of many classes the best and the worst."""
     own = judgement.quality
     pixels = judgement.confusion.sum(dim=1)
@@ -129,7 +131,7 @@ def _shown(value: float) -> str:
     return "-" if isnan(value) else f"{value:.1f}"
 
 
-def sentence(judgement: Judgement) -> str:
+def summary(judgement: Evaluation) -> str:
     """The three figures, and what the mean leaves out."""
     own = judgement.quality
     absent = int(own.iou.isnan().sum())
@@ -145,18 +147,18 @@ def sentence(judgement: Judgement) -> str:
     )
 
 
-def draw(
-    folder: Path, judgement: Judgement, data: Segmented, *, title: str, name: str = "segmentations"
+def write_picture(
+    folder: Path, judgement: Evaluation, data: Segmented, *, title: str, name: str = "segmentations"
 ) -> Path:
     """Write figures/NAME.png."""
     file = folder / "figures" / f"{name}.png"
     runs.make(file.parent)
-    png = picture_of(judgement, data, title)
+    png = draw_evaluation(judgement, data, title)
     checkpoint.write_whole(file, lambda stream: stream.write(png))
     return file
 
 
-def picture_of(judgement: Judgement, data: Segmented, title: str) -> bytes:
+def draw_evaluation(judgement: Evaluation, data: Segmented, title: str) -> bytes:
     """Some test images with truth and prediction."""
     own = judgement.quality
     count = len(data.test)

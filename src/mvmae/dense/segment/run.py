@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.augment import seeded
-from mvmae.dense.products import encoder_to_begin_with, is_written
+from mvmae.dense.saved_model import has_metric, load_initial_encoder
 from mvmae.dense.segment import frozen, predict, product, report, test_run
-from mvmae.dense.segment.crops import Batch, crop_batches
-from mvmae.dense.segment.evaluate import Judgement, judgement_of
+from mvmae.dense.segment.crops import CropBatch, crop_batches
+from mvmae.dense.segment.evaluate import Evaluation, evaluate
 from mvmae.dense.segment.opening import open_segmented
 from mvmae.dense.segment.state import (
     REMEDY,
@@ -104,7 +104,7 @@ def train(config: SegmentConfig) -> int:
         quiet = not distributed.is_main()
         log = Log(out, start=state.step, total=total, also=config.log, quiet=quiet, title="segment")
         with log, Interrupt() as interrupt:
-            report.introduce(log, job, trained, state)
+            report.report_start(log, job, trained, state)
             if config.resume and state.judged_step < state.step and job.is_evaluation(state.step):
                 judge(log, job, trained, state)  # in which the run was killed, or failed
             clock = Clock()
@@ -143,7 +143,7 @@ def train(config: SegmentConfig) -> int:
             judgement = judge(log, job, trained, state)
             save(state, job, trained)
             if distributed.is_main():
-                report.conclude(log, job, judgement, state)
+                report.report_result(log, job, judgement, state)
         distributed.barrier()
     return 0
 
@@ -154,13 +154,13 @@ def job_of(config: SegmentConfig, device: torch.device) -> Job:
     Raises:
         UserError: Something cannot be opened, or the images do not make a batch.
     """
-    opened = for_crops(config, encoder_to_begin_with(config))
+    opened = for_crops(config, load_initial_encoder(config))
     data, checked = open_segmented(config, opened.encoder.in_channels)
     return Job(config, opened, data, checked, plan_of(config, data), device)
 
 
 def training_step(
-    wrapped: nn.Module, trained: Trained, batch: Batch, job: Job, step: int
+    wrapped: nn.Module, trained: Trained, batch: CropBatch, job: Job, step: int
 ) -> Float[Tensor, " terms"]:
     """One update, and its losses; what is random in it is a function of (seed, step, rank)."""
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
@@ -203,7 +203,7 @@ def mean_losses(state: SegmentState, job: Job) -> dict[str, float]:
     return dict(zip(TERMS, distributed.mean_over_processes(means).tolist(), strict=False))
 
 
-def judge(log: Log, job: Job, trained: Trained, state: SegmentState) -> Judgement:
+def judge(log: Log, job: Job, trained: Trained, state: SegmentState) -> Evaluation:
     """Look at the test images, and write the figures down; all processes take part.
 
     Raises:
@@ -211,17 +211,17 @@ def judge(log: Log, job: Job, trained: Trained, state: SegmentState) -> Judgemen
     """
     config, is_last = job.config, state.step == job.plan.total
     loop.refuse_infinite(state, run_folder(config), REMEDY)
-    judgement = judgement_of(
+    judgement = evaluate(
         job.examiner(trained.model, multi_scale=config.multi_scale and is_last),
         job.data.test,
         len(job.data.classes),
         workers=config.workers,
     )
     is_new = state.judged_step < state.step  # not so for a run that had ended and is resumed
-    if is_new and not is_written(run_folder(config), state.step, "miou"):
+    if is_new and not has_metric(run_folder(config), state.step, "miou"):
         log.write(job.plan.place(state.step, config.batch_size) | judgement.figures())
         if log.shows_pictures and judgement.shown:
-            png = report.picture_of(judgement, job.data, f"step {state.step}")
+            png = report.draw_evaluation(judgement, job.data, f"step {state.step}")
             log.picture("segmentations", png, state.step)
     state.judged_step = state.step
     return judgement

@@ -12,8 +12,8 @@ from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_check import Checked
 from mvmae.data.annotations.masks import Segmented, fingerprint
-from mvmae.dense.segment.crops import Training
-from mvmae.dense.segment.evaluate import Examiner
+from mvmae.dense.segment.crops import CropSettings
+from mvmae.dense.segment.evaluate import Predictor
 from mvmae.dense.segment.model import Segmenter
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
@@ -69,11 +69,11 @@ class Job(NamedTuple):
         """Whether the test images are looked at after this step; the last has its own place."""
         return step < self.plan.total and step % self.config.eval_every == 0
 
-    def training(self) -> Training:
+    def training(self) -> CropSettings:
         """What happens to an image before it is trained on."""
         return training_of(self.config, self.opened)
 
-    def examiner(self, model: nn.Module, *, multi_scale: bool = False) -> Examiner:
+    def examiner(self, model: nn.Module, *, multi_scale: bool = False) -> Predictor:
         """How the model looks at test images."""
         return examiner_of(self.config, self.opened, model, self.device, multi_scale=multi_scale)
 
@@ -127,10 +127,10 @@ def plan_of(config: SegmentConfig, data: Segmented) -> Plan:
     return Plan(count // config.batch_size, config.iterations, fingerprint(data))
 
 
-def training_of(config: SegmentConfig, opened: OpenedEncoder) -> Training:
+def training_of(config: SegmentConfig, opened: OpenedEncoder) -> CropSettings:
     """What happens to an image before it is trained on."""
     preprocessing = opened.preprocessing
-    return Training(
+    return CropSettings(
         config.seed,
         config.batch_size,
         config.crop,
@@ -151,9 +151,9 @@ def examiner_of(
     device: torch.device,
     *,
     multi_scale: bool,
-) -> Examiner:
+) -> Predictor:
     """How a model looks at test images."""
-    return Examiner(
+    return Predictor(
         model,
         opened.encoder.patch_size,
         config.crop,

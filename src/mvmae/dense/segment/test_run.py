@@ -18,10 +18,10 @@ from mvmae.data.annotations.masks import (
     contents_of,
     rules_for,
 )
-from mvmae.dense import products
+from mvmae.dense import saved_model
 from mvmae.dense.segment import product, report
-from mvmae.dense.segment.evaluate import judgement_of
-from mvmae.dense.segment.opening import find, look_at, meaning, name_of
+from mvmae.dense.segment.evaluate import evaluate
+from mvmae.dense.segment.opening import check_masks, data_name, describe_values, find_data
 from mvmae.dense.segment.product import VERB, OpenedSegmenter
 from mvmae.errors import UserError
 from mvmae.storage import results
@@ -29,7 +29,7 @@ from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
 
 
-class Tested(NamedTuple):
+class TestData(NamedTuple):
     """Images with masks to test on."""
 
     data: Segmented
@@ -47,9 +47,9 @@ def run(config: SegmentConfig) -> None:
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
         made = product.open_segmenter(config.encoder)
-        products.refuse_what_is_fixed(config, VERB, made.looks)
+        saved_model.refuse_fixed_settings(config, VERB, made.looks)
         home = results.home(config.encoder, config.out)
-        data, said = open_tested(config, made)
+        data, said = open_test_data(config, made)
         console = Console(
             soft_wrap=True, highlight=False, markup=False, quiet=not distributed.is_main()
         )
@@ -58,33 +58,35 @@ def run(config: SegmentConfig) -> None:
         examiner = product.examiner_of(made, config, device)
         with Bar(len(data.test) // distributed.world_size()) as bar:
             bar.name("testing")
-            judgement = judgement_of(
+            judgement = evaluate(
                 examiner, data.test, len(data.classes), workers=config.workers, advance=bar.advance
             )
         if not distributed.is_main():
             return
-        Console().print(report.table_of(judgement, data))
-        console.print(report.sentence(judgement))
+        Console().print(report.class_table(judgement, data))
+        console.print(report.summary(judgement))
         what = "segment-test" + ("-multi-scale" if config.multi_scale else "")
         title = f"{config.encoder} on {data.name}"
-        content = report.content_of(judgement, data)
+        content = report.result_content(judgement, data)
         content["seconds"] = round(time.perf_counter() - began, 1)
-        file = report.write(home, config, content, device, what=what)
-        picture = report.draw(home, judgement, data, title=title, name=what)
+        file = report.write_result(home, config, content, device, what=what)
+        picture = report.write_picture(home, judgement, data, title=title, name=what)
         console.print(f"written: {file} and {picture}")
 
 
-def open_tested(config: SegmentConfig, made: OpenedSegmenter) -> Tested:
+def open_test_data(config: SegmentConfig, made: OpenedSegmenter) -> TestData:
     """The images with masks that a config names, with the classes of a trained model.
 
     Raises:
         UserError: There are none, they cannot be used, or their classes have other names.
     """
-    rules, said = rules_of(config, made)
+    rules, said = value_rules(config, made)
     channels = made.opened.encoder.in_channels
-    found, left_out = without_learnt(find(config, channels, learns=False, rules=rules), made)
-    checked = look_at(found, len(made.classes))
-    classes = shared_classes(checked, made, config)
+    found, left_out = drop_training_images(
+        find_data(config, channels, learns=False, rules=rules), made
+    )
+    checked = check_masks(found, len(made.classes))
+    classes = merge_class_names(checked, made, config)
     data = accepted(found, checked._replace(names=dict(enumerate(classes))))
     looks = f"windows of {made.crop} pixels, {made.stride} apart, as in the training"
     sentences = (
@@ -92,12 +94,12 @@ def open_tested(config: SegmentConfig, made: OpenedSegmenter) -> Tested:
         f"{len(classes)} classes; {looks}",
         *left_out,
         *said,
-        f"values in the masks: {meaning(checked, classes)}",
+        f"values in the masks: {describe_values(checked, classes)}",
     )
-    return Tested(data, sentences)
+    return TestData(data, sentences)
 
 
-def rules_of(
+def value_rules(
     config: SegmentConfig, made: OpenedSegmenter
 ) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
     """What values mean, the likeliest first, and what to say of it: by default as in training."""
@@ -111,7 +113,7 @@ def rules_of(
     return (made.rule,), ()
 
 
-def without_learnt(found: Found, made: OpenedSegmenter) -> tuple[Found, tuple[str, ...]]:
+def drop_training_images(found: Found, made: OpenedSegmenter) -> tuple[Found, tuple[str, ...]]:
     """Without the images that the model was trained on, where it is known which they are."""
     is_split = found.split != ALL_TEST
     if is_split:
@@ -128,7 +130,7 @@ def without_learnt(found: Found, made: OpenedSegmenter) -> tuple[Found, tuple[st
     return found._replace(test=kept, split="those that were not learnt from"), (said,)
 
 
-def shared_classes(
+def merge_class_names(
     checked: Checked, made: OpenedSegmenter, config: SegmentConfig
 ) -> tuple[str, ...]:
     """Names of the classes: the model's, and the images' own where it knows none.
@@ -141,7 +143,7 @@ def shared_classes(
         value = checked.rule.value(number)
         if number >= len(names):
             raise UserError(
-                f"{name_of(config)} names class {name} (value {value}), and {config.encoder} has "
+                f"{data_name(config)} names class {name} (value {value}), and {config.encoder} has "
                 f"{len(names)} classes: {', '.join(made.classes[:8])}"
             )
         own = names[number]
@@ -149,7 +151,7 @@ def shared_classes(
             names[number] = name
         elif own != name:
             raise UserError(
-                f"value {value} is {name} in {name_of(config)}, and {own} for {config.encoder}: "
+                f"value {value} is {name} in {data_name(config)}, and {own} for {config.encoder}: "
                 "the classes must be the same, in the same order"
             )
     return tuple(names)

@@ -28,13 +28,13 @@ from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.detect.batches import (
     Jitter,
     Target,
-    fitted,
-    fitted_batches,
-    jittered,
-    jittered_batches,
-    resized_masks,
-    target_of,
-    worth_learning,
+    build_target,
+    drop_invisible,
+    evaluation_batches,
+    fitted_size,
+    jitter_image,
+    resize_masks,
+    training_batches,
 )
 from mvmae.errors import UserError
 from mvmae.method.views import Box
@@ -195,7 +195,7 @@ def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_and_masks_move_with_the_pixels(seed):
     image, target = painted()
-    made = jittered(image, target, JITTER, np.random.default_rng(seed))
+    made = jitter_image(image, target, JITTER, np.random.default_rng(seed))
     assert max(made.image.shape[1:]) <= 32
     assert made.target.masks.shape[1:] == made.image.shape[1:]
     bright = made.image[0] > 127
@@ -210,8 +210,8 @@ def test_boxes_and_masks_move_with_the_pixels(seed):
 def test_boxes_without_masks_move_too(seed):
     image, target = painted()
     rng = np.random.default_rng(seed)
-    made = jittered(image, target._replace(masks=None), JITTER, rng)
-    wanted = jittered(image, target, JITTER, np.random.default_rng(seed))
+    made = jitter_image(image, target._replace(masks=None), JITTER, rng)
+    wanted = jitter_image(image, target, JITTER, np.random.default_rng(seed))
     assert torch.equal(made.image, wanted.image)
     for box in wanted.target.boxes:
         assert (made.target.boxes - box).abs().amax(dim=1).min() <= 1.5
@@ -220,7 +220,7 @@ def test_boxes_without_masks_move_too(seed):
 def test_scales_are_spread_over_their_range():
     image, target = painted()
     sides = [
-        max(jittered(image, target, JITTER, np.random.default_rng(seed)).image.shape[1:])
+        max(jitter_image(image, target, JITTER, np.random.default_rng(seed)).image.shape[1:])
         for seed in range(60)
     ]
     assert min(sides) < 20  # 0.5 of 32 and a little
@@ -230,8 +230,8 @@ def test_scales_are_spread_over_their_range():
 def test_no_jitter_is_the_fitted_image():
     image, target = painted()
     plain = JITTER._replace(scale=(1.0, 1.0), flip=False)
-    made = jittered(image, target, plain, np.random.default_rng(0))
-    assert made.image.shape == (3, *fitted((40, 60), 32)) == (3, 21, 32)
+    made = jitter_image(image, target, plain, np.random.default_rng(0))
+    assert made.image.shape == (3, *fitted_size((40, 60), 32)) == (3, 21, 32)
     torch.testing.assert_close(
         made.target.boxes, target.boxes * torch.tensor([32 / 60, 21 / 40] * 2), rtol=0, atol=1
     )
@@ -241,7 +241,7 @@ def test_no_jitter_is_the_fitted_image():
 def test_masks_stay_in_their_middle_when_resized(side):
     row, column = torch.meshgrid(*[torch.arange(60) + 0.5] * 2, indexing="ij")
     disk = ((row - 24) ** 2 + (column - 36) ** 2 < 15**2).byte()
-    made = resized_masks(disk[None], Box(0, 0, 60, 60), (side, side))[0]
+    made = resize_masks(disk[None], Box(0, 0, 60, 60), (side, side))[0]
     middle = (made.nonzero() + 0.5).mean(dim=0) * 60 / side
     torch.testing.assert_close(middle, torch.tensor([24.0, 36.0]), rtol=0, atol=0.3)
     assert made.float().mean().item() == pytest.approx(disk.float().mean().item(), abs=0.02)
@@ -250,13 +250,13 @@ def test_masks_stay_in_their_middle_when_resized(side):
 def test_things_that_are_no_longer_seen_are_not_learnt():
     boxes = torch.tensor([[0.0, 0, 10, 10], [5, 5, 5.5, 20], [5, 5, 5, 5]])
     labels = torch.tensor([1, 2, 3])
-    assert worth_learning(Target(boxes, labels, None)).labels.tolist() == [1]
+    assert drop_invisible(Target(boxes, labels, None)).labels.tolist() == [1]
     masks = torch.zeros(2, 8, 8, dtype=torch.uint8)
     masks[0, 2:4, 2:4] = 1
     masks[1, 0, 0] = 1
-    seen = worth_learning(Target(boxes[:2], labels[:2], masks))
+    seen = drop_invisible(Target(boxes[:2], labels[:2], masks))
     assert (seen.labels.tolist(), seen.boxes.tolist()) == ([1], [[2, 2, 4, 4]])
-    nothing = worth_learning(Target(boxes[:1], labels[:1], masks[:1] * 0))
+    nothing = drop_invisible(Target(boxes[:1], labels[:1], masks[:1] * 0))
     assert nothing.boxes.shape == (0, 4)
 
 
@@ -264,7 +264,7 @@ def test_an_image_without_things_is_jittered_too():
     image, _ = painted()
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for target in (empty, empty._replace(masks=torch.zeros(0, 40, 60, dtype=torch.uint8))):
-        made = jittered(image, target, JITTER, np.random.default_rng(3))
+        made = jitter_image(image, target, JITTER, np.random.default_rng(3))
         assert made.target.boxes.shape == (0, 4)
 
 
@@ -273,13 +273,13 @@ def test_odd_sizes_fit(size):
     image = torch.zeros(3, *size, dtype=torch.uint8)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for seed in range(5):
-        made = jittered(image, empty, JITTER, np.random.default_rng(seed))
+        made = jitter_image(image, empty, JITTER, np.random.default_rng(seed))
         assert 1 <= min(made.image.shape[1:]) <= max(made.image.shape[1:]) <= 32
 
 
 def batches_of(split, steps, workers=0, rank=0, world_size=1):
     options = {"rank": rank, "world_size": world_size, "workers": workers, "cuda": False}
-    return list(jittered_batches(split, JITTER, steps, **options))
+    return list(training_batches(split, JITTER, steps, **options))
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index_alone(tmp_path):
@@ -314,7 +314,7 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
     split = split_of(tmp_path, "val")
     Path(split.path(3)).write_bytes(b"broken")
     loaded = list(
-        fitted_batches(
+        evaluation_batches(
             split,
             32,
             interpolation="bicubic",
@@ -332,11 +332,11 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
 
 def test_a_target_has_what_the_file_says(tmp_path):
     content = write_split(tmp_path, "train", count=1)
-    target = target_of(split_of(tmp_path).pictures[0], with_masks=True)
+    target = build_target(split_of(tmp_path).pictures[0], with_masks=True)
     x, y, w, h = content["annotations"][0]["bbox"]
     assert target.boxes[0].tolist() == [x, y, x + w, y + h]
     assert target.masks[0].sum() == w * h
-    assert target_of(split_of(tmp_path).pictures[0], with_masks=False).masks is None
+    assert build_target(split_of(tmp_path).pictures[0], with_masks=False).masks is None
 
 
 # Figures

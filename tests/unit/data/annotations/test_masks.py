@@ -13,10 +13,10 @@ from mvmae.data.annotations.mask_values import IGNORED, Rule, counted, read_name
 from mvmae.data.annotations.masks import Pair, Pairs, class_names, fingerprint
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.segment.crops import (
-    Training,
+    CropSettings,
     base_scale,
     crop_batches,
-    distorted,
+    distort_colours,
     largest_share,
     patch_classes,
     random_crop,
@@ -25,7 +25,7 @@ from mvmae.dense.segment.crops import (
 )
 from mvmae.errors import UserError
 
-TRAINING = Training(
+TRAINING = CropSettings(
     seed=0,
     batch_size=2,
     crop=16,
@@ -259,11 +259,11 @@ def test_one_class_fills_no_more_than_its_share_of_most_crops():
 
 def test_distortion_changes_pixels_by_the_generator_alone():
     image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
-    made = [distorted(image, np.random.default_rng(seed)) for seed in range(8)]
+    made = [distort_colours(image, np.random.default_rng(seed)) for seed in range(8)]
     assert len({one.numpy().tobytes() for one in made}) >= 6
-    assert made[3].equal(distorted(image, np.random.default_rng(3)))
+    assert made[3].equal(distort_colours(image, np.random.default_rng(3)))
     gray = image[:1]
-    assert distorted(gray, np.random.default_rng(0)).shape == gray.shape
+    assert distort_colours(gray, np.random.default_rng(0)).shape == gray.shape
 
 
 def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(ade):

@@ -33,7 +33,7 @@ RUNS = {  # verbs that leave a run folder
 
 
 @runtime_checkable
-class Trained(Protocol):
+class TrainedModel(Protocol):
     """A trained model with what one must know to use it."""
 
     @property
@@ -42,17 +42,17 @@ class Trained(Protocol):
         ...
 
 
-T = TypeVar("T", bound=Trained)
+T = TypeVar("T", bound=TrainedModel)
 Build = Callable[[Mapping[str, Any], OpenedEncoder], T]
 
 
-def save(out: Path, verb: str, facts: Mapping[str, Any], model: nn.Module) -> None:
+def save_model(out: Path, verb: str, facts: Mapping[str, Any], model: nn.Module) -> None:
     """Write model.safetensors and model.json into a run folder."""
     whole = {"format": FORMAT, "task": verb, **facts}
     checkpoint.save_tensors(out / FILE, model.state_dict(), whole)
 
 
-def open_product(source: str, verb: str, noun: str, build: Build[T]) -> T:
+def open_model(source: str, verb: str, noun: str, build: Build[T]) -> T:
     """A trained model, ready to be used.
 
     Args:
@@ -84,13 +84,13 @@ def open_product(source: str, verb: str, noun: str, build: Build[T]) -> T:
 
 def _hint(path: Path, verb: str) -> str:
     """What a folder without a model is."""
-    made_by = verb_of(path)
+    made_by = command_of_run(path)
     if made_by == verb:
         return " (it has not finished: --resume it)"
     return f" (it is a run of mvmae {made_by})" if made_by else ""
 
 
-def verb_of(folder: Path) -> str:
+def command_of_run(folder: Path) -> str:
     """The verb whose run lies in a folder; empty where there is none, or none that is known."""
     file = folder / run_folder.CONFIG
     with suppress(OSError, UnicodeDecodeError):
@@ -102,7 +102,7 @@ def verb_of(folder: Path) -> str:
     return ""
 
 
-def refuse_what_is_fixed(config: Any, verb: str, of_run: Mapping[str, Any]) -> None:
+def refuse_fixed_settings(config: Any, verb: str, of_run: Mapping[str, Any]) -> None:
     """A trained model looks at images as it learnt to; asking for another way must not pass.
 
     What a recipe says, nobody asked for: such a value passes.
@@ -125,13 +125,13 @@ def refuse_what_is_fixed(config: Any, verb: str, of_run: Mapping[str, Any]) -> N
             )
 
 
-def is_written(out: Path, step: int, figure: str) -> bool:
+def has_metric(out: Path, step: int, figure: str) -> bool:
     """Whether metrics.jsonl has the figure of a step: a run may be killed right after it."""
     records = metrics_file.read(out)
     return any(record["step"] == step and figure in record for record in records[-2:])
 
 
-def encoder_to_begin_with(config: Any) -> OpenedEncoder:
+def load_initial_encoder(config: Any) -> OpenedEncoder:
     """The encoder of a run; of one that is resumed its shape and its preprocessing alone.
 
     Its weights are in the checkpoint, so ENCODER may be gone by then, or be another: what the run
@@ -146,10 +146,10 @@ def encoder_to_begin_with(config: Any) -> OpenedEncoder:
             facts = json.loads(file.read_text(encoding="utf-8")).get("encoder")
     if isinstance(facts, dict):
         return encoder_from_metadata(facts, source=str(file))
-    return refuse_deep(encoders.open_encoder(config.encoder), config.encoder)
+    return require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
 
 
-def refuse_deep(opened: OpenedEncoder, name: str) -> OpenedEncoder:
+def require_8_bit(opened: OpenedEncoder, name: str) -> OpenedEncoder:
     """The encoder itself, if boxes and masks can be learnt with it: their readers know 8 bit.
 
     Jitter of colours, padding and pictures would want to know what is white in deeper images.
