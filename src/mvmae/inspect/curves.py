@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +15,9 @@ from mvmae.errors import UserError
 from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Level, Line, Panel
 from mvmae.figures.neighbours import shortened
-from mvmae.storage import marks, metrics_file, run_folder
-from mvmae.storage.metrics_file import FILE, LEVELS_OF, Column
+from mvmae.storage import marks, metric_specs, metrics_file, run_folder
+from mvmae.storage.metric_specs import Metric
+from mvmae.storage.metrics_file import FILE, Column
 from mvmae.storage.outputs import write
 from mvmae.training.log import in_words
 
@@ -30,53 +31,6 @@ class Run(NamedTuple):
     name: str
     records: list[dict[str, Any]]
     columns: dict[str, Column]
-
-
-class Spec(NamedTuple):
-    """A panel: its columns of metrics.jsonl, the first drawn solid and the second dashed."""
-
-    title: str
-    names: tuple[str, ...]
-    key: str = ""
-    scale: float = 1.0
-    most: float | None = None
-    """The best that there is, which the panel shows."""
-
-
-SPECS = (
-    Spec("loss", ("loss",)),
-    Spec("reconstruction, $L_r$", ("reconstruction",)),
-    Spec("contrast, $L_c$", ("contrastive",)),
-    Spec(
-        "similarity of two views",
-        ("positive_similarity", "negative_similarity"),
-        "solid: one image, dashed: different images",
-        most=1.0,
-    ),
-    Spec("a view's partner is nearest, %", ("contrastive_top1",)),
-    Spec("effective rank of embeddings", ("effective_rank",)),
-    Spec("kNN top-1, %", ("knn_top1",)),
-    Spec("accuracy on test images, %", ("top1", "top5"), "solid: top-1, dashed: top-5"),
-    Spec("loss on test images", ("test_loss",)),
-    Spec("AP of boxes, %", ("box_ap", "box_ap50"), "solid: IoU 0.5 to 0.95, dashed: IoU 0.5"),
-    Spec("AP of masks, %", ("mask_ap", "mask_ap50"), "solid: IoU 0.5 to 0.95, dashed: IoU 0.5"),
-    Spec("mean IoU, %", ("miou",)),
-    Spec(
-        "accuracy, %",
-        ("mean_accuracy", "pixel_accuracy"),
-        "solid: mean of classes, dashed: of pixels",
-    ),
-    Spec("loss of UperNet's head", ("main",)),
-    Spec("loss of the auxiliary head", ("auxiliary",)),
-    Spec("loss of the box head's classes", ("loss_classifier",)),
-    Spec("loss of the box head's boxes", ("loss_box_reg",)),
-    Spec("loss of the mask head", ("loss_mask",)),
-    Spec("loss of objectness", ("loss_objectness",)),
-    Spec("loss of proposed boxes", ("loss_rpn_box_reg",)),
-    Spec("learning rate", ("lr",)),
-    Spec("images per second", ("images_per_second",)),
-    Spec("time spent waiting for data, %", ("data_wait",), scale=100.0),
-)
 
 
 def run(config: CurvesConfig) -> None:
@@ -160,36 +114,33 @@ def names_of(paths: Sequence[Path]) -> list[str]:
 
 
 def panels_of(drawn: Sequence[Run]) -> list[Panel]:
-    """A panel for each figure that any of the runs has, those that nobody described last."""
-    known = {name for spec in SPECS for name in spec.names}
-    known |= {name for levels in LEVELS_OF.values() for name in levels}
-    others = dict.fromkeys(name for run in drawn for name in run.columns if name not in known)
-    specs = (*SPECS, *(Spec(title_of(name), (name,)) for name in others))
-    panels = []
-    for spec in specs:
-        if lines := list(lines_of(spec, drawn)):
-            key = spec.key if any(line.dashed for line in lines) else ""
-            panels.append(Panel(spec.title, key, lines, levels_of(spec, drawn), spec.most))
-    return panels
+    """Return a panel for each chart that any of the runs has metrics for."""
+    names = dict.fromkeys(name for run in drawn for name in run.columns)
+    return [_panel(rows, drawn) for rows in metric_specs.charts(names)]
 
 
-def title_of(name: str) -> str:
-    """A column that nobody described, as a title that holds no formula."""
-    return shortened(name.replace("_", " ").replace("$", "?"), PANEL[0] - 0.6, 9.5)
+def _panel(rows: Sequence[Metric], drawn: Sequence[Run]) -> Panel:
+    """Draw the first metric solid and the second dashed."""
+    first, *others = rows
+    key = f"solid: {first.label}, dashed: {others[0].label}" if others else ""
+    lines = [
+        Line(*run.columns[row.name], number, dashed=row != first)
+        for number, run in enumerate(drawn)
+        for row in rows
+        if row.name in run.columns
+    ]
+    return Panel(_title(first), key, lines, _levels(first.name, drawn), first.best)
 
 
-def lines_of(spec: Spec, drawn: Sequence[Run]) -> Iterator[Line]:
-    """The lines of a panel."""
-    for number, run in enumerate(drawn):
-        for name in spec.names:
-            if name in run.columns:
-                x, y = run.columns[name]
-                yield Line(x, spec.scale * y, number, dashed=name != spec.names[0])
+def _title(row: Metric) -> str:
+    """Return a panel's title; the name of an unknown metric is no formula and may be long."""
+    if row.name in metric_specs.METRICS:
+        return row.figure_title
+    return shortened(row.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
 
 
-def levels_of(spec: Spec, drawn: Sequence[Run]) -> list[Level]:
-    """What the panel's line is to be compared with: once where it is the same for all runs."""
-    name, *_ = spec.names
+def _levels(name: str, drawn: Sequence[Run]) -> list[Level]:
+    """Return what a panel's first line is compared with: once where it is the same for all runs."""
     found = {
         number: level
         for number, run in enumerate(drawn)
@@ -197,14 +148,14 @@ def levels_of(spec: Spec, drawn: Sequence[Run]) -> list[Level]:
     }
     if not found:
         return []
-    called = {number: metrics_file.level_name(drawn[number].columns, name) for number in found}
+    label = metrics_file.level_name(name)
     values = np.concatenate([level.y for level in found.values()])
     if np.ptp(values[np.isfinite(values)]) < 1e-3 * np.nanmax(np.abs(values)):
         ends = np.array([f(level.x) for f in (np.min, np.max) for level in found.values()])
-        x = np.array([ends.min(), ends.max()])
         value = np.nanmean(values)
-        return [Level(x, np.full(2, value), f"{next(iter(called.values()))} {value:.3g}")]
-    return [Level(*level, called[number], number) for number, level in found.items()]
+        x = np.array([ends.min(), ends.max()])
+        return [Level(x, np.full(2, value), f"{label} {value:.3g}")]
+    return [Level(*level, label, number) for number, level in found.items()]
 
 
 def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:

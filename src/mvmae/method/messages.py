@@ -18,6 +18,7 @@ from mvmae.errors import DivergedError, counted
 from mvmae.method import health
 from mvmae.method.model import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.storage import metrics_file, run_folder
+from mvmae.storage.metric_specs import in_order
 from mvmae.storage.metrics_file import Column
 from mvmae.training import distributed
 from mvmae.training.log import Log
@@ -160,11 +161,6 @@ def conclude(log: Log, config: PretrainConfig, state: State) -> None:
 
 
 LABEL = 14  # columns before what is said of each
-SUMMED_UP = (  # columns of metrics.jsonl
-    ("loss", "loss"),
-    ("reconstruction", "  L_r"),
-    ("contrastive", "  L_c"),
-)
 
 
 def summary(
@@ -182,10 +178,12 @@ def summary(
     fast = f", {speed['images_per_second']:.0f} images/s (median)" if speed else ""
     wait = f", {speed['data_wait']:.0%} of the time waiting for data" if speed else ""
     yield "time", f"{terminal.clock(seconds)}{fast}{wait}"
-    for name, label in SUMMED_UP:
-        if name in found and (name == "loss" or "contrastive" in found):
-            first, last = found[name].y[[0, -1]]
-            yield label, f"{first:.3f} → {last:.3f}{_beside(found, name)}"
+    for row in in_order(found):
+        is_term = row.better == "lower" and row.name != "loss"
+        if row.name == "loss" or (is_term and "contrastive" in found):  # one term is the loss
+            first, last = found[row.name].y[[0, -1]]
+            label = f"  {row.short}" if is_term else row.short
+            yield label, f"{first:.3f} → {last:.3f}{_beside(found, row.name)}"
     if "knn_top1" in found:
         scores = found["knn_top1"].y
         before = f"{scores[0]:.1f} → " if len(scores) > 1 else ""
@@ -195,7 +193,7 @@ def summary(
 def _beside(found: Mapping[str, Column], name: str) -> str:
     """What one who knows nothing reaches."""
     compared = metrics_file.level(found, name)
-    words = metrics_file.level_name(found, name)
+    words = metrics_file.level_name(name)
     return f" ({words}: {compared.y[-1]:.3f})" if compared else ""
 
 

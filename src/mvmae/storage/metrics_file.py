@@ -12,21 +12,11 @@ import numpy as np
 from jaxtyping import Float
 
 from mvmae.errors import UserError
+from mvmae.storage.metric_specs import POSITION, metric
 
 FILE = "metrics.jsonl"
 Against = Literal["steps", "images", "hours"]
 LARGEST = 1e300  # what is larger counts as infinite
-PLACE = ("step", "epoch", "images", "seconds")  # how far the run is, and no figure of it
-LEVELS_OF = {  # columns, by those that they are to be compared with: the first that there is
-    "reconstruction": ("colour_error", "mean_error"),
-    "contrastive": ("chance",),
-    "contrastive_top1": ("chance",),
-}
-LEVEL_NAMES = {  # what one reaches who knows nothing
-    "colour_error": "each patch's average colour",
-    "mean_error": "one gray value for each patch",  # of runs before there was colour_error
-    "chance": "chance",
-}
 
 
 class Column(NamedTuple):
@@ -110,7 +100,7 @@ def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") ->
         if x is None:
             continue
         for name, value in record.items():
-            if name in PLACE or isinstance(value, bool) or not isinstance(value, int | float):
+            if name in POSITION or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
             xs, ys = found.setdefault(name, ([], []))
             xs.append(x)
@@ -133,7 +123,7 @@ def last(records: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
     known: dict[str, int | float] = {}
     for record in records:
         known |= {
-            name: value if name in PLACE else float(value)
+            name: value if name in POSITION else float(value)
             for name, value in record.items()
             if _is_number(value)
         }
@@ -141,29 +131,23 @@ def last(records: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
 
 
 def level(found: Mapping[str, Column], name: str) -> Column | None:
-    """What a model that knows nothing reaches, where the column `name` has something like it.
+    """Return what a model that has learnt nothing reaches, for a metric that has such a level.
 
     `contrastive`: log(2N - 1) for N images in a batch (NT-Xent's 2N - 1 equal candidates), as the
     run wrote it. `contrastive_top1`: one of these candidates, in percent. `reconstruction`: the
-    squared error of filling each hidden patch with its average colour, or, of older runs, with one
-    gray value.
+    squared error of filling each hidden patch with its average colour.
 
     Args:
         found: From `columns`.
-        name: Of a column.
+        name: The metric.
     """
-    compared = _level_column(found, name)
-    if compared is None:
+    column = found.get(metric(name).level or "")
+    if column is None or not np.isfinite(column.y).any():
         return None
-    column = found[compared]
     return Column(column.x, 100 * np.exp(-column.y)) if name == "contrastive_top1" else column
 
 
-def level_name(found: Mapping[str, Column], name: str) -> str:
-    """What `level` is called; empty where there is none."""
-    return LEVEL_NAMES.get(_level_column(found, name) or "", "")
-
-
-def _level_column(found: Mapping[str, Column], name: str) -> str | None:
-    there = (one for one in LEVELS_OF.get(name, ()) if one in found)
-    return next((one for one in there if np.isfinite(found[one].y).any()), None)
+def level_name(name: str) -> str:
+    """Return what the level of a metric is called; empty where it has none."""
+    compared = metric(name).level
+    return metric(compared).label if compared else ""

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from mvmae import terminal
 from mvmae.errors import UserError, printable
+from mvmae.storage.metric_specs import in_order
 from mvmae.training.checkpoint import write_text
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
@@ -130,25 +131,11 @@ class Log:
         self.say(f"step {step}/{self.total}  {said}  {terminal.clock(left)} left")
 
 
-SHOWN = (
-    ("loss", "loss", ".3f"),
-    ("reconstruction", "L_r", ".3f"),
-    ("contrastive", "L_c", ".3f"),
-    ("knn_top1", "kNN", ".1f"),
-    ("top1", "top-1", ".1f"),
-    ("box_ap", "AP box", ".1f"),
-    ("mask_ap", "AP mask", ".1f"),
-    ("miou", "mIoU", ".1f"),
-    ("lr", "lr", ".1e"),
-    ("images_per_second", "images/s", ".0f"),
-)
-
-
 def in_words(known: Mapping[str, Any]) -> dict[str, str]:
-    """What people watch, by name; waiting for data only where there is much of it."""
-    said = {name: f"{short} {known[name]:{form}}" for name, short, form in SHOWN if name in known}
-    wait = known.get("data_wait", 0.0)
-    return said | {"data_wait": f"data wait {wait:.0%}" if wait > LONG_WAIT else ""}
+    """Metrics as the log prints them, by name; waiting for data only where there is much of it."""
+    rows = [row for row in in_order(known) if row.short]
+    said = {row.name: f"{row.short} {known[row.name]:{row.format}}" for row in rows}
+    return said | ({} if known.get("data_wait", 0.0) > LONG_WAIT else {"data_wait": ""})
 
 
 def _keep_until(file: Path, step: int) -> float:

@@ -116,18 +116,13 @@ def test_chance_is_drawn_at_its_height_and_is_in_the_picture():
 
 
 def test_a_level_is_called_what_the_run_compared_with():
-    new, old = {"colour_error": 0.6}, {"mean_error": 0.99}
     runs = [
-        run_of(name, [record(n, reconstruction=0.7, **level) for n in (1, 2)])
-        for name, level in (("new", new), ("old", old), ("resumed", new | old))
+        run_of(name, [record(n, reconstruction=0.7, colour_error=error) for n in (1, 2)])
+        for name, error in (("a", 0.6), ("b", 0.99))
     ]
     (panel,) = [panel for panel in curves.panels_of(runs) if panel.levels]
-    colour, gray = "each patch's average colour", "one gray value for each patch"
-    assert [(one.name, one.y[0]) for one in panel.levels] == [
-        (colour, 0.6),
-        (gray, 0.99),
-        (colour, 0.6),
-    ]
+    colour = "each patch's average colour"
+    assert [(one.name, one.y[0]) for one in panel.levels] == [(colour, 0.6), (colour, 0.99)]
 
 
 def test_a_level_below_the_lines_has_its_name_below_it():
@@ -150,7 +145,7 @@ def test_a_level_below_the_lines_has_its_name_below_it():
 def test_similarities_are_shown_up_to_the_1_that_they_could_reach():
     records = [record(n, positive_similarity=0.1 * n, negative_similarity=0.0) for n in (1, 2, 3)]
     panels = curves.panels_of([run_of("a", records)])
-    at = [panel.title for panel in panels].index("similarity of two views")
+    at = [panel.title for panel in panels].index("similarity of two crops")
     figure = figure_of(panels, ["a"], **SAID)
     figure.draw_without_rendering()
     axes = figure.axes[at]

@@ -362,7 +362,7 @@ def test_label_curves_have_means_and_spreads():
     made = curves.label_curve(
         result("labels", cells=cells, data=data, config={"encoder": "me"}, verdict="it helps.")
     )
-    assert "guessing: 20." in made.drawings[0]
+    assert "chance: 20." in made.drawings[0]
     assert "this encoder: from 22 to 50" in made.drawings[0]
     assert made.caption.startswith("It helps. The share")
     assert curves.label_curve(result("labels", cells=[{"name": 3}])) is None
@@ -383,7 +383,7 @@ def test_several_runs_have_one_style_each_in_all_charts():
     drawn = curves.curves([run("a", records=records), run("b", records=records)])
     assert all(chart.legend == [(0, "a"), (1, "b")] for chart in drawn.charts)
     titles = [chart.title for chart in drawn.charts]
-    assert "Alike or different: crops of one image" in titles
+    assert "Similarity of two crops: same image" in titles
     alone = curves.curves([run("a", records=records)])
-    (alike,) = [chart for chart in alone.charts if chart.title == "Alike or different"]
-    assert [name for _, name in alike.legend] == ["crops of one image", "of different images"]
+    (alike,) = [chart for chart in alone.charts if chart.title == "Similarity of two crops"]
+    assert [name for _, name in alike.legend] == ["same image", "different images"]

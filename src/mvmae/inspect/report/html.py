@@ -55,7 +55,7 @@ def policy(script: str) -> str:
 
 def asset(name: str) -> str:
     """A file that lies beside this one."""
-    return files("mvmae.figures.report").joinpath(name).read_text(encoding="utf-8")
+    return files("mvmae.inspect.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def printable(value: Any) -> Any:

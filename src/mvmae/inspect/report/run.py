@@ -18,7 +18,7 @@ from mvmae import terminal
 from mvmae.config.report import ReportConfig
 from mvmae.errors import UserError
 from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
-from mvmae.inspect.report.blocks import Block, Charts, Code, Facts, Fold, Page, Section, Text
+from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Page, Section, Text
 from mvmae.inspect.report.gather import RunFacts, gather
 from mvmae.inspect.report.verdict import VERBS, count, one_line, verdict, without_home
 from mvmae.storage import run_folder
@@ -136,8 +136,8 @@ def _curves(known: Sequence[RunFacts]) -> Iterator[Section]:
         yield Section("curves", "Curves", "", [note])
         return
     blocks: list[Block] = [drawn]
-    if len(known) == 1 and (rest := curves.others(known[0])):
-        blocks.append(Fold("More curves", [Charts(rest.charts)]))
+    if more := curves.more_curves(known):
+        blocks.append(Fold("More curves", [more]))
     steps = sum(len(facts.records) for facts in known)
     lead = (
         f"{count(steps)} measurements. Point at a curve, or use the slider under it, to read "

@@ -6,14 +6,10 @@ from math import isfinite, sqrt
 from typing import Any, Literal, NamedTuple
 
 from mvmae.inspect.report.gather import Result, RunFacts
+from mvmae.storage.metric_specs import metric
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
-FIGURES = {  # what counts of a result, best first, and how it is called
-    "top1": "top-1",
-    "mask_ap": "mask AP",
-    "box_ap": "box AP",
-    "miou": "mIoU",
-}
+HEADLINES = ("top1", "mask_ap", "box_ap", "miou")  # metrics that represent a result, best first
 JUDGING = ("knn", "probe")  # verbs that judge frozen features, with baselines beside them
 CLEAR = 2.0  # standard errors between two accuracies that are called different
 
@@ -21,7 +17,11 @@ CLEAR = 2.0  # standard errors between two accuracies that are called different
 def headline_of(result: Result) -> tuple[str, float] | None:
     """The name and the value of the figure that counts; none where there is none."""
     return next(
-        ((name, result.headline[key]) for key, name in FIGURES.items() if key in result.headline),
+        (
+            (metric(name).label, result.headline[name])
+            for name in HEADLINES
+            if name in result.headline
+        ),
         None,
     )
 
@@ -35,7 +35,7 @@ def rows_of(result: Result) -> list[dict[str, Any]]:
 
 
 def _figure(row: dict[str, Any]) -> float | None:
-    value = next((row[key] for key in FIGURES if key in row), None)
+    value = next((row[key] for key in HEADLINES if key in row), None)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return float(value) if is_number and isfinite(value) else None
 

@@ -12,6 +12,7 @@ from mvmae.inspect.report.curves import label_curve, told
 from mvmae.inspect.report.gather import Result, RunFacts
 from mvmae.inspect.report.scores import main_data, rows_of
 from mvmae.inspect.report.verdict import count, one_line, percent, short, without_home
+from mvmae.storage.metric_specs import METRICS, metric
 
 TITLES = {
     "knn": "Nearest neighbours",
@@ -21,18 +22,7 @@ TITLES = {
     "detect": "Finding things",
     "segment": "A class for every pixel",
 }
-COLUMNS = {  # figures of rows and headlines, and their headings
-    "top1": "top-1",
-    "top5": "top-5",
-    "box_ap": "box AP",
-    "box_ap50": "box AP50",
-    "mask_ap": "mask AP",
-    "mask_ap50": "mask AP50",
-    "miou": "mIoU",
-    "mean_accuracy": "mean accuracy",
-    "pixel_accuracy": "pixel accuracy",
-    "best_top1": "best top-1",
-}
+COLUMNS = tuple(row.name for row in METRICS.values() if row.unit == "%")
 TOKENS = {
     "mean": "mean of the patches",
     "cls": "class token",
@@ -134,7 +124,11 @@ def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Tabl
             cells.append(Cell(TOKENS.get(str(row.get("token")), str(row.get("token")))))
         cells += [_figure_cell(row.get(key), bar=key == shown[0]) for key in shown]
         lines.append(Row(cells, strong=_is_headline(row, own, result)))
-    headings = ["encoder", *(["what is read"] if tokens else []), *(COLUMNS[k] for k in shown)]
+    headings = [
+        "encoder",
+        *(["what is read"] if tokens else []),
+        *(metric(key).label for key in shown),
+    ]
     return Table(caption, headings, lines)
 
 
@@ -171,7 +165,7 @@ def _figure_cell(value: Any, *, bar: bool = False) -> Cell:
 def figures_table(result: Result, caption: str) -> Table:
     """A result without rows: each of its figures."""
     lines = [
-        Row([Cell(one_line(COLUMNS.get(name, name))), _plain_cell(name, value)])
+        Row([Cell(one_line(metric(name).label)), _plain_cell(name, value)])
         for name, value in result.headline.items()
     ]
     return Table(caption, ["figure", "value"], lines)

@@ -27,6 +27,7 @@ from mvmae.inspect.report.scores import (
 )
 from mvmae.method import health
 from mvmae.storage import metrics_file
+from mvmae.storage.metric_specs import metric
 
 PERCENT = "\u00a0%"  # which no line ends before
 VERBS = {
@@ -140,17 +141,14 @@ def diverged(facts: RunFacts) -> str:
     )
 
 
-LOSSES = ("loss", "reconstruction", "contrastive")
-
-
 def lost_from(facts: RunFacts) -> float | None:
     """The step from which on, to the end, a loss is not finite; none where all end finite."""
     found = metrics_file.columns(facts.records)
     first = []
-    for name in LOSSES:
-        if name in found and not isfinite(found[name].y[-1]):
-            known = np.flatnonzero(np.isfinite(found[name].y))
-            first.append(float(found[name].x[known[-1] + 1 if len(known) else 0]))
+    for name, column in found.items():
+        if metric(name).better == "lower" and not isfinite(column.y[-1]):
+            known = np.flatnonzero(np.isfinite(column.y))
+            first.append(float(column.x[known[-1] + 1 if len(known) else 0]))
     return min(first, default=None)
 
 
