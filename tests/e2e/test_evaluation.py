@@ -13,7 +13,7 @@ from PIL import Image
 from mvmae.cli.main import main
 from mvmae.data.sources.folders import Files
 from mvmae.data.sources.open import open_labelled
-from mvmae.encoders import pixel_features
+from mvmae.encoders import extract_features, pixel_extractor
 from mvmae.version import __version__
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"
@@ -152,7 +152,8 @@ def test_pixels_are_compared_without_the_mean_image(here):
     assert judge("knn", "run", "faint") == 0
     found = result("run/results/knn-faint.json")["rows"][-1]
     data = open_labelled("faint", 3)
-    train, test = (pixel_features(part, side=32, workers=0) for part in (data.train, data.test))
+    extractor = pixel_extractor(side=32, workers=0)
+    train, test = (extract_features(extractor, part) for part in (data.train, data.test))
     mean = train.mean.mean(dim=0)
     said, other = (
         by_nearest(train.mean - away, train.labels, test.mean - away, test.labels)

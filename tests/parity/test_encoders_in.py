@@ -139,8 +139,8 @@ def test_timms_weights_come_from_the_hubs_cache_and_missing_ones_are_one_plain_l
     assert (done.returncode, done.stderr) == (0, "")
     first, no_timm, no_hub = done.stdout.splitlines()
     assert first == "timm (0.5, 0.5, 0.5) cls"
-    assert no_timm.startswith("mvmae: timm cannot give vit_base_patch16_224: ")
-    assert no_hub.startswith("mvmae: hf:facebook/vit-mae-base is no folder here, and the hub ")
+    assert no_timm.startswith("mvmae: timm cannot load vit_base_patch16_224: ")
+    assert no_hub.startswith("mvmae: hf:facebook/vit-mae-base is not a local folder, and the hub ")
 
 
 # transformers

@@ -22,8 +22,8 @@ if TYPE_CHECKING:  # the same names as in `_MODULE_OF`, for type checkers and ed
     from mvmae.encoders.features import encode_source as encode_source
     from mvmae.encoders.features import encoder_extractor as encoder_extractor
     from mvmae.encoders.features import extract_distributed as extract_distributed
+    from mvmae.encoders.features import extract_features as extract_features
     from mvmae.encoders.features import pixel_extractor as pixel_extractor
-    from mvmae.encoders.features import pixel_features as pixel_features
     from mvmae.encoders.features import require_readable as require_readable
     from mvmae.encoders.open import OpenedAutoencoder as OpenedAutoencoder
     from mvmae.encoders.open import load_autoencoder as load_autoencoder
@@ -41,7 +41,7 @@ _NAMES = {
     ),
     "features": (
         *("FeatureExtractor", "Features", "compute_features", "encode_source"),
-        *("encoder_extractor", "extract_distributed", "pixel_extractor", "pixel_features"),
+        *("encoder_extractor", "extract_distributed", "extract_features", "pixel_extractor"),
         "require_readable",
     ),
     "open": (

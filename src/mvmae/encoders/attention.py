@@ -1,6 +1,6 @@
-"""What the tokens of an encoder attend to: weights of each block, their product, one patch's kin.
+"""Where an encoder's tokens attend: weights of each block, attention rollout, patch similarity.
 
-Shapes: B images, C channels, N tokens (the prefix, then the patches), D width.
+Shapes: B images, C channels, N tokens (prefix tokens, then patches), D width.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from mvmae.method.vit import Attention, Block, Encoder
 def attention_weights(
     encoder: Encoder, images: Float[Tensor, "B C H W"], blocks: Sequence[int] | None = None
 ) -> list[Float[Tensor, "B heads N N"]]:
-    """How much each token (row) takes of each other (column), after the softmax, block by block.
+    """Attention weights after the softmax, block by block.
 
-    They are computed anew from each block's queries and keys, since no fused kernel gives them.
-    A block's weights are N x N numbers a head and image: name `blocks` where N is large.
+    A weight is how much the token of its row takes of the token of its column.
+    They are computed again from each block's queries and keys, since fused kernels do not return
+    them. A block's weights are N x N numbers per head and image: name `blocks` if N is large.
 
     Args:
-        encoder: In evaluation mode.
-        images: Normalised as it wants them.
-        blocks: Which to keep, in this order; negative ones count from the last. Default: all.
+        encoder: In eval mode.
+        images: Normalised with the encoder's mean and deviation.
+        blocks: Blocks to keep, in this order; negative ones count from the last. Default: all.
 
     Raises:
         IndexError: There is no such block.
@@ -36,9 +37,9 @@ def attention_weights(
     kept = [range(depth)[block] for block in (range(depth) if blocks is None else blocks)]
     weights: dict[int, Tensor] = {}
 
-    def keep(number: int, of_block: Callable[[], Tensor]) -> None:
+    def keep(number: int, compute: Callable[[], Tensor]) -> None:
         if number in kept:
-            weights[number] = of_block()
+            weights[number] = compute()
 
     _walk(encoder, images, keep, last=max(kept, default=-1))
     return [weights[number] for number in kept]
@@ -47,28 +48,28 @@ def attention_weights(
 def attention_rollout(
     encoder: Encoder, images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B rows columns"]:
-    """Where the information in the class token came from: attention rollout.
+    """Attention rollout: the share of each patch in the class token after all blocks.
 
     Abnar and Zuidema 2020 (Quantifying Attention Flow in Transformers), section 3: in each block
     A = (mean over heads + I) with rows that sum to 1, and the product A_L ... A_1 is the share of
-    each input token in each output token. Read in the class token's row, or, where there is no
-    class token, in the mean over the patches' rows. What goes to the prefix tokens is left out, and
-    each map sums to 1.
+    each input token in each output token. The class token's row is returned or, without a class
+    token, the mean over the patches' rows. Columns of prefix tokens are dropped, and each map is
+    scaled to sum to 1.
 
-    Only the row that is read matters, but it is multiplied from the last block on, which comes
-    last: so the whole product runs along, one N x N matrix an image.
+    Only one row of the product is needed, but it would have to be multiplied from the last block
+    backwards, which is computed last. So the whole product is kept: one N x N matrix per image.
     """
     products: list[Tensor] = []
 
-    def multiply(number: int, of_block: Callable[[], Tensor]) -> None:
+    def multiply(number: int, compute: Callable[[], Tensor]) -> None:
         del number
-        mean = of_block().mean(dim=1)
+        mean = compute().mean(dim=1)
         mixed = mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         mixed /= mixed.sum(dim=-1, keepdim=True)
         products[:] = [mixed @ products[0]] if products else [mixed]
 
     _walk(encoder, images, multiply, last=len(encoder.blocks) - 1)
-    heat = _read(encoder, products[0])
+    heat = _to_patches(encoder, products[0])
     total = heat.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
     return (heat / total).unflatten(-1, encoder.grid)
 
@@ -76,24 +77,24 @@ def attention_rollout(
 def class_attention(
     encoder: Encoder, images: Float[Tensor, "B C H W"], block: int = -1
 ) -> Float[Tensor, "B heads rows columns"]:
-    """What the class token of a block takes of each patch, head by head.
+    """Attention of a block's class token to each patch, head by head.
 
-    Where there is no class token: what the patches take on average. A head's map sums to less
-    than 1 where prefix tokens take their share.
+    Without a class token: the mean attention of the patches. A head's map sums to less than 1 if
+    prefix tokens receive a share.
 
     Raises:
         IndexError: There is no such block.
     """
     (weights,) = attention_weights(encoder, images, [block])
-    return _read(encoder, weights).unflatten(-1, encoder.grid)
+    return _to_patches(encoder, weights).unflatten(-1, encoder.grid)
 
 
 def patch_similarity(tokens: Float[Tensor, "B N D"], index: int) -> Float[Tensor, "B N"]:
-    """Cosine of one patch's token to those of all patches of its image, itself included.
+    """Cosine similarity of one patch's token to those of all patches of its image, itself included.
 
     Args:
-        tokens: Of patches alone.
-        index: The patch's number in them, row by row.
+        tokens: Patch tokens, without prefix tokens.
+        index: The patch's index, row by row.
     """
     return F.cosine_similarity(tokens[:, index : index + 1], tokens, dim=-1)
 
@@ -105,7 +106,7 @@ def _walk(
     *,
     last: int,
 ) -> None:
-    """Pass images through the blocks up to `last`, each with a way to ask for its weights."""
+    """Pass images through the blocks up to `last`; `visit` may compute a block's weights."""
     x = encoder._embed(encoder.patches(images), None)
     for number in range(last + 1):
         block = cast("Block", encoder.blocks[number])
@@ -116,7 +117,7 @@ def _walk(
 
 
 def _weights(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
-    """As `scaled_dot_product_attention` mixes the values with."""
+    """Compute the weights with which `scaled_dot_product_attention` mixes the values."""
     B, N, D = x.shape
     heads = attention.num_heads
     qkv = attention.qkv(x).reshape(B, N, 3, heads, D // heads)
@@ -124,8 +125,8 @@ def _weights(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "
     return torch.softmax(q * (D // heads) ** -0.5 @ k.transpose(-2, -1), dim=-1)
 
 
-def _read(encoder: Encoder, weights: Float[Tensor, "*B N N"]) -> Float[Tensor, "*B patches"]:
-    """The class token's row, or the mean over the patches' rows, without the prefix's columns."""
+def _to_patches(encoder: Encoder, weights: Float[Tensor, "*B N N"]) -> Float[Tensor, "*B patches"]:
+    """Select the class token's row, or the mean over patches' rows; drop prefix columns."""
     first = encoder.num_prefix
     to_patches = weights[..., first:]
     if encoder.variant.cls_token:

@@ -1,4 +1,4 @@
-"""What is known of an encoder: sizes, preprocessing and, of a run, how it came about."""
+"""Describe an encoder for `show` and model cards: sizes, preprocessing, training and results."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from mvmae.config.model import ENCODERS
-from mvmae.encoders import OpenedEncoder
+from mvmae.encoders.encoder_json import OpenedEncoder
+from mvmae.errors import counted
 from mvmae.method.vit import PLAIN
 from mvmae.storage import results, run_folder
 
 
 def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
-    """Everything that `show` prints and a model card says, as plain JSON.
+    """Collect what `show` prints and a model card contains, as plain JSON.
 
     Args:
-        name: As the user gave it.
+        name: The encoder's name as the user gave it.
         opened: The encoder.
     """
     encoder, preprocessing = opened.encoder, opened.preprocessing
@@ -39,31 +40,32 @@ def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
         "pool": opened.pool,
         "left_out": list(opened.left_out),
-        "run": _run(folder) if run_folder.is_run(folder) else None,
-        "results": _judgements(folder),
+        "run": _describe_run(folder) if run_folder.is_run(folder) else None,
+        "results": _headlines(folder),
     }
 
 
-def _run(folder: Path) -> dict[str, Any]:
-    """How a run was trained; what its files do not say is None."""
-    config, made = _object(folder / run_folder.CONFIG), _object(folder / "environment.json")
-    health = _object(folder / "health.json")
+def _describe_run(folder: Path) -> dict[str, Any]:
+    """Describe how a run was trained; None for what its files do not record."""
+    config = _read_object(folder / run_folder.CONFIG)
+    environment = _read_object(folder / "environment.json")
+    health = _read_object(folder / "health.json")
     return {
         "folder": str(folder),
         "data": config.get("data"),
-        "num_images": made.get("num_images"),
+        "num_images": environment.get("num_images"),
         "epochs": config.get("epochs"),
         "batch_size": config.get("batch_size"),
         "steps": _last_step(folder / "metrics.jsonl"),
         "health": health.get("status"),
         "sentence": health.get("sentence"),
         "config": config,
-        "mvmae": made.get("mvmae"),
+        "mvmae": environment.get("mvmae"),
     }
 
 
 def _last_step(metrics: Path) -> int | None:
-    """The step of the last whole line."""
+    """Step of the last complete line."""
     try:
         lines = metrics.read_text(encoding="utf-8").splitlines()
         return next(json.loads(line)["step"] for line in reversed(lines) if line.endswith("}"))
@@ -71,23 +73,23 @@ def _last_step(metrics: Path) -> int | None:
         return None
 
 
-def _judgements(folder: Path) -> list[dict[str, Any]]:
-    """The figures that count of every result in the folder."""
-    found = []
+def _headlines(folder: Path) -> list[dict[str, Any]]:
+    """The headline figures of every result in the folder."""
+    headlines = []
     for file in sorted((folder / "results").glob("*.json")):
-        result = _object(file)
+        result = _read_object(file)
         headline = result.get("headline")
         if isinstance(headline, dict):
             config = result.get("config")
             data = config.get("data") if isinstance(config, dict) else None
-            found.append(
+            headlines.append(
                 {"file": str(file), "verb": result.get("verb"), "data": data, "headline": headline}
             )
-    return found
+    return headlines
 
 
-def _object(file: Path) -> dict[str, Any]:
-    """A JSON object, empty where there is none: a stranger's folder need not be whole."""
+def _read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if there is none, since the folder may be incomplete."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -96,7 +98,7 @@ def _object(file: Path) -> dict[str, Any]:
 
 
 def format_sizes(facts: dict[str, Any]) -> str:
-    """Name, patch, width, depth, heads and parameters in a line."""
+    """Format name, patch size, width, depth, heads and parameters as one line."""
     name = f"{facts['known_as']}/{facts['patch_size']}, " if facts["known_as"] else ""
     return (
         f"{name}width {facts['width']}, {facts['depth']} blocks, {facts['num_heads']} heads, "
@@ -105,48 +107,44 @@ def format_sizes(facts: dict[str, Any]) -> str:
 
 
 def format_input(facts: dict[str, Any]) -> str:
-    """What goes in, in a line."""
+    """Format the size and patches of the input as one line."""
     height, width = facts["image_size"]
     rows, columns = facts["grid"]
     patch, channels = facts["patch_size"], facts["in_channels"]
     return (
-        f"{height} x {width} pixels, {_counted(channels, 'channel')}, "
+        f"{height} x {width} pixels, {counted(channels, 'channel')}, "
         f"{rows} x {columns} patches of {patch} x {patch}"
     )
 
 
 def format_variant(variant: dict[str, Any]) -> str:
-    """Where it differs from MAE's ViT, in a line."""
-    said = []
+    """Format the differences from MAE's ViT as one line."""
+    parts = []
     for name, value in variant.items():
         match name:
             case "cls_token":
-                said.append("no class token")
+                parts.append("no class token")
             case "num_registers":
-                said.append(_counted(value, "register"))
+                parts.append(counted(value, "register"))
             case "layer_scale":
-                said.append("layer scale")
+                parts.append("layer scale")
             case "final_norm":
-                said.append("no norm at the end")
+                parts.append("no final norm")
             case "mlp_ratio":
-                said.append(f"MLP {value:g} times as wide")
+                parts.append(f"MLP ratio {value:g}")
             case _:
-                said.append(f"layer norms add {value:g}")
-    return ", ".join(said)
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}" if count == 1 else f"{count} {what}s"
+                parts.append(f"layer norm epsilon {value:g}")
+    return ", ".join(parts)
 
 
 def format_preprocessing(facts: dict[str, Any]) -> str:
-    """How pixels are prepared, in a line."""
+    """Format how pixels are prepared as one line."""
     mean, std = (", ".join(f"{value:.4g}" for value in facts[key]) for key in ("mean", "std"))
     return f"{facts['interpolation']}, mean {mean}, deviation {std} of values in [0, 1]"
 
 
 def format_headline(headline: dict[str, Any]) -> str:
-    """A result's figures, in a line."""
+    """Format a result's figures as one line."""
     return ", ".join(
         f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}"
         for key, value in headline.items()

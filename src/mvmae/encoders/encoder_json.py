@@ -1,4 +1,4 @@
-"""The product of a run: encoder.safetensors, and encoder.json that says how to use it."""
+"""Write and read encoder.safetensors and encoder.json, the result of a pre-training run."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mvmae.method.vit import PLAIN, Encoder, Variant
 from mvmae.training import checkpoint
 
 ENCODER_FILE = "encoder.safetensors"
-FORMAT = 1  # of encoder.json
+FORMAT = 1  # version of encoder.json
 
 
 class Preprocessing(NamedTuple):
-    """How pixels become what an encoder was trained on."""
+    """How pixels are prepared for an encoder: statistics of each channel, and the resizing."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -30,7 +30,7 @@ class Preprocessing(NamedTuple):
 
 
 class OpenedEncoder(NamedTuple):
-    """An encoder with what one must know to use it."""
+    """An encoder and what is needed to use it."""
 
     encoder: Encoder
     preprocessing: Preprocessing
@@ -38,13 +38,13 @@ class OpenedEncoder(NamedTuple):
     """The token that training shaped."""
 
     maker: str = "mvmae"
-    """Whose file it is from, in words."""
+    """The project that wrote the file, in words."""
 
     left_out: tuple[str, ...] = ()
-    """Keys of the file that are no part of the encoder."""
+    """Keys of the file that are not part of the encoder."""
 
     depth: Depth = "8"
-    """Of the pixels, in which mean and deviation were measured: see `ViewsConfig.depth`."""
+    """Pixel depth in which mean and deviation were measured: see `ViewsConfig.depth`."""
 
 
 def save_encoder(folder: Path, opened: OpenedEncoder) -> None:
@@ -55,9 +55,9 @@ def save_encoder(folder: Path, opened: OpenedEncoder) -> None:
 
 
 def encoder_metadata(opened: OpenedEncoder) -> dict[str, Any]:
-    """What encoder.json says: sizes and preprocessing."""
+    """Content of encoder.json: sizes, preprocessing, and differences from MAE's ViT."""
     encoder, preprocessing = opened.encoder, opened.preprocessing
-    facts = {
+    metadata = {
         "format": FORMAT,
         "width": encoder.size.width,
         "depth": encoder.size.depth,
@@ -71,74 +71,76 @@ def encoder_metadata(opened: OpenedEncoder) -> dict[str, Any]:
         "interpolation": preprocessing.interpolation,
     }
     if opened.depth != "8":
-        facts["pixel_depth"] = opened.depth
-    return facts | {
+        metadata["pixel_depth"] = opened.depth
+    return metadata | {
         name: value
         for name, value in encoder.variant._asdict().items()
         if value != getattr(PLAIN, name)
     }
 
 
-def encoder_from_metadata(facts: dict[str, Any], *, source: str) -> OpenedEncoder:
-    """An encoder as encoder.json describes it; its weights are not set.
+def encoder_from_metadata(metadata: dict[str, Any], *, source: str) -> OpenedEncoder:
+    """Build the encoder that encoder.json describes, without setting its weights.
 
     Raises:
-        UserError: The facts do not describe an encoder.
+        UserError: The metadata does not describe an encoder.
     """
     try:
-        _require_sane(facts)
+        _require_valid(metadata)
         encoder = Encoder(
-            Size(facts["width"], facts["depth"], facts["num_heads"]),
-            image_size=tuple(facts["image_size"]),
-            patch_size=facts["patch_size"],
-            in_channels=facts["in_channels"],
-            variant=Variant(**{name: facts[name] for name in Variant._fields if name in facts}),
+            Size(metadata["width"], metadata["depth"], metadata["num_heads"]),
+            image_size=tuple(metadata["image_size"]),
+            patch_size=metadata["patch_size"],
+            in_channels=metadata["in_channels"],
+            variant=Variant(
+                **{name: metadata[name] for name in Variant._fields if name in metadata}
+            ),
         )
         preprocessing = Preprocessing(
-            tuple(facts["mean"]), tuple(facts["std"]), facts["interpolation"]
+            tuple(metadata["mean"]), tuple(metadata["std"]), metadata["interpolation"]
         )
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{source}: encoder.json does not describe an encoder: {error!r}"
         ) from error
-    depth = facts.get("pixel_depth", "8")
-    return OpenedEncoder(encoder, preprocessing, facts["pool"], depth=depth)
+    depth = metadata.get("pixel_depth", "8")
+    return OpenedEncoder(encoder, preprocessing, metadata["pool"], depth=depth)
 
 
-def _require_sane(facts: dict[str, Any]) -> None:
-    """Refuse what could be built and would fail, or compute nonsense, only later."""
-    if facts["pool"] not in ("mean", "cls") or facts["interpolation"] not in MODES:
-        raise ValueError("pool or interpolation is not one that exists")
-    if facts.get("pixel_depth", "8") not in get_args(Depth):
-        raise ValueError("pixel_depth is none of 8, 16 and float")
-    counts = [facts[n] for n in ("width", "depth", "num_heads", "patch_size", "in_channels")]
-    counts += facts["image_size"]
+def _require_valid(metadata: dict[str, Any]) -> None:
+    """Reject values that build an encoder which fails, or computes nonsense, only later."""
+    if metadata["pool"] not in ("mean", "cls") or metadata["interpolation"] not in MODES:
+        raise ValueError("unknown pool or interpolation")
+    if metadata.get("pixel_depth", "8") not in get_args(Depth):
+        raise ValueError("pixel_depth must be 8, 16 or float")
+    counts = [metadata[n] for n in ("width", "depth", "num_heads", "patch_size", "in_channels")]
+    counts += metadata["image_size"]
     if any(type(count) is not int or count < 1 for count in counts):
-        raise ValueError("sizes must be whole numbers from 1 on")
-    if facts["width"] % facts["num_heads"]:
-        raise ValueError(f"{facts['num_heads']} heads do not divide {facts['width']} numbers")
-    if any(side % facts["patch_size"] for side in facts["image_size"]):
+        raise ValueError("sizes must be whole numbers of at least 1")
+    if metadata["width"] % metadata["num_heads"]:
+        raise ValueError(f"{metadata['num_heads']} heads do not divide width {metadata['width']}")
+    if any(side % metadata["patch_size"] for side in metadata["image_size"]):
         raise ValueError("patch_size does not divide image_size")
-    if any(len(facts[name]) != facts["in_channels"] for name in ("mean", "std")):
-        raise ValueError("mean and std need a number for each channel")
-    if not all(isfinite(value) for value in facts["mean"]) or not all(
-        0 < value < inf for value in facts["std"]
+    if any(len(metadata[name]) != metadata["in_channels"] for name in ("mean", "std")):
+        raise ValueError("mean and std need one number per channel")
+    if not all(isfinite(value) for value in metadata["mean"]) or not all(
+        0 < value < inf for value in metadata["std"]
     ):
         raise ValueError("mean must be finite, std above 0")
 
 
 def attach_preprocessing(encoder: Encoder, config: PretrainConfig) -> OpenedEncoder:
-    """An encoder that is being pre-trained, as it will be used."""
+    """Combine an encoder that is being pre-trained with the preprocessing of its config."""
     views = config.views
     preprocessing = Preprocessing(*config.pixel_statistics, views.interpolation)
     return OpenedEncoder(encoder, preprocessing, config.model.latent, depth=views.pixel_depth)
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """A short hash of the weights, the same wherever they lie: names, shapes and bytes."""
-    whole = hashlib.sha256()
+    """A short hash of the names, shapes and bytes of the weights, on any device."""
+    digest = hashlib.sha256()
     for name, tensor in sorted(encoder.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
-        whole.update(f"{name} {list(plain.shape)} {plain.dtype}\0".encode())
-        whole.update(plain.reshape(-1).view(torch.uint8).numpy())
-    return whole.hexdigest()[:16]
+        digest.update(f"{name} {list(plain.shape)} {plain.dtype}\0".encode())
+        digest.update(plain.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

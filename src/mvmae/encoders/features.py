@@ -1,6 +1,9 @@
-"""Features of images: from encoders, and from raw pixels.
+"""Compute features of images, by an encoder or from raw pixels.
 
-Shapes: M images, D width.
+Features of many images are computed span by span. Each span's result can be kept in a file, so that
+an interrupted command resumes and several processes share the work.
+
+Shapes: M images, B images of a batch, D width.
 """
 
 from __future__ import annotations
@@ -27,9 +30,16 @@ from mvmae.method.vit import Encoder
 from mvmae.storage import run_folder
 from mvmae.training import checkpoint, distributed, precision, process_store
 
-MAX_IMAGES_PER_FILE = 8192  # images, at most, between two files of what is done so far
-TARGET_FILES = 512  # about so many, where they need not hold more than `MAX_IMAGES_PER_FILE`
+MAX_IMAGES_PER_FILE = 8192  # so that an interruption loses little work
+TARGET_FILES = 512  # fewer images than fill these share them evenly among processes
 PIXEL_BATCH_SIZE = 256
+
+Advance = Callable[[int], object]
+"""Called with the number of images done since the last call, for a progress bar."""
+
+
+def ignore(count: int) -> None:
+    """Show no progress."""
 
 
 class Features(NamedTuple):
@@ -39,20 +49,20 @@ class Features(NamedTuple):
     """Means of the patch tokens."""
 
     cls: Float[Tensor, "M D"] | None
-    """Class tokens, where the encoder has one."""
+    """Class tokens, if the encoder has one."""
 
     labels: Int[Tensor, " M"]
     skipped: list[Skipped]
 
 
 class Tokens(NamedTuple):
-    """What an encoder makes of a batch of images."""
+    """An encoder's output for a batch of images."""
 
     tokens: Float[Tensor, "B tokens D"]
     """On the encoder's device; prefix tokens first."""
 
     indices: list[int]
-    """Places of the images in their source."""
+    """Indices of the images in their source."""
 
     skipped: list[Skipped]
 
@@ -67,7 +77,7 @@ def encode_source(
     batch_size: int,
     workers: int | None,
 ) -> Iterator[Tokens]:
-    """Encode every image of a source in order, whole and unmasked, a batch at a time."""
+    """Encode every image of a source in order, whole and unmasked, one batch at a time."""
     was_training = encoder.training
     encoder.eval().to(device)
     try:
@@ -91,10 +101,10 @@ def encode_source(
 
 
 class FeatureExtractor(NamedTuple):
-    """How features of a source come about, a batch after another."""
+    """A way to compute features of a source, one batch at a time."""
 
     batches: Callable[[Source], Iterator[Features]]
-    """Of any part of the source that begins where a batch begins."""
+    """Compute features of any part of the source that starts at a batch boundary."""
 
     batch_size: int
 
@@ -108,7 +118,7 @@ def encoder_extractor(
     batch_size: int,
     workers: int | None,
 ) -> FeatureExtractor:
-    """Pooled features by an encoder; the arguments are those of `encoded`."""
+    """Extract pooled features with an encoder; the arguments are those of `encode_source`."""
     has_cls = encoder.variant.cls_token
     batch_size = min(batch_size, MAX_IMAGES_PER_FILE)
 
@@ -135,7 +145,7 @@ def encoder_extractor(
 
 
 def pixel_extractor(*, side: int, workers: int | None) -> FeatureExtractor:
-    """Images shrunk to `side` as vectors: what any encoder must beat."""
+    """Use images shrunk to `side` pixels as vectors: a baseline that any encoder must beat."""
     batch_size = min(PIXEL_BATCH_SIZE, MAX_IMAGES_PER_FILE)
 
     def batches(source: Source) -> Iterator[Features]:
@@ -163,26 +173,26 @@ def compute_features(
     batch_size: int,
     workers: int | None,
     keep: Path | None = None,
-    advance: Callable[[int], object] = lambda count: None,
+    advance: Advance = ignore,
 ) -> Features:
-    """Pooled features of every image of a source, by this process alone.
+    """Compute pooled features of every image of a source in this process alone.
 
     Args:
-        encoder: What encodes.
+        encoder: The encoder, which is moved to `device`.
         source: The images.
         preprocessing: The encoder's.
         device: Where to compute.
-        precision_name: Of `precision.autocast`.
-        batch_size: Images at a time.
-        workers: Processes that read; default by the machine.
-        keep: A folder for partial results of more than `MAX_IMAGES_PER_FILE` images: a later call
-            resumes from there. Use a separate folder for each encoder and set of images.
-        advance: Told how many more images are done.
+        precision_name: As for `precision.autocast`.
+        batch_size: Images encoded at a time.
+        workers: Processes that read images. None: chosen by the machine.
+        keep: Folder for partial results of more than `MAX_IMAGES_PER_FILE` images: a later call
+            resumes from them. Use a separate folder for each encoder and set of images.
+        advance: Progress callback.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    read = encoder_extractor(
+    extractor = encoder_extractor(
         encoder,
         preprocessing,
         device=device,
@@ -190,61 +200,51 @@ def compute_features(
         batch_size=batch_size,
         workers=workers,
     )
-    return extract_features(
-        read, source, keep if len(source) > MAX_IMAGES_PER_FILE else None, advance
-    )
-
-
-def pixel_features(
-    source: Source,
-    *,
-    side: int,
-    workers: int | None = None,
-    advance: Callable[[int], object] = lambda count: None,
-) -> Features:
-    """Images shrunk to `side` as vectors, by this process alone.
-
-    Raises:
-        UserError: More than half of the images cannot be read.
-    """
-    return extract_features(pixel_extractor(side=side, workers=workers), source, None, advance)
+    keep = keep if len(source) > MAX_IMAGES_PER_FILE else None
+    return extract_features(extractor, source, keep, advance)
 
 
 def extract_distributed(
-    read: FeatureExtractor,
+    extractor: FeatureExtractor,
     source: Source,
     keep: Path,
-    advance: Callable[[int], object] = lambda count: None,
+    advance: Advance = ignore,
     *,
-    resumes: bool = True,
+    is_resumable: bool = True,
 ) -> Features | None:
-    """Features of every image, each process reading its share; none but in the main process.
+    """Compute features of every image; each process handles its share.
 
-    What each has done lies in files that the main one joins, so no process needs memory for what
-    others did, and the result is that of one process to the bit: batches are the same.
+    Each process writes its results to files, which the main process joins. No process needs memory
+    for the others' results, and the features equal those of a single process to the bit, because
+    the batches are the same.
 
     Args:
-        read: From `encoder_extractor` or `pixel_extractor`.
-        source: The images, the same for all.
-        keep: As for `features`, on a disk that all processes see.
-        advance: Told how many more images are done, by all.
-        resumes: Whether files are left for a command that goes on; they are large and quickly made
-            anew of pixels.
+        extractor: From `encoder_extractor` or `pixel_extractor`.
+        source: The images, the same in all processes.
+        keep: Folder for partial results, on a disk that all processes see. Use a separate folder
+            for each extractor and set of images.
+        advance: Progress callback, over all processes.
+        is_resumable: Whether to leave the files for a later command. Those of pixels are large and
+            quickly computed again.
+
+    Returns:
+        The features in the main process, None in the others.
 
     Raises:
         UserError: More than half of the images cannot be read, or another process failed.
     """
     if distributed.world_size() == 1:
-        is_kept = resumes and len(source) > MAX_IMAGES_PER_FILE
-        return extract_features(read, source, keep if is_kept else None, advance)
-    spans = _spans(len(source), read.batch_size)
+        is_kept = is_resumable and len(source) > MAX_IMAGES_PER_FILE
+        return extract_features(extractor, source, keep if is_kept else None, advance)
+    spans = _spans(len(source), extractor.batch_size)
     own = process_store.share(len(spans), distributed.rank(), distributed.world_size())
-    todo = [spans[at] for at in own if not _is_whole(_file(keep, spans[at]))]
+    missing = [spans[at] for at in own if not _is_complete(_file(keep, spans[at]))]
     shown = 0
-    for span, part in zip(todo, _parts(read, source, todo), strict=True):
-        _keep(_file(keep, span), part)
+    for span, part in zip(missing, _compute_spans(extractor, source, missing), strict=True):
+        _write_part(_file(keep, span), part)
+        # The other processes do not report theirs; they progress at about the same rate.
         about = min(len(source) - shown, len(span) * distributed.world_size())
-        advance(about)  # the others are about as far
+        advance(about)
         shown += about
     process_store.done()
     if not distributed.is_main():
@@ -252,31 +252,32 @@ def extract_distributed(
     for _ in process_store.waiting():
         pass
     advance(len(source) - shown)
-    found = extract_features(read, source, keep, lambda count: None)
-    if not resumes:
+    features = extract_features(extractor, source, keep)
+    if not is_resumable:
         shutil.rmtree(keep, ignore_errors=True)
-    return found
+    return features
 
 
 def extract_features(
-    read: FeatureExtractor, source: Source, keep: Path | None, advance: Callable[[int], object]
+    extractor: FeatureExtractor, source: Source, keep: Path | None = None, advance: Advance = ignore
 ) -> Features:
-    """Features of every image; what is kept in files is taken from there.
+    """Compute features of every image in this process, except those found in files of `keep`.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    spans = _spans(len(source), read.batch_size)
-    whole = {span for span in spans if keep and _is_whole(_file(keep, span))}
-    fresh = _parts(read, source, [span for span in spans if span not in whole])
+    spans = _spans(len(source), extractor.batch_size)
+    complete = {span for span in spans if keep and _is_complete(_file(keep, span))}
+    missing = [span for span in spans if span not in complete]
+    computed = _compute_spans(extractor, source, missing)
     joined = _Joined(len(source))
     for span in spans:
-        part = _kept(_file(keep, span)) if keep and span in whole else None
+        part = _read_part(_file(keep, span)) if keep and span in complete else None
         if part is None:
-            # A file that was whole and is gone again, by another command, is made anew.
-            part = next(_parts(read, source, [span]) if span in whole else fresh)
+            # Another command may have removed a file since it was found complete.
+            part = next(_compute_spans(extractor, source, [span]) if span in complete else computed)
             if keep:
-                _keep(_file(keep, span), part)
+                _write_part(_file(keep, span), part)
         joined.add(part)
         advance(len(span))
     require_readable(source, joined.skipped)
@@ -284,45 +285,40 @@ def extract_features(
 
 
 def _spans(count: int, batch_size: int) -> list[range]:
-    """The places of the images in each file: whole batches, the same for any number of processes.
+    """Split image indices into one span per file: whole batches, for any number of processes.
 
-    Few images have a file for each batch, so that many processes get even shares.
+    Few images get one file per batch, so that many processes have even shares.
     """
-    batches = min(
-        max(1, MAX_IMAGES_PER_FILE // batch_size), -(-count // (batch_size * TARGET_FILES))
-    )
+    max_batches = max(1, MAX_IMAGES_PER_FILE // batch_size)
+    batches = min(max_batches, -(-count // (batch_size * TARGET_FILES)))
     size = max(1, batches) * batch_size
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
-def _parts(read: FeatureExtractor, source: Source, spans: Sequence[range]) -> Iterator[Features]:
-    """Features of each span, all read in one go.
+def _compute_spans(
+    extractor: FeatureExtractor, source: Source, spans: Sequence[range]
+) -> Iterator[Features]:
+    """Compute the features of each span with a single pass of the loader.
 
-    Spans begin where batches begin, and one that ends within a batch is the last of the source.
+    This works because spans start at batch boundaries, and only the source's last one may end
+    within a batch.
     """
     if not spans:
         return
-    batches = read.batches(Subset(source, list(chain.from_iterable(spans))))
+    batches = extractor.batches(Subset(source, list(chain.from_iterable(spans))))
     for span in spans:
-        parts = []
-        for _ in range(0, len(span), read.batch_size):
-            parts.append(next(batches))
-            process_store.check()  # whether another process failed
-        yield _concatenated(parts)
-
-
-def _concatenated(parts: Sequence[Features]) -> Features:
-    joined = _Joined(sum(len(part.labels) for part in parts))
-    for part in parts:
-        joined.add(part)
-    return joined.features()
+        joined = _Joined(len(span))
+        for _ in range(0, len(span), extractor.batch_size):
+            joined.add(next(batches))
+            process_store.check()  # stop if another process failed
+        yield joined.features()
 
 
 class _Joined:
-    """Features that come in parts, put at once where they stay: there is one copy of all.
+    """Features that arrive in parts and are copied into their final place, to hold them only once.
 
     Args:
-        count: Most images.
+        count: Upper limit of the number of images.
     """
 
     def __init__(self, count: int) -> None:
@@ -332,11 +328,12 @@ class _Joined:
         self.cls: Tensor | None = None
 
     def add(self, part: Features) -> None:
-        """Put a part behind those before."""
+        """Append a part."""
         self.skipped += part.skipped
         if not len(part.labels) and self.mean is not None:
             return
-        if self.mean is None or self.mean.shape[1:] != part.mean.shape[1:]:  # none was read so far
+        # A part without a readable image does not show the width: allocate again after it.
+        if self.mean is None or self.mean.shape[1:] != part.mean.shape[1:]:
             self.mean = torch.empty(self.count, *part.mean.shape[1:])
             self.cls = None if part.cls is None else torch.empty(self.count, *part.cls.shape[1:])
         rows = slice(self.rows, self.rows + len(part.labels))
@@ -346,7 +343,7 @@ class _Joined:
             self.cls[rows] = part.cls
 
     def features(self) -> Features:
-        """What has come."""
+        """Return all parts added so far."""
         mean = torch.empty(0, 0) if self.mean is None else self.mean
         cls = None if self.cls is None else self.cls[: self.rows]
         return Features(mean[: self.rows], cls, self.labels[: self.rows], self.skipped)
@@ -356,28 +353,28 @@ def _file(keep: Path, span: range) -> Path:
     return keep / f"{span.start:09}-{span.stop:09}.safetensors"
 
 
-def _keep(file: Path, part: Features) -> None:
+def _write_part(file: Path, part: Features) -> None:
     run_folder.make(file.parent)
     tensors = {"mean": part.mean, "labels": part.labels}
     if part.cls is not None:
         tensors["cls"] = part.cls
-    said = {"skipped": json.dumps(part.skipped)}
+    metadata = {"skipped": json.dumps(part.skipped)}
     checkpoint.write_whole(
-        file, lambda stream: stream.write(safetensors.torch.save(tensors, metadata=said))
+        file, lambda stream: stream.write(safetensors.torch.save(tensors, metadata=metadata))
     )
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether `_keep` wrote a file to its end; what is in it is not read."""
+def _is_complete(file: Path) -> bool:
+    """Whether `_write_part` finished a file, judged by its header alone."""
     try:
-        with safetensors.safe_open(file, "pt") as opened:  # which compares sizes
+        with safetensors.safe_open(file, "pt") as opened:  # compares the file's size
             return {"mean", "labels"} <= set(opened.keys()) and "skipped" in opened.metadata()
     except (OSError, TypeError, safetensors.SafetensorError):
         return False
 
 
-def _kept(file: Path) -> Features | None:
-    """What `_keep` wrote; none where there is nothing, or nothing whole."""
+def _read_part(file: Path) -> Features | None:
+    """Read a file of `_write_part`; None if it is missing or damaged."""
     try:
         with safetensors.safe_open(file, "pt") as opened:
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
@@ -390,13 +387,13 @@ def _kept(file: Path) -> Features | None:
 
 
 def require_readable(source: Source, skipped: list[Skipped]) -> None:
-    """Stop where more than half of the images cannot be read.
+    """Stop if more than half of the images cannot be read.
 
     Raises:
-        UserError: They cannot.
+        UserError: They cannot be read.
     """
     if len(skipped) > len(source) / 2:
         raise UserError(
-            f"{len(skipped)} of the {len(source)} images of {source.name} cannot be read, "
-            f"{skipped[0].path} for one ({skipped[0].reason})"
+            f"{len(skipped)} of the {len(source)} images of {source.name} cannot be read, for "
+            f"example {skipped[0].path} ({skipped[0].reason})"
         )

@@ -1,7 +1,7 @@
-"""Encoders in other makers' files, recognised by their tensors and renamed to timm's keys.
+"""Recognise encoders in other projects' checkpoints and rename their tensors to timm's keys.
 
-Read are MAE's checkpoints, MoCo v3's, DINO's and DINOv2's, timm's ViTs, and transformers' ViT,
-ViTMAE and DINOv2, in each of the spellings that transformers has given their keys.
+Supported are checkpoints of MAE, MoCo v3, DINO and DINOv2, timm's ViTs, and transformers' ViT,
+ViTMAE and DINOv2, under every spelling of their keys that transformers has used.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from mvmae.config.model import ENCODERS, Size
 from mvmae.errors import UserError
 from mvmae.method.vit import Variant
 
-WRAPPERS = (  # under which files keep their tensors, the ones to prefer first
+WRAPPERS = (  # keys under which files keep their tensors, in order of preference
     *("teacher", "model_ema", "state_dict", "model", "module", "model_state_dict", "student"),
 )
 EMBEDDINGS = {"patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight"}
-PREFERRED = ("base_encoder.", "teacher.", "backbone.")  # where a file holds several encoders
+PREFERRED = ("base_encoder.", "teacher.", "backbone.")  # if a file holds several encoders
 
-HEADS = re.compile(  # what stands beside an encoder and is no part of it
+HEADS = re.compile(  # keys beside an encoder that are not part of it
     r"(head|head_dist|fc|fc_norm|pre_logits|attn_pool|pooler|classifier|decoder\w*|mask_token"
     r"|lm_head|projection_head|predictor|embeddings\.mask_token)(\.|$)"
 )
-STRANGERS = (  # parts that this project's encoder has not: what their keys contain, whose they are
+UNSUPPORTED = (  # parts that mvmae's encoder lacks: what their keys contain, and what it means
     ("relative_position", "a relative position bias (BEiT, SimMIM, Swin)"),
     ("rel_pos_bias", "a relative position bias (BEiT, SimMIM, CAE)"),
     ("q_norm", "normalised queries and keys"),
@@ -45,13 +45,13 @@ STRANGERS = (  # parts that this project's encoder has not: what their keys cont
 
 
 class FoundEncoder(NamedTuple):
-    """An encoder among the tensors of a file."""
+    """An encoder found among the tensors of a file."""
 
     maker: str
-    """Whose layout the file has."""
+    """The project whose layout the file has."""
 
     tensors: dict[str, Tensor]
-    """By the names of `Encoder`."""
+    """By the key that `Encoder` uses."""
 
     size: Size
     patch_size: int
@@ -59,11 +59,11 @@ class FoundEncoder(NamedTuple):
     image_size: tuple[int, int]
     variant: Variant
     left_out: tuple[str, ...]
-    """Keys of the file that are no part of the encoder."""
+    """Keys of the file that are not part of the encoder."""
 
 
 class Hints(NamedTuple):
-    """What another file or package says of an encoder, and its tensors do not."""
+    """Facts about an encoder that its tensors do not show, from another file or package."""
 
     num_heads: int | None = None
     norm_eps: float | None = None
@@ -74,46 +74,48 @@ NO_HINTS = Hints()
 
 
 def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS) -> FoundEncoder:
-    """The encoder in what a checkpoint file holds.
+    """Find the encoder in the content of a checkpoint file.
 
     Args:
-        state: The file's content: tensors by name, or a dict that has them somewhere inside.
-        source: Names the file in errors.
-        hints: What is known besides the tensors.
+        state: Tensors by key, or a dict that contains them at some level.
+        source: Name of the file for error messages.
+        hints: Facts that the tensors do not show.
 
     Raises:
-        UserError: There is no ViT, it is of a kind that is not supported, or a key is missing or
-            unknown; the message lists it.
+        UserError: There is no ViT, its architecture is not supported, or a key is missing or
+            unknown; the message names it.
     """
     everything = unwrap_tensors(state)
     prefix = _prefix(everything, source)
     inside = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
     beside = [key for key in everything if not key.startswith(prefix)]
-    for part, what in STRANGERS:
+    for part, what in UNSUPPORTED:
         if odd := next((key for key in inside if part in key), None):
             raise UserError(
-                f"{source} is a network with {what}, which mvmae's encoder has not "
+                f"{source} is a network with {what}, which mvmae's encoder does not support "
                 f"({odd}): give a plain ViT (MAE, MoCo v3, DINO, DINOv2, DeiT, ViT)"
             )
     maker = identify_maker(everything, inside, prefix)
     tensors, left_out = {}, list(beside)
-    for key, tensor in _renamed(inside).items():
+    for key, tensor in _rename_keys(inside).items():
         if HEADS.match(key):
             left_out.append(prefix + key)
         else:
             tensors[key] = tensor
     if scalar := next((key for key, tensor in tensors.items() if tensor.ndim == 0), None):
-        raise UserError(f"{source} has a single number for {scalar}")
-    tensors = _joined(tensors, source)
+        raise UserError(
+            f"{source} is damaged: {scalar} holds a single number, not a tensor of weights"
+        )
+    tensors = _join_qkv(tensors, source)
     if maker == "MoCo v3" and tensors["patch_embed.proj.weight"].shape[0] == 384:
-        hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S is not everybody's
+        hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S has 12 heads, others 6
     if maker.startswith("transformers"):
         hints = hints._replace(norm_eps=hints.norm_eps or _default_eps(maker))
-    return _measured(maker, tensors, tuple(sorted(left_out)), hints, source)
+    return _infer_shape(maker, tensors, tuple(sorted(left_out)), hints, source)
 
 
 def unwrap_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors by name, from whatever dicts are around them."""
+    """Return the tensors by key, stripped of the dicts that wrap them."""
     while True:
         inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
         tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
@@ -123,7 +125,7 @@ def unwrap_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
-    """What stands before the keys of the encoder; of several encoders the one to use."""
+    """Find the prefix of the encoder's keys; of several encoders, the preferred one's."""
     found = {
         key.removesuffix(end)
         for key in tensors
@@ -133,14 +135,15 @@ def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
     if not found:
         listed = ", ".join(sorted(tensors)[:3]) or "no tensors at all"
         raise UserError(
-            f"{source} holds no Vision Transformer that is known here (it has {listed})"
+            f"{source} holds no Vision Transformer that mvmae knows (it has {listed}): give a "
+            "plain ViT (MAE, MoCo v3, DINO, DINOv2, DeiT, ViT)"
         )
     preferred = [p for like in PREFERRED for p in sorted(found) if p.endswith(like)]
     return (preferred or sorted(found, key=len))[0]
 
 
 def identify_maker(everything: Mapping[str, Any], inside: Mapping[str, Any], prefix: str) -> str:
-    """Whose layout it is, in words."""
+    """Name the project whose layout a file has."""
     if "embeddings.patch_embeddings.projection.weight" in inside:
         if any("layer_scale" in key for key in inside):
             return "transformers DINOv2"
@@ -159,7 +162,7 @@ def _default_eps(maker: str) -> float:
     return 1e-6 if maker == "transformers DINOv2" else 1e-12
 
 
-RENAMES = tuple(  # transformers' keys, both spellings; order matters
+RENAMES = tuple(  # transformers' keys in old and new spelling; applied in this order
     (re.compile(pattern), new)
     for pattern, new in (
         (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
@@ -185,8 +188,8 @@ RENAMES = tuple(  # transformers' keys, both spellings; order matters
 )
 
 
-def _renamed(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under timm's names."""
+def _rename_keys(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename transformers' keys to timm's."""
     renamed = {}
     for key, tensor in inside.items():
         name = key
@@ -196,8 +199,8 @@ def _renamed(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def _joined(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
-    """Separate queries, keys and values as one matrix; absent biases as zeros."""
+def _join_qkv(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Join separate queries, keys and values into one matrix; missing biases become zeros."""
     joined = {
         key: value
         for key, value in tensors.items()
@@ -210,12 +213,12 @@ def _joined(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             if any(part is not None for part in parts):
                 if missing := [n for n, part in zip("qkv", parts, strict=True) if part is None]:
                     raise UserError(f"{source} lacks the {missing[0]} {what} of block {block}")
-                joined[f"{attn}qkv.{what}"] = _cat(parts, block, source)  # type: ignore[arg-type]
-        if f"{attn}q_bias" in tensors:  # BEiT's family: keys have no bias
+                joined[f"{attn}qkv.{what}"] = _stack_qkv(parts, block, source)  # type: ignore[arg-type]
+        if f"{attn}q_bias" in tensors:  # in BEiT and its relatives, keys have no bias
             q, v = tensors[f"{attn}q_bias"], tensors.get(f"{attn}v_bias")
             if v is None:
                 raise UserError(f"{source} lacks the v bias of block {block}")
-            joined[f"{attn}qkv.bias"] = _cat([q, torch.zeros_like(q), v], block, source)
+            joined[f"{attn}qkv.bias"] = _stack_qkv([q, torch.zeros_like(q), v], block, source)
         if (weight := joined.get(f"{attn}qkv.weight")) is not None:
             joined.setdefault(f"{attn}qkv.bias", weight.new_zeros(len(weight)))
     embedding = joined["patch_embed.proj.weight"]
@@ -223,30 +226,34 @@ def _joined(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
     return joined
 
 
-def _cat(parts: list[Tensor], block: str, source: str) -> Tensor:
-    """Queries, keys and values below each other."""
+def _stack_qkv(parts: list[Tensor], block: str, source: str) -> Tensor:
+    """Concatenate queries, keys and values along the output dimension."""
     if len({part.shape for part in parts}) > 1:
         shapes = ", ".join(str(list(part.shape)) for part in parts)
         raise UserError(
-            f"{source} has queries, keys and values of shapes {shapes} in block {block}"
+            f"{source} is damaged: queries, keys and values of block {block} differ in shape "
+            f"({shapes})"
         )
     return torch.cat(parts)
 
 
-def _measured(
+def _infer_shape(
     maker: str, tensors: dict[str, Tensor], left_out: tuple[str, ...], hints: Hints, source: str
 ) -> FoundEncoder:
-    """Sizes read from the tensors; positions of prefix tokens put where `Encoder` has them."""
+    """Infer the encoder's sizes from its tensors, and arrange its position embeddings."""
     embedding = tensors["patch_embed.proj.weight"]
     if embedding.ndim != 4 or embedding.shape[2] != embedding.shape[3]:
-        raise UserError(f"{source} has patches of shape {list(embedding.shape)}: not squares")
+        raise UserError(
+            f"{source} has a patch embedding of shape {list(embedding.shape)}: patches must be "
+            "square"
+        )
     width, in_channels, patch = embedding.shape[:3]
     depth = len({key.split(".")[1] for key in tensors if key.startswith("blocks.")})
     hidden = tensors.get("blocks.0.mlp.fc1.weight")
     if hidden is None or hidden.ndim != 2 or "pos_embed" not in tensors:
-        lacking = "pos_embed" if hidden is not None else "blocks.0.mlp.fc1.weight"
-        raise UserError(f"{source} is no plain ViT: it lacks {lacking}")
-    tensors, num_registers, grid = _placed(tensors, hints.image_size, patch, source)
+        missing = "pos_embed" if hidden is not None else "blocks.0.mlp.fc1.weight"
+        raise UserError(f"{source} is not a plain ViT: it lacks {missing}")
+    tensors, num_registers, grid = _arrange_positions(tensors, hints.image_size, patch, source)
     variant = Variant(
         mlp_ratio=len(hidden) / width,
         cls_token="cls_token" in tensors,
@@ -261,20 +268,26 @@ def _measured(
 
 
 def num_heads(width: int, depth: int, source: str) -> int:
-    """Heads of an encoder whose file does not say: a known size's, else 64 numbers wide."""
+    """Guess the number of heads that a file does not give: a known size's, else width / 64."""
     known = [size.num_heads for size in ENCODERS.values() if size[:2] == (width, depth)]
     if not known and width % 64:
-        raise UserError(f"{source} does not say how many heads its width of {width} is split into")
+        raise UserError(
+            f"{source} does not give its number of attention heads, and its width {width} is not "
+            "a multiple of 64: save the encoder with timm or transformers, which do"
+        )
     return known[0] if known else width // 64
 
 
-def _placed(
+def _arrange_positions(
     tensors: dict[str, Tensor], image_size: tuple[int, int] | None, patch: int, source: str
 ) -> tuple[dict[str, Tensor], int, tuple[int, int]]:
-    """Positions as `Encoder` keeps them: a row for the class token, then a row a patch.
+    """Arrange position embeddings as in `Encoder`: the class token's row, then one per patch.
 
-    Files differ in which prefix tokens have a position. A register's (or DeiT's distillation
-    token's, which is one) is added to the token, a class token without one gets zeros.
+    Files differ in which prefix tokens have a position. That of a register (DeiT's distillation
+    token counts as one) is added to the token; a class token without a position gets zeros.
+
+    Returns:
+        The tensors, the number of registers, and the grid of patches.
     """
     tensors = dict(tensors)
     if "dist_token" in tensors:
@@ -284,16 +297,18 @@ def _placed(
     registers = tensors.get("reg_token")
     for name, tensor in (("positions", positions), ("registers", registers)):
         if tensor is not None and (tensor.ndim != 3 or len(tensor) != 1):
-            raise UserError(f"{source} has {name} of shape {list(tensor.shape)}")
+            raise UserError(
+                f"{source} has {name} of shape {list(tensor.shape)}: expected 1 x tokens x width"
+            )
     num_registers = 0 if registers is None else registers.shape[1]
     num_cls = int("cls_token" in tensors)
     for prefix in (num_cls + num_registers, num_cls, 0):
-        grid = _grid(positions.shape[1] - prefix, image_size, patch)
+        grid = _grid_of_patches(positions.shape[1] - prefix, image_size, patch)
         if grid:
             break
     else:
         raise UserError(
-            f"{source} has {positions.shape[1]} positions, which are no square of patches"
+            f"{source} has {positions.shape[1]} positions, which do not form a square of patches"
         )
     own, patches = positions[:, :prefix], positions[:, prefix:]
     if registers is not None and prefix > num_cls:
@@ -303,7 +318,10 @@ def _placed(
     return tensors, num_registers, grid
 
 
-def _grid(count: int, image_size: tuple[int, int] | None, patch: int) -> tuple[int, int] | None:
+def _grid_of_patches(
+    count: int, image_size: tuple[int, int] | None, patch: int
+) -> tuple[int, int] | None:
+    """Rows and columns of `count` patches; None if they do not fill the image."""
     if image_size:
         grid = (image_size[0] // patch, image_size[1] // patch)
         return grid if grid[0] * grid[1] == count else None

@@ -1,4 +1,4 @@
-"""Encoders from where they are kept: run folders, checkpoints of many makers, timm and the hub."""
+"""Load encoders from run folders, checkpoints of many projects, timm and the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -28,8 +28,10 @@ from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder, initialize
 from mvmae.training import checkpoint, sharded_checkpoint
 
-RANDOM_PATCH_SIZE = 16  # of random:NAME
+RANDOM_PATCH_SIZE = 16  # of random:NAME, in pixels
+RANDOM_IMAGE_SIZE = 224
 ENCODER_SOURCES = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
+DECODER_PREFIXES = ("decoder", "mask_token", "projection_head")
 
 
 def load_encoder(
@@ -37,20 +39,20 @@ def load_encoder(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
 ) -> Encoder:
-    """An encoder, ready to embed images.
+    """Load an encoder, ready to embed images.
 
     Args:
-        source: A run folder; a checkpoint file, ours (`last.pt`, `encoder.safetensors`) or one of
-            MAE, MoCo v3, DINO, DINOv2, timm or transformers; a folder of transformers; `timm:NAME`
-            or `hf:NAME`, which download; `random:vit_small` and the like, or `random:RUN` for the
-            shape of a run, whose weights are drawn with seed 0.
-        image_size: Side, or height and width, in pixels. Default: what it was trained on, 224 for
-            a random one. Positions are resampled to the new grid, bicubic in two dimensions.
-        in_channels: Default: what it was trained on, 3 for a random one. The patch embedding is
-            adapted as timm does.
+        source: A run folder; a checkpoint file written by mvmae (`last.pt`, `encoder.safetensors`)
+            or by MAE, MoCo v3, DINO, DINOv2, timm or transformers; a transformers folder;
+            `timm:NAME` or `hf:NAME`, which download; `random:vit_small` and other sizes, or
+            `random:RUN` for the shape of a run, with weights drawn with seed 0.
+        image_size: Side, or height and width, in pixels. Default: the size it was trained on, 224
+            for a random encoder. Position embeddings are resampled to the new grid (bicubic, 2-D).
+        in_channels: Default: the number it was trained on, 3 for a random encoder. The patch
+            embedding is adapted as in timm.
 
     Raises:
-        UserError: There is no such encoder, it is damaged, or of a kind that is not supported.
+        UserError: The encoder does not exist, is damaged, or is of an unsupported architecture.
     """
     return open_encoder(source, image_size, in_channels).encoder
 
@@ -60,16 +62,16 @@ def open_encoder(
     image_size: int | tuple[int, int] | None = None,
     in_channels: int | None = None,
 ) -> OpenedEncoder:
-    """`load_encoder`, with the preprocessing and the token to read.
+    """Load an encoder together with its preprocessing and the token to read.
 
     Args:
         source: As for `load_encoder`.
         image_size: In pixels, as for `load_encoder`.
-        in_channels: As for `load_encoder`; mean and deviation are adapted with it.
+        in_channels: As for `load_encoder`; mean and deviation are adapted too.
 
     Returns:
         The encoder, on the CPU and in eval mode; mean and deviation of each channel, in the unit of
-        `depth` (shares of 255 for "8"); the token that training shaped; whose file it was.
+        `depth` (shares of 255 for "8"); the token that training shaped; the project that wrote it.
 
     Raises:
         UserError: As `load_encoder`.
@@ -80,67 +82,66 @@ def open_encoder(
     if not name.removeprefix("random:"):
         raise UserError(f"ENCODER is empty: name {ENCODER_SOURCES}")
     if name.startswith("random:"):
-        return _random(name.removeprefix("random:"), image_size, in_channels)
+        return _open_random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
-        opened = _from_found(*hub.from_timm(name.removeprefix("timm:")), source=name)
+        opened = _build(*hub.from_timm(name.removeprefix("timm:")), source=name)
     elif name.startswith("hf:"):
-        folder = hub.local_folder(name.removeprefix("hf:"))
-        opened = _from_transformers(folder, name)
+        opened = _open_transformers(hub.local_folder(name.removeprefix("hf:")), name)
     else:
-        opened = _from_path(Path(source))
+        opened = _open_path(Path(source))
     require_finite_weights(opened, name)
     opened = adapt_channels(opened, in_channels)
     return opened._replace(encoder=resize_encoder(opened.encoder, image_size).eval())
 
 
 def require_finite_weights(opened: OpenedEncoder, source: str) -> None:
-    """Stop at weights that are infinite or no numbers: every figure of them would be nonsense.
+    """Reject weights that are infinite or NaN, since every figure computed from them would be too.
 
     Raises:
-        UserError: There are some; the message names one.
+        UserError: A tensor is not finite; the message names it.
     """
     bad = [
         key for key, tensor in opened.encoder.state_dict().items() if not tensor.isfinite().all()
     ]
     if bad:
         raise UserError(
-            f"the weights of {source} are damaged: {bad[0]} holds infinite numbers, or none"
+            f"the weights of {source} are damaged: {bad[0]} holds infinite or NaN values"
         )
 
 
-def _random(
+def _open_random(
     name: str, image_size: int | tuple[int, int] | None, in_channels: int | None
 ) -> OpenedEncoder:
-    """An untrained encoder of a named size, or of the shape of another encoder."""
+    """Build an untrained encoder of a named size, or of the shape of another encoder."""
     if name not in ENCODERS and (Path(name).exists() or name.startswith(("timm:", "hf:"))):
         like = open_encoder(name, image_size, in_channels)
         encoder = untrained_copy(like.encoder, 0)
         return like._replace(encoder=encoder, maker="random weights", left_out=())
     if name not in ENCODERS:
         raise UserError(
-            f"no encoder '{name}'{nearest(name, ENCODERS)} (there are: {', '.join(ENCODERS)}; "
-            "random:RUN gives an untrained one of a run's shape)"
+            f"no encoder '{name}'{nearest(name, ENCODERS)} (sizes: {', '.join(ENCODERS)}; "
+            "random:RUN builds an untrained encoder of a run's shape)"
         )
-    size = height_width(224 if image_size is None else image_size, RANDOM_PATCH_SIZE)
+    size = height_width(RANDOM_IMAGE_SIZE if image_size is None else image_size, RANDOM_PATCH_SIZE)
     channels = 3 if in_channels is None else in_channels
     encoder = Encoder(
         ENCODERS[name], image_size=size, patch_size=RANDOM_PATCH_SIZE, in_channels=channels
     )
     initialize(encoder, Generator().manual_seed(0))
-    mean, std = ViewsConfig().pixel_statistics(channels)
-    preprocessing = Preprocessing(mean, std, "bicubic")
-    return OpenedEncoder(encoder.eval(), preprocessing, "mean", "random weights")
+    return OpenedEncoder(
+        encoder.eval(), _default_preprocessing(channels), "mean", maker="random weights"
+    )
 
 
 def untrained_copy(encoder: Encoder, seed: int) -> Encoder:
-    """An encoder of the same shape with random weights."""
+    """Build an encoder of the same shape with random weights."""
     other = encoder.rebuilt()
     initialize(other, Generator().manual_seed(seed))
     return other.eval()
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """An encoder as it is before training."""
+    """Build the encoder of a config as it is before training."""
     encoder = Encoder(
         config.size,
         image_size=config.height_width,
@@ -151,80 +152,87 @@ def random_encoder(config: ModelConfig, seed: int) -> Encoder:
     return encoder.eval()
 
 
-def _from_path(path: Path) -> OpenedEncoder:
-    """An encoder from a run folder, a folder of transformers, or any checkpoint file."""
+def _open_path(path: Path) -> OpenedEncoder:
+    """Load an encoder from a run folder, a transformers folder or a checkpoint file."""
     if path.is_dir():
         if (path / ENCODER_FILE).exists():
             path = path / ENCODER_FILE
-        elif (whole := _checkpoint_in(path)).exists():
-            path = whole
+        elif (newest := _checkpoint_in(path)).exists():
+            path = newest
         elif sharded_checkpoint.is_checkpoint(path):
             pass
         elif hub.is_transformers_folder(path):
-            return _from_transformers(path, str(path))
+            return _open_transformers(path, str(path))
         else:
             raise UserError(
                 f"{path} holds no encoder: neither {ENCODER_FILE} nor checkpoints/last.pt"
             )
     if not path.exists():
-        raise UserError(f"no such encoder: {path} ({ENCODER_SOURCES})")
-    if path.name == ENCODER_FILE and not _has_facts(path):
+        raise UserError(f"no such encoder: {path} (expected {ENCODER_SOURCES})")
+    if path.name == ENCODER_FILE and not _has_metadata(path):
         raise UserError(
-            f"no such file: {path.with_suffix('.json')}, which says how {path.name} is used"
+            f"no such file: {path.with_suffix('.json')}, which describes {path.name}: keep both "
+            "files together"
         )
-    if _has_facts(path):
-        tensors, facts = checkpoint.load_tensors(path)
-        opened = encoder_from_metadata(facts, source=str(path))
-        if "classes" in facts:  # of finetune: a classifier, whose head is no part of the encoder
-            head = {key for key in tensors if key.startswith(("fc_norm.", "head."))}
-            opened = opened._replace(left_out=tuple(sorted(head)))
-            tensors = {key: value for key, value in tensors.items() if key not in head}
-        checkpoint.load_weights(opened.encoder, tensors, source=str(path))
-        return opened
-    state = checkpoint.tensors_of(path) if path.suffix == ".safetensors" else _loaded(path)
-    if _is_ours(state):
-        return _from_training_state(state, path)
-    if facts := checkpoint.facts_within(path):
-        return _from_export(state, facts, str(path))
-    return _from_found(find_encoder(state, source=str(path)), None, source=str(path))
+    if _has_metadata(path):
+        return _open_with_metadata(path)
+    is_tensors = path.suffix == ".safetensors"
+    state = checkpoint.tensors_of(path) if is_tensors else _load_checkpoint(path)
+    if _is_training_state(state):
+        return _open_training_state(state, path)
+    if metadata := checkpoint.facts_within(path):
+        return _open_export(state, metadata, str(path))
+    return _build(find_encoder(state, source=str(path)), None, source=str(path))
 
 
 def _checkpoint_in(run: Path) -> Path:
-    """The newest checkpoint of a run folder: a folder where several processes wrote it."""
+    """Path of a run's newest checkpoint: a folder if several processes wrote it."""
     last = run / "checkpoints" / "last"
     return last if sharded_checkpoint.is_checkpoint(last) else last.with_suffix(".pt")
 
 
-def _loaded(path: Path) -> dict[str, Any]:
+def _load_checkpoint(path: Path) -> dict[str, Any]:
     return sharded_checkpoint.load(path) if path.is_dir() else checkpoint.load(path)
 
 
-def _from_transformers(folder: Path, source: str) -> OpenedEncoder:
-    """An encoder of transformers; one that `mvmae export` wrote says which token counts."""
-    opened = _from_found(*hub.from_transformers(folder), source=source)
+def _open_with_metadata(path: Path) -> OpenedEncoder:
+    """Load a .safetensors file that has a .json beside it: an encoder, or `finetune`'s model."""
+    tensors, metadata = checkpoint.load_tensors(path)
+    opened = encoder_from_metadata(metadata, source=str(path))
+    if "classes" in metadata:  # a fine-tuned classifier, whose head is not part of the encoder
+        head = {key for key in tensors if key.startswith(("fc_norm.", "head."))}
+        opened = opened._replace(left_out=tuple(sorted(head)))
+        tensors = {key: value for key, value in tensors.items() if key not in head}
+    checkpoint.load_weights(opened.encoder, tensors, source=str(path))
+    return opened
+
+
+def _open_transformers(folder: Path, source: str) -> OpenedEncoder:
+    """Load a transformers encoder; `mvmae export` records the token to read in config.json."""
+    opened = _build(*hub.from_transformers(folder), source=source)
     pool = hub.read_json(folder / "config.json").get("mvmae_pool")
     return opened._replace(pool=pool) if pool in ("mean", "cls") else opened
 
 
-def _from_export(state: dict[str, Any], facts: dict[str, Any], source: str) -> OpenedEncoder:
-    """An encoder that `mvmae export` wrote for timm, with what encoder.json said in the file."""
-    said = encoder_from_metadata(facts, source=source)
-    size, eps = said.encoder.size, said.encoder.variant.norm_eps
-    hints = Hints(size.num_heads, eps, said.encoder.image_size)
+def _open_export(state: dict[str, Any], metadata: dict[str, Any], source: str) -> OpenedEncoder:
+    """Load an encoder exported for timm, whose header carries the content of encoder.json."""
+    described = encoder_from_metadata(metadata, source=source)
+    size, eps = described.encoder.size, described.encoder.variant.norm_eps
+    hints = Hints(size.num_heads, eps, described.encoder.image_size)
     found = find_encoder(state, source=source, hints=hints)
-    return _from_found(found, said.preprocessing, source=source)._replace(
-        pool=said.pool, depth=said.depth
+    return _build(found, described.preprocessing, source=source)._replace(
+        pool=described.pool, depth=described.depth
     )
 
 
-def _has_facts(path: Path) -> bool:
+def _has_metadata(path: Path) -> bool:
     return path.suffix == ".safetensors" and path.with_suffix(".json").exists()
 
 
-def _from_found(
+def _build(
     found: FoundEncoder, preprocessing: Preprocessing | None, *, source: str
 ) -> OpenedEncoder:
-    """An encoder with the tensors that were found; every key must fit."""
+    """Build an encoder from the tensors found in a file; every key must fit."""
     encoder = Encoder(
         found.size,
         image_size=found.image_size,
@@ -233,50 +241,44 @@ def _from_found(
         variant=found.variant,
     )
     checkpoint.load_weights(encoder, found.tensors, source=source)
-    if preprocessing is None:
-        mean, std = ViewsConfig().pixel_statistics(found.in_channels)
-        preprocessing = Preprocessing(mean, std, "bicubic")
     pool = "cls" if found.variant.cls_token and found.variant.final_norm else "mean"
+    preprocessing = preprocessing or _default_preprocessing(found.in_channels)
     return OpenedEncoder(encoder, preprocessing, pool, found.maker, found.left_out)
 
 
-def _is_ours(state: dict[str, Any]) -> bool:
+def _default_preprocessing(channels: int) -> Preprocessing:
+    """ImageNet's pixel statistics, or plain ones for other numbers of channels."""
+    return Preprocessing(*ViewsConfig().pixel_statistics(channels), "bicubic")
+
+
+def _is_training_state(state: dict[str, Any]) -> bool:
     return isinstance(state.get("config"), str) and isinstance(state.get("model"), dict)
 
 
-def _from_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
-    if '"encoder":' in state["config"].split('\n  "model"')[0]:
+def _open_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
+    """Load the encoder from a training checkpoint of `pretrain`."""
+    if _is_supervised(state["config"]):
         raise UserError(
-            f"{path} is of finetune, detect or segment and holds more than an encoder: take the "
-            "encoder that the run began with; a finished finetune run has its own"
+            f"{path} is a checkpoint of finetune, detect or segment and holds more than an "
+            "encoder: give the encoder that the run started from, or the folder of a finished "
+            "finetune run"
         )
     config = from_json(state["config"], PretrainConfig, source=str(path))
     opened = attach_preprocessing(random_encoder(config.model, 0), config)
-    tensors = {key: value for key, value in state["model"].items() if not _is_decoder(key)}
+    tensors = {k: v for k, v in state["model"].items() if not k.startswith(DECODER_PREFIXES)}
     checkpoint.load_weights(opened.encoder, tensors, source=str(path))
     return opened
 
 
-def _began_with_an_encoder(config: str) -> bool:
-    """Whether a config is of a supervised run, whose checkpoints hold more than an encoder."""
-    with suppress(ValueError, AttributeError):
-        return isinstance(json.loads(config).get("encoder"), str)
-    return False
-
-
-def _is_decoder(key: str) -> bool:
-    return key.startswith(("decoder", "mask_token", "projection_head"))
-
-
 class OpenedAutoencoder(NamedTuple):
-    """An autoencoder with the config it was trained by."""
+    """An autoencoder and the config it was trained with."""
 
     model: MaskedAutoencoder
     config: PretrainConfig
 
 
 def load_autoencoder(source: str | Path) -> MaskedAutoencoder:
-    """A whole masked autoencoder, decoder included.
+    """Load a whole masked autoencoder, decoder included.
 
     Args:
         source: A run folder or its `last.pt`.
@@ -288,30 +290,43 @@ def load_autoencoder(source: str | Path) -> MaskedAutoencoder:
 
 
 def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
-    """`load_autoencoder`, with its config."""
+    """Load a whole masked autoencoder together with its config.
+
+    Raises:
+        UserError: As `load_autoencoder`.
+    """
     if str(source).startswith(("random:", "timm:", "hf:")):
         raise UserError(
-            f"{source} is an encoder alone and has no decoder: give the folder of a run of pretrain"
+            f"{source} is an encoder alone and has no decoder: give the folder of a pretrain run"
         )
     path = Path(source)
     if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
-        whole = _checkpoint_in(path)
-        path = (
-            path / ENCODER_FILE if (path / ENCODER_FILE).exists() and not whole.exists() else whole
-        )
+        newest = _checkpoint_in(path)
+        has_encoder_alone = (path / ENCODER_FILE).exists() and not newest.exists()
+        path = path / ENCODER_FILE if has_encoder_alone else newest
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
         )
-    state = _loaded(path)
-    if not _is_ours(state):
+    state = _load_checkpoint(path)
+    if not _is_training_state(state):
         raise UserError(
-            f"{path} is no checkpoint of mvmae: of another program, or an encoder alone, which has "
-            "no decoder; give the folder of a run of pretrain"
+            f"{path} is not a training checkpoint of mvmae but another program's file or an "
+            "encoder alone, without a decoder: give the folder of a pretrain run"
         )
-    if _began_with_an_encoder(state["config"]):
-        raise UserError(f"{path} is of no run of pretrain: it has no decoder")
+    if _is_supervised(state["config"]):
+        raise UserError(
+            f"{path} is not from a pretrain run and has no decoder: give the folder of a "
+            "pretrain run"
+        )
     config = from_json(state["config"], PretrainConfig, source=str(path))
     model = MaskedAutoencoder(config.model)
     checkpoint.load_weights(model, state["model"], source=str(path))
     return OpenedAutoencoder(model.eval(), config)
+
+
+def _is_supervised(config: str) -> bool:
+    """Whether a config belongs to finetune, detect or segment: those start from an encoder."""
+    with suppress(ValueError, AttributeError):
+        return isinstance(json.loads(config).get("encoder"), str)
+    return False

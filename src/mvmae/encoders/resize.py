@@ -1,4 +1,4 @@
-"""The same weights for images of another size or number of channels."""
+"""Adapt an encoder's weights to another image size or number of channels."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from mvmae.method.vit import Encoder
 
 
 def height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, int]:
-    """Height and width in pixels.
+    """Return an image size as height and width in pixels.
 
     Raises:
-        UserError: The patch does not divide them.
+        UserError: A side is not a multiple of the patch size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     if min(size) < patch:
@@ -29,10 +29,14 @@ def height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, in
 
 
 def resize_encoder(encoder: Encoder, image_size: int | tuple[int, int] | None) -> Encoder:
-    """The same weights for images of another size.
+    """Return an encoder with the same weights for images of another size.
+
+    Args:
+        encoder: Returned unchanged if it already has the size.
+        image_size: In pixels. None keeps the encoder's own.
 
     Raises:
-        UserError: The patch does not divide it.
+        UserError: A side is not a multiple of the patch size.
     """
     if image_size is None:
         return encoder
@@ -40,13 +44,10 @@ def resize_encoder(encoder: Encoder, image_size: int | tuple[int, int] | None) -
     if size == encoder.image_size:
         return encoder
     other = encoder.rebuilt(image_size=size)
-    has_cls = encoder.variant.cls_token
-    weights = encoder.state_dict() | {
-        "pos_embed": resample_positions(
-            encoder.pos_embed, encoder.grid, other.grid, has_cls=has_cls
-        )
-    }
-    other.load_state_dict(weights)
+    positions = resample_positions(
+        encoder.pos_embed, encoder.grid, other.grid, has_cls=encoder.variant.cls_token
+    )
+    other.load_state_dict(encoder.state_dict() | {"pos_embed": positions})
     return other
 
 
@@ -57,7 +58,7 @@ def resample_positions(
     *,
     has_cls: bool = True,
 ) -> Float[Tensor, "1 M D"]:
-    """Positions for another grid: bicubic in two dimensions, as MAE's and timm's."""
+    """Resample position embeddings to another grid of patches: bicubic, as in MAE and timm."""
     cls, patches = positions[:, : int(has_cls)], positions[:, int(has_cls) :]
     image = patches.detach().transpose(1, 2).unflatten(2, grid)
     image = nn.functional.interpolate(
@@ -67,11 +68,11 @@ def resample_positions(
 
 
 def adapt_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEncoder:
-    """The same weights for images of another number of channels.
+    """Return an encoder with the same weights for another number of channels.
 
-    As timm's `adapt_input_conv`: for gray the weights of all channels are added up, so that a gray
-    image gives what its colour copy gave; for more, they are repeated in turn and scaled so that
-    the sum stays. Mean and deviation of the pixels become their averages.
+    Follows timm's `adapt_input_conv`. For one channel the weights of all channels are summed, so
+    that a gray image gives the features of its colour copy. For more channels they are repeated in
+    turn and scaled to keep their sum. Every channel gets the average mean and deviation.
     """
     encoder = opened.encoder
     if in_channels is None or in_channels == encoder.in_channels:
@@ -85,9 +86,9 @@ def adapt_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEnco
 
 
 def adapt_patch_weight(weight: Float[Tensor, "D C p p"], channels: int) -> Float[Tensor, "D E p p"]:
-    """The weight of a patch embedding for so many channels."""
-    have = weight.shape[1]
+    """Convert the weight of a patch embedding to another number of channels."""
+    count = weight.shape[1]
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
-    in_turn = torch.arange(channels) % have
-    return weight[:, in_turn] * (have / channels)
+    in_turn = torch.arange(channels) % count
+    return weight[:, in_turn] * (count / channels)

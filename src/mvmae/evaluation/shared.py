@@ -163,7 +163,9 @@ def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Jud
         facts = side, setting.opened.encoder.in_channels, setting.stamps[name]
         keep = setting.home / "cache" / f"pixels-{key_of(facts)}"
         part = getattr(setting.data, name)
-        found.append(encoders.extract_distributed(read, part, keep, bar.advance, resumes=False))
+        found.append(
+            encoders.extract_distributed(read, part, keep, bar.advance, is_resumable=False)
+        )
     train, test = found
     if train is None or test is None:
         return None

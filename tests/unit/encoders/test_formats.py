@@ -188,7 +188,7 @@ def test_swin_is_refused(tmp_path):
     ids=["ResNet", "CLIP of OpenAI", "empty", "an empty model", "no tensors"],
 )
 def test_what_has_no_vision_transformer_is_refused(tmp_path, state):
-    assert "holds no Vision Transformer that is known here" in complaint(tmp_path, state)
+    assert "holds no Vision Transformer that mvmae knows" in complaint(tmp_path, state)
 
 
 def test_a_list_is_no_checkpoint(tmp_path):

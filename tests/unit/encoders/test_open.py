@@ -151,7 +151,7 @@ def test_what_cannot_be_an_encoder_is_refused(run, tmp_path):
         "random:vit_bse": "no encoder 'vit_bse': did you mean 'vit_base'?",
         str(tmp_path / "nowhere"): "no such encoder: ",
         str(tmp_path / "empty"): "holds no encoder: neither encoder.safetensors nor",
-        str(tmp_path / "foreign" / "last.pt"): "holds no Vision Transformer that is known here",
+        str(tmp_path / "foreign" / "last.pt"): "holds no Vision Transformer that mvmae knows",
     }
     for source, message in refused.items():
         with pytest.raises(UserError, match=message):
@@ -252,7 +252,7 @@ def test_features_leave_out_what_cannot_be_read(run, image_folder):
     assert result.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert len(result.mean) == len(result.cls) == 7
     assert [skip.path for skip in result.skipped] == [str(images / "blue" / "1.png")]
-    pixels = encoders.pixel_features(source, side=4)
+    pixels = encoders.extract_features(encoders.pixel_extractor(side=4, workers=None), source)
     assert pixels.mean.shape == (7, 3 * 4 * 4)
     assert pixels.labels.tolist() == result.labels.tolist()
 
@@ -277,7 +277,7 @@ def test_features_leave_the_encoder_as_it_was(run, image_folder):
 
 def test_raw_pixels_are_shares_of_white(image_folder):
     source = from_folders([str(image_folder(size=(8, 8), suffix=".png"))], 3)
-    pixels = encoders.pixel_features(source, side=8)
+    pixels = encoders.extract_features(encoders.pixel_extractor(side=8, workers=None), source)
     expected = torch.stack([source.read(index).flatten() for index in range(8)]) / 255
     torch.testing.assert_close(pixels.mean, expected)
     assert pixels.cls is None
@@ -307,9 +307,9 @@ def test_a_json_that_is_no_object_is_damaged(tmp_path):
 @pytest.mark.parametrize(
     ("facts", "reason"),
     [
-        ({"num_heads": 3}, "3 heads do not divide 64"),
-        ({"width": -1}, "sizes must be whole numbers from 1 on"),
-        ({"depth": 2.5}, "sizes must be whole numbers from 1 on"),
+        ({"num_heads": 3}, "3 heads do not divide width 64"),
+        ({"width": -1}, "sizes must be whole numbers of at least 1"),
+        ({"depth": 2.5}, "sizes must be whole numbers of at least 1"),
         ({"std": [0.0, 1.0, 1.0]}, "std above 0"),
         ({"mean": [0.5]}, "a number for each channel"),
         ({"image_size": [30, 30]}, "patch_size does not divide image_size"),
