@@ -14,7 +14,7 @@ import sys
 import torch
 
 from mvmae.embed.run import read_embeddings
-from mvmae.metrics.typicality import centred, near_duplicates
+from mvmae.metrics.typicality import centre, near_duplicates
 
 
 def main(folder: str, threshold: str = "0.98") -> None:
@@ -22,7 +22,7 @@ def main(folder: str, threshold: str = "0.98") -> None:
     parts = list(read_embeddings(folder))
     paths = [path for part in parts for path in part.paths]
     vectors = torch.cat([torch.tensor(part.embeddings) for part in parts])
-    pairs = near_duplicates(centred(vectors), float(threshold))
+    pairs = near_duplicates(centre(vectors), float(threshold))
     for first, second, cosine in pairs:
         print(f"{cosine:.4f}  {paths[first]}  {paths[second]}")
     print(f"{len(pairs)} pairs among {len(paths)} images")

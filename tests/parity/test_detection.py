@@ -18,7 +18,7 @@ from mvmae.data.annotations.coco import encoded_mask, run_lengths
 from mvmae.data.annotations.coco_check import checked, load
 from mvmae.dense.backbone import Backbone
 from mvmae.dense.detect.model import DetectorShape, build_detector
-from mvmae.evaluation.finetune.classifier import body_of
+from mvmae.evaluation.finetune.classifier import encoder_copy
 from mvmae.method.vit import Encoder
 from mvmae.metrics.coco_ap import NAMES, average_precision
 
@@ -128,7 +128,7 @@ def test_a_timm_checkpoint_gives_timms_last_map(tmp_path):
     torch.nn.init.normal_(theirs.pos_embed, std=0.1)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     encoder = load_encoder(tmp_path / "timm.pth")
-    backbone = Backbone(body_of(encoder), out_blocks=[3, 11]).eval()
+    backbone = Backbone(encoder_copy(encoder), out_blocks=[3, 11]).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         wanted = theirs.forward_intermediates(images, indices=[3, 11], intermediates_only=True)

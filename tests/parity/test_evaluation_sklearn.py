@@ -14,7 +14,7 @@ from mvmae.metrics.accuracy import (
     per_class_accuracy,
     topk_accuracy,
 )
-from mvmae.metrics.knn import knn_predictions, knn_votes, neighbours
+from mvmae.metrics.knn import knn_predictions, knn_votes, nearest_neighbours
 from mvmae.metrics.linear import logistic_regression
 
 pytestmark = pytest.mark.parity
@@ -77,7 +77,7 @@ def test_the_linear_classifier_is_scikit_learns_pipeline():
 @pytest.mark.parametrize("top", [1, 2, 5])
 def test_top_k_of_the_votes_is_scikit_learns(classes, top):
     (features, labels), (queries, truth) = (clouds(seed, 300, classes) for seed in (1, 2))
-    near = neighbours(*(torch.from_numpy(array) for array in (features, queries)), k=100)
+    near = nearest_neighbours(*(torch.from_numpy(array) for array in (features, queries)), k=100)
     for k in (10, 20, 100):
         reference = KNeighborsClassifier(
             k, metric="cosine", weights=lambda distances: np.exp((1 - distances) / 0.07)

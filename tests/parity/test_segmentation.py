@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mvmae.metrics.miou import pixel_confusion, quality
+from mvmae.metrics.miou import pixel_confusion, segmentation_scores
 
 pytestmark = pytest.mark.parity
 
@@ -24,7 +24,7 @@ def test_figures_equal_torchmetrics(num_classes, seed):
     mean = metrics.MulticlassAccuracy(**options, average="macro")(guess, truth)
     overall = metrics.MulticlassAccuracy(**options, average="micro")(guess, truth)
 
-    own = quality(pixel_confusion(guess, truth, num_classes))
+    own = segmentation_scores(pixel_confusion(guess, truth, num_classes))
     torch.testing.assert_close(own.iou.float(), 100 * iou)
     assert own.miou == pytest.approx(100 * iou.mean().item(), rel=1e-5)
     assert own.mean_accuracy == pytest.approx(100 * mean.item(), rel=1e-5)

@@ -24,7 +24,7 @@ from mvmae.data.sources.open import Labelled, open_source, stamp
 from mvmae.encoders import ENCODER_FILE, OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import knn, probe, probe_mae, shared
-from mvmae.evaluation.shared import Judged, Row, Setting
+from mvmae.evaluation.shared import Candidate, Row, Setting
 from mvmae.method import pretrain
 from mvmae.method.preflight.resolve_config import as_found_out, settle
 from mvmae.storage import metrics_file, results, run_folder
@@ -222,7 +222,7 @@ def untrained(cell: Cell, plan: Plan) -> OpenedEncoder:
 def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> Setting:
     """What the parts of `knn` and `probe` need."""
     if cell.key not in SEEDLESS:
-        return shared.setting_of(config)
+        return shared.open_setting(config)
     device = precision.choose_device(config.device)
     no_encoder = encoders.attach_preprocessing(
         encoders.random_encoder(plan.start.model, 0), plan.start
@@ -236,21 +236,23 @@ def _passes(cell: Cell, configs: list[JudgeConfig]) -> int:
     return len(configs) if cell.key in SEEDLESS else 1
 
 
-def _judged(cell: Cell, configs: list[JudgeConfig], setting: Setting, bar: Bar) -> Iterator[Judged]:
+def _judged(
+    cell: Cell, configs: list[JudgeConfig], setting: Setting, bar: Bar
+) -> Iterator[Candidate]:
     """The features for each judgement."""
     if cell.key not in SEEDLESS:
-        once = shared.judged(configs[0], setting, str(cell.folder), setting.opened, bar)
+        once = shared.encoder_candidate(configs[0], setting, str(cell.folder), setting.opened, bar)
         assert once is not None  # there is one process
         yield from [once] * len(configs)
         return
     for config in configs:
         side = knn.PIXEL_SIDE if isinstance(config, KnnConfig) else probe.PIXEL_SIDE
-        pixels = shared.pixels(setting, side=side, workers=config.workers, bar=bar)
+        pixels = shared.pixel_candidate(setting, side=side, workers=config.workers, bar=bar)
         assert pixels is not None
-        yield pixels if cell.key == PIXELS else shared.components(pixels, NUM_COMPONENTS)
+        yield pixels if cell.key == PIXELS else shared.principal_components(pixels, NUM_COMPONENTS)
 
 
-def write(judged: Judged, config: JudgeConfig, setting: Setting) -> None:
+def write(judged: Candidate, config: JudgeConfig, setting: Setting) -> None:
     """Score the features, and write the result as the verb itself would."""
     verb = verb_of(config)
     scored: Iterator[tuple[Row, Tensor]]

@@ -137,7 +137,7 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def spread_of(line: Line, verb: str) -> Spread | None:
     """Mean and deviation over the seeds that are finished."""
     values = line.scores.get(verb, {})
-    return paired.spread(np.array(list(values.values()), dtype=float)) if values else None
+    return paired.seed_spread(np.array(list(values.values()), dtype=float)) if values else None
 
 
 def difference_of(line: Line, base: Line, verb: str) -> Difference | None:
@@ -149,7 +149,7 @@ def difference_of(line: Line, base: Line, verb: str) -> Difference | None:
     if line.key == base.key or not both:
         return None
     pair = (np.array([values[seed] for seed in both], dtype=float) for values in (one, other))
-    return paired.difference(*pair)
+    return paired.paired_difference(*pair)
 
 
 def write(plan: Plan, known: Known) -> Path:
@@ -326,7 +326,7 @@ def notes(plan: Plan, known: Known) -> list[str]:
             f"over seeds {seeds}; recipe {plan.recipe}."
         )
     finished = max((len(v) for v in base.scores.values()), default=0)
-    limit = paired.beyond_chance(finished)
+    limit = paired.significance_threshold(finished)
     said.append(
         f"Differences are to '{base_name(plan)}', of the same seed: mean and standard error"
         + (

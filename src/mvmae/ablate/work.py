@@ -58,7 +58,7 @@ def ready(plan: Plan) -> Ready:
     if run_folder.is_run(asked.folder):
         raise UserError(f"{asked.folder} is a run itself: choose an --out that is new or empty")
     for place in (*asked.data, asked.judged_on):
-        shared.refuse_among_images(asked.folder, place)
+        shared.require_results_outside(asked.folder, place)
     source = open_source(asked.data, plain_channels(plan.start.model.in_channels))
     kind = kind_of(source, 0)
     for row in plan.rows:
@@ -73,7 +73,7 @@ def ready(plan: Plan) -> Ready:
     fingerprint = pretrain.plan_of(plan.base, source).fingerprint
     for cell in plan.trained():
         cells.progress(cell, fingerprint)
-    return Ready(data, shared.facts_of(data)["fingerprint"], fingerprint)
+    return Ready(data, shared.data_facts(data)["fingerprint"], fingerprint)
 
 
 def _require_images(config: PretrainConfig, source: Source, kind: Kind) -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from mvmae.config.evaluation import KnnConfig
 from mvmae.evaluation import shared
-from mvmae.evaluation.shared import Judged, Row, Setting
+from mvmae.evaluation.shared import Candidate, Row, Setting
 from mvmae.metrics.accuracy import topk_accuracy
-from mvmae.metrics.knn import knn_votes, neighbours
+from mvmae.metrics.knn import knn_votes, nearest_neighbours
 
 PIXEL_SIDE = 32  # to which images shrink as raw pixels
 USUAL_K = 20  # DINO's
@@ -22,7 +22,7 @@ def run(config: KnnConfig) -> None:
     Raises:
         UserError: The encoder or the labelled images cannot be read.
     """
-    with shared.judging(config) as setting:
+    with shared.evaluation_setting(config) as setting:
         judge(config, setting)
 
 
@@ -42,11 +42,11 @@ def judge(config: KnnConfig, setting: Setting) -> None:
     shared.report(config, setting, rows, headline, predictions, read, verb="knn", title=title)
 
 
-def scored(judged: Judged, config: KnnConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:
+def scored(judged: Candidate, config: KnnConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:
     """A row for each token and each number of neighbours, with the votes."""
     num_classes = len(setting.data.test.classes)
-    for token, (train, test) in shared.tokens_of(judged).items():
-        near = neighbours(train, test, max(config.k), device=setting.device)
+    for token, (train, test) in shared.vectors_by_token(judged).items():
+        near = nearest_neighbours(train, test, max(config.k), device=setting.device)
         for k in config.k:
             votes = knn_votes(
                 near, judged.train.labels, num_classes, k=k, temperature=config.temperature

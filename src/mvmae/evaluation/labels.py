@@ -23,11 +23,11 @@ from mvmae.data.reading.loader import Skipped
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import shared
-from mvmae.evaluation.shared import Judged, Setting
+from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.figures import curves
 from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
-from mvmae.metrics.paired import NORMAL, beyond_chance
+from mvmae.metrics.paired import NORMAL_QUANTILE, significance_threshold
 from mvmae.storage import results, run_folder
 from mvmae.training.checkpoint import write_whole
 
@@ -53,7 +53,7 @@ def run(config: LabelsConfig) -> None:
     Raises:
         UserError: An encoder or the labelled images cannot be read.
     """
-    with shared.judging(config) as setting:
+    with shared.evaluation_setting(config) as setting:
         judge(config, setting)
 
 
@@ -84,7 +84,7 @@ def judge(config: LabelsConfig, setting: Setting) -> None:
     verdict = verdict_of(cells, config.encoder, num_test)
     for line in (*remarks(learned, config), verdict):
         console.print(line)
-    shared.say_skipped(console, skipped)
+    shared.print_skipped(console, skipped)
     file = results.write(
         setting.home,
         "labels",
@@ -93,13 +93,13 @@ def judge(config: LabelsConfig, setting: Setting) -> None:
             "verdict": verdict,
             "cells": [cell._asdict() for cell in cells],
             "skipped": [skip._asdict() for skip in skipped],
-            "data": shared.facts_of(setting.data),
+            "data": shared.data_facts(setting.data),
             "seconds": round(time.perf_counter() - setting.began, 1),
         },
         device=setting.device,
     )
     known.file.unlink(missing_ok=True)
-    shared.clear(setting)
+    shared.clear_caches(setting)
     console.print(f"written: {file} and {picture}")
 
 
@@ -116,12 +116,12 @@ def cells_key(
 ) -> str:
     """Changes with whatever a cell depends on."""
     caches = [
-        shared.cache_of(config, setting, opened, part).name
+        shared.cache_folder(config, setting, opened, part).name
         for _, opened in [("", setting.opened), *against]
         for part in ("train", "test")
     ]
     said = config.against, config.seed, config.costs, config.max_iterations, config.pool
-    return shared.key_of((caches, said))
+    return shared.cache_key((caches, said))
 
 
 class Known:
@@ -178,10 +178,10 @@ def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
 
 
 def cells_of(
-    judged: Judged, config: LabelsConfig, setting: Setting, known: Known
+    judged: Candidate, config: LabelsConfig, setting: Setting, known: Known
 ) -> Iterator[Cell]:
     """Every amount and draw for one encoder."""
-    vectors = shared.tokens_of(judged)
+    vectors = shared.vectors_by_token(judged)
     train, test = vectors[judged.pool or "pixels"]
     labels, truth = judged.train.labels.numpy(), judged.test.labels.numpy()
     for amount, draws in amounts_of(labels, config).items():
@@ -241,7 +241,7 @@ def table_of(cells: Sequence[Cell]) -> Table:
             f"{point.mean:.1f}" + (f" ±{point.spread:.1f}" if point.spread else "")
             for point in points_of(cells, name)
         ]
-        table.add_row(escape(shared.short(name, names)), *figures)
+        table.add_row(escape(shared.short_name(name, names)), *figures)
     return table
 
 
@@ -320,7 +320,7 @@ class Gain(NamedTuple):
     @property
     def is_clear(self) -> bool:
         """Whether chance would hardly make it."""
-        return self.mean > (beyond_chance(self.draws) or NORMAL) * self.error
+        return self.mean > (significance_threshold(self.draws) or NORMAL_QUANTILE) * self.error
 
 
 def paired_gains(cells: Sequence[Cell], name: str, other: str, num_test: int) -> list[Gain]:
@@ -352,7 +352,7 @@ def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) ->
         points: list[Any] = points_of(cells, name)
         counts, means, spreads = zip(*points, strict=True)
         drawn.append(
-            curves.Curve(shared.short(name, names), counts, means, spreads, name in BASELINES)
+            curves.Curve(shared.short_name(name, names), counts, means, spreads, name in BASELINES)
         )
     classes = len(setting.data.test.classes)
     draws = max(cell.draw for cell in cells) + 1

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mvmae.config.evaluation import ProbeConfig
 from mvmae.evaluation import probe_mae, shared
-from mvmae.evaluation.shared import Judged, Row, Setting
+from mvmae.evaluation.shared import Candidate, Row, Setting
 from mvmae.metrics.accuracy import topk_accuracy
 from mvmae.metrics.linear import logistic_regression
 
@@ -27,7 +27,7 @@ def run(config: ProbeConfig) -> int:
     """
     if config.protocol == "mae":
         return probe_mae.run(config)
-    with shared.judging(config) as setting:
+    with shared.evaluation_setting(config) as setting:
         judge(config, setting)
     return 0
 
@@ -47,9 +47,11 @@ def judge(config: ProbeConfig, setting: Setting) -> None:
     shared.report(config, setting, rows, headline, predictions, read, verb="probe", title=title)
 
 
-def scored(judged: Judged, config: ProbeConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:
+def scored(
+    judged: Candidate, config: ProbeConfig, setting: Setting
+) -> Iterator[tuple[Row, Tensor]]:
     """A row for each token, with the strength of L2 that was chosen, and the scores."""
-    for token, (train, test) in shared.tokens_of(judged).items():
+    for token, (train, test) in shared.vectors_by_token(judged).items():
         result = logistic_regression(
             train.numpy(),
             judged.train.labels.numpy(),

@@ -51,7 +51,7 @@ def run(config: ProbeConfig) -> int:
         UserError: The encoder or the images cannot be read, or the loss stopped being finite.
     """
     with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged there
-        setting = evaluation.setting_of(config)
+        setting = evaluation.open_setting(config)
         heads = heads_of(setting, config.seed).to(setting.device)
         folder = folder_of(config, setting)
         with shared(setting.home / "cache"):
@@ -250,7 +250,7 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
         setting.stamps["train"],
         sorted((name, value) for name, value in fields.items() if name not in MAY_DIFFER),
     )
-    folder = setting.home / "cache" / f"probe-{evaluation.key_of(facts)}"
+    folder = setting.home / "cache" / f"probe-{evaluation.cache_key(facts)}"
     setting.caches.append(folder)
     return folder
 

@@ -55,7 +55,7 @@ class Setting(NamedTuple):
     """Folders of features that are kept until the result is written."""
 
 
-class Judged(NamedTuple):
+class Candidate(NamedTuple):
     """Features of one encoder, or of none, before they are scored."""
 
     name: str
@@ -76,7 +76,7 @@ class Row(NamedTuple):
 
 
 @contextlib.contextmanager
-def judging(config: EvaluateConfig) -> Iterator[Setting]:
+def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
     """The setting of a command, with the processes that share it; only the main one judges.
 
     Of several processes each reads and encodes its share, into files that the main one joins.
@@ -85,12 +85,12 @@ def judging(config: EvaluateConfig) -> Iterator[Setting]:
         UserError: As `setting_of`, or another command of several processes is at the same.
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
-        setting = setting_of(config)
+        setting = open_setting(config)
         with shared(setting.home / "cache"):
             yield setting
 
 
-def setting_of(config: EvaluateConfig) -> Setting:
+def open_setting(config: EvaluateConfig) -> Setting:
     """Open the encoder and the labelled images, as many as asked for.
 
     Raises:
@@ -102,17 +102,17 @@ def setting_of(config: EvaluateConfig) -> Setting:
     pool = config.pool or opened.pool
     if pool == "cls" and not opened.encoder.variant.cls_token:
         raise UserError(f"{config.encoder} has no class token: use --pool mean")
-    refuse_among_images(home, config.data)
+    require_results_outside(home, config.data)
     data = open_labelled(config.data, opened.encoder.in_channels, opened.depth)
-    train = at_most(data.train, config.max_train, config.seed)
-    test = at_most(data.test, config.max_test, config.seed + 1)
+    train = random_subset(data.train, config.max_train, config.seed)
+    test = random_subset(data.test, config.max_test, config.seed + 1)
     kept = Labelled(train, test, data.split)
     main = distributed.is_main()  # the others need not ask the disk about every image too
     stamps = distributed.from_main({"train": stamp(train), "test": stamp(test)} if main else {})
     return Setting(opened, kept, pool, home, device, time.perf_counter(), stamps, [])
 
 
-def refuse_among_images(home: Path, data: str) -> None:
+def require_results_outside(home: Path, data: str) -> None:
     """A figure among the images would be one of them the next time, and its folder a class.
 
     Raises:
@@ -131,7 +131,7 @@ def candidates(
     *,
     pixel_side: int,
     against: Sequence[tuple[str, OpenedEncoder]] = (),
-) -> Iterator[Judged]:
+) -> Iterator[Candidate]:
     """Features of the encoder, of others and, unless left out, of what it must beat.
 
     In another process than the main one there are none: it computes its share of them.
@@ -144,15 +144,17 @@ def candidates(
     with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
         for name, opened in named:
             bar.name(name)
-            if found := judged(config, setting, name, opened, bar):
+            if found := encoder_candidate(config, setting, name, opened, bar):
                 yield found
         if config.baselines:
             bar.name("raw pixels")
-            if found := pixels(setting, side=pixel_side, workers=config.workers, bar=bar):
+            if found := pixel_candidate(setting, side=pixel_side, workers=config.workers, bar=bar):
                 yield found
 
 
-def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Judged | None:
+def pixel_candidate(
+    setting: Setting, *, side: int, workers: int | None, bar: Bar
+) -> Candidate | None:
     """Shrunk images as vectors, less the mean training image; none but in the main process.
 
     The cosine of vectors that are all positive says little: without the mean taken away, kNN on
@@ -161,7 +163,7 @@ def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Jud
     read, found = encoders.pixel_extractor(side=side, workers=workers), []
     for name in ("train", "test"):
         facts = side, setting.opened.encoder.in_channels, setting.stamps[name]
-        keep = setting.home / "cache" / f"pixels-{key_of(facts)}"
+        keep = setting.home / "cache" / f"pixels-{cache_key(facts)}"
         part = getattr(setting.data, name)
         found.append(
             encoders.extract_distributed(read, part, keep, bar.advance, is_resumable=False)
@@ -171,10 +173,10 @@ def pixels(setting: Setting, *, side: int, workers: int | None, bar: Bar) -> Jud
         return None
     mean = train.mean.mean(dim=0)
     train, test = (part._replace(mean=part.mean - mean) for part in (train, test))
-    return Judged("raw pixels", train, test)
+    return Candidate("raw pixels", train, test)
 
 
-def components(judged: Judged, count: int) -> Judged:
+def principal_components(judged: Candidate, count: int) -> Candidate:
     """The same vectors in their first principal components."""
     from sklearn.decomposition import PCA  # half a second, for a table of ablations alone
 
@@ -186,25 +188,27 @@ def components(judged: Judged, count: int) -> Judged:
         part._replace(mean=torch.from_numpy(basis.transform(part.mean.numpy())).float())
         for part in (train, test)
     )
-    return Judged(f"{judged.name}, {count} principal components", train, test)
+    return Candidate(f"{judged.name}, {count} principal components", train, test)
 
 
-def judged(
+def encoder_candidate(
     config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
-) -> Judged | None:
+) -> Candidate | None:
     """Features of both parts by one encoder; none but in the main process."""
     read, found = reading_of(config, setting, opened), []
     for name_of_part in ("train", "test"):
         part = getattr(setting.data, name_of_part)
-        keep = cache_of(config, setting, opened, name_of_part)
+        keep = cache_folder(config, setting, opened, name_of_part)
         setting.caches.append(keep)
         found.append(encoders.extract_distributed(read, part, keep, bar.advance))
     train, test = found
     if train is None or test is None:
         return None
     if config.pool is None and opened is not setting.opened:
-        return Judged(name, train, test, opened.pool)
-    return Judged(name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean")
+        return Candidate(name, train, test, opened.pool)
+    return Candidate(
+        name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean"
+    )
 
 
 def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) -> FeatureExtractor:
@@ -219,7 +223,9 @@ def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) 
     )
 
 
-def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str) -> Path:
+def cache_folder(
+    config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str
+) -> Path:
     """Where features of these images by this encoder are kept until the result is written."""
     facts = (
         encoders.weights_digest(opened.encoder),
@@ -230,15 +236,15 @@ def cache_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, pa
         config.batch_size,
         setting.stamps[part],
     )
-    return setting.home / "cache" / f"features-{key_of(facts)}"
+    return setting.home / "cache" / f"features-{cache_key(facts)}"
 
 
-def key_of(facts: object) -> str:
+def cache_key(facts: object) -> str:
     """A short name for what some facts say."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
-def at_most(source: Source, count: int | None, seed: int) -> Source:
+def random_subset(source: Source, count: int | None, seed: int) -> Source:
     """A random draw of so many images, in their order."""
     if count is None or count >= len(source):
         return source
@@ -246,7 +252,7 @@ def at_most(source: Source, count: int | None, seed: int) -> Source:
     return Subset(source, sorted(drawn.tolist()))
 
 
-def tokens_of(judged: Judged) -> dict[str, tuple[Tensor, Tensor]]:
+def vectors_by_token(judged: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
     """Training and test vectors by token; pixels have none and are called so."""
     if judged.pool is None:
         return {"pixels": (judged.train.mean, judged.test.mean)}
@@ -286,7 +292,7 @@ def report(
     classes, (train, test) = setting.data.test.classes, read
     console = terminal.people()
     console.print(f"\n{title}", style="bold")
-    Console().print(table_of(rows, len(classes)))
+    Console().print(build_table(rows, len(classes)))
     count = len(test.labels)
     # of no image wrong, or none right, one in n + 2 stands for what n images could not show
     share = min(max(headline.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))
@@ -297,38 +303,40 @@ def report(
         f"sampling error of one figure ±{error:.1f}"
     )
     confusion = confusion_matrix(predictions, test.labels, len(classes))
-    if said := mistakes(confusion, classes):
+    if said := describe_mistakes(confusion, classes):
         console.print(said)
-    lacking = [name for name, value in accuracies(confusion, classes).items() if value is None]
+    lacking = [
+        name for name, value in class_accuracies(confusion, classes).items() if value is None
+    ]
     if lacking:
         few = ", ".join(shown(name, 40) for name in lacking[:5])
         console.print(f"no test image that can be read: {few}, not judged")
     skipped = [*train.skipped, *test.skipped]
-    say_skipped(console, skipped)
+    print_skipped(console, skipped)
     content = {
         "headline": {"token": headline.token, "top1": headline.top1, "top5": headline.top5}
         | headline.notes,
         "rows": [row._asdict() for row in rows],
-        "per_class": accuracies(confusion, classes),
+        "per_class": class_accuracies(confusion, classes),
         "confusion": confusion.tolist(),
-        "data": facts_of(setting.data) | {"num_train": len(train.labels), "num_test": count},
+        "data": data_facts(setting.data) | {"num_train": len(train.labels), "num_test": count},
         "skipped": [skip._asdict() for skip in skipped],
         "seconds": round(time.perf_counter() - setting.began, 1),
         **(more or {}),
     }
     file = results.write(setting.home, verb, config, content, device=setting.device, name=name)
-    clear(setting)
+    clear_caches(setting)
     console.print(f"written: {file}")
 
 
-def say_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
+def print_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
     """Mention images that could not be read, if there are any."""
     if skipped:
         path, reason = (" ".join(text.split()) for text in skipped[0])
         console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
 
 
-def clear(setting: Setting) -> None:
+def clear_caches(setting: Setting) -> None:
     """Remove what was kept for going on after an interruption."""
     for folder in setting.caches:
         shutil.rmtree(folder, ignore_errors=True)
@@ -336,7 +344,7 @@ def clear(setting: Setting) -> None:
         (setting.home / "cache").rmdir()
 
 
-def facts_of(data: Labelled) -> dict[str, Any]:
+def data_facts(data: Labelled) -> dict[str, Any]:
     """What a result says of its images."""
     return {
         "name": data.test.name,
@@ -346,7 +354,7 @@ def facts_of(data: Labelled) -> dict[str, Any]:
     }
 
 
-def accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, float | None]:
+def class_accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, float | None]:
     """Accuracy of each class in percent; none for a class without a test image."""
     values = per_class_accuracy(confusion).tolist()
     return {
@@ -355,9 +363,9 @@ def accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, float | N
     }
 
 
-def mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
+def describe_mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
     """The worst class and the most frequent mistakes, as a sentence."""
-    known = {name: v for name, v in accuracies(confusion, classes).items() if v is not None}
+    known = {name: v for name, v in class_accuracies(confusion, classes).items() if v is not None}
     common = most_confused(confusion, MISTAKES)
     if not common or len(classes) < 3:
         return ""
@@ -367,7 +375,7 @@ def mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
     return f"worst class: {shown(worst, 40)} ({known[worst]:.1f} %); {listed}"
 
 
-def short(name: str, others: Sequence[str] = ()) -> str:
+def short_name(name: str, others: Sequence[str] = ()) -> str:
     """An encoder as a table shows it: of a path the last part, where no other ends alike."""
     if "/" not in name or ":" in name:
         return name
@@ -382,7 +390,7 @@ def _last(name: str) -> str:
     return parts[-1] if parts else name
 
 
-def table_of(rows: Sequence[Row], num_classes: int) -> Table:
+def build_table(rows: Sequence[Row], num_classes: int) -> Table:
     """The rows for the terminal; top-1 by `k`, where rows differ in it, stands side by side."""
     table = Table()
     table.add_column("encoder")
@@ -398,6 +406,6 @@ def table_of(rows: Sequence[Row], num_classes: int) -> Table:
         own = [row for row in rows if (row.name, row.token) == (name, token)]
         figures = [f"{row.top1:.1f}" for row in own]
         last = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
-        shown = escape(printable(short(name, [row.name for row in rows])))
+        shown = escape(printable(short_name(name, [row.name for row in rows])))
         table.add_row(shown, "" if token == "pixels" else token, *figures, *last)
     return table

@@ -30,7 +30,7 @@ from mvmae.method.preflight.dry_run import rehearse
 from mvmae.method.preflight.resolve_config import settle
 from mvmae.method.terms import blur_of, losses_of, on_device, rebuilt
 from mvmae.method.vit import Encoder
-from mvmae.metrics.knn import knn_predictions, top1
+from mvmae.metrics.knn import knn_predictions, top1_accuracy
 from mvmae.storage import run_folder
 from mvmae.storage.lock import claimed
 from mvmae.training import checkpoint, distributed, precision
@@ -255,7 +255,7 @@ def evaluate(
         )
         token = config.model.latent
         predicted = knn_predictions(getattr(train, token), train.labels, getattr(test, token))
-        accuracy = round(top1(predicted, test.labels), 4)
+        accuracy = round(top1_accuracy(predicted, test.labels), 4)
     distributed.barrier()
     return accuracy
 

@@ -15,7 +15,7 @@ NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
-LARGEST_AREA, MOST_DETECTIONS = 0, 2  # places of "all" and of 100 in the evaluation's axes
+LARGEST_AREA, MAX_DETECTIONS = 0, 2  # places of "all" and of 100 in the evaluation's axes
 
 
 class AveragePrecision(NamedTuple):
@@ -55,7 +55,7 @@ def average_precision(
     order = [int(number) for number in judged.params.catIds]
     by_class = {}
     for name, number in zip(classes, ids, strict=True):
-        values = precision[:, :, order.index(number), LARGEST_AREA, MOST_DETECTIONS]
+        values = precision[:, :, order.index(number), LARGEST_AREA, MAX_DETECTIONS]
         values = values[values > -1]
         by_class[name] = _percent(float(values.mean())) if values.size else None
     figures = [_percent(float(value)) for value in judged.stats[: len(NAMES)]]

@@ -24,7 +24,7 @@ class Neighbours(NamedTuple):
     indices: Int[Tensor, "Q k"]
 
 
-def neighbours(
+def nearest_neighbours(
     features: Float[Tensor, "M D"],
     queries: Float[Tensor, "Q D"],
     k: int,
@@ -89,11 +89,11 @@ def knn_predictions(
     temperature: float = 0.07,
 ) -> Int[Tensor, " Q"]:
     """The class that each query's `k` nearest neighbours vote for; with fewer, all vote."""
-    near = neighbours(features, queries, k)
+    near = nearest_neighbours(features, queries, k)
     num_classes = int(labels.max()) + 1
     return knn_votes(near, labels, num_classes, k=k, temperature=temperature).argmax(dim=1)
 
 
-def top1(predictions: Int[Tensor, " Q"], labels: Int[Tensor, " Q"]) -> float:
+def top1_accuracy(predictions: Int[Tensor, " Q"], labels: Int[Tensor, " Q"]) -> float:
     """Share of right predictions, in percent."""
     return 100 * (predictions == labels).float().mean().item()

@@ -16,10 +16,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import train_test_split
 from threadpoolctl import threadpool_limits
 
-HELD_OUT = 0.2
+HELD_OUT_SHARE = 0.2
 
 
-class Linear(NamedTuple):
+class LinearResult(NamedTuple):
     """What a linear classifier says of the test vectors, and the strength it chose."""
 
     scores: Float[np.ndarray, "Q K"]
@@ -44,7 +44,7 @@ def logistic_regression(
     num_classes: int,
     costs: Sequence[float],
     max_iterations: int = 200,
-) -> Linear:
+) -> LinearResult:
     """Multinomial logistic regression with L2, by scikit-learn's L-BFGS on standardised features.
 
     The strength of L2 is the best of `costs` on a fifth of the training vectors, held out by class
@@ -54,7 +54,7 @@ def logistic_regression(
     scores = np.full((len(queries), num_classes), -np.inf, dtype=np.float32)
     if len(np.unique(labels)) == 1:
         scores[:, labels[0]] = 0
-        return Linear(scores, costs[len(costs) // 2], True)
+        return LinearResult(scores, costs[len(costs) // 2], True)
     center, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
     x, test = (features - center) / spread, (queries - center) / spread
     cost = costs[0] if len(costs) == 1 else _best_cost(x, labels, costs, max_iterations)
@@ -63,16 +63,18 @@ def logistic_regression(
     if logits.ndim == 1:  # two classes share one
         logits = np.stack([-logits, logits], axis=1) / 2
     scores[:, classifier.classes_] = logits
-    return Linear(scores, cost, converged)
+    return LinearResult(scores, cost, converged)
 
 
 def _best_cost(
     x: np.ndarray, labels: np.ndarray, costs: Sequence[float], max_iterations: int
 ) -> float:
     try:
-        parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0, stratify=labels)
+        parts = train_test_split(
+            x, labels, test_size=HELD_OUT_SHARE, random_state=0, stratify=labels
+        )
     except ValueError:  # a class of one image, or fewer held-out images than classes
-        parts = train_test_split(x, labels, test_size=HELD_OUT, random_state=0)
+        parts = train_test_split(x, labels, test_size=HELD_OUT_SHARE, random_state=0)
     fit_x, held_x, fit_labels, held_labels = parts
     if len(np.unique(fit_labels)) < 2:
         return costs[len(costs) // 2]

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-class Quality(NamedTuple):
+class SegmentationScores(NamedTuple):
     """Figures in percent."""
 
     miou: float
@@ -35,7 +35,7 @@ def pixel_confusion(
     return torch.bincount(places, minlength=num_classes**2).view(num_classes, num_classes)
 
 
-def quality(confusion: Int[Tensor, "K K"]) -> Quality:
+def segmentation_scores(confusion: Int[Tensor, "K K"]) -> SegmentationScores:
     """Figures of all pixels together.
 
     A class that is neither in the truth nor predicted is left out of the mean IoU, a class without
@@ -45,7 +45,7 @@ def quality(confusion: Int[Tensor, "K K"]) -> Quality:
     right, true, named = counted.diagonal(), counted.sum(dim=1), counted.sum(dim=0)
     iou = 100 * right / (true + named - right)
     accuracy = 100 * right / true
-    return Quality(
+    return SegmentationScores(
         iou.nanmean().item(),
         accuracy.nanmean().item(),
         (100 * right.sum() / true.sum()).item(),

@@ -16,13 +16,13 @@ Pairs = Int[np.ndarray, "P 2"]
 
 MARGIN = 6  # in sums of 12 pixel values: what is flat has no direction, whatever the encoder did
 BANDS = 7  # of 16 bits: pairs that differ in fewer bits than there are bands share one band whole
-MOST_BITS = BANDS - 1
+MAX_BITS = BANDS - 1
 FLAT = 3.0  # grey levels of standard deviation under which a thumbnail shows nothing
-BRIGHTER = 40.0  # grey levels by which near duplicates may differ on average
+MAX_BRIGHTNESS_DIFFERENCE = 40.0  # grey levels by which near duplicates may differ on average
 PIECE = 1 << 16  # rows at a time
 
 
-def same_bytes(digests: UInt64[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
+def first_with_same_digest(digests: UInt64[np.ndarray, "N 2"]) -> Int[np.ndarray, " N"]:
     """For each file the place of the first file with the same digest, which may be its own."""
     _, first, which = np.unique(
         np.ascontiguousarray(digests).view([("a", np.uint64), ("b", np.uint64)]).ravel(),
@@ -68,7 +68,7 @@ def hamming(a: UInt64[np.ndarray, "P 2"], b: UInt64[np.ndarray, "P 2"]) -> Int[n
     return np.bitwise_count(a ^ b).sum(axis=1, dtype=np.int64)
 
 
-def similarity(
+def colour_correlation(
     thumbs: Thumbs, first: Int[np.ndarray, " P"], second: Int[np.ndarray, " P"]
 ) -> Float[np.ndarray, " P"]:
     """Correlation of the colours of pairs of thumbnails; 0 where one is far brighter."""
@@ -81,11 +81,15 @@ def similarity(
         shift = np.abs(a.mean(1) - b.mean(1))
         a, b = a - a.mean(1, keepdims=True), b - b.mean(1, keepdims=True)
         scale = np.sqrt((a * a).sum(1) * (b * b).sum(1))
-        parts.append(np.where(shift <= BRIGHTER, (a * b).sum(1) / np.maximum(scale, 1e-6), 0))
+        parts.append(
+            np.where(
+                shift <= MAX_BRIGHTNESS_DIFFERENCE, (a * b).sum(1) / np.maximum(scale, 1e-6), 0
+            )
+        )
     return np.concatenate(parts).astype(np.float32)
 
 
-def near_pairs(
+def find_near_duplicates(
     thumbs: Thumbs, least: float, usable: Bool[np.ndarray, " N"]
 ) -> tuple[Pairs, Float[np.ndarray, " P"]]:
     """Pairs of images that look the same, sorted by place.
@@ -109,7 +113,7 @@ def near_pairs(
     found = [*_of_one_hash(thumbs, places, which, least)]
     for a, b in _of_near_hashes(hashes[first]):
         one, other = places[first[a]], places[first[b]]
-        alike = similarity(thumbs, one, other)
+        alike = colour_correlation(thumbs, one, other)
         keep = alike >= least
         found.append((np.stack([one[keep], other[keep]], axis=1), alike[keep]))
     pairs = np.concatenate([np.zeros((0, 2), np.int64), *(pair for pair, _ in found)])
@@ -131,7 +135,7 @@ def _of_one_hash(
         heads = left[first][back]
         rest = heads != left
         one, other = places[heads[rest]], places[left[rest]]
-        alike = similarity(thumbs, one, other)
+        alike = colour_correlation(thumbs, one, other)
         keep = alike >= least
         yield np.stack([one[keep], other[keep]], axis=1), alike[keep]
         left = left[rest][~keep]
@@ -151,6 +155,6 @@ def _of_near_hashes(hashes: Hashes) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             at = at[at + step < len(values)]
             at = at[values[at] == values[at + step]]
             a, b = order[at], order[at + step]
-            near = hamming(hashes[a], hashes[b]) <= MOST_BITS
+            near = hamming(hashes[a], hashes[b]) <= MAX_BITS
             if near.any():
                 yield a[near], b[near]

@@ -33,17 +33,17 @@ class Difference(NamedTuple):
 
 
 # Student's t, 97.5 %, for 1 to 9 degrees of freedom (Fisher and Yates 1938, table III)
-BEYOND_CHANCE = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-NORMAL = 1.96
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+NORMAL_QUANTILE = 1.96
 
 
-def spread(values: Float[np.ndarray, " S"]) -> Spread:
+def seed_spread(values: Float[np.ndarray, " S"]) -> Spread:
     """Mean and standard deviation over seeds, at least one."""
     sd = float(values.std(ddof=1)) if len(values) > 1 else None
     return Spread(float(values.mean()), sd, len(values))
 
 
-def difference(one: Float[np.ndarray, " S"], other: Float[np.ndarray, " S"]) -> Difference:
+def paired_difference(one: Float[np.ndarray, " S"], other: Float[np.ndarray, " S"]) -> Difference:
     """The mean of `one - other` over the seeds that both have, and its standard error.
 
     The seed gives both runs the same order of images and the same random numbers, so what it does
@@ -54,7 +54,7 @@ def difference(one: Float[np.ndarray, " S"], other: Float[np.ndarray, " S"]) -> 
     return Difference(float(apart.mean()), error, len(apart))
 
 
-def beyond_chance(count: int) -> float | None:
+def significance_threshold(count: int) -> float | None:
     """Standard errors from which on a difference over `count` seeds is beyond chance, at 5 %.
 
     None for one seed, of which nothing can be said. From eleven on the first terms of the series
@@ -62,8 +62,8 @@ def beyond_chance(count: int) -> float | None:
     """
     if count < 2:
         return None
-    if count - 2 < len(BEYOND_CHANCE):
-        return BEYOND_CHANCE[count - 2]
-    z, degrees = NORMAL, count - 1
+    if count - 2 < len(T_QUANTILES):
+        return T_QUANTILES[count - 2]
+    z, degrees = NORMAL_QUANTILE, count - 1
     first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     return z + first / degrees + second / degrees**2

@@ -20,12 +20,12 @@ from torch import Tensor
 from mvmae.errors import UserError
 
 PERPLEXITY = 30.0  # about as many neighbours count; the middle of what van der Maaten advises
-KEPT = 50  # principal components that are left to the map, as in the paper on t-SNE
-NEAREST = 15  # UMAP's neighbours, its own default
-START = 1e-4  # deviation of t-SNE's first places, as scikit-learn's
+NUM_COMPONENTS = 50  # principal components that are left to the map, as in the paper on t-SNE
+UMAP_NEIGHBOURS = 15  # UMAP's neighbours, its own default
+START_DEVIATION = 1e-4  # deviation of t-SNE's first places, as scikit-learn's
 
 
-def plane(
+def embed_in_plane(
     features: Float[Tensor, "M D"], method: Literal["tsne", "umap"], seed: int
 ) -> Float[np.ndarray, "M 2"]:
     """Places of at least five images such that neighbours in the features stay neighbours.
@@ -43,7 +43,7 @@ def plane(
         if method == "umap":
             return _umap(vectors, seed)
         deviation = vectors[:, 0].std()
-        begin = vectors[:, :2] * (START / deviation if deviation > 0 else 0)
+        begin = vectors[:, :2] * (START_DEVIATION / deviation if deviation > 0 else 0)
         if begin.shape[1] < 2:
             begin = np.pad(begin, ((0, 0), (0, 1)))
         perplexity = min(PERPLEXITY, (len(vectors) - 1) / 3)
@@ -51,7 +51,7 @@ def plane(
         return tsne.fit_transform(vectors.astype(np.float32)).astype(np.float64)
 
 
-def require(method: Literal["tsne", "umap"]) -> None:
+def require_map_library(method: Literal["tsne", "umap"]) -> None:
     """Make sure that the map can be drawn.
 
     Raises:
@@ -64,7 +64,7 @@ def require(method: Literal["tsne", "umap"]) -> None:
 def _components(vectors: Float[np.ndarray, "M D"]) -> Float[np.ndarray, "M K"]:
     """Projections on the principal components, signs set as in `principal.principal_basis`."""
     centred = torch.from_numpy(vectors - vectors.mean(axis=0))
-    directions = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :KEPT]
+    directions = torch.linalg.eigh(centred.T @ centred)[1].flip(1)[:, :NUM_COMPONENTS]
     largest = directions.abs().argmax(dim=0)
     signs = torch.sign(directions[largest, torch.arange(directions.shape[1])])
     return (centred @ (directions * signs)).numpy()
@@ -82,9 +82,9 @@ def _umap_class() -> Callable[..., Any]:
 
 
 def _umap(vectors: Float[np.ndarray, "M K"], seed: int) -> Float[np.ndarray, "M 2"]:
-    nearest = min(NEAREST, len(vectors) - 1)
+    nearest = min(UMAP_NEIGHBOURS, len(vectors) - 1)
     # Of so few images there is no spectrum to begin with.
-    begin = "spectral" if len(vectors) > NEAREST else "random"
+    begin = "spectral" if len(vectors) > UMAP_NEIGHBOURS else "random"
     model = _umap_class()(n_neighbors=nearest, init=begin, random_state=seed, n_jobs=1)
     with warnings.catch_warnings():
         # Of spectral starts that fail and of graphs in pieces, both of which it copes with.

@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mvmae.metrics.knn import neighbours
+from mvmae.metrics.knn import nearest_neighbours
 
-NEAREST = 20  # neighbours, as TypiClust's
+NUM_NEIGHBOURS = 20  # neighbours, as TypiClust's
 PIECE = 4096  # vectors on either side of a block: 67 MB of cosines
-MOST_PAIRS = 100_000
+MAX_PAIRS = 100_000
 SAME = 1e-5  # of the features' length: what is left of equal ones is rounding
 
 
@@ -33,7 +33,7 @@ class Pair(NamedTuple):
     cosine: float
 
 
-def centred(features: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
+def centre(features: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
     """Features less their mean, so that cosines of any encoder's spread about 0.
 
     Masked autoencoders' features share a large constant part: cosines of unlike images come to
@@ -46,7 +46,7 @@ def centred(features: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
 
 
 def typicality(
-    features: Float[Tensor, "M D"], k: int = NEAREST, *, device: torch.device | None = None
+    features: Float[Tensor, "M D"], k: int = NUM_NEIGHBOURS, *, device: torch.device | None = None
 ) -> Float[Tensor, " M"]:
     """The mean cosine of each vector to its `k` nearest others, or to all where there are fewer.
 
@@ -66,7 +66,7 @@ def typicality(
     """
     if len(features) < 2:
         return torch.zeros(len(features))
-    near = neighbours(features, features, k + 1, device=device).similarity
+    near = nearest_neighbours(features, features, k + 1, device=device).similarity
     # The best is the vector itself, or one equal to it, whose cosine is the same.
     return near[:, 1:].mean(dim=1).clamp(-1, 1)
 
@@ -75,7 +75,7 @@ def near_duplicates(
     features: Float[Tensor, "M D"],
     threshold: float,
     *,
-    most: int = MOST_PAIRS,
+    most: int = MAX_PAIRS,
     device: torch.device | None = None,
 ) -> list[Pair]:
     """All pairs whose cosine is at least `threshold`, the most alike first.
@@ -102,7 +102,7 @@ def near_duplicates(
     ]
 
 
-def joining(pairs: Sequence[Pair]) -> list[Pair]:
+def spanning_pairs(pairs: Sequence[Pair]) -> list[Pair]:
     """The pairs that join two images not yet joined by better ones (Kruskal 1956).
 
     Of a group of n images that are all alike n - 1 pairs remain of its n (n - 1) / 2.

@@ -9,21 +9,21 @@ from PIL import Image
 from scipy import stats
 
 from mvmae.ablate.figure import Row, _range, draw
-from mvmae.metrics.paired import beyond_chance, difference, spread
+from mvmae.metrics.paired import paired_difference, seed_spread, significance_threshold
 
 ONE = np.array([81.2, 79.9, 80.4, 83.0])
 OTHER = np.array([78.0, 77.1, 79.9, 79.5])
 
 
 def test_mean_and_deviation_over_seeds():
-    found = spread(ONE)
+    found = seed_spread(ONE)
     assert found.mean == pytest.approx(81.125)
     assert found.sd == pytest.approx(np.sqrt(((ONE - 81.125) ** 2).sum() / 3))
     assert found.count == 4
 
 
 def test_the_difference_over_its_error_is_students_paired_t():
-    found = difference(ONE, OTHER)
+    found = paired_difference(ONE, OTHER)
     reference = stats.ttest_rel(ONE, OTHER)
     assert found.mean == pytest.approx((ONE - OTHER).mean())
     assert found.error is not None
@@ -32,20 +32,20 @@ def test_the_difference_over_its_error_is_students_paired_t():
 
 def test_what_a_seed_does_to_both_falls_out_of_the_difference():
     shift = np.array([30.0, -20.0, 5.0, 0.0])
-    apart, shifted = difference(ONE, OTHER), difference(ONE + shift, OTHER + shift)
+    apart, shifted = paired_difference(ONE, OTHER), paired_difference(ONE + shift, OTHER + shift)
     assert shifted.error == pytest.approx(apart.error)
-    assert spread(ONE + shift).sd > 10 * spread(ONE).sd
+    assert seed_spread(ONE + shift).sd > 10 * seed_spread(ONE).sd
 
 
 def test_one_seed_has_neither_deviation_nor_error():
-    assert spread(ONE[:1]) == (81.2, None, 1)
-    assert difference(ONE[:1], OTHER[:1]).error is None
-    assert beyond_chance(1) is None
+    assert seed_spread(ONE[:1]) == (81.2, None, 1)
+    assert paired_difference(ONE[:1], OTHER[:1]).error is None
+    assert significance_threshold(1) is None
 
 
 @pytest.mark.parametrize("count", [*range(2, 40), 100])
 def test_the_limit_of_chance_is_students(count):
-    assert beyond_chance(count) == pytest.approx(stats.t.ppf(0.975, count - 1), abs=0.006)
+    assert significance_threshold(count) == pytest.approx(stats.t.ppf(0.975, count - 1), abs=0.006)
 
 
 # The picture

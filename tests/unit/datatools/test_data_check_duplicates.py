@@ -44,7 +44,7 @@ def thumbs_of(tmp_path, files: list[bytes]) -> np.ndarray:
 
 def pairs_of(thumbs: np.ndarray, least: float = ALIKE) -> list[list[int]]:
     usable = near_duplicates.contrast(thumbs) >= near_duplicates.FLAT
-    return near_duplicates.near_pairs(thumbs, least, usable)[0].tolist()
+    return near_duplicates.find_near_duplicates(thumbs, least, usable)[0].tolist()
 
 
 COPIES = {
@@ -98,8 +98,8 @@ def test_banding_finds_every_pair_that_comparing_all_finds():
     distinct = thumbs[np.sort(first)]
     own = near_duplicates.difference_hashes(distinct)
     one, other = np.triu_indices(len(distinct), 1)
-    near = near_duplicates.hamming(own[one], own[other]) <= near_duplicates.MOST_BITS
-    alike = near_duplicates.similarity(distinct, one, other) >= ALIKE
+    near = near_duplicates.hamming(own[one], own[other]) <= near_duplicates.MAX_BITS
+    alike = near_duplicates.colour_correlation(distinct, one, other) >= ALIKE
     expected = np.stack([one, other], axis=1)[near & alike].tolist()
     assert len(expected) > 50
     assert pairs_of(distinct) == expected
@@ -110,7 +110,7 @@ def test_a_pair_of_any_distance_up_to_the_limit_shares_a_band():
     for _ in range(200):
         a = rng.integers(0, 2**63, 2, dtype=np.uint64)
         b = a.copy()
-        for bit in rng.choice(112, near_duplicates.MOST_BITS, replace=False).tolist():
+        for bit in rng.choice(112, near_duplicates.MAX_BITS, replace=False).tolist():
             b[bit // 64] ^= np.uint64(1) << np.uint64(bit % 64)
         bands = np.stack([a, b]).view(np.uint16)[:, : near_duplicates.BANDS]
         assert (bands[0] == bands[1]).any()
@@ -155,7 +155,7 @@ def test_nothing_and_one_image_have_no_pairs():
 
 def test_same_bytes_are_found_by_both_halves_of_a_digest():
     digests = np.array([[1, 2], [1, 3], [1, 2], [2, 2], [1, 3]], np.uint64)
-    assert near_duplicates.same_bytes(digests).tolist() == [0, 1, 0, 3, 1]
+    assert near_duplicates.first_with_same_digest(digests).tolist() == [0, 1, 0, 3, 1]
 
 
 def test_a_thumbnail_is_of_the_upright_picture(tmp_path, pictures):

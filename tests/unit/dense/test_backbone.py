@@ -12,7 +12,7 @@ from torch import nn
 from mvmae.config.model import ENCODERS, Size
 from mvmae.dense.backbone import Backbone, RelativePositions, from_windows, to_windows
 from mvmae.dense.pyramid import ChannelNorm, FpnPyramid, SimplePyramid
-from mvmae.evaluation.finetune.classifier import body_of
+from mvmae.evaluation.finetune.classifier import encoder_copy
 from mvmae.method.vit import Encoder, Variant, initialize
 from mvmae.training.optim import layer_groups
 
@@ -193,7 +193,7 @@ def test_layer_decay_knows_a_backbone_from_what_is_built_on_it():
         def __init__(self) -> None:
             super().__init__()
             self.backbone = Backbone(
-                body_of(encoder_of()),
+                encoder_copy(encoder_of()),
                 out_blocks=[3],
                 window=4,
                 relative_positions=True,

@@ -21,7 +21,7 @@ from mvmae.dense.segment.model import Scores, resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
 from mvmae.method.losses import pixel_loss
-from mvmae.metrics.miou import pixel_confusion, quality
+from mvmae.metrics.miou import pixel_confusion, segmentation_scores
 from mvmae.training.schedule import warmup_poly
 
 
@@ -120,7 +120,7 @@ def test_figures_equal_a_count_of_ten_lines():
         true, taken = (truth == number) & counts, (guess == number) & counts
         ious.append(100 * (true & taken).sum() / (true | taken).sum())
         accuracies.append(100 * (true & taken).sum() / true.sum())
-    own = quality(pixel_confusion(torch.from_numpy(guess), torch.from_numpy(truth), 6))
+    own = segmentation_scores(pixel_confusion(torch.from_numpy(guess), torch.from_numpy(truth), 6))
     assert own.miou == pytest.approx(np.mean(ious), abs=1e-9)
     assert own.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-9)
     assert own.pixel_accuracy == pytest.approx(100 * (truth == guess)[counts].mean(), abs=1e-9)
@@ -129,7 +129,7 @@ def test_figures_equal_a_count_of_ten_lines():
 
 def test_class_that_is_nowhere_is_left_out_and_one_only_predicted_counts():
     truth, guess = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
-    own = quality(pixel_confusion(guess, truth, 4))
+    own = segmentation_scores(pixel_confusion(guess, truth, 4))
     assert own.iou[:3].tolist() == pytest.approx([50, 100, 0])
     assert own.iou[3].isnan()
     assert own.miou == pytest.approx(50)

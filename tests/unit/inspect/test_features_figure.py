@@ -30,9 +30,9 @@ from mvmae.inspect.features.map_figure import (
     scaled,
 )
 from mvmae.metrics import typicality as typical_module
-from mvmae.metrics.plane import plane
+from mvmae.metrics.plane import embed_in_plane
 from mvmae.metrics.principal import colors, principal_basis, principal_colors
-from mvmae.metrics.typicality import Pair, centred, joining, near_duplicates, typicality
+from mvmae.metrics.typicality import Pair, centre, near_duplicates, spanning_pairs, typicality
 
 
 def pixels(png: bytes) -> np.ndarray:
@@ -173,7 +173,7 @@ def blobs(per_blob: int = 40) -> tuple[torch.Tensor, np.ndarray]:
 
 def test_blobs_that_lie_apart_lie_apart_in_the_drawn_pixels():
     features, labels = blobs()
-    points = scaled(plane(features, "tsne", 0))
+    points = scaled(embed_in_plane(features, "tsne", 0))
     png = draw_map(points, labels, ["a", "b", "c"], [], title="t", note="n")
     drawn = pixels(png)[:, : int(6.6 * 150)]  # without the legend
     places = []
@@ -190,13 +190,16 @@ def test_blobs_that_lie_apart_lie_apart_in_the_drawn_pixels():
 
 def test_a_map_is_the_same_to_the_last_bit_for_a_seed():
     features, _ = blobs(10)
-    assert plane(features, "tsne", 3).tobytes() == plane(features.clone(), "tsne", 3).tobytes()
+    assert (
+        embed_in_plane(features, "tsne", 3).tobytes()
+        == embed_in_plane(features.clone(), "tsne", 3).tobytes()
+    )
 
 
 @pytest.mark.parametrize("width", [1, 2])
 def test_a_map_of_few_images_of_few_numbers_is_finite(width):
     features = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
-    assert np.isfinite(plane(features, "tsne", 0)).all()
+    assert np.isfinite(embed_in_plane(features, "tsne", 0)).all()
 
 
 def test_a_map_fills_its_square_and_keeps_its_shape():
@@ -243,7 +246,7 @@ def test_the_largest_classes_are_named_and_the_others_gray():
 def test_an_outlier_is_the_least_typical():
     features, _ = blobs()
     features = torch.cat([features, -6 * torch.eye(16, dtype=features.dtype)[7:8]])
-    values = typicality(centred(features))
+    values = typicality(centre(features))
     assert values.argmin() == len(features) - 1
     assert values.sort().values[1] - values.min() > 0.3
 
@@ -266,7 +269,7 @@ def test_planted_duplicates_are_found_and_nothing_else(monkeypatch):
     features[61] = 2 * features[3]
     features[18] = features[17] + 0.02 * features[0]
     features[69] = features[40] + 0.1 * features[1]
-    pairs = near_duplicates(centred(features), 0.95)
+    pairs = near_duplicates(centre(features), 0.95)
     assert {pair[:2] for pair in pairs} == {(3, 61), (17, 18), (40, 69)}
     assert [pair.first for pair in pairs][2] == 40
     assert [pair.cosine for pair in pairs] == sorted((p.cosine for p in pairs), reverse=True)
@@ -284,15 +287,15 @@ def test_of_too_many_pairs_the_best_are_kept():
 
 def test_features_lose_their_constant_part_unless_it_is_all_there_is():
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(7)) + 100
-    assert centred(features).mean(dim=0).abs().max() < 1e-4
+    assert centre(features).mean(dim=0).abs().max() < 1e-4
     same = torch.full((4, 6), 0.3)
-    assert torch.equal(centred(same), same)
-    assert len(near_duplicates(centred(same), 0.99)) == 6
+    assert torch.equal(centre(same), same)
+    assert len(near_duplicates(centre(same), 0.99)) == 6
 
 
 def test_of_a_group_of_pairs_those_are_kept_that_join_it():
     pairs = [Pair(0, 1, 1.0), Pair(1, 2, 0.99), Pair(0, 2, 0.98), Pair(5, 7, 0.97), Pair(2, 7, 0.9)]
-    assert joining(pairs) == [pairs[0], pairs[1], pairs[3], pairs[4]]
+    assert spanning_pairs(pairs) == [pairs[0], pairs[1], pairs[3], pairs[4]]
 
 
 def shot(shade: int) -> Shot:

@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 
 from mvmae.metrics import knn
 from mvmae.metrics.accuracy import topk_accuracy
-from mvmae.metrics.knn import QUERIES, Neighbours, knn_predictions, knn_votes, neighbours, top1
+from mvmae.metrics.knn import (
+    QUERIES,
+    Neighbours,
+    knn_predictions,
+    knn_votes,
+    nearest_neighbours,
+    top1_accuracy,
+)
 
 
 def test_the_nearest_vector_by_angle_decides_alone():
@@ -48,7 +55,7 @@ def test_many_queries_are_answered_in_their_order():
 
 
 def test_top1_is_a_percentage():
-    assert top1(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
+    assert top1_accuracy(torch.tensor([1, 2, 3, 4]), torch.tensor([1, 2, 3, 0])) == 75.0
 
 
 def test_a_low_temperature_lets_the_nearest_decide():
@@ -64,7 +71,7 @@ def test_a_low_temperature_lets_the_nearest_decide():
 
 def test_neighbours_are_the_largest_cosines_nearest_first():
     features, queries = torch.randn(40, 6), 7 * torch.randn(9, 6)
-    near = neighbours(features, queries, 4)
+    near = nearest_neighbours(features, queries, 4)
     cosines = F.normalize(queries, dim=1) @ F.normalize(features, dim=1).T
     expected, places = cosines.sort(dim=1, descending=True)
     torch.testing.assert_close(near.similarity, expected[:, :4])
@@ -75,10 +82,10 @@ def test_neighbours_are_the_largest_cosines_nearest_first():
 @pytest.mark.parametrize("k", [1, 10, 50, 99])
 def test_pieces_find_what_the_whole_finds(monkeypatch, bank, pieces, k):
     features, queries = torch.randn(50, 6), torch.randn(64, 6)
-    whole = neighbours(features, queries, k)
+    whole = nearest_neighbours(features, queries, k)
     monkeypatch.setattr(knn, "BANK", bank)
     monkeypatch.setattr(knn, "QUERIES", pieces)
-    parts = neighbours(features, queries, k)
+    parts = nearest_neighbours(features, queries, k)
     assert torch.equal(parts.indices, whole.indices)
     torch.testing.assert_close(parts.similarity, whole.similarity)
     assert whole.indices.shape == (64, min(k, 50))
@@ -90,7 +97,7 @@ def test_pieces_of_any_size_leave_no_vector_out_and_take_none_twice(number, k, b
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(knn, "BANK", bank)
         patch.setattr(knn, "QUERIES", pieces)
-        near = neighbours(features, features, k)
+        near = nearest_neighbours(features, features, k)
     assert near.indices.shape == (number, min(k, number))
     assert near.indices[:, 0].tolist() == list(range(number))  # each is nearest to itself
     assert all(len(set(row)) == len(row) for row in near.indices.tolist())
@@ -99,7 +106,7 @@ def test_pieces_of_any_size_leave_no_vector_out_and_take_none_twice(number, k, b
 
 
 def test_vectors_of_nothing_are_like_none():
-    near = neighbours(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), 2)
+    near = nearest_neighbours(torch.tensor([[0.0, 0.0], [1.0, 0.0]]), torch.tensor([[1.0, 0.0]]), 2)
     assert near.indices.tolist() == [[1, 0]]
     assert near.similarity.tolist() == [[1, 0]]
 

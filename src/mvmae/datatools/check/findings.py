@@ -157,7 +157,7 @@ def of_same(subject: Subject, columns: Columns) -> Iterator[Finding]:
         own = read[subject.part[read] == part]
         if part == subject.against or not len(own):
             continue
-        heads = own[near_duplicates.same_bytes(columns.digest[own])]
+        heads = own[near_duplicates.first_with_same_digest(columns.digest[own])]
         for at, head in zip(own.tolist(), heads.tolist(), strict=True):
             if at == head:
                 continue
@@ -187,7 +187,9 @@ def first_of_same(columns: Columns) -> np.ndarray:
     """For each file the place of the first readable one with the same bytes, or its own."""
     first = np.arange(len(columns))
     read = np.flatnonzero(columns.readable)
-    first[read] = read[near_duplicates.same_bytes(columns.digest[read])] if len(read) else read
+    first[read] = (
+        read[near_duplicates.first_with_same_digest(columns.digest[read])] if len(read) else read
+    )
     return first
 
 
@@ -198,7 +200,7 @@ def of_near(subject: Subject, columns: Columns, config: DataCheckConfig) -> Iter
     """
     usable = columns.readable & (first_of_same(columns) == np.arange(len(columns)))
     usable &= near_duplicates.contrast(columns.thumbs) >= near_duplicates.FLAT
-    pairs, alike = near_duplicates.near_pairs(columns.thumbs, config.similarity, usable)
+    pairs, alike = near_duplicates.find_near_duplicates(columns.thumbs, config.similarity, usable)
     near: dict[int, tuple[float, int]] = {}
     leaked: dict[int, tuple[float, int]] = {}
     for (before, after), value in zip(pairs.tolist(), alike.tolist(), strict=True):

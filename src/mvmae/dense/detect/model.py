@@ -27,7 +27,7 @@ from torchvision.ops.poolers import LevelMapper
 
 from mvmae.dense.backbone import Backbone
 from mvmae.dense.pyramid import SCALES, ChannelNorm, FpnPyramid, Norm, SimplePyramid
-from mvmae.evaluation.finetune.classifier import body_of
+from mvmae.evaluation.finetune.classifier import encoder_copy
 from mvmae.method.vit import Encoder
 
 ANCHOR_SIDE = 8  # of an anchor over its level's stride: 32 to 512 pixels for patches of 16
@@ -167,7 +167,7 @@ def build_backbone(
 ) -> PyramidBackbone:
     """A copy of the encoder under a fresh pyramid."""
     depth = encoder.size.depth
-    body = body_of(encoder)
+    body = encoder_copy(encoder)
     rates = torch.linspace(0, drop_path, depth).tolist()
     for block, rate in zip(body.blocks, rates, strict=True):
         block.drop_path = rate

@@ -24,7 +24,7 @@ from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import Shown
 from mvmae.method.views import MODES, normalized
-from mvmae.metrics.miou import Quality, pixel_confusion, quality
+from mvmae.metrics.miou import SegmentationScores, pixel_confusion, segmentation_scores
 from mvmae.training import distributed, precision
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
@@ -62,9 +62,9 @@ class Evaluation(NamedTuple):
     """Some of the images, on the main process."""
 
     @property
-    def quality(self) -> Quality:
+    def quality(self) -> SegmentationScores:
         """The figures."""
-        return quality(self.confusion)
+        return segmentation_scores(self.confusion)
 
     def figures(self) -> dict[str, float]:
         """Those for a line of metrics, in percent."""

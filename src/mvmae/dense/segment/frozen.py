@@ -33,11 +33,11 @@ from mvmae.dense.segment.opening import data_name, describe_data, describe_value
 from mvmae.dense.segment.state import examiner_of, for_crops, training_of
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import short
+from mvmae.evaluation.shared import short_name
 from mvmae.figures.segmentation import Shown
 from mvmae.method.losses import pixel_loss
 from mvmae.method.views import MODES, normalized
-from mvmae.metrics.knn import knn_votes, neighbours
+from mvmae.metrics.knn import knn_votes, nearest_neighbours
 from mvmae.metrics.miou import pixel_confusion
 from mvmae.storage import results
 from mvmae.terminal import Bar
@@ -135,7 +135,7 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
     )
     (mean, std, _), state = opened.preprocessing, State()
     with Bar(total + len(data.test)) as bar:
-        bar.name(short(name))
+        bar.name(short_name(name))
         for step, batch in enumerate(batches):
             state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
             rate = warmup_cosine(step, peak=config.linear_lr, warmup_steps=0, total_steps=total)
@@ -175,7 +175,7 @@ def evaluate_knn(setting: Setting, name: str) -> Evaluation:
     confusion = torch.zeros(count, count, dtype=torch.int64)
     drawn, shown = evenly_spaced(list(range(len(data.test)))), []
     with Bar(len(data.train) + len(data.test)) as bar:
-        bar.name(short(name))
+        bar.name(short_name(name))
         bank = build_bank(setting, model, bar)
         skipped = list(bank.skipped)
         images = _whole(setting, data.test)
@@ -270,7 +270,7 @@ def vote(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Ten
         return
     config = setting.config
     queries = torch.cat([one.flatten(1).T for one in maps])
-    near = neighbours(bank.tokens, queries, config.k, device=setting.device)
+    near = nearest_neighbours(bank.tokens, queries, config.k, device=setting.device)
     votes = knn_votes(
         near,
         bank.classes,
@@ -292,5 +292,5 @@ def rows_table(rows: list[Row]) -> Table:
         table.add_column(column, justify="right")
     for row in rows:
         figures: list[Any] = [f"{value:.1f}" for value in row[1:]]
-        table.add_row(escape(short(row.name)), *figures)
+        table.add_row(escape(short_name(row.name)), *figures)
     return table

@@ -14,7 +14,7 @@ from torch import Generator, Tensor, nn
 from mvmae.method.vit import Encoder
 
 HEAD_STD = 2e-5  # MAE: so small that the first predictions are even
-BODY = "encoder."  # before the body's keys in the state dict
+ENCODER_PREFIX = "encoder."  # before the body's keys in the state dict
 
 
 class Classifier(nn.Module):
@@ -39,7 +39,7 @@ class Classifier(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = body_of(encoder)
+        self.encoder = encoder_copy(encoder)
         self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.variant.norm_eps)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, generator=generator)
@@ -53,7 +53,7 @@ class Classifier(nn.Module):
         return self.head(self.fc_norm(self.encoder.embed(images, "mean")))
 
 
-def body_of(encoder: Encoder) -> Encoder:
+def encoder_copy(encoder: Encoder) -> Encoder:
     """A copy of an encoder without its last norm, whose positions are a parameter."""
     body = Encoder(
         encoder.size,
@@ -72,4 +72,4 @@ def body_of(encoder: Encoder) -> Encoder:
 
 def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The state dict of a `Classifier` under the names of timm's ViT with global_pool="avg"."""
-    return {key.removeprefix(BODY): tensor for key, tensor in state.items()}
+    return {key.removeprefix(ENCODER_PREFIX): tensor for key, tensor in state.items()}

@@ -17,10 +17,11 @@ from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Subset
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import Bar, short
+from mvmae.evaluation.shared import short_name
 from mvmae.inspect.features.feature_cache import Picture, Setting, name_of, pixels
 from mvmae.inspect.features.figures import Coloured, draw_colours, token_picture
 from mvmae.metrics.principal import Basis, colors, principal_basis
+from mvmae.terminal import Bar
 
 IMAGES = 64  # that make the basis, of which some are drawn
 TOKENS = 100_000  # and no more patches than these, but for those that are drawn
@@ -40,7 +41,7 @@ def picture_of(setting: Setting) -> Picture:
     rows, facts = [], []
     with Bar(len(named) * len(places)) as bar:
         for name, opened in named.items():
-            called = short(name, [*named])
+            called = short_name(name, [*named])
             bar.name(called)
             tokens = patch_tokens(setting, opened, places, bar)
             basis = principal_basis(tokens)
@@ -121,7 +122,9 @@ def captured(facts: list[dict[str, Any]]) -> str:
     if len(facts) == 1:
         return f"{facts[0]['explained_total']:.0%} of the variance of patches is in the colours"
     names = [one["encoder"] for one in facts]
-    shares = [f"{one['explained_total']:.0%} ({short(one['encoder'], names)})" for one in facts]
+    shares = [
+        f"{one['explained_total']:.0%} ({short_name(one['encoder'], names)})" for one in facts
+    ]
     listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
     return f"of the variance of patches, {listed} are in the colours"
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from mvmae.inspect.features.feature_cache import Images, Picture, Setting, csv_of, name_of, pixels
 from mvmae.inspect.features.figures import Shot, draw_pairs
-from mvmae.metrics.typicality import MOST_PAIRS, centred, joining, near_duplicates
+from mvmae.metrics.typicality import MAX_PAIRS, centre, near_duplicates, spanning_pairs
 
 PAIRS = 3  # drawn, times --count
 MANY = 0.3  # of the images: more are hardly there twice
@@ -18,15 +18,15 @@ def picture_of(setting: Setting, images: Images) -> Picture:
     threshold, count = setting.config.threshold, len(images.places)
     if count < 2:
         return Picture(None, {"images": count}, "one image has no duplicate", csv_of(HEADER, []))
-    pairs = near_duplicates(centred(images.features), threshold, device=setting.device)
-    joined = joining(pairs)
+    pairs = near_duplicates(centre(images.features), threshold, device=setting.device)
+    joined = spanning_pairs(pairs)
     inside = {place for pair in joined for place in (pair.first, pair.second)}
     groups = len(inside) - len(joined)
     about = {
         "images": count,
         "threshold": threshold,
         "pairs": len(pairs),
-        "complete": len(pairs) < MOST_PAIRS,
+        "complete": len(pairs) < MAX_PAIRS,
         "in_groups": len(inside),
         "groups": groups,
     }

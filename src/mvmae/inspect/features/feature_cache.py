@@ -27,8 +27,9 @@ from mvmae.data.sources.open import TEST, TRAIN, stamp
 from mvmae.embed.search import seen
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import Bar, key_of, short
+from mvmae.evaluation.shared import cache_key, short_name
 from mvmae.storage.lock import shared
+from mvmae.terminal import Bar
 from mvmae.training import distributed
 
 PARTS = frozenset((*TRAIN, *TEST))  # folders that are parts of a data set
@@ -50,7 +51,7 @@ class Setting(NamedTuple):
     @property
     def name(self) -> str:
         """The encoder in few words."""
-        return short(self.config.encoder, self.config.against)
+        return short_name(self.config.encoder, self.config.against)
 
 
 class Images(NamedTuple):
@@ -146,7 +147,7 @@ def _kept(setting: Setting, source: Source) -> Iterator[Path]:
     stamped = distributed.from_main(stamp(source) if distributed.is_main() else "")
     how = (setting.device.type, config.precision, config.batch_size, stamped)
     above = setting.folder / ".cache"
-    keep = above / f"features-{key_of((*facts, *how))}"
+    keep = above / f"features-{cache_key((*facts, *how))}"
     with shared(above):
         yield keep
         if distributed.is_main():

@@ -14,7 +14,7 @@ from mvmae.inspect.features.map_figure import (
     places_for_thumbnails,
     scaled,
 )
-from mvmae.metrics.plane import plane
+from mvmae.metrics.plane import embed_in_plane
 
 LABELLED, UNLABELLED = 40, 120  # thumbnails: colours must be seen between them, or there are none
 METHODS = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -31,7 +31,7 @@ def picture_of(setting: Setting, images: Images) -> Picture:
     spread = (images.features - images.features.mean(dim=0)).norm() / images.features.norm()
     if not spread > SAME:
         return Picture(None, {"images": count}, "no map: the features of all images are the same")
-    points = scaled(plane(images.features, config.map, config.seed))
+    points = scaled(embed_in_plane(images.features, config.map, config.seed))
     order = np.random.default_rng((config.seed, 2)).permutation(count).tolist()
     most, side = UNLABELLED, LARGE_THUMB
     if images.labels is not None:

@@ -13,10 +13,10 @@ from mvmae.config.files import command_of, to_plain
 from mvmae.data.sources.open import fingerprint, open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import at_most, refuse_among_images, say_skipped
+from mvmae.evaluation.shared import print_skipped, random_subset, require_results_outside
 from mvmae.inspect.features import colours, duplicates, map, typical
 from mvmae.inspect.features.feature_cache import Images, Picture, Setting, read, sample
-from mvmae.metrics.plane import require
+from mvmae.metrics.plane import require_map_library
 from mvmae.storage import results, run_folder
 from mvmae.storage.marks import is_ours, require_replaceable, signed
 from mvmae.training import distributed, precision
@@ -52,7 +52,7 @@ def draw(setting: Setting, images: Images | None) -> None:
     """
     console = terminal.people()
     if images:
-        say_skipped(console, images.skipped)
+        print_skipped(console, images.skipped)
     run_folder.make(setting.folder)
     facts = {}
     for name, picture in pictures(setting, images):
@@ -73,7 +73,7 @@ def setting_of(config: FeaturesConfig) -> Setting:
         UserError: Something cannot work.
     """
     if "map" in config.draw:
-        require(config.map)
+        require_map_library(config.map)
     device = precision.choose_device(config.device)
     folder = folder_of(config)
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
@@ -87,9 +87,9 @@ def setting_of(config: FeaturesConfig) -> Setting:
             raise UserError(f"--against {name} is ENCODER itself: name another")
         against[name] = encoders.open_encoder(name, config.image_size, channels)
     for name in config.data:
-        refuse_among_images(folder, name)
+        require_results_outside(folder, name)
     whole = open_source(config.data, channels, opened.depth)
-    source = at_most(whole, config.max_images, config.seed)
+    source = random_subset(whole, config.max_images, config.seed)
     return Setting(config, opened, against, pool, source, device, folder)
 
 

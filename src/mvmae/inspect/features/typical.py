@@ -9,7 +9,7 @@ from torch import Tensor
 from mvmae.config.features import FEWEST
 from mvmae.inspect.features.feature_cache import Images, Picture, Setting, csv_of, name_of, pixels
 from mvmae.inspect.features.figures import Shot, draw_typical
-from mvmae.metrics.typicality import NEAREST, centred, typicality
+from mvmae.metrics.typicality import NUM_NEIGHBOURS, centre, typicality
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
 
@@ -19,7 +19,7 @@ def picture_of(setting: Setting, images: Images) -> Picture:
     count = len(images.places)
     if count < FEWEST:
         return Picture(None, {"images": count}, f"nothing is typical of fewer than {FEWEST} images")
-    values = typicality(centred(images.features), device=setting.device)
+    values = typicality(centre(images.features), device=setting.device)
     order = values.argsort(stable=True).tolist()
     most = min(setting.config.count, count // 3)
     least = min(2 * setting.config.count, count // 3)
@@ -36,7 +36,7 @@ def picture_of(setting: Setting, images: Images) -> Picture:
     quantiles = np.quantile(values.numpy(), QUANTILES).round(6).tolist()
     about = {
         "images": count,
-        "neighbours": min(NEAREST, count - 1),
+        "neighbours": min(NUM_NEIGHBOURS, count - 1),
         "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
         "least": [path_and_value(setting, images, row, values) for row in order[:least]],
         "most": [path_and_value(setting, images, row, values) for row in order[::-1][:most]],
@@ -68,7 +68,7 @@ def path_and_value(
 
 def note_of(count: int) -> str:
     """What the numbers are, and what they do not find."""
-    nearest = min(NEAREST, count - 1)
+    nearest = min(NUM_NEIGHBOURS, count - 1)
     return (
         f"Mean cosine of an image's features to its {nearest} nearest of {count:,} images, the "
         "mean of all taken off. Least typical: broken, rare, or of no other's kind; many broken "
