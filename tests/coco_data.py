@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mvmae.data.annotations.coco import run_lengths
+from mvmae.data.annotations.coco import compress_mask
 
 CLASSES = {3: "square", 7: "bar"}  # with gaps in their ids
 COLOURS = {3: (220, 60, 40), 7: (40, 90, 220)}
@@ -104,7 +104,7 @@ def as_found(truth: dict, score: float = 0.9) -> list[dict]:
             "category_id": one["category_id"],
             "bbox": one["bbox"],
             "score": score,
-            "segmentation": run_lengths(one["segmentation"], sizes[one["image_id"]]),
+            "segmentation": compress_mask(one["segmentation"], sizes[one["image_id"]]),
         }
         for one in truth["annotations"]
     ]

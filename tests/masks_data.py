@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.data.annotations.mask_check import accepted, check_pairs
+from mvmae.data.annotations.mask_check import check_pairs, usable_data
 from mvmae.data.annotations.masks import find_pairs
 from mvmae.errors import UserError
 
@@ -44,7 +44,7 @@ def checked(root: Path, num_classes=None, **options):
 def complaint(root: Path, num_classes=None, **options) -> str:
     def opened():
         where = found(root, **options)
-        return accepted(where, check_pairs(where, num_classes))
+        return usable_data(where, check_pairs(where, num_classes))
 
     with pytest.raises(UserError) as caught:
         opened()

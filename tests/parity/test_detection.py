@@ -14,8 +14,8 @@ from torchvision.models.detection import fasterrcnn_resnet50_fpn_v2, maskrcnn_re
 
 from mvmae import load_encoder
 from mvmae.config.model import ENCODERS
-from mvmae.data.annotations.coco import encoded_mask, run_lengths
-from mvmae.data.annotations.coco_check import checked, load
+from mvmae.data.annotations.coco import compress_mask, encode_mask
+from mvmae.data.annotations.coco_check import check_coco, load_coco
 from mvmae.dense.backbone import Backbone
 from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.evaluation.finetune.classifier import encoder_copy
@@ -66,14 +66,14 @@ def perturbed(truth: dict, rng: np.random.Generator) -> list[dict]:
             continue
         x, y, w, h = one["bbox"]
         dx, dy, dw, dh = rng.normal(scale=0.1, size=4)
-        packed = run_lengths(one["segmentation"], sizes[one["image_id"]])
+        packed = compress_mask(one["segmentation"], sizes[one["image_id"]])
         mask = np.roll(rle.decode(packed), rng.integers(-3, 4, 2), (0, 1))
         found.append(
             {
                 "image_id": one["image_id"],
                 "category_id": one["category_id"] if rng.random() < 0.9 else int(rng.choice(ids)),
                 "bbox": [x + w * dx, y + h * dy, w * np.exp(dw), h * np.exp(dh)],
-                "segmentation": encoded_mask(mask),
+                "segmentation": encode_mask(mask),
                 "score": round(float(rng.random()), 6),
             }
         )
@@ -91,7 +91,7 @@ def test_average_precision_is_pycocotools(name, data_root, tmp_path):
         member = next(m for m in archive if m.name.endswith("annotations/instances_val.json"))
         member.name = "val.json"
         archive.extract(member, tmp_path, filter="data")
-    truth = checked(load(tmp_path / "val.json")).content
+    truth = check_coco(load_coco(tmp_path / "val.json")).content
     found = perturbed(truth, np.random.default_rng(0))
     for kind in ("bbox", "segm"):
         ours = average_precision(truth, found, kind)

@@ -11,7 +11,7 @@ from PIL import Image
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import Rule
-from mvmae.data.annotations.masks import contents_of
+from mvmae.data.annotations.masks import hash_images
 from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.product import OpenedSegmenter
 from mvmae.dense.segment.test_run import open_test_data
@@ -54,14 +54,14 @@ def test_values_mean_what_they_meant_in_training_whatever_the_layout(tmp_path, m
         made = model._replace(rule=rule)
         for root in (plain(tmp_path / f"p{rule}", 0, 1, 2), split(tmp_path / f"s{rule}", 0, 1, 2)):
             data, said = opened(root, made)
-            assert data.test.mask(0).unique().tolist() == seen
+            assert data.test.read_mask(0).unique().tolist() == seen
             assert data.classes == NAMED
             assert not any("learnt with --ignore-index" in sentence for sentence in said)
 
 
 def test_another_rule_that_is_asked_for_is_said(tmp_path, model):
     data, said = opened(plain(tmp_path, 0, 1, 2, 3), model, ignore_index=0)
-    assert data.test.mask(0).unique().tolist() == [-1, 0, 1, 2]
+    assert data.test.read_mask(0).unique().tolist() == [-1, 0, 1, 2]
     assert "the run learnt with --ignore-index none; here it is 0" in said
     assert said[-1].startswith("values in the masks: 0 counts for nothing (")
 
@@ -94,7 +94,7 @@ def test_a_folder_that_is_new_to_the_model_is_tested_whole(tmp_path, model):
 def test_images_that_were_learnt_from_do_not_test_wherever_they_lie(tmp_path, model):
     plain(tmp_path / "a", 0, 1, 2)
     whole = opened(tmp_path / "a", model).data.test
-    learnt = frozenset(contents_of(whole.only([0, 2, 3])))
+    learnt = frozenset(hash_images(whole.select([0, 2, 3])))
     made = model._replace(learnt=learnt)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "images" / "0.png").rename(tmp_path / "b" / "images" / "z.png")
@@ -102,7 +102,7 @@ def test_images_that_were_learnt_from_do_not_test_wherever_they_lie(tmp_path, mo
     data, said = opened(tmp_path / "b", made)
     assert [Path(path).stem for path in data.test.paths] == ["1", "4", "5"]
     assert "3 of the 6 images were learnt from, and are left out" in said
-    every = model._replace(learnt=frozenset(contents_of(whole)))
+    every = model._replace(learnt=frozenset(hash_images(whole)))
     data, said = opened(tmp_path / "b", every)
     assert len(data.test) == 6
     assert "6 of the 6 images were learnt from: this is no fair test" in said
@@ -112,7 +112,7 @@ def test_a_split_is_tested_once_and_alone(tmp_path, model):
     data, said = opened(split(tmp_path, 0, 1, 2), model)
     assert (len(data.train), len(data.test), data.split) == (0, 1, "val/")
     assert not any("learnt from" in sentence for sentence in said)
-    known = model._replace(learnt=frozenset(contents_of(data.test)))
+    known = model._replace(learnt=frozenset(hash_images(data.test)))
     data, said = opened(tmp_path, known)
     assert len(data.test) == 1
     assert "1 of the 1 images were learnt from: this is no fair test" in said
@@ -129,7 +129,7 @@ def test_two_classes_are_known_in_any_black_and_white(tmp_path, model, rule, whi
         kind = np.uint16 if white > 255 else np.uint8
         Image.fromarray(values.astype(kind)).save(file)
     data, _ = opened(tmp_path, made)
-    assert data.test.mask(0).unique().tolist() == [0, 1]
+    assert data.test.read_mask(0).unique().tolist() == [0, 1]
 
 
 def test_values_that_the_model_does_not_know_stop(tmp_path, model):

@@ -22,11 +22,11 @@ from torch import Tensor
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
 from mvmae.errors import UserError
 
-PREFIX = "instances_"
+FILE_PREFIX = "instances_"
 LAYOUT = "annotations/instances_train.json beside images/train"
 
 
-class Thing(NamedTuple):
+class Instance(NamedTuple):
     """An annotated object."""
 
     box: tuple[float, float, float, float]
@@ -39,17 +39,17 @@ class Thing(NamedTuple):
     """Polygons or run lengths, as the file has them; none where there are only boxes."""
 
 
-class Picture(NamedTuple):
+class AnnotatedImage(NamedTuple):
     """An image and what is in it."""
 
-    number: int
+    image_id: int
     """Its id in the file."""
 
     path: Path
     size: tuple[int, int]
     """Height and width in pixels."""
 
-    things: tuple[Thing, ...]
+    instances: tuple[Instance, ...]
     """Crowds left out."""
 
 
@@ -79,10 +79,10 @@ class CocoSplit:
         self.channels, self.with_masks = channels, with_masks
         self.ids = [int(category["id"]) for category in content["categories"]]
         self.classes = [str(category["name"]) for category in content["categories"]]
-        self.pictures = _pictures(content, folder, self.ids, with_masks=with_masks)
+        self.images = _annotated_images(content, folder, self.ids, with_masks=with_masks)
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def read(self, index: int) -> Pixels:
         """See `Source`.
@@ -90,10 +90,12 @@ class CocoSplit:
         Raises:
             UnreadableImageError: It cannot be read, or is of another size than the file says.
         """
-        picture = self.pictures[index]
+        picture = self.images[index]
         pixels = read_pixels(picture.path, self.channels)
         if tuple(pixels.shape[1:]) != picture.size:
-            raise UnreadableImageError(f"it is {_by(pixels.shape[1:])}, not {_by(picture.size)}")
+            raise UnreadableImageError(
+                f"it is {_width_by_height(pixels.shape[1:])}, not {_width_by_height(picture.size)}"
+            )
         return pixels
 
     def label(self, index: int) -> int:
@@ -102,19 +104,19 @@ class CocoSplit:
 
     def path(self, index: int) -> str:
         """See `Source`."""
-        return str(self.pictures[index].path)
+        return str(self.images[index].path)
 
     def fingerprint(self) -> str:
         """A short hash of the images' places and sizes in bytes, and of the annotations."""
         digest = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode())
-        for picture in self.pictures:
+        for picture in self.images:
             digest.update(str(picture.path).encode(errors="surrogateescape") + b"\0")
             with contextlib.suppress(OSError):
                 digest.update(f"{picture.path.stat().st_size}".encode())
         return digest.hexdigest()[:16]
 
 
-def _by(size: Sequence[int]) -> str:
+def _width_by_height(size: Sequence[int]) -> str:
     """Width x height, as COCO's files have it."""
     return f"{size[1]} x {size[0]}"
 
@@ -132,19 +134,19 @@ def read_pixels(path: Path, channels: int) -> Pixels:
     return decode(data, channels)
 
 
-def _pictures(
+def _annotated_images(
     content: dict[str, Any], folder: Path, ids: list[int], *, with_masks: bool
-) -> list[Picture]:
+) -> list[AnnotatedImage]:
     places = {number: place for place, number in enumerate(ids, start=1)}
-    things: dict[int, list[Thing]] = {int(image["id"]): [] for image in content["images"]}
+    things: dict[int, list[Instance]] = {int(image["id"]): [] for image in content["images"]}
     for one in content["annotations"]:
         if not one.get("iscrowd"):
             x, y, w, h = one["bbox"]
             segmentation = one.get("segmentation") if with_masks else None
             label = places[one["category_id"]]
-            things[one["image_id"]].append(Thing((x, y, x + w, y + h), label, segmentation))
+            things[one["image_id"]].append(Instance((x, y, x + w, y + h), label, segmentation))
     return [
-        Picture(
+        AnnotatedImage(
             int(image["id"]),
             folder / image["file_name"],
             (image["height"], image["width"]),
@@ -154,7 +156,7 @@ def _pictures(
     ]
 
 
-def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+def compress_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     """Polygons or run lengths as compressed run lengths.
 
     Args:
@@ -168,15 +170,15 @@ def run_lengths(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
     return segmentation if is_compressed else compress(segmentation, *size)
 
 
-def masks_of(things: Sequence[Thing], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
+def decode_masks(things: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
     """The things' masks, 1 inside."""
     if not things:
         return torch.zeros(0, *size, dtype=torch.uint8)
-    planes = rle.decode([run_lengths(thing.segmentation, size) for thing in things])
+    planes = rle.decode([compress_mask(thing.segmentation, size) for thing in things])
     return torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 0, 1)))
 
 
-def encoded_mask(mask: np.ndarray) -> dict[str, Any]:
+def encode_mask(mask: np.ndarray) -> dict[str, Any]:
     """A mask of H x W zeros and ones as JSON's compressed run lengths."""
     made = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     counts = made["counts"]
@@ -184,7 +186,7 @@ def encoded_mask(mask: np.ndarray) -> dict[str, Any]:
     return {"size": [int(side) for side in made["size"]], "counts": text}
 
 
-class Place(NamedTuple):
+class SplitFiles(NamedTuple):
     """Where a split lies."""
 
     name: str
@@ -192,7 +194,7 @@ class Place(NamedTuple):
     images: Path
 
 
-def find_splits(folder: Path, train: str | None, val: str | None) -> tuple[Place, Place]:
+def find_splits(folder: Path, train: str | None, val: str | None) -> tuple[SplitFiles, SplitFiles]:
     """The training and the validation split of a folder.
 
     Args:
@@ -205,12 +207,12 @@ def find_splits(folder: Path, train: str | None, val: str | None) -> tuple[Place
     """
     names = split_names(folder)
     chosen = [
-        _chosen(names, train, ("train",), "--train-split", folder),
-        _chosen(names, val, ("val", "test"), "--val-split", folder),
+        _choose_split(names, train, ("train",), "--train-split", folder),
+        _choose_split(names, val, ("val", "test"), "--val-split", folder),
     ]
     if chosen[0] == chosen[1]:
         raise UserError(f"split {chosen[0]} would be trained and judged on: choose two")
-    places = [place_of(folder, name) for name in chosen]
+    places = [find_split(folder, name) for name in chosen]
     return places[0], places[1]
 
 
@@ -223,15 +225,15 @@ def split_names(folder: Path) -> list[str]:
     if not folder.is_dir():
         kind = "a file" if folder.exists() else "not there"
         raise UserError(f"{folder} is {kind}: name a folder with {LAYOUT}")
-    files = sorted((folder / "annotations").glob(f"{PREFIX}*.json"))
+    files = sorted((folder / "annotations").glob(f"{FILE_PREFIX}*.json"))
     if not files:
         raise UserError(
-            f"{folder} has no annotations/{PREFIX}SPLIT.json: COCO's layout is {LAYOUT}"
+            f"{folder} has no annotations/{FILE_PREFIX}SPLIT.json: COCO's layout is {LAYOUT}"
         )
-    return [file.stem.removeprefix(PREFIX) for file in files]
+    return [file.stem.removeprefix(FILE_PREFIX) for file in files]
 
 
-def _chosen(
+def _choose_split(
     names: list[str], given: str | None, starts: tuple[str, ...], flag: str, folder: Path
 ) -> str:
     there = f"{folder} has {', '.join(names)}"
@@ -248,15 +250,15 @@ def _chosen(
     raise UserError(f"no split that begins with {' or '.join(starts)} ({there}): name it by {flag}")
 
 
-def place_of(folder: Path, name: str) -> Place:
+def find_split(folder: Path, name: str) -> SplitFiles:
     """Where a split's annotations and images lie.
 
     Raises:
         UserError: There is no folder of images.
     """
-    file = folder / "annotations" / f"{PREFIX}{name}.json"
+    file = folder / "annotations" / f"{FILE_PREFIX}{name}.json"
     choices = (folder / "images" / name, folder / name, folder / "images")
     for images in choices:
         if images.is_dir():
-            return Place(name, file, images)
+            return SplitFiles(name, file, images)
     raise UserError(f"no images for {file}: neither {choices[0]} nor {choices[1]} is a folder")

@@ -16,21 +16,21 @@ from typing import Any, Literal, NamedTuple
 from PIL import Image
 
 from mvmae.data.annotations.coco_values import (
-    ELSEWHERE,
-    SLACK,
-    TINY,
-    fault,
+    BOX_TOLERANCE,
+    MASK_OUTSIDE_BOX,
+    TINY_MASK,
+    is_coordinate,
     is_decodable,
     is_id,
-    is_number,
     is_polygon,
+    mask_problem,
 )
 from mvmae.data.reading.decode import FORMATS
 from mvmae.errors import UserError
 
 Remedy = Literal["stop", "left out", "clipped", "renumbered", "kept"]
-EXAMPLES = 3  # named of each kind
-READERS = 16  # threads that look at image files
+MAX_EXAMPLES = 3  # named of each kind
+READER_THREADS = 16  # threads that look at image files
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 
 
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
     """What is done about it."""
 
 
-class Checked(NamedTuple):
+class CheckedCoco(NamedTuple):
     """A file's content as it can be used, and what was found."""
 
     content: dict[str, Any]
@@ -71,7 +71,7 @@ class _Notes:
     def add(self, what: str, example: str, remedy: Remedy, count: int = 1) -> None:
         self.counts[what] += count
         self.remedies[what] = remedy
-        if len(examples := self.examples.setdefault(what, [])) < EXAMPLES:
+        if len(examples := self.examples.setdefault(what, [])) < MAX_EXAMPLES:
             examples.append(_printable(example))
 
     def findings(self) -> list[Finding]:
@@ -86,7 +86,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def load(file: Path) -> dict[str, Any]:
+def load_coco(file: Path) -> dict[str, Any]:
     """The content of an annotation file.
 
     Raises:
@@ -111,18 +111,18 @@ def load(file: Path) -> dict[str, Any]:
     return content
 
 
-def sizes_in(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
+def read_image_sizes(folder: Path, content: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
     """Height and width, upright, of the images that a file names; none for what is no image.
 
     Files that are missing have no entry. Only the headers are read.
     """
     names = [name for one in content["images"] if isinstance(name := one.get("file_name"), str)]
-    with ThreadPoolExecutor(READERS) as pool:
-        found = pool.map(lambda name: _size_of(folder / name), names)
+    with ThreadPoolExecutor(READER_THREADS) as pool:
+        found = pool.map(lambda name: _read_image_size(folder / name), names)
         return {name: size for name, size in zip(names, found, strict=True) if size != "missing"}
 
 
-def _size_of(path: Path) -> Any:
+def _read_image_size(path: Path) -> Any:
     try:
         if not path.is_file():
             return "missing"
@@ -137,12 +137,12 @@ def _size_of(path: Path) -> Any:
     return (width, height) if turned else (height, width)
 
 
-def checked(
+def check_coco(
     content: Mapping[str, Any],
     sizes: Mapping[str, tuple[int, int] | None] | None = None,
     *,
     with_masks: bool = True,
-) -> Checked:
+) -> CheckedCoco:
     """Look at everything that a file says.
 
     Args:
@@ -154,18 +154,18 @@ def checked(
         What remains of it, and what was found.
     """
     notes = _Notes()
-    categories = _categories(content["categories"], notes)
-    images = _images(content["images"], sizes, notes)
+    categories = _category_ids(content["categories"], notes)
+    images = _checked_images(content["images"], sizes, notes)
     known = {one["id"] for one in content["images"] if is_id(one.get("id"))}
     kept = []
     for one in content["annotations"]:
         one = one if with_masks else {**one, "segmentation": None}
-        repaired = _annotation(one, images, known, categories, notes)
+        repaired = _checked_annotation(one, images, known, categories, notes)
         if repaired is not None:
             kept.append(repaired)
-    kept = _that_fit(kept, images, notes)
-    kept, has_masks = _masks(kept, notes) if with_masks else (kept, False)
-    _numbers(content["annotations"], notes)
+    kept = _with_fitting_masks(kept, images, notes)
+    kept, has_masks = _with_masks(kept, notes) if with_masks else (kept, False)
+    _note_repeated_ids(content["annotations"], notes)
     kept = [{**one, "id": number} for number, one in enumerate(kept, start=1)]
     empty = images.keys() - {one["image_id"] for one in kept}
     for number in sorted(empty):
@@ -179,10 +179,10 @@ def checked(
         "annotations": kept,
         "categories": [dict(one) for one in content["categories"]],
     }
-    return Checked(repaired, notes.findings(), has_masks)
+    return CheckedCoco(repaired, notes.findings(), has_masks)
 
 
-def _categories(categories: list[dict], notes: _Notes) -> set[int]:
+def _category_ids(categories: list[dict], notes: _Notes) -> set[int]:
     if not categories:
         notes.add("no categories", "", "stop")
     ids: set[int] = set()
@@ -203,13 +203,15 @@ def _categories(categories: list[dict], notes: _Notes) -> set[int]:
     return ids
 
 
-def _images(images: list[dict], sizes: Mapping | None, notes: _Notes) -> dict[int, dict[str, Any]]:
+def _checked_images(
+    images: list[dict], sizes: Mapping | None, notes: _Notes
+) -> dict[int, dict[str, Any]]:
     kept: dict[int, dict[str, Any]] = {}
     files: dict[str, int] = {}
     lost = 0
     for one in images:
         number, name = one.get("id"), one.get("file_name")
-        size = _size(one)
+        size = _stated_size(one)
         if not is_id(number) or not isinstance(name, str):
             notes.add(
                 "images whose id is no whole number of 64 bit, or without file_name",
@@ -230,21 +232,21 @@ def _images(images: list[dict], sizes: Mapping | None, notes: _Notes) -> dict[in
             files[file] = number
         else:
             lost += 1
-            _note_lost(name, size, sizes, notes)
+            _note_unusable_image(name, size, sizes, notes)
     if lost > len(images) / 2:
         notes.add("more than half of the images cannot be used", f"{lost} of {len(images)}", "stop")
     return kept
 
 
-def _size(image: dict) -> tuple[int, int] | None:
+def _stated_size(image: dict) -> tuple[int, int] | None:
     """Height and width, where the file says them."""
     sides: list[Any] = [image.get("height"), image.get("width")]
-    if not all(is_number(side) and side >= 1 and side == int(side) for side in sides):
+    if not all(is_coordinate(side) and side >= 1 and side == int(side) for side in sides):
         return None
     return int(sides[0]), int(sides[1])
 
 
-def _note_lost(name: str, size: tuple, sizes: Mapping, notes: _Notes) -> None:
+def _note_unusable_image(name: str, size: tuple, sizes: Mapping, notes: _Notes) -> None:
     if name not in sizes:
         notes.add("image files that are missing", name, "left out")
     elif sizes[name] is None:
@@ -255,7 +257,7 @@ def _note_lost(name: str, size: tuple, sizes: Mapping, notes: _Notes) -> None:
         notes.add("images of another size than the file says", said, "left out")
 
 
-def _annotation(
+def _checked_annotation(
     one: dict, images: dict[int, dict], known: set[int], categories: set[int], notes: _Notes
 ) -> dict[str, Any] | None:
     """An annotation as it can be used, or none."""
@@ -271,14 +273,14 @@ def _annotation(
         return None
     name = f"{name} in {image['file_name']}"
     size = image["height"], image["width"]
-    box = _box(one.get("bbox"), size, name, notes)
+    box = _checked_box(one.get("bbox"), size, name, notes)
     if box is None:
         return None
-    mask = _segmentation(one.get("segmentation"), size, name, notes)
+    mask = _checked_segmentation(one.get("segmentation"), size, name, notes)
     if mask == "wrong":
         return None
     area: Any = one.get("area")
-    good_area = is_number(area) and area >= 0
+    good_area = is_coordinate(area) and area >= 0
     return {
         "image_id": one["image_id"],
         "category_id": one["category_id"],
@@ -293,12 +295,12 @@ def _is_crowd(value: Any) -> bool:
     return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
-def _box(
+def _checked_box(
     box: Any, size: tuple[int, int], name: str, notes: _Notes
 ) -> tuple[float, float, float, float] | None:
     """Left, top, width and height within the image, or none."""
     numbers = list(box) if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(map(is_number, numbers)):
+    if len(numbers) != 4 or not all(map(is_coordinate, numbers)):
         notes.add("boxes that are not four numbers", f"{name}: {box}"[:90], "left out")
         return None
     x, y, w, h = (float(n) for n in numbers)
@@ -310,13 +312,13 @@ def _box(
     if right <= left or bottom <= top:
         notes.add("boxes outside their image", f"{name}: {box}", "left out")
         return None
-    if max(-x, -y, x + w - width, y + h - height) <= SLACK:
+    if max(-x, -y, x + w - width, y + h - height) <= BOX_TOLERANCE:
         return x, y, w, h
     notes.add("boxes that stick out of their image", f"{name}: {box}", "clipped")
     return left, top, right - left, bottom - top
 
 
-def _segmentation(value: Any, size: tuple[int, int], name: str, notes: _Notes) -> Any:
+def _checked_segmentation(value: Any, size: tuple[int, int], name: str, notes: _Notes) -> Any:
     """Polygons or run lengths that can be decoded; none without them; "wrong" otherwise."""
     if value is None or value == []:
         return None
@@ -342,7 +344,7 @@ def _segmentation(value: Any, size: tuple[int, int], name: str, notes: _Notes) -
     return value
 
 
-def _that_fit(
+def _with_fitting_masks(
     kept: list[dict[str, Any]], images: Mapping[int, dict[str, Any]], notes: _Notes
 ) -> list[dict[str, Any]]:
     """Without things whose mask lies elsewhere than their box; the smallest masks are counted."""
@@ -352,12 +354,12 @@ def _that_fit(
         found = ""
         if "segmentation" in one and not one["iscrowd"]:
             things += 1
-            found = fault(one, (image["height"], image["width"]))
+            found = mask_problem(one, (image["height"], image["width"]))
         if found:
             odd += 1
             said = f"{image['file_name']}: box {[round(v, 1) for v in one['bbox']]}"
-            notes.add(found, said, "kept" if found == TINY else "left out")
-        if found != ELSEWHERE:
+            notes.add(found, said, "kept" if found == TINY_MASK else "left out")
+        if found != MASK_OUTSIDE_BOX:
             fitting.append(one)
     if odd > things / 2:
         said = f"{odd} of {things}; points are in pixels of the image, not shares of it"
@@ -365,7 +367,7 @@ def _that_fit(
     return fitting
 
 
-def _masks(kept: list[dict[str, Any]], notes: _Notes) -> tuple[list[dict[str, Any]], bool]:
+def _with_masks(kept: list[dict[str, Any]], notes: _Notes) -> tuple[list[dict[str, Any]], bool]:
     """Masks are used where most things have one; the few without are left out."""
     things = [one for one in kept if not one["iscrowd"]]
     bare = [one for one in things if "segmentation" not in one]
@@ -378,10 +380,10 @@ def _masks(kept: list[dict[str, Any]], notes: _Notes) -> tuple[list[dict[str, An
         said = f"one in image {one['image_id']}, though others have masks"
         notes.add("annotations without a mask", said, "left out")
     kept = [one for one in kept if one["iscrowd"] or "segmentation" in one]
-    return [_with_mask(one, notes) if things else one for one in kept], bool(things)
+    return [_crowd_with_mask(one, notes) if things else one for one in kept], bool(things)
 
 
-def _with_mask(one: dict[str, Any], notes: _Notes) -> dict[str, Any]:
+def _crowd_with_mask(one: dict[str, Any], notes: _Notes) -> dict[str, Any]:
     """A crowd without a mask gets its box: COCO's figures want masks of all, or of none."""
     if "segmentation" in one:
         return one
@@ -390,7 +392,7 @@ def _with_mask(one: dict[str, Any], notes: _Notes) -> dict[str, Any]:
     return {**one, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
 
 
-def _numbers(annotations: list[dict], notes: _Notes) -> None:
+def _note_repeated_ids(annotations: list[dict], notes: _Notes) -> None:
     counts = Counter(str(one.get("id")) for one in annotations)
     for number, count in counts.items():
         if count > 1:

@@ -6,24 +6,26 @@ from typing import Any, TypeGuard
 
 from faster_coco_eval.core import mask as rle
 
-from mvmae.data.annotations.coco import run_lengths
+from mvmae.data.annotations.coco import compress_mask
 
-FARTHEST = 1e6  # pixels from the corner that anything can be
-LARGEST_ID = 2**63 - 1  # faster-coco-eval's
-LEAST_PIXELS = 4  # of a mask that something can be learnt of
-TINY = f"masks of fewer than {LEAST_PIXELS} pixels in boxes of more: nothing is learnt of them"
-ELSEWHERE = "masks that lie outside their box"
-SLACK = 1.0  # pixels that a box may stick out of its image: files round
+MAX_COORDINATE = 1e6  # pixels from the corner that anything can be
+MAX_ID = 2**63 - 1  # faster-coco-eval's
+MIN_MASK_PIXELS = 4  # of a mask that something can be learnt of
+TINY_MASK = (
+    f"masks of fewer than {MIN_MASK_PIXELS} pixels in boxes of more: nothing is learnt of them"
+)
+MASK_OUTSIDE_BOX = "masks that lie outside their box"
+BOX_TOLERANCE = 1.0  # pixels that a box may stick out of its image: files round
 
 
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether a value is a whole number of 64 bit."""
-    return type(value) is int and abs(value) <= LARGEST_ID
+    return type(value) is int and abs(value) <= MAX_ID
 
 
-def is_number(value: Any) -> bool:
+def is_coordinate(value: Any) -> bool:
     """Whether a value can be a place in an image; NaN is above nothing."""
-    return type(value) in (int, float) and abs(value) <= FARTHEST
+    return type(value) in (int, float) and abs(value) <= MAX_COORDINATE
 
 
 def is_polygon(points: Any) -> bool:
@@ -32,7 +34,7 @@ def is_polygon(points: Any) -> bool:
         isinstance(points, list)
         and len(points) >= 6
         and len(points) % 2 == 0
-        and all(map(is_number, points))
+        and all(map(is_coordinate, points))
     )
 
 
@@ -42,12 +44,12 @@ def is_decodable(value: dict) -> bool:
     if isinstance(counts, list):
         return all(is_id(n) and n >= 0 for n in counts) and sum(counts) == height * width
     try:
-        return sum(_runs(counts)) == height * width
+        return sum(_decompress_runs(counts)) == height * width
     except (ValueError, IndexError, TypeError, AttributeError):
         return False
 
 
-def _runs(text: str) -> list[int]:
+def _decompress_runs(text: str) -> list[int]:
     """Run lengths of COCO's compressed text: 5 bits a letter, later runs as differences."""
     runs: list[int] = []
     at = 0
@@ -67,13 +69,15 @@ def _runs(text: str) -> list[int]:
     return runs
 
 
-def fault(one: dict[str, Any], size: tuple[int, int]) -> str:
+def mask_problem(one: dict[str, Any], size: tuple[int, int]) -> str:
     """What is wrong with a mask that can be decoded, if anything is."""
-    packed = run_lengths(one["segmentation"], size)
-    if int(rle.area(packed)) < LEAST_PIXELS:
+    packed = compress_mask(one["segmentation"], size)
+    if int(rle.area(packed)) < MIN_MASK_PIXELS:
         _, _, w, h = one["bbox"]
-        return TINY if w * h >= 2 * LEAST_PIXELS else ""  # a tiny thing may well have such a mask
+        return (
+            TINY_MASK if w * h >= 2 * MIN_MASK_PIXELS else ""
+        )  # a tiny thing may well have such a mask
     left, top, width, height = rle.toBbox(packed).tolist()
     x, y, w, h = one["bbox"]
     beside = max(x - left - width, left - x - w, y - top - height, top - y - h)
-    return ELSEWHERE if beside > SLACK else ""
+    return MASK_OUTSIDE_BOX if beside > BOX_TOLERANCE else ""

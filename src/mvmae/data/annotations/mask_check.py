@@ -15,20 +15,20 @@ import numpy as np
 from PIL import Image
 
 from mvmae.data.annotations.mask_values import (
+    ALWAYS_IGNORED,
     IGNORED,
-    LARGEST_CLASS,
-    NEVER_COUNTS,
+    MAX_CLASS,
     ColourMaskError,
     Rule,
-    counted,
-    read_names,
+    count_values,
+    read_class_names,
     read_values,
 )
-from mvmae.data.annotations.masks import Found, Segmented, Split, class_names
+from mvmae.data.annotations.masks import FoundPairs, MaskSplit, SegmentationData, class_names
 from mvmae.data.reading.decode import FORMATS, UnreadableImageError
 from mvmae.errors import UserError
 
-EXAMPLES = 3  # named of each kind
+MAX_EXAMPLES = 3  # named of each kind
 TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
 ORIENTATION = 0x0112  # EXIF's tag
 SPARSE, MANY = 4, 64  # classes for each that is known, and in all, from which something is odd
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
     consequence: str
 
 
-class Checked(NamedTuple):
+class CheckedMasks(NamedTuple):
     """What a look at all pairs gave."""
 
     findings: tuple[Finding, ...]
@@ -86,8 +86,10 @@ class _Seen(NamedTuple):
 
 
 def check_pairs(
-    found: Found, num_classes: int | None = None, advance: Callable[[int], object] = lambda n: None
-) -> Checked:
+    found: FoundPairs,
+    num_classes: int | None = None,
+    advance: Callable[[int], object] = lambda n: None,
+) -> CheckedMasks:
     """Read every mask and every image's header, and say what is wrong.
 
     Args:
@@ -102,7 +104,7 @@ def check_pairs(
     looked = [_look_at(part, advance) for part in parts]
     occurring = {value for part in looked for one in part for value in one.values}
     rule = _rule_for(found, occurring)
-    names = read_names(found.names_file, rule) if found.names_file else found.names
+    names = read_class_names(found.names_file, rule) if found.names_file else found.names
     seen = [[_judged(one, rule) for one in part] for part in looked]
     used = [one for part in seen for one in part if not one.problem]
     known = {number for one in used for number in one.classes}
@@ -122,35 +124,35 @@ def check_pairs(
     for one in used:
         values.update(one.values)
     both = (usable[0], usable[1]), (pixels[0], pixels[1])
-    return Checked(tuple(findings), *both, rule, names, dict(values))
+    return CheckedMasks(tuple(findings), *both, rule, names, dict(values))
 
 
-def _rule_for(found: Found, occurring: set[int]) -> Rule:
+def _rule_for(found: FoundPairs, occurring: set[int]) -> Rule:
     """The first rule by which there are two classes, and none that is too large to be one.
 
     Black and white is guessed of exactly these two values. Nothing is guessed where rows of value
     and name tell of two classes, or of a part alone, in which classes may well be missing.
     """
-    if _names_by_value(found) > 1 or (found.learns and not len(found.train.pairs)):
+    if _names_by_value(found) > 1 or (found.with_training and not len(found.train.pairs)):
         return found.rule
     values = np.array(sorted(occurring), dtype=np.int64)
     for rule in (found.rule, *found.alternatives):
-        classes = set(rule.classes(values).tolist()) - {IGNORED}
+        classes = set(rule.to_classes(values).tolist()) - {IGNORED}
         is_guess = rule.foreground is not None and rule != found.rule
         if is_guess and occurring != {0, rule.foreground}:
             continue
-        if len(classes) > 1 and max(classes) < LARGEST_CLASS:
+        if len(classes) > 1 and max(classes) < MAX_CLASS:
             return rule
     return found.rule
 
 
-def _names_by_value(found: Found) -> int:
+def _names_by_value(found: FoundPairs) -> int:
     """Classes that a file names by the masks' values, if `found.rule` holds."""
     file = found.names_file
     if file is None or not (file.suffix.lower() == ".csv" or file.name.startswith("objectInfo")):
         return 0
     with suppress(UserError):  # it names none by this rule
-        return len(read_names(file, found.rule))
+        return len(read_class_names(file, found.rule))
     return 0
 
 
@@ -158,7 +160,7 @@ def _judged(one: _Seen, rule: Rule) -> _Seen:
     """With the classes of its values."""
     if one.problem:
         return one
-    numbers = rule.classes(np.array(list(one.values), dtype=np.int64)).tolist()
+    numbers = rule.to_classes(np.array(list(one.values), dtype=np.int64)).tolist()
     classes: Counter[int] = Counter()
     for number, count in zip(numbers, one.values.values(), strict=True):
         if number != IGNORED:
@@ -169,7 +171,7 @@ def _judged(one: _Seen, rule: Rule) -> _Seen:
     return one._replace(problem="masks in which nothing counts", said=f"they hold {alone} alone")
 
 
-def _problems(parts: Sequence[Split], seen: Sequence[Sequence[_Seen]]) -> list[Finding]:
+def _problems(parts: Sequence[MaskSplit], seen: Sequence[Sequence[_Seen]]) -> list[Finding]:
     kinds: dict[str, list[str]] = {}
     for split, part in zip(parts, seen, strict=True):
         for place, one in enumerate(part):
@@ -181,10 +183,10 @@ def _problems(parts: Sequence[Split], seen: Sequence[Sequence[_Seen]]) -> list[F
 
 
 def _finding(what: str, places: Sequence[str], consequence: str) -> Finding:
-    return Finding(what, len(places), tuple(places[:EXAMPLES]), consequence)
+    return Finding(what, len(places), tuple(places[:MAX_EXAMPLES]), consequence)
 
 
-def _unpaired(parts: Iterable[Split]) -> list[Finding]:
+def _unpaired(parts: Iterable[MaskSplit]) -> list[Finding]:
     images = [path for part in parts for path in part.without_mask]
     masks = [path for part in parts for path in part.without_image]
     same = [paths for part in parts for paths in part.same_name]
@@ -197,7 +199,7 @@ def _unpaired(parts: Iterable[Split]) -> list[Finding]:
 
 
 def _beyond(
-    parts: Sequence[Split], seen: Sequence[Sequence[_Seen]], count: int, rule: Rule
+    parts: Sequence[MaskSplit], seen: Sequence[Sequence[_Seen]], count: int, rule: Rule
 ) -> list[Finding]:
     """Masks with a value that is no class."""
     places = []
@@ -205,14 +207,14 @@ def _beyond(
         for place, one in enumerate(part):
             if max(one.classes, default=-1) >= count:
                 values = np.array(sorted(one.values))
-                largest = values[rule.classes(values) >= count][-1]
+                largest = values[rule.to_classes(values) >= count][-1]
                 places.append(f"{split.pairs.masks[place]} (value {largest})")
     what = f"masks with a value beyond the {count} classes"
     return [_finding(what, places, FATAL)] if places else []
 
 
 def _sparse(
-    parts: Sequence[Split],
+    parts: Sequence[MaskSplit],
     seen: Sequence[Sequence[_Seen]],
     names: dict[int, str],
     rule: Rule,
@@ -220,19 +222,19 @@ def _sparse(
     names_file: Path | None,
 ) -> Finding:
     """Values so far apart that hardly any class would occur: one of them is no class."""
-    where = {rule.value(number): f"in {names_file}" for number in names}
+    where = {rule.to_value(number): f"in {names_file}" for number in names}
     for split, part in zip(parts, seen, strict=True):
         for place, one in enumerate(part):
             if not one.problem:
                 where |= dict.fromkeys(one.values, f"in {split.pairs.masks[place]}")
     values = np.array(sorted(where))
-    values = values[rule.classes(values) != IGNORED]
+    values = values[rule.to_classes(values) != IGNORED]
     what = f"values, so far apart that {count} classes would be counted up to the largest"
-    examples = tuple(f"{value} {where[value]}" for value in values[::-1][:EXAMPLES].tolist())
+    examples = tuple(f"{value} {where[value]}" for value in values[::-1][:MAX_EXAMPLES].tolist())
     return Finding(what, len(values), examples, FATAL)
 
 
-def _look_at(split: Split, advance: Callable[[int], object]) -> list[_Seen]:
+def _look_at(split: MaskSplit, advance: Callable[[int], object]) -> list[_Seen]:
     """Every pair, read by a thread for each core: decoders let others run meanwhile."""
     pairs = split.pairs
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
@@ -246,7 +248,7 @@ def _look_at(split: Split, advance: Callable[[int], object]) -> list[_Seen]:
 
 def _seen(image: str, mask: str) -> _Seen:
     try:
-        height, width = size_of(image)
+        height, width = read_image_size(image)
     except Exception as error:  # Pillow raises anything
         return _Seen("images that cannot be read", _short(error), {}, {})
     try:
@@ -258,14 +260,14 @@ def _seen(image: str, mask: str) -> _Seen:
     if values.shape != (height, width):
         sizes = f"{values.shape[1]} x {values.shape[0]}, the image {width} x {height}"
         return _Seen("masks of another size than their image", sizes, {}, {})
-    return _Seen("", "", counted(values), {})
+    return _Seen("", "", count_values(values), {})
 
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:80] or type(error).__name__
 
 
-def size_of(image: str) -> tuple[int, int]:
+def read_image_size(image: str) -> tuple[int, int]:
     """Height and width of an image, upright, from its header."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as where it is decoded
@@ -275,7 +277,7 @@ def size_of(image: str) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def refuse(found: Found, checked: Checked) -> None:
+def require_usable(found: FoundPairs, checked: CheckedMasks) -> None:
     """Stop where the pairs cannot be used.
 
     Raises:
@@ -284,7 +286,7 @@ def refuse(found: Found, checked: Checked) -> None:
     """
     for finding in checked.findings:
         if finding.consequence == FATAL:
-            wider = "set --num-classes, or " if found.learns else ""
+            wider = "set --num-classes, or " if found.with_training else ""
             raise UserError(
                 f"{finding.count} {finding.what}, {finding.examples[0]} for one: "
                 f"{wider}--ignore-index for a value that counts for nothing"
@@ -293,7 +295,7 @@ def refuse(found: Found, checked: Checked) -> None:
         (found.train, found.test), checked.usable, ("learn from", "test on"), strict=True
     ):
         all_pairs = len(split.pairs) + len(split.same_name)
-        if (found.learns or split is found.test) and len(usable) < max(1, all_pairs / 2):
+        if (found.with_training or split is found.test) and len(usable) < max(1, all_pairs / 2):
             worst = max(checked.findings, key=lambda finding: finding.count, default=None)
             why = f"; {worst.count} {worst.what}, {worst.examples[0]} for one" if worst else ""
             raise UserError(
@@ -304,30 +306,30 @@ def refuse(found: Found, checked: Checked) -> None:
         raise UserError(
             f"the masks of {found.test.pairs.name} hold 1 class only, of values "
             f"{', '.join(map(str, sorted(checked.values)[:9]))}: classes are 0, 1, 2, ..., and "
-            f"{NEVER_COUNTS} never counts{_remedy(found, checked)}"
+            f"{ALWAYS_IGNORED} never counts{_remedy(found, checked)}"
         )
 
 
-def _remedy(found: Found, checked: Checked) -> str:
+def _remedy(found: FoundPairs, checked: CheckedMasks) -> str:
     """What an `--ignore-index` that was chosen has to do with it, if it has."""
     ignored = checked.rule.ignored
     if ignored is not None:
         return f"; {ignored} counts for nothing here, and --ignore-index none makes it a class"
-    if not found.alternatives and NEVER_COUNTS in checked.values and found.learns:
+    if not found.alternatives and ALWAYS_IGNORED in checked.values and found.with_training:
         return "; without --ignore-index masks of 0 and 255 alone have two classes"
     return ""
 
 
-def accepted(found: Found, checked: Checked) -> Segmented:
+def usable_data(found: FoundPairs, checked: CheckedMasks) -> SegmentationData:
     """The pairs that can be used.
 
     Raises:
         UserError: See `refuse`.
     """
-    refuse(found, checked)
+    require_usable(found, checked)
     train, test = (
-        split.pairs.only(usable).under(checked.rule)
+        split.pairs.select(usable).with_rule(checked.rule)
         for split, usable in zip((found.train, found.test), checked.usable, strict=True)
     )
     names = class_names(checked.names, checked.num_classes, checked.rule)
-    return Segmented(train, test, found.split, names)
+    return SegmentationData(train, test, found.split, names)

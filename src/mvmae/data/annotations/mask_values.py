@@ -19,10 +19,10 @@ from mvmae.data.reading.decode import FORMATS, UnreadableImageError
 from mvmae.errors import UserError
 
 IGNORED = -1
-NEVER_COUNTS = 255  # a value that no rule but that of two values makes a class
-LARGEST_CLASS = 2**15 - 1  # of int16; what is larger becomes this
-LARGEST_VALUE = 2**16 - 1  # of a mask file's 16 bit
-WHITES = (NEVER_COUNTS, LARGEST_VALUE)  # the second value of black-and-white masks
+ALWAYS_IGNORED = 255  # a value that no rule but that of two values makes a class
+MAX_CLASS = 2**15 - 1  # of int16; what is larger becomes this
+MAX_VALUE = 2**16 - 1  # of a mask file's 16 bit
+WHITE_VALUES = (ALWAYS_IGNORED, MAX_VALUE)  # the second value of black-and-white masks
 
 
 class Rule(NamedTuple):
@@ -36,27 +36,27 @@ class Rule(NamedTuple):
     ignored: int | None
     foreground: int | None = None
 
-    def classes(self, values: np.ndarray) -> np.ndarray:
+    def to_classes(self, values: np.ndarray) -> np.ndarray:
         """Class of each value, as int16; values too large for that become the largest."""
         values = values.astype(np.int64)
         if self.foreground is not None:
             known = np.where(values == self.foreground, 1, values)
-            known = np.where(known > 1, LARGEST_CLASS, known)
+            known = np.where(known > 1, MAX_CLASS, known)
             nothing = values < 0
         else:
             known = values - (0 if self.ignored is None else (values > self.ignored))
-            nothing = (values == NEVER_COUNTS) | (values == self.ignored) | (values < 0)
-        return np.where(nothing, IGNORED, np.minimum(known, LARGEST_CLASS)).astype(np.int16)
+            nothing = (values == ALWAYS_IGNORED) | (values == self.ignored) | (values < 0)
+        return np.where(nothing, IGNORED, np.minimum(known, MAX_CLASS)).astype(np.int16)
 
-    def values(self, classes: np.ndarray) -> np.ndarray:
-        """What `classes` undoes: the file's value of each class."""
+    def to_values(self, classes: np.ndarray) -> np.ndarray:
+        """What `to_classes` undoes: the file's value of each class."""
         if self.foreground is not None:
             return np.where(classes == 1, self.foreground, classes)
         return classes + (0 if self.ignored is None else (classes >= self.ignored))
 
-    def value(self, number: int) -> int:
+    def to_value(self, number: int) -> int:
         """The file's value of one class."""
-        return int(self.values(np.array([number]))[0])
+        return int(self.to_values(np.array([number]))[0])
 
 
 class ColourMaskError(UnreadableImageError):
@@ -94,9 +94,9 @@ def _one_channel(values: np.ndarray) -> np.ndarray:
     return values.astype(np.int64) if values.dtype.kind != "b" else values.astype(np.uint8)
 
 
-def counted(values: np.ndarray) -> dict[int, int]:
+def count_values(values: np.ndarray) -> dict[int, int]:
     """How many pixels have each value."""
-    if values.size and values.min() >= 0 and values.max() <= LARGEST_VALUE:
+    if values.size and values.min() >= 0 and values.max() <= MAX_VALUE:
         counts = np.bincount(values.reshape(-1))  # a tenth of the time of sorting
         numbers = counts.nonzero()[0]
         return dict(zip(numbers.tolist(), counts[numbers].tolist(), strict=True))
@@ -104,7 +104,7 @@ def counted(values: np.ndarray) -> dict[int, int]:
     return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
-def read_names(file: Path, rule: Rule) -> dict[int, str]:
+def read_class_names(file: Path, rule: Rule) -> dict[int, str]:
     """Names of classes from a file.
 
     A .csv has rows of a mask file's value and a name, objectInfo150.txt a table with tabs of the
@@ -122,11 +122,11 @@ def read_names(file: Path, rule: Rule) -> dict[int, str]:
         elif file.suffix.lower() == ".csv":
             rows = [(row[0], row[1]) for row in csv.reader(lines) if len(row) > 1]
         else:
-            return _checked_names(dict(enumerate(line.strip() for line in lines)), file)
+            return _printable_names(dict(enumerate(line.strip() for line in lines)), file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read the classes' names in {file}: {error}") from error
     named = ((_class_of(value, rule, file), name.strip()) for value, name in rows)
-    return _checked_names({at: name for at, name in named if at != IGNORED}, file)
+    return _printable_names({at: name for at, name in named if at != IGNORED}, file)
 
 
 def _class_of(value: str, rule: Rule, file: Path) -> int:
@@ -134,12 +134,12 @@ def _class_of(value: str, rule: Rule, file: Path) -> int:
     if not re.fullmatch(r"\s*\d+\s*", value):
         return IGNORED
     digits = value.strip().lstrip("0") or "0"
-    if len(digits) > 5 or int(digits) > LARGEST_VALUE:
-        raise UserError(f"{file} names value {digits[:12]}: masks hold 0 to {LARGEST_VALUE}")
-    return int(rule.classes(np.array(int(digits))))
+    if len(digits) > 5 or int(digits) > MAX_VALUE:
+        raise UserError(f"{file} names value {digits[:12]}: masks hold 0 to {MAX_VALUE}")
+    return int(rule.to_classes(np.array(int(digits))))
 
 
-def _checked_names(names: dict[int, str], file: Path) -> dict[int, str]:
+def _printable_names(names: dict[int, str], file: Path) -> dict[int, str]:
     if not names:
         raise UserError(
             f"{file} names no classes: a .csv has rows of value,name; a .txt a name a line"

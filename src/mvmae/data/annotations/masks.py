@@ -15,16 +15,16 @@ import torch
 from jaxtyping import Int16
 from torch import Tensor
 
-from mvmae.data.annotations.mask_values import WHITES, Rule, read_names, read_values
+from mvmae.data.annotations.mask_values import WHITE_VALUES, Rule, read_class_names, read_values
 from mvmae.data.reading.decode import EXTENSIONS, Pixels, UnreadableImageError
 from mvmae.data.sources.folders import Files
 from mvmae.data.sources.open import TEST, TRAIN
 from mvmae.errors import UserError
 
-MASKS = ("annotations", "masks", "labels")  # usual names of their folder
-NAMES = ("classes.csv", "objectInfo150.txt")  # usual files of the classes' names
-EVERY_FIFTH = "every fifth image tests"
-ALL_TEST = "all images test"
+MASK_FOLDERS = ("annotations", "masks", "labels")  # usual names of their folder
+CLASS_NAME_FILES = ("classes.csv", "objectInfo150.txt")  # usual files of the classes' names
+EVERY_FIFTH_IMAGE_TESTS = "every fifth image tests"
+ALL_IMAGES_TEST = "all images test"
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 
@@ -35,28 +35,28 @@ class Pair(NamedTuple):
     mask: str
 
 
-class Pairs(Files):
-    """Images with masks, as a source of images; the masks are read by `mask`."""
+class ImageMaskPairs(Files):
+    """Images with masks, as a source of images; the masks are read by `read_mask`."""
 
     def __init__(self, name: str, pairs: Sequence[Pair], channels: int, rule: Rule) -> None:
         super().__init__(name, [pair.image for pair in pairs], channels)
         self.masks, self.rule = [pair.mask for pair in pairs], rule
 
-    def mask(self, index: int) -> Int16[Tensor, "H W"]:
+    def read_mask(self, index: int) -> Int16[Tensor, "H W"]:
         """The classes of an image's pixels.
 
         Raises:
             UnreadableImageError: The mask cannot be read, or is a colour picture.
         """
-        return torch.from_numpy(self.rule.classes(read_values(self.masks[index])))
+        return torch.from_numpy(self.rule.to_classes(read_values(self.masks[index])))
 
-    def both(self, index: int) -> tuple[Pixels, Int16[Tensor, "H W"]]:
+    def read_pair(self, index: int) -> tuple[Pixels, Int16[Tensor, "H W"]]:
         """An image and its mask.
 
         Raises:
             UnreadableImageError: One cannot be read, or their sizes differ.
         """
-        pixels, classes = self.read(index), self.mask(index)
+        pixels, classes = self.read(index), self.read_mask(index)
         if pixels.shape[1:] != classes.shape:
             raise UnreadableImageError(
                 f"the mask is {classes.shape[1]} x {classes.shape[0]}, the image "
@@ -64,20 +64,22 @@ class Pairs(Files):
             )
         return pixels, classes
 
-    def only(self, indices: Sequence[int]) -> Pairs:
+    def select(self, indices: Sequence[int]) -> ImageMaskPairs:
         """Some of them."""
         kept = [Pair(self.paths[index], self.masks[index]) for index in indices]
-        return Pairs(self.name, kept, self.channels, self.rule)
+        return ImageMaskPairs(self.name, kept, self.channels, self.rule)
 
-    def under(self, rule: Rule) -> Pairs:
+    def with_rule(self, rule: Rule) -> ImageMaskPairs:
         """The same with another rule."""
-        return Pairs(self.name, list(map(Pair, self.paths, self.masks)), self.channels, rule)
+        return ImageMaskPairs(
+            self.name, list(map(Pair, self.paths, self.masks)), self.channels, rule
+        )
 
 
-class Split(NamedTuple):
+class MaskSplit(NamedTuple):
     """The images of a part, before anything in them is looked at."""
 
-    pairs: Pairs
+    pairs: ImageMaskPairs
     without_mask: list[str]
     """Images."""
 
@@ -88,11 +90,11 @@ class Split(NamedTuple):
     """Images, or masks, whose names differ by their suffix alone, joined by commas."""
 
 
-class Found(NamedTuple):
+class FoundPairs(NamedTuple):
     """Images with masks to learn from and to test on, as they lie on the disk."""
 
-    train: Split
-    test: Split
+    train: MaskSplit
+    test: MaskSplit
     split: str
     """Where the split comes from, in words."""
 
@@ -104,15 +106,15 @@ class Found(NamedTuple):
     """Rules to take where `rule` leaves fewer than two classes."""
 
     names_file: Path | None = None
-    learns: bool = True
+    with_training: bool = True
     """Whether there must be something to learn from."""
 
 
-class Segmented(NamedTuple):
+class SegmentationData(NamedTuple):
     """What passed the check: pairs to learn from and to test on."""
 
-    train: Pairs
-    test: Pairs
+    train: ImageMaskPairs
+    test: ImageMaskPairs
     split: str
     classes: tuple[str, ...]
 
@@ -130,19 +132,19 @@ def find_pairs(
     ignore_index: int | str,
     test_split: str | None,
     names: Path | None,
-    learns: bool = True,
+    with_training: bool = True,
     rules: tuple[Rule, ...] | None = None,
-) -> Found:
+) -> FoundPairs:
     """Look for images and masks; nothing is read but the classes' names.
 
     Args:
         data: Folder of images/ and annotations/ (or masks/).
         folders: Of images and of masks, in place of `data`.
         channels: Of the images.
-        ignore_index: A value, "none", or "auto" (see `rules_for`).
+        ignore_index: A value, "none", or "auto" (see `candidate_rules`).
         test_split: Name of the part that tests.
         names: File of the classes' names.
-        learns: Whether there must be a part to learn from; without, everything tests.
+        with_training: Whether there must be a part to learn from; without, everything tests.
         rules: In place of those that `ignore_index` stands for.
 
     Raises:
@@ -158,34 +160,36 @@ def find_pairs(
         if not folder.is_dir():
             raise UserError(f"no such folder: {folder}")
     name = data or str(images)
-    parts = _parts(images, masks, test_split, learns=learns)
-    rules = rules or rules_for(ignore_index, has_parts=parts is not None)
-    told = names or next((f for n in NAMES if (f := Path(data) / n).is_file() and data), None)
-    known = _known_names(told, rules) if told else {}
-    meaning = (rules[0], known, rules[1:], told, learns)
+    parts = _parts(images, masks, test_split, with_training=with_training)
+    rules = rules or candidate_rules(ignore_index, has_parts=parts is not None)
+    told = names or next(
+        (f for n in CLASS_NAME_FILES if (f := Path(data) / n).is_file() and data), None
+    )
+    known = _read_known_names(told, rules) if told else {}
+    meaning = (rules[0], known, rules[1:], told, with_training)
     if parts:
-        test = pair_up(name, images / parts[1], masks / parts[1], channels, rules[0])
-        train = _nothing_of(test)
-        if learns:
-            train = pair_up(name, images / parts[0], masks / parts[0], channels, rules[0])
-        return Found(train, test, f"{parts[0]}/ and {parts[1]}/", *meaning)
-    whole = pair_up(name, images, masks, channels, rules[0])
-    if not learns:
-        return Found(_nothing_of(whole), whole, ALL_TEST, *meaning)
+        test = match_by_name(name, images / parts[1], masks / parts[1], channels, rules[0])
+        train = _without_pairs(test)
+        if with_training:
+            train = match_by_name(name, images / parts[0], masks / parts[0], channels, rules[0])
+        return FoundPairs(train, test, f"{parts[0]}/ and {parts[1]}/", *meaning)
+    whole = match_by_name(name, images, masks, channels, rules[0])
+    if not with_training:
+        return FoundPairs(_without_pairs(whole), whole, ALL_IMAGES_TEST, *meaning)
     tests = [index for index in range(len(whole.pairs)) if index % 5 == 1]
     trains = [index for index in range(len(whole.pairs)) if index % 5 != 1]
     if not tests:
         raise UserError(f"{name} has too few images with masks: {len(whole.pairs)}, of 2 at least")
-    train = whole._replace(pairs=whole.pairs.only(trains))
-    test = Split(whole.pairs.only(tests), [], [])
-    return Found(train, test, EVERY_FIFTH, *meaning)
+    train = whole._replace(pairs=whole.pairs.select(trains))
+    test = MaskSplit(whole.pairs.select(tests), [], [])
+    return FoundPairs(train, test, EVERY_FIFTH_IMAGE_TESTS, *meaning)
 
 
-def _nothing_of(split: Split) -> Split:
-    return Split(split.pairs.only([]), [], [])
+def _without_pairs(split: MaskSplit) -> MaskSplit:
+    return MaskSplit(split.pairs.select([]), [], [])
 
 
-def rules_for(ignore_index: int | str, *, has_parts: bool) -> tuple[Rule, ...]:
+def candidate_rules(ignore_index: int | str, *, has_parts: bool) -> tuple[Rule, ...]:
     """What values can mean, the likeliest first.
 
     A number or "none" is what it is. For "auto" 0 is ignored where there are splits, as in ADE20K;
@@ -194,29 +198,29 @@ def rules_for(ignore_index: int | str, *, has_parts: bool) -> tuple[Rule, ...]:
     """
     if ignore_index == "auto":
         first = (Rule(0),) if has_parts else ()
-        return (*first, Rule(None), *black_and_white())
+        return (*first, Rule(None), *black_and_white_rules())
     return (Rule(ignore_index if isinstance(ignore_index, int) else None),)
 
 
-def black_and_white() -> tuple[Rule, ...]:
+def black_and_white_rules() -> tuple[Rule, ...]:
     """Rules of masks of two values, as programs for microscopes and for painting save them."""
-    return tuple(Rule(None, white) for white in WHITES)
+    return tuple(Rule(None, white) for white in WHITE_VALUES)
 
 
-def _known_names(file: Path, rules: Sequence[Rule]) -> dict[int, str]:
+def _read_known_names(file: Path, rules: Sequence[Rule]) -> dict[int, str]:
     """Names by the first rule that leaves any: which rule holds is known once masks are read."""
     for rule in rules[:-1]:
         try:
-            return read_names(file, rule)
+            return read_class_names(file, rule)
         except UserError:
             continue
-    return read_names(file, rules[-1])
+    return read_class_names(file, rules[-1])
 
 
 def _folders_of(data: Path) -> tuple[Path, Path]:
     if not data.is_dir():
         raise UserError(f"no such folder: {data} (DATA holds images/ and annotations/ or masks/)")
-    masks = next((data / name for name in MASKS if (data / name).is_dir()), None)
+    masks = next((data / name for name in MASK_FOLDERS if (data / name).is_dir()), None)
     if masks is None or not (data / "images").is_dir():
         raise UserError(
             f"{data} holds no images/ and annotations/ (or masks/): lay it out so, or name both "
@@ -226,7 +230,7 @@ def _folders_of(data: Path) -> tuple[Path, Path]:
 
 
 def _parts(
-    images: Path, masks: Path, test_split: str | None, *, learns: bool
+    images: Path, masks: Path, test_split: str | None, *, with_training: bool
 ) -> tuple[str, str] | None:
     """Names of the parts' folders; none where the images are not in parts.
 
@@ -238,13 +242,13 @@ def _parts(
     test = test_split or next((name for name in TEST if name in own), None)
     if train is None and test is None:
         return None
-    train = train if learns else test
+    train = train if with_training else test
     if train is None or test is None or test not in own:
         raise UserError(
             f"{images} has the parts {', '.join(own) or 'none'}: there must be one to learn from "
             f"({' or '.join(TRAIN)}) and {test_split or 'one to test on (validation or test)'}"
         )
-    if train == test and learns:
+    if train == test and with_training:
         raise UserError(f"--test-split {test} is what is learnt from: choose another")
     for name in (train, test):
         if not (masks / name).is_dir():
@@ -252,7 +256,7 @@ def _parts(
     return train, test
 
 
-def pair_up(name: str, images: Path, masks: Path, channels: int, rule: Rule) -> Split:
+def match_by_name(name: str, images: Path, masks: Path, channels: int, rule: Rule) -> MaskSplit:
     """Images and masks of the same name, in the order of the paths.
 
     Where two images or two masks differ by their suffix alone it is not known which is meant.
@@ -272,19 +276,21 @@ def pair_up(name: str, images: Path, masks: Path, channels: int, rule: Rule) -> 
     if not both:
         twice = f"; names that occur twice: {same_name[0]}" if same_name else ""
         raise UserError(
-            f"no image of {images} ({_in_words(own)}) has a mask of its name in {masks} "
-            f"({_in_words(others)}; {', '.join(MASK_EXTENSIONS[:3])} are read, and not JPEG, which "
-            f"changes numbers){twice}"
+            f"no image of {images} ({_describe_files(own)}) has a mask of its name in {masks} "
+            f"({_describe_files(others)}; {', '.join(MASK_EXTENSIONS[:3])} are read; JPEG is not, "
+            f"because it changes values){twice}"
         )
-    return Split(
-        Pairs(name, [Pair(own[stem][0], others[stem][0]) for stem in both], channels, rule),
+    return MaskSplit(
+        ImageMaskPairs(
+            name, [Pair(own[stem][0], others[stem][0]) for stem in both], channels, rule
+        ),
         [own[stem][0] for stem in sorted(own.keys() - others.keys() - doubtful)],
         [others[stem][0] for stem in sorted(others.keys() - own.keys() - doubtful)],
         same_name,
     )
 
 
-def _in_words(found: dict[str, list[str]]) -> str:
+def _describe_files(found: dict[str, list[str]]) -> str:
     """How many files there are, and the name of one."""
     return f"{len(found)} there{f', such as {Path(min(found)).name}' if found else ''}"
 
@@ -302,33 +308,33 @@ def _by_stem(folder: Path, extensions: Sequence[str] | frozenset[str]) -> dict[s
 
 def class_names(names: dict[int, str], count: int, rule: Rule | None = None) -> tuple[str, ...]:
     """A name for each class: the file's, or its value in the masks (without `rule` its number)."""
-    values = (rule or Rule(None)).values(np.arange(count)).tolist()
+    values = (rule or Rule(None)).to_values(np.arange(count)).tolist()
     return tuple(names.get(number, str(value)) for number, value in enumerate(values))
 
 
-def fingerprint(data: Segmented) -> str:
+def fingerprint(data: SegmentationData) -> str:
     """A short hash of the pairs, to notice when data change: their places and sizes in bytes."""
     whole = hashlib.sha256(repr((data.train.rule, len(data.classes))).encode())
     for part in (data.train, data.test):
         for path in (*part.paths, "", *part.masks, ""):
             whole.update(path.encode(errors="surrogateescape") + b"\0")
-            whole.update(f"{_bytes(path)}".encode())
+            whole.update(f"{_file_size(path)}".encode())
     return whole.hexdigest()[:16]
 
 
-def _bytes(path: str) -> int:
+def _file_size(path: str) -> int:
     try:
         return Path(path).stat().st_size
     except OSError:
         return -1
 
 
-def contents_of(pairs: Pairs) -> list[str]:
+def hash_images(pairs: ImageMaskPairs) -> list[str]:
     """A short hash of each image file, to know it again wherever it lies."""
-    return [_content(path) for path in pairs.paths]
+    return [_hash_file(path) for path in pairs.paths]
 
 
-def _content(path: str) -> str:
+def _hash_file(path: str) -> str:
     try:
         return hashlib.blake2b(Path(path).read_bytes(), digest_size=8).hexdigest()
     except OSError:

@@ -11,9 +11,15 @@ import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig, Severity
 from mvmae.data.annotations import coco_check, mask_check
-from mvmae.data.annotations.coco import Place, place_of, split_names
+from mvmae.data.annotations.coco import SplitFiles, find_split, split_names
 from mvmae.data.annotations.mask_values import Rule
-from mvmae.data.annotations.masks import Found, Split, class_names, find_pairs, pair_up
+from mvmae.data.annotations.masks import (
+    FoundPairs,
+    MaskSplit,
+    class_names,
+    find_pairs,
+    match_by_name,
+)
 from mvmae.data.reading.decode import EXTENSIONS
 from mvmae.data.sources.open import TEST, TRAIN
 from mvmae.datatools.check.columns import Columns
@@ -48,7 +54,7 @@ class Labels(NamedTuple):
 class CocoSplits(NamedTuple):
     """The annotation files that can be read, and what stops the others."""
 
-    places: list[Place]
+    places: list[SplitFiles]
     contents: list[dict[str, Any]]
     findings: list[Finding]
 
@@ -68,8 +74,8 @@ def open_coco(config: DataCheckConfig) -> tuple[Subject, CocoSplits]:
     read = CocoSplits([], [], [])
     for name in split_names(folder):
         try:
-            place = place_of(folder, name)
-            content = coco_check.load(place.file)
+            place = find_split(folder, name)
+            content = coco_check.load_coco(place.file)
         except UserError as error:
             read.findings.append(_stops("splits that cannot be used", error))
             continue
@@ -91,7 +97,7 @@ def open_coco(config: DataCheckConfig) -> tuple[Subject, CocoSplits]:
     return subject, read
 
 
-def _named(place: Place, content: dict[str, Any]) -> Iterator[Path]:
+def _named(place: SplitFiles, content: dict[str, Any]) -> Iterator[Path]:
     for one in content["images"]:
         if isinstance(name := one.get("file_name"), str) and "\0" not in name:
             yield place.images / name
@@ -112,7 +118,7 @@ def of_coco(subject: Subject, read: CocoSplits, columns: Columns) -> Labels:
         sizes = {
             name: shapes[path] for name in names if (path := str(place.images / name)) in shapes
         }
-        checked = coco_check.checked(content, sizes)
+        checked = coco_check.check_coco(content, sizes)
         kept.append(checked)
         findings += [_of_remedy(place.name, one) for one in checked.findings]
         findings += _unnamed(place, names)
@@ -154,7 +160,7 @@ def _of_remedy(split: str, one: coco_check.Finding) -> Finding:
     )
 
 
-def _unnamed(place: Place, names: set[str]) -> Iterator[Finding]:
+def _unnamed(place: SplitFiles, names: set[str]) -> Iterator[Finding]:
     """Images in a split's own folder that its file does not name."""
     if place.images.name != place.name:  # a folder that several splits share
         return
@@ -170,7 +176,7 @@ def _unnamed(place: Place, names: set[str]) -> Iterator[Finding]:
     )
 
 
-def _in_words(checked: coco_check.Checked) -> str:
+def _in_words(checked: coco_check.CheckedCoco) -> str:
     boxes = checked.content["annotations"]
     crowds = sum(one["iscrowd"] for one in boxes)
     masks = "with masks" if checked.has_masks else "without masks"
@@ -201,7 +207,7 @@ def _unseen(
 class MaskSplits(NamedTuple):
     """Images with masks; the second and later ones have nothing to learn from."""
 
-    found: list[Found]
+    found: list[FoundPairs]
     learns: bool
     names: list[tuple[str, str]]
     """Of the parts of each."""
@@ -219,7 +225,7 @@ def open_masks(config: DataCheckConfig) -> tuple[Subject, MaskSplits]:
     learns = not own or any(name in TRAIN for name in own)
     found = find_pairs(
         str(folder), folders=None, channels=3, ignore_index=config.ignore_index,
-        test_split=None, names=config.classes, learns=learns,
+        test_split=None, names=config.classes, with_training=learns,
     )  # fmt: skip
     split = read_masks_splits(found, own, learns=learns)
     root = Path(found.test.pairs.masks[0])
@@ -227,13 +233,13 @@ def open_masks(config: DataCheckConfig) -> tuple[Subject, MaskSplits]:
     for name in own:
         known = {part for pair in split.names for part in pair}
         if name not in known and (masks / name).is_dir():
-            extra = pair_up(str(folder), images / name, masks / name, 3, found.rule)
+            extra = match_by_name(str(folder), images / name, masks / name, 3, found.rule)
             split.found.append(found._replace(train=_nothing(found.test), test=extra))
             split.names.append(("", name))
     return _subject_of(split, str(folder)), split
 
 
-def read_masks_splits(found: Found, own: list[str], *, learns: bool) -> MaskSplits:
+def read_masks_splits(found: FoundPairs, own: list[str], *, learns: bool) -> MaskSplits:
     """The two parts that `segment` would take."""
     if not own:
         return MaskSplits([found], True, [("learn", "test")])
@@ -243,11 +249,11 @@ def read_masks_splits(found: Found, own: list[str], *, learns: bool) -> MaskSpli
     return MaskSplits([found._replace(train=_nothing(found.test))], False, [("", words[1])])
 
 
-def _nothing(like: Split) -> Split:
-    return Split(like.pairs.only([]), [], [])
+def _nothing(like: MaskSplit) -> MaskSplit:
+    return MaskSplit(like.pairs.select([]), [], [])
 
 
-def _splits(masks: MaskSplits) -> Iterator[tuple[str, Split]]:
+def _splits(masks: MaskSplits) -> Iterator[tuple[str, MaskSplit]]:
     for found, names in zip(masks.found, masks.names, strict=True):
         yield from zip(names, (found.train, found.test), strict=True)
 
@@ -301,7 +307,7 @@ def of_masks(splits: MaskSplits, lost: set[str], config: DataCheckConfig) -> Lab
         counts |= {name: p for name, p in zip(own, checked.pixels, strict=True) if name}
         if own[0]:
             try:
-                mask_check.refuse(found, checked)
+                mask_check.require_usable(found, checked)
             except UserError as error:
                 if not any(one.severity == "fatal" for one in findings):
                     findings.append(_stops("`mvmae segment` would stop", error))
@@ -312,14 +318,14 @@ def of_masks(splits: MaskSplits, lost: set[str], config: DataCheckConfig) -> Lab
     return Labels("pixels", names, padded, said, [one for one in findings if one.count])
 
 
-def _without(split: Split, lost: set[str]) -> Split:
+def _without(split: MaskSplit, lost: set[str]) -> MaskSplit:
     pairs = split.pairs
     keep = [
         at
         for at, (image, mask) in enumerate(zip(pairs.paths, pairs.masks, strict=True))
         if image not in lost and mask not in lost
     ]
-    return split._replace(pairs=pairs.only(keep))
+    return split._replace(pairs=pairs.select(keep))
 
 
 def _of_consequence(one: mask_check.Finding, names: tuple[str, str]) -> Finding:

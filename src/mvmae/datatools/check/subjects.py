@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig
-from mvmae.data.annotations.coco import PREFIX
-from mvmae.data.annotations.masks import MASKS
+from mvmae.data.annotations.coco import FILE_PREFIX
+from mvmae.data.annotations.masks import MASK_FOLDERS
 from mvmae.data.reading.decode import EXTENSIONS
 from mvmae.data.reading.inspect_file import Item, Member, Slice
 from mvmae.data.sources.arrays import Stack
@@ -97,9 +97,9 @@ def kind_of(config: DataCheckConfig) -> str:
         return config.kind
     if len(config.data) > 1 or not folder.is_dir():
         return "images"
-    if any((folder / "annotations").glob(f"{PREFIX}*.json")):
+    if any((folder / "annotations").glob(f"{FILE_PREFIX}*.json")):
         return "coco"
-    has_masks = any((folder / name).is_dir() for name in MASKS)
+    has_masks = any((folder / name).is_dir() for name in MASK_FOLDERS)
     return "masks" if has_masks and (folder / "images").is_dir() else "images"
 
 

@@ -18,8 +18,8 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as tv
 
-from mvmae.data.annotations.coco import CocoSplit, Picture, masks_of
-from mvmae.data.annotations.coco_values import LEAST_PIXELS
+from mvmae.data.annotations.coco import AnnotatedImage, CocoSplit, decode_masks
+from mvmae.data.annotations.coco_values import MIN_MASK_PIXELS
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
 from mvmae.data.reading.samples import readable
@@ -126,7 +126,7 @@ def drop_invisible(target: Target) -> Target:
     """Without what is no longer to be seen; boxes are drawn tight around the masks."""
     boxes, labels, masks = target
     if masks is not None:
-        keep = masks.flatten(1).sum(dim=1, dtype=torch.int64) >= LEAST_PIXELS
+        keep = masks.flatten(1).sum(dim=1, dtype=torch.int64) >= MIN_MASK_PIXELS
         masks, labels = masks[keep], labels[keep]
         boxes = masks_to_boxes(masks) if len(masks) else boxes[:0]
         boxes = boxes + boxes.new_tensor([0, 0, 1, 1])  # its corners are pixels, not edges
@@ -135,14 +135,14 @@ def drop_invisible(target: Target) -> Target:
     return Target(boxes[keep], labels[keep], None)
 
 
-def build_target(picture: Picture, *, with_masks: bool) -> Target:
+def build_target(picture: AnnotatedImage, *, with_masks: bool) -> Target:
     """What is to be found in a picture, in its own pixels."""
-    boxes = [thing.box for thing in picture.things]
-    labels = [thing.label for thing in picture.things]
+    boxes = [thing.box for thing in picture.instances]
+    labels = [thing.label for thing in picture.instances]
     return Target(
         torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         torch.tensor(labels, dtype=torch.int64),
-        masks_of(picture.things, picture.size) if with_masks else None,
+        decode_masks(picture.instances, picture.size) if with_masks else None,
     )
 
 
@@ -162,7 +162,7 @@ class JitteredDataset(Dataset):
         pixels, place, skipped = readable(self.split, index[1], rng)
         if pixels is None:
             return _Sample(None, skipped)
-        target = build_target(self.split.pictures[place], with_masks=self.split.with_masks)
+        target = build_target(self.split.images[place], with_masks=self.split.with_masks)
         return _Sample(jitter_image(pixels, target, self.jitter, rng), skipped)
 
 

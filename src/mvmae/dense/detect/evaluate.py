@@ -16,7 +16,7 @@ from torch import Tensor
 from torchvision.models.detection import FasterRCNN
 
 from mvmae import encoders
-from mvmae.data.annotations.coco import CocoSplit, encoded_mask
+from mvmae.data.annotations.coco import CocoSplit, encode_mask
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
 from mvmae.dense.detect.batches import evaluation_batches
@@ -174,7 +174,7 @@ def paste_mask(
         places = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)[None]
         values = F.grid_sample(mask[None], places, padding_mode="border", align_corners=False)
         inside[rows, columns] = values[0, 0] >= INSIDE
-    return encoded_mask(inside.numpy())
+    return encode_mask(inside.numpy())
 
 
 def _middles(
@@ -227,5 +227,5 @@ def evaluate(
 def to_coco_results(found: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
     """All that was found, as COCO's evaluation reads it."""
     return [
-        row for one in found for row in one.as_coco(split.pictures[one.index].number, split.ids)
+        row for one in found for row in one.as_coco(split.images[one.index].image_id, split.ids)
     ]

@@ -11,8 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvmae.config.detect import DetectConfig
-from mvmae.data.annotations.coco import CocoSplit, Place, find_splits
-from mvmae.data.annotations.coco_check import Checked, Finding, checked, load, sizes_in
+from mvmae.data.annotations.coco import CocoSplit, SplitFiles, find_splits
+from mvmae.data.annotations.coco_check import (
+    CheckedCoco,
+    Finding,
+    check_coco,
+    load_coco,
+    read_image_sizes,
+)
 from mvmae.errors import UserError
 from mvmae.training import distributed
 
@@ -64,9 +70,9 @@ def open_detection(config: DetectConfig, channels: int) -> Detection:
     return Detection(train, test)
 
 
-def _checked(place: Place, *, with_masks: bool) -> Checked:
-    content = load(place.file)
-    return checked(content, sizes_in(place.images, content), with_masks=with_masks)
+def _checked(place: SplitFiles, *, with_masks: bool) -> CheckedCoco:
+    content = load_coco(place.file)
+    return check_coco(content, read_image_sizes(place.images, content), with_masks=with_masks)
 
 
 def _sentence(findings: Sequence[Finding]) -> str:
@@ -76,7 +82,7 @@ def _sentence(findings: Sequence[Finding]) -> str:
     )
 
 
-def refuse_other_classes(places: Sequence[Place], found: Sequence[Checked]) -> None:
+def refuse_other_classes(places: Sequence[SplitFiles], found: Sequence[CheckedCoco]) -> None:
     """Both splits must mean the same by a category's id.
 
     Raises:

@@ -16,7 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvmae.config.files import command_of
-from mvmae.data.annotations.coco import CocoSplit, masks_of
+from mvmae.data.annotations.coco import CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.detect.evaluate import Detections, Evaluation, to_coco_results
 from mvmae.dense.detect.model import ANCHOR_SIDE
@@ -45,7 +45,7 @@ def report_start(log: Log, job: Job, trained: Trained, state: DetectState) -> No
     config, data = job.config, job.data
     size = sum(p.numel() for p in trained.model.parameters()) / 1e6
     kinds = "boxes and masks" if data.with_masks else "boxes"
-    things = sum(len(picture.things) for picture in data.train.pictures)
+    things = sum(len(picture.instances) for picture in data.train.images)
     classes = len(data.train.classes)
     log.say(
         f"{len(data.train)} images with {things} {kinds} of {classes} "
@@ -68,8 +68,8 @@ def relative_sides(split: CocoSplit) -> list[float]:
     """Side of a square of each box's area, over the longer side of its image."""
     return [
         ((right - left) * (bottom - top)) ** 0.5 / max(picture.size)
-        for picture in split.pictures
-        for left, top, right, bottom in (thing.box for thing in picture.things)
+        for picture in split.images
+        for left, top, right, bottom in (thing.box for thing in picture.instances)
     ]
 
 
@@ -140,7 +140,7 @@ def _said(value: float | None) -> str:
 def class_table(judgement: Evaluation, data: Detection) -> Table:
     """A row a class, the most frequent first: how often it is there, and its AP."""
     counts = [
-        Counter(thing.label for picture in split.pictures for thing in picture.things)
+        Counter(thing.label for picture in split.images for thing in picture.instances)
         for split in (data.train, data.test)
     ]
     table = Table()
@@ -204,7 +204,7 @@ def draw_evaluation(found: Sequence[Detections], split: CocoSplit, *, title: str
 
 def choose_images(found: Sequence[Detections], split: CocoSplit) -> list[Detections]:
     """Some images with something in them, evenly spread over the split."""
-    filled = [one for one in found if split.pictures[one.index].things] or list(found)
+    filled = [one for one in found if split.images[one.index].instances] or list(found)
     count = min(PICTURES, len(filled))
     return [filled[(2 * at + 1) * len(filled) // (2 * count)] for at in range(count)]
 
@@ -229,17 +229,17 @@ def _surest(scores: Sequence[float]) -> float:
 
 def make_panel(one: Detections, split: CocoSplit) -> Panel | None:
     """An image with its truth; none where it cannot be read."""
-    picture = split.pictures[one.index]
+    picture = split.images[one.index]
     try:
         pixels = split.read(one.index).permute(1, 2, 0).numpy()
     except UnreadableImageError:
         return None
     masks = None
     if split.with_masks:
-        masks = list(masks_of(picture.things, picture.size).bool().numpy())
+        masks = list(decode_masks(picture.instances, picture.size).bool().numpy())
     truth = Things(
-        [thing.box for thing in picture.things],
-        [thing.label for thing in picture.things],
+        [thing.box for thing in picture.instances],
+        [thing.label for thing in picture.instances],
         masks=masks,
     )
     return Panel(picture.path.name, pixels, truth, to_things(one))

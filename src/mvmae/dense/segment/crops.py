@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.annotations.mask_values import IGNORED
-from mvmae.data.annotations.masks import Pairs
+from mvmae.data.annotations.masks import ImageMaskPairs
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
 from mvmae.data.reading.samples import ATTEMPTS
@@ -174,7 +174,7 @@ class _Sample(NamedTuple):
 class CropDataset(Dataset):
     """A random crop of an image and its mask, by (epoch, index)."""
 
-    def __init__(self, pairs: Pairs, training: CropSettings) -> None:
+    def __init__(self, pairs: ImageMaskPairs, training: CropSettings) -> None:
         self.pairs, self.training = pairs, training
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample:
@@ -183,7 +183,7 @@ class CropDataset(Dataset):
         skipped = []
         for _ in range(ATTEMPTS):
             try:
-                pixels, classes = self.pairs.both(place)
+                pixels, classes = self.pairs.read_pair(place)
                 break
             except UnreadableImageError as error:
                 skipped.append(Skipped(self.pairs.path(place), str(error)))
@@ -221,7 +221,7 @@ def _collate(samples: list[_Sample]) -> CropBatch:
 
 
 def crop_batches(
-    pairs: Pairs,
+    pairs: ImageMaskPairs,
     training: CropSettings,
     steps: range,
     *,
@@ -243,7 +243,11 @@ class WholeDataset(Dataset):
     """Images as they are tested, by place among `indices`."""
 
     def __init__(
-        self, pairs: Pairs, indices: Sequence[int], short_side: int | None, interpolation: str
+        self,
+        pairs: ImageMaskPairs,
+        indices: Sequence[int],
+        short_side: int | None,
+        interpolation: str,
     ) -> None:
         self.pairs, self.indices = pairs, list(indices)
         self.short_side, self.interpolation = short_side, interpolation
@@ -254,7 +258,7 @@ class WholeDataset(Dataset):
     def __getitem__(self, index: int) -> WholeImage:
         index = self.indices[index]
         try:
-            pixels, classes = self.pairs.both(index)
+            pixels, classes = self.pairs.read_pair(index)
         except UnreadableImageError as error:
             return WholeImage(None, None, index, [Skipped(self.pairs.path(index), str(error))])
         return WholeImage(
@@ -272,7 +276,7 @@ def resize_to_base(
 
 
 def whole_images(
-    pairs: Pairs,
+    pairs: ImageMaskPairs,
     *,
     short_side: int | None,
     interpolation: str,

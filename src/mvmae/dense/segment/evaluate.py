@@ -15,7 +15,7 @@ from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional as tv
 
-from mvmae.data.annotations.masks import Pairs
+from mvmae.data.annotations.masks import ImageMaskPairs
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
 from mvmae.dense.segment.crops import base_scale, resize_to_base, scaled_size, whole_images
@@ -163,7 +163,7 @@ def predict_classes(
 
 def evaluate(
     examiner: Predictor,
-    pairs: Pairs,
+    pairs: ImageMaskPairs,
     num_classes: int,
     *,
     workers: int | None,
@@ -202,7 +202,9 @@ def evaluate(
     return Evaluation(whole_confusion, skipped, shown)
 
 
-def _images(examiner: Predictor, pairs: Pairs, places: range, workers: int | None) -> Iterator:
+def _images(
+    examiner: Predictor, pairs: ImageMaskPairs, places: range, workers: int | None
+) -> Iterator:
     """With several scales each is made of the original, not of the base scale."""
     yield from whole_images(
         pairs,

@@ -20,7 +20,7 @@ from torchvision.transforms.v2 import functional as tv
 
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.masks import Pairs, Segmented
+from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
 from mvmae.dense.saved_model import require_8_bit
@@ -54,7 +54,7 @@ class Setting(NamedTuple):
 
     config: SegmentConfig
     opened: OpenedEncoder
-    data: Segmented
+    data: SegmentationData
     device: torch.device
 
 
@@ -194,7 +194,7 @@ def evaluate_knn(setting: Setting, name: str) -> Evaluation:
     return Evaluation(confusion, skipped, shown)
 
 
-def _whole(setting: Setting, pairs: Pairs) -> Iterator[WholeImage]:
+def _whole(setting: Setting, pairs: ImageMaskPairs) -> Iterator[WholeImage]:
     config = setting.config
     return iter(
         whole_images(

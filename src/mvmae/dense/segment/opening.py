@@ -10,16 +10,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.mask_check import Checked, accepted, check_pairs
-from mvmae.data.annotations.mask_values import IGNORED, NEVER_COUNTS, Rule
-from mvmae.data.annotations.masks import Found, Segmented, find_pairs
+from mvmae.data.annotations.mask_check import CheckedMasks, check_pairs, usable_data
+from mvmae.data.annotations.mask_values import ALWAYS_IGNORED, IGNORED, Rule
+from mvmae.data.annotations.masks import FoundPairs, SegmentationData, find_pairs
 from mvmae.terminal import Bar
 from mvmae.training import distributed
 
 MOST_SAID = 6  # values on the screen, of either kind
 
 
-def open_segmented(config: SegmentConfig, channels: int) -> tuple[Segmented, Checked]:
+def open_segmented(config: SegmentConfig, channels: int) -> tuple[SegmentationData, CheckedMasks]:
     """The images with masks that a config names, checked.
 
     Raises:
@@ -27,16 +27,16 @@ def open_segmented(config: SegmentConfig, channels: int) -> tuple[Segmented, Che
     """
     found = find_data(config, channels)
     checked = check_masks(found, config.num_classes)
-    return accepted(found, checked), checked
+    return usable_data(found, checked), checked
 
 
 def find_data(
     config: SegmentConfig,
     channels: int,
     *,
-    learns: bool = True,
+    with_training: bool = True,
     rules: tuple[Rule, ...] | None = None,
-) -> Found:
+) -> FoundPairs:
     """As `find_pairs`, for what a config names."""
     folders = None
     if config.images is not None and config.masks is not None:
@@ -48,12 +48,12 @@ def find_data(
         ignore_index=config.ignore_index,
         test_split=config.test_split,
         names=config.classes,
-        learns=learns,
+        with_training=with_training,
         rules=rules,
     )
 
 
-def check_masks(found: Found, num_classes: int | None) -> Checked:
+def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
     """Look at every pair, on the main process, and show what is not as it should be."""
     checked = None
     if distributed.is_main():
@@ -64,7 +64,7 @@ def check_masks(found: Found, num_classes: int | None) -> Checked:
     return distributed.from_main(checked)
 
 
-def show(checked: Checked) -> None:
+def show(checked: CheckedMasks) -> None:
     """What is not as it should be, if anything is."""
     if not checked.findings:
         return
@@ -83,7 +83,7 @@ def data_name(config: SegmentConfig) -> str:
     return config.data or str(config.images)
 
 
-def describe_data(data: Segmented, checked: Checked) -> str:
+def describe_data(data: SegmentationData, checked: CheckedMasks) -> str:
     """How many images and classes there are, in a sentence."""
     learnt, tested = checked.pixels
     silent = [name for name, count in zip(data.classes, learnt, strict=True) if not count]
@@ -96,11 +96,11 @@ def describe_data(data: Segmented, checked: Checked) -> str:
     )
 
 
-def describe_values(checked: Checked, classes: Sequence[str]) -> str:
+def describe_values(checked: CheckedMasks, classes: Sequence[str]) -> str:
     """What each value in the masks was taken for, with its share of the pixels."""
     rule, total = checked.rule, sum(checked.values.values())
     order = sorted(checked.values, key=lambda value: -checked.values[value])
-    numbers = rule.classes(np.array(order, dtype=np.int64)).tolist()
+    numbers = rule.to_classes(np.array(order, dtype=np.int64)).tolist()
     nothing, something = [], []
     for value, number in zip(order, numbers, strict=True):
         share = f"({100 * checked.values[value] / total:.1f} %)"
@@ -117,11 +117,11 @@ def describe_values(checked: Checked, classes: Sequence[str]) -> str:
     return f"{', '.join(said)}{_because(rule, checked)}"
 
 
-def _because(rule: Rule, checked: Checked) -> str:
+def _because(rule: Rule, checked: CheckedMasks) -> str:
     if rule.foreground is not None:
         return "; black-and-white masks have two classes, --ignore-index none would take one away"
     if rule.ignored == 0 and 0 in checked.values:  # others have been asked for
         return "; --ignore-index none makes 0 a class"
-    if NEVER_COUNTS in checked.values:
-        return f"; {NEVER_COUNTS} never counts beside other classes"
+    if ALWAYS_IGNORED in checked.values:
+        return f"; {ALWAYS_IGNORED} never counts beside other classes"
     return ""

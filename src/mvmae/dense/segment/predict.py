@@ -96,14 +96,14 @@ def write_mask(file: Path, classes: Tensor, made: OpenedSegmenter, colours: np.n
     It is a palette, 16 bit for values beyond 255, or as black and white as the training masks.
     """
     run_folder.make(file.parent)
-    values = made.rule.values(classes.numpy().astype(np.int64))
-    if made.rule.value(len(made.classes) - 1) > 255:
+    values = made.rule.to_values(classes.numpy().astype(np.int64))
+    if made.rule.to_value(len(made.classes) - 1) > 255:
         picture = Image.fromarray(values.astype(np.uint16))
     else:
         picture = Image.fromarray(values.astype(np.uint8))
         if made.rule.foreground is None:
             table = np.zeros((256, 3), dtype=np.uint8)
-            table[made.rule.values(np.arange(len(colours)))] = colours
+            table[made.rule.to_values(np.arange(len(colours)))] = colours
             picture.putpalette(table.flatten().tolist())
     picture.save(file)
 
@@ -120,7 +120,7 @@ def write_classes(file: Path, made: OpenedSegmenter, pixels: Tensor) -> None:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("value", "name", "pixels", "colour"))
-    values = made.rule.values(np.arange(len(made.classes))).tolist()
+    values = made.rule.to_values(np.arange(len(made.classes))).tolist()
     colours = ["#{:02x}{:02x}{:02x}".format(*one) for one in palette(len(values)).tolist()]
     writer.writerows(zip(values, made.classes, pixels.tolist(), colours, strict=True))
     checkpoint.write_text(file, text.getvalue())

@@ -11,7 +11,7 @@ from torch import nn
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import Rule
-from mvmae.data.annotations.masks import EVERY_FIFTH, contents_of
+from mvmae.data.annotations.masks import EVERY_FIFTH_IMAGE_TESTS, hash_images
 from mvmae.dense import saved_model
 from mvmae.dense.segment.evaluate import Predictor
 from mvmae.dense.segment.model import Segmenter
@@ -57,7 +57,7 @@ def save(job: Job, model: nn.Module) -> None:
         "crop": config.crop,
         "stride": config.window_stride,
         "short_side": config.short_side,
-        "learnt": contents_of(data.train) if data.split == EVERY_FIFTH else [],
+        "learnt": hash_images(data.train) if data.split == EVERY_FIFTH_IMAGE_TESTS else [],
     }
     saved_model.save_model(out, VERB, facts, model)
     encoders.save_encoder(out, job.opened)

@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.masks import Segmented, fingerprint
+from mvmae.data.annotations.masks import SegmentationData, fingerprint
 from mvmae.dense.segment.evaluate import Evaluation
 from mvmae.dense.segment.opening import data_name, describe_data, describe_values
 from mvmae.dense.segment.state import Job, SegmentState, Trained, run_folder
@@ -72,7 +72,7 @@ def write_result(
     return results.write(folder, "segment", config, content, device=device, name=name)
 
 
-def result_content(judgement: Evaluation, data: Segmented) -> dict[str, Any]:
+def result_content(judgement: Evaluation, data: SegmentationData) -> dict[str, Any]:
     """What a result says of a judgement."""
     own = judgement.quality
     pixels = judgement.confusion.sum(dim=1).tolist()
@@ -103,7 +103,7 @@ def _plain(value: float) -> float | None:
     return None if isnan(value) else round(value, 4)
 
 
-def class_table(judgement: Evaluation, data: Segmented) -> Table:
+def class_table(judgement: Evaluation, data: SegmentationData) -> Table:
     """A row a class, the most frequent first; of many classes the best and the worst."""
     own = judgement.quality
     pixels = judgement.confusion.sum(dim=1)
@@ -148,7 +148,12 @@ def summary(judgement: Evaluation) -> str:
 
 
 def write_picture(
-    folder: Path, judgement: Evaluation, data: Segmented, *, title: str, name: str = "segmentations"
+    folder: Path,
+    judgement: Evaluation,
+    data: SegmentationData,
+    *,
+    title: str,
+    name: str = "segmentations",
 ) -> Path:
     """Write figures/NAME.png."""
     file = folder / "figures" / f"{name}.png"
@@ -158,7 +163,7 @@ def write_picture(
     return file
 
 
-def draw_evaluation(judgement: Evaluation, data: Segmented, title: str) -> bytes:
+def draw_evaluation(judgement: Evaluation, data: SegmentationData, title: str) -> bytes:
     """Some test images with truth and prediction."""
     own = judgement.quality
     count = len(data.test)

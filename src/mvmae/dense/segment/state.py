@@ -10,8 +10,8 @@ from torch import Generator, nn
 
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.mask_check import Checked
-from mvmae.data.annotations.masks import Segmented, fingerprint
+from mvmae.data.annotations.mask_check import CheckedMasks
+from mvmae.data.annotations.masks import SegmentationData, fingerprint
 from mvmae.dense.segment.crops import CropSettings
 from mvmae.dense.segment.evaluate import Predictor
 from mvmae.dense.segment.model import Segmenter
@@ -49,8 +49,8 @@ class Job(NamedTuple):
     opened: OpenedEncoder
     """The encoder to begin with; its weights become those that are trained."""
 
-    data: Segmented
-    checked: Checked
+    data: SegmentationData
+    checked: CheckedMasks
     plan: Plan
     device: torch.device
 
@@ -111,7 +111,7 @@ def for_crops(config: SegmentConfig, opened: OpenedEncoder) -> OpenedEncoder:
     return opened._replace(encoder=encoders.resize_encoder(opened.encoder, crop))
 
 
-def plan_of(config: SegmentConfig, data: Segmented) -> Plan:
+def plan_of(config: SegmentConfig, data: SegmentationData) -> Plan:
     """Count the steps.
 
     Raises:

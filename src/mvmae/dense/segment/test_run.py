@@ -8,15 +8,15 @@ from typing import NamedTuple
 from rich.console import Console
 
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.mask_check import Checked, accepted
+from mvmae.data.annotations.mask_check import CheckedMasks, usable_data
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import (
-    ALL_TEST,
-    Found,
-    Segmented,
-    black_and_white,
-    contents_of,
-    rules_for,
+    ALL_IMAGES_TEST,
+    FoundPairs,
+    SegmentationData,
+    black_and_white_rules,
+    candidate_rules,
+    hash_images,
 )
 from mvmae.dense import saved_model
 from mvmae.dense.segment import product, report
@@ -32,7 +32,7 @@ from mvmae.training import distributed, precision
 class TestData(NamedTuple):
     """Images with masks to test on."""
 
-    data: Segmented
+    data: SegmentationData
     said: tuple[str, ...]
     """What is to be known of them."""
 
@@ -83,11 +83,11 @@ def open_test_data(config: SegmentConfig, made: OpenedSegmenter) -> TestData:
     rules, said = value_rules(config, made)
     channels = made.opened.encoder.in_channels
     found, left_out = drop_training_images(
-        find_data(config, channels, learns=False, rules=rules), made
+        find_data(config, channels, with_training=False, rules=rules), made
     )
     checked = check_masks(found, len(made.classes))
     classes = merge_class_names(checked, made, config)
-    data = accepted(found, checked._replace(names=dict(enumerate(classes))))
+    data = usable_data(found, checked._replace(names=dict(enumerate(classes))))
     looks = f"windows of {made.crop} pixels, {made.stride} apart, as in the training"
     sentences = (
         f"{len(data.test)} images of {data.name} test ({data.split}); "
@@ -104,34 +104,36 @@ def value_rules(
 ) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
     """What values mean, the likeliest first, and what to say of it: by default as in training."""
     if config.ignore_index != "auto":
-        rules = rules_for(config.ignore_index, has_parts=False)
+        rules = candidate_rules(config.ignore_index, has_parts=False)
         learnt = "none" if made.rule.ignored is None else made.rule.ignored
         other = f"the run learnt with --ignore-index {learnt}; here it is {config.ignore_index}"
         return rules, ((other,) if rules[0] != made.rule else ())
     if made.rule.ignored is None and len(made.classes) == 2:  # 0 and 1, or black and white
-        return (made.rule, *black_and_white()), ()
+        return (made.rule, *black_and_white_rules()), ()
     return (made.rule,), ()
 
 
-def drop_training_images(found: Found, made: OpenedSegmenter) -> tuple[Found, tuple[str, ...]]:
+def drop_training_images(
+    found: FoundPairs, made: OpenedSegmenter
+) -> tuple[FoundPairs, tuple[str, ...]]:
     """Without the images that the model was trained on, where it is known which they are."""
-    is_split = found.split != ALL_TEST
+    is_split = found.split != ALL_IMAGES_TEST
     if is_split:
         found = found._replace(split=found.split.split(" and ")[0])
-    contents = contents_of(found.test.pairs) if made.learnt else []
+    contents = hash_images(found.test.pairs) if made.learnt else []
     fresh = [at for at, content in enumerate(contents) if content not in made.learnt]
     known, count = len(contents) - len(fresh), len(contents)
     if not known:
         return found, ()
     if is_split or not fresh:  # who laid out a split wants it whole
         return found, (f"{known} of the {count} images were learnt from: this is no fair test",)
-    kept = found.test._replace(pairs=found.test.pairs.only(fresh))
+    kept = found.test._replace(pairs=found.test.pairs.select(fresh))
     said = f"{known} of the {count} images were learnt from, and are left out"
     return found._replace(test=kept, split="those that were not learnt from"), (said,)
 
 
 def merge_class_names(
-    checked: Checked, made: OpenedSegmenter, config: SegmentConfig
+    checked: CheckedMasks, made: OpenedSegmenter, config: SegmentConfig
 ) -> tuple[str, ...]:
     """Names of the classes: the model's, and the images' own where it knows none.
 
@@ -140,14 +142,14 @@ def merge_class_names(
     """
     names = list(made.classes)
     for number, name in sorted(checked.names.items()):
-        value = checked.rule.value(number)
+        value = checked.rule.to_value(number)
         if number >= len(names):
             raise UserError(
                 f"{data_name(config)} names class {name} (value {value}), and {config.encoder} has "
                 f"{len(names)} classes: {', '.join(made.classes[:8])}"
             )
         own = names[number]
-        if own in (str(number), str(made.rule.value(number))):
+        if own in (str(number), str(made.rule.to_value(number))):
             names[number] = name
         elif own != name:
             raise UserError(

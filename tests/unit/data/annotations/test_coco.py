@@ -17,13 +17,13 @@ from PIL import Image
 
 from mvmae.data.annotations.coco import (
     CocoSplit,
-    Thing,
-    encoded_mask,
+    Instance,
+    decode_masks,
+    encode_mask,
+    find_split,
     find_splits,
-    masks_of,
-    place_of,
 )
-from mvmae.data.annotations.coco_check import checked, load, sizes_in
+from mvmae.data.annotations.coco_check import check_coco, load_coco, read_image_sizes
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.detect.batches import (
     Jitter,
@@ -42,8 +42,8 @@ from mvmae.metrics.coco_ap import NAMES, average_precision
 
 
 def split_of(folder: Path, name: str = "train", **options) -> CocoSplit:
-    place = place_of(folder, name)
-    found = checked(load(place.file), sizes_in(place.images, load(place.file)))
+    place = find_split(folder, name)
+    found = check_coco(load_coco(place.file), read_image_sizes(place.images, load_coco(place.file)))
     options = {"channels": 3, "with_masks": found.has_masks} | options
     return CocoSplit(name, place.file, found.content, place.images, **options)
 
@@ -97,7 +97,7 @@ def test_no_folder_is_named(tmp_path):
         find_splits(tmp_path / "nowhere", None, None)
     save(tmp_path, "train", {})
     with pytest.raises(UserError, match=r"no images for .*instances_train.json"):
-        place_of(tmp_path, "train")
+        find_split(tmp_path, "train")
 
 
 # Masks
@@ -106,18 +106,18 @@ def test_no_folder_is_named(tmp_path):
 @given(arrays.arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9))))
 def test_masks_survive_their_run_lengths(mask):
     size = mask.shape
-    packed = encoded_mask(mask)
+    packed = encode_mask(mask)
     assert json.loads(json.dumps(packed)) == packed
     flat = mask.flatten(order="F")
     edges = np.flatnonzero(np.diff(flat.astype(int))) + 1
     runs = np.diff([0, *edges, mask.size]).tolist()
     plain = {"size": list(size), "counts": runs if not flat[0] else [0, *runs]}
     for kind in (packed, plain):
-        made = masks_of([Thing((0, 0, 1, 1), 1, kind)], size)
+        made = decode_masks([Instance((0, 0, 1, 1), 1, kind)], size)
         assert torch.equal(made[0], torch.from_numpy(mask).byte())
         image = {"id": 1, "file_name": "a", "height": size[0], "width": size[1]}
         one = annotation(1, 1, 1, [0, 0, size[1], size[0]]) | {"segmentation": kind}
-        found = checked(
+        found = check_coco(
             {"images": [image], "annotations": [one], "categories": [{"id": 1, "name": "a"}]}
         )
         assert len(found.content["annotations"]) == 1
@@ -127,11 +127,11 @@ def test_masks_survive_their_run_lengths(mask):
 def test_polygons_are_filled_and_joined():
     square = [2, 1, 5, 1, 5, 3, 2, 3]
     other = [6, 4, 8, 4, 8, 6, 6, 6]
-    made = masks_of([Thing((0, 0, 1, 1), 1, [square, other])], (7, 9))[0]
+    made = decode_masks([Instance((0, 0, 1, 1), 1, [square, other])], (7, 9))[0]
     assert made.sum() == 3 * 2 + 2 * 2
     assert made[1:3, 2:5].all()
     assert made[4:6, 6:8].all()
-    assert masks_of([], (7, 9)).shape == (0, 7, 9)
+    assert decode_masks([], (7, 9)).shape == (0, 7, 9)
 
 
 # What a split is
@@ -143,9 +143,9 @@ def test_classes_are_numbered_from_one_whatever_their_ids(tmp_path):
     assert split.ids == [3, 7]
     assert split.classes == ["square", "bar"]
     kinds = [one["category_id"] for one in content["annotations"]]
-    labels = [thing.label for picture in split.pictures for thing in picture.things]
+    labels = [thing.label for picture in split.images for thing in picture.instances]
     assert labels == [{3: 1, 7: 2}[kind] for kind in kinds]
-    assert [picture.number for picture in split.pictures] == [10, 20, 30]
+    assert [picture.image_id for picture in split.images] == [10, 20, 30]
     assert split.read(0).shape == (3, 48, 64)
 
 
@@ -154,7 +154,7 @@ def test_crowds_are_not_learnt_but_kept_for_the_figures(tmp_path):
     crowd = annotation(99, 10, 3, [0, 0, 30, 30]) | {"iscrowd": 1}
     save(tmp_path, "train", content | {"annotations": [*content["annotations"], crowd]})
     split = split_of(tmp_path)
-    assert len(split.pictures[0].things) == len(content["annotations"])
+    assert len(split.images[0].instances) == len(content["annotations"])
     assert len(split.content["annotations"]) == len(content["annotations"]) + 1
 
 
@@ -332,11 +332,11 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
 
 def test_a_target_has_what_the_file_says(tmp_path):
     content = write_split(tmp_path, "train", count=1)
-    target = build_target(split_of(tmp_path).pictures[0], with_masks=True)
+    target = build_target(split_of(tmp_path).images[0], with_masks=True)
     x, y, w, h = content["annotations"][0]["bbox"]
     assert target.boxes[0].tolist() == [x, y, x + w, y + h]
     assert target.masks[0].sum() == w * h
-    assert build_target(split_of(tmp_path).pictures[0], with_masks=False).masks is None
+    assert build_target(split_of(tmp_path).images[0], with_masks=False).masks is None
 
 
 # Figures
@@ -364,8 +364,8 @@ def test_the_truth_is_perfect_and_nothing_is_worthless(tmp_path, kind):
 
 def test_half_of_one_class_found_is_half_of_its_ap(tmp_path):
     truth = content_of(*[annotation(n, 1, 3, [12 * n - 10, 5, 9, 9]) for n in range(1, 5)])
-    found = as_found(checked(truth).content)[:2]
-    judged = average_precision(checked(truth).content, found, "bbox")
+    found = as_found(check_coco(truth).content)[:2]
+    judged = average_precision(check_coco(truth).content, found, "bbox")
     assert judged.figures["AP"] == pytest.approx(100 * 51 / 101, abs=1e-4)  # recall up to 0.5
     assert judged.by_class["bar"] is None
 
@@ -374,7 +374,7 @@ def test_a_crowd_that_is_found_is_no_mistake():
     crowd = annotation(2, 1, 3, [20, 5, 30, 30]) | {"iscrowd": 1}
     packed = rle.frPyObjects([[20, 5, 50, 5, 50, 35, 20, 35]], 40, 60)[0]
     crowd["segmentation"] = {"size": [40, 60], "counts": packed["counts"].decode()}
-    truth = checked(content_of(GOOD, crowd)).content
+    truth = check_coco(content_of(GOOD, crowd)).content
     good, inside = as_found(truth)
     inside = inside | {"bbox": [22, 8, 10, 10], "score": 0.99}
     assert average_precision(truth, [good, inside], "bbox").figures["AP"] == 100

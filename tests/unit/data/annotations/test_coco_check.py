@@ -11,14 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from mvmae.data.annotations.coco import Thing, masks_of
-from mvmae.data.annotations.coco_check import checked, load, sizes_in
+from mvmae.data.annotations.coco import Instance, decode_masks
+from mvmae.data.annotations.coco_check import check_coco, load_coco, read_image_sizes
 from mvmae.errors import UserError
 from mvmae.metrics.coco_ap import average_precision
 
 
 def test_a_good_file_has_no_findings():
-    found = checked(content_of(GOOD))
+    found = check_coco(content_of(GOOD))
     assert found.findings == []
     assert found.has_masks
     assert found.content["annotations"][0]["bbox"] == [5, 5, 10, 10]
@@ -86,7 +86,7 @@ def boxed(*box: float) -> dict:
 )
 def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
     before = copy.deepcopy(second)
-    found = checked(content_of(GOOD, second))
+    found = check_coco(content_of(GOOD, second))
     assert [(one.what, one.count, one.remedy) for one in found.findings] == [(what, 1, remedy)]
     assert len(found.content["annotations"]) == left
     assert [one["id"] for one in found.content["annotations"]] == list(range(1, left + 1))
@@ -94,12 +94,12 @@ def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
 
 
 def test_a_box_that_sticks_out_is_clipped_to_the_image():
-    found = checked(content_of(GOOD, boxed(-4, 30, 14, 20)))
+    found = check_coco(content_of(GOOD, boxed(-4, 30, 14, 20)))
     assert found.content["annotations"][1]["bbox"] == [0, 30, 10, 10]
 
 
 def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
-    found = checked(content_of(boxed(50.5, 5, 10, 10)))
+    found = check_coco(content_of(boxed(50.5, 5, 10, 10)))
     assert found.findings == []
     assert found.content["annotations"][0]["bbox"] == [50.5, 5, 10, 10]
 
@@ -150,7 +150,7 @@ def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
     ],
 )
 def test_what_cannot_be_repaired_stops(changes, what):
-    found = checked(content_of(GOOD) | changes)
+    found = check_coco(content_of(GOOD) | changes)
     assert any(what in one.what for one in found.fatal)
 
 
@@ -160,7 +160,7 @@ def test_image_files_are_looked_at(tmp_path):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{n}.png")
     Image.new("RGB", (40, 60)).save(tmp_path / "7.png")
     (tmp_path / "8.png").write_bytes(b"no image")
-    found = checked(content, sizes_in(tmp_path, content))
+    found = check_coco(content, read_image_sizes(tmp_path, content))
     said = {one.what: one for one in found.findings}
     assert said["image files that are missing"].examples == ("9.png",)
     assert said["files that are no image"].examples == ("8.png",)
@@ -179,38 +179,38 @@ def test_a_picture_that_exif_turns_has_its_size_upright(tmp_path):
     exif = picture.getexif()
     exif[0x0112] = 6
     picture.save(tmp_path / "1.png", exif=exif)
-    assert sizes_in(tmp_path, content) == {"1.png": (40, 60)}
+    assert read_image_sizes(tmp_path, content) == {"1.png": (40, 60)}
 
 
 def test_most_images_missing_is_the_wrong_folder(tmp_path):
-    found = checked(content_of(GOOD, images=4), sizes_in(tmp_path, content_of(images=4)))
+    found = check_coco(content_of(GOOD, images=4), read_image_sizes(tmp_path, content_of(images=4)))
     assert "more than half of the images cannot be used" in {one.what for one in found.fatal}
 
 
 def test_masks_are_used_where_most_things_have_one():
     bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
-    few = checked(content_of(GOOD, with_(), bare | {"id": 3}))
+    few = check_coco(content_of(GOOD, with_(), bare | {"id": 3}))
     assert (few.has_masks, len(few.content["annotations"])) == (True, 2)
     assert few.findings[0].what == "annotations without a mask"
-    many = checked(content_of(GOOD, bare | {"id": 2}, bare | {"id": 3}))
+    many = check_coco(content_of(GOOD, bare | {"id": 2}, bare | {"id": 3}))
     assert (many.has_masks, len(many.content["annotations"])) == (False, 3)
 
 
 def test_a_crowd_without_a_mask_gets_its_box_where_others_have_masks():
     bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
     crowd = {**bare, "id": 2, "iscrowd": 1, "bbox": [20, 5, 30, 30]}
-    found = checked(content_of(GOOD, crowd))
+    found = check_coco(content_of(GOOD, crowd))
     assert [(one.what, one.remedy) for one in found.findings] == [
         ("crowds without a mask: their box is it", "kept")
     ]
     good, _ = as_found(found.content)
     assert average_precision(found.content, [good], "segm").figures["AP"] == 100
-    assert checked(content_of(bare, crowd)).findings == []  # nothing else has a mask
+    assert check_coco(content_of(bare, crowd)).findings == []  # nothing else has a mask
 
 
 def test_shares_in_place_of_pixels_are_no_matter_where_boxes_alone_are_learnt():
     wrong = with_(segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])
-    found = checked(content_of(wrong), with_masks=False)
+    found = check_coco(content_of(wrong), with_masks=False)
     assert (found.findings, found.has_masks) == ([], False)
     assert "segmentation" not in found.content["annotations"][0]
 
@@ -219,16 +219,16 @@ def test_shares_in_place_of_pixels_are_no_matter_where_boxes_alone_are_learnt():
     ("value", "is_crowd"), [("0", 0), ("1", 1), ("true", 1), (0, 0), (1, 1), (True, 1), (None, 0)]
 )
 def test_crowds_are_marked_by_numbers_or_by_text(value, is_crowd):
-    found = checked(content_of(GOOD, with_(iscrowd=value)))
+    found = check_coco(content_of(GOOD, with_(iscrowd=value)))
     assert [one["iscrowd"] for one in found.content["annotations"]] == [0, is_crowd]
 
 
 def test_sizes_may_be_whole_floats():
     image = {"id": 1, "file_name": "1.png", "height": 40.0, "width": 60.0}
-    found = checked(content_of(GOOD, images=1) | {"images": [image]})
+    found = check_coco(content_of(GOOD, images=1) | {"images": [image]})
     assert found.findings == []
     assert [type(found.content["images"][0][side]) for side in ("height", "width")] == [int, int]
-    odd = checked(content_of(GOOD) | {"images": [image | {"width": 60.5}]})
+    odd = check_coco(content_of(GOOD) | {"images": [image | {"width": 60.5}]})
     assert odd.fatal[0].what == "images without a size"
 
 
@@ -238,7 +238,7 @@ def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
         content["images"][number]["file_name"] = name
     for number in (1, 5, 6, 7, 8, 9):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{number}.png")
-    found = checked(content, sizes_in(tmp_path, content))
+    found = check_coco(content, read_image_sizes(tmp_path, content))
     (missing,) = (one for one in found.findings if one.what == "image files that are missing")
     assert missing.count == 3
     assert missing.examples[1:] == ("\\ud800x.jpg", "a\\x00b\\x1b[31m.jpg")
@@ -248,7 +248,7 @@ def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
 def test_a_byte_order_mark_does_no_harm(tmp_path):
     file = tmp_path / "instances_train.json"
     file.write_text("\ufeff" + json.dumps(content_of(GOOD)), encoding="utf-8")
-    assert load(file)["annotations"][0]["id"] == 1
+    assert load_coco(file)["annotations"][0]["id"] == 1
 
 
 def test_an_entry_that_is_no_object_is_named(tmp_path):
@@ -257,7 +257,7 @@ def test_an_entry_that_is_no_object_is_named(tmp_path):
     with pytest.raises(
         UserError, match=r"entry 2 of 4 in 'annotations' is no object but 3 \(and 1"
     ):
-        load(file)
+        load_coco(file)
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_is_no_coco_file_is_one_line(tmp_path, text):
     file = tmp_path / "instances_train.json"
     file.write_text(text)
     with pytest.raises(UserError, match=r"instances_train.json is (not in COCO's format|no JSON)"):
-        load(file)
+        load_coco(file)
 
 
 plain = st.none() | st.booleans() | st.integers(-5, 99) | st.floats() | st.text(max_size=5)
@@ -282,8 +282,8 @@ json_like = (
     value=json_like,
 )
 def test_no_annotation_breaks_the_check_or_what_follows(key, value):
-    found = checked(content_of(GOOD, with_(**{key: value})))
+    found = check_coco(content_of(GOOD, with_(**{key: value})))
     for one in found.content["annotations"]:
-        thing = Thing((0, 0, 1, 1), 1, one.get("segmentation"))
-        assert thing.segmentation is None or masks_of([thing], (40, 60)).shape == (1, 40, 60)
+        thing = Instance((0, 0, 1, 1), 1, one.get("segmentation"))
+        assert thing.segmentation is None or decode_masks([thing], (40, 60)).shape == (1, 40, 60)
         assert all(np.isfinite(one["bbox"]))

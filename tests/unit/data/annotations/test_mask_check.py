@@ -7,7 +7,7 @@ import pytest
 from masks_data import checked, complaint, found, save_pair, values_of
 from PIL import Image
 
-from mvmae.data.annotations.mask_check import accepted, check_pairs
+from mvmae.data.annotations.mask_check import check_pairs, usable_data
 from mvmae.data.annotations.masks import fingerprint
 
 
@@ -54,7 +54,7 @@ def test_everything_wrong_is_counted_and_named_and_left_out(ade):
     assert {finding.consequence for finding in look.findings} == {"left out"}
     assert len(look.usable[0]) == 9  # 16 less one of each kind
     here = found(ade)
-    names = [Path(path).stem for path in accepted(here, look).train.paths]
+    names = [Path(path).stem for path in usable_data(here, look).train.paths]
     assert not {"10", "11", "12", "13", "14", "15", "16"} & set(names)
     assert look.pixels[1] == (420, 480, 420)
 
@@ -126,9 +126,11 @@ def test_black_and_white_masks_are_known(tmp_path, values, kind, classes):
     if classes is None:
         assert look.findings[0].what.startswith("values, so far apart that 32768 classes")
         return
-    data = accepted(here, look)
+    data = usable_data(here, look)
     assert data.classes == classes
-    assert data.train.mask(0).unique().tolist() == ([-1, 0, 1] if 255 in values[2:] else [0, 1])
+    assert data.train.read_mask(0).unique().tolist() == (
+        [-1, 0, 1] if 255 in values[2:] else [0, 1]
+    )
     assert look.values == {value: 600 * 5 // len(values) for value in values}
 
 
@@ -139,7 +141,7 @@ def test_black_and_white_masks_in_splits_are_known_and_named(tmp_path):
         Image.fromarray(white).save(tmp_path / "annotations" / part / "a.png")
     (tmp_path / "classes.csv").write_text("0,background\n255,nucleus\n")
     here = found(tmp_path)
-    data = accepted(here, check_pairs(here))
+    data = usable_data(here, check_pairs(here))
     assert data.classes == ("background", "nucleus")
     assert data.test.rule.foreground == 255
 
@@ -149,19 +151,19 @@ def test_rows_of_value_and_name_are_believed_where_a_class_is_missing(tmp_path):
         save_pair(tmp_path, "a", values_of(0, 1), part)
     (tmp_path / "classes.csv").write_text("1,cat\n2,dog\n")
     here = found(tmp_path)
-    assert accepted(here, check_pairs(here)).classes == ("cat", "dog")
+    assert usable_data(here, check_pairs(here)).classes == ("cat", "dog")
     (tmp_path / "classes.csv").write_text("0,ground\n1,cat\n")
     here = found(tmp_path)
-    data = accepted(here, check_pairs(here))
+    data = usable_data(here, check_pairs(here))
     assert data.classes == ("ground", "cat")
-    assert data.train.mask(0).unique().tolist() == [0, 1]
+    assert data.train.read_mask(0).unique().tolist() == [0, 1]
 
 
 def test_a_part_alone_is_no_reason_to_guess(ade):
     here = found(ade)
     for file in (ade / "annotations" / "validation").iterdir():
         Image.fromarray(values_of(0, 1).astype(np.uint8)).save(file)
-    alone = here._replace(train=here.train._replace(pairs=here.train.pairs.only([])))
+    alone = here._replace(train=here.train._replace(pairs=here.train.pairs.select([])))
     assert check_pairs(alone).rule == here.rule
 
 
@@ -176,7 +178,7 @@ def test_in_splits_0_is_a_class_where_one_would_be_left(tmp_path):
     for part in ("train", "val"):
         save_pair(tmp_path, "a", values_of(0, 1), part)
     here = found(tmp_path)
-    assert accepted(here, check_pairs(here)).classes == ("0", "1")
+    assert usable_data(here, check_pairs(here)).classes == ("0", "1")
     told = complaint(tmp_path, ignore_index=0)
     assert "0 counts for nothing here, and --ignore-index none makes it a class" in told
 
@@ -196,7 +198,7 @@ def test_a_void_of_16_bit_is_ignored_where_it_is_named(tmp_path):
     assert "65535 in " in told
     assert "--ignore-index" in told
     here = found(tmp_path, ignore_index=65535)
-    assert accepted(here, check_pairs(here)).classes == ("0", "1")
+    assert usable_data(here, check_pairs(here)).classes == ("0", "1")
 
 
 def test_a_row_of_a_large_value_makes_no_classes_for_nothing(tmp_path):
@@ -207,7 +209,7 @@ def test_a_row_of_a_large_value_makes_no_classes_for_nothing(tmp_path):
     assert "30000 in " in told
     assert "classes.csv" in told
     here = found(tmp_path)
-    data = accepted(here, check_pairs(here, num_classes=3))
+    data = usable_data(here, check_pairs(here, num_classes=3))
     assert data.classes == ("a", "b", "c")
 
 
@@ -218,7 +220,7 @@ def test_many_classes_that_occur_are_no_gap(tmp_path):
         (tmp_path / "masks" / f"{index}.png").unlink()
         Image.fromarray(values.astype(np.uint16)).save(tmp_path / "masks" / f"{index}.tif")
     here = found(tmp_path)
-    assert len(accepted(here, check_pairs(here)).classes) == 300
+    assert len(usable_data(here, check_pairs(here)).classes) == 300
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_names_that_two_files_have_are_left_out_and_told(ade):
         ("names of two images or two masks", 2)
     ]
     assert look.findings[0].examples[0] == f"{images / '0.jpg'}, {images / '0.png'}"
-    kept = [Path(path).stem for path in accepted(here, look).train.paths]
+    kept = [Path(path).stem for path in usable_data(here, look).train.paths]
     assert kept == ["2", "3", "4", "5"]
 
 
@@ -269,21 +271,21 @@ def test_names_that_do_not_fit_are_shown(tmp_path):
 
 
 def test_a_test_looks_at_each_pair_once(ade):
-    here = found(ade, learns=False)
+    here = found(ade, with_training=False)
     assert (len(here.train.pairs), len(here.test.pairs)) == (0, 3)
-    told = complaint(ade, num_classes=2, learns=False)
+    told = complaint(ade, num_classes=2, with_training=False)
     assert "3 masks with a value beyond the 2 classes" in told
     assert "--num-classes" not in told
 
 
 def test_a_plain_folder_is_tested_whole(tmp_path):
-    here = found(plain(tmp_path, 0, 1), learns=False)
+    here = found(plain(tmp_path, 0, 1), with_training=False)
     assert (len(here.train.pairs), len(here.test.pairs)) == (0, 5)
 
 
 def test_another_mask_is_another_fingerprint(ade):
     here = found(ade)
-    before = fingerprint(accepted(here, check_pairs(here)))
+    before = fingerprint(usable_data(here, check_pairs(here)))
     mask = ade / "annotations" / "training" / "0.png"
     Image.fromarray(values_of(0, 3, 1, 2, 3, 1, 2).astype(np.uint8)).save(mask)
-    assert fingerprint(accepted(here, check_pairs(here))) != before
+    assert fingerprint(usable_data(here, check_pairs(here))) != before

@@ -8,9 +8,15 @@ import torch
 from masks_data import complaint, found, save_pair, values_of
 from PIL import Image
 
-from mvmae.data.annotations.mask_check import accepted, check_pairs
-from mvmae.data.annotations.mask_values import IGNORED, Rule, counted, read_names, read_values
-from mvmae.data.annotations.masks import Pair, Pairs, class_names, fingerprint
+from mvmae.data.annotations.mask_check import check_pairs, usable_data
+from mvmae.data.annotations.mask_values import (
+    IGNORED,
+    Rule,
+    count_values,
+    read_class_names,
+    read_values,
+)
+from mvmae.data.annotations.masks import ImageMaskPairs, Pair, class_names, fingerprint
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.segment.crops import (
     CropSettings,
@@ -61,35 +67,38 @@ def ade(tmp_path) -> Path:
 def test_values_become_classes_without_a_gap(ignored, classes):
     values = np.array([0, 1, 2, 254, 255, 300])
     rule = Rule(ignored)
-    assert rule.classes(values).tolist() == classes
-    known = rule.classes(values) >= 0
-    assert rule.values(rule.classes(values)[known].astype(int)).tolist() == values[known].tolist()
+    assert rule.to_classes(values).tolist() == classes
+    known = rule.to_classes(values) >= 0
+    assert (
+        rule.to_values(rule.to_classes(values)[known].astype(int)).tolist()
+        == values[known].tolist()
+    )
 
 
 def test_a_void_of_16_bit_is_ignored_before_anything_is_clipped():
     values = np.array([0, 1, 65534, 65535])
-    assert Rule(65535).classes(values).tolist() == [0, 1, 2**15 - 1, IGNORED]
+    assert Rule(65535).to_classes(values).tolist() == [0, 1, 2**15 - 1, IGNORED]
 
 
 def test_negative_values_count_for_nothing():
     for rule in (Rule(0), Rule(None), Rule(None, 255)):
-        assert rule.classes(np.array([-5, -1])).tolist() == [IGNORED, IGNORED]
+        assert rule.to_classes(np.array([-5, -1])).tolist() == [IGNORED, IGNORED]
 
 
 def test_black_and_white_masks_have_two_classes():
     rule = Rule(None, 255)
-    assert rule.classes(np.array([0, 255, 1, 128])).tolist() == [0, 1, 1, 2**15 - 1]
-    assert rule.values(np.array([0, 1])).tolist() == [0, 255]
+    assert rule.to_classes(np.array([0, 255, 1, 128])).tolist() == [0, 1, 1, 2**15 - 1]
+    assert rule.to_values(np.array([0, 1])).tolist() == [0, 255]
 
 
 def test_values_are_counted_whatever_they_are():
     for values in (np.array([[3, 0], [3, 7]]), np.array([[3, -2], [3, 70_000]])):
         numbers, counts = np.unique(values, return_counts=True)
-        assert counted(values) == dict(zip(numbers.tolist(), counts.tolist(), strict=True))
+        assert count_values(values) == dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 
 def test_values_beyond_16_bit_are_no_small_classes():
-    assert Rule(0).classes(np.array([70_000, 32_768])).tolist() == [2**15 - 1] * 2
+    assert Rule(0).to_classes(np.array([70_000, 32_768])).tolist() == [2**15 - 1] * 2
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "I;16", "1", "RGB", "RGBA", "LA"])
@@ -119,10 +128,14 @@ def test_names_are_read_from_every_usual_file(tmp_path):
     table = "Idx\tRatio\tTrain\tVal\tName\n1\t0.1\t1\t1\twall\n2\t0.1\t1\t1\tbuilding, edifice\n"
     (tmp_path / "objectInfo150.txt").write_text(table)
     (tmp_path / "b.txt").write_text("sky\nroad\n")
-    assert read_names(tmp_path / "a.csv", Rule(0)) == {0: "sky", 2: "road"}
-    assert read_names(tmp_path / "a.csv", Rule(None)) == {0: "unlabelled", 1: "sky", 3: "road"}
-    assert read_names(tmp_path / "objectInfo150.txt", Rule(0)) == {0: "wall", 1: "building"}
-    assert read_names(tmp_path / "b.txt", Rule(0)) == {0: "sky", 1: "road"}
+    assert read_class_names(tmp_path / "a.csv", Rule(0)) == {0: "sky", 2: "road"}
+    assert read_class_names(tmp_path / "a.csv", Rule(None)) == {
+        0: "unlabelled",
+        1: "sky",
+        3: "road",
+    }
+    assert read_class_names(tmp_path / "objectInfo150.txt", Rule(0)) == {0: "wall", 1: "building"}
+    assert read_class_names(tmp_path / "b.txt", Rule(0)) == {0: "sky", 1: "road"}
     assert class_names({0: "sky", 2: "road"}, 4) == ("sky", "1", "road", "3")
 
 
@@ -138,12 +151,12 @@ def test_names_are_read_from_every_usual_file(tmp_path):
 def test_names_that_cannot_be_are_told(tmp_path, text, told):
     (tmp_path / "a.csv").write_text(text)
     with pytest.raises(UserError, match=told):
-        read_names(tmp_path / "a.csv", Rule(None))
+        read_class_names(tmp_path / "a.csv", Rule(None))
 
 
 def test_names_have_nothing_that_a_screen_would_obey(tmp_path):
     (tmp_path / "a.csv").write_text("0,[red]c\x1b[31m\n")
-    assert read_names(tmp_path / "a.csv", Rule(None)) == {0: "[red]c[31m"}
+    assert read_class_names(tmp_path / "a.csv", Rule(None)) == {0: "[red]c[31m"}
 
 
 # What is found
@@ -151,10 +164,10 @@ def test_names_have_nothing_that_a_screen_would_obey(tmp_path):
 
 def test_ades_layout_has_its_parts_and_ignores_0(ade):
     here = found(ade)
-    data = accepted(here, check_pairs(here))
+    data = usable_data(here, check_pairs(here))
     assert (len(data.train), len(data.test), data.split) == (6, 3, "training/ and validation/")
     assert data.classes == ("1", "2", "3")  # as the masks have them
-    assert data.train.mask(0).unique().tolist() == [IGNORED, 0, 1, 2]
+    assert data.train.read_mask(0).unique().tolist() == [IGNORED, 0, 1, 2]
 
 
 def test_other_names_of_parts_and_masks_are_known(tmp_path):
@@ -171,18 +184,18 @@ def test_plain_pair_of_folders_is_split_and_keeps_0(tmp_path):
         found(tmp_path),
         found("", folders=(tmp_path / "images", tmp_path / "masks")),
     ):
-        data = accepted(where, check_pairs(where))
+        data = usable_data(where, check_pairs(where))
         tests = [Path(data.test.path(i)).stem for i in range(len(data.test))]
         assert tests == ["1", "6"]
         assert len(data.train) == 8
         assert data.classes == ("0", "1")
-        assert data.train.mask(0).unique().tolist() == [IGNORED, 0, 1]
+        assert data.train.read_mask(0).unique().tolist() == [IGNORED, 0, 1]
 
 
 def test_names_in_the_folder_say_how_many_classes_there_are(ade):
     (ade / "classes.csv").write_text("value,name\n0,nothing\n1,sky\n5,road\n")
     here = found(ade)
-    data = accepted(here, check_pairs(here))
+    data = usable_data(here, check_pairs(here))
     assert data.classes == ("sky", "2", "3", "4", "road")
     assert fingerprint(data) != fingerprint(data._replace(classes=data.classes[:4]))
 
@@ -290,7 +303,7 @@ def test_unreadable_pair_is_replaced_and_told(ade):
     skipped = [skip for batch in batches for skip in batch.skipped]
     assert {Path(skip.path).stem for skip in skipped} == {"2"}
     assert all(batch.is_whole for batch in batches)
-    broken = Pairs("x", [Pair(pairs.paths[2], pairs.masks[2])], 3, Rule(0))
+    broken = ImageMaskPairs("x", [Pair(pairs.paths[2], pairs.masks[2])], 3, Rule(0))
     (batch,) = crop_batches(
         broken,
         TRAINING._replace(batch_size=1),
