@@ -49,7 +49,7 @@ def run(config: BenchConfig) -> None:
     else:
         part, result = bench_input, bench_input.measure(config)
         facts = run_folder.environment(torch.device("cpu"), 1, threads=1)
-    terminal.emit("result", {"verb": "bench"} | told(config) | result)
+    terminal.emit("result", {"command": "bench"} | told(config) | result)
     console = Console()
     for table in part.tables_of(result, config):
         console.print(table)

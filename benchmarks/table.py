@@ -74,9 +74,9 @@ def run_of(options: Namespace, variant: str) -> Path:
     return options.out / f"{(variant or '+method')[1:]}-{options.seed}"
 
 
-def result_of(options: Namespace, variant: str, verb: str) -> Path:
-    """What a verb says of an arm."""
-    return run_of(options, variant) / "results" / f"{verb}-{slug(str(options.data))}.json"
+def result_of(options: Namespace, variant: str, command: str) -> Path:
+    """What a command says of an arm."""
+    return run_of(options, variant) / "results" / f"{command}-{slug(str(options.data))}.json"
 
 
 def train_and_judge(options: Namespace, variant: str) -> int:
@@ -90,10 +90,10 @@ def train_and_judge(options: Namespace, variant: str) -> int:
             [*command, "--seed", str(options.seed), "--out", str(run), "--overwrite"]
         ):
             return status
-    for verb in ("knn", "probe"):
+    for command in ("knn", "probe"):
         baselines = [] if variant == "+mae" else ["--no-baselines"]
-        if not result_of(options, variant, verb).exists() and (
-            status := said([verb, str(run), str(options.data), *baselines])
+        if not result_of(options, variant, command).exists() and (
+            status := said([command, str(run), str(options.data), *baselines])
         ):
             return status
     return said(["reconstruct", str(run), str(options.data / "val")]) if not variant else 0
@@ -106,16 +106,16 @@ def said(command: list[str]) -> int:
 
 
 def collected(options: Namespace) -> list[dict]:
-    """The rows, from what the verbs left in the run folders."""
+    """The rows, from what the commands left in the run folders."""
     scores: dict[str, dict] = {name: {"name": name} for name in (*BASELINES, *ARMS)}
     for name, variant in ARMS.items():
-        for verb in ("knn", "probe"):
-            result = json.loads(result_of(options, variant, verb).read_text())
+        for command in ("knn", "probe"):
+            result = json.loads(result_of(options, variant, command).read_text())
             k = result["headline"].get("k")
             for row in result["rows"]:
                 if row["notes"].get("k") == k:
                     of = NAMES.get(row["name"], name)
-                    scores[of].setdefault(verb, {})[row["token"]] = row["top1"]
+                    scores[of].setdefault(command, {})[row["token"]] = row["top1"]
     return list(scores.values())
 
 
@@ -126,7 +126,7 @@ def markdown(table: list[dict]) -> str:
     ]
     lines += ["|---|--:|--:|--:|--:|"]
     for row in table:
-        cells = [f"{row[verb][t]:.1f}" if t in row[verb] else "" for verb, t in CELLS]
+        cells = [f"{row[command][t]:.1f}" if t in row[command] else "" for command, t in CELLS]
         if "pixels" in row["knn"]:
             cells = [f"{row['knn']['pixels']:.1f}", "", f"{row['probe']['pixels']:.1f}", ""]
         lines.append(f"| {row['name']} | {' | '.join(cells)} |")

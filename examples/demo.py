@@ -44,9 +44,9 @@ def run_all() -> int:
     return 0
 
 
-def rows(run: str, verb: str) -> list[float]:
-    """Accuracies that a verb left in a run folder: the encoder's, and its baselines'."""
-    result = json.loads((RUNS / run / "results" / f"{verb}-photos.json").read_text())
+def rows(run: str, command: str) -> list[float]:
+    """Accuracies that a command left in a run folder: the encoder's, and its baselines'."""
+    result = json.loads((RUNS / run / "results" / f"{command}-photos.json").read_text())
     counts = result["headline"]
     return [
         row["top1"]

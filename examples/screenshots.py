@@ -1,7 +1,7 @@
 """Make the pictures of the README and the docs from a run: screenshots.py RUN [DATA].
 
 Needs Chromium, and what `make setup` installs. The report and the page are opened as a person
-would open them; the other pictures are what the verbs draw.
+would open them; the other pictures are what the commands draw.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ def main(run: str, data: str) -> None:
 
 
 def draw(picture: Path, *words: str) -> None:
-    """Let a verb draw a picture, in the place of an older one, which it would not overwrite."""
+    """Let a command draw a picture, in the place of an older one, which it would not overwrite."""
     picture.unlink(missing_ok=True)
     mvmae(*words, "--out", str(picture))
 
 
 def mvmae(*words: str) -> None:
-    """Run a verb to its end."""
+    """Run a command to its end."""
     subprocess.run([*MVMAE, *words], check=True)
 
 

@@ -55,7 +55,7 @@ def asked(words: Collection[str] = ()) -> frozenset[str]:
 
 
 def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
-    """The words for `output` that are among a verb's arguments, and the arguments without them.
+    """The words for `output` that are among a command's arguments, and the arguments without them.
 
     Returns:
         `auto` where help is asked for: it is always shown.

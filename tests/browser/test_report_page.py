@@ -42,7 +42,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
 
 
 def write_results(run: Path, top1: float) -> None:
-    """A result of knn and one of labels, as these verbs leave them."""
+    """A result of knn and one of labels, as these commands leave them."""
     (run / "results").mkdir()
     config = {"encoder": "one", "data": "images", "k": [20]}
     data = {"name": "images", "num_train": 100, "num_test": 1000, "classes": ["blue", "red"]}
@@ -50,8 +50,8 @@ def write_results(run: Path, top1: float) -> None:
         {"name": name, "token": "mean", "top1": value, "top5": 99.0, "notes": {"k": 20}}
         for name, value in (("one", top1), ("the same, untrained", 40.0), ("raw pixels", 45.0))
     ]
-    common = {"config": config, "data": data, "command": "mvmae knn one images"}
-    knn = {"verb": "knn", "headline": {"token": "mean", "top1": top1, "k": 20}, "rows": rows}
+    common = {"config": config, "data": data, "command_line": "mvmae knn one images"}
+    knn = {"command": "knn", "headline": {"token": "mean", "top1": top1, "k": 20}, "rows": rows}
     knn["per_class"] = {"blue": 90.0, "<b>red</b>": 10.0}
     cells = [
         {"name": name, "amount": count, "draw": draw, "count": count, "top1": 30.0 + count + draw}
@@ -59,9 +59,9 @@ def write_results(run: Path, top1: float) -> None:
         for count in (1, 10)
         for draw in (0, 1)
     ]
-    labels = {"verb": "labels", "verdict": "pre-training was worth it", "cells": cells}
+    labels = {"command": "labels", "verdict": "pre-training was worth it", "cells": cells}
     for content in (knn, labels):
-        file = run / "results" / f"{content['verb']}-images.json"
+        file = run / "results" / f"{content['command']}-images.json"
         file.write_text(json.dumps(common | content))
 
 

@@ -99,14 +99,14 @@ def digests(folder: Path) -> dict[str, str]:
 # What is in the table
 
 
-def test_figures_are_those_of_the_verbs_by_hand(here):
+def test_figures_are_those_of_the_commands_by_hand(here):
     assert main(f"pretrain images --out hand --seed 1 --model.head mlp {BY_HAND}".split()) == 0
     ours, theirs = (Path(f"{name}/encoder.safetensors") for name in ("table/head-mlp-1", "hand"))
     assert ours.read_bytes() == theirs.read_bytes()
-    for verb in ("knn", "probe"):
-        assert main(f"{verb} hand labelled --seed 1 {MACHINE}".split()) == 0
-        result = Path(f"hand/results/{verb}-labelled.json")
-        found = {key: row[verb]["per_seed"] for key, row in rows().items()}
+    for command in ("knn", "probe"):
+        assert main(f"{command} hand labelled --seed 1 {MACHINE}".split()) == 0
+        result = Path(f"hand/results/{command}-labelled.json")
+        found = {key: row[command]["per_seed"] for key, row in rows().items()}
         assert found["head-mlp"]["1"] == top1(result)
         assert found["untrained"]["1"] == top1(result, "the same, untrained")
         assert found["raw-pixels"] == {"0": top1(result, "raw pixels")}
@@ -114,18 +114,18 @@ def test_figures_are_those_of_the_verbs_by_hand(here):
 
 def test_means_deviations_and_differences_are_numpys(here):
     found = rows()
-    for verb in ("knn", "probe"):
+    for command in ("knn", "probe"):
         per_seed = {
             key: np.array(
-                [top1(Path(f"table/{key}-{s}/results/{verb}-labelled.json")) for s in (0, 1)]
+                [top1(Path(f"table/{key}-{s}/results/{command}-labelled.json")) for s in (0, 1)]
             )
             for key in ("base", "head-mlp", "untrained")
         }
         for key in ("raw-pixels", "pca-pixels"):
-            pixels = top1(Path(f"table/{key}/results/{verb}-labelled.json"))
+            pixels = top1(Path(f"table/{key}/results/{command}-labelled.json"))
             per_seed[key] = np.array([pixels, pixels])
         for key, values in per_seed.items():
-            said = found[key][verb]
+            said = found[key][command]
             assert said["mean"] == pytest.approx(values.mean())
             if not key.endswith("-pixels"):
                 assert said["sd"] == pytest.approx(values.std(ddof=1))
@@ -156,11 +156,11 @@ def test_the_files_say_what_was_done(here):
     text = Path("table/head.md").read_text()
     assert "Training took 0:" in text
     line = next(line for line in text.splitlines() if line.startswith("| mlp"))
-    for verb in ("knn", "probe"):
-        assert f"{mlp[verb]['mean']:.1f} ±{mlp[verb]['sd']:.1f}" in line
-        apart = mlp[verb]["difference"]
+    for command in ("knn", "probe"):
+        assert f"{mlp[command]['mean']:.1f} ±{mlp[command]['sd']:.1f}" in line
+        apart = mlp[command]["difference"]
         assert f"{apart['mean']:+.1f} ±{apart['error']:.1f}" in line
-    assert found["command"] in text
+    assert found["command_line"] in text
     assert "over 2 seeds, one beyond 12.7 of them" in text
     for kind in ("png", "svg"):
         assert Path(f"table/head.{kind}").stat().st_size > 10_000
@@ -208,13 +208,14 @@ def test_figures_made_on_other_images_are_made_anew(here, capsys):
 def test_another_row_to_compare_with_needs_no_run(here):
     found = rows()
     assert main(f"{HEAD} --only-table --baseline mlp".split()) == 0
-    for verb in ("knn", "probe"):
+    for command in ("knn", "probe"):
         there, back = (
-            part[key][verb]["difference"] for part, key in ((found, "head-mlp"), (rows(), "base"))
+            part[key][command]["difference"]
+            for part, key in ((found, "head-mlp"), (rows(), "base"))
         )
         assert back["mean"] == pytest.approx(-there["mean"])
         assert back["error"] == pytest.approx(there["error"])
-        assert rows()["untrained"][verb]["mean"] == found["untrained"][verb]["mean"]
+        assert rows()["untrained"][command]["mean"] == found["untrained"][command]["mean"]
 
 
 # Stopped

@@ -173,7 +173,7 @@ def test_the_seed_chooses_the_images(here):
 def test_for_a_program_the_file_is_told_in_json(here, capsys):
     does("attention red images --count 1 --out a.png --json")
     last = json.loads(capsys.readouterr().out.splitlines()[-1])
-    assert (last["verb"], last["file"]) == ("attention", "a.png")
+    assert (last["command"], last["file"]) == ("attention", "a.png")
 
 
 def test_names_of_files_are_only_text(here):

@@ -58,9 +58,9 @@ def home(tmp_path_factory) -> Path:
     (home / "notes" / "a.txt").write_text("notes")
     (home / "few.csv").write_text("images/red/0.png,red\nimages/blue/0.png,blue\n")
     (home / "health.json").write_text('{"status": "good"}')
-    knn = {"verb": "knn", "config": {"encoder": "enc", "data": "images", "k": [5]}}
+    knn = {"command": "knn", "config": {"encoder": "enc", "data": "images", "k": [5]}}
     (home / "knn.json").write_text(json.dumps(knn))
-    old = {"verb": "knn", "config": {"encoder": "enc", "data": "images", "k": 20}}
+    old = {"command": "knn", "config": {"encoder": "enc", "data": "images", "k": 20}}
     (home / "old.json").write_text(json.dumps(old))
     write_encoder(home / "enc")
     write_encoder(home / "nocls", cls_token=False)
@@ -178,10 +178,10 @@ OF_ONE = [
 ]
 
 
-@pytest.mark.parametrize("verb", ["knn", "probe", "labels"])
+@pytest.mark.parametrize("command", ["knn", "probe", "labels"])
 @pytest.mark.parametrize(("words", "says"), OF_ALL)
-def test_evaluation_is_refused(here, capsys, verb, words, says):
-    refused(here, capsys, [verb, *words.split()], says)
+def test_evaluation_is_refused(here, capsys, command, words, says):
+    refused(here, capsys, [command, *words.split()], says)
 
 
 @pytest.mark.parametrize(("words", "says"), OF_ONE)
@@ -198,9 +198,9 @@ def test_an_empty_encoder_is_refused(here, capsys):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-@pytest.mark.parametrize("verb", ["knn", "probe", "labels"])
-def test_cuda_that_is_not_there_is_refused(here, capsys, verb):
-    refused(here, capsys, [verb, "enc", "images", "--device", "cuda"], "no CUDA device here")
+@pytest.mark.parametrize("command", ["knn", "probe", "labels"])
+def test_cuda_that_is_not_there_is_refused(here, capsys, command):
+    refused(here, capsys, [command, "enc", "images", "--device", "cuda"], "no CUDA device here")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
@@ -213,7 +213,7 @@ def test_a_folder_that_may_not_be_written_to_is_refused(here, capsys):
 
 FULL = """
 import resource, sys
-from mvmae.cli import main
+from mvmae.cli.main import main
 resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
 for words in (
     "knn enc images",

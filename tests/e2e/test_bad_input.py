@@ -85,9 +85,11 @@ def case(name: str, command: str, says: str):
 
 
 WORDS = [
-    case("unknown verb", "pretrian images", "no verb 'pretrian': did you mean 'pretrain'"),
-    case("unknown verb far from all", "xyzzy", r"no verb 'xyzzy' \(`mvmae --help` lists them\)"),
-    case("flag without a verb", "--epochs 3", "no verb '--epochs'"),
+    case("unknown command", "pretrian images", "no command 'pretrian': did you mean 'pretrain'"),
+    case(
+        "unknown command far from all", "xyzzy", r"no command 'xyzzy' \(`mvmae --help` lists them\)"
+    ),
+    case("flag without a command", "--epochs 3", "no command '--epochs'"),
     case("unknown name for recipes", "recipes dmo", "no recipe 'dmo': did you mean 'demo'?"),
     case("unknown flag", "pretrain --epohcs 3", "no option --epohcs: did you mean --epochs"),
     case("unknown nested flag", "pretrain --model.mask 0.5", "no option --model.mask"),
@@ -106,7 +108,7 @@ WORDS = [
     case("encoder", "pretrain --model.encoder vit_smal", "vit_smal.*vit_small"),
     case("one of two values", "pretrain --betas 0.9", "--betas"),
     case("encoder missing", "reconstruct", "ENCODER"),
-    case("unknown flag of another verb", "reconstruct run --cuont 3", "no option --cuont"),
+    case("unknown flag of another command", "reconstruct run --cuont 3", "no option --cuont"),
 ]
 
 SETTINGS = [
@@ -219,9 +221,9 @@ def test_setting_is_refused(here, capsys, options, says):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
-@pytest.mark.parametrize("verb", ["pretrain images", "reconstruct run images"])
-def test_cuda_that_is_not_there_is_refused(here, capsys, verb):
-    refused(here, capsys, f"{verb} --device cuda --out new.png", "no CUDA device here")
+@pytest.mark.parametrize("command", ["pretrain images", "reconstruct run images"])
+def test_cuda_that_is_not_there_is_refused(here, capsys, command):
+    refused(here, capsys, f"{command} --device cuda --out new.png", "no CUDA device here")
 
 
 def test_missing_tensorboard_is_refused(here, capsys, monkeypatch):

@@ -38,13 +38,15 @@ def held(folder: Path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
-@pytest.mark.parametrize("verb", COMMANDS)
-def test_two_runs_do_not_write_into_one_folder(tmp_path, image_folder, monkeypatch, capsys, verb):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_two_runs_do_not_write_into_one_folder(
+    tmp_path, image_folder, monkeypatch, capsys, command
+):
     image_folder(per_class=12)
     monkeypatch.chdir(tmp_path)
-    encoder = ["random:vit_pico"] if verb == "finetune" else []
+    encoder = ["random:vit_pico"] if command == "finetune" else []
     small = "--epochs 1 --batch-size 8 --device cpu --workers 0 --out run"
-    command = [verb, *encoder, "images", *COMMANDS[verb].split(), *small.split()]
+    command = [command, *encoder, "images", *COMMANDS[command].split(), *small.split()]
     with held(Path("run")) as other:
         assert main(command) == 2
         assert capsys.readouterr().err == (

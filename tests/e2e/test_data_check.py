@@ -464,12 +464,12 @@ def test_mistakes_get_one_line_and_status_2(folder, capsys, mistake):
     assert says in line
 
 
-def test_verbs_of_two_words_are_listed_and_misspelt_ones_corrected(capsys):
+def test_commands_of_two_words_are_listed_and_misspelt_ones_corrected(capsys):
     for words in (["data"], ["data", "--help"]):
         assert main(words) == 0
         assert "  data check " in capsys.readouterr().out
     assert main(["data", "checq"]) == 2
-    assert "no verb 'data checq': did you mean 'data check'?" in capsys.readouterr().err
+    assert "no command 'data checq': did you mean 'data check'?" in capsys.readouterr().err
     assert main(["data", "check", "--help"]) == 0
     assert "mvmae data check" in capsys.readouterr().out
 

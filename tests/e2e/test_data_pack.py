@@ -1,4 +1,4 @@
-"""`data pack` as a user meets it: what it writes, how verbs read it, and what it survives."""
+"""`data pack` as a user meets it: what it writes, how commands read it, and what it survives."""
 
 import contextlib
 import csv
@@ -298,7 +298,7 @@ def test_mistakes_cost_one_line_and_change_nothing(image_folder, capsys, words, 
     assert sorted(str(path) for path in Path().rglob("*")) == before
 
 
-def test_overwrite_replaces_what_this_verb_wrote(image_folder):
+def test_overwrite_replaces_what_this_command_wrote(image_folder):
     image_folder()
     pack("images", "packed", "--shard-size", 0.002)
     pack("images", "packed", "--overwrite")

@@ -83,7 +83,7 @@ def finished(data, tmp_path_factory) -> Path:
 def test_a_run_leaves_its_folder(finished, data):
     assert names(finished) == LEFT
     kept = result(finished)
-    assert kept["verb"] == "detect"
+    assert kept["command"] == "detect"
     assert {*kept["headline"]} == {"box_ap", "box_ap50", "mask_ap", "mask_ap50"}
     assert len(kept["box"]["figures"]) == len(kept["mask"]["figures"]) == 12
     assert {*kept["mask"]["by_class"]} == {"square", "bar"}
@@ -125,7 +125,7 @@ def test_the_run_says_what_it_does(data, tmp_path, capsys):
 
 
 def test_the_command_of_the_result_is_the_run_again(finished, tmp_path):
-    words = shlex.split(result(finished)["command"])
+    words = shlex.split(result(finished)["command_line"])
     assert words[:2] == ["mvmae", "detect"]
     again = tmp_path / "again"
     words[words.index("--out") + 1] = str(again)
@@ -223,21 +223,21 @@ def test_resuming_with_another_setting_or_other_annotations_is_refused(
 
 def test_a_judgement_that_fails_costs_no_training(data, finished, tmp_path, monkeypatch, capsys):
     """The validation images vanish meanwhile; once they are back the run is the same to the bit."""
-    from mvmae.dense.detect import run as verb
+    from mvmae.dense.detect import run as command
 
     folder, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
-    images, own = folder / "images" / "val", verb.training_step
+    images, own = folder / "images" / "val", command.training_step
 
     def losing(wrapped, trained, batch, job, step):
         if step == 5:
             images.rename(tmp_path / "elsewhere")
         return own(wrapped, trained, batch, job, step)
 
-    monkeypatch.setattr(verb, "training_step", losing)
+    monkeypatch.setattr(command, "training_step", losing)
     assert detect(folder, run) == 2
     assert "4 of the 4 images" in capsys.readouterr().err
     assert torch.load(run / "checkpoints" / "last.pt", weights_only=True)["step"] == 6
-    monkeypatch.setattr(verb, "training_step", own)
+    monkeypatch.setattr(command, "training_step", own)
     assert main(["detect", "--resume", "--out", str(run)]) == 2  # still no images, and no harm
     (tmp_path / "elsewhere").rename(images)
     assert main(["detect", "--resume", "--out", str(run)]) == 0
@@ -430,7 +430,7 @@ def test_bad_input_is_one_line(name, data, finished, tmp_path, monkeypatch, caps
     assert not (tmp_path / "runs").exists()
 
 
-def test_another_verbs_run_is_no_detector(finished, tmp_path, capsys):
+def test_another_commands_run_is_no_detector(finished, tmp_path, capsys):
     run = shutil.copytree(finished, tmp_path / "run")
     facts = json.loads((run / "model.json").read_text())
     (run / "model.json").write_text(json.dumps(facts | {"task": "segment"}))

@@ -30,7 +30,7 @@ def test_its_figures_hang_together(image_folder, pretrain_command, capfd):
     images = image_folder(per_class=12)
     assert main(["--json", *pretrain_command(images, "run", {"dry-run": True})]) == 0
     (line,) = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert (line["event"], line["verb"], line["dry_run"]) == ("result", "pretrain", True)
+    assert (line["event"], line["command"], line["dry_run"]) == ("result", "pretrain", True)
     # 24 images in batches of 8 for 4 epochs, read by the process that trains
     step = line["step_seconds"] + 8 * line["read_seconds"]
     assert line["seconds_per_step"] == pytest.approx(step)

@@ -196,7 +196,7 @@ def test_file_names_that_are_no_text_are_written_readably(here, format):
 def test_several_folders_are_one_set_of_images(here, capsys):
     assert main(f"embed {ENCODER} images/red images/blue --out e --image-size 32".split()) == 0
     assert index()["num_images"] == 10
-    assert "images/red images/blue" in index()["command"]
+    assert "images/red images/blue" in index()["command_line"]
 
 
 def test_default_folder_lies_with_the_encoder(here, capsys):
@@ -208,7 +208,7 @@ def test_default_folder_lies_with_the_encoder(here, capsys):
 
 def test_the_command_in_the_index_makes_the_same_again(here):
     assert embed("--part-size", "3", "--tokens", "cls", "--dtype", "float16") == 0
-    command = index()["command"].split()
+    command = index()["command_line"].split()
     assert command[0] == "mvmae"
     first = content("e")
     shutil.rmtree("e")

@@ -72,25 +72,25 @@ def said(capsys) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-def judge(verb: str, *words: str) -> int:
-    return main([verb, *words, *OPTIONS[verb], "--workers", "0"])
+def judge(command: str, *words: str) -> int:
+    return main([command, *words, *OPTIONS[command], "--workers", "0"])
 
 
-both = pytest.mark.parametrize("verb", ["knn", "probe"])
+both = pytest.mark.parametrize("command", ["knn", "probe"])
 
 
 @both
-def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, verb):
-    assert judge(verb, "run", "images") == 0
+def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, command):
+    assert judge(command, "run", "images") == 0
     text = said(capsys)
     for words in (*ROWS, "mean", "cls", "16 images learn, 4 test", "2 classes, chance 50.0"):
         assert words in text
     assert "every fifth image of each class tests" in text
-    assert f"written: run/results/{verb}-images.json" in text
+    assert f"written: run/results/{command}-images.json" in text
     assert "top-5" not in text  # of two classes
 
-    kept = result(f"run/results/{verb}-images.json")
-    assert kept["verb"] == verb
+    kept = result(f"run/results/{command}-images.json")
+    assert kept["command"] == command
     assert kept["data"]["classes"] == ["blue", "red"]
     assert (kept["data"]["num_train"], kept["data"]["num_test"]) == (16, 4)
     assert len(kept["data"]["fingerprint"]) == 33
@@ -109,34 +109,34 @@ def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, verb):
 
 
 @both
-def test_the_command_of_a_result_gives_the_same_rows(here, verb):
-    assert judge(verb, "run", "images", "--max-train", "11", "--seed", "3") == 0
-    file = Path(f"run/results/{verb}-images.json")
+def test_the_command_of_a_result_gives_the_same_rows(here, command):
+    assert judge(command, "run", "images", "--max-train", "11", "--seed", "3") == 0
+    file = Path(f"run/results/{command}-images.json")
     kept = result(file)
     file.unlink()
-    program, *words = shlex.split(kept["command"])
+    program, *words = shlex.split(kept["command_line"])
     assert program == "mvmae"
     assert main(words) == 0
     assert result(file)["rows"] == kept["rows"]
 
 
 @both
-def test_a_result_repeats_itself(here, verb):
-    assert judge(verb, "run", "images", "--max-train", "11", "--seed", "3") == 0
-    file = Path(f"run/results/{verb}-images.json")
+def test_a_result_repeats_itself(here, command):
+    assert judge(command, "run", "images", "--max-train", "11", "--seed", "3") == 0
+    file = Path(f"run/results/{command}-images.json")
     kept = result(file)
-    assert main([verb, "--recipe", str(file)]) == 0
+    assert main([command, "--recipe", str(file)]) == 0
     again = result(file)
-    for part in ("command", "config", "rows", "headline", "per_class", "confusion", "data"):
+    for part in ("command_line", "config", "rows", "headline", "per_class", "confusion", "data"):
         assert again[part] == kept[part]
-    assert main([verb, "--recipe", str(file), "--out", "there"]) == 0
-    assert result(f"there/results/{verb}-images.json")["rows"] == kept["rows"]
+    assert main([command, "--recipe", str(file), "--out", "there"]) == 0
+    assert result(f"there/results/{command}-images.json")["rows"] == kept["rows"]
 
 
 @both
-def test_two_colours_are_told_apart_by_their_pixels(here, capsys, verb):
-    assert judge(verb, "run", "images") == 0
-    assert result(f"run/results/{verb}-images.json")["rows"][-1]["top1"] == 100
+def test_two_colours_are_told_apart_by_their_pixels(here, capsys, command):
+    assert judge(command, "run", "images") == 0
+    assert result(f"run/results/{command}-images.json")["rows"][-1]["top1"] == 100
     assert "│ raw pixels │ │ 100.0 │" in said(capsys)
 
 
@@ -177,11 +177,11 @@ def by_nearest(train, labels, test, truth) -> float:
 
 
 @both
-def test_of_many_classes_the_worst_and_the_mistakes_are_told(here, capsys, verb):
-    assert judge(verb, "run", "many") == 0
+def test_of_many_classes_the_worst_and_the_mistakes_are_told(here, capsys, command):
+    assert judge(command, "run", "many") == 0
     text = said(capsys)
     assert "top-5" in text
-    kept = result(f"run/results/{verb}-many.json")
+    kept = result(f"run/results/{command}-many.json")
     assert list(kept["per_class"]) == sorted(COLOURS)
     assert [sum(row) for row in kept["confusion"]] == [2] * 6
     for place, value in enumerate(kept["per_class"].values()):
@@ -221,9 +221,9 @@ def test_neighbours_are_scored_alike_alone_or_with_others(here):
 
 
 @both
-def test_the_token_that_counts_can_be_chosen(here, verb):
-    assert judge(verb, "run", "many", "--pool", "cls") == 0
-    kept = result(f"run/results/{verb}-many.json")
+def test_the_token_that_counts_can_be_chosen(here, command):
+    assert judge(command, "run", "many", "--pool", "cls") == 0
+    kept = result(f"run/results/{command}-many.json")
     assert kept["headline"]["token"] == "cls"
     assert kept["headline"]["top1"] == kept["rows"][1]["top1"]
 
@@ -242,9 +242,9 @@ def test_probe_notes_the_strength_it_chose(here):
 
 
 @both
-def test_baselines_can_be_left_out(here, capsys, verb):
-    assert judge(verb, "run", "images", "--no-baselines") == 0
-    rows = result(f"run/results/{verb}-images.json")["rows"]
+def test_baselines_can_be_left_out(here, capsys, command):
+    assert judge(command, "run", "images", "--no-baselines") == 0
+    rows = result(f"run/results/{command}-images.json")["rows"]
     assert [row["name"] for row in rows] == ["run", "run"]
     assert "untrained" not in said(capsys)
 
@@ -252,7 +252,7 @@ def test_baselines_can_be_left_out(here, capsys, verb):
 def test_result_goes_where_it_is_asked_to(here, capsys):
     assert judge("knn", "run", "images", "--out", "a/b") == 0
     assert "written: a/b/results/knn-images.json" in said(capsys)
-    assert result("a/b/results/knn-images.json")["verb"] == "knn"
+    assert result("a/b/results/knn-images.json")["command"] == "knn"
     assert not Path("run/results").exists()
 
 
@@ -271,16 +271,16 @@ def test_fewer_images_can_be_asked_for(here, capsys):
 
 
 @both
-def test_a_class_without_a_test_image_has_no_accuracy(here, verb):
-    assert judge(verb, "run", "many", "--max-test", "2", "--no-baselines") == 0
-    values = list(result(f"run/results/{verb}-many.json")["per_class"].values())
+def test_a_class_without_a_test_image_has_no_accuracy(here, command):
+    assert judge(command, "run", "many", "--max-test", "2", "--no-baselines") == 0
+    values = list(result(f"run/results/{command}-many.json")["per_class"].values())
     assert values.count(None) >= 4
 
 
 @both
-def test_one_training_image_is_enough_to_say_something(here, verb):
-    assert judge(verb, "run", "images", "--max-train", "1") == 0
-    tops = [row["top1"] for row in result(f"run/results/{verb}-images.json")["rows"]]
+def test_one_training_image_is_enough_to_say_something(here, command):
+    assert judge(command, "run", "images", "--max-train", "1") == 0
+    tops = [row["top1"] for row in result(f"run/results/{command}-images.json")["rows"]]
     assert tops == [50] * 5
 
 
@@ -314,29 +314,29 @@ def test_folders_of_both_parts_are_judged_as_they_are(here, capsys):
 
 
 @both
-def test_images_that_cannot_be_judged_are_mentioned(here, capsys, verb):
+def test_images_that_cannot_be_judged_are_mentioned(here, capsys, command):
     for name in ("blue/0", "red/1"):
         Path(f"images/{name}.png").write_bytes(b"no image")
-    assert judge(verb, "run", "images") == 0
+    assert judge(command, "run", "images") == 0
     text = said(capsys)
     assert "15 images learn, 3 test" in text
     assert "2 images could not be read" in text
     assert [
-        Path(skip["path"]).name for skip in result(f"run/results/{verb}-images.json")["skipped"]
+        Path(skip["path"]).name for skip in result(f"run/results/{command}-images.json")["skipped"]
     ] == ["0.png", "1.png"]
 
 
 @both
 @pytest.mark.parametrize("name", ["run[final]", "run $x$", "läuft"])
-def test_odd_names_are_written_as_they_are(here, capsys, verb, name):
+def test_odd_names_are_written_as_they_are(here, capsys, command, name):
     Path("run").rename(name)
     Path("images").rename("images[old]")
-    assert judge(verb, name, "images[old]", "--no-baselines") == 0
+    assert judge(command, name, "images[old]", "--no-baselines") == 0
     text = said(capsys)
     assert "on images[old] (" in text
     assert f"│ {name} │" in text
-    assert f"{name}/results/{verb}-images-old.json" in text
-    assert main([verb, "--recipe", f"{name}/results/{verb}-images-old.json"]) == 0
+    assert f"{name}/results/{command}-images-old.json" in text
+    assert main([command, "--recipe", f"{name}/results/{command}-images-old.json"]) == 0
 
 
 # going on after an interruption
@@ -364,20 +364,22 @@ def stop_at(monkeypatch):
 
 
 @both
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(here, stop_at, verb):
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(here, stop_at, command):
     seen = stop_at(None)
-    assert judge(verb, "run", "images", "--out", "whole") == 0
+    assert judge(command, "run", "images", "--out", "whole") == 0
     (one, *_) = Path("whole").iterdir()
     assert one.name == "results"  # and nothing else is left
     needed = len(seen)
     stop_at(26)
-    assert judge(verb, "run", "images") == 130
+    assert judge(command, "run", "images") == 130
     assert not Path("run/results").exists()
     kept = list(Path("run/cache").rglob("*.safetensors"))
     assert len(kept) == 6 + 2 + 1  # the run's of both parts, one of the untrained
-    assert judge(verb, "run", "images") == 0  # the 26th of this command is read, and not stopped at
+    assert (
+        judge(command, "run", "images") == 0
+    )  # the 26th of this command is read, and not stopped at
     assert not Path("run/cache").exists()
-    rows = [result(f"{at}/results/{verb}-images.json")["rows"] for at in ("run", "whole")]
+    rows = [result(f"{at}/results/{command}-images.json")["rows"] for at in ("run", "whole")]
     assert rows[0] == rows[1]
     assert needed > 40
 

@@ -49,7 +49,7 @@ def test_features_of_a_folder_serve_scikit_learn(here, capsys):
     assert regression == "logistic regression: 100.0 ±0.0 %"
 
 
-def test_features_are_those_of_the_embed_verb(here):
+def test_features_are_those_of_the_embed_command(here):
     features = script("features")
     opened = open_encoder("run")
     images = ImageFolder("images", features.transform_of(opened))

@@ -121,7 +121,7 @@ def test_for_a_program_the_last_line_is_the_result(started):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=SOON)
     told = [json.loads(line) for line in (said + out).splitlines() if line.startswith("{")]
-    address, result = {"event": "address"}, {"event": "result", "verb": "explore"}
+    address, result = {"event": "address"}, {"event": "result", "command": "explore"}
     assert told == [address | {"url": url}, result | {"url": url}]
 
 

@@ -479,7 +479,7 @@ def test_a_copy_still_says_which_token_counts(here, format):
 
 FULL_DISK = """
 import resource, signal, sys
-from mvmae.cli import main
+from mvmae.cli.main import main
 import onnxruntime, onnxscript, timm, transformers  # which write caches when first imported
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))

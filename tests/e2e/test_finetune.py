@@ -90,7 +90,7 @@ def test_run_learns_and_leaves_its_folder(tmp_path, images, capsys):
         assert words in said
 
     kept = result(run)
-    assert kept["verb"] == "finetune"
+    assert kept["command"] == "finetune"
     assert kept["headline"]["top1"] == 100  # two colours are not hard
     assert kept["headline"]["best_top1"] == 100
     assert kept["per_class"] == {"blue": 100, "red": 100}
@@ -111,7 +111,7 @@ def test_command_of_the_result_is_the_run_again(tmp_path, images, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = Path("run")
     finetune(images, run)
-    words = result(run)["command"].split()
+    words = result(run)["command_line"].split()
     assert words[:2] == ["mvmae", "finetune"]
     assert main([*words[1:], "--out", "again"]) == 0
     assert_same_run(Path("again"), run, COMPARED)
@@ -351,7 +351,7 @@ def test_run_is_not_overwritten_by_the_fine_tuning_of_its_encoder(tmp_path, imag
     assert names(run) == WHOLE
 
 
-def test_run_of_another_verb_is_not_overwritten(tmp_path, images, capsys, pretrain_command):
+def test_run_of_another_command_is_not_overwritten(tmp_path, images, capsys, pretrain_command):
     run = tmp_path / "run"
     assert main(pretrain_command(images, run, {"epochs": 1})) == 0
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}

@@ -64,8 +64,10 @@ def test_labels_prints_a_table_and_a_verdict_and_draws(here, capsys):
     assert f"written: {RESULT} and runs/enc/figures/labels-images.png" in text
 
     kept = result()
-    assert kept["verb"] == "labels"
-    assert kept["command"].startswith("mvmae labels enc images --workers 0 --shares 0.1 0.5 1.0")
+    assert kept["command"] == "labels"
+    assert kept["command_line"].startswith(
+        "mvmae labels enc images --workers 0 --shares 0.1 0.5 1.0"
+    )
     assert kept["verdict"] in text
     assert "pre-training was" in kept["verdict"]
     assert len(kept["data"]["fingerprint"]) == 33

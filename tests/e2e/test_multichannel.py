@@ -58,7 +58,9 @@ def tensors_in(run) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(run / "encoder.safetensors")
 
 
-def test_a_run_on_five_channels_serves_every_verb(tmp_path, images, kind, pretrain_command, capsys):
+def test_a_run_on_five_channels_serves_every_command(
+    tmp_path, images, kind, pretrain_command, capsys
+):
     run = tmp_path / "run"
     words = pretrain_command(images, run, {"model.in-channels": CHANNELS})
     assert main(words) == 0

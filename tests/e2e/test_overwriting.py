@@ -1,4 +1,4 @@
-"""No verb replaces a file at --out that it did not write; what it wrote it writes again."""
+"""No command replaces a file at --out that it did not write; what it wrote it writes again."""
 
 import json
 import shutil
@@ -65,13 +65,13 @@ def test_a_strangers_file_stays(here, capsys, command, name):
         assert main(command.format(name).split()) == 0
 
 
-@pytest.mark.parametrize("verb", ["attention run", "reconstruct run", "data show"])
-def test_a_picture_is_not_drawn_among_the_images(here, capsys, verb):
+@pytest.mark.parametrize("command", ["attention run", "reconstruct run", "data show"])
+def test_a_picture_is_not_drawn_among_the_images(here, capsys, command):
     image = Path("images/red/0.png")
     Path("images/red/0.jpg").rename(image)
     before = image.read_bytes()
     for out in (image, Path("images/new.png")):
-        assert main(f"{verb} images --count 1 --out {out}".split()) == 2
+        assert main(f"{command} images --count 1 --out {out}".split()) == 2
     refusals = capsys.readouterr().err.splitlines()
     assert "no mark of mvmae" in refusals[0]
     assert "lies among the images of images" in refusals[1]
@@ -98,7 +98,7 @@ def test_features_leave_files_of_their_names_alone(here, capsys):
         assert main(command) == 0
     Path("own/features.json").unlink()  # as if it had been interrupted
     assert main(command) == 0
-    assert json.loads(Path("own/features.json").read_text())["verb"] == "features"
+    assert json.loads(Path("own/features.json").read_text())["command"] == "features"
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")

@@ -74,7 +74,7 @@ def test_both_tokens_are_judged_and_the_course_is_kept(here, capsys):
     assert "16 images learn, 4 test" in text
     assert "written: runs/enc/results/probe-mae-images.json" in text
     kept = result()
-    assert kept["verb"] == "probe"
+    assert kept["command"] == "probe"
     assert [(row["name"], row["token"]) for row in kept["rows"]] == [
         ("enc", "mean"),
         ("enc", "cls"),

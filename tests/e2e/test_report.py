@@ -399,7 +399,7 @@ def test_names_and_settings_and_results_are_text(here):
 def poisoned(value):
     """Every text with something that would run."""
     if isinstance(value, dict):
-        keep = {"verb", "name", "token", "data", "encoder"}
+        keep = {"command", "name", "token", "data", "encoder"}
         return {k: v if k in keep else poisoned(v) for k, v in value.items()}
     if isinstance(value, list):
         return [poisoned(one) for one in value]
@@ -417,14 +417,14 @@ def test_files_of_other_kinds_do_not_stop_the_page(here):
             "",
             "[]",
             "{}",
-            '{"verb": "knn"}',
-            '{"verb": "knn", "headline": {"top1": "x"}, "rows": [1, {"name": 3, "top1": null}]}',
-            '{"verb": "knn", "headline": [], "rows": {"a": 1}, "config": 3, "data": "x"}',
-            '{"verb": "labels", "cells": [1, {"name": "a"}], "data": {"classes": 4}}',
-            '{"verb": "labels", "cells": "x", "verdict": 3, "headline": {"top1": NaN}}',
-            '{"verb": "segment", "headline": {"miou": 3}, "per_class": [1, {"class": null}]}',
-            '{"verb": "detect", "headline": {"box_ap": 3}, "box": {"by_class": {"a": null}}}',
-            '{"verb": "<b>", "headline": {"<i>": 3}}',
+            '{"command": "knn"}',
+            '{"command": "knn", "headline": {"top1": "x"}, "rows": [1, {"name": 3, "top1": null}]}',
+            '{"command": "knn", "headline": [], "rows": {"a": 1}, "config": 3, "data": "x"}',
+            '{"command": "labels", "cells": [1, {"name": "a"}], "data": {"classes": 4}}',
+            '{"command": "labels", "cells": "x", "verdict": 3, "headline": {"top1": NaN}}',
+            '{"command": "segment", "headline": {"miou": 3}, "per_class": [1, {"class": null}]}',
+            '{"command": "detect", "headline": {"box_ap": 3}, "box": {"by_class": {"a": null}}}',
+            '{"command": "<b>", "headline": {"<i>": 3}}',
         )
     ):
         Path(f"runs/a/results/{number}.json").write_text(text)

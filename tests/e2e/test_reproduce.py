@@ -19,7 +19,7 @@ from run_folders import metrics
 
 from mvmae import recipes
 from mvmae.ablate.plan import plan_of
-from mvmae.cli.commands import VERBS
+from mvmae.cli.commands import COMMANDS
 from mvmae.cli.main import main, parse
 
 PAGE = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text()
@@ -30,7 +30,7 @@ EVERY = [
     for line in block.splitlines()
     if not kind and line.startswith("mvmae ")
 ]
-COMMANDS = [words for words in EVERY if words[1] != "ablate"]
+LINES = [words for words in EVERY if words[1] != "ablate"]
 TABLES = [words for words in EVERY if words[1] == "ablate"]
 COMMON = "--device cpu --workers 0"
 SMALL = {
@@ -80,18 +80,18 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def test_the_page_has_the_commands_of_every_verb():
-    verbs = [words[1] for words in COMMANDS]
-    assert {verb: verbs.count(verb) for verb in SMALL} == {
+def test_the_page_has_the_commands_of_every_command():
+    commands = [words[1] for words in LINES]
+    assert {command: commands.count(command) for command in SMALL} == {
         "pretrain": 22,
         **dict.fromkeys(("finetune", "probe", "detect", "segment"), 1),
     }
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=name_of)
+@pytest.mark.parametrize("words", LINES, ids=name_of)
 def test_each_command_is_read_and_is_its_recipe(words):
-    verb, config = parse(words[1], words[2:])
-    assert verb is VERBS[words[1]]
+    command, config = parse(words[1], words[2:])
+    assert command is COMMANDS[words[1]]
     recipe = recipes.of(words[1], words[words.index("--recipe") + 1])
     given = {"encoder", "data", "out"} | ({"epochs", "warmup_epochs"} & as_fields(words))
     for field in recipe.__dataclass_fields__:
@@ -122,8 +122,8 @@ def test_commands_within_sentences_are_read_too():
     found = [words for words in in_line() if words[1] != "recipes" and "..." not in words]
     assert {words[1] for words in found} >= {"ablate", "bench", "finetune", "pretrain"}
     for words in found:
-        verb, _ = parse(words[1], words[2:])
-        assert verb is VERBS[words[1]]
+        command, _ = parse(words[1], words[2:])
+        assert command is COMMANDS[words[1]]
 
 
 def run(home: Path, words: list[str], out: str) -> Path:
@@ -138,7 +138,7 @@ def run(home: Path, words: list[str], out: str) -> Path:
     return home / out
 
 
-PRETRAINED = [words for words in COMMANDS if words[1] == "pretrain"]
+PRETRAINED = [words for words in LINES if words[1] == "pretrain"]
 
 
 @pytest.mark.parametrize("words", PRETRAINED, ids=name_of)
@@ -186,6 +186,6 @@ def test_segmentation_takes_its_steps(home):
     assert 0 <= result["headline"]["miou"] <= 100
 
 
-def one_of(verb: str) -> list[str]:
-    (words,) = [words for words in COMMANDS if words[1] == verb]
+def one_of(command: str) -> list[str]:
+    (words,) = [words for words in LINES if words[1] == command]
     return words

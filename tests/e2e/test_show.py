@@ -65,7 +65,7 @@ def test_json_is_for_machines(run, capsys):
 def test_results_so_far_are_shown(run, capsys):
     (run / "results").mkdir(exist_ok=True)
     result = {
-        "verb": "knn",
+        "command": "knn",
         "config": {"data": "pets"},
         "headline": {"token": "cls", "top1": 71.25},
     }

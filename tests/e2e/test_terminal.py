@@ -1,4 +1,4 @@
-"""What a user, a log and a program see of the same verbs."""
+"""What a user, a log and a program see of the same commands."""
 
 import fcntl
 import json
@@ -47,7 +47,7 @@ def test_json_is_the_records_as_they_come_and_then_the_result(command, tmp_path,
     *records, result = parsed(said.out)
     assert {record.pop("event") for record in records} == {"metrics"}
     assert records == parsed((run / "metrics.jsonl").read_text())
-    assert (result["event"], result["verb"], result["out"]) == ("result", "pretrain", str(run))
+    assert (result["event"], result["command"], result["out"]) == ("result", "pretrain", str(run))
     assert result["steps"] == 6
     assert result["knn_top1"] == records[-1]["knn_top1"]
     assert result["health"] == json.loads((run / "health.json").read_text())["status"]
@@ -61,11 +61,11 @@ def test_results_of_judging_are_json_of_one_line(command, tmp_path, capsys, imag
     assert main([*command, "--out", str(run), "--quiet"]) == 0
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
-    for verb in ("knn", "probe"):
-        assert main(["--json", verb, str(run), images, "--workers", "0", "--no-baselines"]) == 0
+    for command in ("knn", "probe"):
+        assert main(["--json", command, str(run), images, "--workers", "0", "--no-baselines"]) == 0
         (result,) = parsed(capsys.readouterr().out)
         kept = json.loads(Path(result["file"]).read_text())
-        assert result[f"{verb}_top1"] == result["headline"]["top1"] == kept["headline"]["top1"]
+        assert result[f"{command}_top1"] == result["headline"]["top1"] == kept["headline"]["top1"]
         assert result["rows"] == kept["rows"]
     for words, key in (
         (["reconstruct", str(run), images, "--count", "1"], "file"),
@@ -75,7 +75,7 @@ def test_results_of_judging_are_json_of_one_line(command, tmp_path, capsys, imag
     ):
         assert main([*words, "--json"]) == 0
         (result,) = parsed(capsys.readouterr().out)
-        assert (result["event"], result["verb"]) == ("result", words[0])
+        assert (result["event"], result["command"]) == ("result", words[0])
         assert Path(result[key]).exists()
     assert main(["show", str(run), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["run"]["folder"] == str(run)

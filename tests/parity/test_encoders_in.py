@@ -102,7 +102,7 @@ def test_a_named_vit_of_timm_is_read_from_a_file(tmp_path):
 OFFLINE = """
 import contextlib, io, sys
 import timm, torch
-from mvmae.cli import main
+from mvmae.cli.main import main
 from mvmae.encoders import open_encoder
 name, *missing = sys.argv[1:]
 opened = open_encoder("timm:" + name)

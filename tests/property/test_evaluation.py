@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from mvmae.cli.main import parse
 from mvmae.config.evaluation import KnnConfig, LabelsConfig, ProbeConfig
-from mvmae.config.files import command_of, from_json, to_json
+from mvmae.config.files import command_line, from_json, to_json
 from mvmae.errors import UserError
 from mvmae.metrics.label_curve import labels_needed, stratified_draw
 
@@ -76,9 +76,9 @@ KINDS: dict[str, tuple[Any, dict]] = {
 
 
 @st.composite
-def values(draw, verb: str) -> dict[str, Any]:
-    """What a verb may be asked for; the config of it is made outside, for beartype draws too."""
-    fields = SHARED | KINDS[verb][1]
+def values(draw, command: str) -> dict[str, Any]:
+    """What a command may be asked for; the config of it is made outside, for beartype draws too."""
+    fields = SHARED | KINDS[command][1]
     chosen = draw(st.sets(st.sampled_from(sorted(fields)), max_size=8)) | {"encoder"}
     drawn = {name: draw(fields[name]) for name in sorted(chosen)}
     if "epochs" not in drawn:
@@ -88,21 +88,21 @@ def values(draw, verb: str) -> dict[str, Any]:
     return drawn
 
 
-@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize("command", KINDS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_the_command_that_a_result_names_asks_for_the_same(verb, data):
-    config = KINDS[verb][0](**data.draw(values(verb)))
-    program, said, *args = shlex.split(command_of(verb, config))
-    assert (program, said) == ("mvmae", verb)
-    assert parse(verb, args)[1] == config
+def test_the_command_that_a_result_names_asks_for_the_same(command, data):
+    config = KINDS[command][0](**data.draw(values(command)))
+    program, said, *args = shlex.split(command_line(command, config))
+    assert (program, said) == ("mvmae", command)
+    assert parse(command, args)[1] == config
 
 
-@pytest.mark.parametrize("verb", KINDS)
+@pytest.mark.parametrize("command", KINDS)
 @settings(max_examples=40)
 @given(data=st.data())
-def test_json_brings_back_any_evaluation(verb, data):
-    config = KINDS[verb][0](**data.draw(values(verb)))
+def test_json_brings_back_any_evaluation(command, data):
+    config = KINDS[command][0](**data.draw(values(command)))
     assert from_json(to_json(config), type(config), source="result.json") == config
 
 
@@ -149,7 +149,7 @@ def test_labels_needed_lie_within_the_curve_or_nowhere(curve, target):
 
 
 @given(st.sampled_from(list(KINDS)), st.text(max_size=12), st.text(max_size=12))
-def test_any_encoder_and_data_are_refused_by_nothing_but_a_user_error(verb, encoder, data):
+def test_any_encoder_and_data_are_refused_by_nothing_but_a_user_error(command, encoder, data):
     with contextlib.suppress(UserError):
-        config = KINDS[verb][0](encoder=encoder, data=data)
+        config = KINDS[command][0](encoder=encoder, data=data)
         assert from_json(to_json(config), type(config), source="") == config

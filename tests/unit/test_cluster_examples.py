@@ -70,8 +70,8 @@ def words(tmp_path):
 @pytest.mark.parametrize("checkpoint", ["last.pt", "last", "previous"])
 def test_a_job_begins_a_run_and_then_goes_on_with_it(name, checkpoint, words, tmp_path):
     out = tmp_path / "run"
-    verb, *arguments = words(script_of(name), out)
-    _, config = parse(verb, arguments)
+    command, *arguments = words(script_of(name), out)
+    _, config = parse(command, arguments)
     assert isinstance(config, PretrainConfig)
     assert config.model == named("paper").model
     assert config.out == out

@@ -32,7 +32,7 @@ from mvmae.terminal import Bar
 from mvmae.training import precision, resume
 
 Progress = Literal["new", "begun", "trained"]
-TITLES = {"knn": "kNN", "probe": "linear"}  # of the verbs' figures, for people
+TITLES = {"knn": "kNN", "probe": "linear"}  # of the commands' figures, for people
 NUM_COMPONENTS = 64  # of pixels, where principal components are judged
 JudgeConfig = KnnConfig | ProbeConfig
 
@@ -134,8 +134,8 @@ def judgements(cell: Cell, asked: AblateConfig) -> list[JudgeConfig]:
     return judges
 
 
-def verb_of(config: JudgeConfig) -> str:
-    """The verb that asks so."""
+def command_of(config: JudgeConfig) -> str:
+    """The command that asks so."""
     return "knn" if isinstance(config, KnnConfig) else "probe"
 
 
@@ -148,7 +148,7 @@ def found(cell: Cell, config: JudgeConfig, images: str | None = None) -> dict[st
         images: Fingerprint of the labelled images; none: whichever they were.
     """
     wanted = _question(to_plain(config))
-    for file in sorted((cell.folder / "results").glob(f"{verb_of(config)}-*.json")):
+    for file in sorted((cell.folder / "results").glob(f"{command_of(config)}-*.json")):
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             same = _question(result["config"]) == wanted
@@ -232,7 +232,7 @@ def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> S
 
 
 def _passes(cell: Cell, configs: list[JudgeConfig]) -> int:
-    """Passes over the images: pixels are shrunk to another size for each verb."""
+    """Passes over the images: pixels are shrunk to another size for each command."""
     return len(configs) if cell.key in SEEDLESS else 1
 
 
@@ -253,8 +253,8 @@ def _judged(
 
 
 def write(judged: Candidate, config: JudgeConfig, setting: Setting) -> None:
-    """Score the features, and write the result as the verb itself would."""
-    verb = verb_of(config)
+    """Score the features, and write the result as the command itself would."""
+    command = command_of(config)
     scored: Iterator[tuple[Row, Tensor]]
     if isinstance(config, KnnConfig):
         scored = knn.scored(judged, config, setting)
@@ -272,6 +272,6 @@ def write(judged: Candidate, config: JudgeConfig, setting: Setting) -> None:
             row,
             predicted,
             (judged.train, judged.test),
-            verb=verb,
+            command=command,
             title="",
         )

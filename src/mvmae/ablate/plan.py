@@ -309,7 +309,7 @@ def _baseline(asked: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> s
     )
 
 
-def command_of(asked: AblateConfig, **other: Any) -> str:
+def command_line(asked: AblateConfig, **other: Any) -> str:
     """The command line that gives this config, or one with other values."""
     return shlex.join(["mvmae", *words_of(replace(asked, **other))])
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from mvmae import terminal
 from mvmae.ablate import cells, jobs, locks, summary, work
-from mvmae.ablate.plan import Plan, command_of, plan_of
+from mvmae.ablate.plan import Plan, command_line, plan_of
 from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Outcome, Ready
 from mvmae.config.ablate import GRID, AblateConfig
@@ -33,7 +33,7 @@ def run(config: AblateConfig) -> int:
     """
     if config.list:
         terminal.people().print(listing())
-        terminal.emit("result", {"verb": "ablate", "tables": tables()})
+        terminal.emit("result", {"command": "ablate", "tables": tables()})
         return 0
     if distributed.announced_world_size() > 1:
         raise UserError(
@@ -58,8 +58,8 @@ def run(config: AblateConfig) -> int:
             outcome = Outcome(exit_status(caught[0] if caught else signal.SIGINT), {}, [])
     if outcome.status:
         told = terminal.people()
-        told.print(f"stopped; what is done is kept. Go on with: {command_of(config)}")
-        told.print(f"The table so far: {command_of(config, only_table=True, jobs=1)}")
+        told.print(f"stopped; what is done is kept. Go on with: {command_line(config)}")
+        told.print(f"The table so far: {command_line(config, only_table=True, jobs=1)}")
         return outcome.status
     with locks.taken(config.folder, "table", wait=True):  # the last to end writes the whole
         summary.write(plan, summary.gathered(plan, known.images))

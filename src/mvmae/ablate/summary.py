@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from mvmae import terminal
 from mvmae.ablate import cells, figure
-from mvmae.ablate.plan import SEEDLESS, Cell, Plan, command_of
+from mvmae.ablate.plan import SEEDLESS, Cell, Plan, command_line
 from mvmae.ablate.tables import PAPER
 from mvmae.config.files import to_plain
 from mvmae.errors import UserError
@@ -39,7 +39,7 @@ class Line(NamedTuple):
 
     steps: int | None
     scores: dict[str, dict[int, float]]
-    """Top-1 in percent, by verb and seed."""
+    """Top-1 in percent, by command and seed."""
 
     settings: dict[str, Any]
     """What differs from the baseline."""
@@ -77,9 +77,9 @@ def gathered(plan: Plan, images: str | None = None) -> Known:
         results = _results(cell, plan, images)
         if None in results.values():
             missing.append(cell.folder.name)
-        for verb, result in results.items():
+        for command, result in results.items():
             if result is not None:
-                own.setdefault(verb, {})[cell.seed] = result["headline"]["top1"]
+                own.setdefault(command, {})[cell.seed] = result["headline"]["top1"]
                 facts[result["data"]["fingerprint"]] = result["data"]
         if cell.config is not None and (count := cells.num_images(cell)):
             seen[cell.key] = count
@@ -97,8 +97,8 @@ def gathered(plan: Plan, images: str | None = None) -> Known:
 def _results(cell: Cell, plan: Plan, images: str | None) -> dict[str, dict[str, Any] | None]:
     asked = cells.judgements(cell, plan.asked)
     if cell.config is not None and cells.progress(cell) != "trained":
-        return {cells.verb_of(config): None for config in asked}
-    return {cells.verb_of(config): cells.found(cell, config, images) for config in asked}
+        return {cells.command_of(config): None for config in asked}
+    return {cells.command_of(config): cells.found(cell, config, images) for config in asked}
 
 
 def _rows(
@@ -134,15 +134,15 @@ def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def spread_of(line: Line, verb: str) -> Spread | None:
+def spread_of(line: Line, command: str) -> Spread | None:
     """Mean and deviation over the seeds that are finished."""
-    values = line.scores.get(verb, {})
+    values = line.scores.get(command, {})
     return paired.seed_spread(np.array(list(values.values()), dtype=float)) if values else None
 
 
-def difference_of(line: Line, base: Line, verb: str) -> Difference | None:
+def difference_of(line: Line, base: Line, command: str) -> Difference | None:
     """To the baseline, over the seeds that both have; pixels are the same for all seeds."""
-    one, other = line.scores.get(verb, {}), base.scores.get(verb, {})
+    one, other = line.scores.get(command, {}), base.scores.get(command, {})
     if line.key in SEEDLESS and one:
         one = dict.fromkeys(other, next(iter(one.values())))
     both = [seed for seed in other if seed in one]
@@ -180,11 +180,11 @@ def write(plan: Plan, known: Known) -> Path:
             )
         written += f", {name}.png, {name}.svg"
     console.print(f"written: {written}")
-    terminal.emit("result", {"verb": "ablate", "file": str(file)} | content)
+    terminal.emit("result", {"command": "ablate", "file": str(file)} | content)
     return file
 
 
-def verbs_of(plan: Plan) -> list[str]:
+def commands_of(plan: Plan) -> list[str]:
     """The columns of figures."""
     return ["knn"] if plan.asked.probe == "none" else ["knn", "probe"]
 
@@ -208,10 +208,12 @@ def json_of(plan: Plan, known: Known) -> dict[str, Any]:
         row: dict[str, Any] = line._asdict()
         del row["scores"]
         row["seconds"] = {str(seed): value for seed, value in sorted(line.seconds.items())}
-        for verb in verbs_of(plan):
-            spread, apart = spread_of(line, verb), difference_of(line, base, verb)
-            row[verb] = {
-                "per_seed": {str(seed): v for seed, v in sorted(line.scores.get(verb, {}).items())},
+        for command in commands_of(plan):
+            spread, apart = spread_of(line, command), difference_of(line, base, command)
+            row[command] = {
+                "per_seed": {
+                    str(seed): v for seed, v in sorted(line.scores.get(command, {}).items())
+                },
                 **(spread._asdict() if spread else {"mean": None, "sd": None, "count": 0}),
                 "difference": apart._asdict() if apart else None,
             }
@@ -219,7 +221,7 @@ def json_of(plan: Plan, known: Known) -> dict[str, Any]:
     return {
         "table": asked.table,
         "varies": plan.ablation.varies,
-        "command": command_of(asked, only_table=False, jobs=1),
+        "command_line": command_line(asked, only_table=False, jobs=1),
         "recipe": plan.recipe,
         "baseline": plan.baseline,
         "seeds": list(asked.seeds),
@@ -253,15 +255,17 @@ def columns(plan: Plan, known: Known) -> tuple[list[str], list[list[str]]]:
     """The table's head, and its rows as text."""
     has_paper = any(line.paper is not None for line in known.lines)
     head = [plan.ablation.axis or "row"]
-    for verb in verbs_of(plan):
-        head += [cells.TITLES[verb], "difference"]
+    for command in commands_of(plan):
+        head += [cells.TITLES[command], "difference"]
     head += ["views", "steps", "time", "seeds"] + ["paper*"] * has_paper
     base, rows = base_of(plan, known), []
     for line in known.lines:
         row = [line.name]
-        for verb in verbs_of(plan):
-            row += [figures(spread_of(line, verb))]
-            row += ["baseline" if line.key == base.key else apart(difference_of(line, base, verb))]
+        for command in commands_of(plan):
+            row += [figures(spread_of(line, command))]
+            row += [
+                "baseline" if line.key == base.key else apart(difference_of(line, base, command))
+            ]
         row += [f"{count:,}" if count else "" for count in (line.views, line.steps)]
         times = line.seconds.values()
         row += [terminal.clock(sum(times) / len(times)) if times else "", _seeds(line)]
@@ -286,7 +290,7 @@ def markdown(plan: Plan, known: Known, words: Sequence[str]) -> str:
         plan.ablation.varies,
         "",
         "```",
-        command_of(plan.asked, only_table=False, jobs=1),
+        command_line(plan.asked, only_table=False, jobs=1),
         "```",
         "",
         f"| {' | '.join(head)} |",
@@ -353,15 +357,17 @@ def draw(plan: Plan, known: Known, kind: str) -> bytes:
     rows = [
         figure.Row(
             name=line.name,
-            scores={verb: np.array(list(v.values())) for verb, v in line.scores.items()},
-            differences={verb: apart(difference_of(line, base, verb)) for verb in verbs_of(plan)},
+            scores={command: np.array(list(v.values())) for command, v in line.scores.items()},
+            differences={
+                command: apart(difference_of(line, base, command)) for command in commands_of(plan)
+            },
             paper=line.paper,
             is_baseline=line.key == base.key,
             is_trained=number < len(plan.rows),
         )
         for number, line in enumerate(known.lines)
     ]
-    panels = {verb: f"{cells.TITLES[verb]}, top-1 in %" for verb in verbs_of(plan)}
+    panels = {command: f"{cells.TITLES[command]}, top-1 in %" for command in commands_of(plan)}
     seeds = ", ".join(map(str, plan.asked.seeds))
     note = f"Small dots: seeds {seeds}; bars: standard deviation. "
     if not plan.ablation.axis:

@@ -127,15 +127,17 @@ def _one(cell: Cell, plan: Plan, known: Ready, place: str) -> int:
 def _tell(cell: Cell, plan: Plan, known: Ready, place: str, clock: _Clock) -> None:
     """Say what a cell reached, and how long the rest may take."""
     figures = {
-        cells.verb_of(config): result["headline"]["top1"]
+        cells.command_of(config): result["headline"]["top1"]
         for config in cells.judgements(cell, plan.asked)
         if (result := cells.found(cell, config, known.images))
     }
-    said = ", ".join(f"{cells.TITLES[verb]} {value:.1f}" for verb, value in figures.items())
+    said = ", ".join(f"{cells.TITLES[command]} {value:.1f}" for command, value in figures.items())
     which = cell.name if cell.key in SEEDLESS else f"{cell.name}, seed {cell.seed}"
     terminal.people().print(f"{place} {which}: {said}{clock.left_after(cell)}")
     content = {"cell": cell.key, "seed": cell.seed, "folder": str(cell.folder)}
-    terminal.emit("cell", content | {f"{verb}_top1": value for verb, value in figures.items()})
+    terminal.emit(
+        "cell", content | {f"{command}_top1": value for command, value in figures.items()}
+    )
 
 
 class _Clock:

@@ -1,10 +1,10 @@
-"""The `mvmae` command: a verb, what it works on, and any field of its config by name.
+"""The `mvmae` command: a command, what it works on, and any field of its config by name.
 
     mvmae pretrain my_images/ --recipe tiny-cpu --epochs 100
     mvmae pretrain --recipe runs/pretrain/config.json --out runs/again
     mvmae knn runs/pretrain my_labelled_images/
 
-Only the chosen verb is imported, so `mvmae --help` answers without loading torch.
+Only the chosen command is imported, so `mvmae --help` answers without loading torch.
 Exit status: 0; 2 and one plain line for what the user got wrong; 1 for our own faults; 130 and 143
 after SIGINT and SIGTERM.
 """
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mvmae import recipes
-from mvmae.cli.commands import GROUPS, VERBS, Verb
+from mvmae.cli.commands import COMMANDS, GROUPS, Command
 from mvmae.cli.parse import (
     DEFAULTS,
     RECIPE_HELP,
@@ -32,12 +32,12 @@ from mvmae.errors import ToldError, UserError, line_of, nearest, printable
 from mvmae.recipes import paper
 from mvmae.version import __version__
 
-WORDS = (*VERBS, *GROUPS, "recipes")
+WORDS = (*COMMANDS, *GROUPS, "recipes")
 HELD_BACK = 5.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit status."""
+    """Run one command and return its exit status."""
     args = list(sys.argv[1:] if argv is None else argv)
     # Threads that spin while they wait make a training step 4 to 14 times as slow when anything
     # else runs on the machine (docs/log.md). OpenMP reads this once, when torch is loaded.
@@ -94,59 +94,59 @@ def _main(args: list[str]) -> int:
         case [group] | [group, "-h" | "--help" | "help", *_] if group in GROUPS:
             print(group_usage(group))
         case [group, name, *rest] if group in GROUPS:
-            return run_verb(f"{group} {name}", rest)
+            return run_command(f"{group} {name}", rest)
         case [("--quiet" | "--json") as flag, name, *rest]:
             return _main([name, *rest, flag])
         case [name, *rest]:
-            return run_verb(name, rest)
+            return run_command(name, rest)
     return 0
 
 
-def run_verb(name: str, args: list[str]) -> int:
-    """Run a verb with its output where `--quiet` and `--json` say; both are no part of a config."""
+def run_command(name: str, args: list[str]) -> int:
+    """Run a command; `--quiet` and `--json`, which are not part of a config, direct its output."""
     from mvmae import terminal  # which loads rich, and no torch
 
     words, args = terminal.flags(args)
     with terminal.output(words, silent=_process() > 0):
-        verb, settings = parse(name, args)
+        command, settings = parse(name, args)
         if settings is None:  # --help
             return 0
-        if not verb.shares and _processes() > 1:
+        if not command.shares and _processes() > 1:
             raise UserError(f"mvmae {name} runs in one process: start it without torchrun")
-        return importlib.import_module(verb.module).run(settings) or 0
+        return importlib.import_module(command.module).run(settings) or 0
 
 
-def parse(name: str, args: list[str]) -> tuple[Verb, Any]:
-    """Turn a verb's name and its arguments into the verb and its config.
+def parse(name: str, args: list[str]) -> tuple[Command, Any]:
+    """Turn a command's name and its arguments into the command and its config.
 
     Raises:
-        UserError: The verb, a flag or a value is not one that works.
+        UserError: The command, a flag or a value is not one that works.
     """
-    if name not in VERBS:
+    if name not in COMMANDS:
         group = f"{name.split()[0]} " if " " in name else ""
         raise UserError(
-            f"no verb '{name}'{nearest(name, WORDS)} (`mvmae {group}--help` lists them)"
+            f"no command '{name}'{nearest(name, WORDS)} (`mvmae {group}--help` lists them)"
         )
-    verb = VERBS[name]
+    command = COMMANDS[name]
     if {"-h", "--help"} & set(args):
         print(RECIPE_HELP)
     default, args = DEFAULTS.get(name, default_of)(name, args)
     in_time = warmed_up_in_time(default, args)
-    settings = parse_config(verb.config, in_time, args, prog=f"mvmae {name}")
+    settings = parse_config(command.config, in_time, args, prog=f"mvmae {name}")
     if settings and in_time is not default:
         print(warm_up_in_words(default, settings))
-    return verb, settings
+    return command, settings
 
 
 def usage() -> str:
-    """The verbs, and where to begin."""
+    """The commands, and where to begin."""
     lines = [
-        "usage: mvmae VERB ... [--field value]      mvmae VERB --help",
+        "usage: mvmae COMMAND ... [--field value]      mvmae COMMAND --help",
         "",
         "From a folder of unlabelled images to a Vision Transformer that knows them.",
         "",
     ]
-    lines += [f"  {name:12} {verb.summary}" for name, verb in VERBS.items()]
+    lines += [f"  {name:12} {command.summary}" for name, command in COMMANDS.items()]
     lines += [
         "  recipes      List the recipes.",
         "",
@@ -156,14 +156,14 @@ def usage() -> str:
 
 
 def group_usage(group: str) -> str:
-    """The verbs of two words that begin with one."""
-    own = {name: verb for name, verb in VERBS.items() if name.split()[0] == group}
+    """The commands of two words that begin with one."""
+    own = {name: command for name, command in COMMANDS.items() if name.split()[0] == group}
     lines = [
-        f"usage: mvmae {group} VERB ... [--field value]      mvmae {group} VERB --help",
+        f"usage: mvmae {group} COMMAND ... [--field value]      mvmae {group} COMMAND --help",
         "",
         GROUPS[group],
         "",
-        *(f"  {name:12} {verb.summary}" for name, verb in own.items()),
+        *(f"  {name:12} {command.summary}" for name, command in own.items()),
     ]
     return "\n".join(lines)
 
@@ -182,33 +182,35 @@ def list_recipes(args: list[str]) -> None:
     with terminal.output(words):
         print(told)
         summaries = {
-            verb: {name: one.summary for name, one in named.items() if name in names or not names}
-            for verb, named in recipes.BY_VERB.items()
+            command: {
+                name: one.summary for name, one in named.items() if name in names or not names
+            }
+            for command, named in recipes.BY_COMMAND.items()
         }
-        terminal.emit("result", {"verb": "recipes", "recipes": summaries})
+        terminal.emit("result", {"command": "recipes", "recipes": summaries})
 
 
 def recipe_told(name: str) -> str:
     """What a recipe is for and, of the paper's, its figure, its choices and its cost.
 
     Raises:
-        UserError: No verb has such a recipe.
+        UserError: No command has such a recipe.
     """
-    verbs = [verb for verb, named in recipes.BY_VERB.items() if name in named]
-    if not verbs:
-        known = [one for named in recipes.BY_VERB.values() for one in named]
+    commands = [command for command, named in recipes.BY_COMMAND.items() if name in named]
+    if not commands:
+        known = [one for named in recipes.BY_COMMAND.values() for one in named]
         raise UserError(f"no recipe '{name}'{nearest(name, known)} (`mvmae recipes` lists them)")
     lines = []
-    for verb in verbs:
-        lines += [f"{name}, of mvmae {verb}: {recipes.BY_VERB[verb][name].summary}"]
+    for command in commands:
+        lines += [f"{name}, of mvmae {command}: {recipes.BY_COMMAND[command][name].summary}"]
     return "\n".join([*lines, *map(paper.described, paper.rows_of(name))])
 
 
 def recipe_list() -> str:
     """The recipes and the variants, a line each."""
     lines = []
-    for verb, named in recipes.BY_VERB.items():
-        lines += [f"{verb}:", *(f"  {name:15} {one.summary}" for name, one in named.items()), ""]
+    for command, named in recipes.BY_COMMAND.items():
+        lines += [f"{command}:", *(f"  {name:15} {one.summary}" for name, one in named.items()), ""]
     lines += ["Variants, for any recipe of pretrain (demo+mae):"]
     for name, variant in recipes.VARIANTS.items():
         lines.append(f"  +{name:14} {(variant.__doc__ or '').splitlines()[0]}")

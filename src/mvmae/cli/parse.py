@@ -1,4 +1,4 @@
-"""Where a verb's config begins: its recipe, the run it resumes, or what suits the machine.
+"""Where a command's config begins: its recipe, the run it resumes, or what suits the machine.
 
 tyro then reads the other arguments into it.
 """
@@ -18,7 +18,7 @@ import tyro
 
 from mvmae import recipes
 from mvmae.cli.cli_errors import one_line
-from mvmae.cli.commands import VERBS
+from mvmae.cli.commands import COMMANDS
 from mvmae.config.files import from_json
 from mvmae.config.imaging import DataShowConfig
 from mvmae.config.pretrain import PretrainConfig
@@ -45,25 +45,25 @@ def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any
         return None
 
 
-def default_of(verb: str, args: list[str]) -> tuple[Any, list[str]]:
+def default_of(command: str, args: list[str]) -> tuple[Any, list[str]]:
     """The config that the other arguments change, none for the class's defaults, and those.
 
-    `--recipe` names it: a recipe of the verb, a run's config.json, or the JSON of a result. A run
-    to be resumed brings its own.
+    `--recipe` names it: a recipe of the command, a run's config.json, or the JSON of a result. A
+    run to be resumed brings its own.
     """
     recipe, rest = _take_option(args, "--recipe")
     if recipe is not None:
         if _take_option(rest, "--recipe")[0] is not None:
             raise UserError("--recipe is given twice")
-        return recipe_or_file(verb, recipe), rest
+        return recipe_or_file(command, recipe), rest
     out = _take_option(rest, "--out")[0]
-    can_resume = "resume" in VERBS[verb].config.__dataclass_fields__
+    can_resume = "resume" in COMMANDS[command].config.__dataclass_fields__
     if can_resume and "--resume" in rest and out and (Path(out) / "config.json").is_file():
-        return recipe_or_file(verb, str(Path(out) / "config.json")), rest
+        return recipe_or_file(command, str(Path(out) / "config.json")), rest
     return None, rest
 
 
-def pretrain_default(verb: str, args: list[str]) -> tuple[PretrainConfig, list[str]]:
+def pretrain_default(command: str, args: list[str]) -> tuple[PretrainConfig, list[str]]:
     """As `default_of`, and never none.
 
     Without `--recipe` a run to be resumed brings its own, own images get `tiny-cpu` or, on a
@@ -73,12 +73,12 @@ def pretrain_default(verb: str, args: list[str]) -> tuple[PretrainConfig, list[s
     if recipe is not None:
         if _take_option(rest, "--recipe")[0] is not None:
             raise UserError("--recipe is given twice: RECIPE+VARIANT joins two")
-        return recipe_or_file(verb, recipe), rest
+        return recipe_or_file(command, recipe), rest
     if "--resume" in rest:
         out = Path(_take_option(rest, "--out")[0] or PretrainConfig().out)
         if not (out / "config.json").is_file():
             raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
-        return recipe_or_file(verb, str(out / "config.json")), rest
+        return recipe_or_file(command, str(out / "config.json")), rest
     demo = recipes.named("demo")
     if {"-h", "--help"} & set(rest):
         return demo, rest
@@ -106,24 +106,24 @@ BY_MACHINE = {  # recipes where none is named: on a CPU, and with CUDA
 }
 
 
-def supervised_default(verb: str, args: list[str]) -> tuple[Any, list[str]]:
-    """As `default_of`; without a recipe, the verb's for this machine.
+def supervised_default(command: str, args: list[str]) -> tuple[Any, list[str]]:
+    """As `default_of`; without a recipe, the command's for this machine.
 
     The help shows the class's defaults, which are those of the recipe for a machine with CUDA.
     """
-    given, rest = default_of(verb, args)
+    given, rest = default_of(command, args)
     if given is not None or {"-h", "--help"} & set(rest):
         return given, rest
-    name = BY_MACHINE[verb][_has_cuda()]
-    recipe, kind = recipes.BY_VERB[verb][name], VERBS[verb].config
+    name = BY_MACHINE[command][_has_cuda()]
+    recipe, kind = recipes.BY_COMMAND[command][name], COMMANDS[command].config
     if "--resume" in rest:
-        out = Path(_take_option(rest, "--out")[0] or recipe.config.out or f"runs/{verb}")
+        out = Path(_take_option(rest, "--out")[0] or recipe.config.out or f"runs/{command}")
         if not (out / "config.json").is_file():
             raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
-        return recipe_or_file(verb, str(out / "config.json")), rest
+        return recipe_or_file(command, str(out / "config.json")), rest
     data = kind.__dataclass_fields__["data"].default
     chosen = replace(recipe.config, encoder=NOT_GIVEN, data=data)
-    asked = parse_config(kind, warmed_up_in_time(chosen, rest), rest, prog=f"mvmae {verb}")
+    asked = parse_config(kind, warmed_up_in_time(chosen, rest), rest, prog=f"mvmae {command}")
     if asked.encoder == NOT_GIVEN:
         raise UserError(
             "no ENCODER: name a run folder, a checkpoint file, timm:NAME, hf:NAME or random:NAME"
@@ -133,12 +133,12 @@ def supervised_default(verb: str, args: list[str]) -> tuple[Any, list[str]]:
     return chosen, rest
 
 
-def own_recipe(_verb: str, args: list[str]) -> tuple[None, list[str]]:
-    """The verb's --recipe is an option of its own: it is another verb's recipe."""
+def own_recipe(_command: str, args: list[str]) -> tuple[None, list[str]]:
+    """The command's --recipe is an option of its own: it is another command's recipe."""
     return None, args
 
 
-def data_show_default(_verb: str, args: list[str]) -> tuple[DataShowConfig, list[str]]:
+def data_show_default(_command: str, args: list[str]) -> tuple[DataShowConfig, list[str]]:
     """Model and views of a recipe of pretrain; without one, of that for this machine."""
     recipe, rest = _take_option(args, "--recipe")
     if recipe is None:
@@ -187,14 +187,14 @@ def _values_of(args: list[str], flag: str) -> list[str]:
     ]
 
 
-def recipe_or_file(verb: str, recipe: str) -> Any:
+def recipe_or_file(command: str, recipe: str) -> Any:
     """The config that a recipe's name, a config.json or a result's JSON stands for.
 
     Raises:
-        UserError: There is no such recipe or file, or it is of another verb.
+        UserError: There is no such recipe or file, or it is of another command.
     """
     if not recipe.endswith(".json"):
-        return recipes.of(verb, recipe)
+        return recipes.of(command, recipe)
     try:
         content = json.loads(Path(recipe).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -202,20 +202,20 @@ def recipe_or_file(verb: str, recipe: str) -> Any:
     except ValueError as error:
         raise UserError(f"{recipe} is not a config: {error}") from error
     if isinstance(content, dict) and isinstance(content.get("config"), dict):  # a result
-        if content.get("verb", verb) != verb:
-            raise UserError(f"{recipe} is a result of mvmae {content['verb']}, not of {verb}")
+        if content.get("command", command) != command:
+            raise UserError(f"{recipe} is a result of mvmae {content['command']}, not of {command}")
         content = content["config"]
-    if others := _verbs_of(content, verb):
-        raise UserError(f"{recipe} is of mvmae {others[0]}, not of {verb}")
-    return from_json(json.dumps(content), VERBS[verb].config, source=recipe)
+    if others := _commands_of(content, command):
+        raise UserError(f"{recipe} is of mvmae {others[0]}, not of {command}")
+    return from_json(json.dumps(content), COMMANDS[command].config, source=recipe)
 
 
-def _verbs_of(content: Any, verb: str) -> list[str]:
-    """Other verbs whose config has all keys of one that this verb's has not."""
+def _commands_of(content: Any, command: str) -> list[str]:
+    """Other commands whose config has all keys of one that this command's has not."""
     if not isinstance(content, dict):
         return []
-    known = {name: set(one.config.__dataclass_fields__) for name, one in VERBS.items()}
-    if content.keys() <= known[verb]:
+    known = {name: set(one.config.__dataclass_fields__) for name, one in COMMANDS.items()}
+    if content.keys() <= known[command]:
         return []
     return [name for name, fields in known.items() if content.keys() <= fields]
 

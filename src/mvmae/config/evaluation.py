@@ -1,4 +1,4 @@
-"""Judging an encoder and timing the parts: what each verb besides `pretrain` is told."""
+"""Judging an encoder and timing the parts: what each command besides `pretrain` is told."""
 
 from __future__ import annotations
 

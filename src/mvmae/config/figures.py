@@ -18,7 +18,7 @@ MOST_AGAINST = 11  # encoders besides the first
 def _require_drawable(
     encoder: str, data: Sequence[str], against: Sequence[str], channels: Sequence[int]
 ) -> None:
-    """What both verbs check; `count` and `seed` have words of their own."""
+    """What both commands check; `count` and `seed` have words of their own."""
     require(
         len(data) > 0 and all(data), "DATA is empty: name a folder, a list file, photos or digits"
     )

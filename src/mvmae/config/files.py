@@ -65,9 +65,9 @@ def to_json(config: Any) -> str:
     return _json.dumps(config, indent=2) + "\n"
 
 
-def command_of(verb: str, config: Any) -> str:
+def command_line(command: str, config: Any) -> str:
     """The command line that gives this config: what differs from the class's defaults."""
-    return shlex.join(["mvmae", verb, *_words(config, type(config), "")])
+    return shlex.join(["mvmae", command, *_words(config, type(config), "")])
 
 
 def _words(config: Any, kind: Any, prefix: str) -> Iterator[str]:

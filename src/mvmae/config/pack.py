@@ -55,7 +55,7 @@ class DataPackConfig:
     """Processes that read images; the bytes do not depend on it. Default: as many as cores."""
 
     overwrite: bool = False
-    """Replace tar files that this verb wrote to DST, or what another command left unfinished."""
+    """Replace tar files that this command wrote to DST, or what another command left unfinished."""
 
     def __post_init__(self) -> None:
         require(self.data != "", "SRC is empty: name a folder of images or a list file")

@@ -29,7 +29,7 @@ class SegmentConfig:
     encoder: EncoderArgument
     """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
     timm:NAME, hf:NAME, or random:NAME. For --predict and --protocol test: a finished run of this
-    verb."""
+    command."""
 
     data: SegmentedArgument = ""
     """Folder of images with masks: images/SPLIT and annotations/SPLIT (ADE20K: training,

@@ -71,7 +71,7 @@ def run(config: DataShowConfig) -> None:
     for remark in missing(chosen, config.count):
         console.print(remark)
     console.print(f"written: {config.out}")
-    terminal.emit("result", {"verb": "data show", "file": str(config.out)})
+    terminal.emit("result", {"command": "data show", "file": str(config.out)})
 
 
 def channels_of(config: DataShowConfig, source: Source) -> int:

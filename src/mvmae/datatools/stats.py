@@ -67,7 +67,7 @@ def facts_of(config: DataStatsConfig, found: Measured, kind: Kind, images: int) 
     mean, std = statistics_of(found.channels)
     heights, widths = zip(*found.sizes.elements(), strict=True)
     return {
-        "verb": "data stats",
+        "command": "data stats",
         "data": list(config.data),
         "images": images,
         "measured": sum(found.sizes.values()),

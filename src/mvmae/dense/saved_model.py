@@ -24,7 +24,7 @@ from mvmae.training import checkpoint
 
 FILE = "model.safetensors"
 FORMAT = 1  # of model.json
-RUNS = {  # verbs that leave a run folder
+RUNS = {  # commands that leave a run folder
     "pretrain": PretrainConfig,
     "finetune": FinetuneConfig,
     "segment": SegmentConfig,
@@ -46,18 +46,18 @@ T = TypeVar("T", bound=TrainedModel)
 Build = Callable[[Mapping[str, Any], OpenedEncoder], T]
 
 
-def save_model(out: Path, verb: str, facts: Mapping[str, Any], model: nn.Module) -> None:
+def save_model(out: Path, command: str, facts: Mapping[str, Any], model: nn.Module) -> None:
     """Write model.safetensors and model.json into a run folder."""
-    whole = {"format": FORMAT, "task": verb, **facts}
+    whole = {"format": FORMAT, "task": command, **facts}
     checkpoint.save_tensors(out / FILE, model.state_dict(), whole)
 
 
-def open_model(source: str, verb: str, noun: str, build: Build[T]) -> T:
+def open_model(source: str, command: str, noun: str, build: Build[T]) -> T:
     """A trained model, ready to be used.
 
     Args:
         source: A finished run folder, or its model.safetensors.
-        verb: That made it.
+        command: That made it.
         noun: What the model is.
         build: Makes the model of the facts in model.json and its encoder, without weights.
 
@@ -68,10 +68,11 @@ def open_model(source: str, verb: str, noun: str, build: Build[T]) -> T:
     file = path / FILE if path.is_dir() else path
     if not file.exists():
         raise UserError(
-            f"{source} is no finished run of mvmae {verb}: there is no {file}{_hint(path, verb)}"
+            f"{source} is no finished run of mvmae {command}: there is no {file}"
+            f"{_hint(path, command)}"
         )
     tensors, facts = checkpoint.load_tensors(file)
-    if facts.get("task") != verb:
+    if facts.get("task") != command:
         raise UserError(f"{file} is no {noun}: its .json says nothing of one")
     try:
         made = build(facts, encoder_from_metadata(facts["encoder"], source=str(file)))
@@ -82,34 +83,34 @@ def open_model(source: str, verb: str, noun: str, build: Build[T]) -> T:
     return made
 
 
-def _hint(path: Path, verb: str) -> str:
+def _hint(path: Path, command: str) -> str:
     """What a folder without a model is."""
     made_by = command_of_run(path)
-    if made_by == verb:
+    if made_by == command:
         return " (it has not finished: --resume it)"
     return f" (it is a run of mvmae {made_by})" if made_by else ""
 
 
 def command_of_run(folder: Path) -> str:
-    """The verb whose run lies in a folder; empty where there is none, or none that is known."""
+    """The command whose run lies in a folder; empty where there is none, or none that is known."""
     file = folder / run_folder.CONFIG
     with suppress(OSError, UnicodeDecodeError):
         text = file.read_text(encoding="utf-8")
-        for verb, kind in RUNS.items():
+        for command, kind in RUNS.items():
             with suppress(UserError):
                 from_json(text, kind, source=str(file))
-                return verb
+                return command
     return ""
 
 
-def refuse_fixed_settings(config: Any, verb: str, of_run: Mapping[str, Any]) -> None:
+def refuse_fixed_settings(config: Any, command: str, of_run: Mapping[str, Any]) -> None:
     """A trained model looks at images as it learnt to; asking for another way must not pass.
 
     What a recipe says, nobody asked for: such a value passes.
 
     Args:
         config: What was asked.
-        verb: Whose recipes count.
+        command: Whose recipes count.
         of_run: How the model looks, by the config's fields.
 
     Raises:
@@ -117,7 +118,7 @@ def refuse_fixed_settings(config: Any, verb: str, of_run: Mapping[str, Any]) -> 
     """
     for name, own in of_run.items():
         value = getattr(config, name)
-        usual = [getattr(recipe.config, name) for recipe in recipes.BY_VERB[verb].values()]
+        usual = [getattr(recipe.config, name) for recipe in recipes.BY_COMMAND[command].values()]
         if value not in (own, type(config).__dataclass_fields__[name].default, *usual):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mvmae.config.embed import EmbedConfig
-from mvmae.config.files import command_of
+from mvmae.config.files import command_line
 from mvmae.embed.storage import PARTS, Index
 from mvmae.errors import counted, printable
 from mvmae.terminal import emit, has_bars
@@ -88,7 +88,7 @@ def introduce(meter: Meter, index: Index) -> None:
 
 def farewell(number: int, config: EmbedConfig, index: Index) -> str:
     """What is there after a signal, and how to go on."""
-    command = command_of("embed", replace(config, resume=True, overwrite=False))
+    command = command_line("embed", replace(config, resume=True, overwrite=False))
     return (
         f"stopped by {signal.Signals(number).name}: {index.count('images')} of "
         f"{index.facts['num_images']} images are in whole parts; go on with {command}"
@@ -103,5 +103,5 @@ def conclude(meter: Meter, folder: Path, index: Index) -> None:
         f"written: {folder / PARTS} ({counted(index.count('rows'), 'image')} in "
         f"{counted(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
     )
-    told = {"verb": "embed", "folder": str(folder), "images": index.count("rows")}
+    told = {"command": "embed", "folder": str(folder), "images": index.count("rows")}
     emit("result", told | {"skipped": skipped, "parts": len(index.parts)})

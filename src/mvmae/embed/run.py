@@ -19,7 +19,7 @@ import torch
 
 from mvmae import encoders
 from mvmae.config.embed import EmbedConfig
-from mvmae.config.files import command_of, to_plain
+from mvmae.config.files import command_line, to_plain
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import fingerprint, open_source
 from mvmae.embed import formats, search, storage
@@ -213,8 +213,8 @@ def facts_of(
         arithmetic = "bf16" if device.type == "cuda" else "fp32"
     made = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig(encoder="").k)
     return {
-        "verb": "embed",
-        "command": command_of("embed", made),
+        "command": "embed",
+        "command_line": command_line("embed", made),
         "config": to_plain(made),
         "encoder": config.encoder,
         "digest": encoders.weights_digest(encoder),

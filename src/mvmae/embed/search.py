@@ -20,7 +20,7 @@ from rich.table import Table
 
 from mvmae import encoders, terminal
 from mvmae.config.embed import EmbedConfig
-from mvmae.config.files import command_of, to_plain
+from mvmae.config.files import command_line, to_plain
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.deep import deepened, plain_channels
@@ -232,8 +232,8 @@ def result_of(found: list[Found], config: EmbedConfig, index: Index) -> dict[str
     kept = ("encoder", "digest", "tokens", "data", "data_fingerprint")
     asked = replace(config, resume=False, overwrite=False)
     return {
-        "verb": "embed",
-        "command": command_of("embed", asked),
+        "command": "embed",
+        "command_line": command_line("embed", asked),
         "config": to_plain(asked),
         **{name: index.facts[name] for name in kept},
         "similarity": "cosine of the mean tokens" if index.facts["tokens"] == "patch" else "cosine",

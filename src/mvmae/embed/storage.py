@@ -308,7 +308,7 @@ def read_parts(folder: Path, index: Index) -> Iterator[tuple[range, Part]]:
         done, total = index.count("images"), index.facts["num_images"]
         raise UserError(
             f"{folder} holds {done} of {total} images: "
-            f"finish it with {index.facts['command']} --resume"
+            f"finish it with {index.facts['command_line']} --resume"
         )
     for span in index.spans:
         yield span, _read_part(folder, index, span.start)
@@ -316,7 +316,7 @@ def read_parts(folder: Path, index: Index) -> Iterator[tuple[range, Part]]:
 
 def _read_part(folder: Path, index: Index, first: int) -> Part:
     file, said = part_file(folder, index, first), index.parts[first]
-    remedy = f"{index.facts['command']} --resume makes it anew"
+    remedy = f"{index.facts['command_line']} --resume makes it anew"
     try:
         data = file.read_bytes()
     except FileNotFoundError as error:

@@ -83,7 +83,12 @@ def _headlines(folder: Path) -> list[dict[str, Any]]:
             config = result.get("config")
             data = config.get("data") if isinstance(config, dict) else None
             headlines.append(
-                {"file": str(file), "verb": result.get("verb"), "data": data, "headline": headline}
+                {
+                    "file": str(file),
+                    "command": result.get("command"),
+                    "data": data,
+                    "headline": headline,
+                }
             )
     return headlines
 

@@ -39,7 +39,7 @@ def judge(config: KnnConfig, setting: Setting) -> None:
         return
     headline, predictions, read = first
     title = f"kNN on {config.data} (votes weigh exp(similarity / {config.temperature:g}))"
-    shared.report(config, setting, rows, headline, predictions, read, verb="knn", title=title)
+    shared.report(config, setting, rows, headline, predictions, read, command="knn", title=title)
 
 
 def scored(judged: Candidate, config: KnnConfig, setting: Setting) -> Iterator[tuple[Row, Tensor]]:

@@ -44,7 +44,7 @@ def judge(config: ProbeConfig, setting: Setting) -> None:
         return
     headline, predictions, read = first
     title = f"linear probe on {config.data} (logistic regression, L2 chosen on a fifth)"
-    shared.report(config, setting, rows, headline, predictions, read, verb="probe", title=title)
+    shared.report(config, setting, rows, headline, predictions, read, command="probe", title=title)
 
 
 def scored(

@@ -297,7 +297,7 @@ def judge(
         headline,
         scores[setting.pool].argmax(dim=1),
         (Features(none, None, places, lost), Features(none, None, labels, skipped)),
-        verb="probe",
+        command="probe",
         title=f"linear probe on {config.data} (MAE's protocol, {config.epochs} epochs)",
         name=f"probe-mae-{evaluation.results.slug(config.data)}",
         more={"loss": course},

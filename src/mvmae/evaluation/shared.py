@@ -1,4 +1,4 @@
-"""What the verbs that judge share: an encoder and its baselines on the same labelled images."""
+"""What the commands that judge share: an encoder and its baselines on the same labelled images."""
 
 from __future__ import annotations
 
@@ -270,7 +270,7 @@ def report(
     predictions: Int[Tensor, " Q"],
     read: tuple[Features, Features],
     *,
-    verb: str,
+    command: str,
     title: str,
     name: str = "",
     more: Mapping[str, Any] | None = None,
@@ -284,9 +284,9 @@ def report(
         headline: The row that counts.
         predictions: Its predictions for the test images that could be read.
         read: Training and test features, for what was read and what was not.
-        verb: Of the command line.
+        command: Of the command line.
         title: Above the table.
-        name: Of the file; default: the verb and the data.
+        name: Of the file; default: the command and the data.
         more: What else goes into the file.
     """
     classes, (train, test) = setting.data.test.classes, read
@@ -324,7 +324,7 @@ def report(
         "seconds": round(time.perf_counter() - setting.began, 1),
         **(more or {}),
     }
-    file = results.write(setting.home, verb, config, content, device=setting.device, name=name)
+    file = results.write(setting.home, command, config, content, device=setting.device, name=name)
     clear_caches(setting)
     console.print(f"written: {file}")
 

@@ -54,7 +54,7 @@ def card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         parts += ["## Training", _training(facts["run"])]
     if facts["results"]:
         rows = [
-            f"- {one['verb']} on {one['data']}: {format_headline(one['headline'])}"
+            f"- {one['command']} on {one['data']}: {format_headline(one['headline'])}"
             for one in facts["results"]
         ]
         parts += ["## Results", "\n".join(rows)]

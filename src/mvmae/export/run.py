@@ -111,7 +111,7 @@ def run(config: ExportConfig) -> None:
             put(temporary / name, folder / name, aside=temporary / f"{name}-before")
 
     written = [row._asdict() for row in rows]
-    terminal.emit("result", {"verb": "export", "folder": str(folder), "formats": written})
+    terminal.emit("result", {"command": "export", "folder": str(folder), "formats": written})
     console.print(f"written: {folder}")
     Console().print(table_of(rows))
     console.print(

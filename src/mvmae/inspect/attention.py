@@ -69,7 +69,7 @@ def run(config: AttentionConfig) -> None:
     for remark in missing(chosen, config.count):
         console.print(remark)
     console.print(f"written: {file}")
-    terminal.emit("result", {"verb": "attention", "file": str(file)})
+    terminal.emit("result", {"command": "attention", "file": str(file)})
 
 
 def model_of(

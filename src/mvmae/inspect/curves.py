@@ -202,4 +202,4 @@ def tell(opened: Sequence[Run], file: Path) -> None:
             f"{run.name}: {how_far(run)}  {figures}" if last else f"{run.name}: {figures}"
         )
     console.print(f"written: {file}")
-    terminal.emit("result", {"verb": "curves", "file": str(file), "runs": said})
+    terminal.emit("result", {"command": "curves", "file": str(file), "runs": said})

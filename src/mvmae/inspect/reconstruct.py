@@ -63,7 +63,7 @@ def run(config: ReconstructConfig) -> None:
     for remark in missing(chosen, config.count):
         console.print(remark)
     console.print(f"written: {file}")
-    terminal.emit("result", {"verb": "reconstruct", "file": str(file), "mse": errors_of(models)})
+    terminal.emit("result", {"command": "reconstruct", "file": str(file), "mse": errors_of(models)})
 
 
 def open_with_decoder(name: str) -> OpenedAutoencoder:

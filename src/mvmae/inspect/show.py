@@ -27,7 +27,7 @@ def run(config: ShowConfig) -> None:
         UserError: There is no such encoder, or it is of a kind that is not supported.
     """
     facts = describe_encoder(config.encoder, encoders.open_encoder(config.encoder))
-    terminal.emit("result", {"verb": "show"} | facts)
+    terminal.emit("result", {"command": "show"} | facts)
     console = terminal.people()
     for label, said in rows(facts):
         console.print(f"{label:14}{said}")
@@ -50,7 +50,7 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield from run_rows(facts["run"])
     for result in facts["results"]:
         figures = format_headline(result["headline"])
-        yield f"{result['verb']}", f"{result['data']}: {figures} ({result['file']})"
+        yield f"{result['command']}", f"{result['data']}: {figures} ({result['file']})"
 
 
 def run_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -154,7 +154,7 @@ def conclude(log: Log, config: PretrainConfig, state: State) -> None:
         f"LABELLED_IMAGES"
     )
     log.say(f"How it went: mvmae curves {config.out}")
-    told = {"verb": "pretrain", "out": str(config.out), "steps": state.step}
+    told = {"command": "pretrain", "out": str(config.out), "steps": state.step}
     told |= {"encoder": str(config.out / encoders.ENCODER_FILE), "seconds": round(log.seconds(), 3)}
     told |= {"health": verdict.status, "sentence": verdict.sentence}
     terminal.emit("result", told | record | speed_of(found))

@@ -286,7 +286,7 @@ def warmup_in_time(config: Any, epochs: int) -> float:
     return round(config.warmup_epochs / config.epochs * epochs, 3)
 
 
-BY_VERB: dict[str, Mapping[str, Recipe]] = {
+BY_COMMAND: dict[str, Mapping[str, Recipe]] = {
     "pretrain": RECIPES,
     "finetune": FINETUNE,
     "probe": PROBE,
@@ -295,19 +295,19 @@ BY_VERB: dict[str, Mapping[str, Recipe]] = {
 }
 
 
-def of(verb: str, name: str) -> Any:
-    """The config of a verb's recipe.
+def of(command: str, name: str) -> Any:
+    """The config of a command's recipe.
 
     Raises:
-        UserError: The verb has no such recipe.
+        UserError: The command has no such recipe.
     """
-    if verb == "pretrain":
+    if command == "pretrain":
         return named(name)
-    known = BY_VERB.get(verb, {})
+    known = BY_COMMAND.get(command, {})
     if name not in known:
         here = f"there are: {', '.join(known)}; " if known else ""
         raise UserError(
-            f"{verb} has no recipe '{name}'{nearest(name, known)} ({here}"
+            f"{command} has no recipe '{name}'{nearest(name, known)} ({here}"
             "a config.json or the JSON of a result works too)"
         )
     return known[name].config

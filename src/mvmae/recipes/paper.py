@@ -22,8 +22,8 @@ class Row(NamedTuple):
     """In the paper."""
 
     recipe: str
-    verb: str
     command: str
+    command_line: str
     figure: str
     """The paper's."""
 
@@ -74,9 +74,9 @@ SEGMENTED = (
 
 
 def _pretrained(where: str, recipe: str, figure: str, gflop: float, epochs: int) -> Row:
-    command = f"mvmae pretrain imagenet/train --recipe {recipe} --out runs/{recipe}"
+    command_line = f"mvmae pretrain imagenet/train --recipe {recipe} --out runs/{recipe}"
     choices = METHOD if recipe.startswith("paper") else SHORT
-    return Row(where, recipe, "pretrain", command, figure, choices, gflop, epochs * IMAGENET)
+    return Row(where, recipe, "pretrain", command_line, figure, choices, gflop, epochs * IMAGENET)
 
 
 TWO_VIEWS = 73.89  # GFLOP of an image of `paper`
@@ -157,7 +157,7 @@ def rows_of(recipe: str) -> tuple[Row, ...]:
 def described(row: Row) -> str:
     """A row as `mvmae recipes NAME` tells it."""
     lines = [
-        f"{row.where}: {row.command}",
+        f"{row.where}: {row.command_line}",
         f"The paper: {row.figure}. Not ours: no run of this size has been made.",
         f"Cost by arithmetic: {row.hours:.1f} hours of an H100 at half of {H100_TFLOPS} TFLOP/s "
         f"({row.gflop:g} GFLOP x {row.images:,} images).",

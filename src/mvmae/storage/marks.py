@@ -1,4 +1,4 @@
-"""Which files are ours: what verbs write to --out carries a mark, and nothing else is replaced."""
+"""Which files are ours: what commands write to --out carries a mark; nothing else is replaced."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # after the end of a PDF 
 HEAD, TAIL = 4096, 64  # bytes that are looked at
 TABLE = b"path,part,label,severity,"  # how the CSV of `data check` begins
 JSON = re.compile(
-    rb'\{\s*("verb": "(data check|data stats|features)"|'
+    rb'\{\s*("command": "(data check|data stats|features)"|'
     rb'"config": \{\s*"part": "(step|input|scale)")'  # of `bench`
 )
 

@@ -1,4 +1,4 @@
-"""What a judgement leaves: RESULTS/results/VERB-DATA.json, with all that repeats it."""
+"""What a judgement leaves: RESULTS/results/COMMAND-DATA.json, with all that repeats it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from mvmae import terminal
-from mvmae.config.files import command_of, to_plain
+from mvmae.config.files import command_line, to_plain
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
 from mvmae.training import distributed
@@ -71,7 +71,7 @@ def slug(text: str) -> str:
 
 def write(
     folder: Path,
-    verb: str,
+    command: str,
     config: Any,
     content: dict[str, Any],
     *,
@@ -82,32 +82,36 @@ def write(
 
     Args:
         folder: From `home`.
-        verb: Of the command line.
-        config: What was asked; `mvmae VERB --recipe FILE` asks it again.
+        command: Of the command line.
+        config: What was asked; `mvmae COMMAND --recipe FILE` asks it again.
         content: The figures, and the data's name, fingerprint and sizes.
         device: Where it was computed.
-        name: Of the file, without .json. Default: the verb and the data.
+        name: Of the file, without .json. Default: the command and the data.
 
     Returns:
         The file.
     """
     run_folder.make(folder / "results")
-    file = _free(folder / "results" / f"{name or f'{verb}-{slug(config.data)}'}.json", config)
-    frame = {"verb": verb, "command": command_of(verb, config), "config": to_plain(config)}
+    file = _free(folder / "results" / f"{name or f'{command}-{slug(config.data)}'}.json", config)
+    frame = {
+        "command": command,
+        "command_line": command_line(command, config),
+        "config": to_plain(config),
+    }
     environment = run_folder.environment(device, distributed.world_size())
     run_folder.write_json(file, frame | content | {"environment": environment})
-    emit(verb, file, content)
+    emit(command, file, content)
     return file
 
 
 LONG = {"confusion", "skipped"}  # what is left to the file
 
 
-def emit(verb: str, file: Path, content: Mapping[str, Any]) -> None:
-    """Tell a program that reads JSON: the headline's figures as VERB_NAME, then all but `LONG`."""
-    figures = {f"{verb}_{name}": value for name, value in content.get("headline", {}).items()}
+def emit(command: str, file: Path, content: Mapping[str, Any]) -> None:
+    """Print the result for programs: the headline as COMMAND_NAME, then all but `LONG`."""
+    figures = {f"{command}_{name}": value for name, value in content.get("headline", {}).items()}
     rest = {name: value for name, value in content.items() if name not in LONG}
-    terminal.emit("result", {"verb": verb, "file": str(file)} | figures | rest)
+    terminal.emit("result", {"command": command, "file": str(file)} | figures | rest)
 
 
 IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}

@@ -31,22 +31,22 @@ def refuse_own_encoder(encoder: str, out: Path, *, overwrite: bool) -> None:
 
 
 def refuse_to_replace(config: Any, out: Path) -> None:
-    """Let `--overwrite` delete a run of this verb only, and never the encoder to begin with.
+    """Let `--overwrite` delete a run of this command only, and never the encoder to begin with.
 
     A folder mistaken for another would cost a pre-training.
 
     Raises:
-        UserError: `out` holds another verb's run, or the encoder.
+        UserError: `out` holds another command's run, or the encoder.
     """
     refuse_own_encoder(config.encoder, out, overwrite=config.overwrite)
     if not config.overwrite or not run_folder.is_run(out):
         return
-    file, verb = out / run_folder.CONFIG, type(config).__name__.removesuffix("Config").lower()
+    file, command = out / run_folder.CONFIG, type(config).__name__.removesuffix("Config").lower()
     try:
         from_json(file.read_text(encoding="utf-8"), type(config), source=str(file))
     except (UserError, UnicodeDecodeError) as error:
         raise UserError(
-            f"--overwrite would delete {out}, which is no run of {verb}: choose another --out"
+            f"--overwrite would delete {out}, which is no run of {command}: choose another --out"
         ) from error
 
 
@@ -126,11 +126,12 @@ def refuse_infinite(state: State, out: Path, remedy: str) -> None:
     )
 
 
-def farewell(verb: str, signal: int, out: Path, step: int) -> str:
+def farewell(command: str, signal: int, out: Path, step: int) -> str:
     """What to say when stopped."""
     name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
     return (
-        f"stopped by {name} after step {step}, saved. Go on with: mvmae {verb} --resume --out {out}"
+        f"stopped by {name} after step {step}, saved. "
+        f"Go on with: mvmae {command} --resume --out {out}"
     )
 
 

@@ -126,14 +126,14 @@ def _require_same(
     saved: dict[str, Any], file: Path, config: Any, fingerprint: str, keys: Iterable[str]
 ) -> None:
     """What `load` raises of a checkpoint that is whole."""
-    verb = type(config).__name__.removesuffix("Config").lower()
+    command = type(config).__name__.removesuffix("Config").lower()
     if not saved.keys() >= {"config", "fingerprint", *keys}:
-        raise UserError(f"{file} is no checkpoint of mvmae {verb}")
+        raise UserError(f"{file} is no checkpoint of mvmae {command}")
     before = from_json(saved["config"], type(config), source=str(file))
     if changed := differences(before, config):
         raise UserError(
             f"{config.out} was run with {changed}: resume with the same settings "
-            f"(mvmae {verb} --resume --out {config.out}), or begin a new run"
+            f"(mvmae {command} --resume --out {config.out}), or begin a new run"
         )
     if saved["fingerprint"] != fingerprint:
         data = config.data if isinstance(config.data, str) else " ".join(config.data)

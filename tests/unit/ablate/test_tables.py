@@ -10,7 +10,7 @@ import pytest
 import mvmae
 from mvmae.ablate import run
 from mvmae.ablate.cells import as_found_out
-from mvmae.ablate.plan import command_of, plan_of, with_values, words_of
+from mvmae.ablate.plan import command_line, plan_of, with_values, words_of
 from mvmae.ablate.tables import ABLATIONS, BASE, DECODER, LAMBDA, MASK
 from mvmae.cli.main import main, parse
 from mvmae.config.ablate import AblateConfig
@@ -293,7 +293,7 @@ def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
 def test_the_command_that_is_told_gives_the_same_config(config):
     words = words_of(config)
     assert parse("ablate", words[1:])[1] == config
-    assert shlex.split(command_of(config)) == ["mvmae", *words]
+    assert shlex.split(command_line(config)) == ["mvmae", *words]
 
 
 def test_the_list_says_what_each_table_varies_and_is_there_for_programs(capsys):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mvmae.cli.main import VERBS, main, parse, usage
+from mvmae.cli.main import COMMANDS, main, parse, usage
 from mvmae.config.evaluation import KnnConfig, LabelsConfig, ProbeConfig
 from mvmae.config.files import to_json
 from mvmae.config.pretrain import PretrainConfig
@@ -45,19 +45,19 @@ MINIMAL = {
 CHOOSE = "(--warmup-epochs chooses another)\n"
 
 
-def config_of(verb: str, *args: str):
-    return parse(verb, list(args))[1]
+def config_of(command: str, *args: str):
+    return parse(command, list(args))[1]
 
 
-def complaint(verb: str, *args: str) -> str:
+def complaint(command: str, *args: str) -> str:
     with pytest.raises(UserError) as caught:
-        parse(verb, list(args))
+        parse(command, list(args))
     return str(caught.value)
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_every_verb_parses_with_the_least(verb):
-    assert isinstance(config_of(verb, *MINIMAL[verb]), VERBS[verb].config)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_parses_with_the_least(command):
+    assert isinstance(config_of(command, *MINIMAL[command]), COMMANDS[command].config)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -164,39 +164,43 @@ def test_evaluations_take_an_encoder_and_data():
 # A result, or a config, that is asked for again
 
 
-def result_of(folder: Path, verb: str, config) -> str:
-    """A result as the verbs write it, and a file of its name."""
-    file = folder / f"{verb}-pets.json"
-    file.write_text(json.dumps({"verb": verb, "config": json.loads(to_json(config)), "rows": []}))
+def result_of(folder: Path, command: str, config) -> str:
+    """A result as the commands write it, and a file of its name."""
+    file = folder / f"{command}-pets.json"
+    file.write_text(
+        json.dumps({"command": command, "config": json.loads(to_json(config)), "rows": []})
+    )
     return str(file)
 
 
 @pytest.mark.parametrize(
-    ("verb", "config"),
+    ("command", "config"),
     [
         ("knn", KnnConfig(encoder="runs/a", data="pets/", k=(1, 3), out=Path("there"))),
         ("probe", ProbeConfig(encoder="timm:a", protocol="mae", epochs=30, costs=(1.0,))),
         ("labels", LabelsConfig(encoder="b.pth", against=("c", "d"), per_class=(2,), seed=4)),
     ],
 )
-def test_a_result_is_a_recipe_of_its_verb(tmp_path, verb, config):
-    file = result_of(tmp_path, verb, config)
-    assert config_of(verb, "--recipe", file) == config
-    assert config_of(verb, f"--recipe={file}", "--seed", "9") == replace(config, seed=9)
-    assert config_of(verb, "another", "--recipe", file) == replace(config, encoder="another")
+def test_a_result_is_a_recipe_of_its_command(tmp_path, command, config):
+    file = result_of(tmp_path, command, config)
+    assert config_of(command, "--recipe", file) == config
+    assert config_of(command, f"--recipe={file}", "--seed", "9") == replace(config, seed=9)
+    assert config_of(command, "another", "--recipe", file) == replace(config, encoder="another")
     (tmp_path / "config.json").write_text(to_json(config))
-    assert config_of(verb, "--recipe", str(tmp_path / "config.json")) == config
+    assert config_of(command, "--recipe", str(tmp_path / "config.json")) == config
 
 
-def test_a_result_of_another_verb_is_no_recipe(tmp_path):
+def test_a_result_of_another_command_is_no_recipe(tmp_path):
     file = result_of(tmp_path, "knn", KnnConfig(encoder="run"))
     assert complaint("probe", "--recipe", file) == f"{file} is a result of mvmae knn, not of probe"
 
 
-@pytest.mark.parametrize("verb", ["knn", "probe", "labels"])
-def test_evaluations_have_no_recipe_of_a_name(verb):
-    assert complaint(verb, "run", "--recipe", "demo").startswith(f"{verb} has no recipe 'demo'")
-    assert complaint(verb, "run", "--recipe", "a.json", "--recipe", "b.json") == (
+@pytest.mark.parametrize("command", ["knn", "probe", "labels"])
+def test_evaluations_have_no_recipe_of_a_name(command):
+    assert complaint(command, "run", "--recipe", "demo").startswith(
+        f"{command} has no recipe 'demo'"
+    )
+    assert complaint(command, "run", "--recipe", "a.json", "--recipe", "b.json") == (
         "--recipe is given twice"
     )
 
@@ -205,9 +209,9 @@ def test_evaluations_have_no_recipe_of_a_name(verb):
 
 
 REFUSED = [
-    (["pretian"], "no verb 'pretian': did you mean 'pretrain'? (`mvmae --help` lists them)"),
-    (["recipe"], "no verb 'recipe': did you mean 'recipes'?"),
-    (["xyz"], "no verb 'xyz' (`mvmae --help` lists them)"),
+    (["pretian"], "no command 'pretian': did you mean 'pretrain'? (`mvmae --help` lists them)"),
+    (["recipe"], "no command 'recipe': did you mean 'recipes'?"),
+    (["xyz"], "no command 'xyz' (`mvmae --help` lists them)"),
     (["pretrain", "--epochs", "ten"], "--epochs: 'ten' is no whole number"),
     (["pretrain", "--epochs", "1.5"], "--epochs: '1.5' is no whole number"),
     (["pretrain", "--base-lr", "fast"], "--base-lr: 'fast' is no number"),
@@ -298,10 +302,10 @@ def test_the_nearest_name_is_meant_where_there_is_one():
 # What is told
 
 
-def test_help_names_every_verb():
+def test_help_names_every_command():
     text = usage()
-    assert all(f"  {name} " in text for name in (*VERBS, "recipes"))
-    assert all(verb.summary in text for verb in VERBS.values())
+    assert all(f"  {name} " in text for name in (*COMMANDS, "recipes"))
+    assert all(command.summary in text for command in COMMANDS.values())
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
@@ -337,7 +341,7 @@ def options_of_pretrain() -> list[str]:
     return [f"--{name.replace('_', '-')}" for name in names]
 
 
-def test_help_of_a_verb_names_every_option(capsys):
+def test_help_of_a_command_names_every_option(capsys):
     assert main(["pretrain", "--help"]) == 0
     out = capsys.readouterr().out
     assert [name for name in options_of_pretrain() if not re.search(rf"{name}[\s,]", out)] == []
@@ -389,18 +393,18 @@ def test_gradient_accumulation_that_would_shrink_the_negatives_is_not_offered(fl
 
 
 @pytest.mark.parametrize("named", [True, False])
-@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
-def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(verb, named, capsys):
-    recipe = {"pretrain": "tiny-cpu", "finetune": "small-finetune"}[verb]
-    words = ["my_images"] if verb == "pretrain" else ["run", "data"]
+@pytest.mark.parametrize("command", ["pretrain", "finetune"])
+def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(command, named, capsys):
+    recipe = {"pretrain": "tiny-cpu", "finetune": "small-finetune"}[command]
+    words = ["my_images"] if command == "pretrain" else ["run", "data"]
     words += ["--recipe", recipe] if named else []
-    assert config_of(verb, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
+    assert config_of(command, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
     said = capsys.readouterr().out
     assert said.endswith("warm-up: 0.1 of 1 epoch, for the recipe's 2 would be all " + CHOOSE)
-    assert config_of(verb, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
-    assert config_of(verb, *words, "--epochs", "1", "--epochs", "2").warmup_epochs == 0.2
+    assert config_of(command, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
+    assert config_of(command, *words, "--epochs", "1", "--epochs", "2").warmup_epochs == 0.2
     assert "warm-up: 0.2 of 2 epochs" in capsys.readouterr().out
-    assert config_of(verb, *words, "--epochs", "1", "--epochs", "3").warmup_epochs == 2
+    assert config_of(command, *words, "--epochs", "1", "--epochs", "3").warmup_epochs == 2
     assert "warm-up" not in capsys.readouterr().out
 
 

@@ -242,7 +242,7 @@ def test_json_brings_back_every_kind_of_value(tmp_path):
         BenchConfig(part="input", quick=True),
     ],
 )
-def test_json_brings_back_every_verbs_config(config):
+def test_json_brings_back_every_commands_config(config):
     assert from_json(to_json(config), type(config), source="config.json") == config
 
 

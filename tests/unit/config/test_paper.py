@@ -66,9 +66,9 @@ def of_an_image(config: PretrainConfig) -> float:
 def test_every_row_has_a_recipe_and_its_own_command():
     assert len(BY_RECIPE) == len(ROWS) == 24
     for row in ROWS:
-        assert row.recipe in recipes.BY_VERB[row.verb]
-        assert row.command.startswith(f"mvmae {row.verb} ")
-        assert f"--recipe {row.recipe}" in row.command
+        assert row.recipe in recipes.BY_COMMAND[row.command]
+        assert row.command_line.startswith(f"mvmae {row.command} ")
+        assert f"--recipe {row.recipe}" in row.command_line
         assert row.choices
 
 
@@ -167,11 +167,11 @@ def test_hours_are_at_half_the_rate_of_an_h100():
 def test_the_page_has_the_command_the_figure_and_the_hours_of_each_row():
     lines = REPRODUCE.read_text().splitlines()
     for row in ROWS:
-        (line,) = [one for one in lines if one.startswith(f"{row.command} ")]
+        (line,) = [one for one in lines if one.startswith(f"{row.command_line} ")]
         note = line.split("#")[1]
         assert note.endswith(f"{row.hours:.1f} h"), row.recipe
         numbers = set(re.findall(r"\d\d\.\d+", row.figure.split("from")[0]))
-        if row.verb == "pretrain" and row.recipe.startswith("paper"):
+        if row.command == "pretrain" and row.recipe.startswith("paper"):
             continue  # the figure stands beside the command that measures it
         assert numbers <= set(re.findall(r"\d\d\.\d+", note)), row.recipe
 
@@ -188,7 +188,7 @@ def test_a_recipe_is_told_with_its_figure_its_cost_and_its_choices(capsys):
         assert words in told
 
 
-def test_a_recipe_of_two_verbs_is_told_for_both(capsys):
+def test_a_recipe_of_two_commands_is_told_for_both(capsys):
     assert main(["recipes", "small", "demo"]) == 0
     told = capsys.readouterr().out
     assert [line.split(":")[0] for line in told.splitlines() if line] == [

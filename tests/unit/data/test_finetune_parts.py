@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from scipy import stats
 from torch import Generator
 
-from mvmae.config.files import command_of, from_json, to_json
+from mvmae.config.files import command_line, from_json, to_json
 from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.model import ENCODERS
 from mvmae.data.augment import mixed, rand_augment, random_erasing, seeded
@@ -507,7 +507,7 @@ def test_defaults_are_those_of_the_paper_recipe():
     """The help shows them, and a result's command relies on them."""
     paper = FINETUNE["paper-finetune"].config
     assert FinetuneConfig(encoder=paper.encoder, data=paper.data) == paper
-    assert command_of("finetune", paper) == "mvmae finetune runs/pretrain imagenet"
+    assert command_line("finetune", paper) == "mvmae finetune runs/pretrain imagenet"
 
 
 @pytest.mark.parametrize("name", FINETUNE)

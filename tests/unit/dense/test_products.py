@@ -1,4 +1,4 @@
-"""Finished runs: which verb made one, what is fixed in it, and what a resumed run needs."""
+"""Finished runs: which command made one, what is fixed in it, and what a resumed run needs."""
 
 import json
 from dataclasses import replace
@@ -30,21 +30,21 @@ LOOKS = {"crop": 64, "stride": 42, "short_side": 80}
 
 
 @pytest.mark.parametrize(
-    ("config", "verb"),
+    ("config", "command"),
     [
         (PretrainConfig(), "pretrain"),
         (SEGMENT, "segment"),
         (DetectConfig(encoder="e", data="d"), "detect"),
     ],
 )
-def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, verb):
+def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, command):
     (tmp_path / "config.json").write_text(to_json(config))
-    assert command_of_run(tmp_path) == verb
+    assert command_of_run(tmp_path) == command
     for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
         with pytest.raises(UserError) as caught:
             opened(str(tmp_path))
         unfinished = "it has not finished: --resume it"
-        said = unfinished if verb == own else f"it is a run of mvmae {verb}"
+        said = unfinished if command == own else f"it is a run of mvmae {command}"
         assert str(caught.value).endswith(f"({said})")
 
 

@@ -1,4 +1,4 @@
-"""Features that are kept in parts, so that an interrupted verb goes on."""
+"""Features that are kept in parts, so that an interrupted command goes on."""
 
 import sys
 from pathlib import Path

@@ -8,7 +8,7 @@ import pytest
 from mvmae.config.files import to_plain
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.inspect.report import compare, curves, scores, verdict
-from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, verb_of
+from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, command_of
 
 
 def plain(text: str) -> str:
@@ -16,10 +16,10 @@ def plain(text: str) -> str:
     return text.replace("\u00a0", " ")
 
 
-def result(verb: str, images: str = "/data/cats", *, num_test: int = 400, **content) -> Result:
+def result(command: str, images: str = "/data/cats", *, num_test: int = 400, **content) -> Result:
     headline = {k: v for k, v in content.get("headline", {}).items() if isinstance(v, int | float)}
     content.setdefault("data", {"num_test": num_test})
-    return Result(f"{verb}.json", verb, images, "", headline, content)
+    return Result(f"{command}.json", command, images, "", headline, content)
 
 
 def knn(top1: float, data: str = "/data/cats", *, images: int = 4000, **baselines: float) -> Result:
@@ -34,7 +34,7 @@ def knn(top1: float, data: str = "/data/cats", *, images: int = 4000, **baseline
     return result("knn", data, num_test=images, headline=headline, rows=rows)
 
 
-def run(name: str = "run", *, verb: str = "pretrain", **known) -> RunFacts:
+def run(name: str = "run", *, command: str = "pretrain", **known) -> RunFacts:
     empty = {
         "config": {},
         "environment": {},
@@ -45,7 +45,7 @@ def run(name: str = "run", *, verb: str = "pretrain", **known) -> RunFacts:
         "finished": True,
         "age": None,
     }
-    return RunFacts(Path(name), name, verb, **empty | known)
+    return RunFacts(Path(name), name, command, **empty | known)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_home_is_a_tilde(monkeypatch, text, said):
 
 
 def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
-    return knn(top1, data, **baselines)._replace(verb="probe")
+    return knn(top1, data, **baselines)._replace(command="probe")
 
 
 def test_baselines_are_those_of_the_same_number_of_neighbours():
@@ -337,15 +337,15 @@ def test_runs_without_a_common_score_have_no_winner():
     assert compare.winner([run("a"), run("b")]).word == "2 runs"
 
 
-def test_differences_of_other_verbs_are_what_both_have():
+def test_differences_of_other_commands_are_what_both_have():
     runs = [
         run("a", config={"epochs": 3, "seed": 0, "model": {"mask_ratio": 0.8}, "out": "x"}),
         run("b", config={"epochs": 4, "seed": 0, "model": {"mask_ratio": 0.8}, "out": "y"}),
-        run("c", verb="finetune", config={"epochs": 3, "seed": 0, "mixup": 0.5}),
+        run("c", command="finetune", config={"epochs": 3, "seed": 0, "mixup": 0.5}),
     ]
     table = compare.differences(runs)
     rows = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
-    assert rows == {"verb": ["pretrain", "pretrain", "finetune"], "epochs": ["3", "4", "3"]}
+    assert rows == {"command": ["pretrain", "pretrain", "finetune"], "epochs": ["3", "4", "3"]}
     assert compare.differences([runs[0], runs[0]]) is None
 
 
@@ -368,11 +368,11 @@ def test_label_curves_have_means_and_spreads():
     assert curves.label_curve(result("labels", cells=[{"name": 3}])) is None
 
 
-def test_verbs_are_known_by_their_settings():
-    assert verb_of({"model": {}, "objective": {}, "views": {}, "epochs": 1}) == "pretrain"
-    assert verb_of({"encoder": "a", "mixup": 0.1, "layer_decay": 0.7}) == "finetune"
-    assert verb_of({"encoder": "a", "proposals": 100}) == "detect"
-    assert verb_of({}) == JUDGED
+def test_commands_are_known_by_their_settings():
+    assert command_of({"model": {}, "objective": {}, "views": {}, "epochs": 1}) == "pretrain"
+    assert command_of({"encoder": "a", "mixup": 0.1, "layer_decay": 0.7}) == "finetune"
+    assert command_of({"encoder": "a", "proposals": 100}) == "detect"
+    assert command_of({}) == JUDGED
 
 
 def test_several_runs_have_one_style_each_in_all_charts():

@@ -1,4 +1,4 @@
-"""The mark in files that verbs write, and which files may be replaced."""
+"""The mark in files that commands write, and which files may be replaced."""
 
 import io
 
@@ -43,9 +43,9 @@ def test_a_marked_png_is_a_whole_png_of_the_same_pixels():
 @pytest.mark.parametrize(
     ("content", "ours"),
     [
-        ('{\n "verb": "data check",\n "x": 1}', True),
-        ('{\n  "verb": "data stats"}', True),
-        ('{"verb": "knn"}', False),
+        ('{\n "command": "data check",\n "x": 1}', True),
+        ('{\n  "command": "data stats"}', True),
+        ('{"command": "knn"}', False),
         ('{"mine": "data check"}', False),
         ("path,part,label,severity,finding\n", True),
         ("path,label\na.png,cat\n", False),

@@ -109,8 +109,8 @@ def test_a_result_says_what_repeats_it(tmp_path):
     file = results.write(tmp_path, "knn", config, content, device=torch.device("cpu"))
     assert file == tmp_path / "results" / "knn-pets.json"
     kept = json.loads(file.read_text())
-    assert kept["verb"] == "knn"
-    assert shlex.split(kept["command"]) == (
+    assert kept["command"] == "knn"
+    assert shlex.split(kept["command_line"]) == (
         ["mvmae", "knn", "my run", "pets", "--seed", "4", "--k", "3", "5"]
     )
     assert (kept["config"]["encoder"], kept["config"]["k"]) == ("my run", [3, 5])

@@ -60,7 +60,7 @@ def write_all(
         write_whole(file, lambda stream: _write_csv(stream, rows))
         return
     head = {
-        "verb": "data check",
+        "command": "data check",
         "config": json.loads(to_json(config)),
         "kind": subject.kind,
         "facts": facts,

@@ -168,7 +168,7 @@ def conclude(
         s: sum(one.count for one in found if one.severity == s) for s in SEVERITIES
     }
     short = {"facts": told, "counts": counts, "findings": _in_short(found)}
-    terminal.emit("result", {"verb": "data check", "file": _written(config)} | short)
+    terminal.emit("result", {"command": "data check", "file": _written(config)} | short)
     console.print(verdict(counts))
     bad = SEVERITIES[: SEVERITIES.index(config.fail_on) + 1]
     return int(any(counts[severity] for severity in bad))

@@ -73,7 +73,7 @@ def _claim_place(config: DataPackConfig) -> None:
 
 
 def _shards_of(folder: Path) -> int:
-    """How many tar files this verb wrote to a folder, which says so itself."""
+    """How many tar files this command wrote to a folder, which says so itself."""
     try:
         facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
         return max(0, int(facts["shards"]))
@@ -82,7 +82,7 @@ def _shards_of(folder: Path) -> int:
 
 
 def _is_ours(path: Path, shards: int) -> bool:
-    """Whether this verb wrote what is there; a tar file besides its own is somebody's."""
+    """Whether this command wrote what is there; a tar file besides its own is somebody's."""
     if not shards or path.is_dir():
         return False
     match = SHARD.fullmatch(path.name)

@@ -266,4 +266,4 @@ def _say(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
             f"{facts['skipped']:,} of {len(source):,} images cannot be read and are left out: "
             f"{config.out / SKIPPED} says why"
         )
-    terminal.emit("result", {"verb": "data pack", "folder": str(config.out)} | facts)
+    terminal.emit("result", {"command": "data pack", "folder": str(config.out)} | facts)

@@ -53,7 +53,7 @@ def run(config: DetectConfig) -> None:
     out = config.out or run_folder / "predictions"
     require_replaceable(out, OURS, FILE, overwrite=config.overwrite)
     made = product.open_detector(config.encoder)
-    saved_model.refuse_fixed_settings(config, product.VERB, {"image_size": made.shape.side})
+    saved_model.refuse_fixed_settings(config, product.COMMAND, {"image_size": made.shape.side})
     source = open_images(config.predict, made.in_channels)
     refuse_own_images(out, source)
     finder = Detector(
@@ -124,4 +124,4 @@ def told(
     pictures = f" and {out / 'pictures'}" if config.draw else ""
     console.print(f"written: {out / FILE}{pictures}")
     facts = {"images": count - len(skipped), "skipped": len(skipped), "things": len(rows)}
-    terminal.emit("result", {"verb": "detect", "file": str(out / FILE)} | facts)
+    terminal.emit("result", {"command": "detect", "file": str(out / FILE)} | facts)

@@ -13,7 +13,7 @@ from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.state import Job, run_folder
 from mvmae.encoders import OpenedEncoder, Preprocessing
 
-VERB = "detect"
+COMMAND = "detect"
 
 
 class OpenedDetector(NamedTuple):
@@ -36,7 +36,7 @@ def save(job: Job, model: FasterRCNN) -> None:
         "classes": job.data.train.classes,
         "category_ids": job.data.train.ids,
     }
-    saved_model.save_model(run_folder(job.config), VERB, facts, model)
+    saved_model.save_model(run_folder(job.config), COMMAND, facts, model)
 
 
 def open_detector(source: str) -> OpenedDetector:
@@ -48,7 +48,7 @@ def open_detector(source: str) -> OpenedDetector:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    return saved_model.open_model(source, VERB, "detector", _built)
+    return saved_model.open_model(source, COMMAND, "detector", _built)
 
 
 def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedDetector:

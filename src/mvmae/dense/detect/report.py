@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from mvmae.config.files import command_of
+from mvmae.config.files import command_line
 from mvmae.data.annotations.coco import CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.detect.evaluate import Detections, Evaluation, to_coco_results
@@ -173,7 +173,7 @@ def write_result(log: Log, job: Job, judgement: Evaluation) -> Path:
     config, data, mask = job.config, job.data, judgement.mask
     content: dict[str, Any] = {
         # What is not given comes from a recipe, and which one depends on the machine.
-        "command": f"{command_of('detect', config)} --recipe li2021",
+        "command_line": f"{command_line('detect', config)} --recipe li2021",
         "headline": judgement.figures(),
         "box": judgement.box._asdict(),
         "mask": mask._asdict() if mask is not None else None,

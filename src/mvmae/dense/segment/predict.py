@@ -53,7 +53,7 @@ def run(config: SegmentConfig) -> None:
     device = precision.choose_device(config.device)
     require_replaceable(config.out, OURS, "classes.csv", overwrite=config.overwrite)
     made = product.open_segmenter(config.encoder)
-    saved_model.refuse_fixed_settings(config, product.VERB, made.looks)
+    saved_model.refuse_fixed_settings(config, product.COMMAND, made.looks)
     source = open_images(config.predict, made.opened.encoder.in_channels)
     refuse_own_images(config.out, source)
     examiner = product.examiner_of(made, config, device)
@@ -143,7 +143,7 @@ def told(
     if skipped:
         console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
     facts = {"images": count, "skipped": len(skipped)}
-    terminal.emit("result", {"verb": "segment", "folder": str(out)} | facts)
+    terminal.emit("result", {"command": "segment", "folder": str(out)} | facts)
     console.print(
         f"written: {out / 'masks'} (values: {out / 'classes.csv'}) and {out / 'overlays'}"
     )

@@ -18,7 +18,7 @@ from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.state import Job, run_folder
 from mvmae.encoders import OpenedEncoder
 
-VERB = "segment"
+COMMAND = "segment"
 
 
 class OpenedSegmenter(NamedTuple):
@@ -59,7 +59,7 @@ def save(job: Job, model: nn.Module) -> None:
         "short_side": config.short_side,
         "learnt": hash_images(data.train) if data.split == EVERY_FIFTH_IMAGE_TESTS else [],
     }
-    saved_model.save_model(out, VERB, facts, model)
+    saved_model.save_model(out, COMMAND, facts, model)
     encoders.save_encoder(out, job.opened)
 
 
@@ -72,7 +72,7 @@ def open_segmenter(source: str) -> OpenedSegmenter:
     Raises:
         UserError: There is none, or it is damaged.
     """
-    return saved_model.open_model(source, VERB, "segmenter", _built)
+    return saved_model.open_model(source, COMMAND, "segmenter", _built)
 
 
 def _built(facts: Mapping[str, Any], opened: OpenedEncoder) -> OpenedSegmenter:

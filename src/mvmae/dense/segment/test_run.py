@@ -22,7 +22,7 @@ from mvmae.dense import saved_model
 from mvmae.dense.segment import product, report
 from mvmae.dense.segment.evaluate import evaluate
 from mvmae.dense.segment.opening import check_masks, data_name, describe_values, find_data
-from mvmae.dense.segment.product import VERB, OpenedSegmenter
+from mvmae.dense.segment.product import COMMAND, OpenedSegmenter
 from mvmae.errors import UserError
 from mvmae.storage import results
 from mvmae.terminal import Bar
@@ -47,7 +47,7 @@ def run(config: SegmentConfig) -> None:
     device = precision.choose_device(config.device)
     with distributed.process_group(device):
         made = product.open_segmenter(config.encoder)
-        saved_model.refuse_fixed_settings(config, VERB, made.looks)
+        saved_model.refuse_fixed_settings(config, COMMAND, made.looks)
         home = results.home(config.encoder, config.out)
         data, said = open_test_data(config, made)
         console = Console(

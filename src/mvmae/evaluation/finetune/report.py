@@ -18,7 +18,7 @@ from rich.table import Table
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config.files import command_of
+from mvmae.config.files import command_line
 from mvmae.data.reading.loader import Skipped
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import counted
@@ -137,7 +137,7 @@ def write_result(
     last = judgement.figures()
     content = {
         # What is not given comes from a recipe, and which one depends on the machine.
-        "command": f"{command_of('finetune', config)} --recipe paper-finetune",
+        "command_line": f"{command_line('finetune', config)} --recipe paper-finetune",
         "headline": {"top1": last["top1"], "top5": last["top5"]}
         | {"best_top1": state.best_top1, "best_epoch": state.best_epoch},
         "per_class": _by_class(confusion, data.test.classes),

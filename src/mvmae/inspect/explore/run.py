@@ -165,7 +165,7 @@ def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
         workers.close()
         worker.join(PATIENCE)
     terminal.people().print("ended")
-    terminal.emit("result", {"verb": "explore", "url": url})
+    terminal.emit("result", {"command": "explore", "url": url})
     return 0 if interrupt.signal in (0, signal.SIGINT) else exit_status(interrupt.signal)
 
 

@@ -83,7 +83,7 @@ class Images(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """What a part of the verb makes."""
+    """What a part of the command makes."""
 
     png: bytes | None
     """None where there is nothing to draw."""

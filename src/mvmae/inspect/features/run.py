@@ -9,7 +9,7 @@ import torch
 
 from mvmae import encoders, terminal
 from mvmae.config.features import FeaturesConfig
-from mvmae.config.files import command_of, to_plain
+from mvmae.config.files import command_line, to_plain
 from mvmae.data.sources.open import fingerprint, open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
@@ -160,8 +160,8 @@ def about(setting: Setting, images: Images | None) -> dict[str, object]:
     config = setting.config
     skipped = images.skipped if images else []
     return {
-        "verb": "features",
-        "command": command_of("features", config),
+        "command": "features",
+        "command_line": command_line("features", config),
         "config": to_plain(config),
         "encoder": config.encoder,
         "digest": encoders.weights_digest(setting.opened.encoder),

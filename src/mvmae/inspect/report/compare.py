@@ -10,7 +10,7 @@ from mvmae.inspect.report.gather import Result, RunFacts
 from mvmae.inspect.report.scores import CLEAR, UNTRAINED, baseline, headline_of, standard_error
 from mvmae.inspect.report.settings import value_in_words
 from mvmae.inspect.report.verdict import (
-    VERBS,
+    COMMANDS,
     count,
     duration,
     numbers_of,
@@ -23,7 +23,7 @@ from mvmae.inspect.report.verdict import (
 from mvmae.method import health
 from mvmae.storage import metrics_file
 
-VERB_NAMES = {
+COMMAND_NAMES = {
     "knn": "kNN",
     "probe": "linear probe",
     "finetune": "fine-tuning",
@@ -46,32 +46,34 @@ OF_MACHINE = {  # of environment.json, and how it is called
 class Score(NamedTuple):
     """One question that results of several runs answer."""
 
-    verb: str
+    command: str
     data: str
 
     @property
     def title(self) -> str:
         """A heading."""
-        return f"{VERB_NAMES.get(self.verb, self.verb)}, {short(self.data)}"
+        return f"{COMMAND_NAMES.get(self.command, self.command)}, {short(self.data)}"
 
 
 def scores(runs: Sequence[RunFacts]) -> list[Score]:
     """The questions that most runs answer first, kNN before others."""
     asked: dict[Score, int] = {}
     for facts in runs:
-        for score in {Score(one.verb, one.data) for one in facts.results if _counts(one)}:
+        for score in {Score(one.command, one.data) for one in facts.results if _counts(one)}:
             asked[score] = asked.get(score, 0) + 1
-    ranked = sorted(asked, key=lambda one: (-asked[one], ORDER.index(one.verb), one.data))
+    ranked = sorted(asked, key=lambda one: (-asked[one], ORDER.index(one.command), one.data))
     return ranked[:MOST_SCORES]
 
 
 def _counts(result: Result) -> bool:
-    return result.verb in ORDER and headline_of(result) is not None
+    return result.command in ORDER and headline_of(result) is not None
 
 
 def answer(facts: RunFacts, score: Score) -> Result | None:
     """A run's result for a question, the best where there are several."""
-    found = [one for one in facts.results if _counts(one) and (one.verb, one.data) == tuple(score)]
+    found = [
+        one for one in facts.results if _counts(one) and (one.command, one.data) == tuple(score)
+    ]
     return max(found, key=_value, default=None)
 
 
@@ -83,14 +85,14 @@ def _value(result: Result) -> float:
 def ranking(runs: Sequence[RunFacts]) -> Table:
     """A line a run, best first by the first score."""
     asked = scores(runs)
-    alike = len({facts.verb for facts in runs}) == 1
+    alike = len({facts.command for facts in runs}) == 1
     told = [("rebuilding error", _rebuilding(runs)), ("other crop found", _found)]
     extra = [(name, of) for name, of in told if any(of(facts) for facts in runs)]
     lines = [
         Row(
             [
                 Cell(one_line(facts.name)),
-                Cell(_state(facts), note="" if alike else VERBS[facts.verb].lower()),
+                Cell(_state(facts), note="" if alike else COMMANDS[facts.command].lower()),
                 *(_score_cell(facts, score) for score in asked),
                 *(of(facts) or Cell("-") for _, of in extra),
                 _last_cell(facts, "images", count),
@@ -196,7 +198,8 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     assert first is not None
     assert second is not None
     said = (
-        f"On {short(shared[0].data)} ({VERB_NAMES.get(first.verb, first.verb)}) {leader.name} "
+        f"On {short(shared[0].data)} ({COMMAND_NAMES.get(first.command, first.command)}) "
+        f"{leader.name} "
         f"reaches {percent(_value(first))}, {next_one.name} {percent(_value(second))}"
     )
     gap = _value(first) - _value(second)
@@ -246,10 +249,10 @@ def differences(runs: Sequence[RunFacts]) -> Table | None:
 
 
 def _differs(name: str, runs: Sequence[RunFacts], flat: Sequence[dict[str, Any]]) -> bool:
-    """Whether runs that have a setting differ in it, or one of the same verb lacks it."""
+    """Whether runs that have a setting differ in it, or one of the same command lacks it."""
     owners = [at for at, one in enumerate(flat) if name in one]
-    verbs = {runs[at].verb for at in owners}
-    lacking = any(at not in owners and facts.verb in verbs for at, facts in enumerate(runs))
+    commands = {runs[at].command for at in owners}
+    lacking = any(at not in owners and facts.command in commands for at, facts in enumerate(runs))
     return lacking or any(flat[at][name] != flat[owners[0]][name] for at in owners)
 
 
@@ -258,7 +261,7 @@ def _flat(facts: RunFacts) -> dict[str, Any]:
     for name, said in OF_MACHINE.items():
         if name in facts.environment:
             found[said] = facts.environment[name]
-    return {"verb": facts.verb} | found
+    return {"command": facts.command} | found
 
 
 def _flattened(content: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:

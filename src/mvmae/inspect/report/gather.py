@@ -31,14 +31,14 @@ STILL = 600.0  # seconds since the last line of metrics, after which a run is th
 
 
 class Result(NamedTuple):
-    """What a verb found."""
+    """What a command found."""
 
     file: str
-    verb: str
+    command: str
     data: str
     """As the user wrote it; empty where the file does not say."""
 
-    command: str
+    command_line: str
     headline: dict[str, float]
     """The finite figures that count."""
 
@@ -57,7 +57,7 @@ class RunFacts(NamedTuple):
 
     folder: Path
     name: str
-    verb: str
+    command: str
     """A key of KINDS, or JUDGED."""
 
     config: dict[str, Any]
@@ -77,12 +77,12 @@ class RunFacts(NamedTuple):
 
     @property
     def parsed(self) -> Any:
-        """Its config as the verb's class; none where that does not read it."""
-        if self.verb not in KINDS:
+        """Its config as the command's class; none where that does not read it."""
+        if self.command not in KINDS:
             return None
         with suppress(UserError):
             text = json.dumps(self.config)
-            return from_json(text, KINDS[self.verb], source=run_folder.CONFIG)
+            return from_json(text, KINDS[self.command], source=run_folder.CONFIG)
         return None
 
 
@@ -130,38 +130,38 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _facts(folder: Path, name: str) -> RunFacts:
     config = required_object(folder / run_folder.CONFIG)
-    verb = verb_of(config)
+    command = command_of(config)
     results = _results(folder)
     metrics = folder / metrics_file.FILE
     return RunFacts(
         folder=folder,
         name=name,
-        verb=verb,
+        command=command,
         config=config,
         environment=json_object(folder / "environment.json"),
         health=json_object(folder / "health.json"),
         records=metrics_file.read(folder),
         results=results,
         skipped=_skipped(folder / "skipped.csv"),
-        finished=_is_finished(folder, verb, results),
+        finished=_is_finished(folder, command, results),
         age=max(0.0, time.time() - metrics.stat().st_mtime) if metrics.exists() else None,
     )
 
 
-def verb_of(config: dict[str, Any]) -> str:
-    """The verb whose fields are most like a config's."""
+def command_of(config: dict[str, Any]) -> str:
+    """The command whose fields are most like a config's."""
     if not config:
         return JUDGED
-    fields = {verb: set(kind.__dataclass_fields__) for verb, kind in KINDS.items()}
-    return max(fields, key=lambda verb: len(fields[verb] & config.keys()))
+    fields = {command: set(kind.__dataclass_fields__) for command, kind in KINDS.items()}
+    return max(fields, key=lambda command: len(fields[command] & config.keys()))
 
 
-def _is_finished(folder: Path, verb: str, results: Sequence[Result]) -> bool:
-    if verb == JUDGED:
+def _is_finished(folder: Path, command: str, results: Sequence[Result]) -> bool:
+    if command == JUDGED:
         return True
-    if verb == "pretrain":
+    if command == "pretrain":
         return (folder / ENCODER_FILE).exists()
-    return (folder / "model.safetensors").exists() or any(one.verb == verb for one in results)
+    return (folder / "model.safetensors").exists() or any(one.command == command for one in results)
 
 
 def required_object(file: Path) -> dict[str, Any]:
@@ -193,14 +193,14 @@ def _results(folder: Path) -> list[Result]:
         content = json_object(file)
         config = content.get("config")
         data = config.get("data") if isinstance(config, dict) else None
-        if not isinstance(content.get("verb"), str):
+        if not isinstance(content.get("command"), str):
             continue
         found.append(
             Result(
                 file=os.fsdecode(file.name),
-                verb=content["verb"],
+                command=content["command"],
                 data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
-                command=str(content.get("command") or ""),
+                command_line=str(content.get("command_line") or ""),
                 headline=numbers(content.get("headline")),
                 content=content,
             )

@@ -128,7 +128,7 @@ def reconstructed(
     Raises:
         UserError: The run has no decoder that was trained, or its checkpoint is gone.
     """
-    if facts.verb != "pretrain":
+    if facts.command != "pretrain":
         return None
     trained = facts.pretraining
     if trained is not None and trained.objective.reconstruction_weight == 0:
@@ -165,7 +165,7 @@ def looked(
     Raises:
         UserError: The folder holds no encoder.
     """
-    if facts.verb in ("detect", "segment"):
+    if facts.command in ("detect", "segment"):
         return None
     opened = encoders.open_encoder(str(facts.folder))
     encoder = opened.encoder.to(device)

@@ -20,7 +20,7 @@ from mvmae.errors import UserError
 from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
 from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Page, Section, Text
 from mvmae.inspect.report.gather import RunFacts, gather
-from mvmae.inspect.report.verdict import VERBS, count, one_line, verdict, without_home
+from mvmae.inspect.report.verdict import COMMANDS, count, one_line, verdict, without_home
 from mvmae.storage import run_folder
 from mvmae.storage.marks import require_place
 from mvmae.training import precision
@@ -52,7 +52,7 @@ def run(config: ReportConfig) -> None:
         f"and no network; open it in a browser, or: python -m webbrowser {file}"
     )
     facts = {"file": str(file), "bytes": len(content), "runs": len(known)}
-    terminal.emit("result", {"verb": "report"} | facts)
+    terminal.emit("result", {"command": "report"} | facts)
 
 
 def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
@@ -96,7 +96,7 @@ def one_run(facts: RunFacts, config: ReportConfig) -> Page:
     return Page(
         title=one_line(facts.name),
         kicker="mvmae report",
-        subtitle=VERBS[facts.verb],
+        subtitle=COMMANDS[facts.command],
         verdict=verdict(facts),
         sections=sections,
         footer=_footer(),

@@ -10,7 +10,7 @@ from mvmae.storage.metric_specs import metric
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
 HEADLINES = ("top1", "mask_ap", "box_ap", "miou")  # metrics that represent a result, best first
-JUDGING = ("knn", "probe")  # verbs that judge frozen features, with baselines beside them
+JUDGING = ("knn", "probe")  # commands that judge frozen features, with baselines beside them
 CLEAR = 2.0  # standard errors between two accuracies that are called different
 
 
@@ -60,13 +60,13 @@ def main_data(facts: RunFacts) -> str | None:
     """The labelled images that the run was also trained on, or else those judged on first."""
     data = facts.config.get("data")
     names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
-    judged = [one for verb in JUDGING for one in facts.results if _is_score(one, verb)]
+    judged = [one for command in JUDGING for one in facts.results if _is_score(one, command)]
     own = [one for one in judged if one.data and any(_within(name, one.data) for name in names)]
     return next((one.data for one in own or judged), None)
 
 
-def _is_score(result: Result, verb: str) -> bool:
-    return result.verb == verb and "top1" in result.headline
+def _is_score(result: Result, command: str) -> bool:
+    return result.command == command and "top1" in result.headline
 
 
 def _within(name: str, folder: str) -> bool:
@@ -104,21 +104,21 @@ class Judgement(NamedTuple):
 
 
 def judgements(facts: RunFacts) -> list[Judgement]:
-    """How the run did on its labelled images, for each verb that has something beside it."""
+    """How the run did on its labelled images, for each command that has something beside it."""
     data = main_data(facts)
     found = []
-    for verb in JUDGING:
+    for command in JUDGING:
         for result in facts.results:
             rivals = {name: baseline(result, name) for name in (PIXELS, UNTRAINED)}
             known = {name: value for name, value in rivals.items() if value is not None}
-            if _is_score(result, verb) and result.data == data and known:
+            if _is_score(result, command) and result.data == data and known:
                 rival = max(known, key=lambda name: known[name])
                 found.append(Judgement(result, result.headline["top1"], rival, known[rival]))
     return found
 
 
 def use(found: list[Judgement]) -> Literal["clear", "chance", "none", "unknown"]:
-    """Whether an encoder beats raw pixels and itself untrained, by any of the verbs."""
+    """Whether an encoder beats raw pixels and itself untrained, by any of the commands."""
     if not found:
         return "unknown"
     if any(one.is_clear for one in found):

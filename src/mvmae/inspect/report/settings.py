@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator
 from typing import Any
 
-from mvmae.config.files import command_of
+from mvmae.config.files import command_line
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.encoders import ENCODER_FILE
 from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Text
@@ -29,7 +29,7 @@ MAIN = {  # fields of supervised runs that matter most, and their names
     "weight_decay": "weight decay",
     "seed": "seed",
 }
-PREDICT = {  # verbs whose product is a whole model
+PREDICT = {  # commands whose product is a whole model
     "detect": "To find things in new images",
     "segment": "To name every pixel of new images",
 }
@@ -150,17 +150,17 @@ def _machine(facts: RunFacts) -> Iterator[tuple[str, str]]:
 
 def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
     """Commands, and the config as it is on the disk."""
-    if facts.verb != JUDGED:
+    if facts.command != JUDGED:
         folder = shlex.quote(str(facts.folder))
-        again = f"mvmae {facts.verb} --recipe {folder}/config.json --out runs/again"
+        again = f"mvmae {facts.command} --recipe {folder}/config.json --out runs/again"
         if not facts.finished:
-            go_on = f"mvmae {facts.verb} --resume --out {folder}"
-            if facts.verb != "pretrain":
-                go_on = f"mvmae {facts.verb} ENCODER --resume --out {folder}"
+            go_on = f"mvmae {facts.command} --resume --out {folder}"
+            if facts.command != "pretrain":
+                go_on = f"mvmae {facts.command} ENCODER --resume --out {folder}"
             yield Code(without_home(go_on), "To go on with it")
         yield Code(without_home(again), "To run it again")
     if facts.parsed is not None:
-        full = Code(without_home(command_of(facts.verb, facts.parsed)), "Without config.json")
+        full = Code(without_home(command_line(facts.command, facts.parsed)), "Without config.json")
         yield Fold("The command in full", [full])
     if facts.config:
         yield Fold("config.json: every setting", [Code(_json(facts.config), "config.json")])
@@ -179,10 +179,12 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
     """From the encoder to vectors, in Python and with the command line."""
     folder = without_home(str(facts.folder))
     name = shlex.quote(folder)
-    if facts.verb in PREDICT and (facts.folder / "model.safetensors").exists():
-        yield Code(f"mvmae {facts.verb} {name} --predict IMAGES --out FOLDER", PREDICT[facts.verb])
+    if facts.command in PREDICT and (facts.folder / "model.safetensors").exists():
+        yield Code(
+            f"mvmae {facts.command} {name} --predict IMAGES --out FOLDER", PREDICT[facts.command]
+        )
     if not (facts.folder / ENCODER_FILE).exists():
-        if facts.verb not in PREDICT or not facts.finished:
+        if facts.command not in PREDICT or not facts.finished:
             said = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."
             yield Text([said], "note")
         return

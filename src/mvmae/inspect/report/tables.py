@@ -35,20 +35,20 @@ MOST_ROWS = 400  # of a table: classes of a data set
 
 def judgements(facts: RunFacts) -> Iterator[Block]:
     """Every result: its rows, its classes, what repeats it."""
-    known = [one for one in facts.results if one.verb in ORDER]
+    known = [one for one in facts.results if one.command in ORDER]
     first = main_data(facts)
-    ranked = sorted(known, key=lambda o: (ORDER.index(o.verb), o.data != first, o.data))
+    ranked = sorted(known, key=lambda o: (ORDER.index(o.command), o.data != first, o.data))
     for result in ranked:
-        if result.verb != "labels":
+        if result.command != "labels":
             yield from _judgement(result)
-    yield from _label_curves([one for one in ranked if one.verb == "labels"])
-    strange = [one for one in facts.results if one.verb not in ORDER]
+    yield from _label_curves([one for one in ranked if one.command == "labels"])
+    strange = [one for one in facts.results if one.command not in ORDER]
     for result in strange:
-        yield figures_table(result, f"{one_line(result.verb)} ({one_line(result.file)})")
+        yield figures_table(result, f"{one_line(result.command)} ({one_line(result.file)})")
 
 
 def _judgement(result: Result) -> Iterator[Block]:
-    caption = f"{TITLES[result.verb]}: {data_in_words(result)}"
+    caption = f"{TITLES[result.command]}: {data_in_words(result)}"
     folded: list[Block] = []
     if rows := rows_of(result):
         chosen = headline_rows(result, rows)
@@ -74,10 +74,10 @@ def _label_curves(results: Sequence[Result]) -> Iterator[Block]:
 
 def _more(result: Result, folded: list[Block]) -> Iterator[Block]:
     """What is shown of a result when asked for."""
-    if result.command:
-        folded.append(Code(without_home(result.command), "To repeat it"))
+    if result.command_line:
+        folded.append(Code(without_home(result.command_line), "To repeat it"))
     if folded:
-        yield Fold(f"More of this: {TITLES[result.verb].lower()}, {short(result.data)}", folded)
+        yield Fold(f"More of this: {TITLES[result.command].lower()}, {short(result.data)}", folded)
 
 
 def data_in_words(result: Result) -> str:
@@ -210,7 +210,7 @@ def class_tables(result: Result) -> list[Block]:
 
 
 def _class_figures(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Figures by class, as the verbs keep them: a mapping, a list, or within box and mask."""
+    """Figures by class, as the commands keep them: a mapping, a list, or within box and mask."""
     per_class = content.get("per_class")
     if isinstance(per_class, dict):
         yield "top-1", _finite(per_class)

@@ -30,7 +30,7 @@ from mvmae.storage import metrics_file
 from mvmae.storage.metric_specs import metric
 
 PERCENT = "\u00a0%"  # which no line ends before
-VERBS = {
+COMMANDS = {
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
     "detect": "Detection",
@@ -104,9 +104,9 @@ def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], 
     if not facts.finished:
         is_on = facts.age is not None and facts.age < STILL
         return "weak", "Still going on" if is_on else "Not finished"
-    if facts.verb != "pretrain":
+    if facts.command != "pretrain":
         return "none", {JUDGED: "Judged, not trained here"}.get(
-            facts.verb, f"{VERBS[facts.verb]} is done"
+            facts.command, f"{COMMANDS[facts.command]} is done"
         )
     match facts.health.get("status"), use(judgements(facts)):
         case "good", "none":
@@ -176,8 +176,8 @@ def _summary(facts: RunFacts) -> str:
         return said
     if not facts.finished:
         return _progress(facts)
-    if facts.verb != "pretrain":
-        found = [one for one in facts.results if one.verb == facts.verb]
+    if facts.command != "pretrain":
+        found = [one for one in facts.results if one.command == facts.command]
         return _figure_in_words(found[0]) if found else "What it found stands under Results."
     match facts.health.get("status"):
         case "good":
@@ -223,7 +223,8 @@ def _filled_with(facts: RunFacts) -> str:
 def _useless_in_words(judged: list[Judgement]) -> str:
     """That the encoder does not beat what needs no training, by more than chance."""
     shown = [
-        f"{PROTOCOLS[one.result.verb]} {percent(one.own)}, {RIVALS[one.rival]} {percent(one.other)}"
+        f"{PROTOCOLS[one.result.command]} {percent(one.own)}, "
+        f"{RIVALS[one.rival]} {percent(one.other)}"
         for one in judged
     ]
     data, images = short(judged[0].result.data), num_test(judged[0].result)
@@ -270,7 +271,7 @@ def planned_steps(facts: RunFacts) -> int | None:
 
 def _health(facts: RunFacts) -> Iterator[str]:
     """The last line of metrics of a pre-training, each figure with what it is compared with."""
-    if facts.verb != "pretrain":
+    if facts.command != "pretrain":
         return
     values = numbers_of(facts)
     if "contrastive_top1" in values:
@@ -317,15 +318,15 @@ MOST_SAID = 4  # results in the verdict; the others stand in their tables
 
 def _judgements(facts: RunFacts) -> Iterator[str]:
     """Results in words, with what any encoder must beat."""
-    kinds = (*JUDGING, "labels") if facts.verb in ("pretrain", JUDGED) else (facts.verb,)
-    chosen = [one for kind in kinds for one in facts.results if one.verb == kind]
+    kinds = (*JUDGING, "labels") if facts.command in ("pretrain", JUDGED) else (facts.command,)
+    chosen = [one for kind in kinds for one in facts.results if one.command == kind]
     data = main_data(facts)
     chosen.sort(key=lambda one: one.data != data)
     for result in chosen[:MOST_SAID]:
         said = result.content.get("verdict")
-        if result.verb == "labels" and isinstance(said, str):
+        if result.command == "labels" and isinstance(said, str):
             yield f"On {short(result.data)}, {said}{'' if said.endswith('.') else '.'}"
-        elif result.verb in JUDGING and "top1" in result.headline:
+        elif result.command in JUDGING and "top1" in result.headline:
             yield _score_in_words(result)
         elif result is not chosen[0] and headline_of(result):
             yield _figure_in_words(result)
@@ -340,7 +341,7 @@ READ = {
 def _score_in_words(result: Result) -> str:
     own = result.headline["top1"]
     said = (
-        f"{READ[result.verb]}, {percent(own)} of the test images of "
+        f"{READ[result.command]}, {percent(own)} of the test images of "
         f"{short(result.data)} are given the right class"
     )
     before, pixels = (baseline(result, name) for name in (UNTRAINED, PIXELS))
@@ -372,7 +373,7 @@ def _score_tile(facts: RunFacts) -> Iterator[Tile]:
         data = short(str(facts.config.get("eval_data") or "the labelled images"))
         yield Tile(percent(last["knn_top1"]), "kNN top-1", f"while training, on {data}")
     for result in facts.results:
-        if result.verb == facts.verb and (figure := headline_of(result)):
+        if result.command == facts.command and (figure := headline_of(result)):
             yield Tile(percent(figure[1]), figure[0], f"on {short(result.data)}")
 
 

@@ -102,7 +102,7 @@ def rehearse(
     views, read_seconds = views_read(config, source)
     cost = measured(config, views, read_seconds, device, train)
     prospect = prospect_of(config, cost, per_epoch, device)
-    facts = {"verb": "pretrain", "dry_run": True} | cost._asdict() | prospect._asdict()
+    facts = {"command": "pretrain", "dry_run": True} | cost._asdict() | prospect._asdict()
     terminal.emit("result", facts)
     console = terminal.people()
     console.print(table_of(config, cost, prospect, device))

@@ -89,8 +89,8 @@ def test_all_pictures_lie_in_the_run_folder_and_say_what_they_show(here, capsys)
             assert min(picture.size) > 200
             assert len(set(picture.convert("RGB").resize((60, 60)).get_flattened_data())) > 20
     told = facts("run/figures")
-    assert told["verb"] == "features"
-    assert told["command"].startswith("mvmae features run images")
+    assert told["command"] == "features"
+    assert told["command_line"].startswith("mvmae features run images")
     assert told["map"] == {"images": 21, "method": "tsne", "classes": 2}
     assert len(told["pca"]["encoders"][0]["explained"]) == 3
     assert 0.1 < told["pca"]["encoders"][0]["explained_total"] <= 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvmae.cli.main import VERBS, main
+from mvmae.cli.main import COMMANDS, main
 from mvmae.recipes import RECIPES, VARIANTS
 from mvmae.version import __version__
 
@@ -107,7 +107,7 @@ def program(*args: str, **options) -> subprocess.CompletedProcess:
 
 def test_help_and_recipes_do_without_torch():
     code = (
-        "import sys; from mvmae.cli import main\n"
+        "import sys; from mvmae.cli.main import main\n"
         "for args in ([], ['--help'], ['--version'], ['recipes'], ['pretian']):\n"
         "    main(args)\n"
         "sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
@@ -117,20 +117,20 @@ def test_help_and_recipes_do_without_torch():
 
 
 @pytest.mark.parametrize("args", [[], ["--help"], ["-h"], ["help"]])
-def test_help_names_every_verb(capsys, args):
+def test_help_names_every_command(capsys, args):
     assert main(args) == 0
     text = capsys.readouterr().out
-    for name, verb in VERBS.items():
+    for name, command in COMMANDS.items():
         assert f"  {name} " in text
-        assert verb.summary in text
+        assert command.summary in text
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_of_a_verb_names_its_options(capsys, verb):
-    assert main([verb, "--help"]) == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_a_command_names_its_options(capsys, command):
+    assert main([command, "--help"]) == 0
     text = capsys.readouterr().out
-    assert f"mvmae {verb}" in text
-    own = {field.name for field in fields(VERBS[verb].config)}
+    assert f"mvmae {command}" in text
+    own = {field.name for field in fields(COMMANDS[command].config)}
     for name in {"out", "device", "data"} & own:
         assert f"--{name}" in text or name.upper() in text or (name == "out" and "DST" in text)
 
@@ -159,7 +159,7 @@ def test_mistake_is_the_programs_exit_status():
     done = program("pretian")
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr.startswith("mvmae: no verb 'pretian'")
+    assert done.stderr.startswith("mvmae: no command 'pretian'")
 
 
 def test_mistake_is_told_where_the_terminal_knows_no_unicode():

@@ -1,4 +1,4 @@
-"""Verbs on several processes: the result is that of one, and one line says what went wrong."""
+"""Commands on several processes: the result is that of one, and one line says what went wrong."""
 
 import contextlib
 import io
@@ -27,7 +27,7 @@ from mvmae.method.vit import Encoder, Variant, initialize
 QUICK = ["--device", "cpu", "--workers", "0", "--batch-size", "3"]
 MAE = ["--protocol", "mae", "--epochs", "3", "--step-size", "9", "--base-lr", "3"]
 MAE += ["--warmup-epochs", "1"]
-VERBS = {  # by the name of their folder: what is asked, of which several processes make the same
+COMMANDS = {  # by the name of their folder: what is asked, of which several processes make the same
     "knn": ["knn", "enc", "images", *QUICK],
     "few": ["knn", "enc", "images", "--max-train", "4", "--max-test", "2", "--k", "1", *QUICK],
     "probe": ["probe", "enc", "images", *QUICK],
@@ -40,11 +40,11 @@ VERBS = {  # by the name of their folder: what is asked, of which several proces
     "pack": ["data", "pack", "images", "--shard-size", "0.02", "--short-side", "12"],
 }
 SOME = ("knn", "mae", "embed")  # of the two processes; of three, slower, all
-TIMES = ("seconds", "command", "config", "environment", "loss")
+TIMES = ("seconds", "command_line", "config", "environment", "loss")
 
 
 def asked(name: str) -> list[str]:
-    words = VERBS[name]
+    words = COMMANDS[name]
     if name == "pack":
         return [*words, "pack", "--workers", "1"]
     return [*words, "--out", name]
@@ -75,10 +75,10 @@ def make(folder: Path) -> None:
 
 
 def run_some(_rank: int, world: int, folder: Path) -> dict:
-    """Run verbs in a process of several; their statuses, and what they printed."""
+    """Run commands in a process of several; their statuses, and what they printed."""
     os.chdir(folder)
     said = {}
-    for name in SOME if world == 2 else VERBS:
+    for name in SOME if world == 2 else COMMANDS:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(asked(name))
@@ -88,7 +88,7 @@ def run_some(_rank: int, world: int, folder: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory) -> Callable[[str], Path]:
-    """Makes what one process makes, once: the folder of a verb."""
+    """Makes what one process makes, once: the folder of a command."""
     folder = tmp_path_factory.mktemp("alone")
     make(folder)
 
@@ -163,7 +163,7 @@ def test_the_course_of_the_probe_is_that_of_one_process(alone, by_two):
 @pytest.mark.slow  # each process loads torch
 def test_three_processes_make_what_one_makes(alone, tmp_path_factory):
     folder, said = shared(tmp_path_factory, 3)
-    for name in VERBS:
+    for name in COMMANDS:
         assert [one[name][0] for one in said] == [0, 0, 0], said
         assert_same(alone(name), folder / name)
 
@@ -321,14 +321,14 @@ def wait_for(has_come) -> None:
         "bench step",
     ],
 )
-def test_a_verb_that_shares_no_work_says_so(here, capsys, monkeypatch, words):
+def test_a_command_that_shares_no_work_says_so(here, capsys, monkeypatch, words):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
     before = files(here)
     assert main(words.split()) == 2
-    verb = " ".join(words.split()[: 2 if words.startswith("data") else 1])
+    command = " ".join(words.split()[: 2 if words.startswith("data") else 1])
     said = capsys.readouterr().err
-    assert said == f"mvmae: mvmae {verb} runs in one process: start it without torchrun\n"
+    assert said == f"mvmae: mvmae {command} runs in one process: start it without torchrun\n"
     assert files(here) == before
 
 

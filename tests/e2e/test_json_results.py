@@ -1,4 +1,4 @@
-"""With --json every verb ends with one line that says which verb it was."""
+"""With --json every command ends with one line that says which command it was."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from coco_data import write_both
 from PIL import Image
 
-from mvmae.cli.commands import VERBS
+from mvmae.cli.commands import COMMANDS
 from mvmae.cli.main import main
 
 MACHINE = "--device cpu --workers 0"
@@ -23,7 +23,7 @@ DETECT = (
     "--recipe small --image-size 64 --batch-size 2 --epochs 1 --warmup-epochs 0 --channels 16 "
     "--hidden 16 --samples 16 --proposals 40"
 )
-COMMANDS = {
+WORDS = {
     "pretrain": f"pretrain images --out fresh {A_SECOND}",
     "knn": "knn run images --workers 0",
     "probe": "probe run images --workers 0",
@@ -80,33 +80,35 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-def test_every_verb_is_tried():
-    assert COMMANDS.keys() == VERBS.keys() - {"explore"}  # which is tried in test_explore.py
+def test_every_command_is_tried():
+    assert WORDS.keys() == COMMANDS.keys() - {"explore"}  # which is tried in test_explore.py
 
 
 @pytest.mark.parametrize(
-    "verb",
-    [pytest.param(verb, marks=[pytest.mark.slow] * (verb in SLOW)) for verb in COMMANDS],
+    "command",
+    [pytest.param(command, marks=[pytest.mark.slow] * (command in SLOW)) for command in WORDS],
 )
-def test_the_last_line_is_the_result_of_the_verb(home, monkeypatch, capsys, verb):
+def test_the_last_line_is_the_result_of_the_command(home, monkeypatch, capsys, command):
     monkeypatch.chdir(home)
-    if verb == "bench":
+    if command == "bench":
         monkeypatch.setattr("benchmarks.input.PARITY_IMAGES", 10)
         monkeypatch.setattr("benchmarks.photographs.LARGE_SIZE", (640, 480))
     capsys.readouterr()
-    assert main([*COMMANDS[verb].split(), "--json"]) in (0, 1 if verb == "data check" else 0)
+    assert main([*WORDS[command].split(), "--json"]) in (0, 1 if command == "data check" else 0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert (lines[-1]["event"], lines[-1]["verb"]) == ("result", verb)
-    results = [line["verb"] for line in lines if line["event"] == "result"]
-    assert results.count(verb) == 1
-    assert set(results) == ({"pretrain", verb} if verb == "ablate" else {verb})  # and of its runs
+    assert (lines[-1]["event"], lines[-1]["command"]) == ("result", command)
+    results = [line["command"] for line in lines if line["event"] == "result"]
+    assert results.count(command) == 1
+    assert set(results) == (
+        {"pretrain", command} if command == "ablate" else {command}
+    )  # and of its runs
 
 
 def test_recipes_are_told_in_json(capsys):
     for words in (["recipes", "--json"], ["--json", "recipes"]):
         assert main(words) == 0
         (line,) = map(json.loads, capsys.readouterr().out.splitlines())
-        assert (line["event"], line["verb"]) == ("result", "recipes")
+        assert (line["event"], line["command"]) == ("result", "recipes")
         assert line["recipes"]["pretrain"]["demo"].startswith("The built-in photographs")
     assert main(["recipes", "--quiet"]) == 0
     assert capsys.readouterr().out == ""
