@@ -14,7 +14,7 @@ from benchmarks.plain import load_pil
 from mvmae.config.evaluation import BenchConfig
 from mvmae.data.reading.decode import decode
 from mvmae.data.sources.builtin import PHOTOGRAPHS
-from mvmae.data.sources.folders import from_folders
+from mvmae.data.sources.folders import open_images
 from mvmae.errors import UserError
 
 SIZE, QUALITY = (500, 375), 85  # width and height, about those of ImageNet's photographs
@@ -33,7 +33,7 @@ def jpeg_files(config: BenchConfig, scratch: Path) -> list[Path]:
         return written_photographs(scratch)
     if not Path(config.data).is_dir():
         raise UserError(f"no such folder: {config.data} (--data is a folder of JPEG images)")
-    paths = [Path(path) for path in from_folders([config.data], 3).paths]
+    paths = [Path(path) for path in open_images([config.data], 3).paths]
     found = [path for path in paths if path.suffix.lower() in JPEG]
     if not found:
         raise UserError(f"no JPEG images below {config.data}: looked for {', '.join(JPEG)}")

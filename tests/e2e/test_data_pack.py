@@ -23,7 +23,7 @@ from PIL import Image
 from mvmae.cli.main import main
 from mvmae.config.pack import DataPackConfig
 from mvmae.data.reading.decode import decode
-from mvmae.data.sources.base import group, labels, raw
+from mvmae.data.sources.base import labels
 from mvmae.data.sources.open import open_source
 from mvmae.datatools.pack import encode, waiting
 from mvmae.datatools.pack.encode import Packed, Packer, Refused
@@ -63,7 +63,7 @@ def same_images(one: str, other: str) -> None:
     assert labels(a).tolist() == labels(b).tolist()
     for index in range(len(a)):
         assert torch.equal(a.read(index), b.read(index)), a.path(index)
-        assert group(a, index) == group(b, index)
+        assert a.group(index) == b.group(index)
 
 
 def test_a_folder_becomes_the_same_images_in_tar_files(image_folder, capsys):
@@ -80,7 +80,7 @@ def test_a_folder_becomes_the_same_images_in_tar_files(image_folder, capsys):
     assert Path("packed/classes.txt").read_text() == "ape\ncat\n"
     same_images("images", "packed")
     folder, shards = open_source(["images"], 3), open_source(["packed"], 3)
-    assert [raw(folder, n) for n in range(10)] == [raw(shards, n) for n in range(10)]
+    assert [folder.content(n) for n in range(10)] == [shards.content(n) for n in range(10)]
     facts = json.loads(Path("packed/pack.json").read_text())
     assert (facts["images"], facts["skipped"], facts["classes"]) == (10, 0, 2)
     assert not list(Path().glob(".*"))
@@ -133,7 +133,7 @@ def test_groups_and_labels_of_a_list_are_kept(image_folder):
     Path("list.csv").write_text("\n".join(rows))
     pack("list.csv", "packed")
     same_images("list.csv", "packed")
-    assert group(open_source(["packed"], 3), 5) == "p0"
+    assert open_source(["packed"], 3).group(5) == "p0"
 
 
 def test_names_with_dots_spaces_and_of_two_suffixes_stay_apart(tmp_path):
@@ -202,7 +202,7 @@ def test_quality_says_how_large_a_jpeg_is(image_folder):
     sizes = []
     for quality in (30, 90):
         pack("images", f"q{quality}", "--format", "jpeg", "--quality", quality)
-        sizes.append(sum(len(raw(open_source([f"q{quality}"], 3), n)) for n in range(8)))
+        sizes.append(sum(len(open_source([f"q{quality}"], 3).content(n)) for n in range(8)))
     assert sizes[0] < 0.6 * sizes[1]
 
 
@@ -232,8 +232,8 @@ def test_sixteen_bits_are_not_cut_and_gray_stays_gray(tmp_path, capsys):
     pack("images", "packed", "--short-side", 5, "--format", "png")
     assert "1 images stay as they were" in capsys.readouterr().out
     source = open_source(["packed"], 3)
-    assert source.raw(0) == png("I;16")
-    assert Image.open(io.BytesIO(source.raw(1))).mode == "L"
+    assert source.content(0) == png("I;16")
+    assert Image.open(io.BytesIO(source.content(1))).mode == "L"
 
 
 def test_files_that_cannot_be_read_are_listed_and_left_out(image_folder, capsys):

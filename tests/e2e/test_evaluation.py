@@ -12,7 +12,7 @@ from PIL import Image
 
 from mvmae.cli.main import main
 from mvmae.data.sources.folders import Files
-from mvmae.data.sources.open import open_labelled
+from mvmae.data.sources.labelled import open_labelled
 from mvmae.encoders import extract_features, pixel_extractor
 from mvmae.version import __version__
 

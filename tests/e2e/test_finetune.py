@@ -327,7 +327,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_made(
 
 def test_unlabelled_images_are_refused(tmp_path, images, capsys):
     assert finetune(images / "red", tmp_path / "run") == 2
-    assert "has no labels: put each class into a folder of its own" in complaint(capsys)
+    assert "has no labels: put each class into its own folder" in complaint(capsys)
     assert finetune(tmp_path / "nothing", tmp_path / "run") == 2
     assert "no such folder" in complaint(capsys)
     assert not (tmp_path / "run").exists()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pixel_source import PixelSource
 from shard_files import image
 
 from mvmae.data.sources import tar_index
@@ -73,7 +74,7 @@ def test_tar_files_are_read_as_the_folder_they_were_made_of(names, format, in_tw
         assert isinstance(source, Shards)
         assert [source.member(index) for index in range(len(source))] == inside
         for index in range(len(source)):
-            assert source.raw(index) == (folder / inside[index]).read_bytes()
+            assert source.content(index) == (folder / inside[index]).read_bytes()
         if plain.classes and source.classes:
             of = [plain.classes[label] for label in labels(plain)]
             common = len(set(of)) == 1  # then it is what all have in common, and no class
@@ -169,17 +170,12 @@ def test_tar_files_do_not_depend_on_where_a_run_was_stopped(sizes, limit, stops)
 
 @given(names=st.lists(NAMES, min_size=1, max_size=6, unique=True))
 def test_keys_are_names_that_can_be_unpacked(names):
-    class Some:
-        name, classes = "some", ()
-
+    class Some(PixelSource):
         def __len__(self) -> int:
             return len(names)
 
         def read(self, index: int):
             raise NotImplementedError
-
-        def label(self, index: int) -> int:
-            return -1
 
         def path(self, index: int) -> str:
             return f"set/{names[index]}.png"

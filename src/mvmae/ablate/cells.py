@@ -19,8 +19,9 @@ from mvmae.config.ablate import AblateConfig
 from mvmae.config.evaluation import KnnConfig, ProbeConfig
 from mvmae.config.files import from_json, to_plain
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.sources.deep import plain_channels
-from mvmae.data.sources.open import Labelled, open_source, stamp
+from mvmae.data.sources.base import plain_channels, stamp
+from mvmae.data.sources.labelled import Labelled
+from mvmae.data.sources.open import open_source
 from mvmae.encoders import ENCODER_FILE, OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import knn, probe, probe_mae, shared

@@ -12,10 +12,10 @@ from mvmae.ablate import cells, locks
 from mvmae.ablate.plan import SEEDLESS, Cell, Plan
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import plain_channels
+from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.groups import group_numbers
-from mvmae.data.sources.open import Labelled, open_source
+from mvmae.data.sources.labelled import Labelled
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.evaluation import shared
 from mvmae.method import pretrain

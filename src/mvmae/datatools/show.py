@@ -15,8 +15,7 @@ from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.data.reading.detect_kind import kind_of
 from mvmae.data.reading.loader import ViewsDataset
 from mvmae.data.reading.samples import Sample
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import plain_channels
+from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.figures import contact_sheet

@@ -11,7 +11,7 @@ from mvmae.config.imaging import DataStatsConfig
 from mvmae.config.views import Depth
 from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels, some
 from mvmae.data.reading.pixel_statistics import QUANTILES, Measured, measured
-from mvmae.data.sources.deep import plain_channels, with_depth
+from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method.preflight.resolve_config import statistics_of

@@ -20,8 +20,8 @@ import torch
 from mvmae import encoders
 from mvmae.config.embed import EmbedConfig
 from mvmae.config.files import command_line, to_plain
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.open import fingerprint, open_source
+from mvmae.data.sources.base import Source, fingerprint
+from mvmae.data.sources.open import open_source
 from mvmae.embed import formats, search, storage
 from mvmae.embed.compute import gathered, own_parts, turns
 from mvmae.embed.formats import Part

@@ -22,8 +22,7 @@ from mvmae import encoders, terminal
 from mvmae.config.embed import EmbedConfig
 from mvmae.config.files import command_line, to_plain
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import deepened, plain_channels
+from mvmae.data.sources.base import Source, plain_channels, with_depth
 from mvmae.data.sources.folders import Files
 from mvmae.embed import storage
 from mvmae.embed.formats import plain_text
@@ -96,7 +95,7 @@ def open_queries(
     if not config.query:
         return None
     channels, depth = opened.encoder.in_channels, opened.depth
-    source = deepened(Files("--query", config.query, plain_channels(channels)), channels, depth)
+    source = with_depth(Files("--query", config.query, plain_channels(channels)), channels, depth)
     pool = "cls" if (config.tokens or opened.pool) == "cls" else "mean"
     rows = []
     for batch in encoders.encode_source(

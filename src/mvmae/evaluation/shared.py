@@ -23,8 +23,8 @@ from mvmae import encoders, terminal
 from mvmae.config.evaluation import EvaluateConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source, Subset
-from mvmae.data.sources.open import Labelled, fingerprint, open_labelled, stamp
+from mvmae.data.sources.base import Source, Subset, fingerprint, stamp
+from mvmae.data.sources.labelled import Labelled, open_labelled
 from mvmae.encoders import ENCODER_FILE, FeatureExtractor, Features, OpenedEncoder
 from mvmae.errors import UserError, printable, shown
 from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy

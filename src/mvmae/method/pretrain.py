@@ -16,10 +16,10 @@ from mvmae.config.files import to_json
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.gpu_decode import require_decoder
 from mvmae.data.reading.loader import Batch, view_batches
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import plain_channels
+from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.groups import group_numbers, groups_in_words
-from mvmae.data.sources.open import Labelled, open_labelled, open_source
+from mvmae.data.sources.labelled import Labelled, open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method import messages
 from mvmae.method.gradient_cache import gradient_of_parts, parts_of

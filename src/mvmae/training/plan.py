@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.open import fingerprint
+from mvmae.data.sources.base import Source, fingerprint
 from mvmae.errors import UserError
 from mvmae.training import distributed
 from mvmae.training.schedule import warmup_cosine

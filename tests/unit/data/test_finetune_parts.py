@@ -15,7 +15,8 @@ from mvmae.config.model import ENCODERS
 from mvmae.data.augment import mixed, rand_augment, random_erasing, seeded
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import view_batches, whole_batches
-from mvmae.data.sources.open import open_labelled, open_source
+from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.method.views import whole_view
 from mvmae.method.vit import PLAIN, Encoder, initialize

@@ -10,7 +10,8 @@ from torch import Generator
 
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.sources.groups import group_numbers, groups_in_words
-from mvmae.data.sources.open import open_labelled, open_source
+from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method.health import chance_level, contrast_health
 from mvmae.method.losses import nt_xent

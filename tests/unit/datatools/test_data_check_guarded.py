@@ -84,7 +84,7 @@ def test_leaving_early_ends_the_processes():
 
 STARTED_UNDER_SIGNALS = """
 import os, signal, threading
-from mvmae.data.guarded import guarded
+from mvmae.data.reading.subprocess_pool import guarded
 
 signal.signal(signal.SIGINT, lambda *_: None)  # as a command that ends in its own time
 

@@ -9,8 +9,8 @@ import pytest
 from shard_files import image, tar
 
 from mvmae.config.pack import DataPackConfig
+from mvmae.data.sources.class_list import class_list_text, parse_class_list
 from mvmae.data.sources.open import open_source
-from mvmae.data.sources.shards import classes_of, classes_text
 from mvmae.datatools.pack.claiming import claim, keep_apart
 from mvmae.datatools.pack.encode import Packed
 from mvmae.datatools.pack.waiting import Waiting
@@ -158,7 +158,7 @@ def test_a_full_disk_names_the_folder_of_what_waits(tmp_path, full_disk):
     "names", [[], ["a"], ["b", "a"], ["caf\udce9", "é", " x "], ["a\tb", "1", "0"]]
 )
 def test_classes_are_read_as_they_were_written(names):
-    assert classes_of(classes_text(names), "x") == names
+    assert parse_class_list(class_list_text(names), "x") == names
 
 
 @pytest.mark.parametrize(
@@ -176,8 +176,8 @@ def test_classes_are_read_as_they_were_written(names):
 )
 def test_classes_that_could_not_be_read_again_are_refused_before(names, message):
     with pytest.raises(UserError, match=message):
-        classes_text(names)
+        class_list_text(names)
 
 
 def test_a_name_of_bytes_that_are_no_text_is_one_line_on_the_disk():
-    assert classes_text([os.fsdecode(b"caf\xe9"), "x"]) == b"caf\xe9\nx\n"
+    assert class_list_text([os.fsdecode(b"caf\xe9"), "x"]) == b"caf\xe9\nx\n"

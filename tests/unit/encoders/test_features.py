@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pixel_source import PixelSource
 from torch import Generator, Tensor
 
 from mvmae import encoders
@@ -17,7 +18,7 @@ from mvmae.method.vit import Encoder, Variant, initialize
 MODULE = sys.modules["mvmae.encoders.features"]  # its name in the package is the function's
 
 
-class Images:
+class Images(PixelSource):
     """Noise by number; counts what is read of it."""
 
     name, classes = "noise", ("even", "odd")
@@ -40,9 +41,6 @@ class Images:
 
     def label(self, index: int) -> int:
         return index % 2
-
-    def path(self, index: int) -> str:
-        return f"noise/{index}"
 
 
 @pytest.fixture(autouse=True)

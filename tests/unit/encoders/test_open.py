@@ -9,7 +9,7 @@ from mvmae import encoders
 from mvmae.config.files import to_json
 from mvmae.config.model import ENCODERS, ModelConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.data.sources.folders import from_folders
+from mvmae.data.sources.folders import open_images
 from mvmae.encoders import Preprocessing, load_autoencoder, load_encoder, open_encoder
 from mvmae.errors import UserError
 from mvmae.method.model import MaskedAutoencoder
@@ -233,7 +233,7 @@ def features_of(source, encoder, batch_size: int = 3) -> encoders.Features:
 
 def test_features_are_the_pooled_tokens_of_every_image(run, image_folder):
     _, model = run
-    source = from_folders([str(image_folder(size=(16, 16), per_class=4, suffix=".png"))], 3)
+    source = open_images([str(image_folder(size=(16, 16), per_class=4, suffix=".png"))], 3)
     result = features_of(source, model.encoder)
     images = torch.stack([source.read(index) for index in range(8)])
     tokens = model.encoder((images.float() / 255 - 0.5) / 0.25)
@@ -247,7 +247,7 @@ def test_features_leave_out_what_cannot_be_read(run, image_folder):
     _, model = run
     images = image_folder(per_class=4, suffix=".png")
     (images / "blue" / "1.png").write_bytes(b"no image")
-    source = from_folders([str(images)], 3)
+    source = open_images([str(images)], 3)
     result = features_of(source, model.encoder, batch_size=1)
     assert result.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert len(result.mean) == len(result.cls) == 7
@@ -263,12 +263,12 @@ def test_too_many_unreadable_images_are_an_error(run, image_folder):
     for name in ("blue/0.png", "blue/1.png", "red/0.png"):
         (images / name).write_bytes(b"no image")
     with pytest.raises(UserError, match=r"3 of the 4 images of .* cannot be read, .*0\.png"):
-        features_of(from_folders([str(images)], 3), model.encoder)
+        features_of(open_images([str(images)], 3), model.encoder)
 
 
 def test_features_leave_the_encoder_as_it_was(run, image_folder):
     _, model = run
-    source = from_folders([str(image_folder(suffix=".png"))], 3)
+    source = open_images([str(image_folder(suffix=".png"))], 3)
     for training in (True, False):
         model.encoder.train(training)
         features_of(source, model.encoder)
@@ -276,7 +276,7 @@ def test_features_leave_the_encoder_as_it_was(run, image_folder):
 
 
 def test_raw_pixels_are_shares_of_white(image_folder):
-    source = from_folders([str(image_folder(size=(8, 8), suffix=".png"))], 3)
+    source = open_images([str(image_folder(size=(8, 8), suffix=".png"))], 3)
     pixels = encoders.extract_features(encoders.pixel_extractor(side=8, workers=None), source)
     expected = torch.stack([source.read(index).flatten() for index in range(8)]) / 255
     torch.testing.assert_close(pixels.mean, expected)

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from pixel_source import PixelSource
 from scipy.stats import chi2
 from torch import nn
 
@@ -32,10 +33,10 @@ CONTRAST_ONLY = ObjectiveConfig(reconstruction_weight=0.0)
 RECONSTRUCTION_ONLY = ObjectiveConfig(contrastive_weight=0.0)
 
 
-class Noise:
+class Noise(PixelSource):
     """A source of images that are nothing but noise, each another."""
 
-    name, classes = "noise", ()
+    name = "noise"
 
     def __len__(self) -> int:
         return 400
@@ -43,12 +44,6 @@ class Noise:
     def read(self, index: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(index)
         return torch.randint(0, 256, (3, 20, 24), dtype=torch.uint8, generator=generator)
-
-    def label(self, index: int) -> int:
-        return -1
-
-    def path(self, index: int) -> str:
-        return f"{index}"
 
 
 def images_and_noise(rows: int, **options) -> tuple[torch.Tensor, torch.Tensor]:

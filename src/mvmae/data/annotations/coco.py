@@ -19,7 +19,9 @@ from faster_coco_eval.core import mask as rle
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode
+from mvmae.data.sources.base import Source
+from mvmae.data.sources.folders import contents, file_version
 from mvmae.errors import UserError
 
 FILE_PREFIX = "instances_"
@@ -53,7 +55,7 @@ class AnnotatedImage(NamedTuple):
     """Crowds left out."""
 
 
-class CocoSplit:
+class CocoSplit(Source):
     """The images of one annotation file; a `Source` without labels.
 
     Args:
@@ -75,8 +77,9 @@ class CocoSplit:
         channels: int,
         with_masks: bool,
     ) -> None:
-        self.name, self.file, self.content = name, file, content
+        self.name, self.file, self.annotations = name, file, content
         self.channels, self.with_masks = channels, with_masks
+        self.wanted = Wanted(channels)
         self.ids = [int(category["id"]) for category in content["categories"]]
         self.classes = [str(category["name"]) for category in content["categories"]]
         self.images = _annotated_images(content, folder, self.ids, with_masks=with_masks)
@@ -98,17 +101,18 @@ class CocoSplit:
             )
         return pixels
 
-    def label(self, index: int) -> int:
-        """See `Source`."""
-        return -1
-
     def path(self, index: int) -> str:
-        """See `Source`."""
         return str(self.images[index].path)
+
+    def content(self, index: int) -> bytes:
+        return contents(self.path(index))
+
+    def version(self, index: int) -> str:
+        return file_version(self.path(index))
 
     def fingerprint(self) -> str:
         """A short hash of the images' places and sizes in bytes, and of the annotations."""
-        digest = hashlib.sha256(json.dumps(self.content, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.annotations, sort_keys=True).encode())
         for picture in self.images:
             digest.update(str(picture.path).encode(errors="surrogateescape") + b"\0")
             with contextlib.suppress(OSError):

@@ -18,7 +18,7 @@ from torch import Tensor
 from mvmae.data.annotations.mask_values import WHITE_VALUES, Rule, read_class_names, read_values
 from mvmae.data.reading.decode import EXTENSIONS, Pixels, UnreadableImageError
 from mvmae.data.sources.folders import Files
-from mvmae.data.sources.open import TEST, TRAIN
+from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.errors import UserError
 
 MASK_FOLDERS = ("annotations", "masks", "labels")  # usual names of their folder
@@ -40,6 +40,7 @@ class ImageMaskPairs(Files):
 
     def __init__(self, name: str, pairs: Sequence[Pair], channels: int, rule: Rule) -> None:
         super().__init__(name, [pair.image for pair in pairs], channels)
+        self.channels = channels
         self.masks, self.rule = [pair.mask for pair in pairs], rule
 
     def read_mask(self, index: int) -> Int16[Tensor, "H W"]:

@@ -24,6 +24,7 @@ from mvmae.data.reading.pixel_depth import (
     MOST_PIXELS,
     Pixels,
     UnreadableImageError,
+    Values,
     Wanted,
     fitted,
 )
@@ -85,6 +86,19 @@ def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
         return fitted(values_of(data, wanted.channels), wanted)
     except Exception as error:
         raise unreadable(error) from error
+
+
+def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
+    """Decode an image file, or convert an array, to the requested channels and depth.
+
+    Raises:
+        UnreadableImageError: As `decode` and `decode_deep`.
+    """
+    if isinstance(content, Values):
+        return fitted(content, wanted)
+    if wanted.depth == "8" and wanted.channels in (1, 3):
+        return decode(content, wanted.channels)
+    return decode_deep(content, wanted)
 
 
 def decode_reduced(

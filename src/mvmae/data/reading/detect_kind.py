@@ -12,7 +12,7 @@ from mvmae.config.views import Depth
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.deep_formats import Facts, facts_of
 from mvmae.data.reading.pixel_depth import depth_of
-from mvmae.data.sources.base import Source, raw, values
+from mvmae.data.sources.base import Source
 from mvmae.errors import UserError
 
 LOOKED_AT = 32  # images whose headers say how deep all are
@@ -90,12 +90,12 @@ def kind_of(source: Source, seed: int) -> Kind:
 
 
 def facts_at(source: Source, place: int) -> Facts | None:
-    """What an image's header or its array says; none where there is neither."""
+    """What an image's header or its array says; None where it cannot be read."""
     try:
-        if (own := values(source, place)) is not None:
-            return Facts(own.array.shape[2], depth_of(own.array.dtype), own.alpha)
-        data = raw(source, place)
-        return None if data is None else facts_of(data)
+        content = source.content(place)
+        if isinstance(content, bytes):
+            return facts_of(content)
+        return Facts(content.array.shape[2], depth_of(content.array.dtype), content.alpha)
     except UnreadableImageError:
         return None
     except Exception:  # decoders raise anything, and training will say of which image

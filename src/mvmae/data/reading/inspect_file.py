@@ -11,11 +11,10 @@ import os
 import re
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 from PIL import Image
 from torchvision.transforms.v2 import functional as tv
 
@@ -29,6 +28,7 @@ from mvmae.data.reading.decode import (
 )
 from mvmae.data.reading.deep_formats import is_array, values_of
 from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import contents
 
 Problem = Literal[
@@ -61,25 +61,17 @@ BEGINNINGS = (  # of files that are images, whatever else is wrong with them
 NOT_READ = ("are not read", "were asked for")
 
 
-class Member(NamedTuple):
-    """An image file in a tar file."""
+class Part(NamedTuple):
+    """An image that is not a separate file."""
 
-    file: str
-    start: int
-    """Of its first byte."""
+    source: int
+    """Which of the `Inspector`'s sources."""
 
-    size: int
-
-
-class Slice(NamedTuple):
-    """An image of an array in a .npy file."""
-
-    file: str
     index: int
 
 
-Item = str | Member | Slice
-"""What is looked at: a path, or a part of a file."""
+Item = str | Part
+"""What is inspected: a path, or an image of a source."""
 
 
 class Look(NamedTuple):
@@ -122,18 +114,26 @@ class Look(NamedTuple):
     """`THUMB` x `THUMB` x 3 bytes of colour."""
 
 
-def look(item: Item) -> Look:
-    """Read an image as training would.
+class Inspector:
+    """Inspects images; picklable, and called in processes that may be lost.
 
     Args:
-        item: What is no regular file is not opened.
+        sources: Where the parts come from.
     """
-    if isinstance(item, Slice):
-        return _look_at_slice(item)
-    return _look_in_tar(item) if isinstance(item, Member) else _look_at_file(item)
+
+    def __init__(self, sources: Sequence[Source] = ()) -> None:
+        self.sources = sources
+
+    def __call__(self, task: tuple[Item, bool]) -> Look:
+        """Read an image as training would or, where the flag is set, only a file's header."""
+        item, only_header = task
+        if isinstance(item, str):
+            return sniff(item) if only_header else look(item)
+        return _look_at_part(self.sources[item.source], item.index)
 
 
-def _look_at_file(path: str) -> Look:
+def look(path: str) -> Look:
+    """Read an image file as training would; what is not a regular file is not opened."""
     try:
         facts = Path(path).stat()
         if not stat.S_ISREG(facts.st_mode):
@@ -148,28 +148,20 @@ def _look_at_file(path: str) -> Look:
     return _look_into(data)
 
 
-def _look_in_tar(member: Member) -> Look:
+def _look_at_part(source: Source, index: int) -> Look:
     try:
-        with Path(member.file).open("rb") as file:
-            file.seek(member.start)
-            data = file.read(member.size)
-    except OSError as error:
-        return Look("unopened", error.strerror or str(error))
+        content = source.content(index)
+    except UnreadableImageError as error:
+        reason = str(error)
+        return Look("truncated" if "ends before" in reason else "unopened", reason)
     except MemoryError:
         return Look("memory", "the file is larger than the memory")
-    if len(data) < member.size:
-        return Look("truncated", "the tar file ends before it", size=len(data))
-    return _look_into(data)
+    return _look_into(content) if isinstance(content, bytes) else _look_at_values(content)
 
 
-def _look_at_slice(part: Slice) -> Look:
-    try:
-        array = np.array(np.lib.format.open_memmap(part.file, mode="r")[part.index])
-    except (OSError, ValueError) as error:
-        return Look("unopened", str(error))
-    content = array.tobytes()
-    found = Look(digest=hashlib.blake2b(content, digest_size=16).digest(), size=len(content))
-    values = Values(array if array.ndim == 3 else array[..., None])
+def _look_at_values(values: Values) -> Look:
+    data = values.array.tobytes()
+    found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     try:
         found = found._replace(thumb=_thumb(fitted(values, Wanted(3))))
     except UnreadableImageError as error:
@@ -206,12 +198,6 @@ def sniff(path: str) -> Look:
             return _with_header(Look(), file.read(SNIFFED))
     except (OSError, ValueError) as error:
         return Look("unopened", str(error))
-
-
-def either(task: tuple[Item, bool]) -> Look:
-    """`look` at an image, or `sniff` at a path where the second says so."""
-    item, passed_over = task
-    return sniff(item) if passed_over and isinstance(item, str) else look(item)
 
 
 def suffix_fits(path: str, format_name: str) -> bool:

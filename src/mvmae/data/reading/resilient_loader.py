@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
-from mvmae.data.sources.base import Source, raw
+from mvmae.data.sources.base import Forwarding, Source
 from mvmae.errors import UserError, printable
 
 POLL = 5.0  # seconds between two looks at the processes that read
@@ -45,7 +45,7 @@ class Held(NamedTuple):
     pid: int
 
 
-class Watched:
+class Watched(Forwarding):
     """A source whose readers note what they hold; images known to be deadly are not read.
 
     Args:
@@ -54,21 +54,13 @@ class Watched:
     """
 
     def __init__(self, source: Source, workers: int) -> None:
-        self.source, self.name, self.classes = source, source.name, source.classes
+        super().__init__(source)
         self.slots = torch.full((workers, 3), -1.0, dtype=torch.float64).share_memory_()
         self.deadly: dict[int, str] = {}
 
-    def __len__(self) -> int:
-        return len(self.source)
-
     def read(self, index: int) -> Pixels:
-        """See `Source`."""
         with self.reading(index):
             return self.source.read(index)
-
-    def raw(self, index: int) -> bytes | None:
-        """See `source.raw`; who decodes them does so under `reading`."""
-        return raw(self.source, index)
 
     @contextlib.contextmanager
     def reading(self, index: int) -> Iterator[None]:
@@ -90,14 +82,6 @@ class Watched:
             yield
         finally:
             slot[PLACE] = -1
-
-    def label(self, index: int) -> int:
-        """See `Source`."""
-        return self.source.label(index)
-
-    def path(self, index: int) -> str:
-        """See `Source`."""
-        return self.source.path(index)
 
     def held(self) -> list[Held]:
         """What the readers hold now."""

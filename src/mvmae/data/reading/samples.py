@@ -14,9 +14,9 @@ from torch.utils.data import Dataset
 
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading import reduced_jpeg
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode_content
 from mvmae.data.reading.resilient_loader import reading
-from mvmae.data.sources.base import Source, raw
+from mvmae.data.sources.base import Source
 from mvmae.method.augmentations import of_batch, random_colours
 from mvmae.method.views import Crop, mask_noise, random_views
 
@@ -124,13 +124,14 @@ class ViewsDataset(Dataset):
         """
         config = self.config
         with reading(self.source, place):
-            data = raw(self.source, place) if self.of_file else None
-            if self.of_file is None or data is None:
+            if self.of_file is None:
                 image = self.source.read(place)
-            elif (made := self.of_file(data, config, rng)) is not None:
-                return made
             else:
-                image = decode(data, config.model.in_channels)
+                content = self.source.content(place)
+                made = self.of_file(content, config, rng) if isinstance(content, bytes) else None
+                if made is not None:
+                    return made
+                image = decode_content(content, self.source.wanted)
         return random_views(image, config.views, config.model.height_width, rng)
 
 

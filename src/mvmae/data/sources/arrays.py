@@ -6,20 +6,21 @@ Labels lie beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (a label
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from mvmae.data.reading.decode import Pixels, Wanted, fitted
-from mvmae.data.reading.pixel_depth import Values
+from mvmae.config.model import MOST_CHANNELS
+from mvmae.data.reading.pixel_depth import Values, Wanted
+from mvmae.data.sources.base import Source
 from mvmae.data.sources.string_table import Codes, in_order
 from mvmae.errors import UserError
 
-MOST_CHANNELS = 64
 KINDS = "buif"  # truths, whole numbers and floats
 
 
-class Stack:
+class Stack(Source):
     """The images of an array in a file, which is mapped and not loaded.
 
     Args:
@@ -31,7 +32,7 @@ class Stack:
     """
 
     def __init__(self, file: str, channels: int) -> None:
-        self.name, self.file, self.channels = file, file, channels
+        self.name, self.file, self.wanted = file, file, Wanted(channels)
         self._images: np.ndarray | None = None
         facts = Path(file).stat()
         self._stamp = f"{facts.st_size} {facts.st_mtime_ns}"
@@ -53,26 +54,26 @@ class Stack:
     def __len__(self) -> int:
         return self._count
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        return fitted(self.values(index), Wanted(self.channels))
-
-    def values(self, index: int) -> Values:
-        """The numbers of an image as they are in the file."""
+    def content(self, index: int) -> Values:
         image = np.array(self.images[index])
         return Values(image if image.ndim == 3 else image[..., None])
 
     def label(self, index: int) -> int:
-        """See `Source`."""
         return -1 if self._classes is None else int(self._classes.codes[index])
 
-    def state(self, index: int) -> str:
-        """See `source.state`."""
+    def version(self, index: int) -> str:
         return f"{index} {self._stamp}"
 
     def path(self, index: int) -> str:
-        """See `Source`."""
         return f"{self.file}/{index}"
+
+    def files(self) -> Iterator[str]:
+        return map(str, (self.file, *_label_files(self.file)))
+
+
+def open_images(names: Sequence[str], channels: int) -> Stack:
+    """Open the one array in `names`."""
+    return Stack(names[0], channels)
 
 
 def _mapped(file: str) -> np.ndarray:
@@ -123,14 +124,19 @@ def _array(file: str, what: str) -> np.ndarray:
         raise UserError(f"{file} is no .npy file of {what}: {why}") from error
 
 
+def _label_files(file: str) -> tuple[Path, Path]:
+    """Where labels may lie, as an array and as a table."""
+    stem = Path(file).with_suffix("")
+    return stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
+
+
 def _labels(file: str, count: int) -> Codes | None:
     """The class of each image, from beside the file; none where nothing lies there.
 
     Raises:
         UserError: There are too few or too many, or they are no labels.
     """
-    stem = Path(file).with_suffix("")
-    numbers, table = stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
+    numbers, table = _label_files(file)
     if numbers.is_file():
         words, beside = _of_array(numbers), numbers
     elif table.is_file():

@@ -1,129 +1,195 @@
-"""What a source of images is."""
+"""The interface of an image source, and sources that wrap another source."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+import hashlib
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mvmae.data.reading.decode import Pixels
+from mvmae.config.model import MOST_CHANNELS
+from mvmae.config.views import Depth
+from mvmae.data.reading.decode import Pixels, Wanted, decode_content
 from mvmae.data.reading.pixel_depth import Values
+from mvmae.errors import UserError
+
+NOT_OWN_FILES = (  # why `data check` refuses a named set
+    "{} does not consist of files: mvmae data pack writes it to tar files, which can be checked"
+)
 
 
-@runtime_checkable  # beartype asks in tests
-class Source(Protocol):
-    """Images by number; picklable, for it goes to the processes that read."""
+class Source(ABC):
+    """Images by index. Picklable, because reader processes get a copy.
 
-    @property
-    def name(self) -> str:
-        """What the user called it."""
-        ...
+    A new source implements the four abstract methods and sets `name` and `wanted`.
+    """
 
-    @property
-    def classes(self) -> Sequence[str]:
-        """Names of the labels; none where there are no labels."""
-        ...
+    name: str
+    """What the user called it."""
 
+    wanted: Wanted
+    """Channels and depth of the pixels that `read` returns."""
+
+    classes: Sequence[str] = ()
+    """Class names in the order of the labels; empty without labels."""
+
+    has_own_files: bool = False
+    """Whether each image is a separate file, at `path`."""
+
+    refuses_check: str = ""
+    """Why `mvmae data check` cannot read these images; empty where it can."""
+
+    damage: Sequence[tuple[str, str]] = ()
+    """Archives of which only the beginning can be read, each with what is wrong."""
+
+    @abstractmethod
     def __len__(self) -> int:
         """Number of images."""
-        ...
+
+    @abstractmethod
+    def path(self, index: int) -> str:
+        """Where an image is, for messages; unique in this source."""
+
+    @abstractmethod
+    def content(self, index: int) -> bytes | Values:
+        """An encoded image file, or an array of pixel values.
+
+        Raises:
+            UnreadableImageError: The content cannot be read.
+        """
+
+    @abstractmethod
+    def version(self, index: int) -> str:
+        """A text that changes when the image changes; empty for images that never change."""
+
+    def label(self, index: int) -> int:
+        """Index of an image's class in `classes`; -1 without labels."""
+        return -1
+
+    def group(self, index: int) -> str | None:
+        """What an image belongs to besides its class, such as a patient; None if unknown."""
+        return None
 
     def read(self, index: int) -> Pixels:
         """The pixels of an image.
 
         Raises:
-            UnreadableImageError: It cannot be decoded.
+            UnreadableImageError: The image cannot be decoded.
         """
-        ...
+        return decode_content(self.content(index), self.wanted)
 
-    def label(self, index: int) -> int:
-        """The class of an image, as a place in `classes`; -1 where there are no labels."""
-        ...
+    def member(self, index: int) -> str:
+        """The path of an image in an archive of this source, with forward slashes."""
+        return self.path(index).replace(os.sep, "/")
+
+    def files(self) -> Iterator[str]:
+        """Local files that images, labels and class names come from; some may not exist."""
+        return iter(())
+
+
+class Forwarding(Source):
+    """Everything from another source; subclasses change what differs."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.name, self.classes, self.wanted = source.name, source.classes, source.wanted
+        self.has_own_files, self.damage = source.has_own_files, source.damage
+        self.refuses_check = source.refuses_check
+
+    def original(self, index: int) -> int:
+        """The index of an image in the wrapped source."""
+        return index
+
+    def __len__(self) -> int:
+        return len(self.source)
 
     def path(self, index: int) -> str:
-        """Where an image is, for messages; no two alike."""
-        ...
+        return self.source.path(self.original(index))
+
+    def content(self, index: int) -> bytes | Values:
+        return self.source.content(self.original(index))
+
+    def version(self, index: int) -> str:
+        return self.source.version(self.original(index))
+
+    def label(self, index: int) -> int:
+        return self.source.label(self.original(index))
+
+    def group(self, index: int) -> str | None:
+        return self.source.group(self.original(index))
+
+    def read(self, index: int) -> Pixels:
+        return self.source.read(self.original(index))
+
+    def member(self, index: int) -> str:
+        return self.source.member(self.original(index))
+
+    def files(self) -> Iterator[str]:
+        return self.source.files()
 
 
-class Subset:
+class Subset(Forwarding):
     """Some images of another source."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
-        self.source, self.indices = source, np.asarray(indices, dtype=np.int64)
-        self.name, self.classes = source.name, source.classes
+        super().__init__(source)
+        self.indices = np.asarray(indices, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.indices)
 
+    def original(self, index: int) -> int:
+        return int(self.indices[index])
+
+
+class Converted(Forwarding):
+    """Another source's images with other channels or another depth."""
+
+    def __init__(self, source: Source, wanted: Wanted) -> None:
+        super().__init__(source)
+        self.wanted = wanted
+
     def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        return self.source.read(int(self.indices[index]))
+        return decode_content(self.content(index), self.wanted)
 
-    def label(self, index: int) -> int:
-        """See `Source`."""
-        return self.source.label(int(self.indices[index]))
 
-    def group(self, index: int) -> str | None:
-        """See `group`."""
-        return group(self.source, int(self.indices[index]))
+def plain_channels(channels: int) -> int:
+    """The channels to open a source with before `with_depth` converts it: 1 or 3.
 
-    def raw(self, index: int) -> bytes | None:
-        """See `raw`."""
-        return raw(self.source, int(self.indices[index]))
+    Raises:
+        UserError: Images cannot have this number of channels.
+    """
+    if not 1 <= channels <= MOST_CHANNELS:
+        raise UserError(f"image files are read with 1 to {MOST_CHANNELS} channels, not {channels}")
+    return channels if channels in (1, 3) else 3
 
-    def values(self, index: int) -> Values | None:
-        """See `values`."""
-        return values(self.source, int(self.indices[index]))
 
-    def state(self, index: int) -> str | None:
-        """See `state`."""
-        return state(self.source, int(self.indices[index]))
-
-    def path(self, index: int) -> str:
-        """See `Source`."""
-        return self.source.path(int(self.indices[index]))
+def with_depth(source: Source, channels: int, depth: Depth) -> Source:
+    """The source at these channels and this depth, whatever it was converted to before."""
+    plain = source.source if isinstance(source, Converted) else source
+    if depth == "8" and channels in (1, 3):
+        return plain
+    return Converted(plain, Wanted(channels, depth))
 
 
 def labels(source: Source) -> np.ndarray:
-    """The class of every image, as int64."""
+    """The label of every image, as int64."""
     return np.array([source.label(index) for index in range(len(source))], dtype=np.int64)
 
 
-def group(source: Source, index: int) -> str | None:
-    """What an image belongs to besides its class, such as a patient; none where that is unknown.
-
-    A source that knows groups has a method of this name.
-    """
-    own = getattr(source, "group", None)
-    return own(index) if own else None
-
-
-def raw(source: Source, index: int) -> bytes | None:
-    """The bytes of an image file; none where the source holds pixels, and no files.
-
-    A source of files has a method of this name.
-
-    Raises:
-        UnreadableImageError: They cannot be read.
-    """
-    own = getattr(source, "raw", None)
-    return own(index) if own else None
+def fingerprint(source: Source) -> str:
+    """A short hash of the number of images and their paths, to notice that the data changed."""
+    digest = hashlib.sha256(str(len(source)).encode())
+    for index in range(len(source)):
+        digest.update(source.path(index).encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()[:16]
 
 
-def values(source: Source, index: int) -> Values | None:
-    """The numbers of an image as they are kept; none where the source has files, or only pixels.
-
-    A source of arrays has a method of this name.
-    """
-    own = getattr(source, "values", None)
-    return own(index) if own else None
-
-
-def state(source: Source, index: int) -> str | None:
-    """What changes when an image does, of images that are no files of their own.
-
-    A source of such images has a method of this name.
-    """
-    own = getattr(source, "state", None)
-    return own(index) if own else None
+def stamp(source: Source) -> str:
+    """`fingerprint` and the version of every image, to notice that an image was replaced."""
+    digest = hashlib.sha256(fingerprint(source).encode())
+    for index in range(len(source)):
+        digest.update(source.version(index).encode())
+    return digest.hexdigest()[:16]

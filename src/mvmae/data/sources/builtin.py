@@ -8,15 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib.resources import files
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import torch
 from PIL import Image
 
-from mvmae.data.reading.decode import Pixels, decode
-from mvmae.errors import UserError
+from mvmae.data.reading.decode import Wanted, decode
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.base import Source
 
 Split = Literal["train", "val"]
 
@@ -36,7 +36,7 @@ NUM_WINDOWS = {"train": 200, "val": 60}  # of each photograph
 SHARE = {"train": (0.0, 0.6), "val": (0.62, 1.0)}  # of the photograph's width: no pixel in both
 
 
-class InMemory:
+class InMemory(Source):
     """Images held as one array."""
 
     def __init__(
@@ -48,22 +48,26 @@ class InMemory:
         channels: int,
     ) -> None:
         self.name, self.classes = name, tuple(classes)
-        self.images, self.labels, self.channels = torch.from_numpy(images), labels, channels
+        self.images, self.labels = torch.from_numpy(images), labels
+        self.wanted = Wanted(channels)
+        kind = name.partition(":")[0]
+        self.refuses_check = f"{kind} is built in: there is nothing to check. Name a folder"
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        image = self.images[index]
-        return image if len(image) == self.channels else image[:1].expand(self.channels, -1, -1)
+    def content(self, index: int) -> Values:
+        image, channels = self.images[index], self.wanted.channels or 1
+        image = image if len(image) == channels else image[:1].expand(channels, -1, -1)
+        return Values(image.permute(1, 2, 0).numpy())
+
+    def version(self, index: int) -> str:
+        return ""
 
     def label(self, index: int) -> int:
-        """See `Source`."""
         return int(self.labels[index])
 
     def path(self, index: int) -> str:
-        """See `Source`."""
         return f"{self.name}/{self.classes[self.label(index)]}/{index}"
 
 
@@ -116,18 +120,15 @@ def digits(split: Split, channels: int) -> InMemory:
     return InMemory(f"digits:{split}", images, labels[keep], names, channels)
 
 
-BUILTIN = {"photos": photos, "digits": digits}
+SETS = {"photos": photos, "digits": digits}
 
 
-def is_builtin(name: str) -> bool:
-    """Whether the name is that of a built-in source.
+def open_images(names: Sequence[str], channels: int) -> InMemory:
+    """Open the training part of `photos` or `digits`."""
+    return SETS[names[0].removeprefix("builtin:")]("train", channels)
 
-    Raises:
-        UserError: There is also a folder of that name here.
-    """
-    if name in BUILTIN and Path(name).exists():
-        raise UserError(
-            f"'{name}' is built in, and a folder here is called so too: write ./{name} for the "
-            f"folder, builtin:{name} for the other"
-        )
-    return name.removeprefix("builtin:") in BUILTIN
+
+def open_parts(name: str, channels: int) -> tuple[InMemory, InMemory]:
+    """Open the training and the validation part."""
+    build = SETS[name.removeprefix("builtin:")]
+    return build("train", channels), build("val", channels)

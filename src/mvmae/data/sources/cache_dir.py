@@ -11,6 +11,7 @@ from pathlib import Path
 from mvmae.errors import UserError
 
 CACHE = "MVMAE_CACHE"  # a folder
+CONSENT = "MVMAE_DOWNLOAD"  # 1: named sets that are missing may be downloaded
 CACHE_GB = "MVMAE_CACHE_GB"  # what parts of remote files may take of it
 DEFAULT_GB = 20.0
 

@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
-from mvmae.data.reading.decode import EXTENSIONS, Pixels, UnreadableImageError, decode
+from mvmae.data.reading.decode import EXTENSIONS, UnreadableImageError, Wanted
+from mvmae.data.sources.base import Source
 from mvmae.data.sources.string_table import Codes, Names
 from mvmae.errors import UserError
 
 
-class Files:
+class Files(Source):
     """Image files, and the class of each where there are classes.
 
     Args:
@@ -25,6 +26,8 @@ class Files:
             or none.
     """
 
+    has_own_files = True
+
     def __init__(
         self,
         name: str,
@@ -33,7 +36,7 @@ class Files:
         class_names: Sequence[str] | None = None,
         group_names: Sequence[str] | None = None,
     ) -> None:
-        self.name, self.channels = name, channels
+        self.name, self.wanted = name, Wanted(channels)
         self.names = paths if isinstance(paths, Names) else Names(paths)
         self._classes = Codes(class_names) if class_names else None
         self._groups = Codes(group_names) if group_names else None
@@ -47,25 +50,26 @@ class Files:
     def __len__(self) -> int:
         return len(self.names)
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        return decode(self.raw(index), self.channels)
-
-    def raw(self, index: int) -> bytes:
-        """See `source.raw`."""
+    def content(self, index: int) -> bytes:
         return contents(self.names[index])
 
+    def version(self, index: int) -> str:
+        return file_version(self.names[index])
+
     def label(self, index: int) -> int:
-        """See `Source`."""
         return -1 if self._classes is None else int(self._classes.codes[index])
 
     def group(self, index: int) -> str | None:
-        """See `source.group`."""
         return None if self._groups is None else self._groups.word(index)
 
     def path(self, index: int) -> str:
-        """See `Source`."""
         return self.names[index]
+
+    def member(self, index: int) -> str:
+        return os.path.abspath(self.names[index]).replace(os.sep, "/")  # noqa: PTH100
+
+    def files(self) -> Iterator[str]:
+        return iter(self.names)
 
 
 def contents(path: str) -> bytes:
@@ -83,13 +87,22 @@ def contents(path: str) -> bytes:
         raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from error
 
 
+def file_version(path: str) -> str:
+    """Size and time of a file, which change with its content; empty where it cannot be asked."""
+    try:
+        facts = os.stat(path)  # noqa: PTH116  # a third of pathlib's time
+    except (OSError, ValueError):  # gone, or a zero byte in the name
+        return ""
+    return f"{facts.st_size} {facts.st_mtime_ns}"
+
+
 def _without_waiting(path: str, flags: int) -> int:
     """Open a pipe without waiting for somebody who writes."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
-def from_folders(folders: Sequence[str], channels: int) -> Files:
-    """Every image below the folders, in the order of their paths.
+def open_images(folders: Sequence[str], channels: int) -> Files:
+    """Open every image below the folders, in the order of their paths.
 
     A first-level folder is a class, as in torchvision's ImageFolder; where any image lies directly
     in its folder there are no classes.

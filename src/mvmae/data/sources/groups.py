@@ -7,7 +7,7 @@ import re
 import numpy as np
 from jaxtyping import Int
 
-from mvmae.data.sources.base import Source, group
+from mvmae.data.sources.base import Source
 from mvmae.errors import UserError
 
 
@@ -25,7 +25,7 @@ def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " imag
         UserError: The expression matches no path.
     """
     names = [
-        group(source, index) if pattern is None else _found(pattern, source.path(index))
+        source.group(index) if pattern is None else _found(pattern, source.path(index))
         for index in range(len(source))
     ]
     if not any(names):

@@ -7,17 +7,18 @@ at a step, would be lost with them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.reading.decode import UnreadableImageError, Wanted
+from mvmae.data.sources.base import NOT_OWN_FILES, Source
+from mvmae.data.sources.cache_dir import CONSENT
 from mvmae.data.sources.folders import contents
 from mvmae.data.sources.string_table import Codes
-from mvmae.data.sources.torchvision_sets import CONSENT
 from mvmae.errors import UserError
 
 PREFIX = "hf:"
@@ -26,7 +27,7 @@ TEST = ("validation", "val", "valid", "test", "testing")
 LABELS = ("label", "labels", "fine_label", "class")
 
 
-class HubSet:
+class HubSet(Source):
     """A part of a data set of `datasets`, image files as they are in it.
 
     Args:
@@ -45,7 +46,8 @@ class HubSet:
             Value,
         )
 
-        self.name, self.channels = name, channels
+        self.name, self.wanted = name, Wanted(channels)
+        self.refuses_check = NOT_OWN_FILES.format(name)
         images = [key for key, kind in rows.features.items() if isinstance(kind, Image)]
         if not images:
             raise UserError(
@@ -56,7 +58,7 @@ class HubSet:
         label = next((key for key in LABELS if key in rows.features), None)
         kind = rows.features[label] if label else None
         self._labels: np.ndarray | None = None
-        self.classes: tuple[str, ...] = ()
+        self.classes: Sequence[str] = ()
         if isinstance(kind, ClassLabel):
             values = rows.with_format("numpy")[label][:]
             self._labels, self.classes = np.asarray(values, dtype=np.int64), tuple(kind.names)
@@ -69,12 +71,7 @@ class HubSet:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        return decode(self.raw(index), self.channels)
-
-    def raw(self, index: int) -> bytes:
-        """See `source.raw`."""
+    def content(self, index: int) -> bytes:
         cell = self.rows[index][self.column] or {}
         if cell.get("bytes") is not None:
             return cell["bytes"]
@@ -83,30 +80,29 @@ class HubSet:
         return contents(cell["path"])
 
     def label(self, index: int) -> int:
-        """See `Source`."""
         return -1 if self._labels is None else int(self._labels[index])
 
     def path(self, index: int) -> str:
-        """See `Source`."""
         return f"{self.name}/{index}"
 
-    def state(self, index: int) -> str:
-        """See `source.state`: `datasets` makes a hash of all that a set is made from."""
+    def version(self, index: int) -> str:
+        # `datasets` keeps a hash of everything that a set was made from.
         return f"{index} {self.rows._fingerprint}"
 
 
-def open_set(data: str, split: str, channels: int) -> HubSet:
+def open_images(names: Sequence[str], channels: int) -> HubSet:
     """The training part of the set that `hf:NAME` names, or all of it where it has no parts.
 
     Raises:
         UserError: `datasets` is missing, or the set is not on this machine.
     """
+    data = names[0]
     parts = _parts(data)
     name = next((one for one in TRAIN if one in parts), next(iter(parts)))
     return HubSet(f"{data}:{name}", parts[name], channels)
 
 
-def both_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
+def open_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
     """Training and test part; none where the set has not both.
 
     Raises:

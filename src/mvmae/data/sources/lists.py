@@ -9,7 +9,7 @@ import csv
 import os
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,6 @@ from mvmae.data.sources.folders import Files
 from mvmae.data.sources.string_table import Names
 from mvmae.errors import UserError, printable
 
-LISTS = (".txt", ".csv", ".tsv", ".parquet")
 PATH = ("path", "file", "filename", "image")  # cells that make the first row a header
 LABEL = ("label", "class")
 GROUP = ("group",)
@@ -37,6 +36,11 @@ class Row(NamedTuple):
     group: str = ""
     line: int = 0
     """Where it begins; 0 where entries have no lines."""
+
+
+def open_images(names: Sequence[str], channels: int) -> Files:
+    """Open the one list in `names`; see `from_list`."""
+    return from_list(names[0], channels)
 
 
 def from_list(file: str, channels: int, root: str | None = None) -> Files:

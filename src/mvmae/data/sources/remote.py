@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources import cache_dir, tar_index
+from mvmae.data.sources.class_list import CLASSES, parse_class_list
 from mvmae.data.sources.shard_names import WILD
-from mvmae.data.sources.shards import CLASSES, classes_of, kept_index
-from mvmae.data.sources.tar_index import Stamp, TarIndex
+from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
 BLOCK = 4 << 20  # bytes fetched at once
@@ -238,7 +238,7 @@ class Remote:
             content = self.system.cat_file(name)
         except Exception:  # a server that has none may say so in any way
             return None
-        return classes_of(content, name)
+        return parse_class_list(content, name)
 
 
 class _Reader(io.RawIOBase):

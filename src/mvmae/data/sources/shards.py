@@ -9,25 +9,23 @@ from __future__ import annotations
 import os
 import sys
 from collections import Counter
-from collections.abc import Sequence
-from io import BufferedIOBase
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
-from mvmae.data.sources import cache_dir as places
-from mvmae.data.sources import tar_index
+from mvmae.data.reading.decode import UnreadableImageError, Wanted
+from mvmae.data.sources import cache_dir, tar_index
+from mvmae.data.sources.base import Source
+from mvmae.data.sources.class_list import CLASSES, class_names, parse_class_list
 from mvmae.data.sources.shard_names import expand, is_remote
-from mvmae.data.sources.string_table import Codes, are_numbers, in_order
-from mvmae.data.sources.tar_index import Stamp, TarIndex
+from mvmae.data.sources.string_table import Codes, in_order
+from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
-CLASSES = "classes.txt"  # beside shards: the names of the numbers in .cls, a line each, or nothing
 MOST_OPEN = 64  # files that a process keeps open
 SAID = 3  # damaged shards that are named
-MOST_LETTERS = 40  # of a class in a message
 
 
 @runtime_checkable  # beartype asks in tests
@@ -55,7 +53,7 @@ class Storage(Protocol):
         ...
 
 
-class Shards:
+class Shards(Source):
     """The images of tar files.
 
     Args:
@@ -69,7 +67,7 @@ class Shards:
     """
 
     def __init__(self, name: str, shards: Sequence[str], storage: Storage, channels: int) -> None:
-        self.name, self.shards, self.channels = name, list(shards), channels
+        self.name, self.shards, self.wanted = name, list(shards), Wanted(channels)
         self.storage = storage
         indexes: list[TarIndex] = []
         self._stamps: list[Stamp] = []
@@ -78,6 +76,11 @@ class Shards:
             indexes.append(index)
             self._stamps.append(stamp)
         _say(self.shards, indexes)
+        known = zip(self.shards, indexes, strict=True)
+        self.damage = [(shard, index.damage) for shard, index in known if index.damage]
+        self.has_local_files = not any(map(is_remote, shards))
+        if not self.has_local_files:
+            self.refuses_check = f"{name} is at an address: copy the tar files here to check them"
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
         if not len(self):
             raise UserError(f"no images in {name}: looked into {len(self.shards)} tar file(s)")
@@ -92,25 +95,17 @@ class Shards:
     def __len__(self) -> int:
         return int(self.begins[-1])
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
-        return decode(self.raw(index), self.channels)
-
-    def raw(self, index: int) -> bytes:
-        """See `source.raw`."""
+    def content(self, index: int) -> bytes:
         start, size = int(self._starts[index]), int(self._sizes[index])
         return self.storage.read(self._shard(index), start, size)
 
     def label(self, index: int) -> int:
-        """See `Source`."""
         return -1 if self._classes is None else int(self._classes.codes[index])
 
     def group(self, index: int) -> str | None:
-        """See `source.group`."""
         return None if self._groups is None else self._groups.word(index)
 
     def path(self, index: int) -> str:
-        """See `Source`: the shard, and the name in it."""
         return f"{self.shards[self._shard(index)]}/{self.member(index)}"
 
     def member(self, index: int) -> str:
@@ -118,16 +113,20 @@ class Shards:
         shard = self._shard(index)
         return self._names[shard][index - int(self.begins[shard])]
 
-    def state(self, index: int) -> str:
-        """See `source.state`."""
+    def version(self, index: int) -> str:
         stamp = self._stamps[self._shard(index)]
         return f"{self._starts[index]} {self._sizes[index]} {stamp.size} {stamp.mtime_ns}"
+
+    def files(self) -> Iterator[str]:
+        if self.has_local_files:
+            yield from self.shards
+            yield from {str(Path(shard).with_name(CLASSES)) for shard in self.shards}
 
     def _shard(self, index: int) -> int:
         return int(np.searchsorted(self.begins, index, side="right")) - 1
 
 
-def open_shards(names: Sequence[str], channels: int) -> Shards:
+def open_images(names: Sequence[str], channels: int) -> Shards:
     """The images of the tar files that are meant: paths, patterns, folders, or addresses.
 
     Raises:
@@ -183,27 +182,12 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
     words = _words(indexes, "labels", "label_names")
     if all(words):
         if listed is not None:
-            return Codes(_named(words, listed, name), listed)
+            return Codes(class_names(words, listed, name), listed)
         return Codes(words, in_order(words))
     if listed == []:
         return None
     folders = _folders(indexes)
     return Codes(folders) if all(folders) else None
-
-
-def _named(words: list[str], listed: list[str], name: str) -> list[str]:
-    """What stands for each word, which is a name or, where all words are numbers, a place."""
-    places = {str(at): word for at, word in enumerate(listed)}
-    if are_numbers(set(words)):
-        words, names = [str(int(word)) for word in words], places
-    else:
-        names = {word: word for word in listed}
-    unknown = set(words) - names.keys()
-    if unknown:
-        strange = min(unknown - places.keys() or unknown)  # among numbers, what is none
-        strange = strange if len(strange) <= MOST_LETTERS else f"{strange[:MOST_LETTERS]}..."
-        raise UserError(f"{name} has the class {strange}, which {CLASSES} does not name")
-    return [names[word] for word in words]
 
 
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
@@ -275,7 +259,7 @@ class Local:
             stamp = Stamp(facts.st_size, facts.st_mtime_ns)
             self.stamps[shard] = stamp
             beside = path.with_name(path.name + tar_index.SUFFIX)
-            elsewhere = places.cache() / "indexes" / places.short_name(str(path.absolute()))
+            elsewhere = cache_dir.cache() / "indexes" / cache_dir.short_name(str(path.absolute()))
             for kept in (beside, elsewhere):
                 if (index := kept_index(kept, stamp, file)) is not None:
                     return index, stamp
@@ -291,70 +275,16 @@ class Local:
         if folders or not file.is_file():
             return None
         try:
-            return classes_of(file.read_bytes(), str(file))
+            return parse_class_list(file.read_bytes(), str(file))
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-
-
-def classes_of(content: bytes, name: str) -> list[str]:
-    """The names of classes, a line each; they may be of bytes that are no UTF-8, as paths may.
-
-    Raises:
-        UserError: It is no text, or names a class twice.
-    """
-    if b"\0" in content:
-        raise UserError(f"{name} is no text of class names: it holds zero bytes")
-    found = content.decode("utf-8-sig", "surrogateescape").splitlines()
-    if len(set(found)) < len(found) or "" in found:
-        raise UserError(f"{name} names a class twice, or has an empty line")
-    return found
-
-
-def classes_text(names: Sequence[str]) -> bytes:
-    """What `classes_of` reads as these names.
-
-    Raises:
-        UserError: A name cannot stand there, or stands there twice.
-    """
-    if len(set(names)) < len(names):
-        twice = next(name for name, times in Counter(names).items() if times > 1)
-        raise UserError(
-            f"two classes are called {twice!r}, and {CLASSES} tells them by their names"
-        )
-    for name in names:
-        if not _is_a_line(name):
-            raise UserError(f"the class {name!r} cannot stand in {CLASSES}, a line for each class")
-    return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
-
-
-def _is_a_line(name: str) -> bool:
-    """Whether a name can be written as a line and is itself when that is read."""
-    try:
-        line = name.encode("utf-8", "surrogateescape")
-        return bool(name.strip()) and classes_of(line, CLASSES) == [name]
-    except (UnicodeEncodeError, UserError):
-        return False
-
-
-def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:
-    """An index of a file that is still the same; none where there is none, or it is damaged."""
-    try:
-        kept = tar_index.from_bytes(file.read_bytes())
-    except OSError:
-        return None
-    if kept is None or kept.size != stamp.size:
-        return None
-    if kept.mtime_ns is not None:
-        return kept.index if kept.mtime_ns == stamp.mtime_ns else None
-    probe = tar_index.probe_of(shard, stamp.size, kept.index.starts)
-    return kept.index if probe == kept.probe else None
 
 
 def _keep(content: bytes, files: Sequence[Path]) -> None:
     """Write to the first of the places that can be written to; without any, the next asks again."""
     for file in files:
         try:
-            places.write_whole(file, content)
+            cache_dir.write_whole(file, content)
         except OSError:
             continue
         return

@@ -13,6 +13,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterator
 from io import BufferedIOBase
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -315,6 +316,20 @@ def from_bytes(content: bytes) -> KeptIndex | None:
         return _parsed(whole)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # made by somebody else, with a checksum that fits
+
+
+def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:
+    """An index of a file that is still the same; none where there is none, or it is damaged."""
+    try:
+        kept = from_bytes(file.read_bytes())
+    except OSError:
+        return None
+    if kept is None or kept.size != stamp.size:
+        return None
+    if kept.mtime_ns is not None:
+        return kept.index if kept.mtime_ns == stamp.mtime_ns else None
+    probe = probe_of(shard, stamp.size, kept.index.starts)
+    return kept.index if probe == kept.probe else None
 
 
 def _parsed(whole: bytes) -> KeptIndex | None:

@@ -12,14 +12,14 @@ import numpy as np
 from PIL import Image
 from torchvision import datasets
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, fitted
-from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.reading.pixel_depth import UnreadableImageError, Values, Wanted
 from mvmae.data.sources import cache_dir
+from mvmae.data.sources.base import NOT_OWN_FILES, Source
+from mvmae.data.sources.cache_dir import CONSENT
 from mvmae.errors import UserError, nearest
 
 PREFIX = "torchvision:"
 ROOT = "MVMAE_TORCHVISION"  # a folder
-CONSENT = "MVMAE_DOWNLOAD"  # 1: what is missing may be downloaded
 Split = Literal["train", "test"]
 
 BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
@@ -39,7 +39,7 @@ PARTS: dict[str, Options] = {
 }
 
 
-class TorchvisionSet:
+class TorchvisionSet(Source):
     """A part of one of torchvision's data sets.
 
     Args:
@@ -54,7 +54,8 @@ class TorchvisionSet:
     """
 
     def __init__(self, name: str, split: Split, root: Path, channels: int, download: bool) -> None:
-        self.name, self.channels, self.root = f"{PREFIX}{name}:{split}", channels, str(root)
+        self.name, self.root = f"{PREFIX}{name}:{split}", str(root)
+        self.wanted, self.refuses_check = Wanted(channels), NOT_OWN_FILES.format(self.name)
         kind = getattr(datasets, name)
         options = dict(PARTS[name][split])
         if "download" in inspect.signature(kind).parameters:
@@ -73,8 +74,7 @@ class TorchvisionSet:
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: int) -> Pixels:
-        """See `Source`."""
+    def content(self, index: int) -> Values:
         try:
             picture = self.images[index][0]
         except Exception as error:  # Pillow raises anything
@@ -83,15 +83,23 @@ class TorchvisionSet:
             raise UnreadableImageError("no picture")
         gray = picture.mode in ("1", "L")
         array = np.asarray(picture.convert("L" if gray else "RGB"))
-        return fitted(Values(array[..., None] if gray else array), Wanted(self.channels))
+        # Gray sets count as colour where colour is wanted, as their channels are not looked at.
+        whole = np.repeat(array[..., None], self.wanted.channels or 1, axis=2) if gray else array
+        return Values(whole)
+
+    def version(self, index: int) -> str:
+        return ""
 
     def label(self, index: int) -> int:
-        """See `Source`."""
         return int(self._labels[index])
 
     def path(self, index: int) -> str:
-        """See `Source`."""
         return f"{self.name}/{self.classes[self.label(index)]}/{index}"
+
+
+def open_images(names: Sequence[str], channels: int) -> TorchvisionSet:
+    """Open the training part of the set that `torchvision:NAME` names."""
+    return open_set(names[0], "train", channels)
 
 
 def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
@@ -111,7 +119,7 @@ def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
     return TorchvisionSet(known[name.lower()], split, folder(), channels, consent)
 
 
-def both_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet] | None:
+def open_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet] | None:
     """Training and test part; none where the set has one part only.
 
     Raises:

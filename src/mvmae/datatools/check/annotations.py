@@ -21,7 +21,7 @@ from mvmae.data.annotations.masks import (
     match_by_name,
 )
 from mvmae.data.reading.decode import EXTENSIONS
-from mvmae.data.sources.open import TEST, TRAIN
+from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import Finding
 from mvmae.datatools.check.subjects import Subject

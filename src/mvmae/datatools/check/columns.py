@@ -14,8 +14,9 @@ from typing import get_args
 import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig
-from mvmae.data.reading.inspect_file import THUMB, Item, Look, Problem, either
+from mvmae.data.reading.inspect_file import THUMB, Inspector, Item, Look, Problem
 from mvmae.data.reading.subprocess_pool import Lost, guarded
+from mvmae.data.sources.base import Source
 
 PROBLEMS: tuple[str, ...] = get_args(Problem)
 FLAGS = ("rotated", "animated", "alpha")
@@ -141,6 +142,7 @@ def look_at(
     config: DataCheckConfig,
     *,
     sniff_from: int,
+    sources: Sequence[Source],
     workers: int,
 ) -> Iterator[int]:
     """Look at every file, in processes that may be lost.
@@ -150,6 +152,7 @@ def look_at(
         columns: Filled here.
         config: Time and memory that a file may take.
         sniff_from: Place from which on files are only asked whether they are images.
+        sources: Where the parts among the items come from.
         workers: Processes.
 
     Yields:
@@ -158,7 +161,7 @@ def look_at(
     tasks = _Tasks(items, sniff_from)
     memory = round(config.memory * 2**30)
     for place, found in guarded(
-        either, tasks, workers=workers, timeout=config.timeout, memory=memory
+        Inspector(sources), tasks, workers=workers, timeout=config.timeout, memory=memory
     ):
         if isinstance(found, Lost):
             found = Look("hung" if found.hung else "died", found.reason)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig, Severity
-from mvmae.data.reading.inspect_file import Slice, suffix_fits
+from mvmae.data.reading.inspect_file import suffix_fits
 from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.subjects import Subject
 from mvmae.metrics import near_duplicates
@@ -143,9 +144,10 @@ def _of_content(subject: Subject, columns: Columns, config: DataCheckConfig) -> 
 
 
 def _is_called_so(subject: Subject, columns: Columns, at: int) -> bool:
-    """Whether the suffix is the format's; an image of an array has none."""
-    is_slice = bool(subject.members) and isinstance(subject.members[at], Slice)
-    return is_slice or suffix_fits(subject.paths[at], columns.format_of(at))
+    """Whether the suffix is that of the format; an image in an array has no suffix."""
+    path = subject.paths[at]
+    has_suffix = bool(os.path.splitext(path)[1])  # noqa: PTH122
+    return not has_suffix or suffix_fits(path, columns.format_of(at))
 
 
 def of_same(subject: Subject, columns: Columns) -> Iterator[Finding]:

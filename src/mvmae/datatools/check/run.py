@@ -16,6 +16,7 @@ from typing import Any
 from mvmae import terminal
 from mvmae.config.datatools import DataCheckConfig
 from mvmae.data.reading.inspect_file import Item
+from mvmae.data.sources.base import Source
 from mvmae.datatools.check import (
     annotations as layouts,
 )
@@ -48,7 +49,7 @@ def run(config: DataCheckConfig) -> int:
     paths = [*subject.paths, *subject.masks, *subject.passed_over]
     with columns_for(len(paths), with_thumbs=config.near) as columns:
         items = [*subject.items, *subject.masks, *subject.passed_over]
-        look(items, columns, config, sniff_from=images + len(subject.masks))
+        look(items, columns, config, subject.sources, sniff_from=images + len(subject.masks))
         passed = findings.of_passed_over(paths, columns, images + len(subject.masks))
         lost = [*columns.is_problem("died", "hung", "memory").nonzero()[0].tolist()]
         deadly = lost_masks(paths, columns, [at for at in lost if at >= images])
@@ -87,11 +88,16 @@ def open_data(config: DataCheckConfig) -> tuple[Subject, CocoSplits | MaskSplits
 
 
 def look(
-    items: Sequence[Item], columns: Columns, config: DataCheckConfig, *, sniff_from: int
+    items: Sequence[Item],
+    columns: Columns,
+    config: DataCheckConfig,
+    sources: Sequence[Source],
+    *,
+    sniff_from: int,
 ) -> None:
     """Look at every file, with a bar."""
     workers = config.workers or _cores()
-    done = look_at(items, columns, config, sniff_from=sniff_from, workers=workers)
+    done = look_at(items, columns, config, sniff_from=sniff_from, sources=sources, workers=workers)
     next(done, None)  # before the clock runs: the processes that read begin with this
     with terminal.Bar(len(items), "files") as bar:
         bar.name("checking")

@@ -13,13 +13,10 @@ from mvmae.config.datatools import DataCheckConfig
 from mvmae.data.annotations.coco import FILE_PREFIX
 from mvmae.data.annotations.masks import MASK_FOLDERS
 from mvmae.data.reading.decode import EXTENSIONS
-from mvmae.data.reading.inspect_file import Item, Member, Slice
-from mvmae.data.sources.arrays import Stack
+from mvmae.data.reading.inspect_file import Item, Part
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.builtin import is_builtin
-from mvmae.data.sources.folders import Files
-from mvmae.data.sources.open import TEST, TRAIN, open_source
-from mvmae.data.sources.shards import Local, Shards
+from mvmae.data.sources.labelled import TEST, TRAIN
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 
 KINDS = {
@@ -59,7 +56,10 @@ class Subject:
     """Mask files: looked at, but no images of DATA."""
 
     members: list[Item] = field(default_factory=list)
-    """What is looked at in place of `paths`, where these are no files of their own."""
+    """What is inspected in place of `paths`, where these are not separate files."""
+
+    sources: list[Source] = field(default_factory=list)
+    """Where the parts among `members` come from."""
 
     damaged: list[tuple[str, str]] = field(default_factory=list)
     """Tar files of which only the beginning is read, and why."""
@@ -110,7 +110,7 @@ def open_images(config: DataCheckConfig) -> Subject:
         UserError: There are none.
     """
     source = open_source(config.data, 3)
-    members, damaged = _members_of(source)
+    members = _members_of(source, 0)
     if members and config.quarantine is not None:
         raise UserError(
             f"--quarantine lists files, and the images of {source.name} are none: "
@@ -122,7 +122,8 @@ def open_images(config: DataCheckConfig) -> Subject:
         paths=_paths_of(source),
         part=np.zeros(len(source), dtype=np.int16),
         members=members,
-        damaged=damaged,
+        sources=[source] if members else [],
+        damaged=[*source.damage],
         root=config.data[0] if len(config.data) == 1 and Path(config.data[0]).is_dir() else "",
     )
     names = [] if members else _split_names(config.data)
@@ -148,11 +149,12 @@ def hold_against(subject: Subject, config: DataCheckConfig) -> None:
         if any(_is_same(name, own) for own in config.data):
             raise UserError(f"--against {name} is DATA itself: name other images")
     source = open_source(config.against, 3)
-    members, damaged = _members_of(source)
+    members = _members_of(source, len(subject.sources))
+    subject.sources += [source] if members else []
     paths = _paths_of(source)
     if members or subject.members:
         subject.members = [*subject.items, *(members or paths)]
-    subject.damaged += damaged
+    subject.damaged += source.damage
     subject.against = len(subject.parts)
     subject.parts = (*subject.parts, f"--against {source.name}")
     part = np.full(len(source), subject.against, dtype=np.int16)
@@ -173,33 +175,21 @@ def _paths_of(source: Source) -> list[str]:
     return [source.path(index) for index in range(len(source))]
 
 
-def _members_of(source: Source) -> tuple[list[Item], list[tuple[str, str]]]:
-    """What is looked at of a source whose images are no files, and what of it is damaged.
+def _members_of(source: Source, number: int) -> list[Item]:
+    """What is inspected of a source whose images are not separate files; empty for files.
+
+    Args:
+        source: The images.
+        number: Index in `Subject.sources`.
 
     Raises:
-        UserError: It lies on no disk of this machine.
+        UserError: These images cannot be checked.
     """
-    if isinstance(source, Files):
-        return [], []
-    if isinstance(source, Stack):
-        return [Slice(source.file, index) for index in range(len(source))], []
-    if isinstance(source, Shards) and isinstance(source.storage, Local):
-        indexes = [source.storage.open_index(shard)[0] for shard in range(len(source.shards))]
-        known = list(zip(source.shards, indexes, strict=True))
-        members: list[Item] = [
-            Member(file, start, size)
-            for file, index in known
-            for start, size in zip(index.starts.tolist(), index.sizes.tolist(), strict=True)
-        ]
-        return members, [(file, index.damage) for file, index in known if index.damage]
-    if isinstance(source, Shards):
-        raise UserError(f"{source.name} is at an address: copy the tar files here to check them")
-    if is_builtin(name := source.name.partition(":")[0]):
-        raise UserError(f"{name} is built in: there is nothing to check. Name a folder")
-    raise UserError(
-        f"{source.name} is no files of yours: mvmae data pack writes it to tar files, which can be "
-        "checked"
-    )
+    if source.refuses_check:
+        raise UserError(source.refuses_check)
+    if source.has_own_files:
+        return []
+    return [Part(number, index) for index in range(len(source))]
 
 
 def _split_names(data: Sequence[str]) -> list[str]:

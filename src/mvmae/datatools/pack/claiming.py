@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 from mvmae.config.pack import DataPackConfig
-from mvmae.data.sources.arrays import Stack
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.folders import Files
+from mvmae.data.sources.class_list import CLASSES
 from mvmae.data.sources.hub import PREFIX
-from mvmae.data.sources.shard_names import is_remote
-from mvmae.data.sources.shards import CLASSES, Shards
 from mvmae.data.sources.tar_index import SUFFIX
 from mvmae.datatools.pack.write import SKIPPED, STATE
 from mvmae.errors import UserError
@@ -100,7 +97,8 @@ def keep_apart(source: Source, config: DataPackConfig) -> None:
     if not gone:
         return
     real: dict[str, str] = {}  # of folders, resolved once: many files lie in each
-    for path in _files(source, config.data):
+    data = [config.data] if Path(config.data).exists() else []
+    for path in itertools.chain(source.files(), data):
         folder, name = os.path.split(path)
         if folder not in real:
             real[folder] = os.path.realpath(folder).rstrip(os.sep) + os.sep
@@ -108,17 +106,3 @@ def keep_apart(source: Source, config: DataPackConfig) -> None:
         is_link = os.path.islink(whole)  # noqa: PTH114  # ten million paths
         if whole.startswith(gone) or (is_link and os.path.realpath(whole).startswith(gone)):
             raise UserError(f"{path} is of SRC and lies where DST is written: choose another DST")
-
-
-def _files(source: Source, data: str) -> Iterator[str]:
-    """All that SRC is read from; some need not be there."""
-    if isinstance(source, Shards):
-        local = [shard for shard in source.shards if not is_remote(shard)]
-        yield from local
-        yield from {str(Path(shard).with_name(CLASSES)) for shard in local}
-    elif isinstance(source, Stack):
-        yield from (str(Path(data).with_suffix(suffix)) for suffix in (".labels.npy", ".csv"))
-    elif isinstance(source, Files):
-        yield from source.names
-    if Path(data).exists():
-        yield data

@@ -20,7 +20,8 @@ from mvmae.data.reading.decode import (
     decode,
     decode_deep,
 )
-from mvmae.data.sources.base import Source, raw, values
+from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.base import Source
 
 PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 GRAY = ("1", "L")
@@ -71,26 +72,25 @@ class Packer:
     def __call__(self, index: int) -> Packed | Refused:
         """An image that is known to be readable, or why it is not."""
         try:
-            content = raw(self.source, index)
-            if content is None:
-                return self._of_pixels(index)
+            content = self.source.content(index)
+            if isinstance(content, Values):
+                return self._of_pixels(content, index)
             return self._of_file(content, self.source.path(index))
         except UnreadableImageError as error:
             return Refused(str(error))
         except MemoryError:
             return Refused("needs more memory than --memory")
 
-    def _of_pixels(self, index: int) -> Packed | Refused:
-        """Of a source that holds pixels: without loss unless asked otherwise."""
-        if (own := values(self.source, index)) is not None:
-            image = own.array
-            rows, _, channels = image.shape
-            if channels > max(3, rows):
-                return Refused(f"{channels} channels of {rows} rows, which a .npy file cannot tell")
-            if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
-                stream = io.BytesIO()
-                np.save(stream, image)
-                return Packed(stream.getvalue(), ".npy", stays=self._asks_for_more)
+    def _of_pixels(self, content: Values, index: int) -> Packed | Refused:
+        """Of a source that holds arrays: without loss unless asked otherwise."""
+        image = content.array
+        rows, _, channels = image.shape
+        if channels > max(3, rows):
+            return Refused(f"{channels} channels of {rows} rows, which a .npy file cannot tell")
+        if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
+            stream = io.BytesIO()
+            np.save(stream, image)
+            return Packed(stream.getvalue(), ".npy", stays=self._asks_for_more)
         pixels = self.source.read(index)
         is_gray = bool((pixels[:1] == pixels[1:]).all())
         return self._written(self._shrunken(_picture(pixels[:1] if is_gray else pixels)), "png")

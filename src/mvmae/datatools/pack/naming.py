@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.folders import Files
-from mvmae.data.sources.shards import Shards
 
 LONGEST = 200  # bytes of a folder's or a file's name: unpacked, 255 are what file systems take
 
@@ -21,10 +19,10 @@ class Naming:
     """
 
     def __init__(self, source: Source) -> None:
-        self.source, self.is_files = source, isinstance(source, Files)
+        self.source = source
         base: str | None = None
         for index in range(len(source)):
-            folder = self._whole(index).rpartition("/")[0] + "/"
+            folder = self.source.member(index).rpartition("/")[0] + "/"
             if base is None:
                 base = folder
             elif not folder.startswith(base):
@@ -33,17 +31,10 @@ class Naming:
 
     def key(self, index: int) -> str:
         """Of an image; two images may have the same."""
-        inside = self._whole(index)[len(self.base) :]
+        inside = self.source.member(index)[len(self.base) :]
         parts = [_plain(part) for part in inside.split("/") if part not in ("", ".", "..")]
         stem = os.path.splitext(parts[-1])[0] if parts else ""  # noqa: PTH122
         return "/".join([*parts[:-1], stem.replace(".", "_") or "image"])
-
-    def _whole(self, index: int) -> str:
-        if isinstance(self.source, Shards):
-            return self.source.member(index)
-        path = self.source.path(index)
-        path = os.path.abspath(path) if self.is_files else path  # noqa: PTH100
-        return path.replace(os.sep, "/")
 
 
 def _common(one: str, other: str) -> str:

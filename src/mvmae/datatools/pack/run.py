@@ -21,10 +21,11 @@ import torch
 
 from mvmae import terminal
 from mvmae.config.pack import DataPackConfig
-from mvmae.data.sources.base import Source, group
-from mvmae.data.sources.lists import LISTS, from_list
-from mvmae.data.sources.open import open_source, stamp
-from mvmae.data.sources.shards import CLASSES, classes_text, open_shards
+from mvmae.data.sources.base import Source, stamp
+from mvmae.data.sources.class_list import CLASSES, class_list_text
+from mvmae.data.sources.lists import from_list
+from mvmae.data.sources.open import LISTS, open_source
+from mvmae.data.sources.shards import open_images
 from mvmae.datatools.pack.claiming import FACTS, claim, keep_apart, replaced, unfinished
 from mvmae.datatools.pack.encode import Packed
 from mvmae.datatools.pack.naming import Naming
@@ -98,7 +99,7 @@ def opened(config: DataPackConfig) -> Source:
         source: Source = from_list(config.data, 3, config.root)
     else:
         source = open_source((config.data,), 3)
-    classes_text(source.classes)  # or it would fail when all is packed
+    class_list_text(source.classes)  # or it would fail when all is packed
     return source
 
 
@@ -179,7 +180,7 @@ def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Inte
                 return
             if isinstance(packed, Packed):
                 label = source.label(index)
-                writer.add(naming.key(index), packed, label, group(source, index), index)
+                writer.add(naming.key(index), packed, label, source.group(index), index)
             else:
                 writer.skip(source.path(index), packed.reason)
             bar.advance(1)
@@ -202,7 +203,7 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
             f"none of the {len(source):,} images of {source.name} can be read: {path} for one "
             f"({reason})"
         )
-    names = classes_text(source.classes)
+    names = class_list_text(source.classes)
     write_whole(folder / CLASSES, lambda stream: stream.write(names))
     facts = {
         "images": state.packed,
@@ -227,7 +228,7 @@ def check(folder: Path, source: Source, state: State) -> None:
     Raises:
         RuntimeError: It is something else, and our fault.
     """
-    packed = open_shards([str(folder / name) for name in state.shards], 3)
+    packed = open_images([str(folder / name) for name in state.shards], 3)
     if len(packed) != state.packed:
         raise RuntimeError(f"{folder} holds {len(packed)} images, not {state.packed}")
     ours, theirs = tuple(packed.classes), tuple(source.classes)

@@ -219,8 +219,8 @@ def evaluate(
     encoders.require_readable(split, skipped)
     found.sort(key=lambda one: one.index)
     detections = to_coco_results(found, split)
-    box = average_precision(split.content, detections, "bbox")
-    mask = average_precision(split.content, detections, "segm") if split.with_masks else None
+    box = average_precision(split.annotations, detections, "bbox")
+    mask = average_precision(split.annotations, detections, "segm") if split.with_masks else None
     return Evaluation(found, skipped, box, mask)
 
 

@@ -13,7 +13,7 @@ from mvmae.config.finetune import FinetuneConfig
 from mvmae.data.augment import mixed, random_erasing, seeded
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import whole_batches
-from mvmae.data.sources.open import open_labelled
+from mvmae.data.sources.labelled import open_labelled
 from mvmae.errors import UserError
 from mvmae.evaluation.finetune import report
 from mvmae.evaluation.finetune.classifier import Classifier

@@ -8,7 +8,8 @@ import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mvmae.config.finetune import FinetuneConfig
-from mvmae.data.sources.open import Labelled, fingerprint
+from mvmae.data.sources.base import fingerprint
+from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.finetune.classifier import Classifier

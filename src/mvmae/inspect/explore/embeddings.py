@@ -23,8 +23,7 @@ from torch import Tensor
 
 from mvmae import encoders
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.sources.base import Source, Subset
-from mvmae.data.sources.open import stamp
+from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.inspect.explore import model
 from mvmae.inspect.explore.model import Networks
 from mvmae.method.views import whole_view

@@ -22,8 +22,8 @@ from mvmae import encoders
 from mvmae.config.features import FeaturesConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source, Subset
-from mvmae.data.sources.open import TEST, TRAIN, stamp
+from mvmae.data.sources.base import Source, Subset, stamp
+from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.embed.search import seen
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError

@@ -10,7 +10,8 @@ import torch
 from mvmae import encoders, terminal
 from mvmae.config.features import FeaturesConfig
 from mvmae.config.files import command_line, to_plain
-from mvmae.data.sources.open import fingerprint, open_source
+from mvmae.data.sources.base import fingerprint
+from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import print_skipped, random_subset, require_results_outside

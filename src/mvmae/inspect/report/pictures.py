@@ -16,7 +16,8 @@ from torch import Tensor
 from mvmae import encoders
 from mvmae.config.report import ReportConfig
 from mvmae.config.views import Depth, ViewsConfig
-from mvmae.data.sources.open import fingerprint, open_source
+from mvmae.data.sources.base import fingerprint
+from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.attention import attention_rollout
 from mvmae.errors import UserError

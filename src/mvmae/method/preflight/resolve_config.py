@@ -13,8 +13,7 @@ from mvmae.config.views import ViewsConfig
 from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels, some
 from mvmae.data.reading.pixel_statistics import Channel, measured
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import with_depth
+from mvmae.data.sources.base import Source, with_depth
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
 from mvmae.training import distributed

@@ -155,7 +155,7 @@ def test_crowds_are_not_learnt_but_kept_for_the_figures(tmp_path):
     save(tmp_path, "train", content | {"annotations": [*content["annotations"], crowd]})
     split = split_of(tmp_path)
     assert len(split.images[0].instances) == len(content["annotations"])
-    assert len(split.content["annotations"]) == len(content["annotations"]) + 1
+    assert len(split.annotations["annotations"]) == len(content["annotations"]) + 1
 
 
 def test_another_annotation_is_another_fingerprint(tmp_path):
@@ -344,7 +344,7 @@ def test_a_target_has_what_the_file_says(tmp_path):
 
 def truth_of(folder: Path) -> dict:
     write_split(folder, "val", count=4)
-    return split_of(folder, "val").content
+    return split_of(folder, "val").annotations
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

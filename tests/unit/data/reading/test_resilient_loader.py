@@ -11,23 +11,22 @@ from torch.utils.data import get_worker_info
 
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.reading.resilient_loader import MOST_FAILURES
+from mvmae.data.sources.base import Forwarding
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 
 
-class Deadly:
+class Deadly(Forwarding):
     """Images some of which kill or keep the process that reads them, so many times."""
 
     classes = ()
     name = "deadly"
 
     def __init__(self, source, folder, kills=(), keeps=(), times=10**6) -> None:
-        self.source, self.folder, self.times = source, folder, times
+        super().__init__(source)
+        self.folder, self.times = folder, times
         self.kills, self.keeps = kills, keeps
         folder.mkdir(exist_ok=True)
-
-    def __len__(self) -> int:
-        return len(self.source)
 
     def read(self, index):
         if index in (*self.kills, *self.keeps):
@@ -39,12 +38,6 @@ class Deadly:
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(1000)
         return self.source.read(index)
-
-    def label(self, index):
-        return self.source.label(index)
-
-    def path(self, index):
-        return self.source.path(index)
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from mvmae.data.reading.detect_kind import kind_of
-from mvmae.data.sources.base import Subset, group, labels
-from mvmae.data.sources.deep import with_depth
-from mvmae.data.sources.folders import from_folders
+from mvmae.data.sources.base import Subset, labels, with_depth
+from mvmae.data.sources.folders import open_images
+from mvmae.data.sources.labelled import open_labelled
 from mvmae.data.sources.lists import Bounds, from_list
-from mvmae.data.sources.open import open_labelled, open_source
+from mvmae.data.sources.open import open_source
 from mvmae.data.sources.string_table import Codes, Names, in_order
 from mvmae.errors import UserError
 
@@ -58,14 +58,14 @@ def test_every_format_gives_paths_labels_and_groups(four, name, header):
     assert [source.path(index) for index in range(4)] == ["a.png", "b.png", "c.png", "d.png"]
     assert source.classes == ("ape", "cat")
     assert labels(source).tolist() == [1, 0, 1, 1]
-    assert [group(source, index) for index in range(4)] == ["p1", "p1", "p2", None]
+    assert [source.group(index) for index in range(4)] == ["p1", "p1", "p2", None]
     assert source.read(2)[0, 0, 0] == 2
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv"])
 def test_without_a_header_columns_are_path_label_and_group(four, name):
     source = open_source([written(name, ROWS)], 3)
-    assert (source.classes, group(source, 2)) == (("ape", "cat"), "p2")
+    assert (source.classes, source.group(2)) == (("ape", "cat"), "p2")
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv", "list.parquet"])
@@ -73,7 +73,7 @@ def test_a_header_may_have_them_in_another_order_and_with_others(four, name):
     rows = [("a.png", "7", "p1", "cat"), ("b.png", "8", "p2", "ape")]
     source = open_source([written(name, rows, ("path", "size", "group", "label"))], 3)
     assert source.classes == ("ape", "cat")
-    assert group(source, 1) == "p2"
+    assert source.group(1) == "p2"
 
 
 @pytest.mark.parametrize("name", ["list.csv", "list.tsv"])
@@ -134,7 +134,7 @@ def test_a_list_in_utf_16_is_called_so(four, name):
 def test_groups_without_labels_are_no_labels(four):
     source = open_source([written("list.csv", [("a.png", "p1")], ("path", "group"))], 3)
     assert source.classes == ()
-    assert (source.label(0), group(source, 0)) == (-1, "p1")
+    assert (source.label(0), source.group(0)) == (-1, "p1")
 
 
 def test_columns_of_a_parquet_file_may_be_numbers_and_dictionaries(four):
@@ -183,7 +183,7 @@ def test_no_group_is_in_both_parts_of_a_split(four):
         Image.new("RGB", (4, 4)).save(four / f"{number}.png")
         rows.append((f"{number}.png", "xy"[number // 4 % 2], f"p{number // 4}"))
     both = open_labelled(written("list.csv", rows), 3)
-    parts = [{group(part, n) for n in range(len(part))} for part in (both.train, both.test)]
+    parts = [{part.group(n) for n in range(len(part))} for part in (both.train, both.test)]
     assert parts[0] & parts[1] == set()
     assert parts[0] | parts[1] == {f"p{number}" for number in range(10)}
     assert len(both.test) == 8
@@ -282,7 +282,7 @@ def test_a_folder_without_permission_is_passed_over(tmp_path, image_folder):
     try:
         if os.access(closed, os.R_OK):
             pytest.skip("this user may read everything")
-        assert {path.split("/")[-2] for path in from_folders([str(folder)], 3).names} == {"red"}
+        assert {path.split("/")[-2] for path in open_images([str(folder)], 3).names} == {"red"}
     finally:
         closed.chmod(0o755)
 

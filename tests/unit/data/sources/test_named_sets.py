@@ -12,8 +12,9 @@ from torchvision import datasets as known
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources import torchvision_sets
-from mvmae.data.sources.base import labels
-from mvmae.data.sources.open import fingerprint, open_labelled, open_source
+from mvmae.data.sources.base import fingerprint, labels
+from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 
 
@@ -128,7 +129,7 @@ def test_a_folder_of_save_to_disk_is_its_image_files(saved):
     source = open_source([f"hf:{saved}"], 3)
     assert (len(source), source.classes) == (6, ("zebra", "ape"))
     assert labels(source).tolist() == [0, 1, 0, 1, 0, 1]
-    assert source.raw(4) == encoded(4)
+    assert source.content(4) == encoded(4)
     assert torch.equal(pickle.loads(pickle.dumps(source)).read(4), source.read(4))
     both = open_labelled(f"hf:{saved}", 3)
     assert (len(both.test), both.split) == (2, "its own parts")

@@ -13,8 +13,8 @@ from shard_files import image, tar
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources import remote
-from mvmae.data.sources.base import labels
-from mvmae.data.sources.open import open_source, stamp
+from mvmae.data.sources.base import labels, stamp
+from mvmae.data.sources.open import open_source
 from mvmae.data.sources.remote import Cache
 from mvmae.errors import UserError
 
@@ -127,12 +127,13 @@ def test_each_byte_is_sent_once_and_then_lies_in_the_cache(server, shards, tmp_p
     source = opened(server)
     for _ in range(2):
         for index in range(6):
-            source.raw(index)
+            source.content(index)
     sizes = [(shards / f"s-{shard}.tar").stat().st_size for shard in range(2)]
     assert sum(server.parts()) == sum(sizes) == cached(tmp_path / "cache")
     server.asked.clear()
     again = opened(server)
-    assert [again.raw(index) for index in range(6)] == [source.raw(index) for index in range(6)]
+    for index in range(6):
+        assert again.content(index) == source.content(index)
     assert server.parts() == []
     assert stamp(again) == stamp(source)
 
@@ -141,7 +142,7 @@ def test_an_index_beside_the_tar_file_saves_reading_all_of_it(server, shards, ca
     open_source([str(shards)], 3)  # writes them
     source = opened(server)
     assert server.parts() == []
-    assert source.raw(5) == image(12)
+    assert source.content(5) == image(12)
     assert "looking through it" not in capsys.readouterr().err
 
 
@@ -149,7 +150,7 @@ def test_a_damaged_index_at_the_address_is_not_believed(server, shards, capsys):
     open_source([str(shards)], 3)
     for file in shards.glob("*.index"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert opened(server).raw(2) == image(2)
+    assert opened(server).content(2) == image(2)
     assert capsys.readouterr().err.count("looking through it") == 2
 
 
@@ -160,27 +161,27 @@ def test_what_does_not_fit_into_the_cache_is_sent_an_image_at_a_time(
     monkeypatch.setenv("MVMAE_CACHE_GB", "0")
     source = opened(server)
     assert "each image is fetched when it is needed" in capsys.readouterr().err
-    assert [source.raw(index) for index in (4, 4)] == [image(11)] * 2
+    assert [source.content(index) for index in (4, 4)] == [image(11)] * 2
     assert server.parts() == [len(image(11))] * 2
     assert cached(tmp_path / "cache") == 0
 
 
 def test_a_file_that_changed_is_fetched_again(server, shards):
-    assert opened(server, "s-0.tar").raw(1) == image(1)
+    assert opened(server, "s-0.tar").content(1) == image(1)
     facts = (shards / "s-0.tar").stat()
     tar(shards / "s-0.tar", {f"{'xy'[n % 2]}/{n}.png": image(7 - n) for n in range(3)})
     os.utime(shards / "s-0.tar", ns=(0, facts.st_mtime_ns + 10**9))
-    assert opened(server, "s-0.tar").raw(1) == image(6)
+    assert opened(server, "s-0.tar").content(1) == image(6)
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(server, shards):
     source = opened(server)
     source.storage.cache.folder = shards.parent / "another"
     server.fails = 2
-    assert source.raw(5) == image(12)
+    assert source.content(5) == image(12)
     server.fails = 9
     with pytest.raises(UnreadableImageError, match="cannot be fetched"):
-        source.raw(0)
+        source.content(0)
     server.fails = 0
 
 
@@ -193,7 +194,7 @@ def test_a_server_that_sends_whole_files_only_is_refused(server, shards, monkeyp
 
 def test_signed_addresses_keep_their_key_to_themselves(server, shards, capsys):
     source = opened(server, "s-0.tar?key=secret")
-    assert source.raw(0) == image(0)
+    assert source.content(0) == image(0)
     with pytest.raises(UserError, match="no such file") as error:
         opened(server, "gone.tar?key=secret")
     assert "secret" not in str(error.value) + capsys.readouterr().err
@@ -219,7 +220,7 @@ def test_files_and_addresses_are_not_mixed(server, shards):
 
 
 def _read_all(source, queue) -> None:
-    queue.put([source.raw(index) for index in range(len(source))])
+    queue.put([source.content(index) for index in range(len(source))])
 
 
 @pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
@@ -228,7 +229,7 @@ def test_other_processes_have_connections_of_their_own(server, shards, monkeypat
     open_source([str(shards)], 3)
     monkeypatch.setenv("MVMAE_CACHE_GB", "0")
     source = opened(server)
-    first = source.raw(0)  # this process has a connection
+    first = source.content(0)  # this process has a connection
     context = multiprocessing.get_context(method)
     queue = context.Queue()
     process = context.Process(target=_read_all, args=(source, queue))

@@ -14,8 +14,9 @@ from shard_files import image, tar
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources import cache_dir, tar_index
-from mvmae.data.sources.base import group, labels
-from mvmae.data.sources.open import fingerprint, open_labelled, open_source, stamp
+from mvmae.data.sources.base import fingerprint, labels, stamp
+from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.data.sources.shard_names import braces
 from mvmae.errors import UserError
 
@@ -174,7 +175,7 @@ def test_labels_and_groups_come_from_json(tmp_path):
     }
     source = opened(tar(tmp_path / "a.tar", content))
     assert [source.classes[label] for label in labels(source)] == ["cat", "ape"]
-    assert [group(source, index) for index in range(2)] == ["p1", None]
+    assert [source.group(index) for index in range(2)] == ["p1", None]
 
 
 @pytest.mark.parametrize("text", [b"{", b"[1]", b'{"label": {}}', b"\xff", b"[" * 60000, b"null"])
@@ -213,7 +214,7 @@ def test_of_two_members_of_one_name_the_last_counts(tmp_path, capsys):
         made.addfile(info, io.BytesIO(image(3)))
     source = opened(file)
     assert members(source) == ["b.png", "a.png"]
-    assert source.raw(1) == image(3)
+    assert source.content(1) == image(3)
     assert "1 replaced by a later one of the same name" in capsys.readouterr().err
 
 
@@ -248,7 +249,7 @@ def test_what_is_no_plain_file_is_passed_over_and_counted(tmp_path, capsys):
             made.addfile(info, io.BytesIO(image()))
     source = opened(file)
     assert members(source) == ["good.png"]
-    assert source.raw(0) == image()
+    assert source.content(0) == image()
     said = capsys.readouterr().err
     assert "2 links" in said
     assert "2 no files" in said
@@ -279,7 +280,7 @@ def test_a_sparse_file_is_passed_over_and_what_follows_it_is_read(tmp_path, opti
     assert (tmp_path / "a.tar").stat().st_size < 1_000_000
     source = opened(tmp_path / "a.tar")
     assert members(source) == ["0.png", "1.png", "2.png"]
-    assert [source.raw(number) for number in range(3)] == [image(number) for number in range(3)]
+    assert [source.content(number) for number in range(3)] == [image(number) for number in range(3)]
     assert capsys.readouterr().err == "mvmae: passed over in the tar files: 1 sparse files\n"
     whole = (tmp_path / "a.tar").read_bytes()
     for cut in range(whole.index(b"a.jpg"), len(whole) - 1024, 700):  # wherever it ends
@@ -354,7 +355,7 @@ def test_a_lying_header_costs_what_lies_behind_it_and_nothing_else(tmp_path, bad
     (tmp_path / "a.tar").write_bytes(good_member() + bad)
     source = opened(tmp_path / "a.tar")
     assert members(source)[0] == "good.png"
-    assert source.raw(0) == image()
+    assert source.content(0) == image()
     assert len(source) == 1
     said = capsys.readouterr().err
     assert "a.tar is" in said
@@ -417,7 +418,7 @@ def test_webdatasets_own_writer_is_read(tmp_path):
         for number in range(3):
             sink.write({"__key__": f"s.{number}/x", "png": image(number), "cls": b"%d" % number})
     source = opened(tmp_path / "a.tar")
-    assert [source.raw(number) for number in range(3)] == [image(number) for number in range(3)]
+    assert [source.content(number) for number in range(3)] == [image(number) for number in range(3)]
     assert source.classes == ("0", "1", "2")
 
 
@@ -431,7 +432,7 @@ def test_an_index_is_kept_beside_the_tar_file_and_used(tmp_path, monkeypatch):
     monkeypatch.setattr(tar_index, "index_tar", None)  # it would be called
     second = opened(file)
     assert stamp(first) == stamp(second)
-    assert second.raw(1) == image(1)
+    assert second.content(1) == image(1)
 
 
 def test_a_changed_tar_file_is_looked_through_again(tmp_path):
@@ -462,7 +463,7 @@ def test_where_nothing_may_be_written_the_index_goes_to_the_cache(tmp_path, monk
     assert not (tmp_path / "a.tar.index").exists()
     assert len(list((cache_dir.cache() / "indexes").iterdir())) == 1
     monkeypatch.setattr(tar_index, "index_tar", None)
-    assert opened(file).raw(0) == image()
+    assert opened(file).content(0) == image()
 
 
 def test_a_tar_file_that_is_cut_after_it_was_opened_is_an_unreadable_image(tmp_path):

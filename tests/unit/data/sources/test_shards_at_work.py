@@ -41,7 +41,7 @@ def test_many_tar_files_are_read_by_threads_with_few_of_them_open(tmp_path, monk
 
     def read(seed: int) -> None:
         order = np.random.default_rng(seed).integers(0, 9, 200).tolist()
-        wrong.extend(index for index in order if source.raw(index) != image_of[index])
+        wrong.extend(index for index in order if source.content(index) != image_of[index])
 
     image_of = [image(number) for number in range(9)]
     threads = [threading.Thread(target=read, args=(seed,)) for seed in range(4)]

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.sources.base import Subset, labels
-from mvmae.data.sources.builtin import BUILTIN, PHOTOGRAPHS, _windows, digits, photos
-from mvmae.data.sources.open import fingerprint, open_labelled, open_source
+from mvmae.data.sources.base import Subset, fingerprint, labels
+from mvmae.data.sources.builtin import PHOTOGRAPHS, SETS, _windows, digits, photos
+from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 
 
@@ -259,7 +260,7 @@ def test_other_numbers_of_channels_are_refused(image_folder, channels):
         open_source([str(image_folder())], channels)
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", sorted(SETS))
 def test_folder_called_like_a_built_in_source_must_be_told_from_it(tmp_path, monkeypatch, name):
     picture(tmp_path / name / "a.png")
     monkeypatch.chdir(tmp_path)
@@ -321,9 +322,9 @@ def test_digits_are_gray_in_three_channels_where_asked():
     assert torch.equal(image[0], image[2])
 
 
-@pytest.mark.parametrize("name", sorted(BUILTIN))
+@pytest.mark.parametrize("name", sorted(SETS))
 def test_no_two_built_in_images_have_one_path(name):
-    train, val = (BUILTIN[name](split, 3) for split in ("train", "val"))
+    train, val = (SETS[name](split, 3) for split in ("train", "val"))
     paths = [part.path(index) for part in (train, val) for index in range(len(part))]
     assert len(set(paths)) == len(paths)
 
@@ -402,7 +403,7 @@ def test_many_different_classes_are_cut_short(image_folder):
 
 def test_unlabelled_images_are_refused_with_what_would_be_right(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(UserError, match="has no labels: put each class into a folder of its own"):
+    with pytest.raises(UserError, match="has no labels: put each class into its own folder"):
         open_labelled(str(tmp_path), 3)
 
 
