@@ -21,7 +21,7 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from mvmae.method import terms
+from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Block
 from mvmae.training.memory import silence
@@ -150,8 +150,8 @@ def ranges(model: MaskedAutoencoder) -> Iterator[None]:
     with ExitStack() as stack:
         for module, part in parts_of_model(model):
             stack.enter_context(named_module(module, part))
-        stack.enter_context(named(terms, "reconstruction_term", "reconstruction loss"))
-        stack.enter_context(named(terms, "contrastive_term", "contrast"))
+        stack.enter_context(named(losses, "reconstruction_loss", "reconstruction loss"))
+        stack.enter_context(named(losses, "nt_xent", "contrast"))
         yield
 
 
@@ -192,9 +192,9 @@ def named(module: ModuleType, function: str, part: str) -> Iterator[None]:
     """Have a function of a module run in a range."""
     plain = getattr(module, function)
 
-    def inside(*args: Any) -> Any:
+    def inside(*args: Any, **options: Any) -> Any:
         with record_function(MARK + part):
-            return plain(*args)
+            return plain(*args, **options)
 
     setattr(module, function, inside)
     try:

@@ -14,7 +14,7 @@ from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.loader import Batch
-from mvmae.method.augmentations import of_batch, random_colours
+from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.parallel import parallel
 from mvmae.method.pretrain import training_step
@@ -64,9 +64,9 @@ def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> B
     noise = torch.rand(*shape, config.model.num_patches, generator=generator)
     share = [part.chunk(world, dim=1)[rank] for part in (views, noise)]
     groups = GROUPS.chunk(world)[rank] if config.group_regex else None
-    colours = of_batch([random_colours((place,), config.views) for place in range(shape[1])])
-    own = colours if colours is None else colours.chunk(world, dim=1)[rank]
-    return Batch(*share, skipped=[], is_whole=True, groups=groups, colours=own)
+    images = range(config.batch_size)[rank * len(share[0][0]) :][: len(share[0][0])]
+    drawn = stack_augmentations([draw_augmentations((i,), config.views) for i in images])
+    return Batch(*share, skipped=[], is_whole=True, groups=groups, augmentations=drawn)
 
 
 def begun(config: PretrainConfig, optimizer: str):

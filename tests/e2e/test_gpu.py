@@ -7,7 +7,7 @@ import torch
 from run_folders import metrics
 
 from mvmae.cli.main import main
-from mvmae.method.terms import moved
+from mvmae.method.inputs import move_rows
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,7 +71,7 @@ def test_views_reach_the_gpu_as_they_are_while_it_computes(part):
         generator = torch.Generator().manual_seed(seed)
         rows = torch.randint(256, (2, 5, 3, 64, 64), dtype=torch.uint8, generator=generator)
         busy = busy @ busy / 64
-        found = moved(rows.pin_memory(), part, device)
+        found = move_rows(rows.pin_memory(), part, device)
         assert torch.equal(found.cpu(), rows[:, part].flatten(0, 1))
 
 

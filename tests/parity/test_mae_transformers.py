@@ -6,6 +6,7 @@ they are compared with lightly's in test_positions_lightly.py.
 
 import pytest
 import torch
+from objective import losses_of
 from torch import Tensor, nn
 
 from mvmae.config.model import ModelConfig
@@ -13,7 +14,6 @@ from mvmae.config.pretrain import ObjectiveConfig
 from mvmae.method.losses import reconstruction_loss
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import masking_from_noise, patchify
-from mvmae.method.terms import losses_of
 
 pytestmark = pytest.mark.parity
 transformers = pytest.importorskip("transformers")

@@ -9,7 +9,7 @@ from torch import nn
 from benchmarks import parts, step
 from mvmae.config.evaluation import BenchConfig
 from mvmae.config.model import ModelConfig
-from mvmae.method import terms
+from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.pretrain import training_step
 from mvmae.training.optim import adamw
@@ -97,8 +97,8 @@ def test_a_slow_place_is_found_in_its_part(path, part, way):
 
 def test_slow_losses_and_optimisers_are_found_in_theirs(monkeypatch):
     model, once = step_of(TINY)
-    slow = terms.nt_xent
-    monkeypatch.setattr(terms, "nt_xent", lambda *a, **k: (time.sleep(NAP), slow(*a, **k))[1])
+    slow = losses.nt_xent
+    monkeypatch.setattr(losses, "nt_xent", lambda *a, **k: (time.sleep(NAP), slow(*a, **k))[1])
     spent = parts.parts_of_step(once, model, CPU)["parts"]
     assert spent["contrast"]["forward"] >= NAP * 1e3 * 0.99
     monkeypatch.undo()
@@ -114,9 +114,9 @@ def test_slow_losses_and_optimisers_are_found_in_theirs(monkeypatch):
 
 def test_looking_leaves_nothing_behind():
     model, once = step_of(TINY)
-    before = terms.reconstruction_term, terms.contrastive_term
+    before = losses.reconstruction_loss, losses.nt_xent
     parts.parts_of_step(once, model, CPU)
-    assert (terms.reconstruction_term, terms.contrastive_term) == before
+    assert (losses.reconstruction_loss, losses.nt_xent) == before
     hooks = [(m._forward_hooks, m._forward_pre_hooks) for m in model.modules()]
     assert not any(after or before for after, before in hooks)
 

@@ -46,6 +46,11 @@ class ObjectiveConfig:
         require(max(weights) > 0, "both losses have weight 0: there is nothing to learn")
         require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
 
+    @property
+    def rebuild(self) -> Literal["masked", "all", "none"]:
+        """Patches that the decoder predicts."""
+        return self.reconstruct if self.reconstruction_weight > 0 else "none"
+
 
 DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")]
 

@@ -21,7 +21,7 @@ from mvmae.errors import UserError
 from mvmae.figures import contact_sheet
 from mvmae.figures.contact_sheet import HIDDEN, Views
 from mvmae.inspect.choose_images import Chosen, choose, displayed, missing
-from mvmae.method.augmentations import in_other_colours
+from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
 from mvmae.method.preflight.resolve_config import settle
 from mvmae.method.views import crop, for_people, whole_box
@@ -135,10 +135,10 @@ def as_trained_on(
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
     """The views in the colours that they are given on the device."""
     assert isinstance(sample.views, Tensor)
-    if sample.colours is None:
+    if sample.augmentations is None:
         return sample.views
     channels = trained.model.in_channels
-    changed = in_other_colours(sample.views, sample.colours, trained.views, channels)
+    changed = augment(sample.views, sample.augmentations, trained.views, channels)
     return (255 * changed).round().byte() if sample.views.dtype == torch.uint8 else changed
 
 

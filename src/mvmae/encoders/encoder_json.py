@@ -13,7 +13,7 @@ from mvmae.config.model import Pool, Size
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import Depth
 from mvmae.errors import UserError
-from mvmae.method.views import MODES
+from mvmae.method.views import INTERPOLATIONS
 from mvmae.method.vit import PLAIN, Encoder, Variant
 from mvmae.training import checkpoint
 
@@ -109,7 +109,7 @@ def encoder_from_metadata(metadata: dict[str, Any], *, source: str) -> OpenedEnc
 
 def _require_valid(metadata: dict[str, Any]) -> None:
     """Reject values that build an encoder which fails, or computes nonsense, only later."""
-    if metadata["pool"] not in ("mean", "cls") or metadata["interpolation"] not in MODES:
+    if metadata["pool"] not in ("mean", "cls") or metadata["interpolation"] not in INTERPOLATIONS:
         raise ValueError("unknown pool or interpolation")
     if metadata.get("pixel_depth", "8") not in get_args(Depth):
         raise ValueError("pixel_depth must be 8, 16 or float")

@@ -1,21 +1,118 @@
-"""The paper's two losses (section 3.2) and that of segmentation, as functions of tensors.
+"""Equation 7 of the paper: its two losses (section 3.2), their weights and their sum.
 
-Shapes: B images, N patches, P numbers in a patch, D embedding width, G rows over all processes.
+To add a term, add its weight to `ObjectiveConfig` and a line to `patch_terms` or `embedding_terms`:
+whole batches and micro-batches both take their losses from here.
+
+Shapes: B images, V views, R = V * B rows (all first views, then all second views), N patches, M
+reconstructed patches, P numbers in a patch, D embedding width, G rows over all processes.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import combinations
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from mvmae.config.pretrain import ObjectiveConfig
+from mvmae.method import health
+from mvmae.method.model import View
+from mvmae.training import distributed
+
+
+class Term(NamedTuple):
+    """One term of equation 7."""
+
+    weight: float
+    """Factor in the sum. 0: measured and logged, but not trained."""
+
+    value: Float[Tensor, ""]
+    """In fp32."""
+
+
+def equation_7(terms: Mapping[str, Term]) -> Float[Tensor, ""]:
+    """Add the terms by their weights, in the order given. Nothing else adds losses."""
+    # One stacked sum: adding one by one would round differently.
+    return torch.stack([weight * value for weight, value in terms.values() if weight]).sum()
+
+
+def patch_terms(view: View, objective: ObjectiveConfig, channels: int) -> dict[str, Term]:
+    """Terms that are means over rows, so that the parts of a batch add up by their share of it.
+
+    Args:
+        view: The model's output, with predictions unless the reconstruction has weight 0.
+        objective: Weights, and whether target patches are normalised.
+        channels: Channels of the images.
+    """
+    if objective.reconstruction_weight == 0:
+        return {}
+    assert view.prediction is not None
+    assert view.target is not None
+    target = normalize_patches(view.target) if objective.normalize_targets else view.target
+    error = reconstruction_loss(view.prediction.float(), target)
+    with torch.no_grad():
+        colour_error = health.colour_error(target, channels)
+    return {
+        "reconstruction": Term(objective.reconstruction_weight, error),
+        "colour_error": Term(0.0, colour_error),  # what the reconstruction must beat
+    }
+
+
+def compares_images(objective: ObjectiveConfig) -> bool:
+    """Whether `embedding_terms` has a term."""
+    return objective.contrastive_weight > 0
+
+
+def embedding_terms(
+    embedding: Float[Tensor, "R D"],
+    objective: ObjectiveConfig,
+    num_views: int,
+    groups: Int[Tensor, " B"] | None = None,
+) -> dict[str, Term]:
+    """Terms that compare images, over the images of all processes.
+
+    With more than two views, NT-Xent is the mean over all pairs of views (Tian et al. 2020,
+    Contrastive multiview coding, "full graph"), so that its chance level stays the same.
+
+    Args:
+        embedding: Of this process's rows, in fp32.
+        objective: Weights and temperature.
+        num_views: V.
+        groups: A group number for each image; images of one group are not negatives.
+    """
+    terms: dict[str, Term] = {}
+    if objective.contrastive_weight > 0:
+        views = embedding.chunk(num_views)
+        gathered = [distributed.gather_rows(view) for view in views]
+        if groups is not None:
+            groups = distributed.gather_rows(groups.to(embedding.device))
+        losses = [
+            nt_xent(
+                views[i],
+                views[j],
+                temperature=objective.temperature,
+                gathered=(gathered[i], gathered[j]),
+                offset=distributed.rank() * len(views[i]),
+                groups=groups,
+            )
+            for i, j in combinations(range(num_views), 2)
+        ]
+        terms["contrastive"] = Term(objective.contrastive_weight, torch.stack(losses).mean())
+    # Micro-batches embed the whole batch first only where this holds; a term that forgets it would
+    # be dropped there.
+    assert bool(terms) == compares_images(objective)
+    return terms
+
 
 def normalize_patches(patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N P"]:
     """Give each patch mean 0 and variance 1.
 
-    As MAE's released weights were trained (`norm_pix_loss` in facebookresearch/mae): unbiased
-    variance, 1e-6 beneath the root. The paper's equation 3 writes the pixels themselves.
+    The targets of MAE's released weights (`norm_pix_loss` in facebookresearch/mae): unbiased
+    variance, with 1e-6 added under the root. The paper's equation 3 uses the pixels themselves.
     """
     variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
     return (patches - mean) / (variance + 1e-6).sqrt()
@@ -28,12 +125,12 @@ def reconstruction_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error over patches (equation 3).
 
-    The equation as printed sums over pixels, which would make lambda's range of 0.1 to 2
-    invisible beside it; as in MAE this is the mean over pixels, then over patches.
+    The equation as printed sums over pixels; beside such a sum the paper's range of lambda, 0.1 to
+    2, would have no effect. As in MAE this is the mean over pixels, then over patches.
 
     Args:
         prediction: Decoder output.
-        target: Patches of the image that the view was masked from.
+        target: Patches of the view before masking.
         mask: 1 where a patch was hidden from the encoder. With a mask only hidden patches
             count, as in MAE; without one every patch does, as equation 3 reads.
     """
@@ -52,23 +149,23 @@ def nt_xent(
     offset: int = 0,
     groups: Int[Tensor, " G"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Normalised temperature-scaled cross entropy between two views (equations 4 to 6).
+    """Normalised temperature-scaled cross-entropy between two views.
 
-    Row i of `z1` and row i of `z2` are two views of one image; each is told from the 2(G-1) views
-    of other images. Equation 4 as printed leaves the exponential out of the denominator; this
-    follows SimCLR (Chen et al. 2020), which it cites.
+    Row i of `z1` and row i of `z2` are two views of one image, contrasted with the 2(G-1) views of
+    other images (equations 4 to 6). Equation 4 as printed leaves the exponential out of the
+    denominator; this follows SimCLR (Chen et al. 2020), which the paper cites.
 
     Args:
-        z1: Embeddings of the first views; any length, they are normalised here.
+        z1: Embeddings of the first views, of any norm; they are normalised here.
         z2: Embeddings of the second views.
         temperature: Divides the cosine similarities.
-        gathered: Both views' embeddings of every process, this one's included. Default: only
-            this process's.
-        offset: Row of `gathered` where this process's embeddings begin.
-        groups: A number for each row of all processes: images with the same one, such as those of
-            one patient, are taken out of each other's denominator (they are no negatives, and no
-            positives either). Equation 6's sum then runs over other groups' images alone. Default:
-            each image is a group of its own.
+        gathered: Both views' embeddings of all processes, this one included. Default: this
+            process only.
+        offset: Row of `gathered` where this process's embeddings start.
+        groups: A group number for each row of all processes. Images of one group, such as those of
+            one patient, are left out of each other's denominator: they are neither negatives nor
+            positives, and the sum of equation 6 runs over the images of other groups only.
+            Default: each image is its own group.
     """
     all1, all2 = gathered if gathered is not None else (z1, z2)
     z1, z2, all1, all2 = (F.normalize(z, dim=-1) for z in (z1, z2, all1, all2))
@@ -85,17 +182,3 @@ def nt_xent(
         return F.cross_entropy(logits, positive)
 
     return (loss_of(z1, all1, all2) + loss_of(z2, all2, all1)) / 2
-
-
-def pixel_loss(
-    scores: Float[Tensor, "B K h w"], classes: Int[Tensor, "B H W"]
-) -> Float[Tensor, ""]:
-    """Cross-entropy of scores brought to the masks' size, in fp32; classes below 0 do not count.
-
-    The sum is divided by all pixels, those included that do not count: so do BEiT and
-    mmsegmentation, and a crop that is half padding weighs half.
-    """
-    size = list(classes.shape[1:])
-    whole = F.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
-    total = F.cross_entropy(whole, classes, ignore_index=-1, reduction="sum")
-    return total / classes.numel()

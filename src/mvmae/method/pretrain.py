@@ -22,13 +22,14 @@ from mvmae.data.sources.labelled import Labelled, open_labelled
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method import messages
-from mvmae.method.gradient_cache import gradient_of_parts, parts_of
+from mvmae.method.gradient_cache import backward, split_batch
+from mvmae.method.inputs import model_inputs
+from mvmae.method.losses import embedding_terms, equation_7, patch_terms
 from mvmae.method.model import MaskedAutoencoder, View
 from mvmae.method.parallel import parallel, whole_encoder
 from mvmae.method.preflight.auto_batch_size import fitted
 from mvmae.method.preflight.dry_run import rehearse
 from mvmae.method.preflight.resolve_config import settle
-from mvmae.method.terms import blur_of, losses_of, on_device, rebuilt
 from mvmae.method.vit import Encoder
 from mvmae.metrics.knn import knn_predictions, top1_accuracy
 from mvmae.storage import run_folder
@@ -203,30 +204,37 @@ def training_step(
     config: PretrainConfig,
     device: torch.device,
 ) -> tuple[View, dict[str, Tensor]]:
-    """One update: both views in one pass, the losses, the gradient, the optimiser.
+    """Update the weights once: all views in one pass, the losses, the gradient, the optimiser.
 
-    The losses come with what the reconstruction is compared with.
+    Returns:
+        The model's output, and the loss and its terms, detached, by name.
+
+    Raises:
+        ValueError: Two views of one crop have the same mask.
     """
     if config.views.targets == "one" and config.views.num_views > 1:
         refuse_equal_masks(batch.noise)
     optimizer.zero_grad(set_to_none=True)
-    if len(parts := parts_of(batch, config)) > 1:
-        view, losses = gradient_of_parts(model, batch, parts, config, device)
+    if len(parts := split_batch(batch, config)) > 1:
+        view, terms = backward(model, batch, parts, config, device)
     else:
-        images, noise = on_device(batch, config, device)
+        images, noise = model_inputs(batch, config, device)
         with precision.autocast(device, config.precision):
-            view = model(images, noise, rebuild=rebuilt(config.objective))
-        losses = losses_of(view, config.objective, batch.groups, config.views.num_views)
-        losses["loss"].backward()
-        losses |= blur_of(view, config)
+            view = model(images, noise, rebuild=config.objective.rebuild)
+        terms = patch_terms(view, config.objective, config.model.in_channels)
+        terms |= embedding_terms(
+            view.embedding.float(), config.objective, config.views.num_views, batch.groups
+        )
+        equation_7(terms).backward()
     if config.clip_grad is not None:
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()
-    return view, losses
+    losses = {"loss": equation_7(terms)} | {name: term.value for name, term in terms.items()}
+    return view, {name: loss.detach() for name, loss in losses.items()}
 
 
 def refuse_equal_masks(noise: Tensor) -> None:
-    """Two equal masks of one crop are one input twice, and the contrast learns nothing of it."""
+    """Raise ValueError where two views are one input, from which the contrast learns nothing."""
     if any(torch.equal(one, other) for one, other in combinations(noise, 2)):
         raise ValueError("two views of one crop have the same mask: draw noise for each view")
 

@@ -16,15 +16,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.decode import Pixels
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
+INTERPOLATIONS = ("bicubic", "bilinear")
 DEVIATIONS = 2.5  # about the mean that are shown of deep pixels: 99 % of a normal distribution
-MODES = {"bicubic": InterpolationMode.BICUBIC, "bilinear": InterpolationMode.BILINEAR}
 
 
 View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
@@ -61,21 +59,30 @@ def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> 
     a second. Of floats, whose kind has no bounds, what bicubic overshoots is cut to the least and
     the most of the box in each channel: no reflectance gets negative beside a bright roof.
     """
-    return _resized(image, box, size, interpolation).contiguous()
+    return _crop(image, box, size, interpolation).contiguous()
 
 
-def _resized(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
-    """See `crop`; channels may be the last in memory."""
+def _crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
+    """Do what `crop` does; the result may have its channels last in memory."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    if image.dtype == torch.uint8 and len(image) == 3:  # a third faster, and the same bits
-        part = part[None].contiguous(memory_format=torch.channels_last)
-        if interpolation == "bicubic":  # what torchvision calls, without its detours
-            return F.interpolate(part, size, mode=interpolation, antialias=True)[0]
-        return tv.resize(part, list(size), MODES[interpolation], antialias=True)[0]
-    resized = tv.resize(part, list(size), MODES[interpolation], antialias=True)
+    resized = resize(part, size, interpolation)
     if image.dtype == torch.uint8:
         return resized
     return resized.clamp(part.amin((1, 2), keepdim=True), part.amax((1, 2), keepdim=True))
+
+
+def resize(image: Pixels, size: Sequence[int], interpolation: str) -> View:
+    """Resize with antialiasing, 8-bit pixels as 8-bit pixels.
+
+    Args:
+        image: C x h x w.
+        size: Height and width wanted, in pixels.
+        interpolation: "bicubic" or "bilinear".
+    """
+    batch = image[None]
+    if image.dtype == torch.uint8 and len(image) == 3:  # a third faster, and the same bits
+        batch = batch.contiguous(memory_format=torch.channels_last)
+    return F.interpolate(batch, tuple(size), mode=interpolation, antialias=True)[0]
 
 
 class Crop(NamedTuple):
@@ -115,7 +122,7 @@ def views_of(
     image: Pixels, crops: Sequence[Crop], config: ViewsConfig, size: tuple[int, int]
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
     """The views that show these crops of an image."""
-    parts = [_resized(image, one.box, size, config.interpolation) for one in crops]
+    parts = [_crop(image, one.box, size, config.interpolation) for one in crops]
     return joined(parts, crops, config.num_views)
 
 

@@ -17,10 +17,9 @@ from mvmae.dense.segment.evaluate import (
     window_offsets,
 )
 from mvmae.dense.segment.frozen import sample_patches
-from mvmae.dense.segment.model import Scores, resize_scores
+from mvmae.dense.segment.model import Scores, pixel_loss, resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
-from mvmae.method.losses import pixel_loss
 from mvmae.metrics.miou import pixel_confusion, segmentation_scores
 from mvmae.training.schedule import warmup_poly
 

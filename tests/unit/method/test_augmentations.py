@@ -13,8 +13,14 @@ from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.samples import ViewsDataset, collate
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
-from mvmae.method.augmentations import UNCHANGED, in_other_colours, random_colours, recoloured
-from mvmae.method.terms import on_device
+from mvmae.method.augmentations import (
+    UNCHANGED,
+    Augmentations,
+    augment,
+    change_colours,
+    draw_augmentations,
+)
+from mvmae.method.inputs import model_inputs
 
 STRONG = ViewsConfig(color_jitter=1.0, grayscale=0.2)
 CPU = torch.device("cpu")
@@ -28,14 +34,25 @@ def images(channels: int = 3, count: int = 5) -> torch.Tensor:
     return pixels
 
 
-def draws(count: int, config: ViewsConfig = STRONG) -> torch.Tensor:
-    rows = [random_colours((0, 0, place, 1), config) for place in range(count)]
-    return torch.cat([row for row in rows if row is not None])
+def draws(count: int, config: ViewsConfig = STRONG) -> Augmentations:
+    """The columns of the views of several images, the views of an image side by side."""
+    images = [draw_augmentations((0, 0, place, 1), config) for place in range(count)]
+    columns = zip(*[one for one in images if one is not None], strict=True)
+    return Augmentations(*map(torch.cat, columns))
 
 
-def theirs(image: torch.Tensor, colours: torch.Tensor) -> torch.Tensor:
+def equal(count: int, *numbers: float) -> Augmentations:
+    """The same numbers for every view."""
+    return Augmentations(*(torch.full((count,), number) for number in numbers))
+
+
+def first(drawn: Augmentations, count: int) -> Augmentations:
+    return Augmentations(*(column[:count] for column in drawn))
+
+
+def theirs(image: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
     """torchvision's functions, one after the other."""
-    brightness, contrast, saturation, hue = colours.tolist()
+    brightness, contrast, saturation, hue = (number.item() for number in drawn)
     image = tv.adjust_contrast(tv.adjust_brightness(image, brightness), contrast)
     return tv.adjust_hue(tv.adjust_saturation(image, saturation), hue)
 
@@ -53,29 +70,29 @@ def batch_of(config: PretrainConfig, count: int = 4):
 def test_equal_to_torchvision() -> None:
     pixels = images(count=40)
     colours = draws(20)
-    expected = torch.stack([theirs(*pair) for pair in zip(pixels, colours, strict=True)])
+    expected = torch.stack([theirs(*row) for row in zip(pixels, *colours, strict=True)])
     torch.testing.assert_close(
-        recoloured(pixels, colours, bounded=True), expected, atol=2e-6, rtol=0
+        change_colours(pixels, colours, bounded=True), expected, atol=2e-6, rtol=0
     )
 
 
 @pytest.mark.parametrize("hue", [-0.5, -0.37, -1 / 6, 0.0, 0.01, 1 / 3, 0.5])
 def test_every_hue_turns_as_torchvision_turns_it(hue: float) -> None:
     pixels = images()
-    colours = torch.tensor([[1.0, 1.0, 1.0, hue]]).expand(len(pixels), -1)
-    ours = recoloured(pixels, colours, bounded=True)
+    colours = equal(len(pixels), 1.0, 1.0, 1.0, hue)
+    ours = change_colours(pixels, colours, bounded=True)
     torch.testing.assert_close(ours, tv.adjust_hue(pixels, hue), atol=2e-6, rtol=0)
 
 
 def test_what_is_unchanged_stays() -> None:
     pixels = images()
-    colours = torch.tensor([UNCHANGED]).expand(len(pixels), -1)
-    ours = recoloured(pixels, colours, bounded=True)
+    colours = equal(len(pixels), *UNCHANGED)
+    ours = change_colours(pixels, colours, bounded=True)
     torch.testing.assert_close(ours, pixels, atol=1e-6, rtol=0)
 
 
 def test_gray_views_have_three_equal_channels_whatever_the_hue() -> None:
-    gray = recoloured(images(), torch.tensor([[1.2, 0.7, 0.0, 0.3]]).expand(5, -1), bounded=True)
+    gray = change_colours(images(), equal(5, 1.2, 0.7, 0.0, 0.3), bounded=True)
     torch.testing.assert_close(gray[:, 0], gray[:, 1], atol=1e-6, rtol=0)
     torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
     assert gray.std() > 0.1
@@ -84,49 +101,50 @@ def test_gray_views_have_three_equal_channels_whatever_the_hue() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_images_without_colour_have_brightness_and_contrast(channels: int) -> None:
     pixels = images(channels)
-    colours = torch.tensor([[1.5, 0.5, 0.0, 0.4]]).expand(5, -1)
+    colours = equal(5, 1.5, 0.5, 0.0, 0.4)
     brighter = (1.5 * pixels).clamp(0, 1)
     middle = brighter.mean((1, 2, 3), keepdim=True)
     expected = (middle + 0.5 * (brighter - middle)).clamp(0, 1)
-    torch.testing.assert_close(recoloured(pixels, colours, bounded=True), expected)
+    torch.testing.assert_close(change_colours(pixels, colours, bounded=True), expected)
 
 
 def test_values_of_any_range_are_not_cut() -> None:
     values = 1000 * images() - 300
-    colours = torch.tensor([[1.5, 1.4, 1.2, 0.1]]).expand(5, -1)
-    ours = recoloured(values, colours, bounded=False)
+    colours = equal(5, 1.5, 1.4, 1.2, 0.1)
+    ours = change_colours(values, colours, bounded=False)
     assert ours.max() > 1000
     assert ours.min() < -400
-    assert recoloured(values, colours, bounded=True).min() >= 0
+    assert change_colours(values, colours, bounded=True).min() >= 0
 
 
 def test_values_with_an_offset_change_about_their_own_black_and_stay_in_sight() -> None:
     kelvin = 280 + 20 * images(1)
     views = ViewsConfig(depth="float", mean=(290.0,), std=(5.0,), color_jitter=0.5)
-    colours = draws(3, views)[: len(kelvin)]
-    changed = in_other_colours(kelvin[: len(colours)], colours, views, 1)
+    colours = first(draws(3, views), len(kelvin))
+    changed = augment(kelvin[: len(colours.hue)], colours, views, 1)
     assert changed.min() > 250
     assert changed.max() < 330
-    assert not torch.equal(changed, kelvin[: len(colours)])
-    same = in_other_colours(kelvin, torch.tensor([UNCHANGED] * len(kelvin)), views, 1)
+    assert not torch.equal(changed, kelvin[: len(colours.hue)])
+    same = augment(kelvin, equal(len(kelvin), *UNCHANGED), views, 1)
     torch.testing.assert_close(same, kelvin, atol=1e-3, rtol=0)
     # brightness alone: black, 290 - 2.5 x 5, stays, and what lies above it is scaled
-    dark = in_other_colours(kelvin, torch.tensor([[0.5, 1.0, 1.0, 0.0]] * len(kelvin)), views, 1)
+    dark = augment(kelvin, equal(len(kelvin), 0.5, 1.0, 1.0, 0.0), views, 1)
     torch.testing.assert_close(dark, 277.5 + 0.5 * (kelvin - 277.5), atol=1e-3, rtol=0)
 
 
 def test_eight_and_sixteen_bit_are_shares_of_white_and_are_cut() -> None:
     pixels = (255 * images()).byte()
-    colours = draws(3)[: len(pixels)]
-    eight = in_other_colours(pixels, colours, STRONG, 3)
-    shares = in_other_colours(pixels / 255, colours, replace(STRONG, depth="16"), 3)
+    colours = first(draws(3), len(pixels))
+    eight = augment(pixels, colours, STRONG, 3)
+    shares = augment(pixels / 255, colours, replace(STRONG, depth="16"), 3)
     assert torch.equal(eight, shares)
     assert (eight.min(), eight.max()) == (0, 1)
 
 
 def test_draws_have_the_ranges_and_shares_of_simclr() -> None:
-    drawn = draws(4000, replace(STRONG, color_jitter=0.5)).numpy()
-    light, hue, gray = drawn[:, :2], drawn[:, 3], drawn[:, 2] == 0
+    drawn = draws(4000, replace(STRONG, color_jitter=0.5))
+    light = torch.stack([drawn.brightness, drawn.contrast], dim=1).numpy()
+    hue, gray = drawn.hue.numpy(), drawn.saturation.numpy() == 0
     changed = light[:, 0] != 1
     assert changed.mean() == pytest.approx(0.8, abs=0.02)
     assert gray.mean() == pytest.approx(0.2, abs=0.02)
@@ -137,19 +155,20 @@ def test_draws_have_the_ranges_and_shares_of_simclr() -> None:
 
 
 def test_the_two_views_of_an_image_differ_and_the_seed_decides() -> None:
-    once, again = (random_colours((0, 1, 2, 1), STRONG) for _ in range(2))
+    once, again = (draw_augmentations((0, 1, 2, 1), STRONG) for _ in range(2))
     assert once is not None
     assert again is not None
-    assert torch.equal(once, again)
-    assert not torch.equal(draws(30)[::2], draws(30)[1::2])
-    assert random_colours((0, 1, 2, 1), ViewsConfig()) is None
+    assert all(map(torch.equal, once, again))
+    hue = draws(30).hue
+    assert not torch.equal(hue[::2], hue[1::2])
+    assert draw_augmentations((0, 1, 2, 1), ViewsConfig()) is None
 
 
 def test_crops_and_masks_stay_what_they_were() -> None:
     plain, changed = (batch_of(config_of(views)) for views in (ViewsConfig(), STRONG))
-    assert plain.colours is None
-    assert changed.colours is not None
-    assert changed.colours.shape == (2, 4, 4)
+    assert plain.augmentations is None
+    assert changed.augmentations is not None
+    assert {column.shape for column in changed.augmentations} == {(2, 4)}
     assert torch.equal(plain.views, changed.views)
     assert torch.equal(plain.noise, changed.noise)
 
@@ -157,13 +176,14 @@ def test_crops_and_masks_stay_what_they_were() -> None:
 def test_the_model_sees_each_view_in_its_own_colours() -> None:
     config = config_of(STRONG)
     batch = batch_of(config)
-    assert batch.colours is not None
+    assert batch.augmentations is not None
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in config.pixel_statistics)
-    seen, _ = on_device(batch, config, CPU)
-    pairs = zip(batch.views.flatten(0, 1) / 255, batch.colours.flatten(0, 1), strict=True)
-    expected = torch.stack([(theirs(*pair) - mean) / std for pair in pairs])
+    seen, _ = model_inputs(batch, config, CPU)
+    columns = (column.flatten() for column in batch.augmentations)
+    rows = zip(batch.views.flatten(0, 1) / 255, *columns, strict=True)
+    expected = torch.stack([(theirs(*row) - mean) / std for row in rows])
     torch.testing.assert_close(seen, expected, atol=2e-5, rtol=0)
-    part, _ = on_device(batch, config, CPU, slice(1, 3))
+    part, _ = model_inputs(batch, config, CPU, slice(1, 3))
     torch.testing.assert_close(part, seen.unflatten(0, (2, 4))[:, 1:3].flatten(0, 1))
 
 

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
+from objective import losses_of
 from pixel_source import PixelSource
 from scipy.stats import chi2
 from torch import nn
@@ -18,11 +19,10 @@ from mvmae.config.model import ModelConfig, num_visible
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.loader import Batch, ViewsDataset
-from mvmae.method.losses import normalize_patches, nt_xent
+from mvmae.method.losses import embedding_terms, normalize_patches, nt_xent
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import masking_from_noise, patchify
 from mvmae.method.pretrain import Plan, training_step
-from mvmae.method.terms import contrastive_term, losses_of
 from mvmae.recipes import named
 from mvmae.training.optim import adamw
 
@@ -87,7 +87,7 @@ def test_the_contrast_of_several_views_is_the_mean_of_all_pairs_loops():
     views = torch.randn(4, 3, 6, dtype=torch.float64)
     pairs = [(a, b) for a in range(4) for b in range(a)]
     loops = [nt_xent_by_loops([*views[a], *views[b]], [3, 4, 5, 0, 1, 2], 0.07) for a, b in pairs]
-    found = contrastive_term(views.flatten(0, 1), ObjectiveConfig(), None, num_views=4)
+    found = embedding_terms(views.flatten(0, 1), ObjectiveConfig(), 4)["contrastive"].value
     assert len(pairs) == 6
     assert found.item() == pytest.approx(sum(loops) / 6, abs=1e-6)
 

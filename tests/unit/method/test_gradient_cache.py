@@ -10,7 +10,7 @@ from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.loader import Batch
-from mvmae.method.augmentations import of_batch, random_colours
+from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.pretrain import training_step
 
@@ -50,8 +50,9 @@ def batch_of(config: PretrainConfig) -> Batch:
     views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
     noise = torch.rand(*shape, config.model.num_patches, generator=generator)
     groups = torch.tensor([0, 0, 1, 2, 0, 3, 1]) if config.group_regex else None
-    colours = of_batch([random_colours((place,), config.views) for place in range(shape[1])])
-    return Batch(views, noise, skipped=[], is_whole=True, groups=groups, colours=colours)
+    drawn = [draw_augmentations((place,), config.views) for place in range(shape[1])]
+    stacked = stack_augmentations(drawn)
+    return Batch(views, noise, [], is_whole=True, groups=groups, augmentations=stacked)
 
 
 def step(config: PretrainConfig, micro_batch_size: int | None):

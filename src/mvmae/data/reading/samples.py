@@ -17,10 +17,10 @@ from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode_content
 from mvmae.data.reading.resilient_loader import reading
 from mvmae.data.sources.base import Source
-from mvmae.method.augmentations import of_batch, random_colours
+from mvmae.method.augmentations import Augmentations, draw_augmentations, stack_augmentations
 from mvmae.method.views import Crop, mask_noise, random_views
 
-COLOURS = 1  # tells their draws from those of crops and masks, which stay what they were
+AUGMENTATIONS = 1  # seeds their draws apart from those of crops and masks
 ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
 
@@ -50,8 +50,8 @@ class Batch(NamedTuple):
     groups: Int[Tensor, " B"] | None = None
     """Numbers of the groups that the images belong to, where there are groups."""
 
-    colours: Float[Tensor, "V B 4"] | None = None
-    """What each view's colours are changed to, where they are: see `in_other_colours`."""
+    augmentations: Augmentations | None = None
+    """Columns of shape "V B"; None where views keep their colours."""
 
 
 class File(NamedTuple):
@@ -83,7 +83,8 @@ class Sample(NamedTuple):
     index: tuple[int, int]
     """Epoch and place that were asked for."""
 
-    colours: Float[Tensor, "V 4"] | None = None
+    augmentations: Augmentations | None = None
+    """Columns of shape "V"."""
 
 
 class ViewsDataset(Dataset):
@@ -113,8 +114,8 @@ class ViewsDataset(Dataset):
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
         read = partial(self.views, rng=rng)
         views, place, skipped = first_readable(read, self.source, place, rng)
-        colours = random_colours((config.seed, *index, COLOURS), config.views)
-        return Sample(views, noise, skipped, place, index, colours)
+        drawn = draw_augmentations((config.seed, *index, AUGMENTATIONS), config.views)
+        return Sample(views, noise, skipped, place, index, drawn)
 
     def views(self, place: int, rng: np.random.Generator) -> Tensor | File:
         """Views of the image at a place, or what is made of its file.
@@ -168,5 +169,5 @@ def collate(samples: Sequence[Sample], groups: np.ndarray | None = None) -> Batc
     skipped = [skip for sample in samples for skip in sample.skipped]
     places = [sample.place for sample in samples]
     grouped = None if groups is None else torch.from_numpy(groups[places])
-    colours = of_batch([sample.colours for sample in samples])
-    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped, colours)
+    drawn = stack_augmentations([sample.augmentations for sample in samples])
+    return Batch(stacked, noise, skipped, len(views) == len(samples), grouped, drawn)

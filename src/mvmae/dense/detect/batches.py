@@ -24,7 +24,7 @@ from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
 from mvmae.data.reading.samples import readable
 from mvmae.data.sources.base import Source
-from mvmae.method.views import MODES, Box, crop
+from mvmae.method.views import Box, crop, resize
 
 LEAST_SIDE = 1.0  # pixels of a box that is worth learning
 
@@ -221,7 +221,7 @@ class FittedDataset(Dataset):
             return FittedImages([], [], [], [Skipped(self.source.path(index), str(error))])
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
         wanted = list(fitted_size(size, self.side))
-        image = tv.resize(pixels, wanted, MODES[self.interpolation], antialias=True)
+        image = resize(pixels, wanted, self.interpolation)
         return FittedImages([image], [index], [size], [])
 
 

@@ -22,7 +22,7 @@ from mvmae.data.annotations.masks import ImageMaskPairs
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
 from mvmae.data.reading.samples import ATTEMPTS
-from mvmae.method.views import MODES, Box, crop
+from mvmae.method.views import Box, crop, resize
 
 LONGEST = 4  # times the short side, to which the long one is limited: ADE20K's 2048 for 512
 TRIES = 10  # for a crop that one class does not fill
@@ -272,7 +272,7 @@ def resize_to_base(
     """An image at the size it is tested at."""
     size = (image.shape[1], image.shape[2])
     wanted = scaled_size(size, base_scale(size, short_side))
-    return tv.resize(image, list(wanted), MODES[interpolation], antialias=True)
+    return resize(image, wanted, interpolation)
 
 
 def whole_images(

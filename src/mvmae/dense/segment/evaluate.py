@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.annotations.masks import ImageMaskPairs
 from mvmae.data.reading.decode import Pixels
@@ -23,7 +22,7 @@ from mvmae.dense.segment.model import resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import Shown
-from mvmae.method.views import MODES, normalized
+from mvmae.method.views import normalized, resize
 from mvmae.metrics.miou import SegmentationScores, pixel_confusion, segmentation_scores
 from mvmae.training import distributed, precision
 
@@ -127,7 +126,7 @@ def score_image(examiner: Predictor, pixels: Pixels) -> Float[Tensor, "K rows co
     total = torch.zeros((), device=examiner.device)
     for scale in SCALES:
         wanted = list(scaled_size(size, base * scale))
-        image = tv.resize(pixels, wanted, MODES[interpolation], antialias=True)
+        image = resize(pixels, wanted, interpolation)
         for mirrored in (False, True):
             scores = scored(image.flip(-1) if mirrored else image).softmax(dim=0)
             scores = resize_scores(scores[None], whole)[0]

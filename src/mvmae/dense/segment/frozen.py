@@ -16,7 +16,6 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 from torch import Generator, Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
@@ -28,15 +27,14 @@ from mvmae.dense.segment import report
 from mvmae.dense.segment.crops import WholeImage, crop_batches, patch_classes, whole_images
 from mvmae.dense.segment.crops import resize_classes as resized
 from mvmae.dense.segment.evaluate import Evaluation, evaluate, evenly_spaced, label_pixels
-from mvmae.dense.segment.model import FrozenMap, LinearSegmenter
+from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
 from mvmae.dense.segment.opening import data_name, describe_data, describe_values, open_segmented
 from mvmae.dense.segment.state import examiner_of, for_crops, training_of
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import short_name
 from mvmae.figures.segmentation import Shown
-from mvmae.method.losses import pixel_loss
-from mvmae.method.views import MODES, normalized
+from mvmae.method.views import normalized, resize
 from mvmae.metrics.knn import knn_votes, nearest_neighbours
 from mvmae.metrics.miou import pixel_confusion
 from mvmae.storage import results
@@ -256,7 +254,7 @@ def patch_map(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor
     mean, std, interpolation = setting.opened.preprocessing
     patch = setting.opened.encoder.patch_size
     size = [max(1, round(side / patch)) * patch for side in image.shape[1:]]
-    image = tv.resize(image, size, MODES[interpolation], antialias=True)
+    image = resize(image, size, interpolation)
     with (
         torch.inference_mode(),
         precision.autocast(setting.device, setting.config.precision),

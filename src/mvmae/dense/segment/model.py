@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from mvmae.dense.backbone import Backbone
@@ -247,3 +247,17 @@ class LinearSegmenter(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Scores:
         """Scores of each class for each patch."""
         return Scores(self.scores(self.norm(self.map(images))), None)
+
+
+def pixel_loss(
+    scores: Float[Tensor, "B K h w"], classes: Int[Tensor, "B H W"]
+) -> Float[Tensor, ""]:
+    """Cross-entropy of scores brought to the masks' size, in fp32; classes below 0 do not count.
+
+    The sum is divided by all pixels, those included that do not count: so do BEiT and
+    mmsegmentation, and a crop that is half padding weighs half.
+    """
+    size = list(classes.shape[1:])
+    whole = F.interpolate(scores.float(), size=size, mode="bilinear", align_corners=False)
+    total = F.cross_entropy(whole, classes, ignore_index=-1, reduction="sum")
+    return total / classes.numel()

@@ -17,6 +17,7 @@ from mvmae.dense.saved_model import has_metric, load_initial_encoder
 from mvmae.dense.segment import frozen, predict, product, report, test_run
 from mvmae.dense.segment.crops import CropBatch, crop_batches
 from mvmae.dense.segment.evaluate import Evaluation, evaluate
+from mvmae.dense.segment.model import pixel_loss
 from mvmae.dense.segment.opening import open_segmented
 from mvmae.dense.segment.state import (
     REMEDY,
@@ -31,7 +32,6 @@ from mvmae.dense.segment.state import (
     trained_of,
 )
 from mvmae.errors import UserError
-from mvmae.method.losses import pixel_loss
 from mvmae.method.views import normalized
 from mvmae.storage import run_folder as runs
 from mvmae.storage.lock import claimed

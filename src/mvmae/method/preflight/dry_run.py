@@ -22,7 +22,7 @@ from mvmae.data.reading.samples import Batch, ViewsDataset
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError, counted
 from mvmae.inspect.report.verdict import duration
-from mvmae.method.augmentations import of_batch, random_colours
+from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.views import mask_noise
 from mvmae.training import distributed, memory
@@ -289,8 +289,9 @@ def batch_of(config: PretrainConfig, size: int, views: Tensor) -> Batch:
     rng = np.random.default_rng(config.seed)
     noise = [mask_noise(rng, count, config.model.num_patches) for _ in range(size)]
     places = torch.arange(size) % views.shape[1]
-    drawn = [random_colours((config.seed, place), config.views) for place in range(size)]
-    return Batch(views[:, places], torch.stack(noise, dim=1), [], True, colours=of_batch(drawn))
+    drawn = [draw_augmentations((config.seed, i), config.views) for i in range(size)]
+    stacked = stack_augmentations(drawn)
+    return Batch(views[:, places], torch.stack(noise, dim=1), [], True, augmentations=stacked)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
