@@ -283,9 +283,9 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
 
 
 def _config():
-    from mvmae.cli.main import parse
+    from mvmae.cli.parse import parse
 
-    return parse("segment", ["run", "--predict", "x", "--out", "y"])[1]
+    return parse("segment", ["run", "--predict", "x", "--out", "y"])
 
 
 def test_predictions_pass_over_unreadable_images_and_keep_folders(here, capsys):

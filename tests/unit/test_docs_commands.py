@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mvmae.cli.main import GROUPS, parse
+from mvmae.cli.main import GROUPS
+from mvmae.cli.parse import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

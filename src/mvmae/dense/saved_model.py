@@ -118,7 +118,7 @@ def refuse_fixed_settings(config: Any, command: str, of_run: Mapping[str, Any]) 
     """
     for name, own in of_run.items():
         value = getattr(config, name)
-        usual = [getattr(recipe.config, name) for recipe in recipes.BY_COMMAND[command].values()]
+        usual = [getattr(recipe.config, name) for recipe in recipes.recipes_of(command).values()]
         if value not in (own, type(config).__dataclass_fields__[name].default, *usual):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(

@@ -30,7 +30,7 @@ from mvmae.errors import UserError
 from mvmae.figures.detection import Panel, Things, colour_of, draw, drawn
 from mvmae.method.views import normalized
 from mvmae.method.vit import Encoder, initialize
-from mvmae.recipes import DETECT
+from mvmae.recipes.supervised import DETECT
 from mvmae.training.schedule import warmup_drops
 
 SMALL = DetectorShape(

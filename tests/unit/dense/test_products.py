@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mvmae import encoders
-from mvmae.cli.main import main, parse
+from mvmae.cli.main import main
+from mvmae.cli.parse import parse
 from mvmae.config.detect import DetectConfig
 from mvmae.config.files import to_json
 from mvmae.config.model import ModelConfig
@@ -70,7 +71,7 @@ def test_another_way_to_look_is_refused(changes, told):
 
 def test_what_a_recipe_or_the_run_says_passes():
     for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
-        config = parse("segment", ["run", "data", "--protocol", "test", *words])[1]
+        config = parse("segment", ["run", "data", "--protocol", "test", *words])
         refuse_fixed_settings(config, "segment", LOOKS)
 
 
