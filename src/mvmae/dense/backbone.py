@@ -1,9 +1,8 @@
-"""Vision Transformer backbone for dense tasks: large images, windowed attention, feature maps.
+"""A Vision Transformer as backbone of dense tasks: large images, windowed attention, feature maps.
 
-Follows Li et al. 2021 (arXiv 2111.11429) and ViTDet (Li et al. 2022, arXiv 2203.16527): most blocks
-attend within windows, a few over the whole image. The blocks keep timm's parameter names.
-Shapes: B images, C channels, D width, h x w patches, N tokens, W windows per image, P prefix
-tokens.
+After Li et al. 2021 (arXiv 2111.11429) and ViTDet (Li et al. 2022, arXiv 2203.16527): most blocks
+attend within windows, a few over the whole image. Parameter names of the blocks stay timm's.
+Shapes: B images, C channels, D width, h x w patches, W windows, s side of a window in patches.
 """
 
 from __future__ import annotations
@@ -22,11 +21,10 @@ from mvmae.method.vit import Block, Encoder
 
 
 class RelativePositions(nn.Module):
-    """Decomposed relative position bias (MViTv2, ViTDet).
+    """Decomposed relative positions (MViTv2, ViTDet).
 
-    Each row distance and each column distance has a learnt vector; its product with the query is
-    added to the attention logits. The vectors start at zero, so that an encoder pre-trained without
-    them first computes what it always did.
+    A learnt vector for each row and column distance, whose product with the query is added to the
+    logits. They begin at zero.
     """
 
     def __init__(self, head_width: int, grid: tuple[int, int]) -> None:
@@ -38,7 +36,7 @@ class RelativePositions(nn.Module):
     def forward(
         self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]
     ) -> Float[Tensor, "B heads N N"]:
-        """Bias to add to the attention logits of queries on a grid of tokens."""
+        """What is added to the logits of queries over a grid of tokens."""
         h, w = grid
         q = q.unflatten(2, grid)
         rows = self._table(self.rows, h).to(q.dtype)
@@ -50,31 +48,28 @@ class RelativePositions(nn.Module):
 
     @staticmethod
     def _table(distances: Tensor, side: int) -> Float[Tensor, "side side d"]:
-        """Vector for each pair of positions, interpolated if the grid has a different side."""
-        count = 2 * side - 1
-        if len(distances) != count:
-            resampled = F.interpolate(distances.T[None], size=count, mode="linear")
+        """The vector for each pair of places, resampled where the grid has another side."""
+        wanted = 2 * side - 1
+        if len(distances) != wanted:
+            resampled = F.interpolate(distances.T[None], size=wanted, mode="linear")
             distances = resampled[0].T
-        positions = torch.arange(side, device=distances.device)
-        return distances[positions[:, None] - positions[None, :] + side - 1]
+        places = torch.arange(side, device=distances.device)
+        return distances[places[:, None] - places[None, :] + side - 1]
 
 
 class Backbone(nn.Module):
-    """Encoder that returns maps of its patch tokens after the chosen blocks.
+    """An encoder that gives maps of patch tokens after some of its blocks.
 
     Args:
-        encoder: Encoder whose weights are used, not copied. Without windows its prefix tokens stay;
-            with windows they are dropped, since they belong to no window.
-        out_blocks: Blocks (from 0, ascending) whose output is returned.
-        window: Side of a window in patches; None: every block attends over the whole image.
-        global_blocks: Blocks (from 0) that attend over the whole image despite `window`.
-        relative_positions: Whether blocks learn decomposed relative positions. Requires windows or
-            an encoder without prefix tokens.
-        recompute: Whether to recompute activations in the backward pass: less memory, a third more
-            time.
-
-    Raises:
-        ValueError: Relative positions were requested for an encoder that keeps prefix tokens.
+        encoder: Its weights are used, not copied. Without windows its prefix tokens stay; with
+            them they are left out, as a window has no place for them.
+        out_blocks: Blocks, from 0, whose output is given, in rising order.
+        window: Side of a window in patches; none: every block sees the whole image.
+        global_blocks: Blocks, from 0, that see the whole image all the same.
+        relative_positions: Whether blocks learn decomposed relative positions; needs windows or an
+            encoder without prefix tokens.
+        recompute: Whether blocks keep no activations for the backward pass (less memory, a third
+            more time).
     """
 
     def __init__(
@@ -98,7 +93,7 @@ class Backbone(nn.Module):
         self.relative = nn.ModuleList()
         if relative_positions:
             if self.keeps_prefix and encoder.num_prefix:
-                raise ValueError("relative positions need windows, which drop the prefix tokens")
+                raise ValueError("relative positions need windows, which leave the prefix out")
             head_width = encoder.size.width // encoder.size.num_heads
             self.relative.extend(
                 RelativePositions(head_width, (side, side) if side else encoder.grid)
@@ -107,18 +102,18 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """Channels of the maps (D)."""
+        """Width of the maps."""
         return self.encoder.embed_dim
 
     @property
     def stride(self) -> int:
-        """Pixels between neighbouring positions of a map."""
+        """Pixels between two places of a map."""
         return self.encoder.patch_size
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Return the patch tokens after each of `out_blocks`, before the last norm, as maps.
+        """Maps of the patch tokens after `out_blocks`, before the last norm.
 
-        Height and width may be any multiple of the patch size.
+        Images may have any size that the patch divides.
         """
         patch = self.encoder.patch_size
         grid = images.shape[2] // patch, images.shape[3] // patch
@@ -136,11 +131,11 @@ class Backbone(nn.Module):
         return maps
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
-        """Position embeddings for a grid: bicubic in two dimensions, as when loading an encoder."""
-        positions = self.encoder.pos_embed[:, int(self.encoder.variant.cls_token) :]
+        """Positions of the patches for a grid: bicubic in two dimensions, as when loading."""
+        own = self.encoder.pos_embed[:, int(self.encoder.variant.cls_token) :]
         if grid == self.encoder.grid:
-            return positions
-        image = positions.transpose(1, 2).unflatten(2, self.encoder.grid)
+            return own
+        image = own.transpose(1, 2).unflatten(2, self.encoder.grid)
         image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
         return image.flatten(2).transpose(1, 2)
 
@@ -158,7 +153,7 @@ class Backbone(nn.Module):
     def _block(
         self, block: nn.Module, number: int, prefix: Tensor, x: Tensor, *, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Apply one block to prefix and patches; its attention may be windowed."""
+        """One block on the prefix and on the patches, in windows where it has them."""
         assert isinstance(block, Block)
         whole = torch.cat([prefix, x], dim=1)
         y = block.norm1(whole)
@@ -177,7 +172,7 @@ class Backbone(nn.Module):
 
 
 def to_windows(x: Float[Tensor, "B h w D"], side: int) -> Float[Tensor, "BW N D"]:
-    """Cut a map into square windows; zero padding is attended to, as in ViTDet."""
+    """Cut a map into square windows; zeros fill the last ones, and are attended to (ViTDet)."""
     h, w = x.shape[1:3]
     x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
     x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # B rows side columns side D
@@ -187,7 +182,7 @@ def to_windows(x: Float[Tensor, "B h w D"], side: int) -> Float[Tensor, "BW N D"
 def from_windows(
     windows: Float[Tensor, "BW N D"], side: int, grid: tuple[int, int]
 ) -> Float[Tensor, "B h w D"]:
-    """Invert `to_windows`, dropping the padding."""
+    """Undo `to_windows`."""
     rows, columns = -(-grid[0] // side), -(-grid[1] // side)
     x = windows.unflatten(0, (-1, rows, columns)).unflatten(3, (side, side))
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)

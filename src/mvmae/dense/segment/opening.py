@@ -1,4 +1,4 @@
-"""Images with masks: find the pairs, check them, and describe what was found."""
+"""Opening images with masks: found, looked through, and what is wrong with them told in a table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,11 @@ from mvmae.data.annotations.masks import FoundPairs, SegmentationData, find_pair
 from mvmae.terminal import Bar
 from mvmae.training import distributed
 
-MAX_VALUES = 6  # printed, ignored ones and classes each
-MAX_NAMES = 5  # classes named in a warning
+MOST_SAID = 6  # values on the screen, of either kind
 
 
-def open_segmentation(
-    config: SegmentConfig, channels: int
-) -> tuple[SegmentationData, CheckedMasks]:
-    """Open and check the images with masks that a config names.
+def open_segmented(config: SegmentConfig, channels: int) -> tuple[SegmentationData, CheckedMasks]:
+    """The images with masks that a config names, checked.
 
     Raises:
         UserError: There are none, or they cannot be used.
@@ -40,7 +37,7 @@ def find_data(
     with_training: bool = True,
     rules: tuple[Rule, ...] | None = None,
 ) -> FoundPairs:
-    """Find the images with masks that a config names; see `find_pairs` for the rest."""
+    """As `find_pairs`, for what a config names."""
     folders = None
     if config.images is not None and config.masks is not None:
         folders = config.images, config.masks
@@ -57,18 +54,18 @@ def find_data(
 
 
 def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
-    """Read every pair on the main process, and print a table of what is wrong with them."""
+    """Look at every pair, on the main process, and show what is not as it should be."""
     checked = None
     if distributed.is_main():
         with Bar(len(found.train.pairs) + len(found.test.pairs)) as bar:
-            bar.name("checking masks")
+            bar.name("looking at masks")
             checked = check_pairs(found, num_classes, bar.advance)
-        print_findings(checked)
+        show(checked)
     return distributed.from_main(checked)
 
 
-def print_findings(checked: CheckedMasks) -> None:
-    """Print a table of what is wrong with images and masks, if anything is."""
+def show(checked: CheckedMasks) -> None:
+    """What is not as it should be, if anything is."""
     if not checked.findings:
         return
     table = Table(title="images and masks", title_justify="left")
@@ -82,48 +79,49 @@ def print_findings(checked: CheckedMasks) -> None:
 
 
 def data_name(config: SegmentConfig) -> str:
-    """Return the name under which the user gave the images."""
+    """What the user called the images."""
     return config.data or str(config.images)
 
 
 def describe_data(data: SegmentationData, checked: CheckedMasks) -> str:
-    """Describe the numbers of images and classes in one sentence."""
-    train, test = checked.pixels
-    missing = [name for name, count in zip(data.classes, train, strict=True) if not count]
-    absent = f", {len(missing)} of them in no training mask" if missing else ""
-    only = [name for name, a, b in zip(data.classes, train, test, strict=True) if b and not a]
-    warning = f"; only in test masks: {', '.join(only[:MAX_NAMES])}" if only else ""
+    """How many images and classes there are, in a sentence."""
+    learnt, tested = checked.pixels
+    silent = [name for name, count in zip(data.classes, learnt, strict=True) if not count]
+    absent = f", {len(silent)} of them in no training mask" if silent else ""
+    only = [name for name, a, b in zip(data.classes, learnt, tested, strict=True) if b and not a]
+    warned = f"; only in test masks: {', '.join(only[:5])}" if only else ""
     return (
-        f"{len(data.train)} training images, {len(data.test)} test images ({data.split}); "
-        f"{len(data.classes)} classes{absent}{warning}"
+        f"{len(data.train)} images learn, {len(data.test)} test ({data.split}); "
+        f"{len(data.classes)} classes{absent}{warned}"
     )
 
 
 def describe_values(checked: CheckedMasks, classes: Sequence[str]) -> str:
-    """Describe what each value in the masks means, with its share of the pixels."""
+    """What each value in the masks was taken for, with its share of the pixels."""
     rule, total = checked.rule, sum(checked.values.values())
     order = sorted(checked.values, key=lambda value: -checked.values[value])
     numbers = rule.to_classes(np.array(order, dtype=np.int64)).tolist()
-    ignored, used = [], []
+    nothing, something = [], []
     for value, number in zip(order, numbers, strict=True):
         share = f"({100 * checked.values[value] / total:.1f} %)"
         if number == IGNORED:
-            ignored.append(f"{value} is ignored {share}")
-            continue
-        name = classes[number] if number < len(classes) else "no class"
-        meaning = f"class {name}" if name.isdecimal() else name
-        used.append(f"{value} is {'a class' if name == str(value) else meaning} {share}")
-    listed = [*ignored[:MAX_VALUES], *used[:MAX_VALUES]]
-    if more := len(ignored) + len(used) - len(listed):
-        listed.append(f"and {more} more")
-    return f"{', '.join(listed)}{_explain_rule(rule, checked)}"
+            nothing.append(f"{value} counts for nothing {share}")
+        else:
+            name = classes[number] if number < len(classes) else "no class"
+            called = f"class {name}" if name.isdecimal() else name
+            said = f"{value} is {'a class' if name == str(value) else called}"
+            something.append(f"{said} {share}")
+    said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
+    if more := len(nothing) + len(something) - len(said):
+        said.append(f"and {more} more")
+    return f"{', '.join(said)}{_because(rule, checked)}"
 
 
-def _explain_rule(rule: Rule, checked: CheckedMasks) -> str:
+def _because(rule: Rule, checked: CheckedMasks) -> str:
     if rule.foreground is not None:
-        return "; black-and-white masks have two classes, --ignore-index none would remove one"
-    if rule.ignored == 0 and 0 in checked.values:  # the user asked for any other ignored value
+        return "; black-and-white masks have two classes, --ignore-index none would take one away"
+    if rule.ignored == 0 and 0 in checked.values:  # others have been asked for
         return "; --ignore-index none makes 0 a class"
     if ALWAYS_IGNORED in checked.values:
-        return f"; {ALWAYS_IGNORED} is always ignored beside other classes"
+        return f"; {ALWAYS_IGNORED} never counts beside other classes"
     return ""
