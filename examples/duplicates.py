@@ -13,7 +13,7 @@ import sys
 
 import torch
 
-from mvmae.embed.run import read_embeddings
+from mvmae.embed.storage import read_embeddings
 from mvmae.metrics.typicality import centre, near_duplicates
 
 

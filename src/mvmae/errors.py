@@ -61,6 +61,11 @@ def printable(text: str) -> str:
     )
 
 
+def encodable(text: str) -> str:
+    r"""Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become `\udcff`."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 class DivergedError(UserError):
     """The loss stopped being a finite number.
 

@@ -222,12 +222,14 @@ class Bar:
     Args:
         total: Images.
         unit: What they are, in the plural.
+        done: Images that an earlier command finished.
     """
 
-    def __init__(self, total: int, unit: str = "images") -> None:
-        self.total, self.done, self.unit, self.title = total, 0, unit, ""
+    def __init__(self, total: int, unit: str = "images", done: int = 0) -> None:
+        self.total, self.done, self.first, self.unit, self.title = total, done, done, unit, ""
         self.began, self._said = time.perf_counter(), -1
         self.bar = StepBar("", total, unit=unit, console=people(), transient=True)
+        self.bar.update(self.bar.task, completed=done)
 
     def __enter__(self) -> Bar:
         self.began = time.perf_counter()
@@ -252,13 +254,13 @@ class Bar:
     def _line(self) -> None:
         """Quick work needs no line; slow work begins with one, and then one comes each tenth."""
         seconds = time.perf_counter() - self.began
-        if seconds < FIRST_LINE or not 0 < self.done < self.total:
+        if seconds < FIRST_LINE or not self.first < self.done < self.total:
             return
         due = self.done * MOST_LINES // self.total
         if due <= self._said:
             return
         self._said = due
-        left = seconds / self.done * (self.total - self.done)
+        left = seconds / (self.done - self.first) * (self.total - self.done)
         what = f"{printable(self.title)}: " if self.title else ""
         print(f"{what}{self.done}/{self.total} {self.unit}, {clock(left)} left", file=sys.stderr)
 

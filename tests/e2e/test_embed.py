@@ -1,4 +1,4 @@
-"""`mvmae embed`: what it writes, what it refuses, how it goes on, what it finds."""
+"""`mvmae embed`: what it writes and refuses, how it resumes, what the search finds."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from mvmae import encoders
 from mvmae.cli.main import main
 from mvmae.config.model import Size
 from mvmae.data.sources.open import open_source
-from mvmae.embed.run import read_embeddings
+from mvmae.embed.storage import read_embeddings
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
 from mvmae.method.vit import Encoder, Variant, initialize
@@ -34,7 +34,7 @@ FORMATS = ["parquet", "npz", "safetensors"]
 
 @pytest.fixture
 def here(tmp_path, monkeypatch, image_folder) -> Path:
-    """A folder with ten images of two classes, in which commands are given."""
+    """The working folder of the commands; it holds ten images of two classes."""
     image_folder(per_class=5)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -47,7 +47,7 @@ def embed(*words: str, data: str = "images", out: str = "e", encoder: str = ENCO
 
 
 def content(folder: Path | str) -> dict[str, bytes]:
-    """Every file, its times left out."""
+    """Bytes of every file, without the times and the folder name."""
     files = {
         str(file.relative_to(folder)): file.read_bytes()
         for file in Path(folder).rglob("*")
@@ -63,7 +63,7 @@ def index(folder: Path | str = "e") -> dict:
 
 
 def whole(folder: Path | str = "e") -> tuple[list, list, np.ndarray]:
-    """All parts joined."""
+    """Paths, labels and embeddings of all parts."""
     parts = list(read_embeddings(folder))
     paths = [path for part in parts for path in part.paths]
     labels = [label for part in parts for label in part.labels]
@@ -71,10 +71,10 @@ def whole(folder: Path | str = "e") -> tuple[list, list, np.ndarray]:
 
 
 def expected(pool: str = "mean", data: str = "images", size=32, encoder: str = ENCODER):
-    """The embeddings by another way: all images in one batch."""
+    """The embeddings computed in another way: all images in one batch."""
     opened = encoders.open_encoder(encoder, size)
     source = open_source([data], opened.encoder.in_channels)
-    found = encoders.features(
+    found = encoders.compute_features(
         opened.encoder,
         source,
         opened.preprocessing,
@@ -100,12 +100,12 @@ def snapshot() -> dict[str, bytes]:
     return files | {str(file): b"" for file in Path().rglob("*") if file.is_dir()}
 
 
-# what is written
+# output
 
 
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("tokens", ["mean", "cls"])
-def test_every_format_gives_back_paths_labels_and_embeddings(here, format, tokens):
+def test_every_format_returns_paths_labels_and_embeddings(here, format, tokens):
     assert embed("--format", format, "--tokens", tokens, "--part-size", "4") == 0
     paths, labels, rows = whole()
     assert paths == [f"images/{label}/{n}.jpg" for label in ("blue", "red") for n in range(5)]
@@ -133,7 +133,7 @@ def test_patch_tokens_average_to_the_mean_token(here, format):
 
 def test_parquet_is_read_by_pyarrow_alone(here):
     assert embed("--part-size", "4") == 0
-    assert embed("--query", "images/red/0.jpg") == 0  # leaves further files
+    assert embed("--query", "images/red/0.jpg") == 0  # adds neighbours.json and neighbours.png
     table = pyarrow.dataset.dataset("e/parts", format="parquet").to_table()
     assert table.column_names == ["path", "label", "embedding"]
     assert table.num_rows == 10
@@ -166,7 +166,7 @@ def test_float16_takes_half_the_space(here, format):
     np.testing.assert_array_equal(rows, expected().astype(np.float16))
 
 
-def test_bf16_is_kept_as_float32(here):
+def test_bf16_is_stored_as_float32(here):
     assert embed("--precision", "bf16", "--tokens", "patch") == 0
     rows = whole()[2]
     assert rows.dtype == np.float32
@@ -175,7 +175,7 @@ def test_bf16_is_kept_as_float32(here):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_without_classes_labels_are_none(here, format):
+def test_labels_are_none_without_classes(here, format):
     Path("flat").mkdir()
     shutil.copy("images/red/0.jpg", "flat/one.jpg")
     assert embed("--format", format, data="flat") == 0
@@ -186,27 +186,27 @@ def test_without_classes_labels_are_none(here, format):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 elsewhere")
 @pytest.mark.parametrize("format", FORMATS)
-def test_file_names_that_are_no_text_are_written_readably(here, format):
+def test_file_names_that_are_not_utf8_are_escaped(here, format):
     Path("odd").mkdir()
     shutil.copy("images/red/0.jpg", os.fsdecode(b"odd/\xff \xc3\xa9.jpg"))
     assert embed("--format", format, "--query", "images/red/0.jpg", data="odd") == 0
     assert whole()[0] == ["odd/\\udcff é.jpg"]
 
 
-def test_several_folders_are_one_set_of_images(here, capsys):
+def test_several_folders_form_one_set_of_images(here, capsys):
     assert main(f"embed {ENCODER} images/red images/blue --out e --image-size 32".split()) == 0
     assert index()["num_images"] == 10
     assert "images/red images/blue" in index()["command_line"]
 
 
-def test_default_folder_lies_with_the_encoder(here, capsys):
+def test_default_folder_is_beside_the_encoder(here, capsys):
     command = f"embed {ENCODER} images --image-size 32 --workers 0"
     assert main(command.split()) == 0
     assert index("runs/random-vit_pico/embeddings-images")["num_embedded"] == 10
     assert "10 images in 1 part" in " ".join(capsys.readouterr().out.split())
 
 
-def test_the_command_in_the_index_makes_the_same_again(here):
+def test_the_command_in_the_index_reproduces_the_folder(here):
     assert embed("--part-size", "3", "--tokens", "cls", "--dtype", "float16") == 0
     command = index()["command_line"].split()
     assert command[0] == "mvmae"
@@ -233,7 +233,7 @@ def save_encoder(folder: str, *, channels: int = 3, size=(16, 32), cls: bool = T
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-def test_encoders_of_any_shape_embed_and_are_searched(here, channels):
+def test_encoders_of_any_shape_embed_and_search(here, channels):
     save_encoder("enc", channels=channels)
     words = ("--out", "e", "--workers", "0", "--query", "images/red/3.jpg")
     assert main(["embed", "enc", "images", "--tokens", "patch", *words]) == 0
@@ -243,7 +243,7 @@ def test_encoders_of_any_shape_embed_and_are_searched(here, channels):
         assert picture.width > picture.height
 
 
-def test_class_token_is_refused_where_there_is_none(here, capsys):
+def test_class_token_is_refused_for_encoders_without_one(here, capsys):
     save_encoder("enc", cls=False)
     words = ("--image-size", "16")
     refused(capsys, *words, "--tokens", "cls", encoder="enc", says="no class token.*mean or patch")
@@ -251,7 +251,7 @@ def test_class_token_is_refused_where_there_is_none(here, capsys):
     assert index()["tokens"] == "mean"
 
 
-# what cannot be read
+# unreadable images
 
 
 def test_unreadable_images_are_left_out_and_listed(here, capsys):
@@ -273,7 +273,7 @@ def test_unreadable_images_are_left_out_and_listed(here, capsys):
     assert "2 could not be read: e/skipped.csv" in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_part_without_any_readable_image_is_empty(here):
+def test_a_part_without_readable_images_is_empty(here):
     for number in range(4):
         Path(f"images/blue/{number}.jpg").write_bytes(b"no image")
     for format in FORMATS:
@@ -284,30 +284,37 @@ def test_a_part_without_any_readable_image_is_empty(here):
         assert embed("--query", "images/red/0.jpg", out=out) == 0
 
 
-def test_more_unreadable_than_not_stops_without_a_trace(here, capsys):
+def test_mostly_unreadable_images_stop_and_leave_no_files(here, capsys):
     for file in list(Path("images").rglob("*.jpg"))[:6]:
         file.write_bytes(b"no image")
     refused(capsys, "--part-size", "2", "--batch-size", "2", says="more than half of the 10 images")
 
 
-def test_an_embedding_that_is_no_number_stops_without_a_trace(here, capsys):
+def test_an_embedding_that_is_not_finite_stops_and_leaves_no_files(here, capsys):
     save_encoder("enc")
     opened = encoders.open_encoder("enc")
     opened.encoder.norm.bias.data[0] = 1e6
     encoders.save_encoder(Path("enc"), opened)
     words = ("--dtype", "float16", "--image-size", "16")
-    refused(capsys, *words, encoder="enc", says="no finite embedding of .*try --dtype float32")
+    refused(
+        capsys,
+        *words,
+        encoder="enc",
+        says="an embedding that is not finite for .*try --dtype float32",
+    )
     opened.encoder.norm.bias.data[0] = float("nan")
     encoders.save_encoder(Path("enc"), opened)
-    refused(capsys, "--image-size", "16", encoder="enc", says="weights .*damaged")
+    refused(
+        capsys, "--image-size", "16", encoder="enc", says="check that its weights are not damaged"
+    )
 
 
-# going on
+# resuming
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_what_is_lost_or_damaged_is_made_anew_to_the_byte(here, format):
-    """Batches of 4 and parts of 3: a part's images are of batches that others need too."""
+def test_resume_restores_lost_and_damaged_parts_byte_for_byte(here, format):
+    """With batches of 4 and parts of 3, neighbouring parts share batches."""
     Path("images/blue/2.jpg").write_bytes(b"no image")
     words = ("--format", format, "--part-size", "3", "--batch-size", "4")
     assert embed(*words) == 0
@@ -330,7 +337,7 @@ def wait_for_parts(folder: str, count: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "workers"), [(signal.SIGINT, "0"), (signal.SIGTERM, "1")])
-def test_stopped_and_resumed_is_never_stopped(here, signal_when, capsys, number, workers):
+def test_stopping_and_resuming_gives_the_same_files(here, signal_when, capsys, number, workers):
     words = ["--part-size", "50", "--batch-size", "16", "--tokens", "patch"]
     assert embed(*words, data="digits", out="whole") == 0
     signal_when(number, lambda: wait_for_parts("e", 2))
@@ -342,7 +349,7 @@ def test_stopped_and_resumed_is_never_stopped(here, signal_when, capsys, number,
     assert said.startswith(f"stopped by {number.name}: {50 * len(done['parts'])} of 1438 images")
     with pytest.raises(UserError, match=r"holds .* of 1438 images: finish it with"):
         list(read_embeddings("e"))
-    command = said.split("go on with mvmae ")[1].split()
+    command = said.split("continue with mvmae ")[1].split()
     assert "--resume" in command
     assert main(command) == 0
     lines = (f'"workers": {n}' for n in (workers, "0"))
@@ -354,7 +361,7 @@ def test_stopped_and_resumed_is_never_stopped(here, signal_when, capsys, number,
     assert content("e")["parts/part-00028.parquet"] == ours["parts/part-00028.parquet"]
 
 
-def test_resuming_refuses_what_is_not_the_same(here, capsys):
+def test_resume_refuses_other_settings(here, capsys):
     assert embed() == 0
     Path("e/parts/part-00000.parquet").unlink()
     for words, says in (
@@ -372,7 +379,7 @@ def test_resuming_refuses_what_is_not_the_same(here, capsys):
     refused(capsys, "--resume", says="images .*; labels .*, not")
 
 
-def test_changed_labels_of_a_list_are_noticed(here, capsys):
+def test_resume_notices_changed_labels_of_a_list(here, capsys):
     rows = ["images/red/0.jpg,a", "images/red/1.jpg,b"]
     Path("list.csv").write_text("\n".join(rows))
     assert embed(data="list.csv") == 0
@@ -383,7 +390,7 @@ def test_changed_labels_of_a_list_are_noticed(here, capsys):
 # folders
 
 
-def test_what_is_there_is_not_written_over_unasked(here, capsys):
+def test_embeddings_are_not_overwritten_unasked(here, capsys):
     assert embed() == 0
     refused(capsys, says="e already holds embeddings: .*--resume.*--query.*--overwrite")
     Path("e/mine.txt").write_text("mine")
@@ -397,11 +404,11 @@ def test_what_is_there_is_not_written_over_unasked(here, capsys):
     assert len(whole()[0]) == 10
 
 
-def test_a_folder_that_was_made_before_is_kept(here):
+def test_an_existing_folder_is_kept(here):
     Path("disk").mkdir()
     Path("e").mkdir()
     Path("e/parts").symlink_to("../disk")
-    assert embed() == 2  # a link is something
+    assert embed() == 2  # a dangling link makes the folder non-empty
     Path("e/parts").unlink()
     assert embed() == 0
     shutil.move("e/parts/part-00000.parquet", "disk")
@@ -421,19 +428,18 @@ def test_a_damaged_index_can_be_replaced(here, capsys, damage):
     assert embed() == 0
     before = content("e")
     Path("e/index.json").write_text(damage)
+    says = "damaged or was not written by mvmae embed: replace the embeddings with --overwrite"
     for words in ([], ["--resume"], ["--query", "images/red/0.jpg"]):
-        refused(
-            capsys, *words, says="damaged or not of mvmae embed: --overwrite makes the embeddings"
-        )
+        refused(capsys, *words, says=says)
     assert embed("--overwrite") == 0
     assert content("e") == before
 
 
-def test_an_index_of_something_else_beside_parts_is_not_replaced(here, capsys):
+def test_an_index_of_another_program_is_not_replaced(here, capsys):
     assert embed() == 0
     Path("e/index.json").write_text('{"kind": "books"}')
     for words in (["--overwrite"], ["--resume"]):
-        refused(capsys, *words, says="not of mvmae embed: choose another --out")
+        refused(capsys, *words, says="was not written by mvmae embed: choose another --out")
 
 
 HOLD = """
@@ -465,21 +471,21 @@ def test_two_commands_do_not_write_into_one_folder(here, capsys, ends):
     assert len(whole()[0]) == 10
 
 
-def test_a_search_waits_for_no_lock_that_is_gone(here):
+def test_a_search_ignores_the_lock_of_a_dead_process(here):
     assert embed() == 0
     Path("e/.lock").write_text("99999999")
     assert embed("--query", "images/red/0.jpg") == 0
 
 
-def test_folders_of_others_are_left_alone(here, capsys):
+def test_folders_of_other_programs_are_left_alone(here, capsys):
     Path("e").mkdir()
     Path("e/index.json").write_text("{}")
     for words in ([], ["--overwrite"], ["--resume"], ["--query", "images/red/0.jpg"]):
-        refused(capsys, *words, says="index.json is damaged or not of mvmae embed")
+        refused(capsys, *words, says="index.json is damaged or was not written by mvmae embed")
     refused(capsys, "--overwrite", out="images", says="images holds other files")
     refused(capsys, out="images/red/0.jpg", says="is a file: --out must name a folder")
-    refused(capsys, "--resume", out="new", says="no embeddings in new to resume")
-    with pytest.raises(UserError, match="no embeddings in new"):
+    refused(capsys, "--resume", out="new", says="new holds no embeddings to resume")
+    with pytest.raises(UserError, match="new holds no embeddings"):
         list(read_embeddings("new"))
 
 
@@ -489,7 +495,7 @@ def test_folders_of_others_are_left_alone(here, capsys):
         (["--part-size", "0"], "part_size must be at least 1"),
         (["--k", "0"], "k must be at least 1"),
         (["--resume", "--overwrite"], "exclude each other"),
-        (["--part-size", "99999999"], "makes files of 25.6 GB: 7812500 images are the most"),
+        (["--part-size", "99999999"], "makes files of 25.6 GB: use at most 7812500 images"),
         (["--format", "safetensors", "--part-size", "200000"], "lower --part-size"),
         (["--format", "csv"], "invalid choice 'csv'"),
         (["--image-size", "33"], "not a multiple of the patch size"),
@@ -499,24 +505,24 @@ def test_folders_of_others_are_left_alone(here, capsys):
         (["--query", "list.csv"], "--query list.csv cannot be read as an image: no image"),
     ],
 )
-def test_what_cannot_work_is_refused_before_anything_is_written(here, capsys, words, says):
+def test_mistakes_are_refused_before_anything_is_written(here, capsys, words, says):
     Path("list.csv").write_text("images/red/0.jpg\n")
     refused(capsys, *words, says=says)
 
 
-def test_a_disk_too_full_for_all_of_it_is_noticed_first(here, capsys, monkeypatch):
+def test_too_little_disk_space_is_noticed_first(here, capsys, monkeypatch):
     usage = shutil.disk_usage(here)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2559))
-    refused(capsys, says="take 0.00 GB and .* GB free")
+    refused(capsys, says="need 0.00 GB, but .* GB free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2560))
     assert embed() == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
-    assert embed("--overwrite") == 0  # in the place of the old
+    assert embed("--overwrite") == 0  # replaces the old files
     refused(capsys, "--overwrite", "--tokens", "patch", says="GB free")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
-def test_a_disk_that_fills_up_leaves_whole_parts_to_go_on_from(here, capsys):
+def test_a_disk_that_fills_up_leaves_complete_parts_to_resume_from(here, capsys):
     words = ("--part-size", "4")
     assert embed(*words) == 0
     before = content("e")
@@ -538,7 +544,7 @@ def limited() -> None:
 
 
 @pytest.mark.slow
-def test_a_file_that_may_not_grow_leaves_no_half_part(here):
+def test_a_file_size_limit_leaves_no_partial_part(here):
     command = f"embed {ENCODER} digits --image-size 32 --part-size 500 --out e --workers 0"
     done = subprocess.run(
         [sys.executable, "-m", "mvmae", *command.split()],
@@ -565,7 +571,7 @@ def by_hand(query: int) -> list[tuple[str, float]]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_neighbours_are_those_of_a_full_comparison(here, capsys, format):
+def test_neighbours_match_a_full_comparison(here, capsys, format):
     words = ("--format", format, "--part-size", "3")
     assert embed(*words, "--query", "images/red/1.jpg", "images/blue/0.jpg", "--k", "4") == 0
     kept = json.loads(Path("e/neighbours.json").read_text())
@@ -587,7 +593,7 @@ def test_neighbours_are_those_of_a_full_comparison(here, capsys, format):
         assert picture.format == "PNG"
 
 
-def test_embeddings_that_are_there_are_searched_and_not_made_again(here, capsys):
+def test_existing_embeddings_are_searched_and_not_computed_again(here, capsys):
     assert embed() == 0
     before = content("e")
     shutil.copy("images/red/1.jpg", "copy.jpg")
@@ -601,7 +607,7 @@ def test_embeddings_that_are_there_are_searched_and_not_made_again(here, capsys)
     assert "there are 10 neighbours, not 20" in capsys.readouterr().out
 
 
-def test_the_query_is_itself_by_any_of_its_names(here):
+def test_the_query_is_recognised_under_any_of_its_names(here):
     Path("folder").symlink_to("images/red")
     assert embed("--query", str(here / "folder" / "1.jpg")) == 0
     (answer,) = json.loads(Path("e/neighbours.json").read_text())["queries"]
@@ -609,7 +615,7 @@ def test_the_query_is_itself_by_any_of_its_names(here):
     assert len(answer["neighbours"]) == 8
 
 
-def test_search_refuses_embeddings_of_something_else(here, capsys):
+def test_search_refuses_embeddings_of_other_images_or_encoders(here, capsys):
     assert embed() == 0
     query = ("--query", "images/red/1.jpg")
     refused(capsys, *query, "--tokens", "cls", says="made with --tokens mean, not cls")
@@ -617,17 +623,19 @@ def test_search_refuses_embeddings_of_something_else(here, capsys):
     refused(capsys, *query, data="images/red", says="images .*, not")
     part = Path("e/parts/part-00000.parquet")
     part.write_bytes(part.read_bytes()[:-1])
-    refused(capsys, *query, says="part-00000.parquet is damaged: mvmae embed .* --resume makes it")
+    refused(
+        capsys, *query, says="part-00000.parquet is damaged: mvmae embed .* --resume makes it again"
+    )
     part.unlink()
     refused(capsys, *query, says="part-00000.parquet is missing")
     assert embed(*query, "--resume") == 0
     assert Path("e/neighbours.png").exists()
 
 
-def test_a_picture_is_not_put_among_the_images(here, capsys):
+def test_the_picture_is_not_written_among_the_images(here, capsys):
     query = ("--query", "images/red/1.jpg")
-    refused(capsys, *query, out="images/e", says="lies among the images.*--out elsewhere")
-    refused(capsys, *query, out="images", says="lies among the images")
+    refused(capsys, *query, out="images/e", says="is among the images.*--out elsewhere")
+    refused(capsys, *query, out="images", says="is among the images")
     assert embed(out="images/e") == 0
 
 

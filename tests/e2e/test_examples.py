@@ -15,7 +15,7 @@ from torchvision.datasets import ImageFolder
 
 from mvmae import load_encoder
 from mvmae.cli.main import main
-from mvmae.embed.run import read_embeddings
+from mvmae.embed.storage import read_embeddings
 from mvmae.encoders import open_encoder
 
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -1,4 +1,4 @@
-"""`mvmae export`: encoders that other software loads, and computes the same with."""
+"""`mvmae export`: encoders that other software loads and that compute the same there."""
 
 import json
 import os
@@ -29,7 +29,7 @@ IMAGES = torch.randn(2, 3, 16, 16, generator=Generator().manual_seed(1))
 
 
 def shaken(model):
-    """A model whose every weight counts; untrained ones have biases of 0 and norms of 1."""
+    """Perturb every weight: in an untrained model biases are 0 and norms 1, which hides errors."""
     generator = Generator().manual_seed(2)
     for parameter in model.parameters():
         parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
@@ -37,7 +37,7 @@ def shaken(model):
 
 
 def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
-    """A run folder with what training leaves in it."""
+    """Make a run folder with the files that training writes."""
     objective = ObjectiveConfig(**changes.pop("objective", {}))
     model_config = ModelConfig(
         **{
@@ -63,7 +63,7 @@ def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
 
 
 def odd_encoder(folder: Path, variant: Variant, **sizes) -> OpenedEncoder:
-    """An encoder of another maker's kind, saved in a folder."""
+    """Save an encoder with another maker's architecture in a folder."""
     size = {"image_size": (16, 16), "patch_size": 4, "in_channels": 3} | sizes
     encoder = Encoder(Size(64, 2, 2), **size, variant=variant)
     initialize(encoder, Generator().manual_seed(0))
@@ -78,7 +78,7 @@ def odd_encoder(folder: Path, variant: Variant, **sizes) -> OpenedEncoder:
 
 @pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
-    """An empty folder but for three images to check with, in which commands are given."""
+    """The working folder of the commands, with three images to check with."""
     (tmp_path / "images").mkdir()
     for index in range(3):
         noise = np.random.default_rng(index).integers(256, size=(20, 30, 3), dtype=np.uint8)
@@ -96,7 +96,7 @@ def left(folder: Path) -> list[str]:
 
 
 def made_by(text: str, name: str):
-    """What a printed or written snippet of Python makes, called `name` in it."""
+    """Run a snippet of Python and return its variable `name`."""
     scope: dict = {}
     exec(text, scope)
     return scope[name]
@@ -109,7 +109,7 @@ def snippet(readme: Path) -> str:
 # timm
 
 
-def test_of_several_formats_the_cards_are_named(here, capsys):
+def test_several_formats_print_the_paths_of_their_cards(here, capsys):
     begun(here / "run")
     exported("run", "--format", "pt2", "safetensors")
     out = capsys.readouterr().out
@@ -117,7 +117,7 @@ def test_of_several_formats_the_cards_are_named(here, capsys):
     assert "import" not in out
 
 
-def test_a_run_becomes_a_model_of_timm_by_the_printed_line(here, capsys):
+def test_the_printed_line_creates_a_timm_model_from_a_run(here, capsys):
     pytest.importorskip("timm")
     _, model = begun(here / "run")
     exported("run", "--format", "safetensors")
@@ -152,7 +152,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS.values(), ids=VARIANTS)
-def test_every_kind_of_encoder_becomes_a_model_of_timm(here, variant):
+def test_every_kind_of_encoder_becomes_a_timm_model(here, variant):
     pytest.importorskip("timm")
     opened = odd_encoder(here / "odd", variant, image_size=(16, 24), in_channels=1)
     exported("odd", "--format", "timm", "--out", "out")
@@ -168,15 +168,15 @@ def test_every_kind_of_encoder_becomes_a_model_of_timm(here, variant):
     [
         ("vit_tiny", 224, "vit_tiny_patch16_224"),
         ("vit_tiny", 384, "vit_tiny_patch16_384"),
-        ("vit_tiny", 96, "vit_tiny_patch16_224', checkpoint_path='f', img_size=96"),
+        ("vit_tiny", 96, "vit_tiny_patch16_224', checkpoint_path='d/f', img_size=96"),
         ("vit_pico", (32, 48), "f', img_size=(32, 48), embed_dim=64, depth=4, num_heads=2"),
     ],
 )
-def test_timms_own_names_are_used_where_there_are_some(name, size, expected):
+def test_the_model_names_of_timm_are_used_where_they_exist(name, size, expected):
     pytest.importorskip("timm")
-    from mvmae.export.to_timm import lines
+    from mvmae.export.to_timm import snippet as timm_snippet
 
-    text = lines(Path("f"), encoders.open_encoder(f"random:{name}", size))
+    text = timm_snippet(Path("d"), encoders.open_encoder(f"random:{name}", size), "f")
     words = expected.split(", ")
     assert all(word in text for word in words), text
 
@@ -204,14 +204,14 @@ def test_the_safetensors_card_loads_with_mvmae_and_with_timm(here):
 # transformers
 
 
-def test_a_run_becomes_a_vit_of_transformers(here):
+def test_a_run_becomes_a_transformers_vit(here):
     transformers = pytest.importorskip("transformers")
     _, model = begun(here / "run")
     exported("run", "--format", "hf")
-    theirs, told = transformers.ViTModel.from_pretrained(
+    theirs, report = transformers.ViTModel.from_pretrained(
         "run/export/hf", add_pooling_layer=False, output_loading_info=True
     )
-    assert not any(told.values())
+    assert not any(report.values())
     assert theirs.config.mvmae_pool == "mean"
     tokens = theirs.eval()(IMAGES).last_hidden_state
     torch.testing.assert_close(tokens, model.encoder(IMAGES), rtol=1e-4, atol=1e-5)
@@ -219,8 +219,8 @@ def test_a_run_becomes_a_vit_of_transformers(here):
 
 
 @pytest.mark.slow
-def test_transformers_says_nothing_of_our_own_key(here):
-    """Its complaints go to a logger, which warnings do not see."""
+def test_transformers_does_not_complain_about_our_key(here):
+    """Its complaints go to a logger and not to warnings."""
     pytest.importorskip("transformers")
     begun(here / "run", latent="cls")
     exported("run", "--format", "hf", "hf-mae")
@@ -241,7 +241,7 @@ def test_transformers_says_nothing_of_our_own_key(here):
     assert '"mvmae_pool": "cls"' in Path("again/config.json").read_text()
 
 
-def test_transformers_prepares_images_as_mvmae_does(here):
+def test_transformers_preprocesses_images_as_mvmae_does(here):
     transformers = pytest.importorskip("transformers")
     from mvmae.data.sources.open import open_source
     from mvmae.method.views import normalized, whole_view
@@ -250,7 +250,7 @@ def test_transformers_prepares_images_as_mvmae_does(here):
     exported("run", "--format", "hf")
     processor = transformers.AutoImageProcessor.from_pretrained("run/export/hf")
     mean, std, _ = encoders.open_encoder("run").preprocessing
-    # Of other shapes than squares the crop is cut after resizing, not before.
+    # transformers crops other shapes than squares after resizing, mvmae before.
     for width, tolerance in ((64, 0.005), (50, 0.06)):
         pixels = open_source(("photos",), 3).read(0)[:, :, :width]
         theirs = processor(images=pixels, return_tensors="pt")["pixel_values"]
@@ -265,10 +265,10 @@ def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
     transformers = pytest.importorskip("transformers")
     config, model = begun(here / "run", objective={"normalize_targets": normalize}, **options)
     exported("run", "--format", "hf-mae")
-    theirs, told = transformers.ViTMAEForPreTraining.from_pretrained(
+    theirs, report = transformers.ViTMAEForPreTraining.from_pretrained(
         "run/export/hf-mae", output_loading_info=True
     )
-    assert not any(told.values())
+    assert not any(report.values())
     assert theirs.config.mvmae_pool == "mean"
     assert theirs.config.norm_pix_loss == normalize
     assert theirs.config.mask_ratio == pytest.approx(config.model.mask_ratio, abs=1e-5)
@@ -285,7 +285,7 @@ def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
     assert torch.equal(state["decoder.decoder_layers.1.attention.q_proj.weight"], query)
 
 
-# Graphs
+# graphs
 
 
 def test_a_run_becomes_an_onnx_file_for_any_number_of_images(here):
@@ -307,7 +307,7 @@ def test_a_run_becomes_an_onnx_file_for_any_number_of_images(here):
         )
 
 
-def test_a_run_becomes_a_program_of_torch_for_any_number_of_images(here):
+def test_a_run_becomes_a_torch_program_for_any_number_of_images(here):
     _, model = begun(here / "run", latent="cls")
     exported("run", "--format", "pt2")
     facts = {"encoder.json": ""}
@@ -321,16 +321,16 @@ def test_a_run_becomes_a_program_of_torch_for_any_number_of_images(here):
         torch.testing.assert_close(patches, tokens[:, 1:], rtol=1e-5, atol=1e-5)
 
 
-# What is refused, and what stays
+# refused exports, and files that stay
 
 
 def refused(command: str, capsys) -> str:
     capsys.readouterr()
     assert main(command.split()) == 2
-    told = capsys.readouterr()
-    assert told.err.count("\n") == 1
-    assert told.err.startswith("mvmae: ")
-    return told.err
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert error.startswith("mvmae: ")
+    return error
 
 
 @pytest.mark.parametrize(
@@ -342,14 +342,14 @@ def refused(command: str, capsys) -> str:
         (Variant(final_norm=False, layer_scale=True), "layer scale and no norm at the end"),
     ],
 )
-def test_what_transformers_vit_has_not_is_refused(here, capsys, variant, says):
+def test_encoders_that_transformers_cannot_hold_are_refused(here, capsys, variant, says):
     odd_encoder(here / "odd", variant)
     text = refused("export odd --format timm hf", capsys)
-    assert f"odd has {says}, which transformers' ViTModel cannot have" in text
+    assert f"odd has {says}, which transformers' ViTModel cannot hold" in text
     assert not Path("runs").exists()
 
 
-def test_a_decoder_that_is_not_there_is_refused(here, capsys):
+def test_a_missing_decoder_is_refused(here, capsys):
     begun(here / "contrast", objective={"reconstruction_weight": 0.0})
     assert "trained without reconstruction" in refused("export contrast --format hf-mae", capsys)
     begun(here / "wide", image_size=(16, 32))
@@ -359,7 +359,7 @@ def test_a_decoder_that_is_not_there_is_refused(here, capsys):
     text = refused("export wide/encoder.safetensors --format hf-mae", capsys)
     assert "holds the encoder alone" in text
     text = refused("export random:vit_pico --format hf-mae", capsys)
-    assert "--format hf-mae needs a run of pretrain, whose decoder it writes: random:" in text
+    assert "--format hf-mae writes the decoder of a pretrain run, and random:" in text
     assert not list(here.rglob("export"))
 
 
@@ -381,7 +381,7 @@ def test_a_decoder_that_is_not_there_is_refused(here, capsys):
         ("export run --format pt2 --data=", "DATA is empty"),
     ],
 )
-def test_what_cannot_be_exported_is_refused_and_leaves_nothing(here, capsys, command, says):
+def test_mistakes_are_refused_and_leave_no_files(here, capsys, command, says):
     begun(here / "run")
     (here / "file").write_text("")
     (here / "empty").mkdir()
@@ -394,14 +394,14 @@ def test_what_cannot_be_exported_is_refused_and_leaves_nothing(here, capsys, com
     assert not (here / "run" / "export").exists()
 
 
-def test_what_is_there_stays_unless_it_may_be_replaced(here, capsys):
+def test_existing_exports_are_replaced_only_with_overwrite(here, capsys):
     begun(here / "run")
     exported("run", "--format", "safetensors", "--out", "out")
     file = here / "out" / "safetensors" / "encoder.safetensors"
     (file.parent / "notes.txt").write_text("mine")
     before = file.stat().st_mtime_ns
     text = refused("export run --format pt2 safetensors --out out", capsys)
-    assert "there already: out/safetensors: --overwrite replaces it" in text
+    assert "out/safetensors already exists: replace it with --overwrite" in text
     assert file.stat().st_mtime_ns == before
     exported("run", "--format", "safetensors", "--out", "out", "--overwrite")
     assert file.stat().st_mtime_ns > before
@@ -411,7 +411,7 @@ def test_what_is_there_stays_unless_it_may_be_replaced(here, capsys):
     ]
 
 
-def test_an_encoder_of_numbers_that_are_not_finite_is_refused(here, capsys):
+def test_an_encoder_with_weights_that_are_not_finite_is_refused(here, capsys):
     opened = odd_encoder(here / "odd", Variant())
     opened.encoder.norm.bias.data[3] = float("nan")
     encoders.save_encoder(here / "odd", opened)
@@ -420,7 +420,7 @@ def test_an_encoder_of_numbers_that_are_not_finite_is_refused(here, capsys):
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_export_that_is_interrupted_leaves_what_was_there(here, monkeypatch, failure):
+def test_an_interrupted_export_leaves_existing_files(here, monkeypatch, failure):
     begun(here / "run")
     exported("run", "--format", "safetensors", "--out", "out")
     before = left(here)
@@ -438,7 +438,7 @@ def test_an_export_that_is_interrupted_leaves_what_was_there(here, monkeypatch, 
     assert not Path("new").exists()
 
 
-def test_a_file_that_computes_something_else_is_our_fault_and_does_not_stay(here, monkeypatch):
+def test_a_file_that_computes_something_else_is_removed(here, monkeypatch):
     begun(here / "run")
     save = safetensors.torch.save
 
@@ -446,7 +446,7 @@ def test_a_file_that_computes_something_else_is_our_fault_and_does_not_stay(here
         return save(tensors | {"norm.bias": tensors["norm.bias"] + 0.01})
 
     monkeypatch.setattr(safetensors.torch, "save", spoiled)
-    with pytest.raises(RuntimeError, match="safetensors: what was written computes something else"):
+    with pytest.raises(RuntimeError, match="safetensors: the written file computes something else"):
         main(["export", "run", "--format", "safetensors"])
     assert not (here / "run" / "export").exists()
 
@@ -458,7 +458,7 @@ def test_a_missing_package_is_named(here, capsys, monkeypatch):
     assert text == "mvmae: --format onnx needs onnxscript: pip install 'mvmae[onnx]'\n"
 
 
-def test_an_encoder_of_four_channels_is_compared_on_noise(here, capsys):
+def test_an_encoder_with_four_channels_is_compared_on_noise(here, capsys):
     opened = odd_encoder(here / "odd", Variant(), in_channels=4)
     exported("odd", "--format", "pt2", "--out", "out")
     assert "8 images of noise" in capsys.readouterr().out
@@ -468,8 +468,8 @@ def test_an_encoder_of_four_channels_is_compared_on_noise(here, capsys):
 
 
 @pytest.mark.parametrize("format", ["timm", "hf", "hf-mae"])
-def test_a_copy_still_says_which_token_counts(here, format):
-    begun(here / "run")  # whose token is the mean, and not the class token of other makers' files
+def test_an_export_records_which_token_is_the_feature(here, format):
+    begun(here / "run")  # its feature is the mean, not the class token as in other makers' files
     exported("run", "--format", format)
     folder = Path("run/export") / format
     opened = encoders.open_encoder(folder / "model.safetensors" if format == "timm" else folder)
@@ -489,7 +489,7 @@ for name in ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"):
 
 
 @pytest.mark.slow
-def test_a_full_disk_is_one_line_and_leaves_nothing(here):
+def test_a_full_disk_prints_one_line_and_leaves_no_files(here):
     begun(here / "run")
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

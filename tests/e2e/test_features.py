@@ -1,4 +1,4 @@
-"""`features` as a user types it: what it writes, says, finds and refuses."""
+"""`mvmae features` as a user types it: what it writes, prints, finds and refuses."""
 
 import csv
 import importlib.util
@@ -14,7 +14,7 @@ from PIL import Image
 
 from mvmae.cli.main import main
 from mvmae.data.sources.open import open_source
-from mvmae.inspect.features.feature_cache import classes_of
+from mvmae.inspect.features.feature_cache import find_classes
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 2 "
@@ -26,7 +26,7 @@ NAMES = ("pca", "map", "typical", "duplicates")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """A run, and images: two classes of coloured blocks, one image twice."""
+    """A run, and images: two classes of coloured blocks, with one image in both."""
     home = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(0)
     for label in ("blue", "red"):
@@ -46,7 +46,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home`, in which commands are given; nothing has been said yet."""
+    """The working folder of the commands: a copy of `home`."""
     shutil.copytree(home, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
@@ -71,9 +71,9 @@ def facts(folder: str) -> dict:
     return json.loads(Path(folder, "features.json").read_text())
 
 
-def test_all_pictures_lie_in_the_run_folder_and_say_what_they_show(here, capsys):
+def test_all_pictures_are_in_the_run_folder_and_described(here, capsys):
     assert features("run", "images", "--threshold", "0.95") == 0
-    said = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out.splitlines()
     tables = {"features-typical.csv", "features-duplicates.csv"}
     pictures = {f"features-{name}.png" for name in NAMES}
     assert {file.name for file in Path("run/figures").iterdir()} == {
@@ -82,22 +82,22 @@ def test_all_pictures_lie_in_the_run_folder_and_say_what_they_show(here, capsys)
         "features.json",
     }
     for name in {*pictures, *tables, "features.json"}:
-        assert f"written: run/figures/{name}" in said
+        assert f"written: run/figures/{name}" in printed
     for name in pictures:
         with Image.open(f"run/figures/{name}") as picture:
             picture.load()
             assert min(picture.size) > 200
             assert len(set(picture.convert("RGB").resize((60, 60)).get_flattened_data())) > 20
-    told = facts("run/figures")
-    assert told["command"] == "features"
-    assert told["command_line"].startswith("mvmae features run images")
-    assert told["map"] == {"images": 21, "method": "tsne", "classes": 2}
-    assert len(told["pca"]["encoders"][0]["explained"]) == 3
-    assert 0.1 < told["pca"]["encoders"][0]["explained_total"] <= 1
-    assert told["duplicates"]["threshold"] == 0.95
+    described = facts("run/figures")
+    assert described["command"] == "features"
+    assert described["command_line"].startswith("mvmae features run images")
+    assert described["map"] == {"images": 21, "method": "tsne", "classes": 2}
+    assert len(described["pca"]["encoders"][0]["explained"]) == 3
+    assert 0.1 < described["pca"]["encoders"][0]["explained_total"] <= 1
+    assert described["duplicates"]["threshold"] == 0.95
 
 
-def test_the_twin_is_found_and_nothing_else(here, capsys):
+def test_the_duplicate_is_found_and_nothing_else(here, capsys):
     assert features("run", "images", "--draw", "duplicates", "--out", "a") == 0
     (pair,) = rows("a/features-duplicates.csv")
     assert (pair["first"], pair["second"]) == ("images/blue/3.png", "images/red/twin.png")
@@ -108,7 +108,7 @@ def test_the_twin_is_found_and_nothing_else(here, capsys):
     assert (counted["pairs"], counted["groups"], counted["in_groups"]) == (1, 1, 2)
 
 
-def test_where_nothing_is_found_it_is_said_and_an_older_picture_goes(here, capsys):
+def test_no_duplicates_is_reported_and_removes_an_older_picture(here, capsys):
     assert features("run", "images", "--draw", "duplicates", "--out", "a") == 0
     assert Path("a/features-duplicates.png").exists()
     assert features("run", "plain", "--draw", "duplicates", "--out", "a") == 0
@@ -129,10 +129,10 @@ def test_the_odd_image_is_the_least_typical(here, image_folder, capsys):
     assert values == sorted(values)
     assert len(values) == 31
     assert f"least typical: {images}/red/odd.png" in capsys.readouterr().out
-    told = facts("a")["typical"]
-    assert told["least"][0]["path"] == listed[0]["path"]
-    assert told["most"][0]["path"] == listed[-1]["path"]
-    assert told["quantiles"]["0.0"] == pytest.approx(values[0], abs=1e-5)
+    described = facts("a")["typical"]
+    assert described["least"][0]["path"] == listed[0]["path"]
+    assert described["most"][0]["path"] == listed[-1]["path"]
+    assert described["quantiles"]["0.0"] == pytest.approx(values[0], abs=1e-5)
 
 
 def test_the_same_command_writes_the_same_bytes(here):
@@ -148,7 +148,7 @@ def test_the_same_command_writes_the_same_bytes(here):
     ]
 
 
-def test_other_encoders_get_a_row_and_a_larger_input_a_finer_grid(here):
+def test_other_encoders_get_a_row_and_larger_input_a_finer_grid(here):
     assert features("run", "images", "--draw", "pca", "--out", "a") == 0
     words = [
         "--draw",
@@ -172,26 +172,26 @@ def test_other_encoders_get_a_row_and_a_larger_input_a_finer_grid(here):
     }
 
 
-def test_one_image_has_colours_and_nothing_else(here, capsys):
+def test_a_single_image_has_colours_and_nothing_else(here, capsys):
     assert main(["features", "run", "plain/red", "--max-images", "1", "--out", "a"]) == 0
-    said = capsys.readouterr().out
-    assert "no map of fewer than 5 images" in said
-    assert "nothing is typical of fewer than 5 images" in said
-    assert "one image has no duplicate" in said
+    printed = capsys.readouterr().out
+    assert "a map needs at least 5 images" in printed
+    assert "typical images and outliers need at least 5 images" in printed
+    assert "a single image has no duplicate" in printed
     assert [file.name for file in Path("a").glob("*.png")] == ["features-pca.png"]
 
 
-def test_images_that_are_all_the_same_are_duplicates_without_a_map(here, capsys):
+def test_identical_images_are_duplicates_without_a_map(here, capsys):
     Path("same").mkdir()
     for number in range(6):
         shutil.copy("images/red/1.png", f"same/{number}.png")
     assert features("run", "same", "--out", "a") == 0
-    said = capsys.readouterr().out
-    assert "no map: the features of all images are the same" in said
-    assert "15 pairs, 6 of 6 images in 1 group; so many" in said
+    printed = capsys.readouterr().out
+    assert "no map: the features of all images are the same" in printed
+    assert "15 pairs, 6 of 6 images in 1 group; with so many" in printed
 
 
-def test_gray_images_and_those_that_cannot_be_read_do_no_harm(here, capsys):
+def test_gray_and_unreadable_images_do_no_harm(here, capsys):
     for file in Path("images/red").glob("[0-4].png"):
         file.write_bytes(b"no image")
     for file in Path("images/blue").glob("*.png"):
@@ -204,7 +204,7 @@ def test_gray_images_and_those_that_cannot_be_read_do_no_harm(here, capsys):
     assert len(rows("a/features-typical.csv")) == 16
 
 
-def test_any_name_of_a_file_is_drawn_and_listed(here, capsys):
+def test_any_file_name_is_drawn_and_listed(here, capsys):
     names = [
         "a$x_1$ <b>.png",
         "two\nlines.png",
@@ -221,22 +221,22 @@ def test_any_name_of_a_file_is_drawn_and_listed(here, capsys):
     assert all(os.fsencode(name) in listed for name in names)
 
 
-def test_a_map_takes_no_more_images_than_asked(here):
+def test_a_map_holds_at_most_the_requested_images(here):
     assert features("run", "images", "--draw", "map", "--most", "9", "--out", "a") == 0
     assert facts("a")["map"]["images"] == 9
 
 
-def test_parts_of_the_data_are_no_classes(here):
+def test_parts_of_a_data_set_are_not_classes(here):
     for part in ("train", "val"):
         shutil.copytree("plain", f"parts/{part}")
         shutil.copytree("plain/red", f"flat/{part}")
     source = open_source(["parts"], 3)
-    classes, labels = classes_of(source, range(len(source)))
+    classes, labels = find_classes(source, range(len(source)))
     assert list(classes) == ["blue", "red"]
     assert np.bincount(labels).tolist() == [20, 20]
     flat = open_source(["flat"], 3)
-    assert classes_of(flat, range(len(flat))) == ((), None)
-    assert classes_of(open_source(["plain/red"], 3), [0]) == ((), None)
+    assert find_classes(flat, range(len(flat))) == ((), None)
+    assert find_classes(open_source(["plain/red"], 3), [0]) == ((), None)
 
 
 def on_disk(folder: Path) -> dict[str, str]:
@@ -272,7 +272,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("command", "says"), REFUSED, ids=[command for command, _ in REFUSED])
-def test_mistakes_are_refused_in_a_line_and_nothing_is_written(here, capsys, command, says):
+def test_mistakes_are_refused_in_one_line_and_nothing_is_written(here, capsys, command, says):
     Path("broken").mkdir()
     for number in range(6):
         Path(f"broken/{number}.jpg").write_bytes(b"no image")
@@ -285,7 +285,7 @@ def test_mistakes_are_refused_in_a_line_and_nothing_is_written(here, capsys, com
 
 
 @pytest.mark.skipif(importlib.util.find_spec("umap") is not None, reason="umap is installed")
-def test_umap_is_asked_for_before_any_work_where_it_is_missing(here, capsys):
+def test_missing_umap_is_reported_before_any_work(here, capsys):
     assert features("run", "images", "--map", "umap", "--out", "a") == 2
     assert "pip install 'mvmae[umap]'" in capsys.readouterr().err
     assert not Path("a").exists()

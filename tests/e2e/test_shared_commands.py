@@ -285,7 +285,7 @@ def test_a_killed_process_ends_all_under_torchrun(here, free_port):
         os.kill(process_of(whole.pid, rank=1), signal.SIGKILL)
         out, _ = whole.communicate(timeout=60)
     assert whole.returncode != 0
-    assert b"go on with mvmae embed" in out
+    assert b"continue with mvmae embed" in out
     assert main([*in_parts("shared"), "--resume"]) == 0
     assert json.loads(Path("shared/index.json").read_text())["num_embedded"] == 2029
 
@@ -334,7 +334,7 @@ def test_a_command_that_shares_no_work_says_so(here, capsys, monkeypatch, words)
 
 def test_batches_are_the_same_to_the_bit(alone, by_two):
     """Not only the rounded figures: the vectors that embed wrote."""
-    from mvmae.embed.run import read_embeddings
+    from mvmae.embed.storage import read_embeddings
 
     ours, theirs = (list(read_embeddings(at)) for at in (alone("embed"), by_two[0] / "embed"))
     assert sum(len(part.paths) for part in theirs) == 29

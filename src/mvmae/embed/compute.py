@@ -1,4 +1,4 @@
-"""How the embeddings of some parts are made, by one process or by several that share the parts."""
+"""Compute embeddings part by part, in one process or in several that share the parts."""
 
 from __future__ import annotations
 
@@ -16,169 +16,165 @@ from mvmae.config.embed import EmbedConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset
 from mvmae.embed import storage
-from mvmae.embed.progress import Meter
-from mvmae.embed.storage import Index, Made
+from mvmae.embed.storage import Index, PartBuffer, WrittenPart
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.vit import Encoder
+from mvmae.terminal import Bar
 from mvmae.training import distributed, process_store
 from mvmae.training.interrupt import Interrupt
 
 
-def gathered(
-    folder: Path,
-    index: Index,
-    opened: OpenedEncoder,
-    source: Source,
-    config: EmbedConfig,
-    device: torch.device,
-    meter: Meter,
-    interrupt: Interrupt,
-) -> tuple[Index, int]:
-    """Embed, and enter into the index what this process and the others made.
+class Job(NamedTuple):
+    """What is embedded, with what, into which folder."""
 
-    Returns:
-        The index, and the signal that stopped some process, or 0.
-
-    Raises:
-        UserError: More than half of the images cannot be read, or an embedding is no number.
-    """
-    began, signal, unread = time.perf_counter() - index.seconds, 0, index.count("skipped")
-    last: list[Skipped] = []
-
-    def entered(index: Index, made: Sequence[Made]) -> Index:
-        return storage.enter(folder, index, made, time.perf_counter() - began) if made else index
-
-    def posted() -> list[Made]:
-        return [
-            Made(said, [Skipped(*row) for row in rows]) for said, rows in process_store.posted()
-        ]
-
-    for turn in turns(folder, index, own_parts(index), opened, source, config, device):
-        theirs = posted()
-        index = entered(index, [*turn.made, *theirs])
-        last = [skip for one in theirs for skip in one.skipped] + turn.unreadable or last
-        unread += len(turn.unreadable) + sum(len(one.skipped) for one in theirs)
-        refuse_unreadable(source, unread, last)
-        meter.advance(index.count("images") + turn.begun)
-        if (signal := process_store.check(interrupt.signal)) and index.todo:
-            return index, signal
-    process_store.done()
-    for _ in itertools.chain(process_store.waiting(), [None]):  # once more when all are done
-        theirs = posted()
-        index = entered(index, theirs)
-        last = [skip for one in theirs for skip in one.skipped] or last
-        refuse_unreadable(source, index.count("skipped"), last)
-        meter.advance(index.count("images"))
-        if index.todo and (signal := process_store.check(interrupt.signal)):
-            return index, signal
-    return index, 0
+    config: EmbedConfig
+    folder: Path
+    opened: OpenedEncoder
+    source: Source
+    device: torch.device
 
 
-def own_parts(index: Index) -> list[range]:
-    """The parts that this process is to make, of those that are not there yet."""
-    todo = index.todo
-    share = process_store.share(len(todo), distributed.rank(), distributed.world_size())
-    return todo[share.start : share.stop]
-
-
-class Encoded(NamedTuple):
-    """A batch of images as places in the data."""
+class EncodedBatch(NamedTuple):
+    """Embeddings of a batch of images, which are given as positions in the data."""
 
     covered: Sequence[int]
-    """All that were read, in order."""
+    """All images of the batch, in order."""
 
-    places: list[int]
-    """Those that could be read."""
+    indices: list[int]
+    """Images that could be read."""
 
     vectors: np.ndarray
-    """Of these."""
+    """Their embeddings."""
 
     unreadable: list[tuple[int, Skipped]]
 
 
-class Turn(NamedTuple):
-    """What came of a batch."""
+class BatchResult(NamedTuple):
+    """What one batch added."""
 
-    made: list[Made]
-    """Parts that are whole with it, on the disk."""
+    written: list[WrittenPart]
+    """Parts that the batch completed."""
 
-    begun: int
-    """Images in the part at hand."""
+    pending: int
+    """Images in the unfinished part."""
 
     unreadable: list[Skipped]
-    """Images of the parts that are made here."""
+    """Unreadable images of the parts of this process."""
 
 
-def turns(
-    folder: Path,
-    index: Index,
-    todo: list[range],
-    opened: OpenedEncoder,
-    source: Source,
-    config: EmbedConfig,
-    device: torch.device,
-) -> Iterator[Turn]:
-    """Write some parts, a batch after another.
+def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -> tuple[Index, int]:
+    """Compute the missing parts and record those of all processes in the index.
+
+    Returns:
+        The index, and the signal that stopped any of the processes, or 0.
 
     Raises:
-        UserError: An embedding is no number.
+        UserError: More than half of the images cannot be read, or an embedding is not finite.
     """
-    if not todo:
+    began = time.perf_counter() - index.seconds
+    num_unreadable = index.total("skipped")
+    last_unreadable: list[Skipped] = []
+
+    def record(index: Index, written: Sequence[WrittenPart]) -> Index:
+        if not written:
+            return index
+        return storage.record_parts(job.folder, index, written, time.perf_counter() - began)
+
+    for result in write_parts(job, index):
+        others = _receive_parts()
+        index = record(index, [*result.written, *others])
+        skipped = [skip for part in others for skip in part.skipped] + result.unreadable
+        last_unreadable = skipped or last_unreadable
+        num_unreadable += len(skipped)
+        check_unreadable(job.source, num_unreadable, last_unreadable)
+        bar.advance(index.total("images") + result.pending - bar.done)
+        if (signal := process_store.check(interrupt.signal)) and index.missing:
+            return index, signal
+    process_store.done()
+    for _ in itertools.chain(process_store.waiting(), [None]):  # once more when all are done
+        others = _receive_parts()
+        index = record(index, others)
+        last_unreadable = [skip for part in others for skip in part.skipped] or last_unreadable
+        check_unreadable(job.source, index.total("skipped"), last_unreadable)
+        bar.advance(index.total("images") - bar.done)
+        if index.missing and (signal := process_store.check(interrupt.signal)):
+            return index, signal
+    return index, 0
+
+
+def _receive_parts() -> list[WrittenPart]:
+    """Parts that other processes have written since the last call."""
+    return [
+        WrittenPart(entry, [Skipped(*row) for row in rows])
+        for entry, rows in process_store.posted()
+    ]
+
+
+def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
+    """Write this process's share of the missing parts, one batch at a time.
+
+    Raises:
+        UserError: An embedding is not finite.
+    """
+    missing = index.missing
+    share = process_store.share(len(missing), distributed.rank(), distributed.world_size())
+    spans = missing[share.start : share.stop]
+    if not spans:
         return
-    own, size = {span.start for span in todo}, index.facts["part_size"]
-    filling = storage.Filling(todo[0], index.shape, config.dtype)
-    for batch in encoded(index, todo, opened, source, config, device):
-        made = []
-        while todo and todo[0].start <= batch.covered[-1]:
-            filling.add(batch.places, batch.vectors)
-            filling.skip(batch.unreadable)
-            if batch.covered[-1] < todo[0][-1]:
+    own, size = {span.start for span in spans}, index.facts["part_size"]
+    buffer = PartBuffer(spans[0], index.shape, job.config.dtype)
+    for batch in encode_batches(job, index, spans):
+        written = []
+        while spans and spans[0].start <= batch.covered[-1]:
+            buffer.add(batch.indices, batch.vectors)
+            buffer.skip(batch.unreadable)
+            if batch.covered[-1] < spans[0][-1]:
                 break
-            made.append(storage.finish(folder, index, filling, source))
-            todo = todo[1:]
-            if todo:
-                filling = storage.Filling(todo[0], index.shape, config.dtype)
-        unreadable = [skip for place, skip in batch.unreadable if place // size * size in own]
-        yield Turn(made, len(filling.places) * bool(todo), unreadable)
+            written.append(storage.write_part(job.folder, index, buffer, job.source))
+            spans = spans[1:]
+            if spans:
+                buffer = PartBuffer(spans[0], index.shape, job.config.dtype)
+        unreadable = [skip for image, skip in batch.unreadable if image // size * size in own]
+        yield BatchResult(written, len(buffer.indices) if spans else 0, unreadable)
 
 
-def encoded(
-    index: Index,
-    todo: Sequence[range],
-    opened: OpenedEncoder,
-    source: Source,
-    config: EmbedConfig,
-    device: torch.device,
-) -> Iterator[Encoded]:
-    """The batches that hold images of parts to do, each as it is in a run of one process."""
-    size = config.batch_size
-    numbers = sorted({place // size for span in todo for place in span})
+def encode_batches(job: Job, index: Index, spans: Sequence[range]) -> Iterator[EncodedBatch]:
+    """Encode every batch that holds images of the parts.
+
+    Batches begin at multiples of the batch size in the data, whichever parts are missing: the last
+    bits of an embedding depend on the other images in its batch, and a resumed folder must be equal
+    to one made in a single run.
+    """
+    size, source, encoder = job.config.batch_size, job.source, job.opened.encoder
+    numbers = sorted({image // size for span in spans for image in span})
     order = [
-        place
+        image
         for number in numbers
-        for place in range(number * size, min((number + 1) * size, len(source)))
+        for image in range(number * size, min((number + 1) * size, len(source)))
     ]
     batches = encoders.encode_source(
-        opened.encoder,
+        encoder,
         Subset(source, order),
-        opened.preprocessing,
-        device=device,
+        job.opened.preprocessing,
+        device=job.device,
         precision_name=index.facts["precision"],
         batch_size=size,
-        workers=config.workers,
+        workers=job.config.workers,
     )
     for number, batch in enumerate(batches):
         covered = order[number * size : (number + 1) * size]
-        places = [order[at] for at in batch.indices]
-        lost = sorted(set(covered) - set(places))
-        vectors = vectors_of(opened.encoder, batch.tokens, index.facts["tokens"], config.dtype)
-        refuse_what_is_no_number(vectors, places, source, config)
-        yield Encoded(covered, places, vectors, list(zip(lost, batch.skipped, strict=True)))
+        indices = [order[at] for at in batch.indices]
+        unreadable = sorted(set(covered) - set(indices))
+        vectors = select_vectors(encoder, batch.tokens, index.facts["tokens"], job.config.dtype)
+        _check_finite(job, vectors, indices)
+        yield EncodedBatch(
+            covered, indices, vectors, list(zip(unreadable, batch.skipped, strict=True))
+        )
 
 
-def vectors_of(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str) -> np.ndarray:
-    """What is kept of a batch: B x D, or B x N x D of patch tokens."""
+def select_vectors(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str) -> np.ndarray:
+    """Embeddings of a batch: B x D, or B x N x D for patch tokens."""
     if not len(tokens):
         return np.empty(0, dtype)
     tokens = tokens.float()
@@ -187,37 +183,36 @@ def vectors_of(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str) ->
         if kind == "patch"
         else encoder.pooled(tokens, "cls" if kind == "cls" else "mean")
     )
-    with np.errstate(over="ignore"):  # what is too large for float16 is found and said next
+    with np.errstate(over="ignore"):  # _check_finite reports what float16 cannot hold
         return kept.cpu().numpy().astype(dtype)
 
 
-def refuse_what_is_no_number(
-    vectors: np.ndarray, places: list[int], source: Source, config: EmbedConfig
-) -> None:
-    """Stop at an embedding that is infinite or no number.
+def _check_finite(job: Job, vectors: np.ndarray, indices: list[int]) -> None:
+    """Stop at an embedding that is not finite.
 
     Raises:
         UserError: There is one.
     """
-    bad = [row for row in range(len(places)) if not np.isfinite(vectors[row]).all()]
+    bad = [row for row in range(len(indices)) if not np.isfinite(vectors[row]).all()]
     if bad:
-        remedy = "are its weights damaged?"
-        if config.dtype == "float16":
+        remedy = "check that its weights are not damaged"
+        if job.config.dtype == "float16":
             remedy = "try --dtype float32, which holds numbers above 65504"
         raise UserError(
-            f"{config.encoder} makes no finite embedding of {source.path(places[bad[0]])}: {remedy}"
+            f"{job.config.encoder} gives an embedding that is not finite for "
+            f"{job.source.path(indices[bad[0]])}: {remedy}"
         )
 
 
-def refuse_unreadable(source: Source, count: int, last: Sequence[Skipped]) -> None:
-    """Stop as soon as it is certain that more than half cannot be read.
+def check_unreadable(source: Source, count: int, last: Sequence[Skipped]) -> None:
+    """Stop as soon as more than half of all images are known to be unreadable.
 
     Raises:
-        UserError: They cannot.
+        UserError: They are.
     """
     if count > len(source) / 2:
         path, reason = last[-1]
         raise UserError(
             f"more than half of the {len(source)} images of {source.name} cannot be read, "
-            f"{path} for one ({reason}): is this the right DATA?"
+            f"for example {path} ({reason}): check that DATA is right"
         )

@@ -1,6 +1,6 @@
-"""A part of the embeddings as bytes of a file and back: Parquet, NPZ, safetensors.
+"""Convert a part of the embeddings to file bytes and back: Parquet, NPZ, safetensors.
 
-The same part gives the same bytes every time, so a folder can be compared by its hashes.
+The same part gives the same bytes every time, so folders can be compared by their hashes.
 Shapes: M images, D width, N patch tokens.
 """
 
@@ -18,7 +18,7 @@ from jaxtyping import Float
 
 from mvmae.errors import UserError
 
-Bytes = bytes | memoryview  # a view saves a copy of the whole file
+Bytes = bytes | memoryview  # a view avoids copying the whole file
 
 
 class Part(NamedTuple):
@@ -26,7 +26,7 @@ class Part(NamedTuple):
 
     paths: list[str]
     labels: list[str | None]
-    """Names of the classes; none where the images have no labels."""
+    """Class names; None for images without a label."""
 
     embeddings: Float[np.ndarray, "M ..."]
     """M x D, or M x N x D of patch tokens."""
@@ -42,7 +42,7 @@ def _to_parquet(part: Part) -> Bytes:
         "embedding": pa.FixedSizeListArray.from_arrays(pa.array(flat), width),
     }
     sink = pa.BufferOutputStream()
-    # A dictionary or statistics of embeddings cost time and say nothing.
+    # Dictionaries and statistics of embeddings take time and tell a reader nothing.
     parquet.write_table(
         pa.table(columns), sink, use_dictionary=["label"], write_statistics=["path", "label"]
     )
@@ -53,7 +53,7 @@ def _from_parquet(data: Bytes, shape: tuple[int, ...]) -> Part:
     pa, parquet = _arrow()
     table = parquet.read_table(pa.BufferReader(data))
     embedding = table["embedding"].combine_chunks()
-    if isinstance(embedding, pa.ChunkedArray):  # of no rows
+    if isinstance(embedding, pa.ChunkedArray):  # combine_chunks keeps a column without rows chunked
         embedding = pa.concat_arrays(embedding.chunks)
     rows = embedding.flatten().to_numpy().reshape(len(table), *shape)
     return Part(table["path"].to_pylist(), table["label"].to_pylist(), rows)
@@ -64,13 +64,15 @@ def _arrow() -> tuple[Any, Any]:
         import pyarrow
         import pyarrow.parquet
     except ImportError as error:
-        raise UserError("Parquet needs: pip install pyarrow (or choose --format npz)") from error
+        raise UserError(
+            "--format parquet needs pyarrow: pip install pyarrow, or choose --format npz"
+        ) from error
     return pyarrow, pyarrow.parquet
 
 
 def _to_npz(part: Part) -> Bytes:
     stream = io.BytesIO()
-    arrays = {  # unicode arrays, no objects: they load without pickle
+    arrays = {  # Unicode arrays rather than objects, so that they load without pickle
         "paths": np.array(part.paths, dtype=np.str_),
         "labels": np.array([label or "" for label in part.labels], dtype=np.str_),
         "embeddings": part.embeddings,
@@ -86,7 +88,7 @@ def _from_npz(data: Bytes, _shape: tuple[int, ...]) -> Part:
 
 
 def _to_safetensors(part: Part) -> bytes:
-    """The format by hand: the package orders its metadata differently in every process."""
+    """Write the format by hand: the package orders metadata differently in every process."""
     values = np.ascontiguousarray(part.embeddings)
     header = {
         "__metadata__": {"paths": json.dumps(part.paths), "labels": json.dumps(part.labels)},
@@ -120,35 +122,30 @@ _FORMATS = {
 }
 
 
-def require(name: str) -> None:
-    """Make sure that a format can be written here.
+def require_packages(name: str) -> None:
+    """Check that the packages for a format are installed.
 
     Raises:
-        UserError: A package is missing.
+        UserError: One is missing.
     """
     if name == "parquet":
         _arrow()
 
 
-def versions(name: str) -> dict[str, str]:
-    """Of the package that writes a format."""
+def package_versions(name: str) -> dict[str, str]:
+    """Version of the package that writes a format."""
     return {"pyarrow": _arrow()[0].__version__} if name == "parquet" else {"numpy": np.__version__}
 
 
-def to_bytes(part: Part, name: str) -> Bytes:
-    """A part as a file of the format: a key of `config.EmbedConfig.format`."""
+def part_to_bytes(part: Part, name: str) -> Bytes:
+    """Encode a part in a format of `EmbedConfig.format`."""
     return _FORMATS[name].write(part)
 
 
-def from_bytes(data: Bytes, name: str, shape: tuple[int, ...]) -> Part:
-    """What `to_bytes` wrote; `shape` is that of one embedding.
+def part_from_bytes(data: Bytes, name: str, shape: tuple[int, ...]) -> Part:
+    """Decode what `part_to_bytes` wrote; `shape` is that of one embedding.
 
     Raises:
-        Exception: The bytes are damaged; of which kind, each format decides.
+        Exception: The bytes are damaged; the type depends on the format.
     """
     return _FORMATS[name].read(data, shape)
-
-
-def plain_text(path: str) -> str:
-    r"""A path that any file can hold: bytes that are no UTF-8 become `\udcff` and the like."""
-    return path.encode("utf-8", "backslashreplace").decode()

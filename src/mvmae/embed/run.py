@@ -1,15 +1,14 @@
-"""Embeddings: one vector an image, or one a patch, written to files that are searched and read.
+"""Embed images: write one vector per image or patch to files, and search them.
 
-`run` is read from top to bottom. Batches always begin at multiples of the batch size in the data,
-wherever a run goes on: a network's last bits depend on what stands in a batch with an image, and a
-resumed folder is to be the same byte for byte. For the same reason several processes share out
-whole parts, and make what one makes.
+Read `run` from top to bottom. Several processes share out whole parts of the data, so that they
+write the same bytes as a single process.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,188 +16,167 @@ from typing import Any
 
 import torch
 
-from mvmae import encoders
+from mvmae import encoders, terminal
 from mvmae.config.embed import EmbedConfig
 from mvmae.config.files import command_line, to_plain
 from mvmae.data.sources.base import Source, fingerprint
 from mvmae.data.sources.open import open_source
 from mvmae.embed import formats, search, storage
-from mvmae.embed.compute import gathered, own_parts, turns
-from mvmae.embed.formats import Part
-from mvmae.embed.progress import Meter, conclude, farewell, introduce
-from mvmae.embed.storage import Index, read_embeddings
+from mvmae.embed.compute import Job, compute_embeddings, write_parts
+from mvmae.embed.storage import PARTS, Index
 from mvmae.encoders import OpenedEncoder
-from mvmae.errors import OtherFailedError, UserError
+from mvmae.errors import OtherFailedError, UserError, counted
 from mvmae.storage import results, run_folder
 from mvmae.storage.lock import locked
+from mvmae.terminal import Bar
 from mvmae.training import distributed, precision, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
 
-__all__ = ["Part", "read_embeddings", "run"]
-
-LEAVE_SECONDS = 60.0  # for the other processes to stop writing before their parts are removed
-SAME_NUMBERS = {  # facts that must agree for embeddings to be those asked for, and their names
+LEAVE_SECONDS = 60.0  # for other processes to stop writing before their parts are removed
+SAME_NUMBERS = {  # facts on which the embeddings depend, and their names in messages
     "digest": "encoder weights",
     "encoder_facts": "encoder settings",
     "tokens": "--tokens",
     "data_fingerprint": "images",
     "labels_fingerprint": "labels",
 }
-SAME_BYTES = SAME_NUMBERS | {  # and further for files to be the same byte for byte
+SAME_BYTES = SAME_NUMBERS | {  # facts on which the bytes of the files depend as well
     "format": "--format",
     "dtype": "--dtype",
     "precision": "--precision",
     "batch_size": "--batch-size",
     "part_size": "--part-size",
 }
+TOKENS = {"mean": "mean of the patch tokens", "cls": "class token", "patch": "all patch tokens"}
 
 
 def run(config: EmbedConfig) -> int:
-    """Embed every image of the data into the folder `config.out`; answer the queries, if any.
+    """Embed every image of the data and answer the queries, if there are any.
 
     Returns:
-        0 when done; 130 or 143 when stopped by SIGINT or SIGTERM, after which --resume goes on.
+        0 when done; 130 or 143 when stopped by SIGINT or SIGTERM, after which --resume continues.
 
     Raises:
-        UserError: The encoder, the data, a query, the folder or the settings cannot work.
+        UserError: The encoder, the data, a query, the folder or the settings cannot be used.
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         device = precision.choose_device(config.device)
-        folder = folder_of(config)
+        folder = output_folder(config)
         if distributed.is_main():
-            claim(folder, config)
-        formats.require(config.format)
+            check_folder(folder, config)
+        formats.require_packages(config.format)
         opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
         source = open_source(config.data, opened.encoder.in_channels, opened.depth)
+        job = Job(config, folder, opened, source, device)
         if not distributed.is_main():
-            return assist(folder, config, opened, source, device)
-        facts = facts_of(config, opened, source, device)
-        facts = json.loads(json.dumps(facts))  # as it is read back
+            return write_share(job)
+        facts = describe_embeddings(config, opened, source, device)
+        facts = json.loads(json.dumps(facts))  # tuples become lists, as in a file that is read
         queries = search.open_queries(config, opened, device)
         with locked(folder):
-            claim(folder, config)  # again: another command may have been here meanwhile
-            return write(folder, config, opened, source, facts, queries, device)
+            check_folder(folder, config)  # again, in case another command wrote meanwhile
+            return write_and_search(job, facts, queries)
 
 
-def assist(
-    folder: Path,
-    config: EmbedConfig,
-    opened: OpenedEncoder,
-    source: Source,
-    device: torch.device,
-) -> int:
-    """Write this process's share of the parts, and tell the main process of each.
+def write_share(job: Job) -> int:
+    """Write this process's share of the parts and tell the main process about each.
 
     Returns:
-        An exit status.
-
-    Raises:
-        UserError: As `embed`.
+        Exit status.
     """
-    if (said := distributed.from_main(None)) is None:  # there is nothing to embed
+    if (content := distributed.from_main(None)) is None:  # there is nothing to embed
         return 0
-    index = Index(*said)
     with Interrupt() as interrupt:
-        for turn in turns(folder, index, own_parts(index), opened, source, config, device):
-            for made in turn.made:
-                process_store.post(made)
-            if signal := process_store.check(interrupt.signal):
-                return exit_status(signal)
+        for result in write_parts(job, Index(*content)):
+            for part in result.written:
+                process_store.post(part)
+            if stopped_by := process_store.check(interrupt.signal):
+                return exit_status(stopped_by)
     process_store.done()
     return 0
 
 
-def write(
-    folder: Path,
-    config: EmbedConfig,
-    opened: OpenedEncoder,
-    source: Source,
-    facts: dict[str, Any],
-    queries: search.Queries | None,
-    device: torch.device,
-) -> int:
-    """Embed what is to do into a folder that no other command writes into; answer the queries.
+def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | None) -> int:
+    """Embed what is missing into a locked folder, then answer the queries.
 
     Returns:
-        An exit status.
+        Exit status.
 
     Raises:
-        UserError: What is there or to be made cannot work.
+        UserError: The folder or the images cannot be used.
     """
-    meter = Meter(len(source))
-    if is_made(folder, config, facts):
+    config, folder, source = job.config, job.folder, job.source
+    if is_searchable(folder, config, facts):
         distributed.from_main(None)
-        meter.say(f"embeddings of {source.name}: {folder}")
         index = storage.read_index(folder)
+        terminal.people().print(f"embeddings of {source.name}: {folder}")
     else:
-        fresh = not config.resume
-        index = Index(facts, {}, 0.0) if fresh else resumed(folder, facts)
+        index = resume_index(folder, facts) if config.resume else Index(facts, {}, 0.0)
         storage.check_space(folder, index)
-        introduce(meter, index)
-        if fresh:
-            storage.begin(folder, index)
+        print_start(index)
+        if not config.resume:
+            storage.start_folder(folder, index)
         distributed.from_main(tuple(index))
         try:
-            with meter, Interrupt() as interrupt:
-                index, signal = gathered(
-                    folder, index, opened, source, config, device, meter, interrupt
-                )
-            if signal:
-                meter.say(farewell(signal, config, index))
-                return exit_status(signal)
+            with Bar(len(source), done=index.total("images")) as bar, Interrupt() as interrupt:
+                bar.name("embed")
+                index, stopped_by = compute_embeddings(job, index, bar, interrupt)
         except OtherFailedError:
             raise
         except UserError:
-            if fresh:  # nothing that could be gone on with
+            if not config.resume:  # there is nothing worth keeping
                 process_store.dismiss(LEAVE_SECONDS)
                 storage.discard(folder)
             raise
-        storage.order_skipped(folder, source)
-        conclude(meter, folder, index)
+        if stopped_by:
+            print_stop(stopped_by, config, index)
+            return exit_status(stopped_by)
+        storage.sort_skipped(folder, source)
+        print_end(folder, index)
     if queries:
-        search.answer(folder, index, opened, source, queries, config)
+        search.answer_queries(job, index, queries)
     return 0
 
 
-def folder_of(config: EmbedConfig) -> Path:
-    """Where the embeddings go."""
+def output_folder(config: EmbedConfig) -> Path:
+    """Folder of the embeddings."""
     if config.out is not None:
         return config.out
     return results.home(config.encoder, None) / f"embeddings-{results.slug(' '.join(config.data))}"
 
 
-def claim(folder: Path, config: EmbedConfig) -> None:
-    """Make sure that embeddings may be written into the folder; change nothing yet.
+def check_folder(folder: Path, config: EmbedConfig) -> None:
+    """Check that embeddings may be written into the folder; change nothing.
 
     Raises:
         UserError: The folder holds other embeddings or other files, or nothing to resume.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: --out must name a folder")
-    above = (folder.resolve(), *folder.resolve().parents)
-    if config.query and any(Path(name).resolve() in above for name in config.data):
+    ancestors = (folder.resolve(), *folder.resolve().parents)
+    if config.query and any(Path(name).resolve() in ancestors for name in config.data):
         raise UserError(
-            f"{folder} lies among the images, where neighbours.png would be one more: "
+            f"{folder} is among the images, where neighbours.png would count as an image: "
             "choose an --out elsewhere"
         )
-    if storage.is_there(folder):
-        if not (config.overwrite and storage.has_parts(folder)):
-            storage.read_index(folder)  # or it is of somebody else, and not to be replaced
+    if storage.has_index(folder):
+        if not (config.overwrite and storage.is_replaceable(folder)):
+            storage.read_index(folder)  # refuses the index of another program
         if not (config.resume or config.overwrite or config.query):
             raise UserError(
                 f"{folder} already holds embeddings: choose another --out, "
                 "--resume to finish them, --query to search them, or --overwrite to replace them"
             )
     elif config.resume:
-        raise UserError(f"no embeddings in {folder} to resume: leave out --resume to begin")
+        raise UserError(f"{folder} holds no embeddings to resume: leave out --resume to start")
     elif folder.exists() and any(file.name != run_folder.LOCK for file in folder.iterdir()):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 
-def facts_of(
+def describe_embeddings(
     config: EmbedConfig, opened: OpenedEncoder, source: Source, device: torch.device
 ) -> dict[str, Any]:
-    """What index.json says of the embeddings besides their parts.
+    """The facts of index.json: what the embeddings are and depend on.
 
     Raises:
         UserError: There is no class token, or a part is too large.
@@ -211,11 +189,11 @@ def facts_of(
     arithmetic = config.precision
     if arithmetic == "auto":
         arithmetic = "bf16" if device.type == "cuda" else "fp32"
-    made = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig(encoder="").k)
+    repeated = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig(encoder="").k)
     return {
         "command": "embed",
-        "command_line": command_line("embed", made),
-        "config": to_plain(made),
+        "command_line": command_line("embed", repeated),
+        "config": to_plain(repeated),
         "encoder": config.encoder,
         "digest": encoders.weights_digest(encoder),
         "encoder_facts": encoders.encoder_metadata(opened),
@@ -227,74 +205,111 @@ def facts_of(
         "format": config.format,
         "precision": arithmetic,
         "batch_size": config.batch_size,
-        "part_size": storage.part_size_of(shape, config.dtype, config.part_size),
+        "part_size": storage.choose_part_size(shape, config.dtype, config.part_size),
         "data": source.name,
         "num_images": len(source),
         "data_fingerprint": fingerprint(source),
-        "labels_fingerprint": labels_fingerprint(source),
+        "labels_fingerprint": _labels_fingerprint(source),
         "classes": list(source.classes),
         "environment": run_folder.environment(
-            device, distributed.world_size(), **formats.versions(config.format)
+            device, distributed.world_size(), **formats.package_versions(config.format)
         ),
     }
 
 
-def labels_fingerprint(source: Source) -> str:
-    """A short hash of the images' classes, which a list can change while its paths stay."""
+def _labels_fingerprint(source: Source) -> str:
+    """Short hash of the images' classes, which a list file can change while its paths stay."""
     names = [source.classes[label] for i in range(len(source)) if (label := source.label(i)) >= 0]
     return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
-def is_made(folder: Path, config: EmbedConfig, facts: dict[str, Any]) -> bool:
-    """Whether there is nothing to embed before the queries are answered.
+def is_searchable(folder: Path, config: EmbedConfig, facts: dict[str, Any]) -> bool:
+    """Whether the queries can be answered from embeddings that are already there.
 
     Raises:
-        UserError: There are embeddings, and they are of something else or not finished.
+        UserError: The embeddings in the folder are of something else, or not finished.
     """
-    if not config.query or config.resume or config.overwrite or not storage.is_there(folder):
+    if not config.query or config.resume or config.overwrite or not storage.has_index(folder):
         return False
     index = storage.read_index(folder)
-    require_same(folder, index, facts, SAME_NUMBERS)
-    if index.todo:
+    _require_same(folder, index, facts, SAME_NUMBERS)
+    if index.missing:
         raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
     return True
 
 
-def resumed(folder: Path, facts: dict[str, Any]) -> Index:
-    """The index of a folder that goes on, damaged parts left out.
+def resume_index(folder: Path, facts: dict[str, Any]) -> Index:
+    """Read the index of a folder that is to be finished, and leave out damaged parts.
 
     Raises:
         UserError: It is of another encoder, other images or other settings.
     """
     index = storage.read_index(folder)
-    require_same(folder, index, facts, SAME_BYTES)
-    return storage.without_damaged(folder, index)
+    _require_same(folder, index, facts, SAME_BYTES)
+    return storage.drop_damaged(folder, index)
 
 
-def require_same(folder: Path, index: Index, facts: dict[str, Any], names: dict[str, str]) -> None:
-    """Refuse what is not the same, and say what.
+def _require_same(folder: Path, index: Index, facts: dict[str, Any], names: dict[str, str]) -> None:
+    """Refuse embeddings whose facts differ, and name the differences.
 
     Raises:
-        UserError: Some fact differs.
+        UserError: A fact differs.
     """
-    changed = list(differences(index.facts, facts, names))
+    changed = list(_list_differences(index.facts, facts, names))
     if changed:
         raise UserError(
-            f"{folder} was made with {'; '.join(changed)}: set them alike, choose another --out, "
-            "or --overwrite"
+            f"{folder} was made with {'; '.join(changed)}: use the same settings, choose another "
+            "--out, or --overwrite"
         )
 
 
-def differences(
+def _list_differences(
     before: dict[str, Any], now: dict[str, Any], names: dict[str, str]
 ) -> Iterator[str]:
-    """What some facts were and are, in words."""
-    for name, words in names.items():
+    for name, label in names.items():
         old, new = before.get(name), now[name]
         if old == new:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
             keys = sorted(old.keys() | new.keys())
-            yield from differences(old, {key: new.get(key) for key in keys}, {k: k for k in keys})
+            inner = {key: new.get(key) for key in keys}
+            yield from _list_differences(old, inner, {key: key for key in keys})
         else:
-            yield f"{words} {old}, not {new}"
+            yield f"{label} {old}, not {new}"
+
+
+def print_start(index: Index) -> None:
+    """Print what is going to be computed."""
+    console, facts = terminal.people(), index.facts
+    size = " x ".join(str(number) for number in facts["shape"])
+    height, width = facts["encoder_facts"]["image_size"]
+    console.print(
+        f"{counted(facts['num_images'], 'image')} at {height} x {width}, "
+        f"{TOKENS[facts['tokens']]}: {size} numbers each ({facts['dtype']})"
+    )
+    if index.parts:
+        console.print(
+            f"{index.total('images')} images are done, "
+            f"{len(index.missing)} of {len(index.spans)} parts are missing"
+        )
+
+
+def print_stop(number: int, config: EmbedConfig, index: Index) -> None:
+    """Print what is there after a signal, and the command that continues."""
+    command = command_line("embed", replace(config, resume=True, overwrite=False))
+    terminal.people().print(
+        f"stopped by {signal.Signals(number).name}: {index.total('images')} of "
+        f"{index.facts['num_images']} images are in complete parts; continue with {command}"
+    )
+
+
+def print_end(folder: Path, index: Index) -> None:
+    """Print what was written."""
+    skipped, megabytes = index.total("skipped"), index.total("bytes") / 1e6
+    lost = f"; {skipped} could not be read: {folder / 'skipped.csv'}" if skipped else ""
+    terminal.people().print(
+        f"written: {folder / PARTS} ({counted(index.total('rows'), 'image')} in "
+        f"{counted(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
+    )
+    result = {"command": "embed", "folder": str(folder), "images": index.total("rows")}
+    terminal.emit("result", result | {"skipped": skipped, "parts": len(index.parts)})

@@ -1,4 +1,4 @@
-"""The README.md of an export: what the encoder is, how it came about, how to load it."""
+"""Model card of an export: what the encoder is, how it was trained, how to load it."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from mvmae.version import __version__
 
 WHAT = {
     "timm": "Weights for timm's VisionTransformer. Images in, pooled features out.",
-    "hf": "A folder for transformers' ViTModel, which has no pooler.",
+    "hf": "A folder for transformers' ViTModel without a pooler.",
     "hf-mae": "A folder for transformers' ViTMAEForPreTraining: encoder and decoder.",
     "onnx": "An ONNX file for any number of images: `images` (float32, B x C x H x W, normalised) "
     "in, `pooled` (B x D) and `patches` (B x N x D) out.",
-    "pt2": "A program of torch.export for any number of images (float32, B x C x H x W, "
-    "normalised): pooled features (B x D) and those of the patches (B x N x D) out.",
-    "safetensors": "Weights and sizes as mvmae keeps them.",
+    "pt2": "A torch.export program for any number of images (float32, B x C x H x W, normalised) "
+    "in, pooled features (B x D) and patch features (B x N x D) out.",
+    "safetensors": "Weights and sizes as mvmae stores them.",
 }
 POOLED = {
-    "mean": "the mean of the patch tokens behind the last norm",
-    "cls": "the class token behind the last norm",
+    "mean": "the mean of the patch tokens after the last norm",
+    "cls": "the class token after the last norm",
 }
 
 
-def card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
-    """A model card in Markdown.
+def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
+    """Write a model card in Markdown.
 
     Args:
-        facts: From `about`.
+        facts: Description of the encoder, from `describe_encoder`.
         name: The format.
-        loading: Lines of Python.
+        loading: Python code that loads the export.
     """
-    said = [
+    lines = [
         f"- {format_sizes(facts)}",
         f"- input: {format_input(facts)}",
-        f"- preprocessing: the largest part in the middle that has the shape, resized "
+        f"- preprocessing: the largest centred crop of the right shape, resized "
         f"{format_preprocessing(facts)}",
         f"- pooled features: {_pooled(facts)}",
         f"- weights from: {facts['maker']} ({facts['encoder']})",
     ]
     if facts["variant"]:
-        said.append(f"- unlike MAE's ViT: {format_variant(facts['variant'])}")
-    parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(said)]
+        lines.append(f"- differs from MAE's ViT: {format_variant(facts['variant'])}")
+    parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(lines)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
         parts += ["## Training", _training(facts["run"])]
@@ -64,24 +64,24 @@ def card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
 
 def _pooled(facts: dict[str, Any]) -> str:
     text = POOLED[facts["pool"]]
-    return text if facts["variant"].get("final_norm", True) else text.partition(" behind")[0]
+    return text if facts["variant"].get("final_norm", True) else text.partition(" after")[0]
 
 
 def _training(trained: dict[str, Any]) -> str:
-    """How a run was trained: what the files of its folder say."""
+    """How a run was trained, from the files of its folder."""
     data = trained["data"]
     names = " ".join(data) if isinstance(data, list) else str(data)
     images = f" ({trained['num_images']} images)" if trained["num_images"] else ""
     steps = "an unknown number of" if trained["steps"] is None else trained["steps"]
-    said = [
+    lines = [
         f"- images: {names}{images}",
         f"- {steps} steps of {trained['batch_size']} images, {trained['epochs']} epochs planned",
     ]
-    said += [
+    lines += [
         f"- {part}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
         for part in ("model", "objective", "views")
         if isinstance(settings := trained["config"].get(part), dict)
     ]
     if trained["health"]:
-        said.append(f"- health: {trained['health']}. {trained['sentence']}.")
-    return "\n".join(said)
+        lines.append(f"- health: {trained['health']}. {trained['sentence']}.")
+    return "\n".join(lines)

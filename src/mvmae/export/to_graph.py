@@ -1,4 +1,4 @@
-"""Encoders as graphs that need no code of mvmae: ONNX, and torch.export's programs."""
+"""Export encoders as graphs that run without mvmae: ONNX and torch.export programs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.method.vit import Encoder
 
 ONNX, PT2 = "encoder.onnx", "encoder.pt2"
-LARGEST = 2**31 - 2**24  # bytes of weights in one ONNX file: protobuf's 2 GiB, less the graph
+MAX_ONNX_BYTES = 2**31 - 2**24  # of weights: protobuf allows 2 GiB, less the graph
 
 
 class Graph(nn.Module):
-    """Normalised images to pooled features and those of the patches."""
+    """Map normalised images to pooled features and patch features."""
 
     def __init__(self, encoder: Encoder, pool: Pool) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class Graph(nn.Module):
     def forward(
         self, images: Float[Tensor, "B C H W"]
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
-        """Encode."""
+        """Encode images."""
         tokens = self.encoder(images)
         return self.encoder.pooled(tokens, self.pool), tokens[:, self.encoder.num_prefix :]
 
 
-def _program(opened: OpenedEncoder) -> torch.export.ExportedProgram:
-    """The graph for any number of images."""
+def _trace(opened: OpenedEncoder) -> torch.export.ExportedProgram:
+    """Trace the graph for any number of images."""
     encoder = opened.encoder
-    # Of one image, torch.export would take the number for a constant.
+    # From a batch of one, torch.export would infer that the batch size is constant.
     example = torch.zeros(2, encoder.in_channels, *encoder.image_size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
     graph = Graph(encoder, opened.pool).eval()
@@ -48,15 +48,15 @@ def _program(opened: OpenedEncoder) -> torch.export.ExportedProgram:
 
 
 def write_pt2(folder: Path, opened: OpenedEncoder) -> None:
-    """Write torch.export's program; encoder.json inside says how images are prepared."""
+    """Write a torch.export program; encoder.json inside describes the preprocessing."""
     facts = {"encoder.json": json.dumps(encoders.encoder_metadata(opened))}
-    whole = io.BytesIO()  # a full disk ends the process inside torch's own writer of files
-    torch.export.save(_program(opened), whole, extra_files=facts)
-    (folder / PT2).write_bytes(whole.getbuffer())
+    buffer = io.BytesIO()  # on a full disk, torch's own file writer would abort the process
+    torch.export.save(_trace(opened), buffer, extra_files=facts)
+    (folder / PT2).write_bytes(buffer.getbuffer())
 
 
-def lines_pt2(folder: Path) -> str:
-    """Python that loads the program."""
+def pt2_snippet(folder: Path, _opened: OpenedEncoder) -> str:
+    """Python code that loads the program."""
     return (
         "import torch\n"
         f"model = torch.export.load({str(folder / PT2)!r}).module()\n"
@@ -64,27 +64,27 @@ def lines_pt2(folder: Path) -> str:
     )
 
 
-def load_pt2(folder: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What computes pooled and patch features as the program does."""
+def load_pt2(folder: Path, _opened: OpenedEncoder) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Load the program, which computes pooled and patch features."""
     return torch.export.load(folder / PT2).module()
 
 
 def write_onnx(folder: Path, opened: OpenedEncoder) -> None:
-    """Write an ONNX file; its metadata say how images are prepared."""
+    """Write an ONNX file; its metadata describe the preprocessing."""
     weights = sum(value.nbytes for value in opened.encoder.state_dict().values())
     exported: Any = torch.onnx.export(
-        _program(opened),
+        _trace(opened),
         input_names=["images"],
         output_names=["pooled", "patches"],
         dynamo=True,
         verbose=False,
     )
     exported.model.metadata_props["encoder"] = json.dumps(encoders.encoder_metadata(opened))
-    exported.save(folder / ONNX, external_data=weights > LARGEST)
+    exported.save(folder / ONNX, external_data=weights > MAX_ONNX_BYTES)
 
 
-def lines_onnx(folder: Path) -> str:
-    """Python that loads the file."""
+def onnx_snippet(folder: Path, _opened: OpenedEncoder) -> str:
+    """Python code that loads the file."""
     return (
         "import onnxruntime\n"
         f"session = onnxruntime.InferenceSession({str(folder / ONNX)!r})\n"
@@ -92,18 +92,18 @@ def lines_onnx(folder: Path) -> str:
     )
 
 
-def load_onnx(folder: Path) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What computes pooled and patch features as ONNX Runtime does."""
+def load_onnx(folder: Path, _opened: OpenedEncoder) -> Callable[[Tensor], tuple[Tensor, ...]]:
+    """Load the file in ONNX Runtime, which computes pooled and patch features."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()  # its own default asks for every core
+    options.intra_op_num_threads = torch.get_num_threads()  # the default is every core
     session = onnxruntime.InferenceSession(
         str(folder / ONNX), options, providers=["CPUExecutionProvider"]
     )
 
-    def computed(images: Tensor) -> tuple[Tensor, ...]:
+    def compute(images: Tensor) -> tuple[Tensor, ...]:
         outputs = session.run(["pooled", "patches"], {"images": images.numpy()})
         return tuple(torch.from_numpy(output) for output in outputs)
 
-    return computed
+    return compute

@@ -1,4 +1,4 @@
-"""Encoders as timm's VisionTransformer."""
+"""Export encoders as timm's VisionTransformer."""
 
 from __future__ import annotations
 
@@ -19,33 +19,38 @@ from mvmae.method.vit import PLAIN, Encoder
 from mvmae.training.checkpoint import write_whole
 
 FILE = "model.safetensors"
-GENERAL = "vit_base_patch16_224"  # whose arguments can make any ViT
+GENERAL = "vit_base_patch16_224"  # its arguments can describe any ViT
 
 
 def write(folder: Path, opened: OpenedEncoder) -> None:
-    """Write the weights under timm's names; the file's metadata say how images are prepared."""
-    plain = {key: value.detach().contiguous() for key, value in weights(opened.encoder).items()}
+    """Write the weights under timm's names; the file's metadata describe the preprocessing."""
+    weights = {key: tensor.detach().contiguous() for key, tensor in to_timm(opened.encoder).items()}
     facts = {"encoder": json.dumps(encoders.encoder_metadata(opened))}
-    content = safetensors.torch.save(plain, metadata=facts)  # save_file's are unreadable to others
+    # `save_file` would make a file that only its owner can read.
+    content = safetensors.torch.save(weights, metadata=facts)
     write_whole(folder / FILE, lambda stream: stream.write(content))
 
 
-def weights(encoder: Encoder) -> dict[str, Tensor]:
-    """The state dict for timm, whose registers share the class token's fate: positions or none."""
+def to_timm(encoder: Encoder) -> dict[str, Tensor]:
+    """State dict for timm.
+
+    In timm either all prefix tokens have position embeddings or none. So with registers, which have
+    none here, the class token's position is added to the token itself.
+    """
     state = dict(encoder.state_dict())
-    if not is_same(encoder):
+    if not has_timm_weights(encoder):
         state["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
         state["pos_embed"] = state["pos_embed"][:, 1:]
     return state
 
 
-def is_same(encoder: Encoder) -> bool:
-    """Whether timm takes the weights as mvmae keeps them."""
+def has_timm_weights(encoder: Encoder) -> bool:
+    """Whether timm can load the weights as mvmae stores them."""
     return not (encoder.variant.num_registers and encoder.variant.cls_token)
 
 
-def name_and_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
-    """The name in timm for these sizes, and the arguments for all in which the encoder differs."""
+def model_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
+    """The closest model name in timm, and the arguments for everything that differs from it."""
     import timm
 
     encoder, variant = opened.encoder, opened.encoder.variant
@@ -64,12 +69,12 @@ def name_and_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
         size = encoder.size
         arguments = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.num_heads}
     patch, side = (int(number) for number in name.rpartition("patch")[2].split("_"))
-    usual = {"img_size": side, "patch_size": patch}
-    arguments |= {key: value for key, value in sizes.items() if value != usual[key]}
+    default = {"img_size": side, "patch_size": patch}
+    arguments |= {key: value for key, value in sizes.items() if value != default[key]}
     if encoder.in_channels != 3:
         arguments["in_chans"] = encoder.in_channels
     if variant.mlp_ratio != PLAIN.mlp_ratio:
-        arguments["mlp_ratio"] = _ratio(encoder)
+        arguments["mlp_ratio"] = _mlp_ratio(encoder)
     if not variant.cls_token:
         arguments["class_token"] = False
     if variant.num_registers:
@@ -80,39 +85,39 @@ def name_and_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
         arguments["final_norm"] = False
     if variant.norm_eps != PLAIN.norm_eps:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=variant.norm_eps)
-    if opened.pool == "mean":  # the norm stays before the pooling
+    if opened.pool == "mean":  # timm would move the norm behind the pooling
         arguments |= {"global_pool": "avg", "fc_norm": False}
     return name, arguments | {"num_classes": 0}
 
 
-def _ratio(encoder: Encoder) -> float:
-    """A ratio that gives the MLP's width though timm cuts off where mvmae rounds."""
+def _mlp_ratio(encoder: Encoder) -> float:
+    """A ratio that gives the same MLP width in timm, which truncates where mvmae rounds."""
     width, ratio = encoder.size.width, encoder.variant.mlp_ratio
     hidden = round(width * ratio)
     return ratio if int(width * ratio) == hidden else (hidden + 0.5) / width
 
 
-def lines(file: Path, opened: OpenedEncoder) -> str:
-    """Python that makes the model with its weights; images in, pooled features out."""
-    name, arguments = name_and_arguments(opened)
-    said = [repr(name), f"checkpoint_path={str(file)!r}"]
+def snippet(folder: Path, opened: OpenedEncoder, file: str = FILE) -> str:
+    """Python code that creates the model with its weights; it maps images to pooled features."""
+    name, arguments = model_arguments(opened)
+    words = [repr(name), f"checkpoint_path={str(folder / file)!r}"]
     imports = ["import timm"]
     for key, value in arguments.items():
         if isinstance(value, partial):
             imports = ["import functools", "import timm", "import torch"]
             eps = value.keywords["eps"]
-            said.append(f"{key}=functools.partial(torch.nn.LayerNorm, eps={eps!r})")
+            words.append(f"{key}=functools.partial(torch.nn.LayerNorm, eps={eps!r})")
         else:
-            said.append(f"{key}={value!r}")
-    return "\n".join([*imports, f"model = timm.create_model({', '.join(said)}).eval()"])
+            words.append(f"{key}={value!r}")
+    return "\n".join([*imports, f"model = timm.create_model({', '.join(words)}).eval()"])
 
 
 def load(folder: Path, opened: OpenedEncoder) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """What computes pooled and patch features as timm does from the file."""
+    """Load the file in timm, which computes pooled and patch features."""
     import timm
 
-    name, arguments = name_and_arguments(opened)
-    with torch.random.fork_rng(devices=[]):  # timm draws weights that the file then replaces
+    name, arguments = model_arguments(opened)
+    with torch.random.fork_rng(devices=[]):  # timm initialises at random before it loads the file
         model: Any = timm.create_model(name, checkpoint_path=str(folder / FILE), **arguments)
     model.eval()
     first = model.num_prefix_tokens

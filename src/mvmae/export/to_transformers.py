@@ -1,7 +1,7 @@
-"""Encoders and autoencoders as transformers' ViTModel and ViTMAEForPreTraining.
+"""Export encoders and autoencoders as transformers' ViTModel and ViTMAEForPreTraining.
 
-Weights are written under the keys that the Hugging Face hub's files have had since 2020
-(`encoder.layer.0.attention.attention.query.weight`): every version of transformers reads them.
+Weights are written under the keys that files on the Hugging Face hub have had since 2020
+(`encoder.layer.0.attention.attention.query.weight`), which every version of transformers reads.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from mvmae.training.checkpoint import write_whole
 
 Outputs = tuple[Tensor, ...]
 FILE = "model.safetensors"
-POOL = "mvmae_pool"  # mean or cls: what counts as the features; transformers keeps unknown keys
-RESAMPLING = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, as transformers keeps them
-RENAMES = tuple(  # mvmae's keys to the hub's; order matters
+POOL = "mvmae_pool"  # config key: mean or cls; transformers keeps keys it does not know
+RESAMPLING = {"bilinear": 2, "bicubic": 3}  # Pillow's numbers, as in transformers' configs
+RENAMES = tuple(  # mvmae's keys to those of the hub; order matters
     (re.compile(pattern), new)
     for pattern, new in (
         (r"^decoder_blocks\.", "decoder.decoder_layers."),
@@ -52,63 +52,65 @@ RENAMES = tuple(  # mvmae's keys to the hub's; order matters
 )
 
 
-def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under the hub's keys, queries, keys and values apart."""
-    found = {}
+def rename_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename tensors to the hub's keys, and split queries, keys and values."""
+    renamed = {}
     for key, tensor in state.items():
         name = key
         for pattern, new in RENAMES:
             name = pattern.sub(new, name)
         if ".attn.qkv." in name:
             for part, third in zip(("query", "key", "value"), tensor.chunk(3), strict=True):
-                found[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
+                renamed[name.replace(".attn.qkv.", f".attention.attention.{part}.")] = third
         else:
-            found[name] = tensor
-    return {key: tensor.detach().clone().contiguous() for key, tensor in found.items()}
+            renamed[name] = tensor
+    return {key: tensor.detach().clone().contiguous() for key, tensor in renamed.items()}
 
 
 def require_plain(encoder: Encoder, source: str) -> None:
-    """Refuse what ViTModel has not.
+    """Refuse an encoder with parts that ViTModel does not have.
 
     Raises:
-        UserError: The encoder has it.
+        UserError: It has such parts.
     """
     variant = encoder.variant
-    odd = [
-        what
-        for what, is_so in (
+    unsupported = [
+        part
+        for part, is_present in (
             ("no class token", not variant.cls_token),
             ("registers", variant.num_registers > 0),
             ("layer scale", variant.layer_scale),
             ("no norm at the end", not variant.final_norm),
         )
-        if is_so
+        if is_present
     ]
-    if odd:
+    if unsupported:
         raise UserError(
-            f"{source} has {' and '.join(odd)}, which transformers' ViTModel cannot have: "
-            "--format timm, onnx, pt2 and safetensors can"
+            f"{source} has {' and '.join(unsupported)}, which transformers' ViTModel cannot hold: "
+            "choose --format timm, onnx, pt2 or safetensors"
         )
 
 
-def require_decoder(whole: OpenedAutoencoder, source: str) -> None:
-    """Refuse what ViTMAEForPreTraining cannot be or do.
+def require_decoder(opened: OpenedAutoencoder, source: str) -> None:
+    """Refuse an autoencoder that ViTMAEForPreTraining cannot represent.
 
     Raises:
-        UserError: There is no trained decoder, or the images are not squares.
+        UserError: It has no trained decoder, or its images are not square.
     """
-    if whole.config.objective.reconstruction_weight == 0:
-        raise UserError(f"{source} was trained without reconstruction: it has no decoder")
-    height, width = whole.config.model.height_width
+    if opened.config.objective.reconstruction_weight == 0:
+        raise UserError(
+            f"{source} was trained without reconstruction, so it has no decoder: choose --format hf"
+        )
+    height, width = opened.config.model.height_width
     if height != width:
         raise UserError(
-            f"{source} takes images of {height} x {width}, and transformers' ViTMAEForPreTraining "
-            "squares only: --format hf can"
+            f"{source} takes images of {height} x {width}, but transformers' ViTMAEForPreTraining "
+            "takes squares only: choose --format hf"
         )
 
 
 def _encoder_facts(encoder: Encoder) -> dict[str, Any]:
-    """What the configs of both models say."""
+    """Config entries that both models have."""
     height, width = encoder.image_size
     size = encoder.size
     return {
@@ -148,10 +150,10 @@ def _write(
 def processor(
     image_size: tuple[int, int], preprocessing: Preprocessing, depth: Depth = "8"
 ) -> dict[str, Any]:
-    """What transformers' image processor is told.
+    """Config of transformers' image processor.
 
-    For squares: the largest square in the middle, resized, as mvmae does. No processor cuts out
-    another shape, so other images are squeezed into it.
+    For square inputs it resizes the largest centred square, as mvmae does. No processor crops
+    another shape, so for other inputs it squeezes the whole image.
     """
     height, width = image_size
     sides = {"height": height, "width": width}
@@ -182,12 +184,12 @@ def write(folder: Path, opened: OpenedEncoder) -> None:
         **_encoder_facts(opened.encoder),
         POOL: opened.pool,
     }
-    tensors = renamed(opened.encoder.state_dict())
+    tensors = rename_keys(opened.encoder.state_dict())
     _write(folder, facts, tensors, opened.encoder.image_size, opened.preprocessing, opened.depth)
 
 
-def lines(folder: Path) -> str:
-    """Python that loads it."""
+def snippet(folder: Path, _opened: OpenedEncoder) -> str:
+    """Python code that loads it."""
     return (
         "from transformers import AutoImageProcessor, ViTModel\n"
         f"model = ViTModel.from_pretrained({str(folder)!r}, add_pooling_layer=False)\n"
@@ -195,9 +197,9 @@ def lines(folder: Path) -> str:
     )
 
 
-def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
+def write_mae(folder: Path, autoencoder: OpenedAutoencoder) -> None:
     """Write a folder for ViTMAEForPreTraining; a projection head is left out."""
-    model, config = whole
+    model, config = autoencoder
     encoder, dim = model.encoder, config.model.decoder_dim
     opened = encoders.attach_preprocessing(encoder, config)
     facts = {
@@ -216,20 +218,20 @@ def write_mae(folder: Path, whole: OpenedAutoencoder) -> None:
     kept = {key: value for key, value in state.items() if not key.startswith("projection_head")}
     tensors = {
         key if key.startswith("decoder.") else f"vit.{key}": tensor
-        for key, tensor in renamed(kept).items()
+        for key, tensor in rename_keys(kept).items()
     }
     _write(folder, facts, tensors, encoder.image_size, opened.preprocessing, opened.depth)
 
 
 def _mask_ratio(model: ModelConfig) -> float:
-    """A ratio by which transformers, which cuts off, shows as many patches as mvmae."""
+    """A ratio for which transformers, which truncates, shows as many patches as mvmae."""
     ratio = model.mask_ratio
-    same = int(model.num_patches * (1 - ratio)) == model.num_visible
-    return ratio if same else ratio - 1e-6
+    is_same = int(model.num_patches * (1 - ratio)) == model.num_visible
+    return ratio if is_same else ratio - 1e-6
 
 
-def lines_mae(folder: Path) -> str:
-    """Python that loads it."""
+def mae_snippet(folder: Path, _opened: OpenedAutoencoder) -> str:
+    """Python code that loads it."""
     return (
         "from transformers import AutoImageProcessor, ViTMAEForPreTraining\n"
         f"model = ViTMAEForPreTraining.from_pretrained({str(folder)!r})\n"
@@ -238,43 +240,43 @@ def lines_mae(folder: Path) -> str:
 
 
 def load(folder: Path, opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:
-    """What computes pooled and patch features as transformers does from the folder.
+    """Load the folder in transformers, which computes pooled and patch features.
 
     Raises:
-        RuntimeError: A key is missing or not expected.
+        RuntimeError: A key is missing or unexpected.
     """
     from transformers import ViTModel
 
     model = _loaded(ViTModel, folder, add_pooling_layer=False)
 
-    def computed(images: Tensor) -> Outputs:
+    def compute(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images).last_hidden_state
         return opened.encoder.pooled(tokens, opened.pool), tokens[:, 1:]
 
-    return computed
+    return compute
 
 
-def load_mae(folder: Path) -> Callable[[Tensor], Outputs]:
-    """What computes the decoder's prediction and the loss as transformers does from the folder.
+def load_mae(folder: Path, _opened: OpenedAutoencoder) -> Callable[[Tensor], Outputs]:
+    """Load the folder in transformers, which computes the decoder's prediction and the loss.
 
     Raises:
-        RuntimeError: A key is missing or not expected.
+        RuntimeError: A key is missing or unexpected.
     """
     from transformers import ViTMAEForPreTraining
 
     model = _loaded(ViTMAEForPreTraining, folder)
 
-    def computed(images: Tensor) -> Outputs:
+    def compute(images: Tensor) -> Outputs:
         num_patches = model.vit.embeddings.patch_embeddings.num_patches
         outputs = model(pixel_values=images, noise=_noise(len(images), num_patches))
         return outputs.logits, outputs.loss
 
-    return computed
+    return compute
 
 
-def expected_mae(whole: OpenedAutoencoder, images: Tensor) -> Outputs:
-    """What `load_mae` should give: the prediction, and MAE's loss over the hidden patches."""
-    model, config = whole
+def mae_outputs(autoencoder: OpenedAutoencoder, images: Tensor) -> Outputs:
+    """The decoder's prediction, and MAE's loss over the hidden patches."""
+    model, config = autoencoder
     noise = _noise(len(images), config.model.num_patches)
     view = model(images, noise, rebuild="all")
     target = normalize_patches(view.target) if config.objective.normalize_targets else view.target
@@ -287,18 +289,18 @@ def _noise(count: int, num_patches: int) -> Tensor:
 
 
 def _loaded(kind: Any, folder: Path, **options: Any) -> Any:
-    """A model from the folder, every key in its place."""
+    """Load a model, and check that every key was found."""
     with _quiet(), torch.random.fork_rng(devices=[]):
-        model, told = kind.from_pretrained(folder, output_loading_info=True, **options)
-    odd = {key: sorted(map(str, names)) for key, names in told.items() if names}
-    if odd:
-        raise RuntimeError(f"transformers does not take every tensor of {folder}: {odd}")
+        model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    problems = {key: sorted(map(str, names)) for key, names in report.items() if names}
+    if problems:
+        raise RuntimeError(f"transformers does not load every tensor of {folder}: {problems}")
     return model.eval()
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports."""
+    """Turn off transformers' progress bars and messages."""
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()

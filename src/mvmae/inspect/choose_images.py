@@ -13,8 +13,12 @@ from torch import Tensor
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Source
+from mvmae.data.sources.open import TEST, TRAIN
+from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.method.views import whole_view
+from mvmae.method.views import for_people, whole_view
+
+PARTS = frozenset((*TRAIN, *TEST))  # folder names that are parts of a data set and not classes
 
 
 class Chosen(NamedTuple):
@@ -99,3 +103,47 @@ def displayed(
     have = pixels.shape[-1]
     chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))
     return pixels[..., [channel - 1 for channel in chosen]]
+
+
+def render_image(
+    source: Source,
+    index: int,
+    opened: OpenedEncoder,
+    long_side: int = 192,
+    *,
+    unreadable: int = 255,
+) -> UInt8[np.ndarray, "H W K"]:
+    """The part of an image that an encoder sees, as a picture for people.
+
+    Args:
+        source: The images.
+        index: Number of the image in the source.
+        opened: The encoder.
+        long_side: Pixels on the longer side of the picture, usually more than the encoder sees.
+        unreadable: Gray level, 0 to 255, of a picture in the place of an image that cannot be read.
+    """
+    height, width = opened.encoder.image_size
+    scale = long_side / max(height, width)
+    size = max(1, round(height * scale)), max(1, round(width * scale))
+    preprocessing = opened.preprocessing
+    try:
+        view = whole_view(source.read(index), size, preprocessing.interpolation)
+    except UnreadableImageError:
+        view = torch.full((opened.encoder.in_channels, *size), unreadable, dtype=torch.uint8)
+    picture = for_people(view[None], preprocessing.mean, preprocessing.std)[0]
+    return displayed((picture * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def class_name(source: Source, index: int) -> str:
+    """Name of an image's class; empty if it has none.
+
+    Where the classes of a source are only parts of a data set, such as train/ and val/, an image's
+    class is the folder that holds it.
+    """
+    label = source.label(index)
+    if label < 0:
+        return ""
+    if not PARTS.issuperset(source.classes):
+        return source.classes[label]
+    name = Path(source.path(index)).parent.name
+    return "" if name in PARTS else name

@@ -1,4 +1,4 @@
-"""Colours of patches, maps and outliers: the numbers, and what is drawn of them."""
+"""Colours of patches, maps, outliers and duplicates: the numbers, and how they are drawn."""
 
 import io
 
@@ -8,26 +8,25 @@ import torch
 from PIL import Image
 
 from mvmae.figures.neighbours import width_of
-from mvmae.inspect.features.colours import captured
+from mvmae.figures.page import wrapped
+from mvmae.inspect.features.colours import summarise_variance
 from mvmae.inspect.features.figures import (
-    Coloured,
-    Shot,
-    broken,
+    EncoderRow,
+    Tile,
     draw_colours,
     draw_pairs,
     draw_typical,
-    rows_of,
-    token_picture,
+    split_rows,
 )
-from mvmae.inspect.features.map_figure import (
+from mvmae.inspect.features.map import (
     COLOURS,
     MARGIN,
-    MOST_NAMED,
+    MAX_NAMED,
     Thumbnail,
+    choose_thumbnails,
     draw_map,
-    named_classes,
-    places_for_thumbnails,
-    scaled,
+    fit_to_square,
+    select_named_classes,
 )
 from mvmae.metrics import typicality as typical_module
 from mvmae.metrics.plane import embed_in_plane
@@ -65,7 +64,7 @@ def test_tokens_of_three_groups_get_three_clearly_different_colours():
         assert (means[one] - means[other]).abs().max() > 0.5
 
 
-def test_components_are_scikit_learns():
+def test_components_match_scikit_learn():
     from sklearn.decomposition import PCA
 
     tokens = torch.randn(3, 40, 10, generator=torch.Generator().manual_seed(1)) * torch.arange(
@@ -82,7 +81,7 @@ def test_components_are_scikit_learns():
     np.testing.assert_allclose(basis.high, np.quantile(projected, 0.99, axis=0), atol=1e-3)
 
 
-def test_one_basis_is_for_all_images_and_for_new_ones():
+def test_one_basis_serves_all_images_and_new_ones():
     tokens = groups_of_tokens()
     basis = principal_basis(tokens)
     together = principal_colors(tokens)
@@ -101,7 +100,7 @@ def test_the_same_tokens_have_the_same_colours_to_the_last_bit():
     assert (half - principal_colors(tokens)).abs().max() < 0.02
 
 
-def test_a_few_wild_tokens_do_not_take_the_colours_from_the_others():
+def test_a_few_extreme_tokens_leave_the_others_their_colours():
     tokens = torch.randn(1, 1000, 4, generator=torch.Generator().manual_seed(3))
     tokens[0, 7] = 1e4
     spread = principal_colors(tokens)[0, :, 0].std()
@@ -110,7 +109,7 @@ def test_a_few_wild_tokens_do_not_take_the_colours_from_the_others():
 
 
 @pytest.mark.parametrize("width", [1, 2, 3])
-def test_tokens_of_few_numbers_have_colours(width):
+def test_narrow_tokens_have_colours(width):
     tokens = torch.randn(2, 30, width, generator=torch.Generator().manual_seed(4))
     coloured = principal_colors(tokens)
     assert coloured.isfinite().all()
@@ -119,13 +118,13 @@ def test_tokens_of_few_numbers_have_colours(width):
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, -3e5])
-def test_tokens_that_are_all_the_same_are_gray(value):
+def test_identical_tokens_are_gray(value):
     tokens = torch.full((2, 9, 7), value)
     assert (principal_colors(tokens) == 0.5).all()
     assert (principal_basis(tokens).explained == 0).all()
 
 
-def test_tokens_that_are_no_numbers_are_gray_and_change_no_other():
+def test_tokens_that_are_not_finite_are_gray_and_change_no_others():
     tokens = groups_of_tokens()
     broken_ones = torch.cat([tokens, torch.full((1, 32, 12), torch.nan)])
     broken_ones[2, 1] = torch.inf
@@ -134,11 +133,11 @@ def test_tokens_that_are_no_numbers_are_gray_and_change_no_other():
     assert (coloured[2] == 0.5).all()
 
 
-def test_colours_are_drawn_where_their_patches_lie():
+def test_colours_are_drawn_where_their_patches_are():
     red, blue = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
-    picture = token_picture(np.array([red, red, red, blue, red, red]), (3, 2))
+    picture = np.array([red, red, red, blue, red, red]).reshape(3, 2, 3)
     image = np.full((24, 16, 3), 130, np.uint8)
-    png = draw_colours([image], ["a.png"], [Coloured("run", "", [picture])], title="t", note="n")
+    png = draw_colours([image], ["a.png"], [EncoderRow("run", "", [picture])], title="t", note="n")
     drawn = pixels(png)
     is_red, is_blue = (np.abs(drawn - c).max(axis=2) <= 2 for c in ((255, 0, 0), (0, 0, 255)))
     assert is_red.sum() == pytest.approx(5 * is_blue.sum(), rel=0.05)
@@ -151,10 +150,10 @@ def test_colours_are_drawn_where_their_patches_lie():
     assert area(png, (130, 130, 130)) == pytest.approx(6 * is_blue.sum(), rel=0.05)
 
 
-def test_each_encoder_has_a_row_and_many_images_more_than_one():
+def test_each_encoder_has_a_row_and_many_images_are_split_into_blocks():
     image = np.full((8, 8, 1), 77, np.uint8)
     cells = [np.full((2, 2, 3), 0.5), np.full((2, 2, 3), 0.2)]
-    rows = [Coloured(f"encoder {n}", "1 + 1 + 1 %", [cell] * 9) for n, cell in enumerate(cells)]
+    rows = [EncoderRow(f"encoder {n}", "1 + 1 + 1 %", [cell] * 9) for n, cell in enumerate(cells)]
     png = draw_colours([image] * 9, ["a" * 99] * 9, rows, title="t" * 300, note="word " * 90)
     sizes = [area(png, (shade,) * 3) for shade in (77, 127, 51)]
     assert min(sizes) > 8.5 * 150**2 * 1.2**2
@@ -171,9 +170,9 @@ def blobs(per_blob: int = 40) -> tuple[torch.Tensor, np.ndarray]:
     return torch.from_numpy(centres[labels] + 0.3 * rng.standard_normal((len(labels), 16))), labels
 
 
-def test_blobs_that_lie_apart_lie_apart_in_the_drawn_pixels():
+def test_separate_clusters_are_separate_in_the_drawn_pixels():
     features, labels = blobs()
-    points = scaled(embed_in_plane(features, "tsne", 0))
+    points = fit_to_square(embed_in_plane(features, "tsne", 0))
     png = draw_map(points, labels, ["a", "b", "c"], [], title="t", note="n")
     drawn = pixels(png)[:, : int(6.6 * 150)]  # without the legend
     places = []
@@ -197,38 +196,38 @@ def test_a_map_is_the_same_to_the_last_bit_for_a_seed():
 
 
 @pytest.mark.parametrize("width", [1, 2])
-def test_a_map_of_few_images_of_few_numbers_is_finite(width):
+def test_a_map_of_few_narrow_features_is_finite(width):
     features = torch.randn(5, width, generator=torch.Generator().manual_seed(0))
     assert np.isfinite(embed_in_plane(features, "tsne", 0)).all()
 
 
 def test_a_map_fills_its_square_and_keeps_its_shape():
-    points = scaled(np.array([[0.0, 0.0], [10.0, 0.0], [5.0, 2.0]]))
+    points = fit_to_square(np.array([[0.0, 0.0], [10.0, 0.0], [5.0, 2.0]]))
     np.testing.assert_allclose(points[:, 0], [MARGIN, 1 - MARGIN, 0.5])
     assert points[2, 1] - points[0, 1] == pytest.approx((1 - 2 * MARGIN) / 5)
-    assert (scaled(np.full((3, 2), 7.0)) == 0.5).all()
+    assert (fit_to_square(np.full((3, 2), 7.0)) == 0.5).all()
 
 
-def test_thumbnails_do_not_touch_and_the_first_ones_come_first():
+def test_thumbnails_do_not_overlap_and_follow_the_order():
     points = np.random.default_rng(0).random((500, 2))
-    kept = places_for_thumbnails(points, range(500), 30, (2, 1))
+    kept = choose_thumbnails(points, range(500), 30, (2, 1))
     assert kept[0] == 0
     assert len(kept) == 30
-    shots = [Thumbnail(at, np.full((40, 20, 3), 130, np.uint8)) for at in kept]
+    tiles = [Thumbnail(at, np.full((40, 20, 3), 130, np.uint8)) for at in kept]
     drawn = [
         area(draw_map(points, None, [], some, title="", note=""), (130,) * 3)
-        for some in (shots[:1], shots)
+        for some in (tiles[:1], tiles)
     ]
-    # Those at the border are moved in, and may then touch.
+    # Thumbnails at the border are moved inwards and may then overlap.
     assert drawn[1] > 28 * drawn[0]
-    everywhere = places_for_thumbnails(points, range(500), 10_000, (2, 1))
+    everywhere = choose_thumbnails(points, range(500), 10_000, (2, 1))
     assert 30 < len(everywhere) < 250
 
 
 def test_the_largest_classes_are_named_and_the_others_gray():
     labels = np.repeat(np.arange(30), [1] * 10 + [3] * 20)
-    assert named_classes(labels) == list(range(10, 30))
-    assert len(named_classes(labels)) == MOST_NAMED
+    assert select_named_classes(labels) == list(range(10, 30))
+    assert len(select_named_classes(labels)) == MAX_NAMED
     points = np.random.default_rng(0).random((len(labels), 2))
     few = draw_map(points, labels, [f"class {n}" for n in range(30)], [], title="", note="")
     gray = 0.85 * np.array((0xB9, 0xBE, 0xC4)) + 0.15 * 255
@@ -264,7 +263,7 @@ def test_typicality_is_the_mean_cosine_to_the_nearest_others():
 
 
 def test_planted_duplicates_are_found_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(typical_module, "PIECE", 16)  # so that pairs lie in several pieces
+    monkeypatch.setattr(typical_module, "PIECE", 16)  # so that pairs are in several pieces
     features = torch.randn(70, 32, generator=torch.Generator().manual_seed(6))
     features[61] = 2 * features[3]
     features[18] = features[17] + 0.02 * features[0]
@@ -277,7 +276,7 @@ def test_planted_duplicates_are_found_and_nothing_else(monkeypatch):
     assert near_duplicates(features[:0], 0.5) == near_duplicates(features[:1], -0.9) == []
 
 
-def test_of_too_many_pairs_the_best_are_kept():
+def test_the_most_similar_of_too_many_pairs_are_kept():
     features = torch.cat([torch.ones(30, 4), torch.tensor([[1.0, 1, 1, 1.1]])])
     pairs = near_duplicates(features, 0.9, most=40)
     assert [pair[:2] for pair in pairs[:3]] == [(0, 1), (0, 2), (0, 3)]
@@ -285,7 +284,7 @@ def test_of_too_many_pairs_the_best_are_kept():
     assert all(pair.second < 30 for pair in pairs)
 
 
-def test_features_lose_their_constant_part_unless_it_is_all_there_is():
+def test_centring_removes_the_mean_unless_nothing_else_is_left():
     features = torch.randn(50, 6, generator=torch.Generator().manual_seed(7)) + 100
     assert centre(features).mean(dim=0).abs().max() < 1e-4
     same = torch.full((4, 6), 0.3)
@@ -293,25 +292,25 @@ def test_features_lose_their_constant_part_unless_it_is_all_there_is():
     assert len(near_duplicates(centre(same), 0.99)) == 6
 
 
-def test_of_a_group_of_pairs_those_are_kept_that_join_it():
+def test_only_the_pairs_that_connect_a_group_are_kept():
     pairs = [Pair(0, 1, 1.0), Pair(1, 2, 0.99), Pair(0, 2, 0.98), Pair(5, 7, 0.97), Pair(2, 7, 0.9)]
     assert spanning_pairs(pairs) == [pairs[0], pairs[1], pairs[3], pairs[4]]
 
 
-def shot(shade: int) -> Shot:
-    return Shot(np.full((16, 16, 3), shade, np.uint8), "a name $x$", "0.5")
+def tile(shade: int) -> Tile:
+    return Tile(np.full((16, 16, 3), shade, np.uint8), "a name $x$", "0.5")
 
 
 def test_least_typical_images_are_drawn_above_the_most_typical():
-    png = draw_typical(least=[shot(60)] * 9, most=[shot(180)] * 4, title="t", note="n")
+    png = draw_typical(least=[tile(60)] * 9, most=[tile(180)] * 4, title="t", note="n")
     drawn = pixels(png)
     dark, light = (np.argwhere((drawn == shade).all(axis=2)) for shade in (60, 180))
     assert dark[:, 0].max() < light[:, 0].min()
     assert len(dark) == pytest.approx(9 / 4 * len(light), rel=0.05)
 
 
-def test_both_of_a_pair_are_drawn_side_by_side():
-    png = draw_pairs([(shot(60), shot(180))] * 5, ["0.99"] * 5, title="t", note="n")
+def test_both_images_of_a_pair_are_drawn_side_by_side():
+    png = draw_pairs([(tile(60), tile(180))] * 5, ["0.99"] * 5, title="t", note="n")
     drawn = pixels(png)
     first, second = ((drawn == shade).all(axis=2) for shade in (60, 180))
     assert first.sum() == pytest.approx(second.sum(), rel=0.02)
@@ -320,25 +319,24 @@ def test_both_of_a_pair_are_drawn_side_by_side():
 
 
 def test_pictures_are_spread_evenly_over_rows():
-    assert [len(row) for row in rows_of(10)] == [5, 5]
-    assert [len(row) for row in rows_of(17)] == [6, 6, 5]
-    assert [len(row) for row in rows_of(8)] == [8]
+    assert [len(row) for row in split_rows(10)] == [5, 5]
+    assert [len(row) for row in split_rows(17)] == [6, 6, 5]
+    assert [len(row) for row in split_rows(8)] == [8]
 
 
-def test_notes_are_broken_into_lines_that_fit():
-    lines = broken("some words " * 30 + "W" * 300, 3.0, 6.5)
+def test_notes_are_wrapped_into_lines_that_fit():
+    lines = wrapped("some words " * 30 + "W" * 300, 3.0, 6.5)
     assert len(lines) > 4
     assert all(width_of(line, 6.5) <= 3.0 for line in lines)
     assert " ".join(lines[:-1]).startswith("some words some")
 
 
-def test_the_share_of_variance_is_told_of_every_encoder():
+def test_the_share_of_variance_is_printed_for_every_encoder():
     facts = [
         {"encoder": "runs/a", "explained_total": 0.17},
         {"encoder": "random:runs/a", "explained_total": 0.59},
     ]
-    assert captured(facts[:1]) == "17% of the variance of patches is in the colours"
-    said = captured(facts)
-    assert said == (
-        "of the variance of patches, 17% (runs/a) and 59% (random:runs/a) are in the colours"
+    assert summarise_variance(facts[:1]) == "the colours show 17% of the variance of the patches"
+    assert summarise_variance(facts) == (
+        "the colours show 17% (runs/a) and 59% (random:runs/a) of the variance of the patches"
     )

@@ -18,10 +18,9 @@ from mvmae.config.explore import ExploreConfig
 from mvmae.config.model import ENCODERS
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import open_source
-from mvmae.embed.formats import plain_text
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.encoders.description import format_sizes
-from mvmae.errors import UserError
+from mvmae.errors import UserError, encodable
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.explore import embeddings as background
 from mvmae.inspect.explore.embeddings import Embedded
@@ -100,7 +99,7 @@ def open_decoder(name: str) -> tuple[OpenedAutoencoder | None, str]:
     try:
         return open_with_decoder(name), ""
     except UserError as error:
-        return None, plain_text(f"{error}.")
+        return None, encodable(f"{error}.")
 
 
 def facts_of(config: ExploreConfig, opened: OpenedEncoder, source: Source, reason: str) -> Facts:
@@ -120,9 +119,9 @@ def facts_of(config: ExploreConfig, opened: OpenedEncoder, source: Source, reaso
     maker = "" if opened.maker == "mvmae" else f", {opened.maker}"
     images = f"{len(source):,} image{'' if len(source) == 1 else 's'}"
     return Facts(
-        plain_text(name),
+        encodable(name),
         f"{words}, {height} x {width} pixels{maker}",
-        plain_text(f"{data_in_words(config.data)}: {images}"),
+        encodable(f"{data_in_words(config.data)}: {images}"),
         reason,
     )
 

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
 from mvmae.data.sources.base import Source
-from mvmae.embed.formats import plain_text
+from mvmae.errors import encodable
 from mvmae.inspect.attention_panels import shared_limits
+from mvmae.inspect.choose_images import class_name
 from mvmae.inspect.explore import model, pictures
 from mvmae.inspect.explore.embeddings import Embedded, Near
 from mvmae.inspect.explore.model import Networks, Seen
-from mvmae.inspect.features.feature_cache import class_of
 from mvmae.method.views import for_people, whole_view
 
 T = TypeVar("T")
@@ -143,8 +143,8 @@ class Session:
         """What an image of the data is called."""
         return {
             "image": f"d{index}",
-            "name": plain_text("/".join(Path(self.source.path(index)).parts[-2:])),
-            "label": plain_text(class_of(self.source, index)) or None,
+            "name": encodable("/".join(Path(self.source.path(index)).parts[-2:])),
+            "label": encodable(class_name(self.source, index)) or None,
         }
 
     def thumbnail(self, index: int) -> bytes:
@@ -291,5 +291,5 @@ class Session:
 
 def reason(error: UnreadableImageError) -> str:
     """Why an image cannot be read, for a page; torchvision names its own source files."""
-    said = plain_text(str(error)).rstrip(".")
+    said = encodable(str(error)).rstrip(".")
     return "the JPEG is damaged" if said.startswith("decode_jpeg") else said

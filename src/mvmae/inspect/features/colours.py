@@ -13,100 +13,82 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Subset
 from mvmae.encoders import OpenedEncoder
-from mvmae.errors import UserError
+from mvmae.errors import counted
 from mvmae.evaluation.shared import short_name
-from mvmae.inspect.features.feature_cache import Picture, Setting, name_of, pixels
-from mvmae.inspect.features.figures import Coloured, draw_colours, token_picture
+from mvmae.inspect.choose_images import choose
+from mvmae.inspect.features.feature_cache import Drawing, Job
+from mvmae.inspect.features.figures import EncoderRow, draw_colours
 from mvmae.metrics.principal import Basis, colors, principal_basis
 from mvmae.terminal import Bar
 
-IMAGES = 64  # that make the basis, of which some are drawn
-TOKENS = 100_000  # and no more patches than these, but for those that are drawn
+BASIS_IMAGES = 64  # at least, or as many as are drawn
+MAX_BASIS_TOKENS = 100_000  # of images that are not drawn
 
 
-def picture_of(setting: Setting) -> Picture:
-    """Colours by the three main ways in which patches differ, one basis for all images.
+def draw(job: Job) -> Drawing:
+    """Colour patches by the first three principal components, with one basis for all images.
 
     Raises:
-        UserError: No image can be read.
+        UserError: None of the images can be read.
     """
-    config = setting.config
-    named = {config.encoder: setting.opened, **setting.against}
+    config = job.config
+    named = {config.encoder: job.opened, **job.against}
     largest = max(np.prod(opened.encoder.grid) for opened in named.values())
-    places = readable(setting, max(config.count, min(IMAGES, TOKENS // int(largest))))
-    drawn = places[: config.count]
+    count = max(config.count, min(BASIS_IMAGES, MAX_BASIS_TOKENS // int(largest)))
+    indices = choose(job.source, count, config.seed).indices
+    drawn = indices[: config.count]
     rows, facts = [], []
-    with Bar(len(named) * len(places)) as bar:
+    with Bar(len(named) * len(indices)) as bar:
         for name, opened in named.items():
-            called = short_name(name, [*named])
-            bar.name(called)
-            tokens = patch_tokens(setting, opened, places, bar)
+            label = short_name(name, [*named])
+            bar.name(label)
+            tokens = encode_patches(job, opened, indices, bar)
             basis = principal_basis(tokens)
-            coloured = colors(tokens[: len(drawn)], basis).cpu().numpy()
-            shown = [token_picture(one, opened.encoder.grid) for one in coloured]
-            rows.append(Coloured(called, shares_of(basis), shown))
-            facts.append(facts_of(name, opened, basis))
+            coloured = colors(tokens[: len(drawn)], basis).unflatten(1, opened.encoder.grid)
+            rows.append(EncoderRow(label, format_shares(basis), [*coloured.cpu().numpy()]))
+            facts.append(basis_facts(name, opened, basis))
     png = draw_colours(
-        [pixels(setting, place) for place in drawn],
-        [name_of(setting, place) for place in drawn],
+        [job.picture(index) for index in drawn],
+        [job.file_name(index) for index in drawn],
         rows,
-        title=f"Patches in colour: {setting.source.name}",
-        note=note_of(setting, len(places)),
+        title=f"Patches in colour: {job.source.name}",
+        note=write_note(len(indices), several=bool(job.against)),
     )
-    said = captured(facts)
-    about = {"images": len(places), "drawn": len(drawn), "encoders": facts}
-    return Picture(png, about, said)
+    return Drawing(
+        png,
+        {"images": len(indices), "drawn": len(drawn), "encoders": facts},
+        summarise_variance(facts),
+    )
 
 
-def readable(setting: Setting, count: int) -> list[int]:
-    """Places of images at random that can be read.
-
-    Raises:
-        UserError: None can be.
-    """
-    source, places = setting.source, []
-    for place in np.random.default_rng((setting.config.seed, 0)).permutation(len(source)).tolist():
-        try:
-            source.read(place)
-        except UnreadableImageError:
-            continue
-        places.append(place)
-        if len(places) == count:
-            break
-    if not places:
-        raise UserError(f"none of the {len(source)} images of {source.name} can be read")
-    return places
-
-
-def patch_tokens(
-    setting: Setting, opened: OpenedEncoder, places: list[int], bar: Bar
+def encode_patches(
+    job: Job, opened: OpenedEncoder, indices: list[int], bar: Bar
 ) -> Float[Tensor, "B N D"]:
-    """The patch tokens of some images, on the CPU."""
-    config, parts = setting.config, []
+    """Encode images into patch tokens on the CPU."""
+    config, parts = job.config, []
     for batch in encoders.encode_source(
         opened.encoder,
-        Subset(setting.source, places),
+        Subset(job.source, indices),
         opened.preprocessing,
-        device=setting.device,
+        device=job.device,
         precision_name=config.precision,
-        batch_size=min(config.batch_size, len(places)),
-        workers=0,  # too few for processes to pay
+        batch_size=min(config.batch_size, len(indices)),
+        workers=0,  # starting reader processes takes longer than reading so few images
     ):
         parts.append(batch.tokens[:, opened.encoder.num_prefix :].float().cpu())
         bar.advance(len(batch.indices))
     return torch.cat(parts)
 
 
-def shares_of(basis: Basis) -> str:
-    """How much of the variance is in each colour."""
+def format_shares(basis: Basis) -> str:
+    """Share of the variance in each colour."""
     return " + ".join(f"{100 * share:.0f}" for share in basis.explained.tolist()) + " %"
 
 
-def facts_of(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
-    """What features.json says of an encoder's colours."""
+def basis_facts(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
+    """The entry of an encoder in features.json."""
     shares = basis.explained.tolist()
     return {
         "encoder": name,
@@ -117,25 +99,25 @@ def facts_of(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
     }
 
 
-def captured(facts: list[dict[str, Any]]) -> str:
-    """How much of the variance the colours of each encoder have."""
+def summarise_variance(facts: list[dict[str, Any]]) -> str:
+    """Say how much of the patches' variance the colours of each encoder show."""
     if len(facts) == 1:
-        return f"{facts[0]['explained_total']:.0%} of the variance of patches is in the colours"
+        return f"the colours show {facts[0]['explained_total']:.0%} of the variance of the patches"
     names = [one["encoder"] for one in facts]
     shares = [
         f"{one['explained_total']:.0%} ({short_name(one['encoder'], names)})" for one in facts
     ]
     listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
-    return f"of the variance of patches, {listed} are in the colours"
+    return f"the colours show {listed} of the variance of the patches"
 
 
-def note_of(setting: Setting, count: int) -> str:
-    """What the colours are and how far they can be compared."""
-    words = (
-        f"Red, green and blue: the first three principal components of the patch tokens of {count} "
-        f"image{'' if count == 1 else 's'}, with their shares of the variance. Patches of like "
-        "colour are alike to the encoder, wherever they lie."
+def write_note(num_images: int, *, several: bool) -> str:
+    """The note below the picture: what the colours are, and how far they can be compared."""
+    note = (
+        "Red, green and blue: the first three principal components of the patch tokens of "
+        f"{counted(num_images, 'image')}, with their shares of the variance. Patches of similar "
+        "colour are similar to the encoder, wherever they are."
     )
-    if setting.against:
-        words += " Colours compare within a row; each encoder has its own."
-    return words
+    if several:
+        note += " Compare colours within a row only: each encoder has its own."
+    return note

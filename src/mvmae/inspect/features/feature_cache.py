@@ -1,4 +1,4 @@
-"""What is looked at: encoders, images, the features of images and how these are drawn.
+"""Features of the images that `mvmae features` draws, cached until all of them are computed.
 
 Shapes: M images, D width, H and W pixels, C channels 1 or 3.
 """
@@ -22,181 +22,169 @@ from mvmae import encoders
 from mvmae.config.features import FeaturesConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source, Subset, stamp
-from mvmae.data.sources.labelled import TEST, TRAIN
-from mvmae.embed.search import seen
+from mvmae.data.sources.base import Source, Subset
+from mvmae.data.sources.open import stamp
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import cache_key, short_name
+from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.storage.lock import shared
 from mvmae.terminal import Bar
 from mvmae.training import distributed
 
-PARTS = frozenset((*TRAIN, *TEST))  # folders that are parts of a data set
 
-
-class Setting(NamedTuple):
-    """What is drawn, of what, and where the pictures go."""
+class Job(NamedTuple):
+    """What is drawn, with which encoders, into which folder."""
 
     config: FeaturesConfig
     opened: OpenedEncoder
     against: dict[str, OpenedEncoder]
+    """Further encoders of the picture `pca`, by name."""
+
     pool: Pool
-    """The token that stands for an image."""
+    """Token that represents an image."""
 
     source: Source
     device: torch.device
     folder: Path
 
     @property
-    def name(self) -> str:
-        """The encoder in few words."""
+    def encoder_name(self) -> str:
+        """Short name of the encoder."""
         return short_name(self.config.encoder, self.config.against)
 
+    def picture(self, index: int) -> UInt8[np.ndarray, "H W C"]:
+        """The part of an image that the encoder sees."""
+        return render_image(self.source, index, self.opened)
 
-class Images(NamedTuple):
-    """Images that could be read and what the encoder makes of them."""
+    def file_name(self, index: int) -> str:
+        """Name of an image below its picture."""
+        return Path(self.source.path(index)).name
 
-    places: list[int]
-    """In the source."""
+
+class ImageFeatures(NamedTuple):
+    """Features of the images that could be read."""
+
+    indices: list[int]
+    """Positions of the images in the source."""
 
     features: Float[Tensor, "M D"]
     labels: Int[np.ndarray, " M"] | None
-    """Places in `classes`; none where there are no classes, or only one."""
+    """Positions in `classes`; None if there are fewer than two classes."""
 
     classes: Sequence[str]
     skipped: list[Skipped]
 
-    def name(self, row: int) -> str:
-        """An image's class; nothing where there are none."""
+    def label(self, row: int) -> str:
+        """Class of an image; empty if there are no classes."""
         return "" if self.labels is None else self.classes[self.labels[row]]
 
-    def only(self, places: Sequence[int]) -> Images:
-        """Those at some places of the source."""
-        wanted = set(places)
-        rows = [row for row, place in enumerate(self.places) if place in wanted]
+    def select(self, indices: Sequence[int]) -> ImageFeatures:
+        """Keep the images at some positions of the source."""
+        wanted = set(indices)
+        rows = [row for row, index in enumerate(self.indices) if index in wanted]
         return self._replace(
-            places=[self.places[row] for row in rows],
+            indices=[self.indices[row] for row in rows],
             features=self.features[rows],
             labels=None if self.labels is None else self.labels[rows],
         )
 
 
-class Picture(NamedTuple):
-    """What a part of the command makes."""
+class Drawing(NamedTuple):
+    """One picture of the command, and what is reported about it."""
 
     png: bytes | None
-    """None where there is nothing to draw."""
+    """None if there is nothing to draw."""
 
     facts: dict[str, Any]
-    """For features.json."""
+    """Entry in features.json."""
 
-    said: str
-    """For the screen."""
+    summary: str
+    """Line for the terminal."""
 
     table: bytes | None = None
-    """For a .csv beside the picture."""
+    """CSV file beside the picture."""
 
 
-def sample(count: int, most: int, seed: int) -> list[int]:
-    """Places of so many images at random, in their order."""
-    drawn = np.random.default_rng((seed, 1)).permutation(count)[:most]
-    return sorted(drawn.tolist())
+def sample_indices(count: int, limit: int, seed: int) -> list[int]:
+    """Choose at most `limit` of `count` images at random, in ascending order."""
+    chosen = np.random.default_rng((seed, 1)).permutation(count)[:limit]
+    return sorted(chosen.tolist())
 
 
-def read(setting: Setting, places: Sequence[int]) -> Images | None:
-    """The features of some images; of very many, what is done is kept until all are.
+def compute_image_features(job: Job, indices: Sequence[int]) -> ImageFeatures | None:
+    """Compute the features of some images, by all processes together.
 
-    Several processes share them; there are none but in the main one.
+    Returns:
+        The features in the main process, None in the others.
 
     Raises:
-        UserError: More than half cannot be read, or a feature is no number.
+        UserError: More than half of the images cannot be read, or a feature is not finite.
     """
-    config, source = setting.config, Subset(setting.source, places)
-    with _kept(setting, source) as keep, Bar(len(source)) as bar:
+    config, source = job.config, Subset(job.source, indices)
+    with _cache_folder(job, source) as cache, Bar(len(source)) as bar:
         bar.name("features")
-        how = encoders.encoder_extractor(
-            setting.opened.encoder,
-            setting.opened.preprocessing,
-            device=setting.device,
+        extractor = encoders.encoder_extractor(
+            job.opened.encoder,
+            job.opened.preprocessing,
+            device=job.device,
             precision_name=config.precision,
             batch_size=config.batch_size,
             workers=config.workers,
         )
-        found = encoders.extract_distributed(how, source, keep, bar.advance)
+        found = encoders.extract_distributed(extractor, source, cache, bar.advance)
     if found is None:
         return None
-    lost = {skip.path for skip in found.skipped}
-    left = [place for place in places if setting.source.path(place) not in lost]
-    vectors = found.cls if setting.pool == "cls" and found.cls is not None else found.mean
+    unreadable = {skip.path for skip in found.skipped}
+    readable = [index for index in indices if job.source.path(index) not in unreadable]
+    vectors = found.cls if job.pool == "cls" and found.cls is not None else found.mean
     bad = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
     if bad:
         raise UserError(
-            f"{config.encoder} makes no finite features of {setting.source.path(left[bad[0]])}: "
-            "try --precision fp32"
+            f"{config.encoder} gives features that are not finite for "
+            f"{job.source.path(readable[bad[0]])}: try --precision fp32"
         )
-    classes, labels = classes_of(setting.source, left)
-    return Images(left, vectors, labels, classes, found.skipped)
+    classes, labels = find_classes(job.source, readable)
+    return ImageFeatures(readable, vectors, labels, classes, found.skipped)
 
 
 @contextmanager
-def _kept(setting: Setting, source: Source) -> Iterator[Path]:
-    """A folder for what is done, beside the pictures; gone once all is done."""
-    config, encoder = setting.config, setting.opened.encoder
-    facts = (encoders.weights_digest(encoder), encoder.image_size, setting.opened.preprocessing)
-    stamped = distributed.from_main(stamp(source) if distributed.is_main() else "")
-    how = (setting.device.type, config.precision, config.batch_size, stamped)
-    above = setting.folder / ".cache"
-    keep = above / f"features-{cache_key((*facts, *how))}"
-    with shared(above):
-        yield keep
+def _cache_folder(job: Job, source: Source) -> Iterator[Path]:
+    """Folder for finished features, beside the pictures; removed once all are computed.
+
+    An interrupted command leaves it behind, and the next one with the same encoder, images and
+    settings continues from there.
+    """
+    config, encoder = job.config, job.opened.encoder
+    facts = (encoders.weights_digest(encoder), encoder.image_size, job.opened.preprocessing)
+    images = distributed.from_main(stamp(source) if distributed.is_main() else "")
+    settings = (job.device.type, config.precision, config.batch_size, images)
+    parent = job.folder / ".cache"
+    folder = parent / f"features-{cache_key((*facts, *settings))}"
+    with shared(parent):
+        yield folder
         if distributed.is_main():
-            shutil.rmtree(keep, ignore_errors=True)
-    with suppress(OSError):  # not there, or of use to another command
-        above.rmdir()
+            shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # missing, or in use by another command
+        parent.rmdir()
 
 
-def classes_of(
-    source: Source, places: Sequence[int]
+def find_classes(
+    source: Source, indices: Sequence[int]
 ) -> tuple[Sequence[str], Int[np.ndarray, " M"] | None]:
-    """The classes of some images, where there are at least two."""
+    """The classes of some images and each image's label, if there are at least two classes."""
     if not source.classes:
         return (), None
-    names = [class_of(source, place) for place in places]
+    names = [class_name(source, index) for index in indices]
     classes = sorted(set(names))
     if len(classes) < 2:
         return (), None
-    at = {name: number for number, name in enumerate(classes)}
-    return classes, np.array([at[name] for name in names], dtype=np.int64)
+    numbers = {name: number for number, name in enumerate(classes)}
+    return classes, np.array([numbers[name] for name in names], dtype=np.int64)
 
 
-def class_of(source: Source, place: int) -> str:
-    """The name of an image's class; empty where it has none.
-
-    Folders train/ and val/ are parts and no classes: an image's class is then the folder that it
-    lies in.
-    """
-    label = source.label(place)
-    if label < 0:
-        return ""
-    if not PARTS.issuperset(source.classes):
-        return source.classes[label]
-    name = Path(source.path(place)).parent.name
-    return "" if name in PARTS else name
-
-
-def pixels(setting: Setting, place: int) -> UInt8[np.ndarray, "H W C"]:
-    """The part of an image that the encoder sees."""
-    return seen(setting.source, place, setting.opened)
-
-
-def name_of(setting: Setting, place: int) -> str:
-    """An image as it is called below its picture."""
-    return Path(setting.source.path(place)).name
-
-
-def csv_of(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
-    """A table as the bytes of a .csv; names of files that are no UTF-8 stay as they are."""
+def to_csv(header: Sequence[str], rows: Iterable[Sequence[str]]) -> bytes:
+    """Encode a table as CSV; file names that are not UTF-8 keep their bytes."""
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(header)

@@ -1,4 +1,4 @@
-"""Pictures of features: what an encoder sees in patches, in images, in a whole folder."""
+"""Draw what an encoder sees: in patches, in images, in a whole folder of images."""
 
 from __future__ import annotations
 
@@ -15,68 +15,51 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import print_skipped, random_subset, require_results_outside
-from mvmae.inspect.features import colours, duplicates, map, typical
-from mvmae.inspect.features.feature_cache import Images, Picture, Setting, read, sample
+from mvmae.inspect.features import colours, map, typical
+from mvmae.inspect.features.feature_cache import (
+    Drawing,
+    ImageFeatures,
+    Job,
+    compute_image_features,
+    sample_indices,
+)
 from mvmae.metrics.plane import require_map_library
 from mvmae.storage import results, run_folder
 from mvmae.storage.marks import is_ours, require_replaceable, signed
 from mvmae.training import distributed, precision
 from mvmae.training.checkpoint import write_whole
 
-OF_ALL = ("typical", "duplicates")  # pictures that need every image
-OF_IMAGES = {
-    "map": map.picture_of,
-    "typical": typical.picture_of,
-    "duplicates": duplicates.picture_of,
+IMAGE_PICTURES = {  # pictures of image features; `pca` needs patches instead
+    "map": map.draw,
+    "typical": typical.draw_typicality,
+    "duplicates": typical.draw_duplicates,
 }
 
 
 def run(config: FeaturesConfig) -> None:
-    """Draw the pictures that are asked for; say what they show and where they are.
+    """Draw the requested pictures; print what they show and where they are.
 
     Raises:
-        UserError: An encoder, the images or the folder cannot work.
+        UserError: An encoder, the images or the folder cannot be used.
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
-        setting = setting_of(config)
-        places = places_of(setting) if set(config.draw) & set(OF_IMAGES) else []
-        images = read(setting, places) if places else None
+        job = open_job(config)
+        indices = needed_images(job)
+        images = compute_image_features(job, indices) if indices else None
         if distributed.is_main():
-            draw(setting, images)
+            write_pictures(job, images)
 
 
-def draw(setting: Setting, images: Images | None) -> None:
-    """Draw the pictures and write what is told of them.
-
-    Raises:
-        UserError: The images or the folder cannot work.
-    """
-    console = terminal.people()
-    if images:
-        print_skipped(console, images.skipped)
-    run_folder.make(setting.folder)
-    facts = {}
-    for name, picture in pictures(setting, images):
-        console.print(f"{name}: {picture.said}")
-        for file in write(setting.folder, name, picture):
-            console.print(f"written: {file}")
-        facts[name] = picture.facts
-    told = about(setting, images) | facts
-    run_folder.write_json(setting.folder / "features.json", told)
-    console.print(f"written: {setting.folder / 'features.json'}")
-    terminal.emit("result", told)
-
-
-def setting_of(config: FeaturesConfig) -> Setting:
-    """Open what is asked for, as long as nothing is computed.
+def open_job(config: FeaturesConfig) -> Job:
+    """Open the encoders and the images, and check everything before any work is done.
 
     Raises:
-        UserError: Something cannot work.
+        UserError: Something cannot be used.
     """
     if "map" in config.draw:
         require_map_library(config.map)
     device = precision.choose_device(config.device)
-    folder = folder_of(config)
+    folder = output_folder(config)
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
     pool = config.pool or opened.pool
     if pool == "cls" and not opened.encoder.variant.cls_token:
@@ -85,68 +68,89 @@ def setting_of(config: FeaturesConfig) -> Setting:
     against: dict[str, OpenedEncoder] = {}
     for name in config.against:
         if name == config.encoder:
-            raise UserError(f"--against {name} is ENCODER itself: name another")
+            raise UserError(f"--against {name} is ENCODER itself: name another encoder")
         against[name] = encoders.open_encoder(name, config.image_size, channels)
     for name in config.data:
         require_results_outside(folder, name)
     whole = open_source(config.data, channels, opened.depth)
     source = random_subset(whole, config.max_images, config.seed)
-    return Setting(config, opened, against, pool, source, device, folder)
+    return Job(config, opened, against, pool, source, device, folder)
 
 
-def folder_of(config: FeaturesConfig) -> Path:
-    """Where the pictures go.
+def output_folder(config: FeaturesConfig) -> Path:
+    """Folder of the pictures.
 
     Raises:
-        UserError: It is a file, lies below one, may not be written to, or holds files of those
-            names that are not ours.
+        UserError: It is a file, is inside a file, cannot be written to, or holds files with the
+            names of our pictures that mvmae did not write.
     """
     if config.out and config.out.suffix.lower() in (".png", ".json", ".csv"):
-        raise UserError(f"--out {config.out} must name a folder, which gets the pictures")
+        raise UserError(f"--out {config.out} must name a folder for the pictures, not a file")
     home = results.home(config.encoder, config.out)
-    if config.out:
-        require_own(home)
-    return home if config.out else home / "figures"
+    if not config.out:
+        return home / "figures"
+    _require_own_files(home)
+    return home
 
 
-def require_own(folder: Path) -> None:
-    """Make sure that what lies in a folder under the names of our files is ours.
+def _require_own_files(folder: Path) -> None:
+    """Check that mvmae wrote the files that the pictures would replace.
+
+    A CSV table carries no mark, so a marked features.json or picture beside it vouches for it.
 
     Raises:
-        UserError: It is not.
+        UserError: A file is not ours.
     """
     facts = folder / "features.json"
-    there = sorted(folder.glob("features-*.png")) + sorted(folder.glob("features-*.csv"))
+    files = sorted(folder.glob("features-*.png")) + sorted(folder.glob("features-*.csv"))
     if facts.is_file() and is_ours(facts) and facts.stat().st_size:
         return
-    if any(file.suffix == ".png" and is_ours(file) for file in there):  # and was interrupted
+    if any(file.suffix == ".png" and is_ours(file) for file in files):  # left by an interruption
         return
-    for file in (facts, *there):
+    for file in (facts, *files):
         require_replaceable(file)
 
 
-def places_of(setting: Setting) -> list[int]:
-    """The images whose features are needed."""
-    count = len(setting.source)
-    if set(setting.config.draw) & set(OF_ALL):
+def needed_images(job: Job) -> list[int]:
+    """Images whose features are needed: all for `typical` and `duplicates`, a sample for `map`."""
+    count, requested = len(job.source), set(job.config.draw)
+    if requested & {"typical", "duplicates"}:
         return list(range(count))
-    return sample(count, setting.config.most, setting.config.seed)
+    return sample_indices(count, job.config.most, job.config.seed) if "map" in requested else []
 
 
-def pictures(setting: Setting, images: Images | None) -> Iterator[tuple[str, Picture]]:
-    """What is asked for, in the order in which it is asked for."""
-    for name in setting.config.draw:
+def write_pictures(job: Job, images: ImageFeatures | None) -> None:
+    """Draw the pictures, and write them and features.json.
+
+    Raises:
+        UserError: The images or the folder cannot be used.
+    """
+    console = terminal.people()
+    if images:
+        print_skipped(console, images.skipped)
+    run_folder.make(job.folder)
+    facts = {}
+    for name in job.config.draw:
         if name == "pca":
-            yield name, colours.picture_of(setting)
+            drawing = colours.draw(job)
         elif images:
-            with terminal.people().status(name):  # shown where there is a terminal
-                picture = OF_IMAGES[name](setting, images)
-            yield name, picture
+            with console.status(name):
+                drawing = IMAGE_PICTURES[name](job, images)
+        else:
+            continue
+        console.print(f"{name}: {drawing.summary}")
+        for file in _write_drawing(job.folder, name, drawing):
+            console.print(f"written: {file}")
+        facts[name] = drawing.facts
+    result = _describe_job(job, images) | facts
+    run_folder.write_json(job.folder / "features.json", result)
+    console.print(f"written: {job.folder / 'features.json'}")
+    terminal.emit("result", result)
 
 
-def write(folder: Path, name: str, picture: Picture) -> Iterator[Path]:
-    """Write a picture and its table; what an earlier command drew and is no more goes."""
-    for suffix, content in ((".png", picture.png), (".csv", picture.table)):
+def _write_drawing(folder: Path, name: str, drawing: Drawing) -> Iterator[Path]:
+    """Write a picture and its table, and remove those of an earlier command that have none now."""
+    for suffix, content in ((".png", drawing.png), (".csv", drawing.table)):
         file = folder / f"features-{name}{suffix}"
         if content is None:
             file.unlink(missing_ok=True)
@@ -156,20 +160,19 @@ def write(folder: Path, name: str, picture: Picture) -> Iterator[Path]:
         yield file
 
 
-def about(setting: Setting, images: Images | None) -> dict[str, object]:
-    """What features.json says besides the pictures."""
-    config = setting.config
-    skipped = images.skipped if images else []
+def _describe_job(job: Job, images: ImageFeatures | None) -> dict[str, object]:
+    """The content of features.json, except the pictures."""
+    config = job.config
     return {
         "command": "features",
         "command_line": command_line("features", config),
         "config": to_plain(config),
         "encoder": config.encoder,
-        "digest": encoders.weights_digest(setting.opened.encoder),
-        "pool": setting.pool,
-        "data": setting.source.name,
-        "num_images": len(setting.source),
-        "data_fingerprint": fingerprint(setting.source),
-        "skipped": [skip._asdict() for skip in skipped],
-        "environment": run_folder.environment(setting.device, distributed.world_size()),
+        "digest": encoders.weights_digest(job.opened.encoder),
+        "pool": job.pool,
+        "data": job.source.name,
+        "num_images": len(job.source),
+        "data_fingerprint": fingerprint(job.source),
+        "skipped": [skip._asdict() for skip in (images.skipped if images else [])],
+        "environment": run_folder.environment(job.device, distributed.world_size()),
     }

@@ -1,76 +1,141 @@
-"""features-typical.png and .csv: images that have many like them, and images that have none."""
+"""Typical images and outliers (features-typical), and near-duplicates (features-duplicates)."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-import torch
-from torch import Tensor
 
 from mvmae.config.features import FEWEST
-from mvmae.inspect.features.feature_cache import Images, Picture, Setting, csv_of, name_of, pixels
-from mvmae.inspect.features.figures import Shot, draw_typical
-from mvmae.metrics.typicality import NUM_NEIGHBOURS, centre, typicality
+from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, to_csv
+from mvmae.inspect.features.figures import Tile, draw_pairs, draw_typical
+from mvmae.metrics.typicality import (
+    MAX_PAIRS,
+    NUM_NEIGHBOURS,
+    centre,
+    near_duplicates,
+    spanning_pairs,
+    typicality,
+)
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+PAIRS_DRAWN = 3  # times --count
+IMPLAUSIBLE_SHARE = 0.3  # of images with a duplicate: more are rarely real
+PAIRS_HEADER = ("cosine", "first", "first_label", "second", "second_label")
 
 
-def picture_of(setting: Setting, images: Images) -> Picture:
-    """The least typical images, and the most typical ones."""
-    count = len(images.places)
+def draw_typicality(job: Job, images: ImageFeatures) -> Drawing:
+    """Draw the least typical images above the most typical ones."""
+    count = len(images.indices)
     if count < FEWEST:
-        return Picture(None, {"images": count}, f"nothing is typical of fewer than {FEWEST} images")
-    values = typicality(centre(images.features), device=setting.device)
-    order = values.argsort(stable=True).tolist()
-    most = min(setting.config.count, count // 3)
-    least = min(2 * setting.config.count, count // 3)
+        summary = f"typical images and outliers need at least {FEWEST} images"
+        return Drawing(None, {"images": count}, summary)
+    values = typicality(centre(images.features), device=job.device).tolist()
+    order = sorted(range(count), key=lambda row: values[row])
+    num_most = min(job.config.count, count // 3)
+    num_least = min(2 * job.config.count, count // 3)
+    least, most = order[:num_least], order[::-1][:num_most]
+    paths = [job.source.path(index) for index in images.indices]
 
-    def shots(rows: list[int]) -> list[Shot]:
-        return [shot_of(setting, images, row, values) for row in rows]
+    def tile(row: int) -> Tile:
+        label = images.label(row)
+        index = images.indices[row]
+        detail = f"{label}  {values[row]:.2f}" if label else f"{values[row]:.2f}"
+        return Tile(job.picture(index), job.file_name(index), detail)
 
+    def fact(row: int) -> dict[str, str | float]:
+        return {"path": paths[row], "typicality": round(values[row], 6)}
+
+    neighbours = min(NUM_NEIGHBOURS, count - 1)
     png = draw_typical(
-        least=shots(order[:least]),
-        most=shots(order[::-1][:most]),
-        title=f"Least and most typical of {setting.source.name}, {setting.name}",
-        note=note_of(count),
+        least=[tile(row) for row in least],
+        most=[tile(row) for row in most],
+        title=f"Least and most typical of {job.source.name}, {job.encoder_name}",
+        note=(
+            f"Mean cosine of an image's features to its {neighbours} nearest of {count:,} images, "
+            "after subtracting the mean of all. Least typical images are broken, rare or unlike "
+            "any other; many images broken in the same way count as typical of each other."
+        ),
     )
-    quantiles = np.quantile(values.numpy(), QUANTILES).round(6).tolist()
-    about = {
+    quantiles = np.quantile(np.array(values, np.float32), QUANTILES).round(6).tolist()
+    facts = {
         "images": count,
-        "neighbours": min(NUM_NEIGHBOURS, count - 1),
+        "neighbours": neighbours,
         "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
-        "least": [path_and_value(setting, images, row, values) for row in order[:least]],
-        "most": [path_and_value(setting, images, row, values) for row in order[::-1][:most]],
+        "least": [fact(row) for row in least],
+        "most": [fact(row) for row in most],
     }
-    first = " ".join(setting.source.path(images.places[order[0]]).split())
-    rows = [
-        (setting.source.path(images.places[row]), images.name(row), f"{values[row]:.6f}")
-        for row in order
-    ]
-    table = csv_of(("path", "label", "typicality"), rows)
-    return Picture(png, about, f"least typical: {first}", table)
+    rows = [(paths[row], images.label(row), f"{values[row]:.6f}") for row in order]
+    summary = f"least typical: {' '.join(paths[order[0]].split())}"  # a name may hold line breaks
+    return Drawing(png, facts, summary, to_csv(("path", "label", "typicality"), rows))
 
 
-def shot_of(setting: Setting, images: Images, row: int, values: Tensor) -> Shot:
-    """An image with its name and how typical it is."""
-    place = images.places[row]
-    label = images.name(row)
-    said = f"{label}  {values[row]:.2f}" if label else f"{values[row]:.2f}"
-    return Shot(pixels(setting, place), name_of(setting, place), said)
+def draw_duplicates(job: Job, images: ImageFeatures) -> Drawing:
+    """Draw pairs at or above the threshold, most similar first; of a group only a spanning tree."""
+    threshold, count = job.config.threshold, len(images.indices)
+    if count < 2:
+        summary = "a single image has no duplicate"
+        return Drawing(None, {"images": count}, summary, to_csv(PAIRS_HEADER, []))
+    pairs = near_duplicates(centre(images.features), threshold, device=job.device)
+    joined = spanning_pairs(pairs)
+    grouped = {row for pair in joined for row in (pair.first, pair.second)}
+    facts = {
+        "images": count,
+        "threshold": threshold,
+        "pairs": len(pairs),
+        "complete": len(pairs) < MAX_PAIRS,
+        "in_groups": len(grouped),
+        "groups": len(grouped) - len(joined),
+    }
+    rows = []
+    for pair in pairs:
+        cells = [f"{pair.cosine:.6f}"]
+        for row in (pair.first, pair.second):
+            cells += [job.source.path(images.indices[row]), images.label(row)]
+        rows.append(cells)
+    table = to_csv(PAIRS_HEADER, rows)
+    if not pairs:
+        summary = f"no two of {count:,} images have a cosine of {threshold:g} or more"
+        return Drawing(None, facts, summary, table)
 
+    def tile(row: int) -> Tile:
+        index = images.indices[row]
+        return Tile(job.picture(index), job.file_name(index), images.label(row))
 
-def path_and_value(
-    setting: Setting, images: Images, row: int, values: torch.Tensor
-) -> dict[str, str | float]:
-    """What features.json says of an image."""
-    path = setting.source.path(images.places[row])
-    return {"path": path, "typicality": round(float(values[row]), 6)}
-
-
-def note_of(count: int) -> str:
-    """What the numbers are, and what they do not find."""
-    nearest = min(NUM_NEIGHBOURS, count - 1)
-    return (
-        f"Mean cosine of an image's features to its {nearest} nearest of {count:,} images, the "
-        "mean of all taken off. Least typical: broken, rare, or of no other's kind; many broken "
-        "alike are typical of each other."
+    drawn = joined[: PAIRS_DRAWN * job.config.count]
+    png = draw_pairs(
+        [(tile(pair.first), tile(pair.second)) for pair in drawn],
+        [f"{pair.cosine:.3f}" for pair in drawn],
+        title=f"Near-duplicates in {job.source.name}, {job.encoder_name}",
+        note=write_pairs_note(threshold, len(pairs), len(joined), len(drawn)),
     )
+    return Drawing(png, facts, summarise_pairs(facts), table)
+
+
+def summarise_pairs(facts: dict[str, Any]) -> str:
+    """Say what was found, and warn if it is too much to be true."""
+    pairs, groups, grouped = facts["pairs"], facts["groups"], facts["in_groups"]
+    more = "" if facts["complete"] else " (the most similar; there may be more)"
+    summary = (
+        f"{pairs:,} pair{'' if pairs == 1 else 's'}{more}, "
+        f"{grouped:,} of {facts['images']:,} images in {groups:,} group{'' if groups == 1 else 's'}"
+    )
+    if grouped > IMPLAUSIBLE_SHARE * facts["images"]:
+        summary += (
+            "; with so many, the encoder may be bad at telling these images apart: try a "
+            f"--threshold above {facts['threshold']:g}, or an encoder trained on such images"
+        )
+    return summary
+
+
+def write_pairs_note(threshold: float, pairs: int, joined: int, drawn: int) -> str:
+    """The note below the pairs: how they were found, and what is not drawn."""
+    note = (
+        "Cosine of the images' features, after subtracting the mean of all, of at least "
+        f"{threshold:g}. To the encoder these are the same picture; look before you delete any."
+    )
+    if pairs > joined:
+        note += f" {pairs:,} pairs, of which {joined:,} are enough to connect every group."
+    if joined > drawn:
+        note += f" The first {drawn} are drawn."
+    return note
