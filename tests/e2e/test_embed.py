@@ -304,9 +304,7 @@ def test_an_embedding_that_is_not_finite_stops_and_leaves_no_files(here, capsys)
     )
     opened.encoder.norm.bias.data[0] = float("nan")
     encoders.save_encoder(Path("enc"), opened)
-    refused(
-        capsys, "--image-size", "16", encoder="enc", says="check that its weights are not damaged"
-    )
+    refused(capsys, "--image-size", "16", encoder="enc", says="weights .*damaged")
 
 
 # resuming

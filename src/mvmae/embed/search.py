@@ -22,8 +22,7 @@ from rich.table import Table
 from mvmae import encoders, terminal
 from mvmae.config.embed import EmbedConfig
 from mvmae.config.files import command_line, to_plain
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.deep import deepened, plain_channels
+from mvmae.data.sources.base import Source, plain_channels, with_depth
 from mvmae.data.sources.folders import Files
 from mvmae.embed import storage
 from mvmae.embed.compute import Job

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.open import TEST, TRAIN
+from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.views import for_people, whole_view

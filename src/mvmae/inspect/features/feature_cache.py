@@ -22,8 +22,7 @@ from mvmae import encoders
 from mvmae.config.features import FeaturesConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source, Subset
-from mvmae.data.sources.open import stamp
+from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import cache_key, short_name
