@@ -37,17 +37,17 @@ screenshots: setup  ## the pictures of README and docs, from runs/showcase
 	$(BIN)/python examples/screenshots.py runs/showcase
 
 bench: setup  ## a training step and the input against the plain way
-	$(BIN)/mvmae bench step --quick
-	$(BIN)/mvmae bench input --quick
+	$(BIN)/python -m benchmarks step --quick
+	$(BIN)/python -m benchmarks input --quick
 
 bench-gpu: setup  ## the GPU tests, then every benchmark on this GPU, into benchmarks/results
 	$(BIN)/pytest -q -m gpu
 	for size in small base large; do \
-		$(BIN)/mvmae bench step --device cuda --model.encoder vit_$$size --batch-size 256 \
+		$(BIN)/python -m benchmarks step --device cuda --model.encoder vit_$$size --batch-size 256 \
 			--out benchmarks/results/step-vit-$$size-224-gpu.json || exit 1; \
 	done
-	$(BIN)/mvmae bench scale --device cuda --batch-size 64 --out benchmarks/results/scale-gpu.json
-	$(BIN)/mvmae bench input --out benchmarks/results/input-gpu.json
+	$(BIN)/python -m benchmarks scale --device cuda --batch-size 64 --out benchmarks/results/scale-gpu.json
+	$(BIN)/python -m benchmarks input --out benchmarks/results/input-gpu.json
 
 docs: .venv/ready-docs  ## the site, into site/
 	$(BIN)/mkdocs build --strict --quiet

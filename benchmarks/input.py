@@ -14,9 +14,9 @@ import torch
 from rich.markup import escape
 from rich.table import Table
 
+from benchmarks.config import BenchConfig
 from benchmarks.photographs import facts_of, jpeg_files, large_photographs
 from benchmarks.ways import OurViews, Way, differences, gpu_sides, side_of, ways_of
-from mvmae.config.evaluation import BenchConfig
 from mvmae.data.reading.gpu_decode import decodes
 
 PARITY_IMAGES, LARGE_PARITY_IMAGES = 50, 8  # two crops of each are compared

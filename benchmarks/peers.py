@@ -7,8 +7,8 @@ from importlib.metadata import version
 import torch
 
 from benchmarks import peer_lightly, peer_timm, peer_transformers
+from benchmarks.config import BenchConfig
 from benchmarks.plain import Peer, PlainStep
-from mvmae.config.evaluation import BenchConfig
 from mvmae.config.pretrain import PretrainConfig
 
 PEERS: dict[str, Peer] = {

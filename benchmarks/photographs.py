@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageOps
 
+from benchmarks.config import BenchConfig
 from benchmarks.plain import load_pil
-from mvmae.config.evaluation import BenchConfig
 from mvmae.data.reading.decode import decode
 from mvmae.data.sources.builtin import PHOTOGRAPHS
 from mvmae.data.sources.folders import open_images

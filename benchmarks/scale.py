@@ -18,10 +18,10 @@ import torch
 from rich.table import Table
 from torch import Generator
 
+from benchmarks.config import BenchConfig
 from benchmarks.input import jpeg_files
 from benchmarks.scaling import Line, draw
 from benchmarks.step import compute_dtype, gflop_of, seconds_of
-from mvmae.config.evaluation import BenchConfig
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import view_batches

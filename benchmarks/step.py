@@ -17,9 +17,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import parts
+from benchmarks.config import BenchConfig
 from benchmarks.peers import about, peer_steps
 from benchmarks.plain import PlainBatch
-from mvmae.config.evaluation import BenchConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import Batch
 from mvmae.errors import UserError

@@ -1,4 +1,4 @@
-"""`mvmae bench`: what it prints and leaves; how fast anything is, is not tested."""
+"""`python -m benchmarks`: what it prints and leaves; how fast anything is, is not tested."""
 
 import json
 import shutil
@@ -10,8 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.__main__ import main
 from benchmarks.ways import gpu_sides
-from mvmae.cli.main import main
 from mvmae.config.model import ModelConfig
 
 TINY_STEP = (
@@ -36,7 +36,7 @@ def _no_waiting(monkeypatch):
 
 
 def bench(*args: str, out: Path) -> dict:
-    assert main(["bench", *args, "--out", str(out)]) == 0
+    assert main([*args, "--out", str(out)]) == 0
     return json.loads(out.read_text())
 
 
@@ -47,7 +47,7 @@ def assert_ratio_is_the_quotient_of_the_rates(result: dict) -> None:
 
 def error_of(capfd, *args: str) -> str:
     """The one line on stderr of a command that the user got wrong."""
-    assert main(["bench", *args]) == 2
+    assert main([*args]) == 2
     said = capfd.readouterr().err
     assert said.startswith("mvmae: ")
     assert said.count("\n") == 1
@@ -82,7 +82,7 @@ def test_a_peer_follows_the_same_course(peer):
     """Not the first loss alone: gradients and updates are the same, but for the optimiser's."""
     pytest.importorskip(peer)
     from benchmarks import step
-    from mvmae.config.evaluation import BenchConfig
+    from benchmarks.config import BenchConfig
     from mvmae.config.model import ModelConfig
 
     model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=8, decoder_dim=32)
@@ -125,7 +125,7 @@ def test_step_is_timed_compiled_too(tmp_path):
     # In a process of its own: the checks of shapes that tests switch on are no part of the graph.
     words = ["step", *TINY_STEP, "--peers", "--compile", "on", "--out", str(tmp_path / "step.json")]
     done = subprocess.run(
-        [sys.executable, "-m", "mvmae", "bench", *words], capture_output=True, text=True
+        [sys.executable, "-m", "benchmarks", *words], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "step.json").read_text())
@@ -269,7 +269,7 @@ def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
     with Image.open(out.with_suffix(".png")) as picture:
         assert picture.width > picture.height
     assert "how cost grows from vit_pico/4 at 16" in capfd.readouterr().out
-    assert main(["bench", *words, "--images", "4", "--out", str(out)]) == 0  # its own files
+    assert main([*words, "--images", "4", "--out", str(out)]) == 0  # its own files
 
 
 def test_scale_needs_a_file_beside_which_a_picture_fits(tmp_path, capfd):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from mvmae.cli.main import COMMANDS, main
-from mvmae.recipes import RECIPES, VARIANTS
+from mvmae.cli.commands import COMMANDS
+from mvmae.cli.main import main
+from mvmae.recipes.pretrain import PRETRAIN, VARIANTS
 from mvmae.version import __version__
 
 A_SECOND = (
@@ -143,7 +144,7 @@ def test_version_is_told(capsys):
 def test_recipes_are_listed_with_a_sentence_each(capsys):
     assert main(["recipes"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    for name, recipe in RECIPES.items():
+    for name, recipe in PRETRAIN.items():
         assert any(line.split()[:1] == [name] and recipe.summary in line for line in lines)
     for name in VARIANTS:
         assert any(line.split()[:1] == [f"+{name}"] for line in lines)

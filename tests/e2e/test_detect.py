@@ -109,17 +109,17 @@ def test_the_run_says_what_it_does(data, tmp_path, capsys):
     assert detect(data, tmp_path / "run", {"epochs": 1}) == 0
     said = " ".join(capsys.readouterr().out.split())
     for words in (
-        "4 images with",
-        "boxes and masks of 2 classes learn (train), 4 test (val)",
+        "4 training images (train) with",
+        "boxes and masks of 2 classes, 4 validation images (val)",
         "Mask R-CNN on random:vit_pico",
         "1 epoch of 2 steps of 2 images",
-        "│ square │ 4 │ 4 │ 0.0 │",  # learnt, tested, AP
+        "│ square │ 4 │ 4 │ 0.0 │",  # training, validation, AP
         "│ bar │ 6 │ 4 │",
         "half of the boxes are smaller than 14 pixels at --image-size 64",
-        "--image-size 128 would do",
+        "Set --image-size 128,",
         "AP50",
-        "COCO's figures on the 4 images of val",
-        f"mvmae detect {tmp_path / 'run'} --predict IMAGES --out FOLDER",
+        "COCO's metrics on the 4 images of val",
+        f"mvmae detect {tmp_path / 'run'} --predict IMAGES --out DIR",
     ):
         assert words in said
 
@@ -294,7 +294,7 @@ def test_a_finished_run_finds_things_in_other_images(finished, data, tmp_path, c
     assert names(out) == {"predictions.json"}
     assert json.loads((out / "predictions.json").read_text()) == []
     best = max(row["score"] for row in rows)
-    assert f"nothing; the best score is {best:.2f}, and --score" in capsys.readouterr().out
+    assert f"nothing; the best score is {best:.2f}, so --score" in capsys.readouterr().out
 
 
 def test_other_peoples_files_stay(finished, data, tmp_path, capsys):
@@ -376,7 +376,7 @@ BAD = {
     "no annotations": (nothing, "data/images", "has no annotations/instances_SPLIT.json"),
     "missing images": (spoil_missing_images, {}, "more than half of the images cannot be used"),
     "unknown category": (spoil_unknown_category, {}, "unknown categories .*category 55"),
-    "other classes": (spoil_other_classes, {}, "other categories: 7 is bar and rod"),
+    "other classes": (spoil_other_classes, {}, "different categories: 7 is bar and rod"),
     "no json": (spoil_json, {}, "instances_val.json is no JSON"),
     "no such split": (nothing, {"val-split": "tset"}, "--val-split tset: no such split"),
     "size": (nothing, {"image-size": 72}, "not a multiple of 64, .*set --image-size 64"),
@@ -387,7 +387,7 @@ BAD = {
     "no detector": (
         nothing,
         ["detect", "data", "--predict", "data/images/val"],
-        "data is no finished run of mvmae detect",
+        "data is not a finished run of mvmae detect",
     ),
     "shares": (
         spoil_polygons,
@@ -399,7 +399,7 @@ BAD = {
     "another size to look at": (
         nothing,
         ["detect", FINISHED, "--predict", "data/images/val", "--image-size", "96"],
-        "--image-size 96 changes nothing here, the run has 64",
+        "--image-size 96 has no effect on a trained model, which uses 64",
     ),
     "predict and data": (
         nothing,
@@ -435,7 +435,7 @@ def test_another_commands_run_is_no_detector(finished, tmp_path, capsys):
     facts = json.loads((run / "model.json").read_text())
     (run / "model.json").write_text(json.dumps(facts | {"task": "segment"}))
     assert main(["detect", str(run), "--predict", str(tmp_path)]) == 2
-    assert "is no detector" in capsys.readouterr().err
+    assert "is not a detector" in capsys.readouterr().err
     (run / "model.json").write_text(json.dumps(facts | {"detector": {"side": 9}}))
     assert main(["detect", str(run), "--predict", str(tmp_path)]) == 2
     assert "does not describe a detector" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from mvmae import load_encoder
 from mvmae.cli.main import main
-from mvmae.recipes import FINETUNE
+from mvmae.recipes.supervised import FINETUNE
 
 BEST = {"best.safetensors", "best.json"}
 PRODUCTS = {"model.safetensors", "model.json", "encoder.safetensors", "encoder.json"}

@@ -48,7 +48,6 @@ WORDS = {
     "data show": "data show images --count 1 --recipe run/config.json",
     "show": "show run",
     "export": "export run --format safetensors",
-    "bench": "bench input --model.image-size 64 --rounds 1 --images 2",
 }
 SLOW = {"data pack", "labels", "ablate"}  # 5 to 35 s on a busy machine
 
@@ -90,9 +89,6 @@ def test_every_command_is_tried():
 )
 def test_the_last_line_is_the_result_of_the_command(home, monkeypatch, capsys, command):
     monkeypatch.chdir(home)
-    if command == "bench":
-        monkeypatch.setattr("benchmarks.input.PARITY_IMAGES", 10)
-        monkeypatch.setattr("benchmarks.photographs.LARGE_SIZE", (640, 480))
     capsys.readouterr()
     assert main([*WORDS[command].split(), "--json"]) in (0, 1 if command == "data check" else 0)
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

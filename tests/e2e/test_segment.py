@@ -20,7 +20,7 @@ from mvmae import encoders
 from mvmae.cli.main import main
 from mvmae.config.model import Size
 from mvmae.dense.segment.evaluate import predict_classes
-from mvmae.dense.segment.product import examiner_of, open_segmenter
+from mvmae.dense.segment.predict import open_segmenter, saved_predictor
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.method.vit import Encoder, initialize
 
@@ -263,14 +263,13 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
     images = Path("data/images/validation")
     assert said(f"segment run --predict {images} --out seen --device cpu") == 0
     assert "written: seen/masks" in capsys.readouterr().out
-    made = open_segmenter("run")
-    examiner = examiner_of(made, _config(), torch.device("cpu"))
+    predictor = saved_predictor(open_segmenter("run"), _config(), torch.device("cpu"))
     for file in sorted(images.iterdir()):
         with Image.open(f"seen/masks/{file.stem}.png") as mask:
             assert mask.mode == "P"
             values = np.array(mask)
         pixels = torch.from_numpy(np.array(Image.open(file))).permute(2, 0, 1)
-        wanted = predict_classes(examiner, pixels, (24, 30)).numpy() + 1  # 0 is what does not count
+        wanted = predict_classes(predictor, pixels, (24, 30)).numpy() + 1  # 0 is ignored
         assert (values == wanted).all()
         with Image.open(f"seen/overlays/{file.stem}.jpg") as overlay:
             assert overlay.size == (30, 24)
@@ -283,9 +282,9 @@ def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys)
 
 
 def _config():
-    from mvmae.cli.main import parse
+    from mvmae.cli.parse import parse
 
-    return parse("segment", ["run", "--predict", "x", "--out", "y"])[1]
+    return parse("segment", ["run", "--predict", "x", "--out", "y"])
 
 
 def test_predictions_pass_over_unreadable_images_and_keep_folders(here, capsys):
@@ -303,7 +302,7 @@ def test_predictions_pass_over_unreadable_images_and_keep_folders(here, capsys):
     assert "holds other files" in refused(capsys, f"{again} --overwrite")
     Path("seen/notes.txt").unlink()
     inside = "segment run --predict seen/overlays --out seen --overwrite --device cpu"
-    assert "the images lie in seen" in refused(capsys, inside)
+    assert "the images are in seen" in refused(capsys, inside)
     assert said("segment run --predict mixed --out seen --overwrite --device cpu") == 0
 
 
@@ -349,14 +348,14 @@ def test_plain_pairs_are_tested_without_what_was_learnt_from(here, capsys):
     learnt = result("plain/model.json")["learnt"]
     assert len(set(learnt)) == 6
     assert said("segment plain pair --protocol test --device cpu --workers 0") == 0
-    assert "6 of the 8 images were learnt from, and are left out" in capsys.readouterr().out
+    assert "6 of the 8 images are training images and left out" in capsys.readouterr().out
     own, again = (
         result(f"plain/results/{n}-pair.json")["confusion"] for n in ("segment", "segment-test")
     )
     assert own == again
     new = "--images data/images/validation --masks data/annotations/validation"
     assert said(f"segment plain {new} --protocol test --device cpu --workers 0") == 0
-    assert "3 images of data/images/validation test (all images test)" in capsys.readouterr().out
+    assert "3 test images of data/images/validation (all images test)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
@@ -403,15 +402,21 @@ def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol
         ("segment enc data --resume --out none", "no run in none to resume"),
         ("segment enc data --resume --out run --lr 1", "was run with lr"),
         ("segment run data --out run --overwrite", "--overwrite would delete run"),
-        ("segment enc --predict data --out seen", "enc is no finished run of mvmae segment"),
-        ("segment run --predict data --out seen --stride 3", "--stride 3 changes nothing here"),
-        ("segment run data --protocol test --crop 12", "--crop 12 changes nothing here"),
+        ("segment enc --predict data --out seen", "enc is not a finished run of mvmae segment"),
+        (
+            "segment run --predict data --out seen --stride 3",
+            "--stride 3 has no effect",
+        ),
+        (
+            "segment run data --protocol test --crop 12",
+            "--crop 12 has no effect",
+        ),
         ("segment enc data --ignore-index 65536", "ignore_index must lie between 0 and 65535"),
         ("segment run --predict data", "--predict needs --out"),
         ("segment run --predict nowhere --out seen", "no such folder: nowhere"),
         ("segment run data --predict data --out seen", "leave out DATA"),
         ("segment run --predict data --out enc", "enc holds other files"),
-        ("segment enc data --protocol test", "enc is no finished run"),
+        ("segment enc data --protocol test", "enc is not a finished run"),
         ("segment enc data --iteratoins 3", "did you mean --iterations?"),
     ],
 )
@@ -429,8 +434,8 @@ def test_spoilt_pairs_are_told_in_a_table_and_left_out(here, capsys):
     assert said(f"segment enc data --out left {SMALL}") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "masks of another size" in text
-    assert "6 images learn, 3 test" in text
-    assert "values in the masks: 0 counts for nothing (27.8 %), 1 is ground (" in text
+    assert "6 training images, 3 test images" in text
+    assert "values in the masks: 0 is ignored (27.8 %), 1 is ground (" in text
     assert "--ignore-index none makes 0 a class" in text
     assert result("left/results/segment-data.json")["data"]["num_train"] == 6
 
@@ -449,7 +454,7 @@ def test_damaged_model_is_told(here, capsys):
     Path("run/model.json").write_text(json.dumps({"task": "segment"}))
     assert "does not describe a segmenter" in refused(capsys, command)
     Path("run/model.safetensors").unlink()
-    assert "is no finished run" in refused(capsys, command)
+    assert "is not a finished run" in refused(capsys, command)
     assert not list(Path().glob(".*"))
 
 

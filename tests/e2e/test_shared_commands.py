@@ -318,7 +318,6 @@ def wait_for(has_come) -> None:
         "data check images",
         "data stats images",
         "data show images",
-        "bench step",
     ],
 )
 def test_a_command_that_shares_no_work_says_so(here, capsys, monkeypatch, words):

@@ -144,7 +144,7 @@ def test_a_healthy_run_is_not_called_a_collapse(image_folder, tiny, capsys):
 
 def test_the_demo_is_setting_s():
     """The recipe that newcomers run is the one that is checked here, but for its photographs."""
-    demo = named("demo")
+    demo = named("pretrain", "demo")
     assert demo.model == SETTING_S.model
     assert demo.lr == SETTING_S.lr == SETTING_S_AS_MAE.lr == 1e-3
     assert demo.batch_size == SETTING_S.batch_size

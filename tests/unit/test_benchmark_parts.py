@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks import parts, step
-from mvmae.config.evaluation import BenchConfig
+from benchmarks.config import BenchConfig
 from mvmae.config.model import ModelConfig
 from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mvmae.cli.main import parse
+from mvmae.cli.parse import parse
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.recipes import named
 
@@ -71,9 +71,9 @@ def words(tmp_path):
 def test_a_job_begins_a_run_and_then_goes_on_with_it(name, checkpoint, words, tmp_path):
     out = tmp_path / "run"
     command, *arguments = words(script_of(name), out)
-    _, config = parse(command, arguments)
+    config = parse(command, arguments)
     assert isinstance(config, PretrainConfig)
-    assert config.model == named("paper").model
+    assert config.model == named("pretrain", "paper").model
     assert config.out == out
     assert not config.resume
     (out / "checkpoints").mkdir(parents=True)

@@ -139,12 +139,12 @@ def recipe_of(asked: AblateConfig) -> tuple[str, PretrainConfig]:
         UserError: There is none such, or the file is no config.
     """
     name = asked.recipe
-    if name is None and asked.data == recipes.DEMO.data:
+    if name is None and asked.data == recipes.named("pretrain", "demo").data:
         name = "demo"
     elif name is None:
         name = "vit-small-128" if torch.cuda.is_available() else "tiny-cpu"
     if not name.endswith(".json"):
-        return name, recipes.named(name)
+        return name, recipes.named("pretrain", name)
     try:
         text = Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -183,7 +183,7 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
             place = place[group]
         place[last] = _value(word, like=place[last])
     if "warmup_epochs" not in map(_dotted, words) and isinstance(plain["epochs"], int):
-        plain["warmup_epochs"] = recipes.warmup_in_time(config, plain["epochs"])
+        plain["warmup_epochs"] = recipes.warmup_for(config, plain["epochs"])
     try:
         return from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:

@@ -11,8 +11,8 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.recipes import as_mae, with_one_target, without_contrast, without_reconstruction
 from mvmae.recipes.paper import DECODERS, LAMBDAS, MASKS, TABLE_6
+from mvmae.recipes.pretrain import as_mae, with_one_target, without_contrast, without_reconstruction
 
 BASE = "base"  # the recipe as it is
 PAPER = "paper, not ours: ImageNet-1K, ViT-B/16, fine-tuned, top-1 in %"

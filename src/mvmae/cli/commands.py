@@ -1,150 +1,155 @@
-"""The commands of the command line: a line for each, and what it is told. No torch."""
+"""The table of commands. Classes and functions are named and loaded for the chosen command only."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
-from mvmae.config.ablate import AblateConfig
-from mvmae.config.curves import CurvesConfig
-from mvmae.config.datatools import DataCheckConfig
-from mvmae.config.detect import DetectConfig
-from mvmae.config.embed import EmbedConfig
-from mvmae.config.evaluation import BenchConfig, KnnConfig, LabelsConfig, ProbeConfig
-from mvmae.config.explore import ExploreConfig
-from mvmae.config.export import ExportConfig, ShowConfig
-from mvmae.config.features import FeaturesConfig
-from mvmae.config.figures import AttentionConfig, ReconstructConfig
-from mvmae.config.finetune import FinetuneConfig
-from mvmae.config.imaging import DataShowConfig, DataStatsConfig
-from mvmae.config.pack import DataPackConfig
-from mvmae.config.pretrain import PretrainConfig
-from mvmae.config.report import ReportConfig
-from mvmae.config.segment import SegmentConfig
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, NamedTuple
 
 
 class Command(NamedTuple):
-    """A subcommand: what it is for, what it is told, and the module whose `run` does it."""
+    """A subcommand of `mvmae`."""
 
     summary: str
-    config: type
-    module: str
-    shares: bool = False
-    """Whether `torchrun` may start it: its processes share the work, or it says itself why not."""
+    config_name: str
+    """Dotted name of the class with its options."""
+
+    run_name: str
+    """Dotted name of the function that takes the options; it returns an exit status or None."""
+
+    is_shared: bool = False
+    """Whether `torchrun` may start it: its processes share the work, or `run` says why not."""
+
+    @property
+    def config(self) -> type[Any]:
+        """The class with the options."""
+        return _load(self.config_name)
+
+    @property
+    def run(self) -> Callable[[Any], int | None]:
+        """The function that does the work."""
+        return _load(self.run_name)
+
+
+def _load(name: str) -> Any:
+    module, _, attribute = name.rpartition(".")
+    return getattr(import_module(module), attribute)
 
 
 COMMANDS = {
     "pretrain": Command(
         "Pre-train an encoder from unlabelled images.",
-        PretrainConfig,
-        "mvmae.method.pretrain",
-        shares=True,
+        "mvmae.config.pretrain.PretrainConfig",
+        "mvmae.method.pretrain.run",
+        is_shared=True,
     ),
     "knn": Command(
         "Judge an encoder by nearest neighbours on labelled images.",
-        KnnConfig,
-        "mvmae.evaluation.knn",
-        shares=True,
+        "mvmae.config.evaluation.KnnConfig",
+        "mvmae.evaluation.knn.run",
+        is_shared=True,
     ),
     "probe": Command(
         "Judge an encoder by a linear classifier on its features.",
-        ProbeConfig,
-        "mvmae.evaluation.probe",
-        shares=True,
+        "mvmae.config.evaluation.ProbeConfig",
+        "mvmae.evaluation.probe.run",
+        is_shared=True,
     ),
     "finetune": Command(
         "Train an encoder and a classifier end to end on labelled images.",
-        FinetuneConfig,
-        "mvmae.evaluation.finetune.run",
-        shares=True,
+        "mvmae.config.finetune.FinetuneConfig",
+        "mvmae.evaluation.finetune.run.run",
+        is_shared=True,
     ),
     "segment": Command(
-        "Train an encoder and UperNet to name each pixel; or check an encoder frozen.",
-        SegmentConfig,
-        "mvmae.dense.segment.run",
-        shares=True,
+        "Train an encoder and UperNet to classify each pixel; or evaluate a frozen encoder.",
+        "mvmae.config.segment.SegmentConfig",
+        "mvmae.dense.segment.run.run",
+        is_shared=True,
     ),
     "detect": Command(
-        "Train an encoder and Mask R-CNN to find things; or find them with a finished run.",
-        DetectConfig,
-        "mvmae.dense.detect.run",
-        shares=True,
+        "Train an encoder and Mask R-CNN to detect objects; or predict with a finished run.",
+        "mvmae.config.detect.DetectConfig",
+        "mvmae.dense.detect.run.run",
+        is_shared=True,
     ),
     "labels": Command(
-        "Draw how accuracy grows with the labels, beside an untrained encoder.",
-        LabelsConfig,
-        "mvmae.evaluation.labels",
-        shares=True,
+        "Draw how accuracy grows with the number of labels, beside an untrained encoder.",
+        "mvmae.config.evaluation.LabelsConfig",
+        "mvmae.evaluation.labels.run",
+        is_shared=True,
     ),
     "ablate": Command(
         "Train and judge the rows of a table over several seeds: what is each part worth?",
-        AblateConfig,
-        "mvmae.ablate.run",
-        shares=True,
+        "mvmae.config.ablate.AblateConfig",
+        "mvmae.ablate.run.run",
+        is_shared=True,
     ),
     "embed": Command(
-        "Write embeddings of images to files; find images that look alike.",
-        EmbedConfig,
-        "mvmae.embed.run",
-        shares=True,
+        "Write embeddings of images to files; find similar images.",
+        "mvmae.config.embed.EmbedConfig",
+        "mvmae.embed.run.run",
+        is_shared=True,
     ),
     "reconstruct": Command(
-        "Draw what the decoder makes of masked images.",
-        ReconstructConfig,
-        "mvmae.inspect.reconstruct",
+        "Draw what the decoder predicts for masked images.",
+        "mvmae.config.figures.ReconstructConfig",
+        "mvmae.inspect.reconstruct.run",
     ),
     "attention": Command(
-        "Draw where an encoder looks, beside other encoders.",
-        AttentionConfig,
-        "mvmae.inspect.attention",
+        "Draw where an encoder attends, beside other encoders.",
+        "mvmae.config.figures.AttentionConfig",
+        "mvmae.inspect.attention.run",
     ),
     "features": Command(
-        "Draw what an encoder sees: patches in colour, a map, outliers, duplicates.",
-        FeaturesConfig,
-        "mvmae.inspect.features.run",
-        shares=True,
+        "Draw an encoder's features: patches in colour, a map, outliers, duplicates.",
+        "mvmae.config.features.FeaturesConfig",
+        "mvmae.inspect.features.run.run",
+        is_shared=True,
     ),
-    "curves": Command("Draw how runs went: losses, scores.", CurvesConfig, "mvmae.inspect.curves"),
+    "curves": Command(
+        "Draw the curves of runs: losses, scores.",
+        "mvmae.config.curves.CurvesConfig",
+        "mvmae.inspect.curves.run",
+    ),
     "report": Command(
         "Write a page about a run, or about several side by side.",
-        ReportConfig,
-        "mvmae.inspect.report.run",
+        "mvmae.config.report.ReportConfig",
+        "mvmae.inspect.report.run.run",
     ),
     "explore": Command(
-        "Explore an encoder in the browser, on a page of this machine.",
-        ExploreConfig,
-        "mvmae.inspect.explore.run",
+        "Explore an encoder in the browser, on a page that this machine serves.",
+        "mvmae.config.explore.ExploreConfig",
+        "mvmae.inspect.explore.run.run",
     ),
     "data check": Command(
-        "Look through images: unreadable, duplicate, leaked, odd ones.",
-        DataCheckConfig,
-        "mvmae.datatools.check.run",
+        "Check images: unreadable, duplicate, leaked, odd ones.",
+        "mvmae.config.datatools.DataCheckConfig",
+        "mvmae.datatools.check.run.run",
     ),
     "data pack": Command(
         "Write images into tar files (shards), for disks slow at small files.",
-        DataPackConfig,
-        "mvmae.datatools.pack.run",
-        shares=True,
+        "mvmae.config.pack.DataPackConfig",
+        "mvmae.datatools.pack.run.run",
+        is_shared=True,
     ),
     "data stats": Command(
         "Measure pixels: mean, deviation, range, bits in use.",
-        DataStatsConfig,
-        "mvmae.datatools.stats",
+        "mvmae.config.imaging.DataStatsConfig",
+        "mvmae.datatools.stats.run",
     ),
     "data show": Command(
         "Draw what the network will see: images, views, masks.",
-        DataShowConfig,
-        "mvmae.datatools.show",
+        "mvmae.config.imaging.DataShowConfig",
+        "mvmae.datatools.show.run",
     ),
-    "show": Command("Say what an encoder is.", ShowConfig, "mvmae.inspect.show"),
+    "show": Command(
+        "Describe an encoder.", "mvmae.config.export.ShowConfig", "mvmae.inspect.show.run"
+    ),
     "export": Command(
         "Write an encoder for timm, transformers, ONNX or torch.export.",
-        ExportConfig,
-        "mvmae.export.run",
-    ),
-    "bench": Command(
-        "Time a training step or the input against other packages' ways, or how cost grows.",
-        BenchConfig,
-        "benchmarks.run",
+        "mvmae.config.export.ExportConfig",
+        "mvmae.export.run.run",
     ),
 }
-GROUPS = {"data": "What can be done with images, without an encoder."}  # commands of two words
+GROUPS = {"data": "Commands for images, without an encoder."}  # first words of two-word commands

@@ -1,5 +1,6 @@
-"""Where a command's config begins: its recipe, the run it resumes, or what suits the machine.
+"""From the arguments of a command to its config.
 
+A config begins as a recipe, as the config of the run to resume, or as the recipe for this machine;
 tyro then reads the other arguments into it.
 """
 
@@ -19,182 +20,159 @@ import tyro
 from mvmae import recipes
 from mvmae.cli.cli_errors import one_line
 from mvmae.cli.commands import COMMANDS
-from mvmae.config.files import from_json
-from mvmae.config.imaging import DataShowConfig
-from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError, counted
 
+RECIPE_HELP = (  # printed above the options, which tyro lists
+    "--recipe NAME|FILE.json starts from a recipe (`mvmae recipes` lists them), a run's\n"
+    "config.json or the JSON of a result; the other options change that.\n"
+    "--quiet prints only errors and warnings that matter; --json prints JSON only, one object\n"
+    "per line, and the result last.\n"
+)
+DEFAULT_RECIPES = {  # where none is named: on a CPU, and with CUDA
+    "pretrain": ("tiny-cpu", "vit-small-128"),
+    "finetune": ("small-finetune", "paper-finetune"),
+    "segment": ("small", "paper-ade20k"),
+    "detect": ("small", "li2021"),
+}
+MISSING_ENCODER = "ENCODER"
 
-class _Paper(io.StringIO):
-    """A stand-in for stdout: tyro asks it whether to draw coloured boxes, or boxes at all."""
+
+def parse(command: str, args: list[str]) -> Any:
+    """Turn the arguments of a command into its config; None after printing the help.
+
+    Raises:
+        UserError: An option or a value is wrong.
+    """
+    if _wants_help(args):
+        print(RECIPE_HELP)
+    default, args = default_config(command, args)
+    shortened = with_short_warmup(default, args)
+    config = parse_config(COMMANDS[command].config, shortened, args, prog=f"mvmae {command}")
+    if config and shortened is not default:
+        print(
+            f"warm-up: {config.warmup_epochs:g} of {counted(config.epochs, 'epoch')}, for the "
+            f"recipe's {default.warmup_epochs:g} would be all (--warmup-epochs chooses another)"
+        )
+    return config
+
+
+class _PlainStream(io.StringIO):
+    """Stands in for stdout, which tyro asks for its encoding before it draws a box."""
 
     encoding = "utf-8"
 
 
 def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any:
-    """Let tyro read the arguments, and put what it complains of into one line."""
-    complaint = io.StringIO()
+    """Let tyro read the arguments; None after printing the help.
+
+    Args:
+        kind: Class of the config.
+        default: Config that the arguments change; None: the defaults of the class.
+        args: Without the command.
+        prog: The command, for messages.
+
+    Raises:
+        UserError: An option or a value is wrong; one line.
+    """
+    box = io.StringIO()
     options = {} if default is None else {"default": default}
-    out = sys.stdout if {"-h", "--help"} & set(args) else _Paper()
+    out = sys.stdout if _wants_help(args) else _PlainStream()
     try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(complaint):
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(box):
             return tyro.cli(kind, args=args, prog=prog, **options)
     except SystemExit as end:
         if end.code:
-            raise UserError(one_line(complaint.getvalue(), prog)) from None
+            raise UserError(one_line(box.getvalue(), prog)) from None
         return None
 
 
-def default_of(command: str, args: list[str]) -> tuple[Any, list[str]]:
-    """The config that the other arguments change, none for the class's defaults, and those.
+def default_config(command: str, args: list[str]) -> tuple[Any, list[str]]:
+    """Config that the other arguments change (None: the defaults of the class), and those.
 
-    `--recipe` names it: a recipe of the command, a run's config.json, or the JSON of a result. A
-    run to be resumed brings its own.
+    `--recipe` names a recipe of the command, a run's config.json, or the JSON of a result. Without
+    it, a run to be resumed brings its own config, and commands that train get the recipe for this
+    machine; `pretrain` without own images gets `demo`.
     """
+    if command == "ablate":  # its --recipe is an option of its own: the recipe of its runs
+        return None, args
+    if command == "data show":
+        return _default_to_show(args)
     recipe, rest = _take_option(args, "--recipe")
     if recipe is not None:
         if _take_option(rest, "--recipe")[0] is not None:
-            raise UserError("--recipe is given twice")
+            joined = ": RECIPE+VARIANT joins two" if command == "pretrain" else ""
+            raise UserError(f"--recipe is given twice{joined}")
         return recipe_or_file(command, recipe), rest
-    out = _take_option(rest, "--out")[0]
-    can_resume = "resume" in COMMANDS[command].config.__dataclass_fields__
-    if can_resume and "--resume" in rest and out and (Path(out) / "config.json").is_file():
-        return recipe_or_file(command, str(Path(out) / "config.json")), rest
-    return None, rest
-
-
-def pretrain_default(command: str, args: list[str]) -> tuple[PretrainConfig, list[str]]:
-    """As `default_of`, and never none.
-
-    Without `--recipe` a run to be resumed brings its own, own images get `tiny-cpu` or, on a
-    machine with CUDA, `vit-small-128`, and no images at all get `demo`.
-    """
-    recipe, rest = _take_option(args, "--recipe")
-    if recipe is not None:
-        if _take_option(rest, "--recipe")[0] is not None:
-            raise UserError("--recipe is given twice: RECIPE+VARIANT joins two")
-        return recipe_or_file(command, recipe), rest
+    if command not in DEFAULT_RECIPES:
+        return None, rest
+    if _wants_help(rest):  # other commands show the class's defaults: the recipe for CUDA
+        return (recipes.named("pretrain", "demo") if command == "pretrain" else None), rest
     if "--resume" in rest:
-        out = Path(_take_option(rest, "--out")[0] or PretrainConfig().out)
+        out = Path(_take_option(rest, "--out")[0] or f"runs/{command}")
         if not (out / "config.json").is_file():
             raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
         return recipe_or_file(command, str(out / "config.json")), rest
-    demo = recipes.named("demo")
-    if {"-h", "--help"} & set(rest):
-        return demo, rest
-    asked = parse_config(PretrainConfig, warmed_up_in_time(demo, rest), rest, prog="mvmae pretrain")
-    if asked.data == demo.data:
-        return demo, rest
-    name = "vit-small-128" if _has_cuda() else "tiny-cpu"
-    print(f"recipe: {name} ({recipes.RECIPES[name].summary} --recipe chooses another)")
-    return recipes.named(name), rest
+    return _machine_default(command, rest), rest
 
 
-NOT_GIVEN = "ENCODER"
-RECIPE_HELP = (  # above the options, which tyro lists
-    "--recipe NAME|FILE.json begins from a recipe (`mvmae recipes` lists them), a run's\n"
-    "config.json or the JSON of a result; the other options change that.\n"
-    "--quiet says nothing but errors and warnings that matter; --json prints JSON only, an object\n"
-    "a line, and the result last.\n"
-)
-
-
-BY_MACHINE = {  # recipes where none is named: on a CPU, and with CUDA
-    "finetune": ("small-finetune", "paper-finetune"),
-    "segment": ("small", "paper-ade20k"),
-    "detect": ("small", "li2021"),
-}
-
-
-def supervised_default(command: str, args: list[str]) -> tuple[Any, list[str]]:
-    """As `default_of`; without a recipe, the command's for this machine.
-
-    The help shows the class's defaults, which are those of the recipe for a machine with CUDA.
-    """
-    given, rest = default_of(command, args)
-    if given is not None or {"-h", "--help"} & set(rest):
-        return given, rest
-    name = BY_MACHINE[command][_has_cuda()]
-    recipe, kind = recipes.BY_COMMAND[command][name], COMMANDS[command].config
-    if "--resume" in rest:
-        out = Path(_take_option(rest, "--out")[0] or recipe.config.out or f"runs/{command}")
-        if not (out / "config.json").is_file():
-            raise UserError(f"no run in {out} to resume: leave out --resume to begin one")
-        return recipe_or_file(command, str(out / "config.json")), rest
-    data = kind.__dataclass_fields__["data"].default
-    chosen = replace(recipe.config, encoder=NOT_GIVEN, data=data)
-    asked = parse_config(kind, warmed_up_in_time(chosen, rest), rest, prog=f"mvmae {command}")
-    if asked.encoder == NOT_GIVEN:
+def _machine_default(command: str, args: list[str]) -> Any:
+    """Recipe for this machine; reads the arguments once to know what they name."""
+    kind, name = COMMANDS[command].config, DEFAULT_RECIPES[command][_has_cuda()]
+    recipe = recipes.recipes_of(command)[name]
+    if command == "pretrain":
+        default = recipes.named("pretrain", "demo")
+    else:
+        data = kind.__dataclass_fields__["data"].default
+        default = replace(recipe.config, encoder=MISSING_ENCODER, data=data)
+    given = parse_config(kind, with_short_warmup(default, args), args, prog=f"mvmae {command}")
+    if command == "pretrain":
+        if given.data == default.data:
+            return default
+        default = recipe.config
+    elif given.encoder == MISSING_ENCODER:
         raise UserError(
             "no ENCODER: name a run folder, a checkpoint file, timm:NAME, hf:NAME or random:NAME"
         )
-    if getattr(asked, "predict", None) is None:
+    if getattr(given, "predict", None) is None:
         print(f"recipe: {name} ({recipe.summary} --recipe chooses another)")
-    return chosen, rest
+    return default
 
 
-def own_recipe(_command: str, args: list[str]) -> tuple[None, list[str]]:
-    """The command's --recipe is an option of its own: it is another command's recipe."""
-    return None, args
-
-
-def data_show_default(_command: str, args: list[str]) -> tuple[DataShowConfig, list[str]]:
-    """Model and views of a recipe of pretrain; without one, of that for this machine."""
+def _default_to_show(args: list[str]) -> tuple[Any, list[str]]:
+    """Model and views of a recipe of `pretrain`; by default of the one for this machine."""
     recipe, rest = _take_option(args, "--recipe")
     if recipe is None:
-        is_large = not {"-h", "--help"} & set(rest) and _has_cuda()
-        recipe = "vit-small-128" if is_large else "tiny-cpu"
+        recipe = DEFAULT_RECIPES["pretrain"][not _wants_help(args) and _has_cuda()]
     config = recipe_or_file("pretrain", recipe)
-    return DataShowConfig(model=config.model, views=config.views, seed=config.seed), rest
+    kind = COMMANDS["data show"].config
+    return kind(model=config.model, views=config.views, seed=config.seed), rest
 
 
-DEFAULTS = {
-    "pretrain": pretrain_default,
-    "data show": data_show_default,
-    "ablate": own_recipe,
-} | dict.fromkeys(BY_MACHINE, supervised_default)
+def with_short_warmup(default: Any, args: list[str]) -> Any:
+    """Shorten the warm-up of a default where a small `--epochs` would otherwise be all warm-up.
 
-
-def warmed_up_in_time(default: Any, args: list[str]) -> Any:
-    """The default with a shorter warm-up, where a few `--epochs` would otherwise be all warm-up.
-
-    Whoever names a warm-up gets that, or its refusal.
+    A warm-up given by the user stays as given, and is refused if it is too long.
     """
     warmup = getattr(default, "warmup_epochs", None)
-    named = any(re.match(r"--warmup[-_]epochs\b", word) for word in args)
-    given = [word for word in _values_of(args, "--epochs") if word.isdecimal() and len(word) < 9]
-    if warmup is None or named or not given:
+    is_given = any(re.match(r"--warmup[-_]epochs\b", word) for word in args)
+    # the value is checked by tyro later: here only what can be a number of epochs counts
+    epochs = [word for word in _values_of(args, "--epochs") if word.isdecimal() and len(word) < 9]
+    if warmup is None or is_given or not epochs:
         return default
-    shorter = recipes.warmup_in_time(default, int(given[-1]))
+    shorter = recipes.warmup_for(default, int(epochs[-1]))
     return default if shorter == warmup else replace(default, warmup_epochs=shorter)
 
 
-def warm_up_in_words(default: Any, settings: Any) -> str:
-    """That the warm-up of the settings is not the default's, and why."""
-    return (
-        f"warm-up: {settings.warmup_epochs:g} of {counted(settings.epochs, 'epoch')}, for the "
-        f"recipe's {default.warmup_epochs:g} would be all (--warmup-epochs chooses another)"
-    )
-
-
-def _values_of(args: list[str], flag: str) -> list[str]:
-    """All that a flag is given; the last counts."""
-    pairs = zip(args, [*args[1:], ""], strict=False)
-    return [
-        word.partition("=")[2] if "=" in word else following
-        for word, following in pairs
-        if word.partition("=")[0] == flag
-    ]
-
-
 def recipe_or_file(command: str, recipe: str) -> Any:
-    """The config that a recipe's name, a config.json or a result's JSON stands for.
+    """Config that a recipe's name, a config.json or the JSON of a result stands for.
 
     Raises:
-        UserError: There is no such recipe or file, or it is of another command.
+        UserError: There is no such recipe or file, or it belongs to another command.
     """
     if not recipe.endswith(".json"):
-        return recipes.of(command, recipe)
+        return recipes.named(command, recipe)
+    from mvmae.config.files import from_json
+
     try:
         content = json.loads(Path(recipe).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -205,23 +183,34 @@ def recipe_or_file(command: str, recipe: str) -> Any:
         if content.get("command", command) != command:
             raise UserError(f"{recipe} is a result of mvmae {content['command']}, not of {command}")
         content = content["config"]
-    if others := _commands_of(content, command):
-        raise UserError(f"{recipe} is of mvmae {others[0]}, not of {command}")
+    if others := _commands_with_keys(content, command):
+        raise UserError(f"{recipe} is a config of mvmae {others[0]}, not of {command}")
     return from_json(json.dumps(content), COMMANDS[command].config, source=recipe)
 
 
-def _commands_of(content: Any, command: str) -> list[str]:
-    """Other commands whose config has all keys of one that this command's has not."""
-    if not isinstance(content, dict):
+def _commands_with_keys(content: Any, command: str) -> list[str]:
+    """Other commands whose config has all keys of a file that this command's lacks."""
+
+    def has_all_keys(name: str) -> bool:
+        return content.keys() <= COMMANDS[name].config.__dataclass_fields__.keys()
+
+    if not isinstance(content, dict) or has_all_keys(command):
         return []
-    known = {name: set(one.config.__dataclass_fields__) for name, one in COMMANDS.items()}
-    if content.keys() <= known[command]:
-        return []
-    return [name for name, fields in known.items() if content.keys() <= fields]
+    return [name for name in COMMANDS if has_all_keys(name)]
+
+
+def _values_of(args: list[str], flag: str) -> list[str]:
+    """Every value that a flag is given; the last one counts."""
+    pairs = zip(args, [*args[1:], ""], strict=False)
+    return [
+        word.partition("=")[2] if "=" in word else following
+        for word, following in pairs
+        if word.partition("=")[0] == flag
+    ]
 
 
 def _take_option(args: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """The value of `flag VALUE` or `flag=VALUE`, and the arguments without it."""
+    """Value of `flag VALUE` or `flag=VALUE`, and the arguments without it."""
     for at, word in enumerate(args):
         if word.startswith(f"{flag}="):
             return word.removeprefix(f"{flag}="), args[:at] + args[at + 1 :]
@@ -230,6 +219,10 @@ def _take_option(args: list[str], flag: str) -> tuple[str | None, list[str]]:
                 raise UserError(f"{flag} needs a value")
             return args[at + 1], args[:at] + args[at + 2 :]
     return None, args
+
+
+def _wants_help(args: list[str]) -> bool:
+    return bool({"-h", "--help"} & set(args))
 
 
 def _has_cuda() -> bool:

@@ -1,8 +1,9 @@
-"""A Vision Transformer as backbone of dense tasks: large images, windowed attention, feature maps.
+"""Vision Transformer backbone for dense tasks: large images, windowed attention, feature maps.
 
-After Li et al. 2021 (arXiv 2111.11429) and ViTDet (Li et al. 2022, arXiv 2203.16527): most blocks
-attend within windows, a few over the whole image. Parameter names of the blocks stay timm's.
-Shapes: B images, C channels, D width, h x w patches, W windows, s side of a window in patches.
+Follows Li et al. 2021 (arXiv 2111.11429) and ViTDet (Li et al. 2022, arXiv 2203.16527): most blocks
+attend within windows, a few over the whole image. The blocks keep timm's parameter names.
+Shapes: B images, C channels, D width, h x w patches, N tokens, W windows per image, P prefix
+tokens.
 """
 
 from __future__ import annotations
@@ -21,10 +22,11 @@ from mvmae.method.vit import Block, Encoder
 
 
 class RelativePositions(nn.Module):
-    """Decomposed relative positions (MViTv2, ViTDet).
+    """Decomposed relative position bias (MViTv2, ViTDet).
 
-    A learnt vector for each row and column distance, whose product with the query is added to the
-    logits. They begin at zero.
+    Each row distance and each column distance has a learnt vector; its product with the query is
+    added to the attention logits. The vectors start at zero, so that an encoder pre-trained without
+    them first computes what it always did.
     """
 
     def __init__(self, head_width: int, grid: tuple[int, int]) -> None:
@@ -36,7 +38,7 @@ class RelativePositions(nn.Module):
     def forward(
         self, q: Float[Tensor, "B heads N d"], grid: tuple[int, int]
     ) -> Float[Tensor, "B heads N N"]:
-        """What is added to the logits of queries over a grid of tokens."""
+        """Bias to add to the attention logits of queries on a grid of tokens."""
         h, w = grid
         q = q.unflatten(2, grid)
         rows = self._table(self.rows, h).to(q.dtype)
@@ -48,28 +50,31 @@ class RelativePositions(nn.Module):
 
     @staticmethod
     def _table(distances: Tensor, side: int) -> Float[Tensor, "side side d"]:
-        """The vector for each pair of places, resampled where the grid has another side."""
-        wanted = 2 * side - 1
-        if len(distances) != wanted:
-            resampled = F.interpolate(distances.T[None], size=wanted, mode="linear")
+        """Vector for each pair of positions, interpolated if the grid has a different side."""
+        count = 2 * side - 1
+        if len(distances) != count:
+            resampled = F.interpolate(distances.T[None], size=count, mode="linear")
             distances = resampled[0].T
-        places = torch.arange(side, device=distances.device)
-        return distances[places[:, None] - places[None, :] + side - 1]
+        positions = torch.arange(side, device=distances.device)
+        return distances[positions[:, None] - positions[None, :] + side - 1]
 
 
 class Backbone(nn.Module):
-    """An encoder that gives maps of patch tokens after some of its blocks.
+    """Encoder that returns maps of its patch tokens after the chosen blocks.
 
     Args:
-        encoder: Its weights are used, not copied. Without windows its prefix tokens stay; with
-            them they are left out, as a window has no place for them.
-        out_blocks: Blocks, from 0, whose output is given, in rising order.
-        window: Side of a window in patches; none: every block sees the whole image.
-        global_blocks: Blocks, from 0, that see the whole image all the same.
-        relative_positions: Whether blocks learn decomposed relative positions; needs windows or an
-            encoder without prefix tokens.
-        recompute: Whether blocks keep no activations for the backward pass (less memory, a third
-            more time).
+        encoder: Encoder whose weights are used, not copied. Without windows its prefix tokens stay;
+            with windows they are dropped, since they belong to no window.
+        out_blocks: Blocks (from 0, ascending) whose output is returned.
+        window: Side of a window in patches; None: every block attends over the whole image.
+        global_blocks: Blocks (from 0) that attend over the whole image despite `window`.
+        relative_positions: Whether blocks learn decomposed relative positions. Requires windows or
+            an encoder without prefix tokens.
+        recompute: Whether to recompute activations in the backward pass: less memory, a third more
+            time.
+
+    Raises:
+        ValueError: Relative positions were requested for an encoder that keeps prefix tokens.
     """
 
     def __init__(
@@ -93,7 +98,7 @@ class Backbone(nn.Module):
         self.relative = nn.ModuleList()
         if relative_positions:
             if self.keeps_prefix and encoder.num_prefix:
-                raise ValueError("relative positions need windows, which leave the prefix out")
+                raise ValueError("relative positions need windows, which drop the prefix tokens")
             head_width = encoder.size.width // encoder.size.num_heads
             self.relative.extend(
                 RelativePositions(head_width, (side, side) if side else encoder.grid)
@@ -102,18 +107,18 @@ class Backbone(nn.Module):
 
     @property
     def width(self) -> int:
-        """Width of the maps."""
+        """Channels of the maps (D)."""
         return self.encoder.embed_dim
 
     @property
     def stride(self) -> int:
-        """Pixels between two places of a map."""
+        """Pixels between neighbouring positions of a map."""
         return self.encoder.patch_size
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
-        """Maps of the patch tokens after `out_blocks`, before the last norm.
+        """Return the patch tokens after each of `out_blocks`, before the last norm, as maps.
 
-        Images may have any size that the patch divides.
+        Height and width may be any multiple of the patch size.
         """
         patch = self.encoder.patch_size
         grid = images.shape[2] // patch, images.shape[3] // patch
@@ -131,11 +136,11 @@ class Backbone(nn.Module):
         return maps
 
     def _positions(self, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
-        """Positions of the patches for a grid: bicubic in two dimensions, as when loading."""
-        own = self.encoder.pos_embed[:, int(self.encoder.variant.cls_token) :]
+        """Position embeddings for a grid: bicubic in two dimensions, as when loading an encoder."""
+        positions = self.encoder.pos_embed[:, int(self.encoder.variant.cls_token) :]
         if grid == self.encoder.grid:
-            return own
-        image = own.transpose(1, 2).unflatten(2, self.encoder.grid)
+            return positions
+        image = positions.transpose(1, 2).unflatten(2, self.encoder.grid)
         image = F.interpolate(image, size=grid, mode="bicubic", align_corners=False)
         return image.flatten(2).transpose(1, 2)
 
@@ -153,7 +158,7 @@ class Backbone(nn.Module):
     def _block(
         self, block: nn.Module, number: int, prefix: Tensor, x: Tensor, *, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """One block on the prefix and on the patches, in windows where it has them."""
+        """Apply one block to prefix and patches; its attention may be windowed."""
         assert isinstance(block, Block)
         whole = torch.cat([prefix, x], dim=1)
         y = block.norm1(whole)
@@ -172,7 +177,7 @@ class Backbone(nn.Module):
 
 
 def to_windows(x: Float[Tensor, "B h w D"], side: int) -> Float[Tensor, "BW N D"]:
-    """Cut a map into square windows; zeros fill the last ones, and are attended to (ViTDet)."""
+    """Cut a map into square windows; zero padding is attended to, as in ViTDet."""
     h, w = x.shape[1:3]
     x = F.pad(x, (0, 0, 0, -w % side, 0, -h % side))
     x = x.unflatten(2, (-1, side)).unflatten(1, (-1, side))  # B rows side columns side D
@@ -182,7 +187,7 @@ def to_windows(x: Float[Tensor, "B h w D"], side: int) -> Float[Tensor, "BW N D"
 def from_windows(
     windows: Float[Tensor, "BW N D"], side: int, grid: tuple[int, int]
 ) -> Float[Tensor, "B h w D"]:
-    """Undo `to_windows`."""
+    """Invert `to_windows`, dropping the padding."""
     rows, columns = -(-grid[0] // side), -(-grid[1] // side)
     x = windows.unflatten(0, (-1, rows, columns)).unflatten(3, (side, side))
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)

@@ -1,31 +1,47 @@
-"""What `detect --predict` and `segment --predict` share: which images, and where predictions go."""
+"""Images and output folders of `detect --predict` and `segment --predict`."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from rich.console import Console
+
+from mvmae import terminal
 from mvmae.data.reading.decode import EXTENSIONS
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import Files
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
+from mvmae.training import distributed
 
-UNFINISHED = ".unfinished"  # in a folder that is there already
-LONGEST = 200  # bytes of a picture's name: file systems take 255, with suffixes
+UNFINISHED = ".unfinished"  # inside an output folder that exists already
+MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
+
+
+def require_single_process(option: str) -> None:
+    """Reject an option under torchrun, where every process would repeat the work.
+
+    Raises:
+        UserError: Several processes were started.
+    """
+    if distributed.announced_world_size() > 1:
+        raise UserError(f"{option} runs in one process: start it without torchrun")
 
 
 def open_images(name: str, channels: int) -> Source:
-    """The images of a folder or a list, or one image file.
+    """Open the images of a folder or a list, or one image file.
 
     Raises:
-        UserError: There is nothing there, or nothing that is read.
+        UserError: Nothing is there, or it cannot be read.
     """
     path = Path(name)
     if path.suffix.lower() in EXTENSIONS and not path.exists():
@@ -37,99 +53,108 @@ def open_images(name: str, channels: int) -> Source:
     return open_source((name,), channels)
 
 
-def require_replaceable(out: Path, ours: Mapping[str, str], mark: str, *, overwrite: bool) -> None:
-    """Make sure that a folder is new or empty, or holds predictions that may go.
+def require_replaceable(out: Path, owned: Mapping[str, str], mark: str, *, overwrite: bool) -> None:
+    """Require that a folder is new or empty, or holds predictions that may be replaced.
 
     Args:
-        out: The folder.
-        ours: What predictions consist of: names, and the suffix of the files in those folders.
-        mark: The one of them that is never missing.
-        overwrite: Whether predictions may go.
+        out: Output folder.
+        owned: What predictions consist of: names in the folder, with the suffix of the files below
+            those that are folders.
+        mark: The one name that every set of predictions has.
+        overwrite: Whether existing predictions may be replaced.
 
     Raises:
-        UserError: It does not, or is no folder.
+        UserError: The folder is a file, holds other files, or holds predictions to be kept.
     """
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: --out must name a folder")
-    there = {path.name for path in out.iterdir()} - {UNFINISHED} if out.exists() else set()
-    if not there:
+    present = {path.name for path in out.iterdir()} - {UNFINISHED} if out.exists() else set()
+    if not present:
         return
-    others = sorted(there - ours.keys()) or sorted(_strange(out, ours))
-    if others or mark not in there:
-        named = others[0] if others else next(iter(there))
-        raise UserError(f"{out} holds other files ({named}): choose an --out that is new or empty")
+    foreign = sorted(present - owned.keys()) or sorted(_foreign_files(out, owned))
+    if foreign or mark not in present:
+        example = foreign[0] if foreign else next(iter(present))
+        raise UserError(
+            f"{out} holds other files ({example}): choose an --out that is new or empty"
+        )
     if not overwrite:
         raise UserError(
             f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
         )
 
 
-def _strange(out: Path, ours: Mapping[str, str]) -> Iterator[str]:
-    """Files in the folders of predictions that are no predictions."""
-    for name, suffix in ours.items():
+def _foreign_files(out: Path, owned: Mapping[str, str]) -> Iterator[str]:
+    """Yield files that lie in the folders of predictions but are not predictions."""
+    for name, suffix in owned.items():
         for path in (out / name).rglob("*"):
             if path.is_file() and path.suffix != suffix:
                 yield str(path.relative_to(out))
 
 
 def refuse_own_images(out: Path, source: Source) -> None:
-    """Images that `--overwrite` would delete are no place to write to.
+    """Reject an output folder that holds input images, which `--overwrite` would delete.
 
     Raises:
-        UserError: One lies in `out`.
+        UserError: An image is in `out`.
     """
-    whole = out.resolve()
+    folder = out.resolve()
     for index in range(len(source)):
-        if Path(source.path(index)).resolve().is_relative_to(whole):
+        if Path(source.path(index)).resolve().is_relative_to(folder):
             raise UserError(
-                f"the images lie in {out}, where the predictions are to go: choose another --out"
+                f"the images are in {out}, where the predictions would go: choose another --out"
             )
 
 
 def prediction_names(source: Source) -> list[str]:
-    """Each image's path below what they have in common, without suffix unless two would be one."""
+    """Return a unique name for each image: its path below the images' common folder.
+
+    The suffix is dropped unless two names would then be equal.
+    """
     paths = [Path(os.path.abspath(source.path(index))) for index in range(len(source))]  # noqa: PTH100
     base = Path(os.path.commonpath([path.parent for path in paths]))
-    inside = [path.relative_to(base) for path in paths]
-    plain = Counter(path.with_suffix("") for path in inside)
-    names = [path.with_suffix("") if plain[path.with_suffix("")] == 1 else path for path in inside]
+    relative = [path.relative_to(base) for path in paths]
+    stems = Counter(path.with_suffix("") for path in relative)
+    names = [
+        path.with_suffix("") if stems[path.with_suffix("")] == 1 else path for path in relative
+    ]
     if len(set(names)) < len(names):  # x.jpg beside x.png and x.jpg.tif
-        names = inside
-    return [str(_shortened(name)) for name in names]
+        names = relative
+    return [str(_shorten(name)) for name in names]
 
 
-def _shortened(path: Path) -> Path:
-    """With room for a suffix: the end of a long name gives way to its hash."""
+def _shorten(path: Path) -> Path:
+    """Replace the end of a long name by its hash, to leave room for a suffix."""
     name = path.name.encode(errors="surrogateescape")
-    if len(name) <= LONGEST:
+    if len(name) <= MAX_NAME_BYTES:
         return path
-    kept = name[: LONGEST - 20].decode(errors="ignore")
+    kept = name[: MAX_NAME_BYTES - 20].decode(errors="ignore")
     return path.with_name(f"{kept}-{hashlib.blake2b(name, digest_size=8).hexdigest()}")
 
 
 @contextmanager
-def write_aside(out: Path, ours: Mapping[str, str]) -> Iterator[Path]:
-    """A folder to write into; when all is well its content stands in `out`, in place of the old.
+def write_aside(out: Path, owned: Mapping[str, str]) -> Iterator[Path]:
+    """Yield a folder to write into; on success its content replaces the predictions in `out`.
 
-    A folder that is there already stays, with what is not ours: it may be a link, or a disk.
+    An existing output folder stays the same folder and keeps what is not listed in `owned`, since
+    it may be a link or a mounted disk.
 
     Raises:
         UserError: A folder cannot be made.
     """
-    whole = out.resolve()
-    is_there = whole.is_dir()
-    folder = whole / UNFINISHED if is_there else whole.with_name(f".{whole.name}.tmp")
+    target = out.resolve()
+    exists = target.is_dir()
+    folder = target / UNFINISHED if exists else target.with_name(f".{target.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     run_folder.make(folder)
     try:
         yield folder
-        if not is_there:
-            folder.rename(whole)
+        if not exists:
+            folder.rename(target)
             return
-        for name in ours:
-            _remove(whole / name)
+        for name in owned:
+            _remove(target / name)
         for path in folder.iterdir():
-            path.rename(whole / path.name)
+            path.rename(target / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -139,3 +164,50 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def keep_skipped(folder: Path, source: Source, skipped: Sequence[tuple[str, str]]) -> None:
+    """Write skipped.csv with the images that could not be read.
+
+    Raises:
+        UserError: None of the images could be read.
+    """
+    if len(skipped) == len(source):
+        path, reason = skipped[0]
+        raise UserError(
+            f"none of the images in {source.name} can be read, for example {path} ({reason})"
+        )
+    run_folder.append_skipped(folder, skipped)
+
+
+def report_predictions(
+    command: str,
+    out: Path,
+    *,
+    began: float,
+    num_images: int,
+    num_skipped: int,
+    findings: str,
+    written: str,
+    facts: dict[str, Any],
+) -> None:
+    """Print what the images contain and where the predictions are; emit the same as JSON.
+
+    Args:
+        command: `detect` or `segment`.
+        out: Output folder.
+        began: Start by `time.perf_counter`.
+        num_images: Images given.
+        num_skipped: Those that could not be read.
+        findings: Summary of the predictions.
+        written: Paths of the files.
+        facts: Further content of the JSON line.
+    """
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    num_read = num_images - num_skipped
+    console.print(f"{num_read} images in {time.perf_counter() - began:.0f} s; {findings}")
+    if num_skipped:
+        console.print(f"{num_skipped} images could not be read: {out / 'skipped.csv'}")
+    console.print(f"written: {written}")
+    counts = {"images": num_read, "skipped": num_skipped}
+    terminal.emit("result", {"command": command} | counts | facts)

@@ -154,7 +154,7 @@ def rows_of(recipe: str) -> tuple[Row, ...]:
     return tuple(row for row in ROWS if row.recipe == recipe)
 
 
-def described(row: Row) -> str:
+def describe(row: Row) -> str:
     """A row as `mvmae recipes NAME` tells it."""
     lines = [
         f"{row.where}: {row.command_line}",

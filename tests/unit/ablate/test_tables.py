@@ -3,6 +3,7 @@
 import json
 import shlex
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,15 @@ from mvmae.ablate import run
 from mvmae.ablate.cells import as_found_out
 from mvmae.ablate.plan import command_line, plan_of, with_values, words_of
 from mvmae.ablate.tables import ABLATIONS, BASE, DECODER, LAMBDA, MASK
-from mvmae.cli.main import main, parse
+from mvmae.cli.main import main
+from mvmae.cli.parse import parse
 from mvmae.config.ablate import AblateConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.errors import UserError
 from mvmae.recipes import named
 from mvmae.recipes.paper import TABLE_6
+
+pretraining = partial(named, "pretrain")
 
 # Ji, Han and Rhee (2023), Table 5, as printed: three pairs of columns
 PAPER_5 = {
@@ -194,7 +198,7 @@ def test_more_runs_than_anybody_means_are_refused_at_once():
 
 def test_values_are_read_as_the_field_wants_them():
     config = with_values(
-        named("demo"),
+        pretraining("demo"),
         {
             "epochs": "3",
             "base-lr": "1e-3",
@@ -214,10 +218,10 @@ def test_values_are_read_as_the_field_wants_them():
 
 
 def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
-    assert with_values(named("tiny-cpu"), {"epochs": "1"}).warmup_epochs == pytest.approx(0.1)
-    assert with_values(named("tiny-cpu"), {"epochs": "3"}).warmup_epochs == 2
+    assert with_values(pretraining("tiny-cpu"), {"epochs": "1"}).warmup_epochs == pytest.approx(0.1)
+    assert with_values(pretraining("tiny-cpu"), {"epochs": "3"}).warmup_epochs == 2
     named_too = {"epochs": "1", "warmup-epochs": "0.5"}
-    assert with_values(named("tiny-cpu"), named_too).warmup_epochs == 0.5
+    assert with_values(pretraining("tiny-cpu"), named_too).warmup_epochs == 0.5
     plan = plan_of(asked("grid", recipe="demo", set=(("epochs", "1", "2"),)))
     assert {row.config.epochs: row.config.warmup_epochs for row in plan.rows} == {
         8: 1,
@@ -259,7 +263,7 @@ def test_grids_in_one_folder_have_names_of_their_own():
 def test_none_and_numbers_are_words_where_the_field_takes_words():
     plan = plan_of(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
     assert [row.config.model.head for row in plan.rows] == ["none", "mlp"]
-    config = with_values(named("demo"), {"views.flip": "none", "views.depth": "8"})
+    config = with_values(pretraining("demo"), {"views.flip": "none", "views.depth": "8"})
     assert (config.views.flip, config.views.depth) == ("none", "8")
 
 
@@ -277,7 +281,7 @@ def test_none_and_numbers_are_words_where_the_field_takes_words():
 )
 def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
     with pytest.raises(UserError, match=says):
-        with_values(named("demo"), words)
+        with_values(pretraining("demo"), words)
 
 
 @pytest.mark.parametrize(
@@ -292,7 +296,7 @@ def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
 )
 def test_the_command_that_is_told_gives_the_same_config(config):
     words = words_of(config)
-    assert parse("ablate", words[1:])[1] == config
+    assert parse("ablate", words[1:]) == config
     assert shlex.split(command_line(config)) == ["mvmae", *words]
 
 
@@ -311,7 +315,7 @@ def test_the_list_says_what_each_table_varies_and_is_there_for_programs(capsys):
 
 
 def test_a_run_is_asked_for_with_what_it_found_out():
-    plain = named("demo")
+    plain = pretraining("demo")
     found = replace(plain, views=replace(plain.views, depth="16", mean=(0.1,) * 3, std=(0.2,) * 3))
     assert as_found_out(plain, found) == found
     given = replace(plain, views=replace(plain.views, depth="8", mean=(0.5,) * 3))

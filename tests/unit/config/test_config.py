@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mvmae.config.evaluation import BenchConfig, KnnConfig, LabelsConfig, ProbeConfig
+from benchmarks.config import BenchConfig
+from mvmae.config.evaluation import KnnConfig, LabelsConfig, ProbeConfig
 from mvmae.config.figures import ReconstructConfig
 from mvmae.config.files import from_json, to_json
 from mvmae.config.model import ENCODERS, EncoderName, ModelConfig, num_visible

@@ -66,26 +66,26 @@ def of_an_image(config: PretrainConfig) -> float:
 def test_every_row_has_a_recipe_and_its_own_command():
     assert len(BY_RECIPE) == len(ROWS) == 24
     for row in ROWS:
-        assert row.recipe in recipes.BY_COMMAND[row.command]
+        assert row.recipe in recipes.recipes_of(row.command)
         assert row.command_line.startswith(f"mvmae {row.command} ")
         assert f"--recipe {row.recipe}" in row.command_line
         assert row.choices
 
 
 def test_the_cells_of_table_5_change_one_field_of_the_ablation():
-    base = recipes.named("ablation")
+    base = recipes.named("pretrain", "ablation")
     for value in MASK:
-        config = recipes.named(f"mask-{value:g}")
+        config = recipes.named("pretrain", f"mask-{value:g}")
         assert config == replace(base, model=replace(base.model, mask_ratio=value))
     for value in (0.1, 0.5, 1.0, 1.5, 2.0):
-        config = recipes.named(f"lambda-{value:g}")
+        config = recipes.named("pretrain", f"lambda-{value:g}")
         weighted = replace(base.objective, contrastive_weight=value)
         assert config == replace(base, objective=weighted)
     for value in DECODER:
-        config = recipes.named(f"decoder-{value}")
+        config = recipes.named("pretrain", f"decoder-{value}")
         assert config == replace(base, model=replace(base.model, decoder_depth=value))
     for name in ("mask-0.8", "lambda-2", "decoder-4"):
-        assert recipes.named(name) == base
+        assert recipes.named("pretrain", name) == base
 
 
 def test_figures_are_those_that_ablations_compare_with():
@@ -105,7 +105,9 @@ def test_figures_are_those_that_ablations_compare_with():
     "name", ["paper", "mask-0.5", "mask-0.75", "mask-0.9", "mask-0.95", "decoder-1", "decoder-12"]
 )
 def test_the_work_of_pretraining_is_what_the_counter_counts(name):
-    assert of_an_image(recipes.named(name)) == pytest.approx(BY_RECIPE[name].gflop, rel=1e-3)
+    assert of_an_image(recipes.named("pretrain", name)) == pytest.approx(
+        BY_RECIPE[name].gflop, rel=1e-3
+    )
 
 
 def test_the_work_of_classification_is_what_the_counter_counts():
@@ -120,7 +122,7 @@ def test_the_work_of_classification_is_what_the_counter_counts():
 
 
 def test_the_work_of_segmentation_is_what_the_counter_counts():
-    config = recipes.of("segment", "paper-ade20k")
+    config = recipes.named("segment", "paper-ade20k")
     widths = {"channels": config.channels, "auxiliary_channels": config.auxiliary_channels}
     model = Segmenter(vit_base(config.crop), 150, **widths).to(META)
 
@@ -134,7 +136,7 @@ def test_the_work_of_segmentation_is_what_the_counter_counts():
 
 
 def test_the_work_of_detection_is_what_the_counter_counts():
-    config = recipes.of("detect", "paper-coco")
+    config = recipes.named("detect", "paper-coco")
     side = config.image_size
     model = build_detector(vit_base(side), DetectorShape(80, side)).train().to(META)
     with torch.no_grad():

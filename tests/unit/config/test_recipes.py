@@ -1,60 +1,68 @@
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from mvmae import recipes
 from mvmae.config.files import from_json, to_json
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
-from mvmae.recipes import RECIPES, VARIANTS, named
+from mvmae.recipes import named, pretrain
+from mvmae.recipes.pretrain import PRETRAIN, VARIANTS
 
-PAIRS = [(base, variant) for base in RECIPES for variant in VARIANTS]
+pretraining = partial(named, "pretrain")
+
+PAIRS = [(base, variant) for base in PRETRAIN for variant in VARIANTS]
 
 
 def nothing_is_left(base: str, variant: str) -> bool:
     """Whether the variant takes away the one loss that the recipe has."""
-    objective = named(base).objective
+    objective = pretraining(base).objective
     if variant == "contrast-only":
         return objective.contrastive_weight == 0
     return variant in ("mae", "no-contrast") and objective.reconstruction_weight == 0
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PRETRAIN)
 def test_every_recipe_is_a_whole_config_with_a_sentence(name):
-    recipe = RECIPES[name]
-    assert named(name) is recipe.config
+    recipe = PRETRAIN[name]
+    assert pretraining(name) is recipe.config
     assert isinstance(recipe.config, PretrainConfig)
     assert recipe.summary.endswith(".")
     assert len(recipe.summary) < 80
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", PRETRAIN)
 def test_every_recipe_survives_json(name):
-    assert from_json(to_json(named(name)), PretrainConfig, source=name) == named(name)
+    assert from_json(to_json(pretraining(name)), PretrainConfig, source=name) == named(
+        "pretrain", name
+    )
 
 
 def test_the_paper_is_what_a_config_is_by_default():
-    assert named("paper") == PretrainConfig(data=("imagenet/train",))
-    assert named("paper-800") == replace(named("paper"), epochs=800)
+    assert pretraining("paper") == PretrainConfig(data=("imagenet/train",))
+    assert pretraining("paper-800") == replace(pretraining("paper"), epochs=800)
 
 
 def test_the_ablations_are_shorter_with_a_larger_batch():
-    assert named("ablation") == replace(named("paper"), epochs=200, batch_size=512)
+    assert pretraining("ablation") == replace(pretraining("paper"), epochs=200, batch_size=512)
     for name in ("no-contrast", "one-target", "contrast-only"):
-        assert named(name) == named(f"ablation+{name}")
+        assert pretraining(name) == pretraining(f"ablation+{name}")
 
 
 def test_what_is_named_best_differs_from_the_paper_only_in_what_was_measured():
-    best, plain = named("best-tiny-cpu"), named("tiny-cpu")
+    best, plain = pretraining("best-tiny-cpu"), pretraining("tiny-cpu")
     assert best.views.grayscale == 0.2
     assert replace(best, views=replace(best.views, grayscale=0.0)) == plain
     for name in ("paper", "tiny-cpu", "demo"):  # and the method's own recipes change no colour
-        assert (named(name).views.grayscale, named(name).views.color_jitter) == (0, 0)
+        assert (
+            pretraining(name).views.grayscale,
+            pretraining(name).views.color_jitter,
+        ) == (0, 0)
 
 
 def test_the_mae_recipe_is_maes_own_setting():
-    config = named("mae")
+    config = pretraining("mae")
     assert config.model == ModelConfig(mask_ratio=0.75, decoder_depth=8)
     assert config.model.num_visible == 49
     assert config.views.num_views == 1
@@ -65,7 +73,7 @@ def test_the_mae_recipe_is_maes_own_setting():
 
 @pytest.mark.parametrize("base", ["paper", "vit-small-128", "tiny-cpu", "demo"])
 def test_the_mae_variant_sees_as_many_views_and_changes_only_the_method(base):
-    before, after = named(base), named(f"{base}+mae")
+    before, after = pretraining(base), pretraining(f"{base}+mae")
     assert after.epochs * after.views.num_views == before.epochs * before.views.num_views
     assert after.warmup_epochs / after.epochs == before.warmup_epochs / before.epochs
     assert after.epochs / after.eval_every == before.epochs / before.eval_every
@@ -84,20 +92,20 @@ def test_the_mae_variant_sees_as_many_views_and_changes_only_the_method(base):
 
 
 def test_the_other_variants_change_one_thing_each():
-    demo = named("demo")
+    demo = pretraining("demo")
     objective = demo.objective
-    assert named("demo+no-contrast") == replace(
+    assert pretraining("demo+no-contrast") == replace(
         demo, objective=replace(objective, contrastive_weight=0.0)
     )
-    assert named("demo+one-target") == replace(demo, views=replace(demo.views, targets="one"))
-    assert named("demo+contrast-only") == replace(
+    assert pretraining("demo+one-target") == replace(demo, views=replace(demo.views, targets="one"))
+    assert pretraining("demo+contrast-only") == replace(
         demo, objective=replace(objective, reconstruction_weight=0.0)
     )
 
 
 @pytest.mark.parametrize("variant", ["mae", "no-contrast"])
 def test_a_variant_without_contrast_drops_the_head(variant):
-    with_head = replace(named("demo"), model=replace(named("demo").model, head="mlp"))
+    with_head = replace(pretraining("demo"), model=replace(pretraining("demo").model, head="mlp"))
     assert VARIANTS[variant](with_head).model.head == "none"
 
 
@@ -105,19 +113,19 @@ def test_a_variant_without_contrast_drops_the_head(variant):
 def test_every_variant_of_every_recipe_works_or_says_that_nothing_is_left(base, variant):
     if nothing_is_left(base, variant):
         with pytest.raises(UserError, match="both losses have weight 0"):
-            named(f"{base}+{variant}")
+            pretraining(f"{base}+{variant}")
     else:
-        assert isinstance(named(f"{base}+{variant}"), PretrainConfig)
+        assert isinstance(pretraining(f"{base}+{variant}"), PretrainConfig)
 
 
 def test_variants_add_up_from_left_to_right():
-    both = named("demo+one-target+contrast-only")
-    assert both == recipes.without_reconstruction(recipes.with_one_target(named("demo")))
+    both = pretraining("demo+one-target+contrast-only")
+    assert both == pretrain.without_reconstruction(pretrain.with_one_target(pretraining("demo")))
 
 
 WRONG = [
     ("papr", "no recipe 'papr': did you mean 'paper'?"),
-    ("qqq", "no recipe 'qqq' (`mvmae recipes` lists them; a config.json works too)"),
+    ("qqq", "no recipe 'qqq' (`mvmae recipes` lists them; a run's config.json or"),
     ("", "no recipe ''"),
     ("demo+ma", "no variant 'ma': did you mean 'mae'?"),
     ("demo+", "no variant ''"),
@@ -128,5 +136,5 @@ WRONG = [
 @pytest.mark.parametrize(("name", "message"), WRONG)
 def test_a_wrong_name_gets_the_nearest_right_one(name, message):
     with pytest.raises(UserError) as caught:
-        named(name)
+        pretraining(name)
     assert message in str(caught.value)

@@ -20,7 +20,7 @@ from mvmae.data.sources.open import open_source
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.method.views import whole_view
 from mvmae.method.vit import PLAIN, Encoder, initialize
-from mvmae.recipes import FINETUNE
+from mvmae.recipes.supervised import FINETUNE
 from mvmae.training.optim import layer_groups, layerwise_adamw, set_lr
 from mvmae.training.schedule import warmup_cosine
 

@@ -11,7 +11,8 @@ from torch import nn
 
 from mvmae.config.model import ENCODERS, Size
 from mvmae.dense.backbone import Backbone, RelativePositions, from_windows, to_windows
-from mvmae.dense.pyramid import ChannelNorm, FpnPyramid, SimplePyramid
+from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
+from mvmae.dense.pyramid import ChannelNorm
 from mvmae.evaluation.finetune.classifier import encoder_copy
 from mvmae.method.vit import Encoder, Variant, initialize
 from mvmae.training.optim import layer_groups
@@ -131,7 +132,7 @@ def test_relative_positions_that_are_learnt_change_what_is_seen():
 
 
 def test_a_prefix_has_no_relative_positions():
-    with pytest.raises(ValueError, match="leave the prefix out"):
+    with pytest.raises(ValueError, match="drop the prefix tokens"):
         Backbone(encoder_of(), out_blocks=[3], relative_positions=True)
 
 

@@ -412,7 +412,7 @@ def test_one_target_with_equal_masks_is_refused(tiny):
 
 @pytest.mark.parametrize("batch_size", [256, 512, 4096])
 def test_the_learning_rate_after_warmup_is_scaled_by_the_batch(batch_size):
-    config = replace(named("paper"), batch_size=batch_size)
+    config = replace(named("pretrain", "paper"), batch_size=batch_size)
     plan = Plan(per_epoch=5, total=5 * config.epochs, fingerprint="")
     rates = [plan.lr(step, config) for step in range(plan.total + 1)]
     assert rates[40 * 5] == max(rates) == pytest.approx(1.5e-4 * batch_size / 256)
@@ -422,7 +422,7 @@ def test_the_learning_rate_after_warmup_is_scaled_by_the_batch(batch_size):
 
 
 def test_the_optimizer_is_the_papers_adamw():
-    config = named("paper")
+    config = named("pretrain", "paper")
     model = MaskedAutoencoder(replace(SMALL, head="mlp"))
     optimizer = adamw(model, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
     assert isinstance(optimizer, torch.optim.AdamW)

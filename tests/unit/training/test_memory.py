@@ -65,7 +65,7 @@ def test_need_grows_with_images_once_they_outweigh_the_gradients():
 @pytest.mark.parametrize("recompute", [False, True])
 def test_need_found_with_few_images_holds_for_many(recompute):
     model = ModelConfig(encoder="vit_nano", image_size=64, patch_size=8, decoder_dim=64)
-    config = replace(recipes.named("tiny-cpu"), model=model, recompute=recompute)
+    config = replace(recipes.named("pretrain", "tiny-cpu"), model=model, recompute=recompute)
     views = random_views_of(config)
     need = need_on_cpu(config, 4, views, training_step)
     assert need is not None
@@ -76,7 +76,7 @@ def test_need_found_with_few_images_holds_for_many(recompute):
 
 
 def test_random_pixels_are_of_the_depth_that_the_run_has():
-    config = recipes.named("tiny-cpu")
+    config = recipes.named("pretrain", "tiny-cpu")
     assert random_views_of(config).dtype == torch.uint8
     deep = replace(
         config,

@@ -25,8 +25,8 @@ from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import Finding
 from mvmae.datatools.check.subjects import Subject
-from mvmae.dense.detect.opening import refuse_other_classes
-from mvmae.dense.segment.opening import describe_values
+from mvmae.dense.detect.data import require_same_categories
+from mvmae.dense.segment.data import describe_values
 from mvmae.errors import UserError
 
 COCO_SEVERITY: dict[str, Severity] = {"stop": "fatal", "left out": "skipped"}
@@ -129,7 +129,7 @@ def of_coco(subject: Subject, read: CocoSplits, columns: Columns) -> Labels:
     }
     for place, one in list(zip(read.places, kept, strict=True))[1:]:
         try:
-            refuse_other_classes([read.places[0], place], [kept[0], one])
+            require_same_categories([read.places[0], place], [kept[0], one])
         except UserError as error:
             findings.append(_stops("splits of other categories", error))
         except (KeyError, TypeError):  # categories without id or name, which stop already

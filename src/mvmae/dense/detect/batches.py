@@ -1,7 +1,7 @@
-"""Batches of images with boxes and masks: large-scale jitter for training, whole for testing.
+"""Batches of images with boxes and masks: large-scale jitter for training, whole for evaluation.
 
-As everywhere, what becomes of an image is a function of (seed, epoch, index).
-Shapes: C channels, h x w pixels of a prepared image, N things in it.
+As everywhere, the augmentation of an image is a function of (seed, epoch, index).
+Shapes: C channels, h x w pixels of a prepared image, N objects in it.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torchvision import tv_tensors
 from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as tv
 
+from mvmae.config.detect import DetectConfig
 from mvmae.data.annotations.coco import AnnotatedImage, CocoSplit, decode_masks
 from mvmae.data.annotations.coco_values import MIN_MASK_PIXELS
 from mvmae.data.reading.decode import UnreadableImageError
@@ -26,51 +27,37 @@ from mvmae.data.reading.samples import readable
 from mvmae.data.sources.base import Source
 from mvmae.method.views import Box, crop, resize
 
-LEAST_SIDE = 1.0  # pixels of a box that is worth learning
+MAX_BATCH_SIZE = 8  # images, in evaluation
+MIN_SIDE = 1.0  # pixels; smaller boxes are not trained on
 
 
 class Target(NamedTuple):
-    """What is to be found in an image."""
+    """Ground truth of an image."""
 
     boxes: Float[Tensor, "N 4"]
     """Left, top, right and bottom in pixels."""
 
     labels: Int[Tensor, " N"]
-    """From 1."""
+    """Classes from 1; 0 is the background."""
 
     masks: UInt8[Tensor, "N h w"] | None
 
 
 class PreparedImage(NamedTuple):
-    """An image and what is in it."""
+    """Image with its ground truth."""
 
     image: UInt8[Tensor, "C h w"]
     target: Target
 
 
-class Jitter(NamedTuple):
-    """What happens to an image before it is trained on."""
-
-    seed: int
-    batch_size: int
-    """Images in a step, over all processes."""
-
-    side: int
-    """Of the square that images are fitted into."""
-
-    scale: tuple[float, float]
-    flip: bool
-    interpolation: str
-
-
 class DetectionBatch(NamedTuple):
-    """What one process trains on in one step; images differ in size."""
+    """Images for one process and one step; they differ in size."""
 
     images: list[Tensor]
     targets: list[Target]
     skipped: list[Skipped]
     is_whole: bool
-    """Whether something readable was found for every place."""
+    """Whether a readable image was found for every position of the batch."""
 
 
 def fitted_size(size: Sequence[int], side: int, scale: float = 1.0) -> tuple[int, int]:
@@ -80,28 +67,35 @@ def fitted_size(size: Sequence[int], side: int, scale: float = 1.0) -> tuple[int
 
 
 def jitter_image(
-    image: UInt8[Tensor, "C H W"], target: Target, jitter: Jitter, rng: np.random.Generator
+    image: UInt8[Tensor, "C H W"],
+    target: Target,
+    config: DetectConfig,
+    interpolation: str,
+    rng: np.random.Generator,
 ) -> PreparedImage:
-    """Large-scale jitter (Ghiasi et al. 2020) and a flip, drawn from `rng`.
+    """Apply large-scale jitter (Ghiasi et al. 2020) and a flip, drawn from `rng`.
 
-    The image is resized by a random factor and, where it is then larger than the square, a random
-    part is kept. Smaller ones are not padded here: the model does that. Things that are cut get
-    the boxes of what is left of their masks.
+    The image is resized by a random factor and cropped at random where it is then larger than the
+    square. Smaller images are not padded here: the model does that. Objects that are cut get the
+    boxes of what is left of their masks.
     """
     size = (int(image.shape[1]), int(image.shape[2]))
-    whole = fitted_size(size, jitter.side, rng.uniform(*jitter.scale))
-    seen = min(whole[0], jitter.side), min(whole[1], jitter.side)
-    height, width = (max(1, round(s * n / w)) for s, n, w in zip(size, seen, whole, strict=True))
+    side = config.image_size
+    resized = fitted_size(size, side, rng.uniform(*config.scale_jitter))
+    visible = min(resized[0], side), min(resized[1], side)
+    height, width = (
+        max(1, round(s * v / r)) for s, v, r in zip(size, visible, resized, strict=True)
+    )
     top = int(rng.integers(size[0] - height + 1))
     left = int(rng.integers(size[1] - width + 1))
-    box = top, left, height, width
-    flips = jitter.flip and rng.random() < 0.5
+    box = Box(top, left, height, width)
+    flips = config.flip == "horizontal" and rng.random() < 0.5
 
-    make: Any = tv_tensors.BoundingBoxes  # its own signature is hidden by Tensor's
+    make: Any = tv_tensors.BoundingBoxes  # type checkers see Tensor's signature instead of its own
     boxes = make(target.boxes, format="XYXY", canvas_size=size)
-    image = crop(image, Box(*box), seen, jitter.interpolation)
-    boxes = tv.resized_crop(boxes, *box, size=list(seen))
-    masks = None if target.masks is None else resize_masks(target.masks, Box(*box), seen)
+    image = crop(image, box, visible, interpolation)
+    boxes = tv.resized_crop(boxes, *box, size=list(visible))
+    masks = None if target.masks is None else resize_masks(target.masks, box, visible)
     if flips:
         image, boxes = tv.horizontal_flip(image), tv.horizontal_flip(boxes)
         masks = None if masks is None else masks.flip(-1)
@@ -112,10 +106,10 @@ def jitter_image(
 def resize_masks(
     masks: UInt8[Tensor, "N H W"], box: Box, size: tuple[int, int]
 ) -> UInt8[Tensor, "N h w"]:
-    """A part of masks, resized; a pixel is inside where half of it was.
+    """Crop masks and resize them; a pixel is inside if half of its area was.
 
-    torchvision takes the nearest pixel to the left and above, which moves masks, and boxes around
-    them, by half a pixel.
+    torchvision's nearest-neighbour resizing takes the pixel to the left and above, which shifts
+    masks by half a pixel.
     """
     if not len(masks):
         return masks.new_zeros(0, *size)
@@ -123,26 +117,26 @@ def resize_masks(
 
 
 def drop_invisible(target: Target) -> Target:
-    """Without what is no longer to be seen; boxes are drawn tight around the masks."""
+    """Drop objects that the crop has cut away, and tighten the boxes around the masks."""
     boxes, labels, masks = target
     if masks is not None:
         keep = masks.flatten(1).sum(dim=1, dtype=torch.int64) >= MIN_MASK_PIXELS
         masks, labels = masks[keep], labels[keep]
         boxes = masks_to_boxes(masks) if len(masks) else boxes[:0]
-        boxes = boxes + boxes.new_tensor([0, 0, 1, 1])  # its corners are pixels, not edges
+        boxes = boxes + boxes.new_tensor([0, 0, 1, 1])  # corners were pixels, not their edges
         return Target(boxes.float(), labels, masks)
-    keep = ((boxes[:, 2:] - boxes[:, :2]) >= LEAST_SIDE).all(dim=1)
+    keep = ((boxes[:, 2:] - boxes[:, :2]) >= MIN_SIDE).all(dim=1)
     return Target(boxes[keep], labels[keep], None)
 
 
-def build_target(picture: AnnotatedImage, *, with_masks: bool) -> Target:
-    """What is to be found in a picture, in its own pixels."""
-    boxes = [thing.box for thing in picture.instances]
-    labels = [thing.label for thing in picture.instances]
+def build_target(image: AnnotatedImage, *, with_masks: bool) -> Target:
+    """Build the ground truth of an image, in its own pixels."""
+    boxes = [instance.box for instance in image.instances]
+    labels = [instance.label for instance in image.instances]
     return Target(
         torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         torch.tensor(labels, dtype=torch.int64),
-        decode_masks(picture.instances, picture.size) if with_masks else None,
+        decode_masks(image.instances, image.size) if with_masks else None,
     )
 
 
@@ -152,61 +146,65 @@ class _Sample(NamedTuple):
 
 
 class JitteredDataset(Dataset):
-    """A jittered image by (epoch, index)."""
+    """Jittered image by (epoch, index)."""
 
-    def __init__(self, split: CocoSplit, jitter: Jitter) -> None:
-        self.split, self.jitter = split, jitter
+    def __init__(self, split: CocoSplit, config: DetectConfig, interpolation: str) -> None:
+        self.split, self.config, self.interpolation = split, config, interpolation
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample:
-        rng = np.random.default_rng((self.jitter.seed, *index))
+        rng = np.random.default_rng((self.config.seed, *index))
         pixels, place, skipped = readable(self.split, index[1], rng)
         if pixels is None:
             return _Sample(None, skipped)
         target = build_target(self.split.images[place], with_masks=self.split.with_masks)
-        return _Sample(jitter_image(pixels, target, self.jitter, rng), skipped)
+        prepared = jitter_image(pixels, target, self.config, self.interpolation, rng)
+        return _Sample(prepared, skipped)
 
 
 def _collate(samples: list[_Sample]) -> DetectionBatch:
-    read = [sample.prepared for sample in samples if sample.prepared is not None]
-    skipped = [skip for sample in samples for skip in sample.skipped]
-    images, targets = [one.image for one in read], [one.target for one in read]
-    return DetectionBatch(images, targets, skipped, len(read) == len(samples))
+    prepared = [sample.prepared for sample in samples if sample.prepared is not None]
+    return DetectionBatch(
+        [image for image, _ in prepared],
+        [target for _, target in prepared],
+        [skip for sample in samples for skip in sample.skipped],
+        len(prepared) == len(samples),
+    )
 
 
 def training_batches(
     split: CocoSplit,
-    jitter: Jitter,
+    config: DetectConfig,
+    interpolation: str,
     steps: range,
     *,
     rank: int,
     world_size: int,
-    workers: int | None,
     cuda: bool,
 ) -> DataLoader:
-    """Batches for the given steps of a run; iterating yields `DetectionBatch`."""
+    """Load the batches of the given steps; iterating yields `DetectionBatch`."""
     return DataLoader(
-        JitteredDataset(split, jitter),
-        batch_sampler=StepSampler(len(split), jitter, steps, rank, world_size),
-        **loading(workers, cuda),
+        JitteredDataset(split, config, interpolation),
+        batch_sampler=StepSampler(len(split), config, steps, rank, world_size),
+        **loading(config.workers, cuda),
         collate_fn=_collate,
     )
 
 
 class FittedImages(NamedTuple):
-    """Images as they are judged, each fitted into the square."""
+    """Whole images, each fitted into the square."""
 
     images: list[Tensor]
     indices: list[int]
-    """Places in the source."""
+    """Positions in the source."""
 
     sizes: list[tuple[int, int]]
-    """Height and width of the images as they were."""
+    """Heights and widths of the original images."""
 
     skipped: list[Skipped]
 
 
 class FittedDataset(Dataset):
-    """An image fitted into the square, by its place in the source."""
+    """Image fitted into the square, by its index in the source."""
 
     def __init__(self, source: Source, side: int, interpolation: str) -> None:
         self.source, self.side, self.interpolation = source, side, interpolation
@@ -220,31 +218,23 @@ class FittedDataset(Dataset):
         except UnreadableImageError as error:
             return FittedImages([], [], [], [Skipped(self.source.path(index), str(error))])
         size = (int(pixels.shape[1]), int(pixels.shape[2]))
-        wanted = list(fitted_size(size, self.side))
-        image = resize(pixels, wanted, self.interpolation)
+        image = resize(pixels, fitted_size(size, self.side), self.interpolation)
         return FittedImages([image], [index], [size], [])
 
 
-def _joined(samples: list[FittedImages]) -> FittedImages:
+def _concatenate(samples: list[FittedImages]) -> FittedImages:
     columns = zip(*samples, strict=True)
     return FittedImages(*([item for part in column for item in part] for column in columns))
 
 
 def evaluation_batches(
-    source: Source,
-    side: int,
-    *,
-    interpolation: str,
-    batch_size: int,
-    places: Sequence[int],
-    workers: int | None,
-    cuda: bool,
+    source: Source, indices: Sequence[int], config: DetectConfig, interpolation: str, *, cuda: bool
 ) -> DataLoader:
-    """The images at some places once, in order; iterating yields `WholeImages`."""
+    """Load the images at `indices` once, in order; iterating yields `FittedImages`."""
     return DataLoader(
-        FittedDataset(source, side, interpolation),
-        sampler=list(places),
-        batch_size=batch_size,
-        **loading(workers, cuda),
-        collate_fn=_joined,
+        FittedDataset(source, config.image_size, interpolation),
+        sampler=list(indices),
+        batch_size=min(config.batch_size, MAX_BATCH_SIZE),
+        **loading(config.workers, cuda),
+        collate_fn=_concatenate,
     )

@@ -1,6 +1,6 @@
-"""What a detector finds in images, in their own pixels, and how good that is.
+"""Detect objects in images, in the pixels of their files, and compute COCO's metrics.
 
-Shapes: N things found in an image.
+Shapes: N objects detected in an image, s x s scores of a mask in its box.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
-from torchvision.models.detection import FasterRCNN
+from torch import Tensor, nn
 
 from mvmae import encoders
+from mvmae.config.detect import DetectConfig
 from mvmae.data.annotations.coco import CocoSplit, encode_mask
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
@@ -25,40 +25,36 @@ from mvmae.method.views import normalized
 from mvmae.metrics.coco_ap import AveragePrecision, average_precision
 from mvmae.training import distributed, precision
 
-MOST_AT_ONCE = 8  # images
-INSIDE = 0.5  # probability from which a pixel belongs to a thing
+MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
 
 
 class Detector(NamedTuple):
-    """A detector with what one must know to use it."""
+    """Trained or training detector, with the settings for applying it to whole images."""
 
-    model: FasterRCNN
-    side: int
+    model: nn.Module
     preprocessing: Preprocessing
+    config: DetectConfig
     device: torch.device
-    precision: str
-    batch_size: int
-    workers: int | None
 
 
 class Detections(NamedTuple):
-    """What is in one image, the surest first."""
+    """Objects detected in one image, by falling score."""
 
     index: int
-    """Place of the image in its source."""
+    """Position of the image in its source."""
 
     boxes: list[list[float]]
-    """Left, top, right and bottom in the pixels of the image's file."""
+    """Left, top, right and bottom in pixels of the image's file."""
 
     labels: list[int]
-    """From 1."""
+    """Classes from 1."""
 
     scores: list[float]
     masks: list[dict[str, Any]] | None
-    """Run lengths, of the size of the image's file."""
+    """Run-length encoded, in the size of the image's file."""
 
     def above(self, score: float) -> Detections:
-        """What has at least this score."""
+        """Keep the detections of at least this score."""
         kept = [at for at, value in enumerate(self.scores) if value >= score]
         return Detections(
             self.index,
@@ -68,13 +64,13 @@ class Detections(NamedTuple):
             None if self.masks is None else [self.masks[at] for at in kept],
         )
 
-    def as_coco(self, image: int, ids: Sequence[int]) -> list[dict[str, Any]]:
-        """In COCO's result format, for an image and classes of these ids."""
+    def as_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+        """Convert to COCO's result format; `category_ids` has the id of each class."""
         masks = self.masks or [None] * len(self.boxes)
         return [
             {
-                "image_id": image,
-                "category_id": ids[label - 1],
+                "image_id": image_id,
+                "category_id": category_ids[label - 1],
                 "bbox": [round(v, 2) for v in (box[0], box[1], box[2] - box[0], box[3] - box[1])],
                 "score": round(score, 5),
             }
@@ -85,65 +81,58 @@ class Detections(NamedTuple):
         ]
 
 
-def find_objects(
-    finder: Detector,
+def detect_objects(
+    detector: Detector,
     source: Source,
-    places: Sequence[int],
+    indices: Sequence[int],
     skipped: list[Skipped],
     advance: Callable[[int], object] = lambda count: None,
 ) -> Iterator[Detections]:
-    """Look for things in some images of a source.
+    """Detect objects in some images of a source; leaves the model in evaluation mode.
 
     Args:
-        finder: The detector.
+        detector: The detector.
         source: The images.
-        places: Of those to look at.
-        skipped: Gets what could not be read.
-        advance: Told how many more images are done.
+        indices: Images to process.
+        skipped: List that images that cannot be read are added to.
+        advance: Called with the number of images processed since the last call.
     """
-    model, preprocessing = finder.model, finder.preprocessing
-    was_training = model.training
-    model.eval()
-    try:
-        for batch in evaluation_batches(
-            source,
-            finder.side,
-            interpolation=preprocessing.interpolation,
-            batch_size=min(finder.batch_size, MOST_AT_ONCE),
-            places=places,
-            workers=finder.workers,
-            cuda=finder.device.type == "cuda",
+    detector.model.eval()
+    for batch in evaluation_batches(
+        source,
+        indices,
+        detector.config,
+        detector.preprocessing.interpolation,
+        cuda=detector.device.type == "cuda",
+    ):
+        skipped += batch.skipped
+        results = _predict(detector, batch.images) if batch.images else []
+        for image, result, index, size in zip(
+            batch.images, results, batch.indices, batch.sizes, strict=True
         ):
-            skipped += batch.skipped
-            results = _results(finder, batch.images) if batch.images else []
-            for image, result, index, size in zip(
-                batch.images, results, batch.indices, batch.sizes, strict=True
-            ):
-                yield _found(result, index, size, (image.shape[1], image.shape[2]))
-            advance(len(batch.images) + len(batch.skipped))
-    finally:
-        model.train(was_training)
+            yield _to_detections(result, index, size, (image.shape[1], image.shape[2]))
+        advance(len(batch.images) + len(batch.skipped))
 
 
-def _results(finder: Detector, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    mean, std, _ = finder.preprocessing
-    prepared = [normalized(image[None], mean, std, finder.device)[0] for image in images]
-    with torch.inference_mode(), precision.autocast(finder.device, finder.precision):
-        return finder.model(prepared)
+def _predict(detector: Detector, images: list[Tensor]) -> list[dict[str, Tensor]]:
+    mean, std, _ = detector.preprocessing
+    prepared = [normalized(image[None], mean, std, detector.device)[0] for image in images]
+    with torch.inference_mode(), precision.autocast(detector.device, detector.config.precision):
+        return detector.model(prepared)
 
 
-def _found(
-    result: dict[str, Tensor], index: int, size: tuple[int, int], seen: tuple[int, int]
+def _to_detections(
+    result: dict[str, Tensor], index: int, size: tuple[int, int], resized: tuple[int, int]
 ) -> Detections:
-    """What was found in a prepared image, in the pixels of its file."""
+    """Convert what was detected in a resized image to the pixels of its file."""
     result = {name: tensor.float().cpu() for name, tensor in result.items()}
-    scale = torch.tensor([size[1] / seen[1], size[0] / seen[0]]).repeat(2)
+    scale = torch.tensor([size[1] / resized[1], size[0] / resized[0]]).repeat(2)
     boxes = result["boxes"] * scale
     masks = None
     if "masks" in result:
         masks = [
-            paste_mask(one, box, size, (float(scale[1]), float(scale[0])))
-            for one, box in zip(result["masks"], boxes, strict=True)
+            paste_mask(mask, box, size, (float(scale[1]), float(scale[0])))
+            for mask, box in zip(result["masks"], boxes, strict=True)
         ]
     labels = [int(label) for label in result["labels"].tolist()]
     return Detections(index, boxes.tolist(), labels, result["scores"].tolist(), masks)
@@ -155,39 +144,40 @@ def paste_mask(
     size: tuple[int, int],
     scale: tuple[float, float] = (1.0, 1.0),
 ) -> dict[str, Any]:
-    """A mask of probabilities in a box as run lengths of the whole image.
+    """Paste a mask of probabilities into its box and encode the whole image's mask as run lengths.
 
-    torchvision's own way widens the mask by a pixel, much for small things. Where it cuts masks for
-    training, a pixel's middle is half a pixel too far to the left and the top: this undoes that.
+    torchvision's pasting widens masks by a pixel, which is much for small objects. Where it crops
+    masks for training, it places a pixel's centre half a pixel too far to the left and the top;
+    this function undoes that.
 
     Args:
-        mask: What the mask head gives.
-        box: In the pixels of the image.
+        mask: Output of the mask head.
+        box: Left, top, right and bottom in pixels of the image.
         size: Height and width of the image.
-        scale: Of the image to the one that was looked at, in height and width.
+        scale: Height and width of the image relative to the resized one that the model saw.
     """
     left, top, right, bottom = box.tolist()
     inside = torch.zeros(size, dtype=torch.bool)
-    rows, v = _middles(top, bottom, size[0], scale[0])
-    columns, u = _middles(left, right, size[1], scale[1])
+    rows, v = _pixel_centres(top, bottom, size[0], scale[0])
+    columns, u = _pixel_centres(left, right, size[1], scale[1])
     if len(u) and len(v):
-        places = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)[None]
-        values = F.grid_sample(mask[None], places, padding_mode="border", align_corners=False)
-        inside[rows, columns] = values[0, 0] >= INSIDE
+        grid = torch.stack(torch.meshgrid(u, v, indexing="xy"), dim=-1)[None]
+        values = F.grid_sample(mask[None], grid, padding_mode="border", align_corners=False)
+        inside[rows, columns] = values[0, 0] >= MASK_THRESHOLD
     return encode_mask(inside.numpy())
 
 
-def _middles(
-    begin: float, end: float, side: int, scale: float
+def _pixel_centres(
+    start: float, end: float, side: int, scale: float
 ) -> tuple[slice, Float[Tensor, " n"]]:
-    """The pixels whose middle lies in a stretch, and where in it: -1 its begin, 1 its end."""
-    first, after = max(0, ceil(begin - 0.5)), min(side, ceil(end - 0.5))
-    middles = torch.arange(first, max(first, after)) + 0.5 - 0.5 * scale
-    return slice(first, max(first, after)), (middles - begin) / (end - begin) * 2 - 1
+    """Return the pixels whose centre is between `start` and `end`, and where: from -1 to 1."""
+    first, after = max(0, ceil(start - 0.5)), min(side, ceil(end - 0.5))
+    centres = torch.arange(first, max(first, after)) + 0.5 - 0.5 * scale
+    return slice(first, max(first, after)), (centres - start) / (end - start) * 2 - 1
 
 
 class Evaluation(NamedTuple):
-    """What the detector makes of the test images."""
+    """Detections in all images of a split, with COCO's metrics."""
 
     found: list[Detections]
     skipped: list[Skipped]
@@ -195,37 +185,40 @@ class Evaluation(NamedTuple):
     mask: AveragePrecision | None
 
     def figures(self) -> dict[str, float | None]:
-        """The headline."""
-        made = {"box_ap": self.box.figures["AP"], "box_ap50": self.box.figures["AP50"]}
+        """Headline metrics, in percent; None where the split has no object to find."""
+        figures = {"box_ap": self.box.figures["AP"], "box_ap50": self.box.figures["AP50"]}
         if self.mask is not None:
-            made |= {"mask_ap": self.mask.figures["AP"], "mask_ap50": self.mask.figures["AP50"]}
-        return made
+            figures |= {"mask_ap": self.mask.figures["AP"], "mask_ap50": self.mask.figures["AP50"]}
+        return figures
 
 
-def evaluate(
-    finder: Detector, split: CocoSplit, advance: Callable[[int], object] = lambda count: None
-) -> Evaluation | None:
-    """Find things in all images of a split; all processes look, the main one judges.
+def evaluate(detector: Detector, split: CocoSplit) -> Evaluation | None:
+    """Detect objects in all images of a split; all processes detect, the main one evaluates.
+
+    Returns:
+        The metrics on the main process, None on the others.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
     skipped: list[Skipped] = []
-    places = range(distributed.rank(), len(split), distributed.world_size())
-    found = distributed.gather_objects(list(find_objects(finder, split, places, skipped, advance)))
+    indices = range(distributed.rank(), len(split), distributed.world_size())
+    found = distributed.gather_objects(list(detect_objects(detector, split, indices, skipped)))
     skipped = distributed.gather_objects(skipped)
     if not distributed.is_main():
         return None
     encoders.require_readable(split, skipped)
-    found.sort(key=lambda one: one.index)
-    detections = to_coco_results(found, split)
-    box = average_precision(split.annotations, detections, "bbox")
-    mask = average_precision(split.annotations, detections, "segm") if split.with_masks else None
+    found.sort(key=lambda detections: detections.index)
+    results = to_coco_results(found, split)
+    box = average_precision(split.annotations, results, "bbox")
+    mask = average_precision(split.annotations, results, "segm") if split.with_masks else None
     return Evaluation(found, skipped, box, mask)
 
 
 def to_coco_results(found: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
-    """All that was found, as COCO's evaluation reads it."""
+    """Convert all detections to the list that COCO's evaluation reads."""
     return [
-        row for one in found for row in one.as_coco(split.images[one.index].image_id, split.ids)
+        row
+        for detections in found
+        for row in detections.as_coco(split.images[detections.index].image_id, split.ids)
     ]

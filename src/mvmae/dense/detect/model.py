@@ -1,14 +1,14 @@
 """Mask R-CNN and Faster R-CNN from torchvision's parts, on a Vision Transformer.
 
-The network may compute in bf16; boxes, scores and losses are fp32: eight bits are too few for a
-place in an image of 1024 pixels.
-Shapes: C channels, h x w pixels of a prepared image, N things in it, A anchors.
+The network may compute in bf16, but boxes, scores and losses are fp32: bf16 has eight significant
+bits, too few for a position in an image of 1024 pixels.
+Shapes: B images, C channels, h x w pixels of a prepared image, A anchors.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import log2
 from typing import Literal, NamedTuple
 
@@ -26,26 +26,27 @@ from torchvision.ops import MultiScaleRoIAlign
 from torchvision.ops.poolers import LevelMapper
 
 from mvmae.dense.backbone import Backbone
-from mvmae.dense.pyramid import SCALES, ChannelNorm, FpnPyramid, Norm, SimplePyramid
+from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
+from mvmae.dense.pyramid import SCALES, ChannelNorm, Norm
 from mvmae.evaluation.finetune.classifier import encoder_copy
 from mvmae.method.vit import Encoder
 
-ANCHOR_SIDE = 8  # of an anchor over its level's stride: 32 to 512 pixels for patches of 16
+ANCHOR_SIDE = 8  # anchor side over its level's stride: 32 to 512 pixels for patches of 16
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
-LEVELS = len(SCALES) + 1  # of a pyramid, with the pooled one
+NUM_LEVELS = len(SCALES) + 1  # of a pyramid, with the pooled one
 CONVOLUTIONS = 4  # in the box head and in the mask head
-MIN_SCORE = 0.05  # of a detection that is judged
-MAX_DETECTIONS = 100  # in an image: what COCO's figures look at
+MIN_SCORE = 0.05  # detections below it are not evaluated
+MAX_DETECTIONS = 100  # per image, as many as COCO's metrics consider
 
 
 class DetectorShape(NamedTuple):
-    """What a detector is, besides its encoder; plain data."""
+    """Architecture of a detector apart from its encoder; saved in model.json."""
 
     num_classes: int
-    """Without the background."""
+    """Classes, not counting the background."""
 
     side: int
-    """Of the square that images are fitted into, in pixels."""
+    """Side of the square that images are fitted into, in pixels."""
 
     with_masks: bool = True
     window: int | None = 16
@@ -60,16 +61,16 @@ class DetectorShape(NamedTuple):
 
 
 def spread_blocks(count: int, depth: int) -> tuple[int, ...]:
-    """So many blocks of `depth`, from 0, the last of each equal part: 2, 5, 8 and 11 of 12."""
+    """Return the last block of each of `count` equal parts, from 0: 2, 5, 8 and 11 of 12."""
     count = min(count, depth)
     return tuple((part + 1) * depth // count - 1 for part in range(count))
 
 
 class Anchors(AnchorGenerator):
-    """Anchors of `ANCHOR_SIDE` strides at each place of each level.
+    """Anchors of `ANCHOR_SIDE` strides at each position of each level.
 
-    torchvision's takes the strides from the maps and rounds them down: patches of 14 pixels would
-    have 3 in place of 3.5.
+    torchvision computes the strides from the sizes of the maps and rounds them down: patches of 14
+    pixels would get 3 instead of 3.5.
     """
 
     def __init__(self, strides: Sequence[float]) -> None:
@@ -80,20 +81,20 @@ class Anchors(AnchorGenerator):
     def forward(
         self, image_list: ImageList, feature_maps: list[Float[Tensor, "B _ _ _"]]
     ) -> list[Float[Tensor, "A 4"]]:
-        """The same anchors for every image, finest level first."""
+        """Return the same anchors for every image, finest level first."""
         first = feature_maps[0]
         self.set_cell_anchors(first.dtype, first.device)
-        grids = [list(one.shape[-2:]) for one in feature_maps]
-        steps = [[torch.tensor(stride, device=first.device)] * 2 for stride in self.strides]
-        anchors = torch.cat(self.grid_anchors(grids, steps))
+        grids = [list(x.shape[-2:]) for x in feature_maps]
+        strides = [[torch.tensor(stride, device=first.device)] * 2 for stride in self.strides]
+        anchors = torch.cat(self.grid_anchors(grids, strides))
         return [anchors] * len(image_list.image_sizes)
 
 
 def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
-    """Regions as `side` x `side` from the level that suits their size (FPN's rule).
+    """Pool regions to `side` x `side` from the level that suits their size (FPN's rule).
 
-    torchvision would guess the strides from the first batch, and takes the largest image in it for
-    the size of the maps.
+    The scales are set here because torchvision would infer them from the first batch, and takes
+    the largest image in it for the size of the maps.
     """
     levels = strides[: len(SCALES)]
     pool = MultiScaleRoIAlign([str(i) for i in range(len(levels))], side, sampling_ratio=2)
@@ -106,7 +107,7 @@ def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
 class _Fp32RpnHead(RPNHead):
     def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         logits, deltas = super().forward(x)
-        return [one.float() for one in logits], [one.float() for one in deltas]
+        return [level.float() for level in logits], [level.float() for level in deltas]
 
 
 class _Fp32BoxPredictor(FastRCNNPredictor):
@@ -121,10 +122,10 @@ class _Fp32MaskPredictor(MaskRCNNPredictor):
 
 
 class PadToSquare(nn.Module):
-    """In place of torchvision's transform: images are prepared already, and only padded.
+    """Replacement for torchvision's transform: images are already prepared and only padded.
 
-    Normalised pixels are 0 where they are average, so zeros fill the right and the bottom. Results
-    stay as they are: boxes in the pixels of the prepared image, masks of 28 x 28 in their boxes.
+    Normalised pixels average 0, so zeros fill the right and the bottom. Results are left alone:
+    boxes in pixels of the prepared image, masks of 28 x 28 in their boxes.
     """
 
     def __init__(self, side: int) -> None:
@@ -134,7 +135,7 @@ class PadToSquare(nn.Module):
     def forward(
         self, images: Sequence[Float[Tensor, "C _ _"]], targets: list[dict[str, Tensor]] | None
     ) -> tuple[ImageList, list[dict[str, Tensor]] | None]:
-        """The images in one square batch, with their sizes before the padding."""
+        """Return the images as one square batch, with their sizes before the padding."""
         sizes = [(int(image.shape[1]), int(image.shape[2])) for image in images]
         padded = [
             F.pad(image, (0, self.side - width, 0, self.side - height))
@@ -145,57 +146,55 @@ class PadToSquare(nn.Module):
     def postprocess(
         self, result: list[dict[str, Tensor]], _shapes: object, _sizes: object
     ) -> list[dict[str, Tensor]]:
-        """Nothing."""
+        """Return the results unchanged."""
         return result
 
 
 class PyramidBackbone(nn.Module):
-    """An encoder and a pyramid, as torchvision's detectors want their backbone."""
+    """Encoder with a pyramid, in the form that torchvision's detectors expect of a backbone."""
 
     def __init__(self, body: Backbone, pyramid: FpnPyramid | SimplePyramid) -> None:
         super().__init__()
         self.body, self.pyramid, self.out_channels = body, pyramid, pyramid.out_channels
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> OrderedDict[str, Tensor]:
-        """Maps by name, finest first, in fp32: anchors and regions take their precision."""
+        """Return maps by name, finest first; in fp32, which anchors and regions then inherit."""
         maps = self.pyramid(self.body(images))
-        return OrderedDict((name, one.float()) for name, one in maps.items())
+        return OrderedDict((name, x.float()) for name, x in maps.items())
 
 
 def build_backbone(
     encoder: Encoder, shape: DetectorShape, *, drop_path: float, recompute: bool
 ) -> PyramidBackbone:
-    """A copy of the encoder under a fresh pyramid."""
+    """Build a new pyramid on a copy of the encoder; see `build_detector` for the arguments."""
     depth = encoder.size.depth
     body = encoder_copy(encoder)
     rates = torch.linspace(0, drop_path, depth).tolist()
     for block, rate in zip(body.blocks, rates, strict=True):
         block.drop_path = rate
+    is_fpn = shape.pyramid == "fpn"
     backbone = Backbone(
         body,
-        out_blocks=_four(depth) if shape.pyramid == "fpn" else (depth - 1,),
+        out_blocks=spread_blocks(len(SCALES), depth) if is_fpn else (depth - 1,),
         window=shape.window,
         global_blocks=spread_blocks(shape.global_blocks, depth) if shape.global_blocks else (),
         relative_positions=shape.relative_positions,
         recompute=recompute,
     )
     if not backbone.keeps_prefix:
+        # Windows drop the prefix tokens, and DistributedDataParallel rejects unused parameters.
         for name, parameter in body.named_parameters():
-            if name in ("cls_token", "reg_token"):  # windows have no place for them
+            if name in ("cls_token", "reg_token"):
                 parameter.requires_grad_(False)
-    norm = norm_layer(shape)
     width, channels = backbone.width, shape.channels
-    simple = shape.pyramid == "simple"
-    pyramid = SimplePyramid(width, channels) if simple else FpnPyramid(width, channels, norm)
+    pyramid = (
+        FpnPyramid(width, channels, norm_layer(shape)) if is_fpn else SimplePyramid(width, channels)
+    )
     return PyramidBackbone(backbone, pyramid)
 
 
-def _four(depth: int) -> tuple[int, ...]:
-    return spread_blocks(len(SCALES), depth)
-
-
 def norm_layer(shape: DetectorShape) -> Norm:
-    """The norm of the pyramid and the heads."""
+    """Return the norm of the pyramid and the heads."""
     return nn.BatchNorm2d if shape.norm == "batch" else ChannelNorm
 
 
@@ -207,35 +206,35 @@ def build_detector(
     drop_path: float = 0.0,
     recompute: bool = False,
 ) -> FasterRCNN:
-    """A detector on a copy of an encoder; its `backbone.body` is the encoder.
+    """Build a detector on a copy of an encoder; its `backbone.body` is the encoder.
 
-    Called with prepared, normalised images and, in training, targets (`boxes`, `labels` and, with
-    masks, `masks`). It gives the five losses in training, else for each image `boxes`, `labels`,
-    `scores` and, with masks, `masks`.
+    It is called with prepared, normalised images and, in training, targets (`boxes`, `labels` and,
+    with masks, `masks`). In training it returns the losses by name; otherwise, for each image,
+    `boxes`, `labels`, `scores` and, with masks, `masks`.
 
     Args:
-        encoder: Of at least four blocks for the FPN; its weights are copied.
-        shape: What to build.
-        seed: Of the fresh weights.
-        drop_path: Probability of skipping a branch of the last block; rises in a line from 0.
-        recompute: Whether blocks keep no activations.
+        encoder: Encoder whose weights are copied; the FPN requires at least four blocks.
+        shape: Architecture.
+        seed: Seed of the new weights.
+        drop_path: Probability of skipping a branch of the last block; it rises linearly from 0.
+        recompute: Whether to recompute the blocks' activations in the backward pass.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         backbone = build_backbone(encoder, shape, drop_path=drop_path, recompute=recompute)
-        model = _rcnn(backbone, shape, encoder.patch_size)
+        model = _build_rcnn(backbone, shape, encoder.patch_size)
     model.transform = PadToSquare(shape.side)
     return model
 
 
-def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> FasterRCNN:
-    channels, classes, norm = shape.channels, shape.num_classes + 1, norm_layer(shape)
-    strides = [patch * 2.0**level / 4 for level in range(LEVELS)]
+def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int) -> FasterRCNN:
+    channels, num_scores, norm = shape.channels, shape.num_classes + 1, norm_layer(shape)
+    strides = [patch_size * 2.0**level / 4 for level in range(NUM_LEVELS)]
     anchors = Anchors(strides)
-    per_place = anchors.num_anchors_per_location()[0]
+    per_position = anchors.num_anchors_per_location()[0]
     options = {
         "rpn_anchor_generator": anchors,
-        "rpn_head": _Fp32RpnHead(channels, per_place, conv_depth=2),
+        "rpn_head": _Fp32RpnHead(channels, per_position, conv_depth=2),
         "rpn_pre_nms_top_n_train": shape.proposals,
         "rpn_post_nms_top_n_train": shape.proposals,
         "rpn_pre_nms_top_n_test": shape.proposals // 2,
@@ -244,7 +243,7 @@ def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> Faster
         "box_head": FastRCNNConvFCHead(
             (channels, 7, 7), [channels] * CONVOLUTIONS, [shape.hidden], norm_layer=norm
         ),
-        "box_predictor": _Fp32BoxPredictor(shape.hidden, classes),
+        "box_predictor": _Fp32BoxPredictor(shape.hidden, num_scores),
         "box_score_thresh": MIN_SCORE,
         "box_detections_per_img": MAX_DETECTIONS,
         "box_batch_size_per_image": shape.samples,
@@ -255,16 +254,6 @@ def _rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch: int) -> Faster
         backbone,
         mask_roi_pool=roi_align(14, strides),
         mask_head=MaskRCNNHeads(channels, [channels] * CONVOLUTIONS, 1, norm_layer=norm),
-        mask_predictor=_Fp32MaskPredictor(channels, channels, classes),
+        mask_predictor=_Fp32MaskPredictor(channels, channels, num_scores),
         **options,
     )
-
-
-def synchronise_norms(model: FasterRCNN) -> FasterRCNN:
-    """Batch norms over all processes; for GPUs, as torch has them for no CPU."""
-    return nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[return-value]
-
-
-def total_loss(losses: Mapping[str, Tensor]) -> Float[Tensor, ""]:
-    """The sum of the terms, all of weight 1 (Mask R-CNN)."""
-    return torch.stack([loss.float() for loss in losses.values()]).sum()

@@ -1,127 +1,168 @@
-"""`mvmae detect RUN --predict IMAGES --out FOLDER`: what is in other images, and pictures of it."""
+"""Save trained detectors, and apply them: `mvmae detect RUN --predict IMAGES --out FOLDER`."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from rich.console import Console
+from torch import nn
+from torchvision.models.detection import FasterRCNN
 
-from mvmae import terminal
+from mvmae import encoders
 from mvmae.config.detect import DetectConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
-from mvmae.dense import saved_model
-from mvmae.dense.detect import product
-from mvmae.dense.detect.evaluate import Detector, find_objects
-from mvmae.dense.detect.product import OpenedDetector
-from mvmae.dense.detect.report import to_things
+from mvmae.dense.detect.evaluate import Detector, detect_objects
+from mvmae.dense.detect.model import DetectorShape, build_detector
+from mvmae.dense.detect.report import DetectJob, to_things
 from mvmae.dense.predictions import (
+    keep_skipped,
     open_images,
     prediction_names,
     refuse_own_images,
+    report_predictions,
     require_replaceable,
+    require_single_process,
     write_aside,
 )
-from mvmae.errors import UserError
+from mvmae.dense.saved_model import apply_fixed_settings, open_model, save_model
+from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.figures.detection import drawn, png_of
 from mvmae.storage import run_folder as runs
 from mvmae.terminal import Bar
-from mvmae.training import checkpoint, distributed, precision
+from mvmae.training import checkpoint, precision
 
-FILE = "predictions.json"
-OURS = {FILE: "", "pictures": ".png", "skipped.csv": ""}
-MOST_SAID = 8  # classes on the screen
+PREDICTIONS = "predictions.json"
+OWNED = {PREDICTIONS: "", "pictures": ".png", "skipped.csv": ""}
+MAX_CLASSES = 8  # printed
+
+
+class SavedDetector(NamedTuple):
+    """Trained detector with the facts needed to apply it."""
+
+    model: FasterRCNN
+    shape: DetectorShape
+    preprocessing: Preprocessing
+    in_channels: int
+    classes: list[str]
+    category_ids: list[int]
+    """Id of each class in the annotations of the training images."""
+
+
+class Predictions(NamedTuple):
+    """Objects detected in all images of a source."""
+
+    rows: list[dict[str, Any]]
+    """In COCO's result format, with file_name and category."""
+
+    skipped: list[Skipped]
+    best_score: float
+
+
+def save_detector(job: DetectJob, shape: DetectorShape, model: nn.Module) -> None:
+    """Write model.safetensors and model.json into the run folder."""
+    facts = {
+        "encoder": encoders.encoder_metadata(job.opened),
+        "detector": shape._asdict(),
+        "classes": job.data.train.classes,
+        "category_ids": job.data.train.ids,
+    }
+    save_model(job.folder, "detect", facts, model)
+
+
+def open_detector(source: str) -> SavedDetector:
+    """Open a finished run folder of `mvmae detect`, or its model.safetensors.
+
+    Raises:
+        UserError: There is no trained detector, or its files are damaged.
+    """
+    return open_model(source, "detect", "detector", _build)
+
+
+def _build(facts: Mapping[str, Any], opened: OpenedEncoder) -> SavedDetector:
+    shape = DetectorShape(**facts["detector"])
+    classes, ids = [str(name) for name in facts["classes"]], [int(n) for n in facts["category_ids"]]
+    if not len(classes) == len(ids) == shape.num_classes:
+        raise ValueError(f"{len(classes)} classes, {len(ids)} ids, {shape.num_classes} scores")
+    model = build_detector(opened.encoder, shape)
+    channels = opened.encoder.in_channels
+    return SavedDetector(model, shape, opened.preprocessing, channels, classes, ids)
 
 
 def run(config: DetectConfig) -> None:
-    """Write what is found in each image of a folder or a list, or in one image.
+    """Detect objects in each image of a folder or a list, or in one image.
 
     Raises:
-        UserError: The run or the images cannot be opened, or the folder holds something.
+        UserError: The run or the images cannot be opened, or the output folder holds something.
     """
-    assert config.predict is not None
-    if distributed.announced_world_size() > 1:
-        raise UserError("--predict runs in one process: start it without torchrun")
+    images = config.predict
+    assert images is not None
+    require_single_process("--predict")
     began = time.perf_counter()
     device = precision.choose_device(config.device)
     run_folder = Path(config.encoder)
     run_folder = run_folder if run_folder.is_dir() else run_folder.parent
     out = config.out or run_folder / "predictions"
-    require_replaceable(out, OURS, FILE, overwrite=config.overwrite)
-    made = product.open_detector(config.encoder)
-    saved_model.refuse_fixed_settings(config, product.COMMAND, {"image_size": made.shape.side})
-    source = open_images(config.predict, made.in_channels)
+    require_replaceable(out, OWNED, PREDICTIONS, overwrite=config.overwrite)
+    saved = open_detector(config.encoder)
+    config = apply_fixed_settings(config, "detect", {"image_size": saved.shape.side})
+    source = open_images(images, saved.in_channels)
     refuse_own_images(out, source)
-    finder = Detector(
-        made.model.to(device),
-        made.shape.side,
-        made.preprocessing,
-        device,
-        config.precision,
-        config.batch_size,
-        config.workers,
+    detector = Detector(saved.model.to(device), saved.preprocessing, config, device)
+    with write_aside(out, OWNED) as folder:
+        predictions = predict_all(folder, detector, saved, source)
+        keep_skipped(folder, source, predictions.skipped)
+        lines = ",\n".join(json.dumps(row) for row in predictions.rows)
+        checkpoint.write_text(folder / PREDICTIONS, f"[\n{lines}\n]\n")
+    pictures = f" and {out / 'pictures'}" if config.draw else ""
+    report_predictions(
+        "detect",
+        out,
+        began=began,
+        num_images=len(source),
+        num_skipped=len(predictions.skipped),
+        findings=f"detected with score {config.score:g} or more: {describe(predictions, config)}",
+        written=f"{out / PREDICTIONS}{pictures}",
+        facts={"file": str(out / PREDICTIONS), "things": len(predictions.rows)},
     )
-    with write_aside(out, OURS) as folder:
-        rows, skipped, best = write_all(folder, finder, made, source, config)
-        if len(skipped) == len(source):
-            path, reason = skipped[0]
-            raise UserError(f"no image of {source.name} can be read, {path} for one ({reason})")
-        lines = ",\n".join(json.dumps(row) for row in rows)
-        checkpoint.write_text(folder / FILE, f"[\n{lines}\n]\n")
-        runs.append_skipped(folder, skipped)
-    told(out, rows, len(source), skipped, time.perf_counter() - began, config, best)
 
 
-def write_all(
-    folder: Path, finder: Detector, made: OpenedDetector, source: Source, config: DetectConfig
-) -> tuple[list[dict[str, Any]], list[Skipped], float]:
-    """Pictures of all images; what was found, what could not be read, and the best score."""
+def predict_all(
+    folder: Path, detector: Detector, saved: SavedDetector, source: Source
+) -> Predictions:
+    """Detect objects in all images and draw them into pictures."""
     rows: list[dict[str, Any]] = []
-    best = 0.0
     skipped: list[Skipped] = []
-    names = prediction_names(source)
+    best_score = 0.0
+    config, names = detector.config, prediction_names(source)
     with Bar(len(source)) as bar:
-        bar.name("looking")
-        for one in find_objects(finder, source, range(len(source)), skipped, bar.advance):
-            kept, best = one.above(config.score), max(best, *one.scores, 0.0)
-            file = source.path(one.index)
-            for row, label in zip(kept.as_coco(one.index + 1, made.ids), kept.labels, strict=True):
-                rows.append({"file_name": file, "category": made.classes[label - 1]} | row)
+        bar.name("detecting")
+        for found in detect_objects(detector, source, range(len(source)), skipped, bar.advance):
+            best_score = max(best_score, *found.scores, 0.0)
+            kept = found.above(config.score)
+            file = source.path(found.index)
+            coco_rows = kept.as_coco(found.index + 1, saved.category_ids)
+            for row, label in zip(coco_rows, kept.labels, strict=True):
+                rows.append({"file_name": file, "category": saved.classes[label - 1]} | row)
             if config.draw:
-                pixels = source.read(one.index).permute(1, 2, 0).numpy()
-                png = png_of(drawn(pixels, to_things(kept), made.classes))
-                picture = folder / "pictures" / f"{names[one.index]}.png"
+                pixels = source.read(found.index).permute(1, 2, 0).numpy()
+                png = png_of(drawn(pixels, to_things(kept), saved.classes))
+                picture = folder / "pictures" / f"{names[found.index]}.png"
                 runs.make(picture.parent)
                 checkpoint.write_whole(picture, lambda stream, png=png: stream.write(png))
-    return rows, skipped, best
+    return Predictions(rows, skipped, best_score)
 
 
-def told(
-    out: Path,
-    rows: list[dict[str, Any]],
-    count: int,
-    skipped: list[Skipped],
-    seconds: float,
-    config: DetectConfig,
-    best: float,
-) -> None:
-    """What was written, and what is in the images."""
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    classes = Counter(row["category"] for row in rows).most_common(MOST_SAID)
-    said = ", ".join(f"{number} {name}" for name, number in classes) or "nothing"
-    if not classes and best:
-        said = f"nothing; the best score is {best:.2f}, and --score {best / 2:.1g} would show more"
-    console.print(
-        f"{count - len(skipped)} images in {seconds:.0f} s; found with score {config.score:g} or "
-        f"more: {said}"
-    )
-    if skipped:
-        console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
-    pictures = f" and {out / 'pictures'}" if config.draw else ""
-    console.print(f"written: {out / FILE}{pictures}")
-    facts = {"images": count - len(skipped), "skipped": len(skipped), "things": len(rows)}
-    terminal.emit("result", {"command": "detect", "file": str(out / FILE)} | facts)
+def describe(predictions: Predictions, config: DetectConfig) -> str:
+    """Describe how many objects of each class were detected."""
+    classes = Counter(row["category"] for row in predictions.rows).most_common(MAX_CLASSES)
+    if classes:
+        return ", ".join(f"{count} {name}" for name, count in classes)
+    best = predictions.best_score
+    if best:
+        return f"nothing; the best score is {best:.2f}, so --score {best / 2:.1g} would show more"
+    return "nothing"

@@ -1,4 +1,4 @@
-"""What `detect` says and leaves: figures of each class, pictures, predictions, JSON."""
+"""Messages, tables, pictures and result files of `detect`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from faster_coco_eval.core import mask as rle
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
+from mvmae.config.detect import DetectConfig
 from mvmae.config.files import command_line
 from mvmae.data.annotations.coco import CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.dense.detect.data import DetectionData
 from mvmae.dense.detect.evaluate import Detections, Evaluation, to_coco_results
 from mvmae.dense.detect.model import ANCHOR_SIDE
-from mvmae.dense.detect.opening import Detection
-from mvmae.dense.detect.state import DetectState, Job, Trained, run_folder
 from mvmae.dense.pyramid import SCALES
+from mvmae.dense.train import Job, count_parameters, report_files
 from mvmae.errors import counted
 from mvmae.figures import detection
 from mvmae.figures.detection import Panel, Things
@@ -31,151 +33,157 @@ from mvmae.storage import results
 from mvmae.storage import run_folder as runs
 from mvmae.training import checkpoint, distributed
 from mvmae.training.log import Log
+from mvmae.training.state import State
 
-MOST_ROWS = 30  # classes in the table on the screen
-SUREST = 3  # detections drawn in each image where none is above DRAWN_SCORE
-SHOWN = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")  # on the screen
-WORST = 5  # classes named on the screen
-PICTURES = 4
-DRAWN_SCORE = 0.5  # from which a detection is drawn
+MAX_ROWS = 30  # classes in the printed table
+NUM_BEST = 3  # detections drawn in an image without any above DRAWN_SCORE
+TABLE_METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")
+NUM_WORST = 5  # classes named below the table
+NUM_PICTURES = 4
+DRAWN_SCORE = 0.5  # minimum score of a detection that is drawn
+
+DetectJob = Job[DetectConfig, DetectionData]
 
 
-def report_start(log: Log, job: Job, trained: Trained, state: DetectState) -> None:
-    """Say what is about to happen."""
+def report_start(job: DetectJob, model: nn.Module, log: Log, step: int) -> None:
+    """Print data, model and length of the run."""
     config, data = job.config, job.data
-    size = sum(p.numel() for p in trained.model.parameters()) / 1e6
     kinds = "boxes and masks" if data.with_masks else "boxes"
-    things = sum(len(picture.instances) for picture in data.train.images)
-    classes = len(data.train.classes)
+    num_objects = sum(len(image.instances) for image in data.train.images)
+    num_classes = len(data.train.classes)
     log.say(
-        f"{len(data.train)} images with {things} {kinds} of {classes} "
-        f"class{'es' if classes > 1 else ''} learn ({data.train.name}), {len(data.test)} test "
+        f"{len(data.train)} training images ({data.train.name}) with {num_objects} {kinds} of "
+        f"{num_classes} class{'es' if num_classes > 1 else ''}, {len(data.test)} validation images "
         f"({data.test.name})"
     )
     name = "Mask R-CNN" if data.with_masks else "Faster R-CNN"
-    log.say(f"{name} on {config.encoder}, {size:.1f} M parameters at {config.image_size} pixels")
-    patch = job.opened.encoder.patch_size
-    if warning := small_box_warning(relative_sides(data.train), config.image_size, patch):
-        log.warn(warning)
-    resumed = f", from step {state.step}" if state.step else ""
+    millions = count_parameters(model) / 1e6
     log.say(
-        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.per_epoch, 'step')} of "
+        f"{name} on {config.encoder}, {millions:.1f} M parameters at {config.image_size} pixels"
+    )
+    patch_size = job.opened.encoder.patch_size
+    if warning := small_box_warning(relative_sides(data.train), config.image_size, patch_size):
+        log.warn(warning)
+    resumed = f", from step {step}" if step else ""
+    log.say(
+        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.steps_per_epoch, 'step')} of "
         f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
 
 def relative_sides(split: CocoSplit) -> list[float]:
-    """Side of a square of each box's area, over the longer side of its image."""
+    """Side of a square with each box's area, relative to the longer side of its image."""
     return [
-        ((right - left) * (bottom - top)) ** 0.5 / max(picture.size)
-        for picture in split.images
-        for left, top, right, bottom in (thing.box for thing in picture.instances)
+        ((right - left) * (bottom - top)) ** 0.5 / max(image.size)
+        for image in split.images
+        for left, top, right, bottom in (instance.box for instance in image.instances)
     ]
 
 
 def small_box_warning(sides: Sequence[float], image_size: int, patch_size: int) -> str:
-    """A warning where most boxes are smaller than what is looked for; else nothing.
+    """Return a warning if most boxes are smaller than the smallest anchors, else nothing.
 
-    An anchor of a box's middle and of twice its area overlaps it by half.
+    The limit is the median box: an anchor of twice its area with the same centre overlaps it by
+    half.
 
     Args:
-        sides: From `relative_sides`.
-        image_size: Of the square that images are fitted into, in pixels.
-        patch_size: Of the encoder.
+        sides: Result of `relative_sides`.
+        image_size: Side of the square that images are fitted into, in pixels.
+        patch_size: Side of the encoder's patches, in pixels.
     """
-    middle, anchor = float(np.median(sides)), ANCHOR_SIDE * patch_size / max(SCALES)
-    least = anchor / sqrt(2)
-    if middle * image_size >= least:
+    median, anchor = float(np.median(sides)), ANCHOR_SIDE * patch_size / max(SCALES)
+    min_side = anchor / sqrt(2)
+    if median * image_size >= min_side:
         return ""
-    whole = 4 * patch_size
-    wanted = ceil(least / middle / whole) * whole
+    multiple = 4 * patch_size  # that image sizes must be of
+    sufficient = ceil(min_side / median / multiple) * multiple
     return (
-        f"half of the boxes are smaller than {middle * image_size:.0f} pixels at --image-size "
-        f"{image_size}, and the smallest anchor is {anchor:.0f}: they will hardly be found. "
-        f"--image-size {wanted} would do, or an encoder of smaller patches"
+        f"half of the boxes are smaller than {median * image_size:.0f} pixels at --image-size "
+        f"{image_size}, and the smallest anchor is {anchor:.0f}: they will rarely be detected. "
+        f"Set --image-size {sufficient}, or use an encoder with smaller patches"
     )
 
 
-def report_result(log: Log, job: Job, judgement: Evaluation, state: DetectState) -> None:
-    """The figures, on the screen and in files, and what to do next."""
-    out, test = run_folder(job.config), job.data.test
-    runs.append_skipped(out, judgement.skipped)
-    found = to_coco_results(judgement.found, test)
-    checkpoint.write_text(out / "predictions.json", json.dumps(found) + "\n")
-    file = write_result(log, job, judgement)
-    picture = out / "figures" / "detections.png"
+def report_result(job: DetectJob, log: Log, evaluation: Evaluation, state: State) -> None:
+    """Write predictions, result and picture; print the metrics and what to do next."""
+    test = job.data.test
+    runs.append_skipped(job.folder, evaluation.skipped)
+    predictions = to_coco_results(evaluation.found, test)
+    checkpoint.write_text(job.folder / "predictions.json", json.dumps(predictions) + "\n")
+    file = write_result(job, evaluation, log.seconds())
+    picture = job.folder / "figures" / "detections.png"
     runs.make(picture.parent)
-    png = draw_evaluation(judgement.found, test, title=f"{job.config.encoder} on {job.config.data}")
+    title = f"{job.config.encoder} on {job.config.data}"
+    png = draw_evaluation(evaluation, test, title=title)
     checkpoint.write_whole(picture, lambda stream: stream.write(png))
     if len(test.classes) > 1:
-        Console().print(class_table(judgement, job.data))
-    Console().print(summary_table(judgement))
-    log.say(f"in %, COCO's figures on the {len(test)} images of {test.name}")
-    worst = worst_classes(judgement.mask or judgement.box)
-    if worst and len(test.classes) > MOST_ROWS:
+        Console().print(class_table(evaluation, job.data))
+    Console().print(summary_table(evaluation))
+    log.say(f"in %, COCO's metrics on the {len(test)} images of {test.name}")
+    worst = worst_classes(evaluation.mask or evaluation.box)
+    if worst and len(test.classes) > MAX_ROWS:
         log.say(worst)
-    if state.unreadable or judgement.skipped:
-        log.say(f"images that could not be read: {out / 'skipped.csv'}")
-    minutes, seconds = divmod(round(log.seconds()), 60)
-    log.say(f"{state.step} steps in {minutes}:{seconds:02}. Written: {file} and {picture}")
-    log.say(f"Find things in other images: mvmae detect {out} --predict IMAGES --out FOLDER")
+    report_files(job, log, state, evaluation.skipped, [file, picture])
+    log.say(f"Detect objects in other images: mvmae detect {job.folder} --predict IMAGES --out DIR")
 
 
-def summary_table(judgement: Evaluation) -> Table:
-    """The figures that people quote."""
+def summary_table(evaluation: Evaluation) -> Table:
+    """Return a table of the metrics that people quote, over all classes."""
     table = Table()
     table.add_column("")
-    for name in SHOWN:
+    for name in TABLE_METRICS:
         table.add_column(name.replace("_", " "), justify="right")
-    for name, one in (("boxes", judgement.box), ("masks", judgement.mask)):
-        if one is not None:
-            table.add_row(name, *(_said(one.figures[figure]) for figure in SHOWN))
+    for name, result in (("boxes", evaluation.box), ("masks", evaluation.mask)):
+        if result is not None:
+            table.add_row(name, *(_percent(result.figures[metric]) for metric in TABLE_METRICS))
     return table
 
 
-def _said(value: float | None) -> str:
+def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def class_table(judgement: Evaluation, data: Detection) -> Table:
-    """A row a class, the most frequent first: how often it is there, and its AP."""
+def class_table(evaluation: Evaluation, data: DetectionData) -> Table:
+    """Return a table of each class's number of objects and AP, the most frequent class first."""
     counts = [
-        Counter(thing.label for picture in split.images for thing in picture.instances)
+        Counter(instance.label for image in split.images for instance in image.instances)
         for split in (data.train, data.test)
     ]
+    results = {"AP box": evaluation.box, "AP mask": evaluation.mask}
+    computed = {name: result for name, result in results.items() if result is not None}
     table = Table()
     table.add_column("class")
-    kinds = {"AP box": judgement.box, "AP mask": judgement.mask}
-    for column in ("learnt", "tested", *(name for name, one in kinds.items() if one is not None)):
+    for column in ("training", "validation", *computed):
         table.add_column(column, justify="right")
     order = sorted(range(len(data.test.classes)), key=lambda at: -counts[1][at + 1])
-    for at in order[:MOST_ROWS]:
+    for at in order[:MAX_ROWS]:
         name = data.test.classes[at]
         numbers = [str(count[at + 1]) for count in counts]
-        values = [_said(one.by_class[name]) for one in kinds.values() if one is not None]
+        values = [_percent(result.by_class[name]) for result in computed.values()]
         table.add_row(escape(name), *numbers, *values)
-    if len(order) > MOST_ROWS:
-        table.add_row(f"and {len(order) - MOST_ROWS} rarer classes")
+    if len(order) > MAX_ROWS:
+        table.add_row(f"and {len(order) - MAX_ROWS} rarer classes")
     return table
 
 
-def worst_classes(judged: AveragePrecision) -> str:
-    """The classes of lowest AP, as a sentence; nothing where there is one class, or all are 0."""
-    known = {name: value for name, value in judged.by_class.items() if value is not None}
+def worst_classes(result: AveragePrecision) -> str:
+    """List the classes of lowest AP; empty if there is one class only, or all are 0."""
+    known = {name: value for name, value in result.by_class.items() if value is not None}
     if len(known) < 2 or not any(known.values()):
         return ""
-    worst = sorted(known, key=lambda name: known[name])[:WORST]
+    worst = sorted(known, key=lambda name: known[name])[:NUM_WORST]
     return f"lowest AP: {', '.join(f'{escape(name)} {known[name]:.1f}' for name in worst)}"
 
 
-def write_result(log: Log, job: Job, judgement: Evaluation) -> Path:
-    """The JSON in the run's results/."""
-    config, data, mask = job.config, job.data, judgement.mask
+def write_result(job: DetectJob, evaluation: Evaluation, seconds: float) -> Path:
+    """Write the JSON file in the run's results/."""
+    config, data, mask = job.config, job.data, evaluation.mask
     content: dict[str, Any] = {
-        # What is not given comes from a recipe, and which one depends on the machine.
+        # The default recipe depends on the machine, so the command names the recipe whose values
+        # are the config's defaults.
         "command_line": f"{command_line('detect', config)} --recipe li2021",
-        "headline": judgement.figures(),
-        "box": judgement.box._asdict(),
+        "headline": evaluation.figures(),
+        "box": evaluation.box._asdict(),
         "mask": mask._asdict() if mask is not None else None,
         "data": {
             "name": config.data,
@@ -185,68 +193,72 @@ def write_result(log: Log, job: Job, judgement: Evaluation) -> Path:
             "num_test": len(data.test),
             "classes": data.test.classes,
         },
-        "skipped": [skip._asdict() for skip in judgement.skipped],
+        "skipped": [skip._asdict() for skip in evaluation.skipped],
         "world_size": distributed.world_size(),
-        "seconds": round(log.seconds(), 1),
+        "seconds": round(seconds, 1),
     }
-    return results.write(run_folder(config), "detect", config, content, device=job.device)
+    return results.write(job.folder, "detect", config, content, device=job.device)
 
 
-def draw_evaluation(found: Sequence[Detections], split: CocoSplit, *, title: str) -> bytes:
-    """A PNG of some images with what is there and what was found."""
-    drawn, note = select_drawn(choose_images(found, split))
-    panels = [panel for one in drawn if (panel := make_panel(one, split))]
+def draw_evaluation(evaluation: Evaluation, split: CocoSplit, *, title: str) -> bytes:
+    """Draw ground truth and detections of some images, as PNG."""
+    drawn, rule = select_drawn(choose_images(evaluation.found, split))
+    panels = [panel for found in drawn if (panel := make_panel(found, split))]
     if not panels:  # none of them can be read any more
         panels = [Panel("", np.full((8, 8, 1), 255, np.uint8), Things([], []), Things([], []))]
-    note = f"validation images, evenly chosen; found: {note}"
+    note = f"validation images, evenly spaced; detections drawn: {rule}"
     return detection.draw(panels, split.classes, title=title, note=note)
 
 
 def choose_images(found: Sequence[Detections], split: CocoSplit) -> list[Detections]:
-    """Some images with something in them, evenly spread over the split."""
-    filled = [one for one in found if split.images[one.index].instances] or list(found)
-    count = min(PICTURES, len(filled))
-    return [filled[(2 * at + 1) * len(filled) // (2 * count)] for at in range(count)]
+    """Choose a few images with objects in them, evenly spaced over the split."""
+    candidates = [one for one in found if split.images[one.index].instances] or list(found)
+    count = min(NUM_PICTURES, len(candidates))
+    return [candidates[(2 * at + 1) * len(candidates) // (2 * count)] for at in range(count)]
 
 
 def select_drawn(found: Sequence[Detections]) -> tuple[list[Detections], str]:
-    """What is sure enough to be drawn, in an image without that the surest; and which of both."""
-    drawn = [one.above(min(DRAWN_SCORE, _surest(one.scores))) for one in found]
-    bests = [max(one.scores) for one in found if one.scores]
-    if min(bests, default=DRAWN_SCORE) >= DRAWN_SCORE:
+    """Select the detections to draw: sure ones, or an image's best if none is sure.
+
+    Returns:
+        The detections, and the rule in words.
+    """
+    drawn = [one.above(min(DRAWN_SCORE, _score_of_best(one.scores))) for one in found]
+    maxima = [max(one.scores) for one in found if one.scores]
+    if min(maxima, default=DRAWN_SCORE) >= DRAWN_SCORE:
         return drawn, f"score {DRAWN_SCORE} or more"
-    if max(bests) >= DRAWN_SCORE:
-        return drawn, f"score {DRAWN_SCORE} or more, and where there is none the {SUREST} surest"
-    said = f"no score of {DRAWN_SCORE}, so the {SUREST} surest; the best here is {max(bests):.2f}"
-    return drawn, said
+    if max(maxima) >= DRAWN_SCORE:
+        return drawn, f"score {DRAWN_SCORE} or more, or the best {NUM_BEST} of an image without any"
+    rule = f"the best {NUM_BEST} of each image, none has a score of {DRAWN_SCORE}"
+    return drawn, f"{rule} (highest: {max(maxima):.2f})"
 
 
-def _surest(scores: Sequence[float]) -> float:
-    """The score from which the surest are drawn where none is sure."""
-    few = sorted(scores)[-SUREST:]
-    return few[0] if few and few[-1] < DRAWN_SCORE else DRAWN_SCORE
+def _score_of_best(scores: Sequence[float]) -> float:
+    """Minimum score of the detections drawn in an image where none is sure."""
+    best = sorted(scores)[-NUM_BEST:]
+    return best[0] if best and best[-1] < DRAWN_SCORE else DRAWN_SCORE
 
 
-def make_panel(one: Detections, split: CocoSplit) -> Panel | None:
-    """An image with its truth; none where it cannot be read."""
-    picture = split.images[one.index]
+def make_panel(found: Detections, split: CocoSplit) -> Panel | None:
+    """Combine an image with its ground truth and detections; None if it cannot be read."""
+    image = split.images[found.index]
     try:
-        pixels = split.read(one.index).permute(1, 2, 0).numpy()
+        pixels = split.read(found.index).permute(1, 2, 0).numpy()
     except UnreadableImageError:
         return None
     masks = None
     if split.with_masks:
-        masks = list(decode_masks(picture.instances, picture.size).bool().numpy())
+        masks = list(decode_masks(image.instances, image.size).bool().numpy())
     truth = Things(
-        [thing.box for thing in picture.instances],
-        [thing.label for thing in picture.instances],
+        [instance.box for instance in image.instances],
+        [instance.label for instance in image.instances],
         masks=masks,
     )
-    return Panel(picture.path.name, pixels, truth, to_things(one))
+    return Panel(image.path.name, pixels, truth, to_things(found))
 
 
 def to_things(found: Detections) -> Things:
-    """What was found, to be drawn."""
+    """Convert detections for drawing."""
     masks = None
     if found.masks is not None:
         masks = [rle.decode(mask).astype(bool) for mask in found.masks]

@@ -1,11 +1,12 @@
-"""What a segmenter makes of whole images: windows that overlap, scales, mirrors, and figures.
+"""Predict the classes of whole images by sliding windows, and compute mIoU.
 
 Shapes: C channels, K classes, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Int16
 from torch import Tensor, nn
 
+from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import ImageMaskPairs
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
@@ -22,206 +24,191 @@ from mvmae.dense.segment.model import resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import Shown
-from mvmae.method.views import normalized, resize
+from mvmae.method.views import normalized
 from mvmae.metrics.miou import SegmentationScores, pixel_confusion, segmentation_scores
 from mvmae.training import distributed, precision
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
-CHUNK = 16  # classes brought to an image's size at a time
-PICTURES = 4  # test images that are drawn
+MAX_WINDOWS = 16  # in a batch
+CLASS_CHUNK = 16  # classes resized at a time
+NUM_PICTURES = 4  # images kept for drawing
 
 
 class Predictor(NamedTuple):
-    """A model, and how it looks at images."""
+    """Model with the settings for applying it to whole images."""
 
     model: nn.Module
-    """Gives `Scores` for images of any size that the patch divides."""
+    """Returns `Scores` for images of any multiple of the patch size."""
 
-    patch: int
-    crop: int
-    """Side of a window, in pixels."""
-
-    stride: int
-    short_side: int | None
+    patch_size: int
     preprocessing: Preprocessing
+    config: SegmentConfig
     device: torch.device
-    precision: str
-    at_once: int
-    """Windows."""
-
     multi_scale: bool = False
 
 
 class Evaluation(NamedTuple):
-    """What a segmenter makes of test images."""
+    """Predictions for a set of images, compared with their masks."""
 
     confusion: Int[Tensor, "K K"]
+    """Pixels by true and by predicted class."""
+
     skipped: list[Skipped]
     shown: list[Shown]
-    """Some of the images, on the main process."""
+    """A few of the images, on the main process."""
 
     @property
-    def quality(self) -> SegmentationScores:
-        """The figures."""
+    def scores(self) -> SegmentationScores:
+        """All metrics."""
         return segmentation_scores(self.confusion)
 
     def figures(self) -> dict[str, float]:
-        """Those for a line of metrics, in percent."""
-        own = self.quality
+        """Headline metrics, in percent."""
+        metrics = self.scores
         return {
-            "miou": round(own.miou, 4),
-            "mean_accuracy": round(own.mean_accuracy, 4),
-            "pixel_accuracy": round(own.pixel_accuracy, 4),
+            "miou": round(metrics.miou, 4),
+            "mean_accuracy": round(metrics.mean_accuracy, 4),
+            "pixel_accuracy": round(metrics.pixel_accuracy, 4),
         }
 
 
 def window_offsets(side: int, window: int, stride: int) -> list[int]:
-    """Where windows begin that cover a side; the last ends where it does."""
+    """Return the offsets of windows that cover a side; the last one ends where the side does."""
     count = max(0, -(-(side - window) // stride)) + 1
     return [min(number * stride, side - window) for number in range(count)]
 
 
-def sliding_scores(examiner: Predictor, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K H W"]:
-    """Scores of each pixel, averaged over the windows that hold it.
+def sliding_scores(predictor: Predictor, image: Float[Tensor, "C H W"]) -> Float[Tensor, "K H W"]:
+    """Score each pixel, averaged over the windows that contain it.
 
-    An image smaller than the window is its own window, with the mean pixel beyond its edge up to a
-    whole patch.
+    An image smaller than the window is one window, padded with the mean pixel to whole patches.
     """
     size = (image.shape[1], image.shape[2])
-    patch = examiner.patch
-    window = [min(examiner.crop, max(2 * patch, -(-side // patch) * patch)) for side in size]
-    lacks = [max(0, want - side) for want, side in zip(window, size, strict=True)]
-    image = F.pad(image, (0, lacks[1], 0, lacks[0]))
-    h, w = window
-    sides = (image.shape[1], image.shape[2])
-    begins = (window_offsets(s, v, examiner.stride) for s, v in zip(sides, window, strict=True))
-    corners = list(product(*begins))
-    total, counts = None, image.new_zeros(sides)
-    for begin in range(0, len(corners), examiner.at_once):
-        some = corners[begin : begin + examiner.at_once]
-        cut = torch.stack([image[:, top : top + h, left : left + w] for top, left in some])
-        with precision.autocast(examiner.device, examiner.precision):
-            scores = examiner.model(cut).main
-        for (top, left), one in zip(some, resize_scores(scores, (h, w)), strict=True):
+    patch_size = predictor.patch_size
+    h, w = (
+        min(predictor.config.crop, max(2 * patch_size, -(-side // patch_size) * patch_size))
+        for side in size
+    )
+    image = F.pad(image, (0, max(0, w - size[1]), 0, max(0, h - size[0])))
+    padded = (image.shape[1], image.shape[2])
+    corners = list(
+        product(
+            window_offsets(padded[0], h, predictor.config.window_stride),
+            window_offsets(padded[1], w, predictor.config.window_stride),
+        )
+    )
+    total, counts = None, image.new_zeros(padded)
+    batch_size = min(predictor.config.batch_size, MAX_WINDOWS)
+    for begin in range(0, len(corners), batch_size):
+        batch = corners[begin : begin + batch_size]
+        windows = torch.stack([image[:, top : top + h, left : left + w] for top, left in batch])
+        with precision.autocast(predictor.device, predictor.config.precision):
+            scores = predictor.model(windows).main
+        for (top, left), part in zip(batch, resize_scores(scores, (h, w)), strict=True):
             if total is None:
-                total = one.new_zeros(len(one), *sides)
-            total[:, top : top + h, left : left + w] += one
+                total = part.new_zeros(len(part), *padded)
+            total[:, top : top + h, left : left + w] += part
             counts[top : top + h, left : left + w] += 1
     assert total is not None
     return (total / counts)[:, : size[0], : size[1]]
 
 
-def score_image(examiner: Predictor, pixels: Pixels) -> Float[Tensor, "K rows columns"]:
-    """Scores at the base scale; with several scales and mirrors, their mean probabilities."""
-    mean, std, interpolation = examiner.preprocessing
+def score_image(predictor: Predictor, pixels: Pixels) -> Float[Tensor, "K rows columns"]:
+    """Score an image at the base scale; with `multi_scale`, by mean probabilities."""
+    mean, std, interpolation = predictor.preprocessing
 
-    def scored(image: Pixels) -> Tensor:
-        return sliding_scores(examiner, normalized(image[None], mean, std, examiner.device)[0])
+    def score(image: Pixels) -> Tensor:
+        return sliding_scores(predictor, normalized(image[None], mean, std, predictor.device)[0])
 
-    if not examiner.multi_scale:
-        return scored(resize_to_base(pixels, examiner.short_side, interpolation))
+    if not predictor.multi_scale:
+        return score(resize_to_base(pixels, predictor.config.short_side, interpolation))
     size = (pixels.shape[1], pixels.shape[2])
-    base = base_scale(size, examiner.short_side)
-    whole = scaled_size(size, base)
-    total = torch.zeros((), device=examiner.device)
-    for scale in SCALES:
-        wanted = list(scaled_size(size, base * scale))
-        image = resize(pixels, wanted, interpolation)
+    base_size = scaled_size(size, base_scale(size, predictor.config.short_side))
+    total = torch.zeros((), device=predictor.device)
+    for factor in SCALES:
+        image = resize_to_base(pixels, predictor.config.short_side, interpolation, factor)
         for mirrored in (False, True):
-            scores = scored(image.flip(-1) if mirrored else image).softmax(dim=0)
-            scores = resize_scores(scores[None], whole)[0]
-            total = total + (scores.flip(-1) if mirrored else scores)
+            probabilities = score(image.flip(-1) if mirrored else image).softmax(dim=0)
+            resized = resize_scores(probabilities[None], base_size)[0]
+            total = total + (resized.flip(-1) if mirrored else resized)
     return total / (2 * len(SCALES))
 
 
 def label_pixels(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor, "H W"]:
-    """The class of largest score at each pixel of an image of this size.
+    """Return the class of highest score at each pixel of an image of this size.
 
-    A few classes at a time are brought to the size: all 150 of ADE20K would take gigabytes.
+    A few classes at a time are resized: all 150 of ADE20K would take gigabytes.
     """
-    best, where = None, None
-    for at, some in enumerate(scores.split(CHUNK)):
-        values, places = resize_scores(some[None], size)[0].max(dim=0)
-        places = (places + at * CHUNK).to(torch.int16)
-        if best is None or where is None:
-            best, where = values, places
+    best, labels = None, None
+    for number, chunk in enumerate(scores.split(CLASS_CHUNK)):
+        values, classes = resize_scores(chunk[None], size)[0].max(dim=0)
+        classes = (classes + number * CLASS_CHUNK).to(torch.int16)
+        if best is None or labels is None:
+            best, labels = values, classes
         else:
-            where = torch.where(values > best, places, where)
+            labels = torch.where(values > best, classes, labels)
             best = torch.maximum(values, best)
-    assert where is not None
-    return where
+    assert labels is not None
+    return labels
 
 
 def predict_classes(
-    examiner: Predictor, pixels: Pixels, size: tuple[int, int]
+    predictor: Predictor, pixels: Pixels, size: tuple[int, int]
 ) -> Int16[Tensor, "rows columns"]:
-    """The classes of an image's pixels, at `size`, on the CPU."""
+    """Return the class of each pixel at `size`, on the CPU."""
     with torch.inference_mode():
-        return label_pixels(score_image(examiner, pixels), size).cpu()
+        return label_pixels(score_image(predictor, pixels), size).cpu()
 
 
 def evaluate(
-    examiner: Predictor,
+    predictor: Predictor,
     pairs: ImageMaskPairs,
     num_classes: int,
-    *,
-    workers: int | None,
     advance: Callable[[int], object] = lambda count: None,
 ) -> Evaluation:
-    """Name the pixels of all test images; processes share them, and all get the sum.
+    """Predict all images and compare with their masks; leaves the model in evaluation mode.
+
+    Processes share the images, and each returns the metrics of all of them.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    examiner.model.eval()
-    distributed.share_buffers(examiner.model)
-    places = range(distributed.rank(), len(pairs), distributed.world_size())
-    drawn = evenly_spaced(list(places)) if distributed.is_main() else set()
+    predictor.model.eval()
+    indices = range(distributed.rank(), len(pairs), distributed.world_size())
+    drawn = evenly_spaced(list(indices)) if distributed.is_main() else set()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     skipped, shown = [], []
-    for whole in _images(examiner, pairs, places, workers):
+    config = predictor.config
+    if predictor.multi_scale:  # several scales are made from the original, not from the base scale
+        config = replace(config, short_side=None)
+    interpolation, cuda = predictor.preprocessing.interpolation, predictor.device.type == "cuda"
+    for whole in whole_images(pairs, indices, config, interpolation, cuda=cuda):
         skipped += whole.skipped
         advance(1)
-        if whole.image is None or whole.classes is None:
+        if whole.image is None:
             continue
         size = (whole.classes.shape[0], whole.classes.shape[1])
-        classes = predict_classes(examiner, whole.image, size)
+        classes = predict_classes(predictor, whole.image, size)
         confusion += pixel_confusion(classes, whole.classes, num_classes)
         if whole.index in drawn:
-            name = pairs.path(whole.index)
-            shown.append(Shown(name, whole.image, whole.classes, classes))
-    whole_confusion = _summed(confusion, examiner.device)
+            shown.append(Shown(pairs.path(whole.index), whole.image, whole.classes, classes))
     skipped = distributed.from_main(distributed.gather_objects(skipped))
     if len(skipped) > len(pairs) / 2:
         path, reason = skipped[0]
         raise UserError(
-            f"{len(skipped)} of the {len(pairs)} test images cannot be read, {path} for one "
+            f"{len(skipped)} of the {len(pairs)} test images cannot be read, for example {path} "
             f"({reason})"
         )
-    return Evaluation(whole_confusion, skipped, shown)
+    return Evaluation(_sum_over_processes(confusion, predictor.device), skipped, shown)
 
 
-def _images(
-    examiner: Predictor, pairs: ImageMaskPairs, places: range, workers: int | None
-) -> Iterator:
-    """With several scales each is made of the original, not of the base scale."""
-    yield from whole_images(
-        pairs,
-        short_side=None if examiner.multi_scale else examiner.short_side,
-        interpolation=examiner.preprocessing.interpolation,
-        workers=workers,
-        cuda=examiner.device.type == "cuda",
-        indices=places,
-    )
+def evenly_spaced(indices: list[int]) -> set[int]:
+    """Choose a few indices, evenly spaced."""
+    count = min(NUM_PICTURES, len(indices))
+    return {indices[len(indices) * (2 * at + 1) // (2 * count)] for at in range(count)}
 
 
-def evenly_spaced(places: list[int]) -> set[int]:
-    """A few of the places, evenly spread."""
-    count = min(PICTURES, len(places))
-    return {places[len(places) * (2 * at + 1) // (2 * count)] for at in range(count)}
-
-
-def _summed(confusion: Tensor, device: torch.device) -> Int[Tensor, "K K"]:
-    """Over all processes; float64 holds whole numbers up to 2**53."""
+def _sum_over_processes(confusion: Tensor, device: torch.device) -> Int[Tensor, "K K"]:
+    """Sum counts exactly: float64 represents whole numbers up to 2**53."""
     mean = distributed.mean_over_processes(confusion.double().to(device))
     return (mean * distributed.world_size()).round().long().cpu()

@@ -1,4 +1,7 @@
-"""Quick checks of a frozen encoder: a linear layer, or nearest neighbours, name its patches."""
+"""Quick checks of a frozen encoder: a linear layer, or nearest neighbours, classify its patches.
+
+Shapes: M stored patches, N patches of an image, D width, K classes, h x w patches.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from math import ceil
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,14 +25,26 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense.saved_model import require_8_bit
+from mvmae.dense.predictions import require_single_process
 from mvmae.dense.segment import report
-from mvmae.dense.segment.crops import WholeImage, crop_batches, patch_classes, whole_images
-from mvmae.dense.segment.crops import resize_classes as resized
-from mvmae.dense.segment.evaluate import Evaluation, evaluate, evenly_spaced, label_pixels
+from mvmae.dense.segment.crops import (
+    WholeImage,
+    crop_batches,
+    patch_classes,
+    resize_classes,
+    resize_to_crop,
+    whole_images,
+)
+from mvmae.dense.segment.data import data_name, describe_data, describe_values, open_segmentation
+from mvmae.dense.segment.evaluate import (
+    Evaluation,
+    Predictor,
+    evaluate,
+    evenly_spaced,
+    label_pixels,
+)
 from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
-from mvmae.dense.segment.opening import data_name, describe_data, describe_values, open_segmented
-from mvmae.dense.segment.state import examiner_of, for_crops, training_of
+from mvmae.dense.train import require_8_bit
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import short_name
@@ -39,16 +54,16 @@ from mvmae.metrics.knn import knn_votes, nearest_neighbours
 from mvmae.metrics.miou import pixel_confusion
 from mvmae.storage import results
 from mvmae.terminal import Bar
-from mvmae.training import distributed, precision
+from mvmae.training import precision
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.schedule import warmup_cosine
 from mvmae.training.state import State
 
-IMAGES = 16  # whose patches are searched for together
+SEARCH_BATCH = 16  # images whose patches are searched for at once
 
 
 class Setting(NamedTuple):
-    """What is judged, on what."""
+    """An encoder and the data to evaluate it on."""
 
     config: SegmentConfig
     opened: OpenedEncoder
@@ -57,7 +72,7 @@ class Setting(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One line of a result: figures in percent."""
+    """One line of a result; metrics in percent."""
 
     name: str
     miou: float
@@ -66,50 +81,49 @@ class Row(NamedTuple):
 
 
 def run(config: SegmentConfig) -> None:
-    """Print and keep the mIoU of a frozen encoder, and of one that was never trained.
+    """Print and keep the mIoU of a frozen encoder, and of an untrained one.
 
     Raises:
         UserError: The encoder or the images with masks cannot be used.
     """
-    if distributed.announced_world_size() > 1:
-        raise UserError(f"--protocol {config.protocol} runs in one process: start without torchrun")
+    require_single_process(f"--protocol {config.protocol}")
     began, device = time.perf_counter(), precision.choose_device(config.device)
-    home = results.home(config.encoder, config.out)
+    folder = results.home(config.encoder, config.out)
     opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
-    opened = for_crops(config, opened)
-    data, checked = open_segmented(config, opened.encoder.in_channels)
+    opened = resize_to_crop(config, opened)
+    data, checked = open_segmentation(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(describe_data(data, checked))
     console.print(f"values in the masks: {describe_values(checked, data.classes)}")
 
-    judge = evaluate_linear if config.protocol == "linear" else evaluate_knn
+    evaluate_frozen = evaluate_linear if config.protocol == "linear" else evaluate_knn
     candidates = [(config.encoder, opened)]
     if config.baselines:
-        like = encoders.untrained_copy(opened.encoder, config.seed)
-        candidates.append(("the same, untrained", opened._replace(encoder=like)))
-    rows, judged = [], []
-    for name, one in candidates:
-        judged.append(judge(Setting(config, one, data, device), name))
-        rows.append(Row(name, **judged[-1].figures()))
+        untrained = encoders.untrained_copy(opened.encoder, config.seed)
+        candidates.append(("the same, untrained", opened._replace(encoder=untrained)))
+    rows, evaluations = [], []
+    for name, candidate in candidates:
+        evaluations.append(evaluate_frozen(Setting(config, candidate, data, device), name))
+        rows.append(Row(name, **evaluations[-1].figures()))
 
     what = f"segment-{config.protocol}"
-    title = f"{config.protocol} segmentation on {data_name(config)}, the encoder frozen"
+    title = f"{config.protocol} segmentation on {data_name(config)}, frozen encoder"
     console.print(f"\n{title}", style="bold")
     Console().print(rows_table(rows))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
-    content = report.result_content(judged[0], data) | {
+    content = report.result_content(evaluations[0], data) | {
         "rows": [row._asdict() for row in rows],
         "seconds": round(time.perf_counter() - began, 1),
     }
-    file = report.write_result(home, config, content, device, what=what)
+    file = report.write_result(folder, config, content, device, what=what)
     picture = report.write_picture(
-        home, judged[0], data, title=f"{config.encoder}: {title}", name=what
+        folder, evaluations[0], data, title=f"{config.encoder}: {title}", name=what
     )
     console.print(f"written: {file} and {picture}")
 
 
 def evaluate_linear(setting: Setting, name: str) -> Evaluation:
-    """Train a linear layer on random crops, then test as UperNet is tested.
+    """Train a linear layer on random crops, then evaluate by sliding windows as for UperNet.
 
     Raises:
         UserError: Most images cannot be read.
@@ -124,11 +138,11 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
     )
     batches = crop_batches(
         data.train,
-        training_of(replace(config, batch_size=batch_size), opened),
+        replace(config, batch_size=batch_size),
+        opened.preprocessing,
         range(total),
         rank=0,
         world_size=1,
-        workers=config.workers,
         cuda=device.type == "cuda",
     )
     (mean, std, _), state = opened.preprocessing, State()
@@ -136,8 +150,8 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
         bar.name(short_name(name))
         for step, batch in enumerate(batches):
             state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
-            rate = warmup_cosine(step, peak=config.linear_lr, warmup_steps=0, total_steps=total)
-            set_lr(optimizer, rate)
+            lr = warmup_cosine(step, peak=config.linear_lr, warmup_steps=0, total_steps=total)
+            set_lr(optimizer, lr)
             images = normalized(batch.images, mean, std, device)
             with precision.autocast(device, config.precision):
                 scores = model(images).main
@@ -146,19 +160,16 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
             loss.backward()
             optimizer.step()
             bar.advance(1)
-        examiner = examiner_of(config, opened, model, device, multi_scale=config.multi_scale)
-        judgement = evaluate(
-            examiner, data.test, len(data.classes), workers=config.workers, advance=bar.advance
-        )
-    return judgement._replace(skipped=[*_skips(state), *judgement.skipped])
-
-
-def _skips(state: State) -> list[Skipped]:
-    return [Skipped(*skip) for skip in dict(state.skipped).items()]
+        patch_size, preprocessing = opened.encoder.patch_size, opened.preprocessing
+        predictor = Predictor(model, patch_size, preprocessing, config, device, config.multi_scale)
+        evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
+    # A training image is skipped in every epoch, but counts once.
+    skipped = [Skipped(*skip) for skip in dict(state.skipped).items()]
+    return evaluation._replace(skipped=[*skipped, *evaluation.skipped])
 
 
 class Bank(NamedTuple):
-    """Patches of training images."""
+    """Patches of training images with their classes."""
 
     tokens: Float[Tensor, "M D"]
     classes: Int[Tensor, " M"]
@@ -166,95 +177,90 @@ class Bank(NamedTuple):
 
 
 def evaluate_knn(setting: Setting, name: str) -> Evaluation:
-    """Name each patch by the training patches that are most like it; no weight is trained."""
+    """Classify each patch by its nearest training patches; nothing is trained.
+
+    Raises:
+        UserError: No training image can be read.
+    """
     _, opened, data, device = setting
     model = FrozenMap(opened.encoder).to(device).eval()
-    count = len(data.classes)
-    confusion = torch.zeros(count, count, dtype=torch.int64)
+    num_classes = len(data.classes)
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     drawn, shown = evenly_spaced(list(range(len(data.test)))), []
     with Bar(len(data.train) + len(data.test)) as bar:
         bar.name(short_name(name))
         bank = build_bank(setting, model, bar)
         skipped = list(bank.skipped)
-        images = _whole(setting, data.test)
-        while group := list(islice(images, IMAGES)):
+        images = _whole_images(setting, data.test)
+        while group := list(islice(images, SEARCH_BATCH)):
             bar.advance(len(group))
             skipped += [skip for whole in group for skip in whole.skipped]
-            read = [(w.index, w.image, w.classes) for w in group if w.image is not None]
-            maps = [patch_map(setting, model, image) for _, image, _ in read]
+            readable = [(w.index, w.image, w.classes) for w in group if w.image is not None]
+            maps = [patch_map(setting, model, image) for _, image, _ in readable]
             votes = vote(setting, bank, maps)
-            for (index, image, truth), scores in zip(read, votes, strict=True):
+            for (index, image, truth), scores in zip(readable, votes, strict=True):
                 assert truth is not None
                 classes = label_pixels(scores, (truth.shape[0], truth.shape[1]))
-                confusion += pixel_confusion(classes, truth, count)
+                confusion += pixel_confusion(classes, truth, num_classes)
                 if index in drawn:
                     shown.append(Shown(data.test.path(index), image, truth, classes))
     return Evaluation(confusion, skipped, shown)
 
 
-def _whole(setting: Setting, pairs: ImageMaskPairs) -> Iterator[WholeImage]:
-    config = setting.config
-    return iter(
-        whole_images(
-            pairs,
-            short_side=config.short_side,
-            interpolation=setting.opened.preprocessing.interpolation,
-            workers=config.workers,
-            cuda=setting.device.type == "cuda",
-        )
-    )
+def _whole_images(setting: Setting, pairs: ImageMaskPairs) -> Iterator[WholeImage]:
+    mode, cuda = setting.opened.preprocessing.interpolation, setting.device.type == "cuda"
+    return iter(whole_images(pairs, range(len(pairs)), setting.config, mode, cuda=cuda))
 
 
 def build_bank(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
-    """Tokens of training images, as many of each, drawn by (seed, image).
+    """Collect tokens of training images, the same number of each, drawn by (seed, image).
 
-    A patch has the class of most of its pixels that count; one without any is left out.
+    A patch has the class of most of its pixels that count; patches without any are left out.
 
     Raises:
-        UserError: There is none.
+        UserError: No training image can be read.
     """
     config, data = setting.config, setting.data
-    most = ceil(config.bank_size / len(data.train))
+    patch_size = setting.opened.encoder.patch_size
+    per_image = ceil(config.bank_size / len(data.train))
     tokens, classes, skipped = [], [], []
-    for whole in _whole(setting, data.train):
+    for whole in _whole_images(setting, data.train):
         bar.advance(1)
         skipped += whole.skipped
         if whole.image is None or whole.classes is None:
             continue
-        found = patch_map(setting, model, whole.image)
-        patch = setting.opened.encoder.patch_size
-        size = (found.shape[1] * patch, found.shape[2] * patch)
-        own = patch_classes(resized(whole.classes, size), patch, len(data.classes)).long()
-        places = (own >= 0).nonzero()[:, 0]
+        features = patch_map(setting, model, whole.image)
+        size = (features.shape[1] * patch_size, features.shape[2] * patch_size)
+        resized = resize_classes(whole.classes, size)
+        of_patches = patch_classes(resized, patch_size, len(data.classes)).long()
+        usable = (of_patches >= 0).nonzero()[:, 0]
         rng = np.random.default_rng((config.seed, whole.index))
-        chosen = places[torch.from_numpy(rng.permutation(len(places))[:most]).sort().values]
-        tokens.append(found.flatten(1).T[chosen])
-        classes.append(own[chosen])
+        chosen = usable[torch.from_numpy(rng.permutation(len(usable))[:per_image]).sort().values]
+        tokens.append(features.flatten(1).T[chosen])
+        classes.append(of_patches[chosen])
     if not tokens:
         raise UserError(f"no training image of {data.name} can be read: {skipped[0].reason}")
-    return Bank(
-        *sample_patches(torch.cat(tokens), torch.cat(classes), config.bank_size, config.seed),
-        skipped,
-    )
+    sample = sample_patches(torch.cat(tokens), torch.cat(classes), config.bank_size, config.seed)
+    return Bank(*sample, skipped)
 
 
 def sample_patches(
-    tokens: Float[Tensor, "N D"], classes: Int[Tensor, " N"], most: int, seed: int
+    tokens: Float[Tensor, "N D"], classes: Int[Tensor, " N"], max_count: int, seed: int
 ) -> tuple[Float[Tensor, "M D"], Int[Tensor, " M"]]:
-    """At most so many of the patches, of all images alike, in their order."""
-    if len(tokens) <= most:
+    """Sample at most `max_count` patches, evenly over the images, keeping their order."""
+    if len(tokens) <= max_count:
         return tokens, classes
-    places = np.random.default_rng(seed).permutation(len(tokens))[:most]
-    kept = torch.from_numpy(places).sort().values
+    indices = np.random.default_rng(seed).permutation(len(tokens))[:max_count]
+    kept = torch.from_numpy(indices).sort().values
     return tokens[kept], classes[kept]
 
 
 def patch_map(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor, "D h w"]:
-    """Patch tokens of a whole image, resized to the nearest size that the patch divides."""
+    """Return the patch tokens of a whole image, resized to the nearest multiple of the patch."""
     mean, std, interpolation = setting.opened.preprocessing
-    patch = setting.opened.encoder.patch_size
-    size = [max(1, round(side / patch)) * patch for side in image.shape[1:]]
-    image = resize(image, size, interpolation)
+    patch_size = setting.opened.encoder.patch_size
+    height, width = (max(1, round(side / patch_size)) * patch_size for side in image.shape[1:])
+    image = resize(image, (height, width), interpolation)
     with (
         torch.inference_mode(),
         precision.autocast(setting.device, setting.config.precision),
@@ -263,14 +269,14 @@ def patch_map(setting: Setting, model: FrozenMap, image: Pixels) -> Float[Tensor
 
 
 def vote(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Tensor, "K h w"]]:
-    """Each class's share of the votes, for the patches of each map."""
+    """Yield each class's share of the neighbours' votes for the patches of each map."""
     if not maps:
         return
     config = setting.config
-    queries = torch.cat([one.flatten(1).T for one in maps])
-    near = nearest_neighbours(bank.tokens, queries, config.k, device=setting.device)
+    queries = torch.cat([features.flatten(1).T for features in maps])
+    neighbours = nearest_neighbours(bank.tokens, queries, config.k, device=setting.device)
     votes = knn_votes(
-        near,
+        neighbours,
         bank.classes,
         len(setting.data.classes),
         k=config.k,
@@ -278,17 +284,17 @@ def vote(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Ten
     )
     shares = votes.clamp(min=0)  # a class without a neighbour has -inf
     shares = shares / shares.sum(dim=1, keepdim=True)
-    for one, part in zip(maps, shares.split([m[0].numel() for m in maps]), strict=True):
-        yield part.T.unflatten(1, one.shape[1:])
+    counts = [features[0].numel() for features in maps]
+    for features, of_map in zip(maps, shares.split(counts), strict=True):
+        yield of_map.T.unflatten(1, features.shape[1:])
 
 
 def rows_table(rows: list[Row]) -> Table:
-    """The rows for the terminal."""
+    """Return the rows as a table for the terminal."""
     table = Table()
     table.add_column("encoder")
     for column in ("mIoU", "mean accuracy", "pixel accuracy"):
         table.add_column(column, justify="right")
-    for row in rows:
-        figures: list[Any] = [f"{value:.1f}" for value in row[1:]]
-        table.add_row(escape(short_name(row.name)), *figures)
+    for name, *metrics in rows:
+        table.add_row(escape(short_name(name)), *(f"{value:.1f}" for value in metrics))
     return table

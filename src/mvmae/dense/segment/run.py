@@ -1,53 +1,51 @@
-"""Segmentation: an encoder and UperNet trained end to end, as BEiT does. Read `train`."""
+"""Train UperNet on an encoder as BEiT does, check a frozen encoder, or apply a finished run.
+
+Read `run`, then `dense/train.py`.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
-from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.augment import seeded
-from mvmae.dense.saved_model import has_metric, load_initial_encoder
-from mvmae.dense.segment import frozen, predict, product, report, test_run
-from mvmae.dense.segment.crops import CropBatch, crop_batches
-from mvmae.dense.segment.evaluate import Evaluation, evaluate
-from mvmae.dense.segment.model import pixel_loss
-from mvmae.dense.segment.opening import open_segmented
-from mvmae.dense.segment.state import (
-    REMEDY,
-    Job,
-    SegmentState,
-    Trained,
-    for_crops,
-    plan_of,
-    resume,
-    run_folder,
-    save,
-    trained_of,
+from mvmae.data.annotations.mask_check import CheckedMasks
+from mvmae.data.annotations.masks import fingerprint
+from mvmae.dense.segment import frozen, predict, report, test_run
+from mvmae.dense.segment.crops import (
+    CropBatch,
+    crop_batches,
+    resize_to_crop,
 )
-from mvmae.errors import UserError
+from mvmae.dense.segment.data import open_segmentation
+from mvmae.dense.segment.evaluate import Evaluation, Predictor, evaluate
+from mvmae.dense.segment.model import Segmenter, pixel_loss
+from mvmae.dense.segment.report import SegmentJob
+from mvmae.dense.train import (
+    Job,
+    Plan,
+    Task,
+    Trained,
+    build_trained,
+    count_steps,
+    load_initial_encoder,
+    optimise,
+    train,
+)
 from mvmae.method.views import normalized
-from mvmae.storage import run_folder as runs
-from mvmae.storage.lock import claimed
-from mvmae.training import distributed, loop, precision
-from mvmae.training.clock import Clock
-from mvmae.training.interrupt import Interrupt, exit_status
-from mvmae.training.log import Log
-from mvmae.training.log import require as require_log
-from mvmae.training.optim import set_lr
+from mvmae.training import precision
+from mvmae.training.schedule import warmup_poly
 
-OUT = Path("runs/segment")
-TERMS = ("loss", "main", "auxiliary")  # of a row of losses
+DEFAULT_OUT = Path("runs/segment")
 
 
 def run(config: SegmentConfig) -> int:
-    """Train a segmenter, or judge a frozen encoder, or use a finished run, as `config` says.
+    """Train a segmenter, evaluate a frozen encoder, or test or apply a finished run.
 
     Returns:
         0 when done; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
@@ -62,166 +60,96 @@ def run(config: SegmentConfig) -> int:
     elif config.protocol != "upernet":
         frozen.run(config)
     else:
-        return train(replace(config, out=config.out or OUT))
+        return train(replace(config, out=config.out or DEFAULT_OUT), open_task)
     return 0
 
 
-def train(config: SegmentConfig) -> int:
-    """Train as `config` says, into the run folder `config.out`.
-
-    Returns:
-        As `run`.
+def open_task(config: SegmentConfig, device: torch.device) -> Task[CropBatch, Evaluation]:
+    """Open encoder and data, and build the segmenter.
 
     Raises:
-        UserError: As `run`, or the loss stopped being finite.
+        UserError: Something cannot be opened, or there are too few images for a batch.
     """
-    out, device = run_folder(config), precision.choose_device(config.device)
-    held = claimed(out, resume=config.resume, overwrite=config.overwrite)
-    with distributed.process_group(device), held:
-        loop.refuse_to_replace(config, out)
-        require_log(config.log)
-        job = job_of(config, device)
-        trained = trained_of(job)
-        if config.resume:
-            state = resume(job, trained)
-        else:
-            state = SegmentState()
-            facts = {"data_fingerprint": job.plan.fingerprint, "num_images": len(job.data.train)}
-            encoder = encoders.encoder_metadata(job.opened)
-            loop.begin_folder(config, device, **facts, encoder=encoder)
-        wrapped = distributed.wrap(trained.model, device)
-        total = job.plan.total
-        batches = crop_batches(
-            job.data.train,
-            job.training(),
-            range(state.step, total),
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.workers,
-            cuda=device.type == "cuda",
-        )
+    job, checked = open_job(config, device)
+    opened = job.opened
+    patch_size, preprocessing, data = opened.encoder.patch_size, opened.preprocessing, job.data
+    trained = build_trained(build_model(job), job)
 
-        quiet = not distributed.is_main()
-        log = Log(out, start=state.step, total=total, also=config.log, quiet=quiet, title="segment")
-        with log, Interrupt() as interrupt:
-            report.report_start(log, job, trained, state)
-            if config.resume and state.judged_step < state.step and job.is_evaluation(state.step):
-                judge(log, job, trained, state)  # in which the run was killed, or failed
-            clock = Clock()
-            for batch in clock.timed(batches):
-                try:
-                    state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
-                except UserError:
-                    if state.is_worth_saving():
-                        save(state, job, trained)
-                    runs.append_skipped(out, state.skipped)
-                    raise
-                lr = job.lr(state.step)
-                set_lr(trained.optimizer, lr)
-                state.pending.append(training_step(wrapped, trained, batch, job, state.step))
-                state.step += 1
-                log.advance(state.step)
+    def evaluate_model(is_last: bool) -> Evaluation:
+        multi_scale = config.multi_scale and is_last
+        predictor = Predictor(trained.model, patch_size, preprocessing, config, device, multi_scale)
+        return evaluate(predictor, data.test, len(data.classes))
 
-                if state.step % config.log_every == 0 or state.step == total:
-                    record = {"lr": lr, **mean_losses(state, job)}
-                    speed = clock.lap(config.batch_size)
-                    log.write(job.plan.place(state.step, config.batch_size) | record | speed)
-                if job.is_evaluation(state.step):
-                    # What fails in a judgement must not cost the steps before it.
-                    save(state, job, trained)
-                    judge(log, job, trained, state)
-                if stopped := loop.stop_signal(interrupt, state, config, device):
-                    save(state, job, trained)
-                    log.say(loop.farewell("segment", stopped, out, state.step))
-                    return exit_status(stopped)
-                if state.step < total and loop.is_due(state, config, device):
-                    save(state, job, trained)
-
-            save(state, job, trained)
-            if distributed.is_main():
-                product.save(job, trained.model)
-            judgement = judge(log, job, trained, state)
-            save(state, job, trained)
-            if distributed.is_main():
-                report.report_result(log, job, judgement, state)
-        distributed.barrier()
-    return 0
+    return Task(
+        command="segment",
+        job=job,
+        trained=trained,
+        losses=("loss", "main", "auxiliary") if config.auxiliary_weight else ("loss", "main"),
+        learning_rate=partial(
+            warmup_poly,
+            peak=config.lr,
+            warmup_steps=config.warmup_iterations,
+            total_steps=job.plan.total,
+            power=config.power,
+        ),
+        batches=partial(crop_batches, data.train, config, preprocessing),
+        training_step=training_step,
+        evaluate=evaluate_model,
+        draw=lambda evaluation, title: report.draw_evaluation(evaluation, data, title),
+        picture="segmentations",
+        save_model=lambda: predict.save_segmenter(job, trained.model),
+        report_start=partial(report.report_start, job, checked, trained.model),
+        report_result=partial(report.report_result, job),
+    )
 
 
-def job_of(config: SegmentConfig, device: torch.device) -> Job:
-    """Open the encoder and the images, look at every mask, and count the steps.
+def open_job(config: SegmentConfig, device: torch.device) -> tuple[SegmentJob, CheckedMasks]:
+    """Open the encoder, check every image with its mask, and count the steps.
 
     Raises:
-        UserError: Something cannot be opened, or the images do not make a batch.
+        UserError: Something cannot be opened, or there are too few images for a batch.
     """
-    opened = for_crops(config, load_initial_encoder(config))
-    data, checked = open_segmented(config, opened.encoder.in_channels)
-    return Job(config, opened, data, checked, plan_of(config, data), device)
+    opened = resize_to_crop(config, load_initial_encoder(config))
+    data, checked = open_segmentation(config, opened.encoder.in_channels)
+    epoch = count_steps(config, len(data.train))
+    plan = Plan(epoch, config.iterations, config.eval_every, fingerprint(data))
+    return Job(config, opened, data, plan, device), checked
+
+
+def build_model(job: SegmentJob) -> nn.Module:
+    """Build the segmenter around the encoder."""
+    config = job.config
+    return Segmenter(
+        job.opened.encoder,
+        len(job.data.classes),
+        channels=config.channels,
+        auxiliary_channels=config.auxiliary_channels if config.auxiliary_weight else None,
+        dropout=config.dropout,
+        drop_path=config.drop_path,
+        recompute=config.recompute,
+        generator=Generator().manual_seed(config.seed),
+    )
 
 
 def training_step(
-    wrapped: nn.Module, trained: Trained, batch: CropBatch, job: Job, step: int
-) -> Float[Tensor, " terms"]:
-    """One update, and its losses; what is random in it is a function of (seed, step, rank)."""
+    wrapped: nn.Module, trained: Trained, batch: CropBatch, job: SegmentJob, step: int
+) -> Float[Tensor, " losses"]:
+    """Update the weights once; returns the loss, then the losses of both heads."""
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
-    rng = np.random.default_rng((config.seed, step, distributed.rank()))
     images = normalized(batch.images, mean, std, device)
     classes = batch.classes.to(device, non_blocking=True).long()
-    trained.model.train()
-    trained.optimizer.zero_grad(set_to_none=True)
-    whole = torch.zeros(3 if config.auxiliary_weight else 2, device=device)
-    with seeded(int(rng.integers(2**63)), device):
-        parts = config.accumulate
-        for some, wanted in zip(
-            images.tensor_split(parts), classes.tensor_split(parts), strict=True
-        ):
-            with precision.autocast(device, config.precision):
-                scores = wrapped(some)
-            losses = [pixel_loss(scores.main, wanted)]
-            loss = losses[0]
-            if scores.auxiliary is not None:
-                losses.append(pixel_loss(scores.auxiliary, wanted))
-                loss = loss + config.auxiliary_weight * losses[1]
-            share = len(some) / len(images)
-            (share * loss).backward()
-            whole += share * torch.stack([loss, *losses]).detach()
-    if config.clip_grad is not None:
-        nn.utils.clip_grad_norm_(trained.model.parameters(), config.clip_grad)
-    trained.optimizer.step()
-    return whole
 
+    def losses(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, classes = part
+        with precision.autocast(device, config.precision):
+            scores = wrapped(images)
+        terms = [pixel_loss(scores.main, classes)]
+        loss = terms[0]
+        if scores.auxiliary is not None:
+            terms.append(pixel_loss(scores.auxiliary, classes))
+            loss = loss + config.auxiliary_weight * terms[1]
+        return loss, torch.stack([loss, *terms])
 
-def mean_losses(state: SegmentState, job: Job) -> dict[str, float]:
-    """Of the steps since the last line of metrics, over all processes.
-
-    Raises:
-        UserError: One is not finite.
-    """
-    loop.refuse_infinite(state, run_folder(job.config), REMEDY)
-    means = torch.stack(state.pending).double().mean(dim=0)
-    state.pending = []
-    return dict(zip(TERMS, distributed.mean_over_processes(means).tolist(), strict=False))
-
-
-def judge(log: Log, job: Job, trained: Trained, state: SegmentState) -> Evaluation:
-    """Look at the test images, and write the figures down; all processes take part.
-
-    Raises:
-        UserError: A loss before it is not finite, or most test images cannot be read.
-    """
-    config, is_last = job.config, state.step == job.plan.total
-    loop.refuse_infinite(state, run_folder(config), REMEDY)
-    judgement = evaluate(
-        job.examiner(trained.model, multi_scale=config.multi_scale and is_last),
-        job.data.test,
-        len(job.data.classes),
-        workers=config.workers,
-    )
-    is_new = state.judged_step < state.step  # not so for a run that had ended and is resumed
-    if is_new and not has_metric(run_folder(config), state.step, "miou"):
-        log.write(job.plan.place(state.step, config.batch_size) | judgement.figures())
-        if log.shows_pictures and judgement.shown:
-            png = report.draw_evaluation(judgement, job.data, f"step {state.step}")
-            log.picture("segmentations", png, state.step)
-    state.judged_step = state.step
-    return judgement
+    count = config.accumulate
+    parts = zip(images.tensor_split(count), classes.tensor_split(count), strict=True)
+    return optimise(trained, job, step, [(len(part[0]), part) for part in parts], losses)

@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
+from mvmae.config.detect import DetectConfig
 from mvmae.data.annotations.coco import (
     CocoSplit,
     Instance,
@@ -26,7 +28,6 @@ from mvmae.data.annotations.coco import (
 from mvmae.data.annotations.coco_check import check_coco, load_coco, read_image_sizes
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.detect.batches import (
-    Jitter,
     Target,
     build_target,
     drop_invisible,
@@ -178,7 +179,13 @@ def test_an_image_that_changed_its_size_is_unreadable(tmp_path):
 # Jitter
 
 
-JITTER = Jitter(0, 2, 32, (0.5, 2.0), True, "bilinear")
+JITTER = DetectConfig(
+    encoder="e", image_size=32, batch_size=2, scale_jitter=(0.5, 2.0), flip="horizontal", workers=0
+)
+
+
+def jitter(image: torch.Tensor, target: Target, seed: int, config=JITTER):
+    return jitter_image(image, target, config, "bilinear", np.random.default_rng(seed))
 
 
 def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
@@ -195,7 +202,7 @@ def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_and_masks_move_with_the_pixels(seed):
     image, target = painted()
-    made = jitter_image(image, target, JITTER, np.random.default_rng(seed))
+    made = jitter(image, target, seed)
     assert max(made.image.shape[1:]) <= 32
     assert made.target.masks.shape[1:] == made.image.shape[1:]
     bright = made.image[0] > 127
@@ -209,9 +216,8 @@ def test_boxes_and_masks_move_with_the_pixels(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_without_masks_move_too(seed):
     image, target = painted()
-    rng = np.random.default_rng(seed)
-    made = jitter_image(image, target._replace(masks=None), JITTER, rng)
-    wanted = jitter_image(image, target, JITTER, np.random.default_rng(seed))
+    made = jitter(image, target._replace(masks=None), seed)
+    wanted = jitter(image, target, seed)
     assert torch.equal(made.image, wanted.image)
     for box in wanted.target.boxes:
         assert (made.target.boxes - box).abs().amax(dim=1).min() <= 1.5
@@ -219,18 +225,15 @@ def test_boxes_without_masks_move_too(seed):
 
 def test_scales_are_spread_over_their_range():
     image, target = painted()
-    sides = [
-        max(jitter_image(image, target, JITTER, np.random.default_rng(seed)).image.shape[1:])
-        for seed in range(60)
-    ]
+    sides = [max(jitter(image, target, seed).image.shape[1:]) for seed in range(60)]
     assert min(sides) < 20  # 0.5 of 32 and a little
     assert np.mean([side == 32 for side in sides]) == pytest.approx(2 / 3, abs=0.2)
 
 
 def test_no_jitter_is_the_fitted_image():
     image, target = painted()
-    plain = JITTER._replace(scale=(1.0, 1.0), flip=False)
-    made = jitter_image(image, target, plain, np.random.default_rng(0))
+    plain = replace(JITTER, scale_jitter=(1.0, 1.0), flip="none")
+    made = jitter(image, target, 0, plain)
     assert made.image.shape == (3, *fitted_size((40, 60), 32)) == (3, 21, 32)
     torch.testing.assert_close(
         made.target.boxes, target.boxes * torch.tensor([32 / 60, 21 / 40] * 2), rtol=0, atol=1
@@ -264,7 +267,7 @@ def test_an_image_without_things_is_jittered_too():
     image, _ = painted()
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for target in (empty, empty._replace(masks=torch.zeros(0, 40, 60, dtype=torch.uint8))):
-        made = jitter_image(image, target, JITTER, np.random.default_rng(3))
+        made = jitter(image, target, 3)
         assert made.target.boxes.shape == (0, 4)
 
 
@@ -273,13 +276,13 @@ def test_odd_sizes_fit(size):
     image = torch.zeros(3, *size, dtype=torch.uint8)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for seed in range(5):
-        made = jitter_image(image, empty, JITTER, np.random.default_rng(seed))
+        made = jitter(image, empty, seed)
         assert 1 <= min(made.image.shape[1:]) <= max(made.image.shape[1:]) <= 32
 
 
 def batches_of(split, steps, workers=0, rank=0, world_size=1):
-    options = {"rank": rank, "world_size": world_size, "workers": workers, "cuda": False}
-    return list(training_batches(split, JITTER, steps, **options))
+    config, options = replace(JITTER, workers=workers), {"rank": rank, "world_size": world_size}
+    return list(training_batches(split, config, "bilinear", steps, **options, cuda=False))
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index_alone(tmp_path):
@@ -313,17 +316,7 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
     write_split(tmp_path, "val", count=5)
     split = split_of(tmp_path, "val")
     Path(split.path(3)).write_bytes(b"broken")
-    loaded = list(
-        evaluation_batches(
-            split,
-            32,
-            interpolation="bicubic",
-            batch_size=2,
-            places=[0, 1, 3, 4],
-            workers=0,
-            cuda=False,
-        )
-    )
+    loaded = list(evaluation_batches(split, [0, 1, 3, 4], JITTER, "bicubic", cuda=False))
     assert [batch.indices for batch in loaded] == [[0, 1], [4]]
     assert loaded[0].sizes == [(48, 64), (48, 64)]
     assert loaded[0].images[0].shape == (3, 24, 32)

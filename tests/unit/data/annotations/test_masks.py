@@ -1,5 +1,7 @@
 """Images with masks: what is found, what values mean, what is wrong, what is trained on."""
 
+from copy import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +10,7 @@ import torch
 from masks_data import complaint, found, save_pair, values_of
 from PIL import Image
 
+from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_check import check_pairs, usable_data
 from mvmae.data.annotations.mask_values import (
     IGNORED,
@@ -19,7 +22,6 @@ from mvmae.data.annotations.mask_values import (
 from mvmae.data.annotations.masks import ImageMaskPairs, Pair, class_names, fingerprint
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.segment.crops import (
-    CropSettings,
     base_scale,
     crop_batches,
     distort_colours,
@@ -29,20 +31,22 @@ from mvmae.dense.segment.crops import (
     resize_classes,
     training_crop,
 )
+from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 
-TRAINING = CropSettings(
-    seed=0,
+TRAINING = SegmentConfig(
+    encoder="e",
+    data="d",
     batch_size=2,
     crop=16,
     short_side=20,
     jitter=(0.5, 2.0),
     most_of_crop=0.75,
-    flip=True,
+    flip="horizontal",
     distort=True,
-    interpolation="bilinear",
-    fill=(10.0, 20.0, 30.0),
+    workers=0,
 )
+PREPROCESSING = Preprocessing((10 / 255, 20 / 255, 30 / 255), (0.3,) * 3, "bilinear")
 
 
 @pytest.fixture
@@ -237,13 +241,14 @@ def test_base_scale_fits_the_short_side_and_limits_the_long():
 def test_image_and_mask_are_cut_alike(tmp_path):
     """The image's red is ten times the mask's value, wherever it is cut, turned or padded."""
     rng = np.random.default_rng(0)
-    plain = TRAINING._replace(distort=False, fill=(0.0, 0.0, 100.0))
+    plain = replace(TRAINING, distort=False)
+    preprocessing = PREPROCESSING._replace(mean=(0.0, 0.0, 100 / 255))
     classes = torch.from_numpy(values_of(0, 3, 6, 9).astype(np.int16))
     red = (classes * 10).to(torch.uint8)
     image = torch.stack([red, red * 0, red * 0 + 100])
     mirrored = 0
     for _ in range(50):
-        cut, own = training_crop(image, classes, plain, rng)
+        cut, own = training_crop(image, classes, plain, preprocessing, rng)
         assert cut.shape == (3, 16, 16)
         assert own.shape == (16, 16)
         counted = own >= 0
@@ -258,8 +263,9 @@ def test_image_and_mask_are_cut_alike(tmp_path):
 def test_one_class_fills_no_more_than_its_share_of_most_crops():
     classes = torch.zeros(64, 64, dtype=torch.int16)
     classes[:, 48:] = 1
-    large = TRAINING._replace(jitter=(1.0, 1.0), short_side=64)
-    free = large._replace(most_of_crop=1.1)  # the first crop, whatever it holds
+    large = replace(TRAINING, jitter=(1.0, 1.0), short_side=64)
+    free = copy(large)
+    object.__setattr__(free, "most_of_crop", 1.1)  # the first crop, whatever its share
     shares = []
     for training in (large, free):
         rng = np.random.default_rng(0)
@@ -283,8 +289,12 @@ def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(a
     pairs = found(ade).train.pairs
 
     def steps(start, rank, world_size, workers):
-        options = {"rank": rank, "world_size": world_size, "workers": workers, "cuda": False}
-        return list(crop_batches(pairs, TRAINING, range(start, 6), **options))
+        config, options = (
+            replace(TRAINING, workers=workers),
+            {"rank": rank, "world_size": world_size},
+        )
+        batches = crop_batches(pairs, config, PREPROCESSING, range(start, 6), **options, cuda=False)
+        return list(batches)
 
     whole, later, spread = steps(0, 0, 1, 0), steps(4, 0, 1, 0), steps(0, 0, 1, 2)
     first, second = (steps(0, rank, 2, 0) for rank in (0, 1))
@@ -299,20 +309,14 @@ def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(a
 def test_unreadable_pair_is_replaced_and_told(ade):
     pairs = found(ade).train.pairs
     Path(pairs.paths[2]).write_bytes(b"no image")
-    batches = crop_batches(pairs, TRAINING, range(3), rank=0, world_size=1, workers=0, cuda=False)
+    options = {"rank": 0, "world_size": 1, "cuda": False}
+    batches = list(crop_batches(pairs, TRAINING, PREPROCESSING, range(3), **options))
     skipped = [skip for batch in batches for skip in batch.skipped]
     assert {Path(skip.path).stem for skip in skipped} == {"2"}
     assert all(batch.is_whole for batch in batches)
     broken = ImageMaskPairs("x", [Pair(pairs.paths[2], pairs.masks[2])], 3, Rule(0))
-    (batch,) = crop_batches(
-        broken,
-        TRAINING._replace(batch_size=1),
-        range(1),
-        rank=0,
-        world_size=1,
-        workers=0,
-        cuda=False,
-    )
+    config = replace(TRAINING, batch_size=1)
+    (batch,) = crop_batches(broken, config, PREPROCESSING, range(1), **options)
     assert not batch.is_whole
 
 

@@ -1,6 +1,7 @@
 """Windows, scales and figures of segmentation."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mvmae.config.segment import SegmentConfig
 from mvmae.dense.segment.evaluate import (
     Predictor,
     label_pixels,
@@ -36,12 +38,11 @@ class Blur(nn.Module):
         return Scores(self.layer(images), None)
 
 
-def examiner(**options) -> Predictor:
+def predictor(*, multi_scale: bool = False, **options) -> Predictor:
     preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, "bilinear")
-    plain = Predictor(
-        Blur(), 4, 32, 20, None, preprocessing, torch.device("cpu"), "fp32", at_once=3
-    )
-    return plain._replace(**options)
+    config = {"crop": 32, "stride": 20, "short_side": None, "precision": "fp32", "batch_size": 3}
+    config = SegmentConfig(encoder="e", data="d", **config | options)
+    return Predictor(Blur(), 4, preprocessing, config, torch.device("cpu"), multi_scale)
 
 
 # Windows
@@ -58,7 +59,7 @@ def test_windows_cover_a_side_and_overlap_as_asked(side):
 
 def test_one_window_is_one_pass():
     image = torch.randn(3, 32, 32)
-    test = examiner()
+    test = predictor()
     wanted = resize_scores(test.model(image[None]).main, (32, 32))[0]
     torch.testing.assert_close(sliding_scores(test, image), wanted)
     small = image[:, :24, :20]
@@ -67,12 +68,12 @@ def test_one_window_is_one_pass():
 
 
 def test_image_smaller_than_a_patch_is_padded():
-    assert sliding_scores(examiner(), torch.randn(3, 3, 50)).shape == (5, 3, 50)
+    assert sliding_scores(predictor(), torch.randn(3, 3, 50)).shape == (5, 3, 50)
 
 
 def test_windows_are_averaged():
     """Against a loop over all windows, one at a time."""
-    test, image = examiner(), torch.randn(3, 70, 45)
+    test, image = predictor(), torch.randn(3, 70, 45)
     total, count = torch.zeros(5, 70, 45), torch.zeros(70, 45)
     for top in (0, 20, 38):
         for left in (0, 13):
@@ -81,15 +82,14 @@ def test_windows_are_averaged():
                 test.model(cut).main, (32, 32)
             )[0]
             count[top : top + 32, left : left + 32] += 1
-    for at_once in (1, 4, 100):
-        torch.testing.assert_close(
-            sliding_scores(test._replace(at_once=at_once), image), total / count
-        )
+    for batch_size in (1, 4, 100):
+        other = test._replace(config=replace(test.config, batch_size=batch_size))
+        torch.testing.assert_close(sliding_scores(other, image), total / count)
 
 
 def test_many_scales_are_probabilities_and_blind_to_mirrors():
     image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
-    test = examiner(multi_scale=True)
+    test = predictor(multi_scale=True)
     with torch.no_grad():
         scores, mirrored = score_image(test, image), score_image(test, image.flip(-1)).flip(-1)
     torch.testing.assert_close(scores.sum(dim=0), torch.ones(40, 48))
@@ -104,7 +104,7 @@ def test_classes_are_those_of_the_largest_score_however_many_there_are():
 
 def test_prediction_has_the_images_own_size():
     image = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8)
-    assert predict_classes(examiner(short_side=40), image, (61, 83)).shape == (61, 83)
+    assert predict_classes(predictor(short_side=40), image, (61, 83)).shape == (61, 83)
 
 
 # Figures

@@ -13,22 +13,23 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import hash_images
 from mvmae.dense.segment.model import Segmenter
-from mvmae.dense.segment.product import OpenedSegmenter
+from mvmae.dense.segment.predict import SavedSegmenter
 from mvmae.dense.segment.test_run import open_test_data
 from mvmae.errors import UserError
 
 NAMED = ("sky", "road", "car")
+FIXED = {"crop": 32, "stride": 21, "short_side": 32}
 
 
 @pytest.fixture(scope="module")
-def model() -> OpenedSegmenter:
+def model() -> SavedSegmenter:
     """Never trained: what is tested here comes before it looks at anything."""
     opened = encoders.open_encoder("random:vit_pico", 32)
     segmenter = Segmenter(opened.encoder, 3, channels=8, auxiliary_channels=None)
-    return OpenedSegmenter(segmenter, opened, NAMED, Rule(None), 32, 21, 32, frozenset())
+    return SavedSegmenter(segmenter, opened, NAMED, Rule(None), FIXED, frozenset())
 
 
-def opened(root: Path, made: OpenedSegmenter, **options):
+def opened(root: Path, made: SavedSegmenter, **options):
     config = SegmentConfig(encoder="run", data=str(root), protocol="test", **options)
     return open_test_data(config, made)
 
@@ -56,23 +57,23 @@ def test_values_mean_what_they_meant_in_training_whatever_the_layout(tmp_path, m
             data, said = opened(root, made)
             assert data.test.read_mask(0).unique().tolist() == seen
             assert data.classes == NAMED
-            assert not any("learnt with --ignore-index" in sentence for sentence in said)
+            assert not any("trained with --ignore-index" in sentence for sentence in said)
 
 
 def test_another_rule_that_is_asked_for_is_said(tmp_path, model):
     data, said = opened(plain(tmp_path, 0, 1, 2, 3), model, ignore_index=0)
     assert data.test.read_mask(0).unique().tolist() == [-1, 0, 1, 2]
-    assert "the run learnt with --ignore-index none; here it is 0" in said
-    assert said[-1].startswith("values in the masks: 0 counts for nothing (")
+    assert "the run was trained with --ignore-index none, and is tested with 0" in said
+    assert said[-1].startswith("values in the masks: 0 is ignored (")
 
 
 def test_other_names_are_refused(tmp_path, model):
     plain(tmp_path, 0, 1, 2)
     (tmp_path / "classes.csv").write_text("0,sky\n1,zzz2\n2,car\n")
-    with pytest.raises(UserError, match=r"value 1 is zzz2 in .*, and road for run"):
+    with pytest.raises(UserError, match=r"value 1 is zzz2 in .* but road in run"):
         opened(tmp_path, model)
     (tmp_path / "classes.csv").write_text("0,sky\n1,road\n2,car\n3,tree\n")
-    with pytest.raises(UserError, match=r"names class tree \(value 3\), and run has 3 classes"):
+    with pytest.raises(UserError, match=r"names class tree \(value 3\), but run has 3 classes"):
         opened(tmp_path, model)
     (tmp_path / "classes.csv").write_text("0,sky\n1,road\n2,car\n")
     assert opened(tmp_path, model).data.classes == NAMED
@@ -88,34 +89,34 @@ def test_a_model_without_names_takes_those_of_the_images(tmp_path, model):
 def test_a_folder_that_is_new_to_the_model_is_tested_whole(tmp_path, model):
     data, said = opened(plain(tmp_path, 0, 1, 2), model)
     assert len(data.test) == 6
-    assert said[0].startswith(f"6 images of {tmp_path} test (all images test); 3 classes; windows")
+    assert said[0].startswith(f"6 test images of {tmp_path} (all images test); 3 classes; windows")
 
 
 def test_images_that_were_learnt_from_do_not_test_wherever_they_lie(tmp_path, model):
     plain(tmp_path / "a", 0, 1, 2)
     whole = opened(tmp_path / "a", model).data.test
     learnt = frozenset(hash_images(whole.select([0, 2, 3])))
-    made = model._replace(learnt=learnt)
+    made = model._replace(training_images=learnt)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     (tmp_path / "b" / "images" / "0.png").rename(tmp_path / "b" / "images" / "z.png")
     (tmp_path / "b" / "masks" / "0.png").rename(tmp_path / "b" / "masks" / "z.png")
     data, said = opened(tmp_path / "b", made)
     assert [Path(path).stem for path in data.test.paths] == ["1", "4", "5"]
-    assert "3 of the 6 images were learnt from, and are left out" in said
-    every = model._replace(learnt=frozenset(hash_images(whole)))
+    assert "3 of the 6 images are training images and left out" in said
+    every = model._replace(training_images=frozenset(hash_images(whole)))
     data, said = opened(tmp_path / "b", every)
     assert len(data.test) == 6
-    assert "6 of the 6 images were learnt from: this is no fair test" in said
+    assert "6 of the 6 test images are training images: metrics are optimistic" in said
 
 
 def test_a_split_is_tested_once_and_alone(tmp_path, model):
     data, said = opened(split(tmp_path, 0, 1, 2), model)
     assert (len(data.train), len(data.test), data.split) == (0, 1, "val/")
-    assert not any("learnt from" in sentence for sentence in said)
-    known = model._replace(learnt=frozenset(hash_images(data.test)))
+    assert not any("training images" in sentence for sentence in said)
+    known = model._replace(training_images=frozenset(hash_images(data.test)))
     data, said = opened(tmp_path, known)
     assert len(data.test) == 1
-    assert "1 of the 1 images were learnt from: this is no fair test" in said
+    assert "1 of the 1 test images are training images: metrics are optimistic" in said
 
 
 @pytest.mark.parametrize("rule", [Rule(None), Rule(None, 255), Rule(None, 65535)])

@@ -21,16 +21,14 @@ from mvmae.dense.detect.model import (
     build_detector,
     roi_align,
     spread_blocks,
-    synchronise_norms,
-    total_loss,
 )
-from mvmae.dense.detect.run import job_of, training_step
-from mvmae.dense.detect.state import trained_of
+from mvmae.dense.detect.run import build_model, open_job, training_step
+from mvmae.dense.train import build_trained
 from mvmae.errors import UserError
 from mvmae.figures.detection import Panel, Things, colour_of, draw, drawn
 from mvmae.method.views import normalized
 from mvmae.method.vit import Encoder, initialize
-from mvmae.recipes import DETECT
+from mvmae.recipes.supervised import DETECT
 from mvmae.training.schedule import warmup_drops
 
 SMALL = DetectorShape(
@@ -71,7 +69,7 @@ def test_every_part_learns(name):
     ]
     losses = model(images, targets)
     assert len(losses) == 4 + shape.with_masks
-    total_loss(losses).backward()
+    sum(losses.values()).backward()
     for key, parameter in model.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None, key
@@ -89,7 +87,7 @@ def test_every_part_learns(name):
 def test_a_batch_without_things_does_no_harm(norm):
     model = build_detector(encoder_of(), SMALL._replace(norm=norm)).train()
     losses = model([torch.randn(3, 64, 48)] * 2, [target_of(), target_of()])
-    total_loss(losses).backward()
+    sum(losses.values()).backward()
     assert losses["loss_mask"] == 0
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
@@ -199,7 +197,7 @@ def test_images_are_padded_at_the_right_and_the_bottom():
 
 
 def test_batch_norms_become_synchronised():
-    model = synchronise_norms(build_detector(encoder_of(), SMALL))
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build_detector(encoder_of(), SMALL))
     kinds = {type(one) for one in model.modules()}
     assert nn.SyncBatchNorm in kinds
     assert nn.BatchNorm2d not in kinds
@@ -297,13 +295,14 @@ def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
         norm="layer",
         batch_size=2,
         accumulate=2,
+        workers=0,
         drop_path=0.5,
         device="cpu",
     )
-    job = job_of(config, torch.device("cpu"))
-    trained, same = trained_of(job), trained_of(job)
-    options = {"rank": 0, "world_size": 1, "workers": 0, "cuda": False}
-    (batch,) = training_batches(job.data.train, job.jitter(), range(1), **options)
+    job = open_job(config, torch.device("cpu"))
+    trained, same = (build_trained(build_model(job), job) for _ in range(2))
+    options = {"rank": 0, "world_size": 1, "cuda": False}
+    (batch,) = training_batches(job.data.train, config, "bicubic", range(1), **options)
     row = training_step(trained.model.train(), trained, batch, job, 7)
 
     mean, std, _ = job.opened.preprocessing
@@ -311,7 +310,8 @@ def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
     with seeded(int(np.random.default_rng((0, 7, 0)).integers(2**63))):
         for image, target in zip(batch.images, batch.targets, strict=True):
             pixels = normalized(image[None], mean, std, job.device)
-            losses.append(total_loss(same.model.train()([pixels[0]], [target._asdict()])))
+            terms = same.model.train()([pixels[0]], [target._asdict()])
+            losses.append(sum(terms.values()))
     (sum(losses) / 2).backward()
     torch.testing.assert_close(row[0], sum(losses).detach() / 2)
     torch.testing.assert_close(row[0], row[1:].sum())

@@ -1,4 +1,4 @@
-"""Opening images with masks: found, looked through, and what is wrong with them told in a table."""
+"""Images with masks: find the pairs, check them, and describe what was found."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from mvmae.data.annotations.masks import FoundPairs, SegmentationData, find_pair
 from mvmae.terminal import Bar
 from mvmae.training import distributed
 
-MOST_SAID = 6  # values on the screen, of either kind
+MAX_VALUES = 6  # printed, ignored ones and classes each
+MAX_NAMES = 5  # classes named in a warning
 
 
-def open_segmented(config: SegmentConfig, channels: int) -> tuple[SegmentationData, CheckedMasks]:
-    """The images with masks that a config names, checked.
+def open_segmentation(
+    config: SegmentConfig, channels: int
+) -> tuple[SegmentationData, CheckedMasks]:
+    """Open and check the images with masks that a config names.
 
     Raises:
         UserError: There are none, or they cannot be used.
@@ -37,7 +40,7 @@ def find_data(
     with_training: bool = True,
     rules: tuple[Rule, ...] | None = None,
 ) -> FoundPairs:
-    """As `find_pairs`, for what a config names."""
+    """Find the images with masks that a config names; see `find_pairs` for the rest."""
     folders = None
     if config.images is not None and config.masks is not None:
         folders = config.images, config.masks
@@ -54,18 +57,18 @@ def find_data(
 
 
 def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
-    """Look at every pair, on the main process, and show what is not as it should be."""
+    """Read every pair on the main process, and print a table of what is wrong with them."""
     checked = None
     if distributed.is_main():
         with Bar(len(found.train.pairs) + len(found.test.pairs)) as bar:
-            bar.name("looking at masks")
+            bar.name("checking masks")
             checked = check_pairs(found, num_classes, bar.advance)
-        show(checked)
+        print_findings(checked)
     return distributed.from_main(checked)
 
 
-def show(checked: CheckedMasks) -> None:
-    """What is not as it should be, if anything is."""
+def print_findings(checked: CheckedMasks) -> None:
+    """Print a table of what is wrong with images and masks, if anything is."""
     if not checked.findings:
         return
     table = Table(title="images and masks", title_justify="left")
@@ -79,49 +82,48 @@ def show(checked: CheckedMasks) -> None:
 
 
 def data_name(config: SegmentConfig) -> str:
-    """What the user called the images."""
+    """Return the name under which the user gave the images."""
     return config.data or str(config.images)
 
 
 def describe_data(data: SegmentationData, checked: CheckedMasks) -> str:
-    """How many images and classes there are, in a sentence."""
-    learnt, tested = checked.pixels
-    silent = [name for name, count in zip(data.classes, learnt, strict=True) if not count]
-    absent = f", {len(silent)} of them in no training mask" if silent else ""
-    only = [name for name, a, b in zip(data.classes, learnt, tested, strict=True) if b and not a]
-    warned = f"; only in test masks: {', '.join(only[:5])}" if only else ""
+    """Describe the numbers of images and classes in one sentence."""
+    train, test = checked.pixels
+    missing = [name for name, count in zip(data.classes, train, strict=True) if not count]
+    absent = f", {len(missing)} of them in no training mask" if missing else ""
+    only = [name for name, a, b in zip(data.classes, train, test, strict=True) if b and not a]
+    warning = f"; only in test masks: {', '.join(only[:MAX_NAMES])}" if only else ""
     return (
-        f"{len(data.train)} images learn, {len(data.test)} test ({data.split}); "
-        f"{len(data.classes)} classes{absent}{warned}"
+        f"{len(data.train)} training images, {len(data.test)} test images ({data.split}); "
+        f"{len(data.classes)} classes{absent}{warning}"
     )
 
 
 def describe_values(checked: CheckedMasks, classes: Sequence[str]) -> str:
-    """What each value in the masks was taken for, with its share of the pixels."""
+    """Describe what each value in the masks means, with its share of the pixels."""
     rule, total = checked.rule, sum(checked.values.values())
     order = sorted(checked.values, key=lambda value: -checked.values[value])
     numbers = rule.to_classes(np.array(order, dtype=np.int64)).tolist()
-    nothing, something = [], []
+    ignored, used = [], []
     for value, number in zip(order, numbers, strict=True):
         share = f"({100 * checked.values[value] / total:.1f} %)"
         if number == IGNORED:
-            nothing.append(f"{value} counts for nothing {share}")
-        else:
-            name = classes[number] if number < len(classes) else "no class"
-            called = f"class {name}" if name.isdecimal() else name
-            said = f"{value} is {'a class' if name == str(value) else called}"
-            something.append(f"{said} {share}")
-    said = [*nothing[:MOST_SAID], *something[:MOST_SAID]]
-    if more := len(nothing) + len(something) - len(said):
-        said.append(f"and {more} more")
-    return f"{', '.join(said)}{_because(rule, checked)}"
+            ignored.append(f"{value} is ignored {share}")
+            continue
+        name = classes[number] if number < len(classes) else "no class"
+        meaning = f"class {name}" if name.isdecimal() else name
+        used.append(f"{value} is {'a class' if name == str(value) else meaning} {share}")
+    listed = [*ignored[:MAX_VALUES], *used[:MAX_VALUES]]
+    if more := len(ignored) + len(used) - len(listed):
+        listed.append(f"and {more} more")
+    return f"{', '.join(listed)}{_explain_rule(rule, checked)}"
 
 
-def _because(rule: Rule, checked: CheckedMasks) -> str:
+def _explain_rule(rule: Rule, checked: CheckedMasks) -> str:
     if rule.foreground is not None:
-        return "; black-and-white masks have two classes, --ignore-index none would take one away"
-    if rule.ignored == 0 and 0 in checked.values:  # others have been asked for
+        return "; black-and-white masks have two classes, --ignore-index none would remove one"
+    if rule.ignored == 0 and 0 in checked.values:  # the user asked for any other ignored value
         return "; --ignore-index none makes 0 a class"
     if ALWAYS_IGNORED in checked.values:
-        return f"; {ALWAYS_IGNORED} never counts beside other classes"
+        return f"; {ALWAYS_IGNORED} is always ignored beside other classes"
     return ""

@@ -7,26 +7,22 @@ from pathlib import Path
 import pytest
 
 from mvmae import encoders
-from mvmae.cli.main import main, parse
+from mvmae.cli.main import main
+from mvmae.cli.parse import parse
 from mvmae.config.detect import DetectConfig
 from mvmae.config.files import to_json
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
-from mvmae.dense.detect.product import open_detector
-from mvmae.dense.saved_model import (
-    command_of_run,
-    has_metric,
-    load_initial_encoder,
-    refuse_fixed_settings,
-    require_8_bit,
-)
-from mvmae.dense.segment.product import open_segmenter
+from mvmae.dense.detect.predict import open_detector
+from mvmae.dense.saved_model import apply_fixed_settings, command_of_run
+from mvmae.dense.segment.predict import open_segmenter
+from mvmae.dense.train import has_metric, load_initial_encoder, require_8_bit
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
 
 SEGMENT = SegmentConfig(encoder="e", data="d")
-LOOKS = {"crop": 64, "stride": 42, "short_side": 80}
+FIXED = {"crop": 64, "stride": 42, "short_side": 80}
 
 
 @pytest.mark.parametrize(
@@ -43,7 +39,7 @@ def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, command):
     for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
         with pytest.raises(UserError) as caught:
             opened(str(tmp_path))
-        unfinished = "it has not finished: --resume it"
+        unfinished = "the run has not finished: continue it with --resume"
         said = unfinished if command == own else f"it is a run of mvmae {command}"
         assert str(caught.value).endswith(f"({said})")
 
@@ -51,27 +47,31 @@ def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, command):
 def test_what_is_no_run_is_told_without_a_guess(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     assert command_of_run(tmp_path) == ""
-    with pytest.raises(UserError, match=r"model.safetensors$"):
+    with pytest.raises(UserError, match=r"model.safetensors does not exist$"):
         open_segmenter(str(tmp_path))
 
 
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"stride": 10}, "--stride 10 changes nothing here, the run has 42: leave --stride out"),
-        ({"crop": 100}, "--crop 100 changes nothing here, the run has 64"),
-        ({"short_side": None}, "--short-side None changes nothing here, the run has 80"),
+        (
+            {"stride": 10},
+            "--stride 10 has no effect on a trained model, which uses 42: leave --stride out",
+        ),
+        ({"crop": 100}, "--crop 100 has no effect on a trained model, which uses 64"),
+        ({"short_side": None}, "--short-side None has no effect on a trained model, which uses 80"),
     ],
 )
 def test_another_way_to_look_is_refused(changes, told):
     with pytest.raises(UserError, match=told):
-        refuse_fixed_settings(replace(SEGMENT, **changes), "segment", LOOKS)
+        apply_fixed_settings(replace(SEGMENT, **changes), "segment", FIXED)
 
 
 def test_what_a_recipe_or_the_run_says_passes():
     for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
-        config = parse("segment", ["run", "data", "--protocol", "test", *words])[1]
-        refuse_fixed_settings(config, "segment", LOOKS)
+        config = parse("segment", ["run", "data", "--protocol", "test", *words])
+        fixed = apply_fixed_settings(config, "segment", FIXED)
+        assert (fixed.crop, fixed.stride, fixed.short_side) == (64, 42, 80)
 
 
 def test_a_resumed_run_needs_no_encoder(tmp_path):
@@ -104,9 +104,9 @@ def test_what_metrics_have_is_not_written_again(tmp_path):
 @pytest.mark.parametrize(
     ("channels", "depth", "said"),
     [
-        (3, "float", "enc was trained on images of floating-point values and 3 channels: "),
-        (1, "16", "of 16 bit and 1 channel: "),
-        (12, "8", "of 8 bit and 12 channels: "),
+        (3, "float", "enc was trained on floating-point images of 3 channels. "),
+        (1, "16", "on 16-bit images of 1 channel. "),
+        (12, "8", "on 8-bit images of 12 channels. "),
     ],
 )
 def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
@@ -128,7 +128,7 @@ def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
         assert main(words.split()) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert said in line
-        assert line.endswith("gray or colour of 8 bit, with an encoder of such images")
+        assert line.endswith("an encoder of 8-bit grey or colour images: choose another ENCODER")
         assert not Path("run").exists()
 
 

@@ -24,13 +24,13 @@ def test_only_sure_detections_are_drawn_where_there_are_any():
 def test_an_image_without_sure_ones_gets_its_surest():
     drawn, note = select_drawn([found(0.9, 0.5, 0.4), found(0.3, 0.2, 0.1, 0.05)])
     assert [one.scores for one in drawn] == [[0.9, 0.5], [0.3, 0.2, 0.1]]
-    assert note == "score 0.5 or more, and where there is none the 3 surest"
+    assert note == "score 0.5 or more, or the best 3 of an image without any"
 
 
 def test_where_nothing_is_sure_the_surest_are_drawn_and_it_is_said():
     drawn, note = select_drawn([found(0.19, 0.12, 0.1, 0.05), found(), found(0.07)])
     assert [one.scores for one in drawn] == [[0.19, 0.12, 0.1], [], [0.07]]
-    assert note == "no score of 0.5, so the 3 surest; the best here is 0.19"
+    assert note == "the best 3 of each image, none has a score of 0.5 (highest: 0.19)"
     assert select_drawn([found()])[1] == "score 0.5 or more"
 
 
@@ -54,7 +54,7 @@ def test_boxes_that_are_too_small_are_told_with_the_size_that_would_do(
     else:
         assert f"smaller than {side / 100 * image_size:.0f} pixels" in warning
         assert f"the smallest anchor is {2 * patch}:" in warning
-        assert f"--image-size {wanted} would do" in warning
+        assert f"Set --image-size {wanted}," in warning
         assert small_box_warning(sides, wanted, patch) == ""
 
 

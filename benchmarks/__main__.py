@@ -1,0 +1,115 @@
+"""`python -m benchmarks step|input|scale`: time parts of pre-training against other packages."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from benchmarks import input, scale, step
+from benchmarks.config import BenchConfig
+from mvmae import terminal
+from mvmae.cli.main import exit_status, num_processes
+from mvmae.cli.parse import parse_config
+from mvmae.errors import UserError
+from mvmae.storage import run_folder
+from mvmae.storage.marks import require_place, require_replaceable
+from mvmae.storage.outputs import write
+from mvmae.training import precision
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the arguments, run one benchmark and return its exit status, as `mvmae` does."""
+    return exit_status(_main, list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(args: list[str]) -> int:
+    words, args = terminal.flags(args)
+    with terminal.output(words):
+        config = parse_config(BenchConfig, None, args, prog="python -m benchmarks")
+        if config is None:  # --help
+            return 0
+        if num_processes() > 1:
+            raise UserError("benchmarks run in one process: start them without torchrun")
+        run(config)
+    return 0
+
+
+def run(config: BenchConfig) -> None:
+    """Time one part, print its tables, and write JSON if asked to.
+
+    Raises:
+        UserError: The data are missing, or --out cannot be written.
+    """
+    if config.out:
+        require_writable(config.out, config.part)
+    if config.part == "input":
+        result = input.measure(config)
+        facts = run_folder.environment(torch.device("cpu"), 1, threads=1)
+        tables, notes = input.tables_of(result, config), input.notes_of(result, config)
+    else:
+        device = precision.choose_device(config.device)
+        part = step if config.part == "step" else scale
+        result = part.measure(config, device)
+        facts = run_folder.environment(device, 1)
+        tables, notes = part.tables_of(result, config), part.notes_of(result, config)
+    settings = settings_of(config)
+    terminal.emit("result", {"command": "benchmarks"} | settings | result)
+    console = Console()
+    for table in tables:
+        console.print(table)
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+    if config.out:
+        config.out.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(config.out, settings | result | {"environment": facts})
+        console.print(f"written: {config.out}", highlight=False, soft_wrap=True)
+        if config.part == "scale":
+            picture = picture_of(config.out)
+            write(picture, scale.picture_of(result, config))
+            console.print(f"written: {picture}", highlight=False, soft_wrap=True)
+
+
+def require_writable(out: Path, part: str) -> None:
+    """Make sure that the JSON, and the picture of `scale`, can go where --out says.
+
+    Raises:
+        UserError: They cannot.
+    """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: --out must name a JSON file")
+    require_place(out)
+    require_replaceable(out)
+    if part == "scale":
+        if picture_of(out) == out:
+            raise UserError(f"--out {out} must name a JSON file; the picture goes beside it")
+        require_replaceable(picture_of(out))
+
+
+def picture_of(out: Path) -> Path:
+    """The picture that belongs to a JSON file."""
+    return out.with_suffix(".png")
+
+
+def settings_of(config: BenchConfig) -> dict[str, Any]:
+    """What was timed, for the JSON: the config with its defaults filled in, without `out`."""
+    fields = asdict(config) | {"rounds": config.num_rounds}
+    if config.part == "step":
+        kept = ("part", "batch_size", "rounds", "peers", "attention", "compile", "precision")
+        facts = {"model": asdict(config.step_model)}
+    elif config.part == "scale":
+        kept = ("part", "batch_size", "rounds", "precision", "data")
+        facts = {"model": asdict(scale.scale_model(config))}
+    else:
+        kept = ("part", "data", "rounds")
+        facts = {"images": config.num_images, "size": config.model.height_width}
+    return {"config": {name: fields[name] for name in kept} | facts}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
