@@ -70,6 +70,7 @@ class Backbone(nn.Module):
         global_blocks: Blocks (from 0) that attend over the whole image despite `window`.
         relative_positions: Whether blocks learn decomposed relative positions. Requires windows or
             an encoder without prefix tokens.
+        drop_path: Probability of skipping a branch of the last block; it rises linearly from 0.
         recompute: Whether to recompute activations in the backward pass: less memory, a third more
             time.
 
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
         window: int | None = None,
         global_blocks: Sequence[int] = (),
         relative_positions: bool = False,
+        drop_path: float = 0.0,
         recompute: bool = False,
     ) -> None:
         super().__init__()
@@ -95,6 +97,9 @@ class Backbone(nn.Module):
         ]
         self.keeps_prefix = window is None
         self.recompute = recompute
+        rates = torch.linspace(0, drop_path, len(encoder.blocks)).tolist()
+        for block, rate in zip(encoder.blocks, rates, strict=True):
+            block.drop_path = rate
         self.relative = nn.ModuleList()
         if relative_positions:
             if self.keeps_prefix and encoder.num_prefix:

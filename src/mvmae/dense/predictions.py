@@ -84,7 +84,7 @@ def require_replaceable(out: Path, owned: Mapping[str, str], mark: str, *, overw
 
 
 def _foreign_files(out: Path, owned: Mapping[str, str]) -> Iterator[str]:
-    """Yield files that lie in the folders of predictions but are not predictions."""
+    """Yield files in the folders of predictions that are not predictions."""
     for name, suffix in owned.items():
         for path in (out / name).rglob("*"):
             if path.is_file() and path.suffix != suffix:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -39,38 +39,7 @@ REMEDY = "begin a new run with a lower --lr, or with --clip-grad 1"
 
 C = TypeVar("C", bound=DetectConfig | SegmentConfig)
 D = TypeVar("D")  # images with annotations
-B = TypeVar("B", bound="Batch")
-E = TypeVar("E", bound="Metrics")
 P = TypeVar("P")  # part of a batch
-
-
-@runtime_checkable
-class Batch(Protocol):
-    """What one process trains on in one step."""
-
-    @property
-    def images(self) -> Sequence[Tensor] | Tensor:
-        """Images of the batch."""
-        ...
-
-    @property
-    def skipped(self) -> list[Any]:
-        """Path and reason of each image that could not be read."""
-        ...
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether a readable image was found for every position of the batch."""
-        ...
-
-
-@runtime_checkable
-class Metrics(Protocol):
-    """Result of an evaluation."""
-
-    def figures(self) -> dict[str, Any]:
-        """Metrics for metrics.jsonl."""
-        ...
 
 
 class Plan(NamedTuple):
@@ -127,8 +96,11 @@ class TrainState(State):
 
 
 @dataclass(frozen=True)
-class Task(Generic[B, E]):
-    """What `detect` and `segment` do differently in a run."""
+class Task:
+    """What `detect` and `segment` do differently in a run.
+
+    A batch has `images`, `skipped` and `is_whole`; an evaluation has `figures()`.
+    """
 
     command: str
     job: Job
@@ -139,14 +111,15 @@ class Task(Generic[B, E]):
     learning_rate: Callable[[int], float]
     """Peak learning rate over the layers, by step."""
 
-    batches: Callable[..., Iterable[B]]
+    batches: Callable[..., Iterable[Any]]
     """Called with the steps, and with rank, world_size and cuda by name."""
 
-    training_step: Callable[[nn.Module, Trained, B, Job, int], Tensor]
-    evaluate: Callable[[bool], E | None]
-    """Called with whether it is the last evaluation; every process takes part."""
+    training_step: Callable[[nn.Module, Trained, Any, Job, int], Tensor]
+    evaluate: Callable[[bool], Any]
+    """Called by every process with whether it is the last evaluation; may return None on all but
+    the main one."""
 
-    draw: Callable[[E, str], bytes]
+    draw: Callable[[Any, str], bytes]
     """PNG of some predictions, under a title."""
 
     picture: str
@@ -154,7 +127,7 @@ class Task(Generic[B, E]):
 
     save_model: Callable[[], None]
     report_start: Callable[[Log, int], None]
-    report_result: Callable[[Log, E, State], None]
+    report_result: Callable[[Log, Any, State], None]
 
 
 def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
@@ -246,7 +219,7 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
     return 0
 
 
-def note_reading(batch: Batch, state: TrainState, task: Task) -> None:
+def note_reading(batch: Any, state: TrainState, task: Task) -> None:
     """Count the images that could not be read.
 
     Raises:
@@ -284,7 +257,7 @@ def mean_losses(state: TrainState, task: Task) -> dict[str, float]:
     return dict(zip(task.losses, distributed.mean_over_processes(means).tolist(), strict=True))
 
 
-def evaluate(log: Log, task: Task[B, E], state: TrainState) -> E | None:
+def evaluate(log: Log, task: Task, state: TrainState) -> Any:
     """Evaluate the model and write the metrics; every process takes part.
 
     Raises:

@@ -91,7 +91,7 @@ def jitter_image(
     box = Box(top, left, height, width)
     flips = config.flip == "horizontal" and rng.random() < 0.5
 
-    make: Any = tv_tensors.BoundingBoxes  # type checkers see Tensor's signature instead of its own
+    make: Any = tv_tensors.BoundingBoxes  # type checkers take Tensor's signature for this class's
     boxes = make(target.boxes, format="XYXY", canvas_size=size)
     image = crop(image, box, visible, interpolation)
     boxes = tv.resized_crop(boxes, *box, size=list(visible))

@@ -169,9 +169,6 @@ def build_backbone(
     """Build a new pyramid on a copy of the encoder; see `build_detector` for the arguments."""
     depth = encoder.size.depth
     body = encoder_copy(encoder)
-    rates = torch.linspace(0, drop_path, depth).tolist()
-    for block, rate in zip(body.blocks, rates, strict=True):
-        block.drop_path = rate
     is_fpn = shape.pyramid == "fpn"
     backbone = Backbone(
         body,
@@ -179,6 +176,7 @@ def build_backbone(
         window=shape.window,
         global_blocks=spread_blocks(shape.global_blocks, depth) if shape.global_blocks else (),
         relative_positions=shape.relative_positions,
+        drop_path=drop_path,
         recompute=recompute,
     )
     if not backbone.keeps_prefix:

@@ -16,20 +16,10 @@ from mvmae import encoders
 from mvmae.config.detect import DetectConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
+from mvmae.dense import predictions, saved_model
 from mvmae.dense.detect.evaluate import Detector, detect_objects
 from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.report import DetectJob, to_things
-from mvmae.dense.predictions import (
-    keep_skipped,
-    open_images,
-    prediction_names,
-    refuse_own_images,
-    report_predictions,
-    require_replaceable,
-    require_single_process,
-    write_aside,
-)
-from mvmae.dense.saved_model import apply_fixed_settings, open_model, save_model
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.figures.detection import drawn, png_of
 from mvmae.storage import run_folder as runs
@@ -71,7 +61,7 @@ def save_detector(job: DetectJob, shape: DetectorShape, model: nn.Module) -> Non
         "classes": job.data.train.classes,
         "category_ids": job.data.train.ids,
     }
-    save_model(job.folder, "detect", facts, model)
+    saved_model.save_model(job.folder, "detect", facts, model)
 
 
 def open_detector(source: str) -> SavedDetector:
@@ -80,7 +70,7 @@ def open_detector(source: str) -> SavedDetector:
     Raises:
         UserError: There is no trained detector, or its files are damaged.
     """
-    return open_model(source, "detect", "detector", _build)
+    return saved_model.open_model(source, "detect", "detector", _build)
 
 
 def _build(facts: Mapping[str, Any], opened: OpenedEncoder) -> SavedDetector:
@@ -101,33 +91,33 @@ def run(config: DetectConfig) -> None:
     """
     images = config.predict
     assert images is not None
-    require_single_process("--predict")
+    predictions.require_single_process("--predict")
     began = time.perf_counter()
     device = precision.choose_device(config.device)
     run_folder = Path(config.encoder)
     run_folder = run_folder if run_folder.is_dir() else run_folder.parent
     out = config.out or run_folder / "predictions"
-    require_replaceable(out, OWNED, PREDICTIONS, overwrite=config.overwrite)
+    predictions.require_replaceable(out, OWNED, PREDICTIONS, overwrite=config.overwrite)
     saved = open_detector(config.encoder)
-    config = apply_fixed_settings(config, "detect", {"image_size": saved.shape.side})
-    source = open_images(images, saved.in_channels)
-    refuse_own_images(out, source)
+    config = saved_model.apply_fixed_settings(config, "detect", {"image_size": saved.shape.side})
+    source = predictions.open_images(images, saved.in_channels)
+    predictions.refuse_own_images(out, source)
     detector = Detector(saved.model.to(device), saved.preprocessing, config, device)
-    with write_aside(out, OWNED) as folder:
-        predictions = predict_all(folder, detector, saved, source)
-        keep_skipped(folder, source, predictions.skipped)
-        lines = ",\n".join(json.dumps(row) for row in predictions.rows)
+    with predictions.write_aside(out, OWNED) as folder:
+        found = predict_all(folder, detector, saved, source)
+        predictions.keep_skipped(folder, source, found.skipped)
+        lines = ",\n".join(json.dumps(row) for row in found.rows)
         checkpoint.write_text(folder / PREDICTIONS, f"[\n{lines}\n]\n")
     pictures = f" and {out / 'pictures'}" if config.draw else ""
-    report_predictions(
+    predictions.report_predictions(
         "detect",
         out,
         began=began,
         num_images=len(source),
-        num_skipped=len(predictions.skipped),
-        findings=f"detected with score {config.score:g} or more: {describe(predictions, config)}",
+        num_skipped=len(found.skipped),
+        findings=f"detected with score {config.score:g} or more: {describe(found, config)}",
         written=f"{out / PREDICTIONS}{pictures}",
-        facts={"file": str(out / PREDICTIONS), "things": len(predictions.rows)},
+        facts={"file": str(out / PREDICTIONS), "things": len(found.rows)},
     )
 
 
@@ -138,7 +128,7 @@ def predict_all(
     rows: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
     best_score = 0.0
-    config, names = detector.config, prediction_names(source)
+    config, names = detector.config, predictions.prediction_names(source)
     with Bar(len(source)) as bar:
         bar.name("detecting")
         for found in detect_objects(detector, source, range(len(source)), skipped, bar.advance):
@@ -157,12 +147,12 @@ def predict_all(
     return Predictions(rows, skipped, best_score)
 
 
-def describe(predictions: Predictions, config: DetectConfig) -> str:
+def describe(found: Predictions, config: DetectConfig) -> str:
     """Describe how many objects of each class were detected."""
-    classes = Counter(row["category"] for row in predictions.rows).most_common(MAX_CLASSES)
+    classes = Counter(row["category"] for row in found.rows).most_common(MAX_CLASSES)
     if classes:
         return ", ".join(f"{count} {name}" for name, count in classes)
-    best = predictions.best_score
+    best = found.best_score
     if best:
         return f"nothing; the best score is {best:.2f}, so --score {best / 2:.1g} would show more"
     return "nothing"

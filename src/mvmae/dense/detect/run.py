@@ -16,7 +16,7 @@ from mvmae.config.detect import DetectConfig
 from mvmae.dense.detect import predict, report
 from mvmae.dense.detect.batches import DetectionBatch, Target, training_batches
 from mvmae.dense.detect.data import DetectionData, open_detection
-from mvmae.dense.detect.evaluate import Detector, Evaluation, evaluate
+from mvmae.dense.detect.evaluate import Detector, evaluate
 from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.report import DetectJob
 from mvmae.dense.pyramid import SCALES
@@ -61,7 +61,7 @@ def run(config: DetectConfig) -> int:
     return train(replace(config, out=config.out or DEFAULT_OUT), open_task)
 
 
-def open_task(config: DetectConfig, device: torch.device) -> Task[DetectionBatch, Evaluation]:
+def open_task(config: DetectConfig, device: torch.device) -> Task:
     """Open encoder and data, and build the detector.
 
     Raises:

@@ -5,7 +5,7 @@ Shapes: C channels, K classes, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 from typing import NamedTuple
@@ -175,7 +175,7 @@ def evaluate(
     """
     predictor.model.eval()
     indices = range(distributed.rank(), len(pairs), distributed.world_size())
-    drawn = evenly_spaced(list(indices)) if distributed.is_main() else set()
+    drawn = evenly_spaced(indices) if distributed.is_main() else set()
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     skipped, shown = [], []
     config = predictor.config
@@ -202,7 +202,7 @@ def evaluate(
     return Evaluation(_sum_over_processes(confusion, predictor.device), skipped, shown)
 
 
-def evenly_spaced(indices: list[int]) -> set[int]:
+def evenly_spaced(indices: Sequence[int]) -> set[int]:
     """Choose a few indices, evenly spaced."""
     count = min(NUM_PICTURES, len(indices))
     return {indices[len(indices) * (2 * at + 1) // (2 * count)] for at in range(count)}

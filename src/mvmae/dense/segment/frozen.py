@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import islice
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,16 +25,8 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense.predictions import require_single_process
-from mvmae.dense.segment import report
-from mvmae.dense.segment.crops import (
-    WholeImage,
-    crop_batches,
-    patch_classes,
-    resize_classes,
-    resize_to_crop,
-    whole_images,
-)
+from mvmae.dense import predictions
+from mvmae.dense.segment import crops, report
 from mvmae.dense.segment.data import data_name, describe_data, describe_values, open_segmentation
 from mvmae.dense.segment.evaluate import (
     Evaluation,
@@ -71,26 +63,17 @@ class Setting(NamedTuple):
     device: torch.device
 
 
-class Row(NamedTuple):
-    """One line of a result; metrics in percent."""
-
-    name: str
-    miou: float
-    mean_accuracy: float
-    pixel_accuracy: float
-
-
 def run(config: SegmentConfig) -> None:
     """Print and keep the mIoU of a frozen encoder, and of an untrained one.
 
     Raises:
         UserError: The encoder or the images with masks cannot be used.
     """
-    require_single_process(f"--protocol {config.protocol}")
+    predictions.require_single_process(f"--protocol {config.protocol}")
     began, device = time.perf_counter(), precision.choose_device(config.device)
     folder = results.home(config.encoder, config.out)
     opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
-    opened = resize_to_crop(config, opened)
+    opened = crops.resize_to_crop(config, opened)
     data, checked = open_segmentation(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(describe_data(data, checked))
@@ -104,7 +87,7 @@ def run(config: SegmentConfig) -> None:
     rows, evaluations = [], []
     for name, candidate in candidates:
         evaluations.append(evaluate_frozen(Setting(config, candidate, data, device), name))
-        rows.append(Row(name, **evaluations[-1].figures()))
+        rows.append({"name": name, **evaluations[-1].figures()})
 
     what = f"segment-{config.protocol}"
     title = f"{config.protocol} segmentation on {data_name(config)}, frozen encoder"
@@ -112,7 +95,7 @@ def run(config: SegmentConfig) -> None:
     Console().print(rows_table(rows))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
     content = report.result_content(evaluations[0], data) | {
-        "rows": [row._asdict() for row in rows],
+        "rows": rows,
         "seconds": round(time.perf_counter() - began, 1),
     }
     file = report.write_result(folder, config, content, device, what=what)
@@ -136,7 +119,7 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
     optimizer = adamw(
         model, lr=config.linear_lr, betas=config.betas, weight_decay=config.weight_decay
     )
-    batches = crop_batches(
+    batches = crops.crop_batches(
         data.train,
         replace(config, batch_size=batch_size),
         opened.preprocessing,
@@ -186,7 +169,7 @@ def evaluate_knn(setting: Setting, name: str) -> Evaluation:
     model = FrozenMap(opened.encoder).to(device).eval()
     num_classes = len(data.classes)
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
-    drawn, shown = evenly_spaced(list(range(len(data.test)))), []
+    drawn, shown = evenly_spaced(range(len(data.test))), []
     with Bar(len(data.train) + len(data.test)) as bar:
         bar.name(short_name(name))
         bank = build_bank(setting, model, bar)
@@ -207,9 +190,9 @@ def evaluate_knn(setting: Setting, name: str) -> Evaluation:
     return Evaluation(confusion, skipped, shown)
 
 
-def _whole_images(setting: Setting, pairs: ImageMaskPairs) -> Iterator[WholeImage]:
+def _whole_images(setting: Setting, pairs: ImageMaskPairs) -> Iterator[crops.WholeImage]:
     mode, cuda = setting.opened.preprocessing.interpolation, setting.device.type == "cuda"
-    return iter(whole_images(pairs, range(len(pairs)), setting.config, mode, cuda=cuda))
+    return iter(crops.whole_images(pairs, range(len(pairs)), setting.config, mode, cuda=cuda))
 
 
 def build_bank(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
@@ -231,8 +214,8 @@ def build_bank(setting: Setting, model: FrozenMap, bar: Bar) -> Bank:
             continue
         features = patch_map(setting, model, whole.image)
         size = (features.shape[1] * patch_size, features.shape[2] * patch_size)
-        resized = resize_classes(whole.classes, size)
-        of_patches = patch_classes(resized, patch_size, len(data.classes)).long()
+        resized = crops.resize_classes(whole.classes, size)
+        of_patches = crops.patch_classes(resized, patch_size, len(data.classes)).long()
         usable = (of_patches >= 0).nonzero()[:, 0]
         rng = np.random.default_rng((config.seed, whole.index))
         chosen = usable[torch.from_numpy(rng.permutation(len(usable))[:per_image]).sort().values]
@@ -289,12 +272,13 @@ def vote(setting: Setting, bank: Bank, maps: list[Tensor]) -> Iterator[Float[Ten
         yield of_map.T.unflatten(1, features.shape[1:])
 
 
-def rows_table(rows: list[Row]) -> Table:
+def rows_table(rows: list[dict[str, Any]]) -> Table:
     """Return the rows as a table for the terminal."""
     table = Table()
     table.add_column("encoder")
     for column in ("mIoU", "mean accuracy", "pixel accuracy"):
         table.add_column(column, justify="right")
-    for name, *metrics in rows:
+    for row in rows:
+        name, *metrics = row.values()
         table.add_row(escape(short_name(name)), *(f"{value:.1f}" for value in metrics))
     return table

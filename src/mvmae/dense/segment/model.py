@@ -151,13 +151,12 @@ class Segmenter(nn.Module):
         super().__init__()
         self.map_blocks = map_blocks(encoder.size.depth)
         out_blocks = sorted(set(self.map_blocks))  # a shallow encoder has some maps twice
-        self.backbone = Backbone(encoder, out_blocks=out_blocks, recompute=recompute)
+        self.backbone = Backbone(
+            encoder, out_blocks=out_blocks, drop_path=drop_path, recompute=recompute
+        )
         # The maps are taken before the last norm, and DistributedDataParallel rejects unused
         # parameters.
         encoder.norm.requires_grad_(False)
-        rates = torch.linspace(0, drop_path, encoder.size.depth).tolist()
-        for block, rate in zip(encoder.blocks, rates, strict=True):
-            block.drop_path = rate
         width = encoder.embed_dim
         self.scales = MultiScale(width, BatchNorm)
         self.head = UPerHead(width, num_classes, channels=channels, dropout=dropout)

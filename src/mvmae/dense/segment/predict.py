@@ -20,17 +20,7 @@ from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import EVERY_FIFTH_IMAGE_TESTS, hash_images
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.base import Source
-from mvmae.dense.predictions import (
-    keep_skipped,
-    open_images,
-    prediction_names,
-    refuse_own_images,
-    report_predictions,
-    require_replaceable,
-    require_single_process,
-    write_aside,
-)
-from mvmae.dense.saved_model import apply_fixed_settings, open_model, save_model
+from mvmae.dense import predictions, saved_model
 from mvmae.dense.segment.evaluate import Predictor, predict_classes
 from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.report import SegmentJob
@@ -78,7 +68,7 @@ def save_segmenter(job: SegmentJob, model: nn.Module) -> None:
         "short_side": config.short_side,
         "learnt": hash_images(data.train) if data.split == EVERY_FIFTH_IMAGE_TESTS else [],
     }
-    save_model(job.folder, "segment", facts, model)
+    saved_model.save_model(job.folder, "segment", facts, model)
     encoders.save_encoder(job.folder, job.opened)
 
 
@@ -88,7 +78,7 @@ def open_segmenter(source: str) -> SavedSegmenter:
     Raises:
         UserError: There is no trained segmenter, or its files are damaged.
     """
-    return open_model(source, "segment", "segmenter", _build)
+    return saved_model.open_model(source, "segment", "segmenter", _build)
 
 
 def _build(facts: Mapping[str, Any], opened: OpenedEncoder) -> SavedSegmenter:
@@ -117,7 +107,7 @@ def saved_predictor(
     Raises:
         UserError: The config has other settings than training has fixed.
     """
-    config = apply_fixed_settings(config, "segment", saved.fixed_settings)
+    config = saved_model.apply_fixed_settings(config, "segment", saved.fixed_settings)
     patch_size, preprocessing = saved.opened.encoder.patch_size, saved.opened.preprocessing
     model = saved.model.to(device)
     return Predictor(model, patch_size, preprocessing, config, device, config.multi_scale)
@@ -131,19 +121,19 @@ def run(config: SegmentConfig) -> None:
     """
     assert config.predict is not None
     assert config.out is not None
-    require_single_process("--predict")
+    predictions.require_single_process("--predict")
     began, out = time.perf_counter(), config.out
     device = precision.choose_device(config.device)
-    require_replaceable(out, OWNED, CLASSES, overwrite=config.overwrite)
+    predictions.require_replaceable(out, OWNED, CLASSES, overwrite=config.overwrite)
     saved = open_segmenter(config.encoder)
     predictor = saved_predictor(saved, config, device)
-    source = open_images(config.predict, saved.opened.encoder.in_channels)
-    refuse_own_images(out, source)
-    with write_aside(out, OWNED) as folder:
+    source = predictions.open_images(config.predict, saved.opened.encoder.in_channels)
+    predictions.refuse_own_images(out, source)
+    with predictions.write_aside(out, OWNED) as folder:
         pixels, skipped = predict_all(folder, predictor, saved, source)
-        keep_skipped(folder, source, skipped)
+        predictions.keep_skipped(folder, source, skipped)
         write_classes(folder / CLASSES, saved, pixels)
-    report_predictions(
+    predictions.report_predictions(
         "segment",
         out,
         began=began,
@@ -164,7 +154,7 @@ def predict_all(
         Number of pixels of each class; path and reason of each image that cannot be read.
     """
     predictor.model.eval()
-    colours, names = palette(len(saved.classes)), prediction_names(source)
+    colours, names = palette(len(saved.classes)), predictions.prediction_names(source)
     pixels = torch.zeros(len(saved.classes), dtype=torch.int64)
     skipped = []
     with Bar(len(source)) as bar:

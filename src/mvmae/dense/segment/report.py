@@ -83,7 +83,7 @@ def result_content(evaluation: Evaluation, data: SegmentationData) -> dict[str, 
     content = {
         "headline": evaluation.figures(),
         "per_class": [
-            {"class": name, "iou": _rounded(iou), "accuracy": _rounded(accuracy), "pixels": count}
+            {"class": name, "iou": _round(iou), "accuracy": _round(accuracy), "pixels": count}
             for name, iou, accuracy, count in rows
         ],
         "data": {
@@ -102,7 +102,7 @@ def result_content(evaluation: Evaluation, data: SegmentationData) -> dict[str, 
     return content
 
 
-def _rounded(value: float) -> float | None:
+def _round(value: float) -> float | None:
     return None if isnan(value) else round(value, 4)
 
 

@@ -64,7 +64,7 @@ def run(config: SegmentConfig) -> int:
     return 0
 
 
-def open_task(config: SegmentConfig, device: torch.device) -> Task[CropBatch, Evaluation]:
+def open_task(config: SegmentConfig, device: torch.device) -> Task:
     """Open encoder and data, and build the segmenter.
 
     Raises:
