@@ -13,7 +13,7 @@ setup: .venv/ready
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "mvmae needs Python 3.11 or newer: make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(INSTALL) -e '.[logging,bench,timm,fast,hf,onnx,explore]' --group dev --group parity
+	$(INSTALL) -e '.[logging,bench,timm,hf,onnx,explore]' --group dev --group parity
 	@touch $@
 
 demo: setup  ## pre-train on the built-in photographs, judge, draw: about three minutes on two cores

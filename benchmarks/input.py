@@ -11,13 +11,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from rich.markup import escape
 from rich.table import Table
 
 from benchmarks.config import BenchConfig
 from benchmarks.photographs import facts_of, jpeg_files, large_photographs
-from benchmarks.ways import OurViews, Way, differences, gpu_sides, side_of, ways_of
-from mvmae.data.reading.gpu_decode import decodes
+from benchmarks.ways import OurViews, Way, differences, side_of, ways_of
 
 PARITY_IMAGES, LARGE_PARITY_IMAGES = 50, 8  # two crops of each are compared
 LARGE_IMAGES, LARGE_ROUNDS = 3, 3  # MAE's transform takes a quarter of a second for one
@@ -25,8 +23,6 @@ OURS = ("exact", "fast")
 NAMES = {
     "exact": "mvmae",
     "fast": "mvmae --decode fast",
-    "gpu_reading": "mvmae --decode gpu: a process that reads",
-    "gpu": "mvmae --decode gpu: the GPU, for all of them",
     "plain": "MAE's transform, file read for each view",
     "plain_decoded_once": "MAE's transform, file read once",
 }
@@ -71,9 +67,7 @@ def measured(
     seconds = seconds_in_turn(ways, files, images, rounds)
     rates = {name: round(images / median(times), 4) for name, times in seconds.items()}
     sides = {name: side_of(rates[name], seconds[name]) for name in ways}
-    ratios = {name: ratios_of(name, rates, seconds) for name in OURS if name in ways}
-    if config.device != "cpu" and torch.cuda.is_available() and decodes(torch.device("cuda")):
-        sides |= gpu_sides(files, config.model, torch.device("cuda"), rounds)
+    ratios = {name: ratios_of(name, rates, seconds) for name in OURS}
     return sides | {
         "ratios": ratios,
         "milliseconds_of_exact": exact.milliseconds(),
@@ -153,8 +147,6 @@ def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
     notes = [note for part in result.values() for note in notes_of_part(part)]
     if "large_photographs" in result:
         notes.append("the large photographs are the built-in ones, enlarged, with grain")
-    if "fast" not in result["photographs"]:
-        notes.append(escape("--decode fast is left out: pip install 'mvmae[fast]'"))
     return notes
 
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,25 +20,20 @@ from benchmarks.plain import load_pil, mae_transform
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.decode import decode
-from mvmae.data.reading.gpu_decode import collate, on_device, plain_file
-from mvmae.data.reading.reduced_jpeg import fast_views, has_simplejpeg
-from mvmae.data.reading.samples import ViewsDataset
-from mvmae.data.sources.folders import Files
+from mvmae.data.reading.reduced_jpeg import fast_views
 from mvmae.method.views import normalized, random_crops, random_views
 
 Way = Callable[[Path], Any]  # an image file to two normalised views
 CPU = torch.device("cpu")
-GPU_BATCH = 128
 
 
 def ways_of(model: ModelConfig) -> dict[str, Way]:
     """The ways that there are on this machine, by their names in the JSON."""
     config = PretrainConfig(model=replace(model, in_channels=3))
     transform = mae_transform(model.height_width, *config.pixel_statistics)
-    ways: dict[str, Way] = {"exact": OurViews(config)}
-    if has_simplejpeg():
-        ways["fast"] = OurViews(replace(config, decode="fast"))
-    return ways | {
+    return {
+        "exact": OurViews(config),
+        "fast": OurViews(replace(config, decode="fast")),
         "plain": lambda file: [transform(load_pil(file)) for _ in range(2)],
         "plain_decoded_once": lambda file: twice(transform, load_pil(file)),
     }
@@ -92,37 +86,6 @@ class OurViews:
         return {name: round(float(m), 4) for name, m in zip(Parts._fields, means, strict=True)}
 
 
-def gpu_sides(
-    files: Sequence[Path], model: ModelConfig, device: torch.device, rounds: int
-) -> dict[str, dict[str, Any]]:
-    """`--decode gpu` for the JSON: a process that reads, and what the device does with it.
-
-    Args:
-        files: JPEG files.
-        model: Says how large the views are.
-        device: Which decodes.
-        rounds: Of which the median is taken.
-    """
-    config = PretrainConfig(model=replace(model, in_channels=3), decode="gpu")
-    statistics = config.pixel_statistics
-    source = Files("bench", [str(file) for file in files], 3)
-    reading, exact = ViewsDataset(source, config, plain_file), ViewsDataset(source, config)
-    seconds: list[tuple[float, float]] = []
-    for epoch in range(rounds + 1):
-        begin = time.perf_counter()
-        batch = collate([reading[epoch, at % len(files)] for at in range(GPU_BATCH)])
-        read = time.perf_counter()
-        normalized(on_device(batch, exact, device).views.flatten(0, 1), *statistics, device)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append((read - begin, time.perf_counter() - read))
-    both = zip(*seconds[1:], strict=True)  # the first one warms up
-    return {
-        name: side_of(GPU_BATCH / median(times), list(times))
-        for name, times in zip(("gpu_reading", "gpu"), both, strict=True)
-    }
-
-
 def side_of(rate: float, seconds: list[float]) -> dict[str, Any]:
     """One way for the JSON."""
     return {
@@ -169,11 +132,13 @@ def differences(
         draws = [np.random.default_rng(at) for _ in range(3)]  # all ways show the same crops
         exact = random_views(decode(data, 3), config.views, model.height_width, draws[0])
         pillow = pillow_views(files[at % len(files)], config, draws[1])
-        pairs = {"exact_to_pillow": (exact, pillow)}
-        if has_simplejpeg():
-            fast = fast_views(data, config, draws[2])
-            fast = exact if fast is None else fast
-            pairs |= {"fast_to_pillow": (fast, pillow), "fast_to_exact": (fast, exact)}
+        fast = fast_views(data, config, draws[2])
+        fast = exact if fast is None else fast
+        pairs = {
+            "exact_to_pillow": (exact, pillow),
+            "fast_to_pillow": (fast, pillow),
+            "fast_to_exact": (fast, exact),
+        }
         for name, pair in pairs.items():
             kinds.setdefault(name, Differences()).add(*pair)
     return {name: kind.told() for name, kind in kinds.items()}

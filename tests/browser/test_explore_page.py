@@ -268,7 +268,7 @@ def test_bad_upload_is_said_in_the_page(opened, home):
     page.locator("#file").set_input_files(home / "notes.png")
     page.wait_for_selector("#upload-message:not([hidden])")
     said = page.locator("#upload-message").inner_text()
-    assert said == "That file cannot be read as an image: no image of a kind that is read."
+    assert said == "That file cannot be read as an image: not an image of a supported kind."
     assert page.locator("#upload-message").get_attribute("role") == "alert"
     assert page.locator("#current-name").inner_text() == name
     (refused,) = opened.trouble  # the browser itself logs each answer of 400

@@ -157,7 +157,7 @@ def test_what_was_passed_over_is_named(here, capsys):
     does("attention red images --count 3 --out a.png")
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "2 of 3 images: no more can be read"
-    assert lines[1] == "passed over: images/1.png (no image of a kind that is read)"
+    assert lines[1] == "passed over: images/1.png (not an image of a supported kind)"
 
 
 def test_the_seed_chooses_the_images(here):

@@ -23,7 +23,6 @@ ON_GPU = {"device": "cuda"}
         {"compile": "off"},
         {"precision": "fp32", "compile": "off"},
         {"recompute": True},
-        {"decode": "gpu"},
         {"micro-batch-size": 3},
     ],
 )

@@ -138,7 +138,7 @@ def test_a_run_repeats_from_its_config_without_looking_again(tmp_path, pretrain_
         ({}, "have 5 channels, not 3: set --model.in-channels 5"),
         ({"model.in-channels": 4}, "have 5 channels, not 4: set --model.in-channels 5"),
         ({"model.in-channels": 65}, "in_channels must be at most 64, not 65"),
-        ({"model.in-channels": 5, "views.depth": "16"}, "float32 are not read at depth 16"),
+        ({"model.in-channels": 5, "views.depth": "16"}, "float32 are not supported at depth 16"),
         ({"model.in-channels": 5, "views.mean": (0.5, 0.5)}, "views.mean has 2 values for 5"),
     ],
 )

@@ -139,11 +139,10 @@ class PretrainConfig:
     workers: int | None = None
     """Processes that read images, for each training process. Default: by the machine."""
 
-    decode: Literal["exact", "fast", "gpu"] = "exact"
-    """How JPEG files become pixels. exact: whole. fast: no finer than the crops need, many times
-    faster for photographs of several megapixels; what is not twice as large as needed gives the
-    same pixels (pip install 'mvmae[fast]'). gpu: by the GPU's decoder, whose pixels differ a
-    little; the processes that read then only read."""
+    decode: Literal["exact", "fast"] = "exact"
+    """How JPEG files are decoded. exact: whole. fast: no finer than the crops need, many times
+    faster for photographs of several megapixels; images less than twice as large as needed give
+    the same pixels."""
 
     read_timeout: float = 600.0
     """Seconds that reading an image may take; then it is passed over, as one that cannot be read.

@@ -14,7 +14,6 @@ from torch import Generator, Tensor, nn
 from mvmae import encoders
 from mvmae.config.files import to_json
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.gpu_decode import require_decoder
 from mvmae.data.reading.loader import Batch, view_batches
 from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.groups import group_numbers, groups_in_words
@@ -58,7 +57,6 @@ def run(config: PretrainConfig) -> int:
     held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), nullcontext() if config.dry_run else held:
         require_log(config.log)
-        require_decoder(config, device)
         source = open_source(config.data, plain_channels(config.model.in_channels))
         config, source, remarks = settle(config, source)
         groups = groups_of(config, source)
@@ -88,7 +86,6 @@ def run(config: PretrainConfig) -> int:
             world_size=distributed.world_size(),
             cuda=device.type == "cuda",
             groups=groups,
-            device=device,
         )
 
         quiet = not distributed.is_main()

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from torchvision.ops import stochastic_depth
 
 from mvmae.config.model import Pool, Size
 from mvmae.errors import UserError
@@ -137,7 +136,11 @@ class Block(nn.Module):
         """A branch, left out of some images in training."""
         if self.drop_path == 0 or not self.training:
             return branch
-        return stochastic_depth(branch, self.drop_path, mode="row")
+        kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))
+        kept.bernoulli_(1 - self.drop_path)
+        if self.drop_path < 1:
+            kept.div_(1 - self.drop_path)  # the mean stays the same
+        return branch * kept
 
 
 def through(

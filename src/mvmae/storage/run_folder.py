@@ -8,11 +8,11 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 
 from mvmae.errors import UserError
 from mvmae.training.checkpoint import write_text
@@ -83,7 +83,7 @@ def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str
         "mvmae": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "torchvision": torchvision.__version__,
+        "torchvision": metadata.version("torchvision"),
         "platform": f"{platform.system()} {platform.machine()}",
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         "threads": torch.get_num_threads(),

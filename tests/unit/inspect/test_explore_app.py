@@ -371,7 +371,7 @@ def truncated() -> bytes:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        pytest.param(b"words and no picture", "no image of a kind", id="text"),
+        pytest.param(b"words and no picture", "not an image of a supp", id="text"),
         pytest.param(b"", "empty", id="nothing"),
         pytest.param(
             b"\xff\xd8\xff\xe0\x00\x10JFIF\x00" + b"\0" * 40,
@@ -381,8 +381,12 @@ def truncated() -> bytes:
         pytest.param(bomb(), "bomb|pixels", id="bomb"),
         pytest.param(jpeg_bomb(), "bomb", id="jpeg bomb"),
         pytest.param(truncated(), "cannot be read", id="truncated"),
-        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "no image of a kind", id="postscript"),
-        pytest.param(b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a kind", id="svg"),
+        pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a supp", id="postscript"),
+        pytest.param(
+            b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+            "not an image of a supported kind",
+            id="svg",
+        ),
     ],
 )
 def test_bad_upload_gets_a_plain_message(client, content, says):

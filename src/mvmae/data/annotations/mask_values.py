@@ -76,7 +76,7 @@ def read_values(path: str) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 values = np.array(file)
     except UnidentifiedImageError as error:
-        raise UnreadableImageError("no image of a kind that is read") from error
+        raise UnreadableImageError("not an image of a supported kind") from error
     except Exception as error:  # decoders raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImageError(reason[:200]) from error

@@ -1,35 +1,43 @@
 """Bytes of an image file to pixels.
 
-8-bit gray and colour, which nearly all images are: JPEG goes through torchvision's decoder,
-everything else through Pillow, and both give the picture upright, as EXIF says. What is deeper or
-has other channels: `decode_deep`.
+Nearly all images are 8-bit gray or colour. simplejpeg decodes their JPEG files, Pillow everything
+else, and both give the picture upright, as EXIF says. For deeper files and other channels, see
+`decode_deep`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import io
+import re
 import warnings
 
 import numpy as np
+import simplejpeg
 import torch
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.reading import jpeg_header
-from mvmae.data.reading.deep_formats import FORMATS, TIFF_MAGIC, is_array, is_stack, values_of
+from mvmae.data.reading.deep_formats import (
+    FORMATS,
+    TIFF_MAGIC,
+    is_array,
+    is_stack,
+    upright,
+    values_of,
+)
 from mvmae.data.reading.pixel_depth import (
-    MOST_PIXELS,
+    MAX_PIXELS,
     Pixels,
     UnreadableImageError,
     Values,
     Wanted,
-    fitted,
+    convert_values,
+    rgb_to_gray,
 )
-from mvmae.data.reading.quiet import hush_libtiff
-from mvmae.data.reading.reasons import unreadable
 
 EXTENSIONS = frozenset(
     (
@@ -38,53 +46,62 @@ EXTENSIONS = frozenset(
     )
 )
 WHITE = (255, 255, 255, 255)
-hush_libtiff()
+
+TIFF_HANDLERS = ("TIFFSetWarningHandler", "TIFFSetErrorHandler")
+LOADED_LIBRARIES = "/proc/self/maps"  # Linux only; elsewhere libtiff writes to stderr
+
+# What decoders add to their messages: memory addresses, source files, error codes.
+OBJECT = re.compile(r"<[\w.]+ (?:object|file)[^>]*>|\bat 0x[0-9a-f]+")
+SOURCE_PATH = re.compile(r"(?:/[\w.+-]+){2,}(?::\d+)?")
+ERROR_CODE = re.compile(r"^(?:decoder|codec) error -?\d+( when reading image file)?$")
+MAX_REASON = 200  # characters
 
 
 def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
     """Decode an image file to 8-bit gray or colour.
 
-    Gray becomes colour and colour gray as `channels` asks. What is transparent is laid on white,
-    of an animation the first frame is taken, and 16-bit values are scaled from their full range.
+    Gray becomes colour and colour gray as `channels` requires. Transparent pixels are blended with
+    white, of an animation the first frame is taken, and 16-bit values are scaled from their full
+    range.
 
     Args:
         data: The whole file.
         channels: 3 for colour, 1 for gray.
 
     Raises:
-        UnreadableImageError: The bytes are no image, are damaged, or of a kind not read.
+        UnreadableImageError: The bytes are not an image, are damaged, or of an unsupported kind.
     """
     try:
         if is_array(data) or is_stack(data, channels):
-            return fitted(values_of(data, channels), Wanted(channels))
+            return convert_values(values_of(data, channels), Wanted(channels))
         image = _decode_jpeg(data) if data.startswith(jpeg_header.MAGIC) else None
         image = _decode_pillow(data) if image is None else image
         return _with_channels(image, channels)
     except UnidentifiedImageError as error:
         if not data.startswith(TIFF_MAGIC):
             raise unreadable(error) from error
-        return decode_deep(data, Wanted(channels))  # bands, which Pillow does not know
+        return decode_deep(data, Wanted(channels))  # several bands, which Pillow cannot read
     except Exception as error:  # decoders raise anything: OSError, ValueError, TypeError, ...
         raise unreadable(error) from error
 
 
 def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
-    """Decode an image file to any number of channels, of 8 bit or deeper.
+    """Decode an image file to any number of channels, with 8 bits or more.
 
-    Pages and bands of a TIFF file and the third axis of an array are channels. Otherwise as
-    `decode`; where four channels are asked for, colour with transparency has four.
+    Pages and bands of a TIFF file and the third axis of an array become channels. Otherwise as
+    `decode`; with four requested channels, colour with transparency has four.
 
     Args:
         data: The whole file.
-        wanted: What it is to become.
+        wanted: Requested channels and depth.
 
     Raises:
-        UnreadableImageError: The bytes are no image, are damaged, of a kind not read, or hold
-            another number of channels or deeper numbers than are asked for.
+        UnreadableImageError: The bytes are not an image, are damaged, of an unsupported kind, or
+            have other channels or deeper values than requested.
     """
     try:
-        return fitted(values_of(data, wanted.channels), wanted)
-    except Exception as error:
+        return convert_values(values_of(data, wanted.channels), wanted)
+    except Exception as error:  # as above
         raise unreadable(error) from error
 
 
@@ -95,7 +112,7 @@ def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
         UnreadableImageError: As `decode` and `decode_deep`.
     """
     if isinstance(content, Values):
-        return fitted(content, wanted)
+        return convert_values(content, wanted)
     if wanted.depth == "8" and wanted.channels in (1, 3):
         return decode(content, wanted.channels)
     return decode_deep(content, wanted)
@@ -104,21 +121,58 @@ def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
 def decode_reduced(
     data: bytes, header: jpeg_header.Header, reduction: int, channels: int
 ) -> UInt8[Tensor, "C h w"] | None:
-    """Decode a JPEG file to a smaller picture, by less of its cosine transform, upright.
+    """Decode a JPEG file at reduced size, using part of its cosine transform, upright.
 
-    Where nothing is reduced the pixels are those of `decode`. Needs simplejpeg.
+    Without a reduction the pixels are those of `decode`.
 
     Args:
         data: The whole file.
-        header: Of the file.
-        reduction: 1, 2, 4 or 8: by what height and width are divided, rounded up.
+        header: The header of the file.
+        reduction: 1, 2, 4 or 8: the divisor of height and width, which are rounded up.
         channels: 3 for colour, 1 for gray.
 
     Returns:
-        The pixels; none where the decoder complains of anything, even of what `decode` lets pass.
+        The pixels, or None if the decoder reports any fault, even one that `decode` accepts.
     """
-    import simplejpeg
+    image = _decode_simplejpeg(data, header, reduction)
+    return None if image is None else _with_channels(image, channels)
 
+
+def unreadable(error: BaseException) -> UnreadableImageError:
+    """The reason in plain words, whatever a decoder raised."""
+    if isinstance(error, UnreadableImageError):
+        return error
+    if isinstance(error, UnidentifiedImageError):
+        return UnreadableImageError("not an image of a supported kind")
+    if isinstance(error, Image.DecompressionBombError):
+        return UnreadableImageError("too many pixels: could be a decompression bomb")
+    if isinstance(error, MemoryError):
+        return UnreadableImageError("not enough memory to decode it")
+    reason = plain_reason(str(error))
+    return UnreadableImageError(reason or f"damaged ({type(error).__name__})")
+
+
+def plain_reason(message: str) -> str:
+    """Remove source paths, memory addresses and line breaks from a decoder's message."""
+    message = " ".join(message.split())
+    message = SOURCE_PATH.sub("", OBJECT.sub("", message))
+    message = ERROR_CODE.sub("damaged data", message)
+    message = message.split(" You may ")[0].split(" Please ")[0]
+    return message.strip(" .,:;-")[:MAX_REASON]
+
+
+def _decode_jpeg(data: bytes) -> Pixels | None:
+    """Decode a JPEG file of the usual kind; None for those that are left to Pillow.
+
+    Pillow gets the colours of CMYK right, and accepts faults after which simplejpeg gives up.
+    """
+    if (size := jpeg_header.announced_pixels(data)) > MAX_PIXELS:
+        raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
+    header = jpeg_header.read_header(data)
+    return None if header is None else _decode_simplejpeg(data, header, 1)
+
+
+def _decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -> Pixels | None:
     height, width = -(-header.stored_height // reduction), -(-header.stored_width // reduction)
     kind = "RGB" if header.channels == 3 else "GRAY"
     try:
@@ -127,21 +181,7 @@ def decode_reduced(
         return None
     if array.shape[:2] != (height, width):
         return None
-    image = torch.from_numpy(array).permute(2, 0, 1)
-    return _with_channels(jpeg_header.upright(image, header.orientation), channels)
-
-
-def _decode_jpeg(data: bytes) -> Pixels | None:
-    """Pixels of a gray or colour JPEG; none for CMYK, whose colours only Pillow gets right."""
-    if (size := jpeg_header.pixels_announced(data)) > MOST_PIXELS:
-        raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
-        # torchvision 0.29 calls its decoders deprecated.
-        image = decode_jpeg(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    assert isinstance(image, Tensor)
-    return None if len(image) == 4 else image
+    return jpeg_header.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation)
 
 
 def _decode_pillow(data: bytes) -> Pixels:
@@ -150,23 +190,23 @@ def _decode_pillow(data: bytes) -> Pixels:
         warnings.simplefilter("ignore")
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             file.load()
-            return torch.from_numpy(_eight_bit(ImageOps.exif_transpose(file))).permute(2, 0, 1)
+            return torch.from_numpy(_eight_bit(upright(file))).permute(2, 0, 1)
 
 
 def _eight_bit(image: Image.Image) -> np.ndarray:
-    """Height x width x channels, 1 or 3, of any of Pillow's modes."""
+    """The pixels of a Pillow image in any mode: height x width x 1 or 3 channels."""
     if image.mode.startswith("I"):
         values = np.array(image).astype(np.int64)
         if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImageError("32-bit integers beyond 16 bit are not read")
+            raise UnreadableImageError("32-bit integers beyond 16 bit are not supported")
         return (values // 257).astype(np.uint8)[..., None]
     if image.mode == "F":
         raise UnreadableImageError(
-            "floating-point images are not read at depth 8: --views.depth float reads them"
+            "floating-point images are not supported at depth 8: --views.depth float reads them"
         )
     if image.has_transparency_data:
-        opaque = Image.new("RGBA", image.size, WHITE)
-        return np.array(Image.alpha_composite(opaque, image.convert("RGBA")).convert("RGB"))
+        background = Image.new("RGBA", image.size, WHITE)
+        return np.array(Image.alpha_composite(background, image.convert("RGBA")).convert("RGB"))
     if image.mode in ("1", "L"):
         return np.array(image.convert("L"))[..., None]
     return np.array(image.convert("RGB"))
@@ -178,5 +218,25 @@ def _with_channels(image: Pixels, channels: int) -> UInt8[Tensor, "K H W"]:
     if channels == 3:
         return image[:1].expand(3, -1, -1).contiguous()
     if channels == 1:
-        return tv.rgb_to_grayscale(image[:3])
-    raise UnreadableImageError(f"the file has {len(image)} channels, {channels} were asked for")
+        return rgb_to_gray(image[:3])
+    raise UnreadableImageError(f"the file has {len(image)} channels, {channels} were requested")
+
+
+def silence_libtiff() -> None:
+    """Remove the message handlers of Pillow's libtiff, which write to stderr.
+
+    Pillow raises what matters. A null handler prints nothing (libtiff, TIFFError(3)). Handlers
+    belong to the process: another library that wants messages sets its own.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        with open(LOADED_LIBRARIES, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123
+            paths = {line.split(maxsplit=5)[-1].strip() for line in lines if "libtiff" in line}
+        for path in paths:
+            library = ctypes.CDLL(path)  # the loaded one again
+            for name in TIFF_HANDLERS:
+                setter = getattr(library, name)
+                setter.argtypes, setter.restype = [ctypes.c_void_p], ctypes.c_void_p
+                setter(None)
+
+
+silence_libtiff()

@@ -1,6 +1,6 @@
-"""What image files hold, in their own numbers: TIFF, .npy, PNG of 16 bit, and what Pillow reads.
+"""Values of image files in the files' own number types: TIFF, .npy, 16-bit PNG, Pillow's formats.
 
-Nothing is scaled or joined here; `pixels.fitted` makes of it what is asked for.
+Nothing is scaled or combined here; `pixel_depth.convert_values` does that.
 """
 
 from __future__ import annotations
@@ -9,24 +9,25 @@ import io
 import logging
 import struct
 import warnings
+import zlib
 from math import prod
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tifffile
-import torch
 from PIL import Image, ImageOps
-from torchvision.io import ImageReadMode, decode_png
 
 from mvmae.config.model import MOST_CHANNELS
 from mvmae.config.views import Depth
 from mvmae.data.reading.pixel_depth import (
-    MOST_PIXELS,
-    MOST_VALUES,
+    MAX_PIXELS,
+    MAX_VALUES,
     UnreadableImageError,
     Values,
     depth_of,
 )
+
+if TYPE_CHECKING:
+    import tifffile
 
 FORMATS = (  # Pillow knows more, some of which start other programs (PostScript)
     *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF"),
@@ -36,40 +37,39 @@ NPY_MAGIC = b"\x93NUMPY"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 MINISWHITE = 0
-PLAIN_TIFF = (MINISWHITE, 1, 2)  # and gray, RGB: photometric; Pillow knows palettes and inks
+PLAIN_TIFF = (MINISWHITE, 1, 2)  # photometric: two kinds of gray, RGB; the rest is for Pillow
 GDAL_NODATA, ORIENTATION = 42113, 274  # tags
-ALPHA = (1, 2)  # of ExtraSamples: multiplied in or not
-
-# It logs every oddity of a file, and what counts is raised.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+ALPHA = (1, 2)  # values of ExtraSamples: opacity, multiplied in or not
+PNG_COLOUR_TYPE = 25  # offsets in the header of a PNG file; the depth stands before it
+GRAY, GRAY_ALPHA, RGBA = 0, 4, 6  # PNG's colour types
 
 
 class Facts(NamedTuple):
-    """What a file's header says, before anything is decoded."""
+    """Channels and depth from a file's header."""
 
     channels: int
-    """Without one that says how opaque the others are."""
+    """Without opacity."""
 
     depth: Depth
     alpha: bool = False
     pages: int = 1
-    """Of a TIFF file, where they are its channels."""
+    """Pages of a TIFF file that become channels."""
 
 
 def is_array(data: bytes) -> bool:
-    """Whether a file is numpy's."""
+    """Whether a file is in numpy's format."""
     return data.startswith(NPY_MAGIC)
 
 
 def is_stack(data: bytes, channels: int) -> bool:
-    """Whether a file is a TIFF of as many gray pages as channels are asked for.
+    """Whether a file is a TIFF with one gray page for each requested channel.
 
-    Of other TIFF files with several pages the first is read.
+    Of other TIFF files with several pages, the first is read.
     """
     if channels == 1 or not data.startswith(TIFF_MAGIC):
         return False
     try:
-        with tifffile.TiffFile(io.BytesIO(data)) as file:
+        with _open_tiff(data) as file:
             page = file.pages.first
             if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
                 return False
@@ -79,28 +79,33 @@ def is_stack(data: bytes, channels: int) -> bool:
 
 
 def values_of(data: bytes, channels: int | None) -> Values:
-    """What a file holds, upright.
+    """Read the values of a file, upright.
 
     Args:
         data: The whole file.
-        channels: Asked for: of a TIFF of several pages the first is taken where 1 or 3 are, and
-            the pages are not as many.
+        channels: Requested channels: with 1 or 3, only the first page of a TIFF file is read,
+            unless it has as many pages.
 
     Raises:
-        UnreadableImageError: It holds more than is read.
+        UnreadableImageError: The file has too many values.
         Exception: Anything that a decoder raises.
     """
     if is_array(data):
         return Values(_array(data))
     if data.startswith(TIFF_MAGIC):
         return _tiff(data, channels)
-    if data.startswith(PNG_MAGIC) and data[24:25] == b"\x10":
+    if is_deep_png(data):
         return _deep_png(data)
     return _by_pillow(data)
 
 
+def is_deep_png(data: bytes) -> bool:
+    """Whether a file is a PNG of 16 bits a channel."""
+    return data.startswith(PNG_MAGIC) and data[PNG_COLOUR_TYPE - 1 : PNG_COLOUR_TYPE] == b"\x10"
+
+
 def facts_of(data: bytes) -> Facts:
-    """What the header says.
+    """Read channels and depth from a file's header.
 
     Raises:
         Exception: Anything that a decoder raises.
@@ -110,10 +115,11 @@ def facts_of(data: bytes) -> Facts:
         return Facts(_channels_last(array).shape[2], depth_of(array.dtype))
     if data.startswith(TIFF_MAGIC):
         return _facts_of_tiff(data)
-    if data.startswith(PNG_MAGIC) and data[24:25] == b"\x10":
-        return Facts({0: 1, 4: 1}.get(data[25], 3), "16", data[25] in (4, 6))
+    if is_deep_png(data):
+        colour = data[PNG_COLOUR_TYPE]
+        return Facts(1 if colour in (GRAY, GRAY_ALPHA) else 3, "16", colour in (GRAY_ALPHA, RGBA))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as below
+        warnings.simplefilter("ignore")  # as in `_by_pillow`
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             return _facts_of_pillow(file)
 
@@ -132,10 +138,10 @@ def _facts_of_pillow(file: Image.Image) -> Facts:
 
 
 def _header(data: bytes) -> tuple[np.ndarray, int]:
-    """An array of the announced shape and kind that takes no memory, and where the values begin.
+    """An array of the announced shape and type that takes no memory, and the values' offset.
 
     Raises:
-        UnreadableImageError: It is damaged, holds objects, or is no image.
+        UnreadableImageError: The header is damaged, or does not describe an image.
     """
     stream = io.BytesIO(data)
     version = np.lib.format.read_magic(stream)
@@ -144,14 +150,14 @@ def _header(data: bytes) -> tuple[np.ndarray, int]:
         read = np.lib.format.read_array_header_2_0
     shape, _, dtype = read(stream)
     if dtype.kind not in "buif":
-        raise UnreadableImageError(f"an array of {dtype} is no image")
+        raise UnreadableImageError(f"an array of {dtype} is not an image")
     if len(shape) not in (2, 3) or 0 in shape:
         raise UnreadableImageError(
-            f"an array of shape {' x '.join(map(str, shape))} is no image: H x W, H x W x C or "
-            "C x H x W is"
+            f"an array of shape {' x '.join(map(str, shape))} is not an image: images are H x W, "
+            "H x W x C or C x H x W"
         )
-    if prod(shape) > MOST_VALUES:
-        raise UnreadableImageError("more values than are read: could be a decompression bomb")
+    if prod(shape) > MAX_VALUES:
+        raise UnreadableImageError("too many values: could be a decompression bomb")
     return np.broadcast_to(np.empty((), dtype), shape), stream.tell()
 
 
@@ -159,24 +165,32 @@ def _array(data: bytes) -> np.ndarray:
     empty, begin = _header(data)
     need = empty.size * empty.dtype.itemsize
     if len(data) - begin < need:
-        raise UnreadableImageError(f"truncated: {need - len(data) + begin} bytes are lacking")
+        raise UnreadableImageError(f"truncated: {need - len(data) + begin} bytes are missing")
     array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
     return _native(_channels_last(array))
 
 
 def _channels_last(array: np.ndarray) -> np.ndarray:
-    """Height x width x channels: of three axes the shorter of first and last, else the last."""
+    """Order axes as H x W x C; of three axes, C is the first if it is shorter than the last."""
     if array.ndim == 2:
         return array[..., None]
     return array.transpose(1, 2, 0) if array.shape[0] < array.shape[2] else array
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """In this machine's order of bytes."""
+    """Convert to this machine's byte order."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
 # TIFF
+
+
+def _open_tiff(data: bytes) -> tifffile.TiffFile:
+    import tifffile  # only for TIFF files: reader processes start faster without it
+
+    # It logs every oddity of a file; what matters is raised.
+    logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+    return tifffile.TiffFile(io.BytesIO(data))
 
 
 def _alpha_samples(page: tifffile.TiffPage) -> list[int]:
@@ -184,18 +198,18 @@ def _alpha_samples(page: tifffile.TiffPage) -> list[int]:
 
 
 def _has_small_numbers(page: tifffile.TiffPage) -> bool:
-    """Whether a value has less than a byte."""
+    """Whether a value takes less than a byte."""
     bits = page.bitspersample
     return bits < 8 if isinstance(bits, int) else min(bits) < 8
 
 
 def _count(series: tifffile.TiffPageSeries) -> int:
-    """Channels: all that is neither height nor width."""
+    """Number of channels: the product of all axes but height and width."""
     return prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YX")
 
 
 def _facts_of_tiff(data: bytes) -> Facts:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with _open_tiff(data) as file:
         page, series = file.pages.first, file.series[0]
         if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
             with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
@@ -207,13 +221,13 @@ def _facts_of_tiff(data: bytes) -> Facts:
 
 
 def _tiff(data: bytes, channels: int | None) -> Values:
-    with tifffile.TiffFile(io.BytesIO(data)) as file:
+    with _open_tiff(data) as file:
         page = file.pages.first
         if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
             return _by_pillow(data)
         whole = file.series[0]
         is_whole = _count(whole) == channels or len(file.pages) == 1 or channels not in (1, 3)
-        _refuse_much(whole.shape if is_whole else page.shape, page)
+        _require_moderate_size(whole.shape if is_whole else page.shape, page)
         try:
             array = whole.asarray() if is_whole else page.asarray()
         except (ValueError, KeyError, ImportError) as error:
@@ -226,19 +240,19 @@ def _tiff(data: bytes, channels: int | None) -> Values:
         is_alpha = bool(_alpha_samples(page)) and array.shape[2] == page.samplesperpixel
         tags = page.tags
         return Values(
-            _native(_upright(array, tags.valueof(ORIENTATION, 1))),
+            _native(_upright_array(array, tags.valueof(ORIENTATION, 1))),
             is_alpha,
             _number(tags.valueof(GDAL_NODATA)),
         )
 
 
-def _refuse_much(shape: tuple[int, ...], page: tifffile.TiffPage) -> None:
-    if page.imagewidth * page.imagelength > MOST_PIXELS or prod(shape) > MOST_VALUES:
-        raise UnreadableImageError("more pixels than are read: could be a decompression bomb")
+def _require_moderate_size(shape: tuple[int, ...], page: tifffile.TiffPage) -> None:
+    if page.imagewidth * page.imagelength > MAX_PIXELS or prod(shape) > MAX_VALUES:
+        raise UnreadableImageError("too many pixels: could be a decompression bomb")
 
 
 def _axes_in_order(array: np.ndarray, axes: str) -> np.ndarray:
-    """Height x width x all that is left, in the order in which it is kept."""
+    """Order axes as height x width x all others, which are flattened in the file's order."""
     if not {"Y", "X"} <= set(axes):
         raise UnreadableImageError("a TIFF file without height and width")
     rest = [at for at, axis in enumerate(axes) if axis not in "YX"]
@@ -246,8 +260,8 @@ def _axes_in_order(array: np.ndarray, axes: str) -> np.ndarray:
     return ordered.reshape(*ordered.shape[:2], -1)
 
 
-def _upright(array: np.ndarray, orientation: object) -> np.ndarray:
-    """Turned and mirrored as the tag says, which is EXIF's too."""
+def _upright_array(array: np.ndarray, orientation: object) -> np.ndarray:
+    """Rotate and mirror as TIFF's orientation tag says; EXIF uses the same numbers."""
     match orientation:
         case 2:
             return array[:, ::-1]
@@ -266,20 +280,20 @@ def _upright(array: np.ndarray, orientation: object) -> np.ndarray:
     return array
 
 
-def _number(words: object) -> float | None:
-    """GeoTIFF's nodata, which is text; NaN needs no telling."""
+def _number(text: object) -> float | None:
+    """GeoTIFF's nodata, which is stored as text; None for NaN, which counts as missing anyway."""
     try:
-        number = float(str(words).strip(" \0"))
+        number = float(str(text).strip(" \0"))
     except ValueError:
         return None
     return number if np.isfinite(number) else None
 
 
 def _compressed(data: bytes, page: tifffile.TiffPage, channels: int | None) -> Values:
-    """What tifffile alone cannot decompress and Pillow can: gray, a page or several.
+    """Read with Pillow what tifffile cannot decompress by itself: gray, one page or several.
 
     Raises:
-        UnreadableImageError: Neither can.
+        UnreadableImageError: Pillow cannot decompress it either.
     """
     missing = _number(page.tags.valueof(GDAL_NODATA))
     if page.samplesperpixel == 1 or page.dtype == np.uint8:
@@ -297,26 +311,44 @@ def _compressed(data: bytes, page: tifffile.TiffPage, channels: int | None) -> V
 
 def _frame(file: Image.Image, number: int) -> np.ndarray:
     file.seek(number)
-    return _numbers(ImageOps.exif_transpose(file)).array
+    return _pillow_values(upright(file)).array
 
 
-# Pillow and torchvision
+# Pillow
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Rotate and mirror an image as its EXIF data say; damaged EXIF data are ignored."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # Pillow raises anything, and the pixels are whole
+        return image
 
 
 def _deep_png(data: bytes) -> Values:
-    """16 bit a channel, which Pillow would cut to 8 in colour."""
-    width, height = struct.unpack(">II", data[16:24])
-    if width * height > MOST_PIXELS:
-        raise UnreadableImageError("more pixels than are read: could be a decompression bomb")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the buffer is not writable, and nothing writes to it
-        encoded = torch.frombuffer(data, dtype=torch.uint8)
-        # torchvision 0.29 calls its decoders deprecated.
-        image = decode_png(encoded, ImageReadMode.UNCHANGED, apply_exif_orientation=True)
-    array = image.permute(1, 2, 0).numpy()
-    if array.dtype != np.uint16:
-        raise UnreadableImageError("a PNG of 16 bit that is none")
-    return Values(array, alpha=array.shape[2] in (2, 4))
+    """Read a PNG of 16 bits a channel, of which Pillow keeps only the high byte in colour."""
+    if data[PNG_COLOUR_TYPE] == GRAY:
+        return _by_pillow(data)
+    if data[PNG_COLOUR_TYPE] == GRAY_ALPHA:
+        return _deep_gray_alpha(data)
+    # The unpackers for both byte orders give the two bytes of each value.
+    high, low = (_png_bytes(data, order) for order in "BL")
+    return Values(high.astype(np.uint16) * 256 + low, alpha=high.shape[2] == 4)
+
+
+def _png_bytes(data: bytes, order: str) -> np.ndarray:
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+        file.tile = [tile._replace(args=f"{file.mode};16{order}") for tile in file.tile]
+        return np.array(upright(file))
+
+
+def _deep_gray_alpha(data: bytes) -> Values:
+    """Read gray with opacity as if its four bytes a pixel were colour with opacity."""
+    header = data[12:24] + bytes((8, RGBA)) + data[26:29]  # type, size, depth, colour, the rest
+    whole = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
+    with Image.open(io.BytesIO(whole), formats=("PNG",)) as file:
+        array = np.array(upright(file)).astype(np.uint16)
+    return Values(array[..., ::2] * 256 + array[..., 1::2], alpha=True)
 
 
 def _by_pillow(data: bytes) -> Values:
@@ -326,15 +358,15 @@ def _by_pillow(data: bytes) -> Values:
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             file.load()
             is_tiff = file.format == "TIFF"
-            return _numbers(ImageOps.exif_transpose(file), is_tiff=is_tiff)
+            return _pillow_values(upright(file), is_tiff=is_tiff)
 
 
-def _numbers(image: Image.Image, *, is_tiff: bool = True) -> Values:
-    """Of any of Pillow's modes.
+def _pillow_values(image: Image.Image, *, is_tiff: bool = True) -> Values:
+    """The values of a Pillow image in any mode.
 
     Args:
-        image: Upright.
-        is_tiff: Whether 32-bit integers are meant; elsewhere they hold 16 bit.
+        image: An upright image.
+        is_tiff: Whether 32-bit integers can be real; in other formats they hold 16 bits.
     """
     if image.mode.startswith("I"):
         array = np.array(image)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import re
 import stat
 import warnings
 from collections.abc import Callable, Sequence
@@ -16,20 +15,18 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae.data.reading.decode import (
     FORMATS,
     Pixels,
     UnreadableImageError,
-    Wanted,
     decode,
-    fitted,
 )
 from mvmae.data.reading.deep_formats import is_array, values_of
-from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.reading.pixel_depth import Values, Wanted, convert_values
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import contents
+from mvmae.method.views import resize
 
 Problem = Literal[
     "", "special", "unopened", "empty", "no image", "bomb", "truncated", "unread", "damaged",
@@ -58,7 +55,7 @@ BEGINNINGS = (  # of files that are images, whatever else is wrong with them
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
-NOT_READ = ("are not read", "were asked for")
+NOT_READ = ("are not supported", "were requested")
 
 
 class Part(NamedTuple):
@@ -163,7 +160,7 @@ def _look_at_values(values: Values) -> Look:
     data = values.array.tobytes()
     found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     try:
-        found = found._replace(thumb=_thumb(fitted(values, Wanted(3))))
+        found = found._replace(thumb=_thumb(convert_values(values, Wanted(3))))
     except UnreadableImageError as error:
         found = found._replace(problem="unread", reason=str(error))
     return _of_values(found, lambda: values, "NPY")
@@ -217,10 +214,10 @@ def _kind_of(mode: int) -> str:
 
 
 def _reason(error: UnreadableImageError, problem: Problem) -> str:
-    """Without the place in torchvision's own code, and nothing that is said already."""
-    if "no image of a kind" in str(error):
+    """The decoder's words, without what the problem already says."""
+    if "not an image of a supported kind" in str(error):
         return "its header cannot be read" if problem == "damaged" else ""
-    return re.sub(r"^\w+, \S+:\d+, ", "", str(error))
+    return str(error)
 
 
 def _problem_of(error: UnreadableImageError, data: bytes) -> Problem:
@@ -230,7 +227,7 @@ def _problem_of(error: UnreadableImageError, data: bytes) -> Problem:
         return "memory"
     if "decompression bomb" in reason:
         return "bomb"
-    if "no image of a kind" in reason:
+    if "not an image of a supported kind" in reason:
         is_riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
         is_image = data.startswith(BEGINNINGS) or is_riff or data[4:8] == b"ftyp"
         return "damaged" if is_image else "no image"
@@ -240,7 +237,7 @@ def _problem_of(error: UnreadableImageError, data: bytes) -> Problem:
 
 
 def _thumb(pixels: Pixels) -> bytes:
-    small = tv.resize(pixels, [THUMB, THUMB], antialias=True)
+    small = resize(pixels, (THUMB, THUMB), "bilinear")
     return small.permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
@@ -253,7 +250,7 @@ def _deep(found: Look, data: bytes) -> Look:
 def _of_values(found: Look, values_in: Callable[[], Values], format_name: str) -> Look:
     try:
         values = values_in()
-        pixels = fitted(values, Wanted(None, "float"))
+        pixels = convert_values(values, Wanted(None, "float"))
     except UnreadableImageError as error:
         return found._replace(reason=str(error)) if found.problem == "unread" else found
     except Exception:  # decoders raise anything, and it is known already what is wrong

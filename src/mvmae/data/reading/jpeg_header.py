@@ -1,4 +1,4 @@
-"""What a JPEG file says of itself before anything is decoded (ITU T.81, annex B; Exif 2.3)."""
+"""The header of a JPEG file (ITU T.81, annex B; Exif 2.3)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 MAGIC = b"\xff\xd8\xff"
-END = b"\xff\xd9"
 SCAN, APP1, APP14 = 0xDA, 0xE1, 0xEE
-FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of the range are tables
+FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # the others of this range are tables
 HUFFMAN = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive; not lossless, not arithmetic
 EXIF, ORIENTATION = b"Exif\0\0", 0x0112
 FLIPS = {1: (), 2: (-1,), 3: (-1, -2), 4: (-2,), 5: (), 6: (-1,), 7: (-1, -2), 8: (-2,)}
-TRANSPOSED = 5  # the least orientation that swaps height and width
+TRANSPOSED = 5  # from this orientation on, height and width are swapped
 
 
 class Header(NamedTuple):
-    """A JPEG file of gray or colour, of 8 bit, whose header holds nothing odd."""
+    """The header of an 8-bit gray or colour file without anything unusual."""
 
     stored_height: int
     stored_width: int
@@ -29,20 +28,20 @@ class Header(NamedTuple):
     """1 or 3."""
 
     is_ycc: bool
-    """Whether its colours are kept as JFIF has them: brightness and two differences, or gray."""
+    """Whether colours are stored as in JFIF: gray, or brightness and two differences."""
 
     orientation: int
-    """How it is to be turned, 1 to 8, as Exif counts."""
+    """Exif orientation, 1 to 8."""
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width of the upright picture in pixels."""
+        """Height and width of the upright image in pixels."""
         stored = self.stored_height, self.stored_width
         return stored[::-1] if self.orientation >= TRANSPOSED else stored
 
 
-def header_of(data: bytes) -> Header | None:
-    """What is known of a file before its first scan; none where anything is unusual."""
+def read_header(data: bytes) -> Header | None:
+    """Read everything before the first scan; None if anything is unusual."""
     frame: tuple[int, bytes] | None = None
     exif = adobe = None
     for marker, content in segments(data):
@@ -50,17 +49,17 @@ def header_of(data: bytes) -> Header | None:
             if frame is not None:
                 return None
             frame = marker, content
-        elif marker == APP1 and exif is None:  # torchvision reads the first one only
+        elif marker == APP1 and exif is None:  # the first one counts
             exif = content
         elif marker == APP14 and content.startswith(b"Adobe") and len(content) >= 12:
-            adobe = content[11]  # 0: no transform of colours
+            adobe = content[11]  # colour transform; 0: none
         elif marker == SCAN:
             return _header(frame, exif, adobe)
     return None
 
 
-def pixels_announced(data: bytes) -> int:
-    """Pixels that the frame's header promises; 0 without one."""
+def announced_pixels(data: bytes) -> int:
+    """Number of pixels according to the frame header; 0 without one."""
     for marker, content in segments(data):
         if marker in FRAMES and len(content) >= 5:
             height, width = struct.unpack_from(">HH", content, 1)
@@ -69,10 +68,10 @@ def pixels_announced(data: bytes) -> int:
 
 
 def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Marker and content of each segment, to the first scan's header or to what is damaged."""
+    """Marker and content of each segment up to the first scan, or to the first damage."""
     at = 2
     while at + 4 <= len(data) and data[at] == 0xFF:
-        if data[at + 1] == 0xFF:  # any number of them may stand before a marker
+        if data[at + 1] == 0xFF:  # padding before a marker
             at += 1
             continue
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
@@ -89,15 +88,15 @@ def _header(
         return None
     precision, height, width, channels = struct.unpack_from(">BHHB", frame[1])
     ids = frame[1][6::3]
-    orientation = 1 if exif is None else orientation_of(exif)
+    orientation = 1 if exif is None else exif_orientation(exif)
     usual = precision == 8 and channels in (1, 3) and len(ids) == channels and height and width
     if not usual or orientation is None:
         return None
     return Header(height, width, channels, adobe != 0 and ids != b"RGB", orientation)
 
 
-def orientation_of(content: bytes) -> int | None:
-    """What an APP1 segment says of how the picture is turned; none where it cannot be read."""
+def exif_orientation(content: bytes) -> int | None:
+    """Orientation from an APP1 segment, 1 if it is not Exif; None if it is damaged."""
     if not content.startswith(EXIF):
         return 1
     tiff = content[len(EXIF) :]
@@ -118,7 +117,7 @@ def orientation_of(content: bytes) -> int | None:
 
 
 def upright(image: Shaped[Tensor, "C h w"], orientation: int) -> Shaped[Tensor, "C H W"]:
-    """The picture as it was seen, of the picture as it is stored."""
+    """Rotate and mirror stored pixels to the upright image."""
     turned = image.mT if orientation >= TRANSPOSED else image
     flips = FLIPS[orientation]
     return turned.flip(flips) if flips else turned

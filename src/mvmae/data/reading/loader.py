@@ -21,9 +21,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading import gpu_decode, reduced_jpeg
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.reading.resilient_loader import POLL, Watched, enduring
+from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.reading.samples import Batch, Skipped, ViewsDataset, collate
 from mvmae.data.sources.base import Source
 from mvmae.method.views import whole_view
@@ -88,37 +87,30 @@ def view_batches(
     world_size: int,
     cuda: bool,
     groups: Int[np.ndarray, " images"] | None = None,
-    device: torch.device | None = None,
 ) -> Iterator[Batch]:
-    """Batches of views for the given steps, whatever becomes of the processes that read.
+    """Batches of views for the given steps, even if reader processes die or hang.
 
     Args:
         source: The images.
-        config: Of the run.
-        steps: Of the run.
-        rank: Of this process.
-        world_size: Processes that share a batch.
+        config: Options of the run.
+        steps: Steps of the run.
+        rank: Number of this training process.
+        world_size: Training processes that share a batch.
         cuda: Whether the batches go to a GPU.
-        groups: From `groups.group_numbers`.
-        device: Which decodes, with `config.decode` "gpu", and has the views then.
+        groups: Group numbers from `groups.group_numbers`.
     """
     options = loading(config.workers, cuda, timeout=POLL)
     watched = Watched(source, options["num_workers"])
-    sends_files = config.decode == "gpu" and device is not None and reduced_jpeg.is_for(config)
-    of_file, join = (gpu_decode.plain_file, gpu_decode.collate) if sends_files else (None, collate)
 
     def loader(rest: range) -> DataLoader:
         return DataLoader(
-            ViewsDataset(watched, config, of_file),
+            ViewsDataset(watched, config),
             batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
             **options,
-            collate_fn=partial(join, groups=groups),
+            collate_fn=partial(collate, groups=groups),
         )
 
-    batches = enduring(loader, steps, watched, timeout=config.read_timeout)
-    if not sends_files:
-        return batches
-    return gpu_decode.decoded(batches, ViewsDataset(watched, config), device, groups)
+    return resilient_batches(loader, steps, watched, timeout=config.read_timeout)
 
 
 class WholeBatch(NamedTuple):

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvmae.config.views import Depth
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.reading.loader import Skipped, loading
-from mvmae.data.reading.resilient_loader import POLL, Watched, enduring
+from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.sources.base import Source
 
 PIECE = 16  # images that a process looks at before it answers
@@ -125,7 +125,7 @@ def measured(
             **options,
         )  # fmt: skip
 
-    everything = enduring(loader, range(len(pieces)), watched, timeout=timeout)
+    everything = resilient_batches(loader, range(len(pieces)), watched, timeout=timeout)
     return _joined(_told(everything, advance), depth)
 
 

@@ -1,73 +1,50 @@
-"""Views of a JPEG file from no more of it than they need (`--decode fast`).
+"""Views of a JPEG file decoded no finer than they need (`--decode fast`).
 
-A JPEG file keeps squares of 8 x 8 pixels as cosine waves. Decoding with the longest waves alone
-gives the picture at a half, a quarter or an eighth, which costs a fraction of the time. Where the
-crops are taken is drawn first, so it is known how fine a picture they need.
+A JPEG file stores squares of 8 x 8 pixels as cosine waves. Decoding the longest waves alone gives
+the image at a half, a quarter or an eighth of its size, for a fraction of the time. The crops are
+drawn before decoding, so the size that they need is known.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from math import ceil, floor
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import functional as tv
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.decode import MOST_PIXELS, decode_reduced
-from mvmae.data.reading.jpeg_header import FLIPS, MAGIC, Header, header_of
-from mvmae.errors import UserError
+from mvmae.data.reading.decode import MAX_PIXELS, decode_reduced
+from mvmae.data.reading.jpeg_header import FLIPS, MAGIC, Header, read_header
 from mvmae.method.views import Box, Crop, joined, random_crops, views_of
 
 REDUCTIONS = (8, 4, 2)
-LEAST_SIDE = 8  # of the longer one; below, simplejpeg takes 7/8 of the picture for the whole
+MIN_SIDE = 8  # of the longer side; below it, simplejpeg returns 7/8 of the image as the whole
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
-def require_simplejpeg() -> None:
-    """Check that the decoder is there.
-
-    Raises:
-        UserError: It is not.
-    """
-    if not has_simplejpeg():
-        raise UserError(
-            "--decode fast needs the package simplejpeg: pip install 'mvmae[fast]', "
-            "or leave out --decode fast"
-        )
-
-
-def has_simplejpeg() -> bool:
-    """Whether the package is installed."""
-    try:
-        return find_spec("simplejpeg") is not None
-    except ValueError:  # hidden from Python's import
-        return False
-
-
-def is_for(config: PretrainConfig) -> bool:
-    """Whether a run's pixels are those that files are decoded to by other ways than `decode`."""
+def applies(config: PretrainConfig) -> bool:
+    """Whether `--decode fast` has an effect: on 8-bit gray and colour only."""
     return config.views.pixel_depth == "8" and config.model.in_channels in (1, 3)
 
 
 def fast_views(
     data: bytes, config: PretrainConfig, rng: np.random.Generator
 ) -> UInt8[Tensor, "V C h w"] | None:
-    """The views that `random_views` shows of an image file.
+    """Decode the views that `random_views` would show of an image file.
 
-    Where an image is not at least twice as large as its crops need, the same pixels.
+    The pixels are the same if the image is less than twice as large as its crops need.
 
     Args:
         data: The whole file.
-        config: Of the run.
-        rng: Drawn from as by `random_views`.
+        config: Options of the run.
+        rng: Draws the crops, as in `random_views`.
 
     Returns:
-        None where the file is none that is decoded so, or is damaged: then nothing is drawn.
+        The views, or None if the file is unusual or damaged; `rng` is then unchanged.
     """
     header = plain_header(data)
     if header is None:
@@ -88,15 +65,15 @@ def fast_views(
 
 
 def plain_header(data: bytes) -> Header | None:
-    """The header of a JPEG file that other decoders may be trusted with; else none."""
-    header = header_of(data) if data.startswith(MAGIC) else None
-    if header is None or max(header.size) < LEAST_SIDE:
+    """The header of a JPEG file that can be decoded at reduced size, else None."""
+    header = read_header(data) if data.startswith(MAGIC) else None
+    if header is None or max(header.size) < MIN_SIDE:
         return None
-    return header if header.stored_height * header.stored_width <= MOST_PIXELS else None
+    return header if header.stored_height * header.stored_width <= MAX_PIXELS else None
 
 
 def reduction_for(crops: Sequence[Crop], size: tuple[int, int]) -> int:
-    """The largest reduction at which every crop has at least the pixels of a view."""
+    """The largest reduction at which every crop still has the pixels of a view."""
     for reduction in REDUCTIONS:
         if all(
             box.height >= reduction * size[0] and box.width >= reduction * size[1]
@@ -107,10 +84,10 @@ def reduction_for(crops: Sequence[Crop], size: tuple[int, int]) -> int:
 
 
 def reduced_box(box: Box, header: Header, reduction: int) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of a box in the reduced picture, in its pixels.
+    """Left, top, right and bottom of a box in pixels of the reduced image.
 
-    The last pixel of a row stands for fewer of the image than the others do, where the width is no
-    multiple of the reduction; in a mirrored picture it is the first one. The same of columns.
+    If the width is not a multiple of the reduction, the last pixel of a row covers fewer pixels of
+    the image than the others; in a mirrored image that is the first one. Likewise for columns.
     """
     (height, width), flips = header.size, FLIPS[header.orientation]
     left, top = box.left, box.top
@@ -129,15 +106,16 @@ def reduced_parts(
 ) -> list[UInt8[Tensor, "C h w"]]:
     """Cut out boxes and resize them.
 
-    By Pillow, whose boxes may begin between two pixels: moved to the nearest whole ones, crops
-    differ four times as much from those of the picture that is not reduced.
+    With Pillow, whose boxes may begin between two pixels. Boxes rounded to whole pixels give crops
+    that differ four times as much from those of the full-size image.
     """
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     picture = Image.fromarray(array if len(image) == 3 else array[..., 0])
     kind, parts = RESAMPLING[interpolation], []
     for left, top, right, bottom in boxes:
-        x, y = floor(left), floor(top)  # cut out first: what lies beside a crop is no part of it
+        x, y = floor(left), floor(top)  # first, so that pixels beside the crop have no influence
         part = picture.crop((x, y, ceil(right), ceil(bottom)))
         inner = left - x, top - y, right - x, bottom - y
-        parts.append(tv.pil_to_tensor(part.resize(size[::-1], kind, box=inner)))
+        resized = np.array(part.resize(size[::-1], kind, box=inner))
+        parts.append(torch.from_numpy(resized).view(*size, len(image)).permute(2, 0, 1))
     return parts

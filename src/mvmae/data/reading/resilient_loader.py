@@ -32,9 +32,9 @@ FAILED = re.compile(r"DataLoader (?:(worker \(pid)|timed out)")  # torch's own w
 PLACE, SINCE, PID = range(3)
 
 
-def reading(source: Source, index: int) -> contextlib.AbstractContextManager[None]:
+def note_reading(source: Source, index: int) -> contextlib.AbstractContextManager[None]:
     """Note that an image is being read, where the source is watched."""
-    return source.reading(index) if isinstance(source, Watched) else contextlib.nullcontext()
+    return source.note_reading(index) if isinstance(source, Watched) else contextlib.nullcontext()
 
 
 class Held(NamedTuple):
@@ -59,11 +59,11 @@ class Watched(Forwarding):
         self.deadly: dict[int, str] = {}
 
     def read(self, index: int) -> Pixels:
-        with self.reading(index):
+        with self.note_reading(index):
             return self.source.read(index)
 
     @contextlib.contextmanager
-    def reading(self, index: int) -> Iterator[None]:
+    def note_reading(self, index: int) -> Iterator[None]:
         """Note that this process reads an image, while it does.
 
         Raises:
@@ -93,7 +93,7 @@ class Watched(Forwarding):
         ]
 
 
-def enduring(
+def resilient_batches(
     open_loader: Callable[[range], DataLoader], steps: range, watched: Watched, *, timeout: float
 ) -> Iterator[Any]:
     """The batches of the steps, whatever becomes of the processes that read.

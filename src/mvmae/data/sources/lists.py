@@ -11,14 +11,14 @@ import stat
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvmae.data.sources.folders import Files
 from mvmae.data.sources.string_table import Names
 from mvmae.errors import UserError, printable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 PATH = ("path", "file", "filename", "image")  # cells that make the first row a header
 LABEL = ("label", "class")
@@ -185,7 +185,7 @@ def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
                 yield from _of_table(file, _numbered(file, reader), is_path)
     except UserError:
         raise
-    except (OSError, ValueError, csv.Error, pa.ArrowException) as error:
+    except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"cannot read the list {file}: {error}") from error
 
 
@@ -275,6 +275,17 @@ def _of_parquet(file: str) -> Iterator[Row]:
     Raises:
         UserError: There is no column of paths, or one holds no words.
     """
+    import pyarrow as pa  # a tenth of a second, for these lists only
+
+    try:
+        yield from _rows_of_parquet(file)
+    except pa.ArrowException as error:
+        raise UserError(f"cannot read the list {file}: {error}") from error
+
+
+def _rows_of_parquet(file: str) -> Iterator[Row]:
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(file) as parquet:
         header = parquet.schema_arrow.names
         lower = [name.lower() for name in header]
@@ -299,7 +310,9 @@ def _of_parquet(file: str) -> Iterator[Row]:
 
 
 def _is_of_words(kind: pa.DataType) -> bool:
-    """Whether what a column holds is a word, a number or a truth."""
+    """Whether a column holds text, whole numbers or truth values."""
+    import pyarrow as pa
+
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
     text = text or pa.types.is_string_view(kind) or pa.types.is_null(kind)

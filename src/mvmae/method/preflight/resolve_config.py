@@ -147,7 +147,7 @@ def remarks_on(kind: Kind, channels: int) -> list[str]:
 
 def on_decoding(config: PretrainConfig) -> list[str]:
     """Whether another way of decoding is asked for in vain."""
-    if config.decode == "exact" or reduced_jpeg.is_for(config):
+    if config.decode == "exact" or reduced_jpeg.applies(config):
         return []
     return [
         f"--decode {config.decode} has no effect: it is for gray and colour images kept at 8 bit "

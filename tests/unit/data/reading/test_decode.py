@@ -1,6 +1,7 @@
 """Every kind of image file becomes the pixels a person sees, or says why it cannot."""
 
 import io
+import tarfile
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 
 from mvmae.data.reading.decode import UnreadableImageError, decode
+from mvmae.data.reading.pixel_depth import rgb_to_gray
 
 ORIENTATION = 0x0112  # EXIF tag
 
@@ -308,3 +310,41 @@ def test_libtiff_does_not_write_to_the_terminal(capfd):
     with pytest.raises(UnreadableImageError):
         decode(bytes(damaged), 3)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["imagenette128.tar.gz", "weird.tar.gz"])
+def test_real_jpeg_files_have_the_pixels_of_pillow(data_root, name):
+    """Every 40th photograph, and all odd files that Pillow reads."""
+    compared = 0
+    with tarfile.open(data_root / name) as tar:
+        for number, member in enumerate(tar):
+            if not member.name.lower().endswith((".jpg", ".jpeg")):
+                continue
+            if name.startswith("imagenette") and number % 40:
+                continue
+            data = tar.extractfile(member).read()
+            try:
+                with Image.open(io.BytesIO(data)) as file:
+                    if file.mode not in ("L", "RGB") or file.format == "MPO":
+                        continue
+                    theirs = expected_colours(ImageOps.exif_transpose(file))
+            except OSError:
+                continue
+            assert torch.equal(decode(data, 3), theirs), member.name
+            compared += 1
+    assert compared > 5
+
+
+def test_a_damaged_exif_block_does_not_matter():
+    for kind in ("PNG", "WEBP", "JPEG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(noise(), kind, exif=b"Exif\0\0LoremIpsum", **options)
+        assert torch.equal(decode(data, 3), decode(encoded(noise(), kind, **options), 3)), kind
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (37, 53)])
+def test_gray_of_colour_is_that_of_torchvision(size):
+    from torchvision.transforms.v2 import functional as tv
+
+    image = torch.randint(0, 256, (3, *size), dtype=torch.uint8)
+    assert torch.equal(rgb_to_gray(image), tv.rgb_to_grayscale(image))

@@ -10,9 +10,14 @@ import tifffile
 import torch
 from PIL import Image
 
-from mvmae.data.reading.decode import UnreadableImageError, Wanted, decode, decode_deep
-from mvmae.data.reading.deep_formats import facts_of
-from mvmae.data.reading.reasons import plain
+from mvmae.data.reading.decode import (
+    UnreadableImageError,
+    Wanted,
+    decode,
+    decode_deep,
+    plain_reason,
+)
+from mvmae.data.reading.deep_formats import facts_of, values_of
 
 ORIENTATION = 274
 
@@ -42,22 +47,28 @@ def npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def png16(array: np.ndarray) -> bytes:
+def chunk_of(name: bytes, content: bytes) -> bytes:
+    check = struct.pack(">I", zlib.crc32(name + content))
+    return struct.pack(">I", len(content)) + name + content + check
+
+
+def png16(array: np.ndarray, *, orientation: int = 1, is_interlaced: bool = False) -> bytes:
     """Height x width x channels of 16 bit, written by hand."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + content))
-        return struct.pack(">I", len(content)) + name + content + check
+    rows = adam7(array) if is_interlaced else rows
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    turn = chunk_of(b"eXIf", exif.tobytes()[6:]) if orientation > 1 else b""
 
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
-    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, is_interlaced)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
+        + chunk_of(b"IHDR", header)
+        + turn
+        + chunk_of(b"IDAT", zlib.compress(rows))
+        + chunk_of(b"IEND", b"")
     )
 
 
@@ -105,6 +116,41 @@ def test_eight_bit_of_many_channels_stays_eight_bit(way):
     image = decode_deep(WAYS[way](array), Wanted(7, "8"))
     assert image.dtype == torch.uint8
     assert torch.equal(image, torch.from_numpy(array))
+
+
+def adam7(array: np.ndarray) -> bytes:
+    """Rows of the seven passes of an interlaced PNG, each with the filter byte 0."""
+    passes = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4))
+    passes += ((2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
+    parts = [array[top::down, left::right] for top, left, down, right in passes]
+    return b"".join(
+        b"\0" + row.astype(">u2").tobytes() for part in parts if part.size for row in part
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize("is_interlaced", [False, True])
+def test_a_png_of_sixteen_bit_keeps_every_value(channels, orientation, is_interlaced):
+    array = np.moveaxis(deep(channels), 0, -1)
+    values = values_of(png16(array, orientation=orientation, is_interlaced=is_interlaced), None)
+    upright = array if orientation == 1 else np.rot90(array, -1)
+    assert values.array.dtype == np.uint16
+    assert values.alpha == (channels in (2, 4))
+    assert np.array_equal(values.array, upright)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_a_damaged_png_of_sixteen_bit_ends_no_process(channels):
+    data = png16(np.moveaxis(deep(channels), 0, -1))
+    for number in range(60):
+        damaged = bytearray(data)
+        damaged[41 + 7 * number] ^= 1 << number % 8  # from where the pixels begin
+        try:
+            values = values_of(bytes(damaged), None)
+        except Exception:
+            continue
+        assert values.array.shape == (16, 24, channels)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -212,14 +258,14 @@ def test_deep_colour_becomes_gray_by_its_luminance_and_gray_colour():
 @pytest.mark.parametrize(
     ("data", "wanted", "reason"),
     [
-        (npy(deep(5)), Wanted(4, "16"), "the file has 5 channels, 4 were asked for"),
-        (npy(deep(5)), Wanted(1, "16"), "the file has 5 channels, 1 was asked for"),
-        (npy(deep(4, np.float32)), Wanted(4, "16"), "float32 are not read at depth 16"),
+        (npy(deep(5)), Wanted(4, "16"), "the file has 5 channels, 4 were requested"),
+        (npy(deep(5)), Wanted(1, "16"), "the file has 5 channels, 1 was requested"),
+        (npy(deep(4, np.float32)), Wanted(4, "16"), "float32 are not supported at depth 16"),
         (npy(deep(4, np.int16)), Wanted(4, "8"), "--views.depth float reads them"),
-        (npy(np.zeros((2, 2, 2, 2))), Wanted(2, "float"), "shape 2 x 2 x 2 x 2 is no image"),
-        (npy(np.zeros((0, 4), np.uint8)), Wanted(1, "8"), "shape 0 x 4 is no image"),
-        (npy(np.zeros((4, 4), complex)), Wanted(1, "float"), "complex128 is no image"),
-        (npy(deep(4))[:-1], Wanted(4, "16"), "truncated: 1 bytes are lacking"),
+        (npy(np.zeros((2, 2, 2, 2))), Wanted(2, "float"), "shape 2 x 2 x 2 x 2 is not an image"),
+        (npy(np.zeros((0, 4), np.uint8)), Wanted(1, "8"), "shape 0 x 4 is not an image"),
+        (npy(np.zeros((4, 4), complex)), Wanted(1, "float"), "complex128 is not an image"),
+        (npy(deep(4))[:-1], Wanted(4, "16"), "truncated: 1 bytes are missing"),
         (b"\x93NUMPY\x01\x00\x10\x00nonsense", Wanted(1, "8"), ""),
         (tiff(deep(4))[:100], Wanted(4, "16"), ""),
     ],
@@ -234,7 +280,7 @@ def test_what_cannot_be_read_says_why_in_one_plain_line(data, wanted, reason):
 
 
 def test_pickled_objects_are_never_loaded():
-    with pytest.raises(UnreadableImageError, match="object is no image"):
+    with pytest.raises(UnreadableImageError, match="object is not an image"):
         decode(npy(np.array([[print]], dtype=object)), 1)
 
 
@@ -285,9 +331,10 @@ def test_the_header_alone_says_how_deep_a_file_is_and_how_many_channels_it_has(
 
 
 def test_reasons_name_no_place_in_a_library():
-    words = "decode_jpeg, /__w/vision/vision/image/cpu/decode_jpeg.cpp:171, Image is incomplete"
-    assert plain(words) == "Image is incomplete"
-    assert plain("[Errno 5] cannot identify image file <_io.BytesIO object at 0x7f12>") == (
+    assert plain_reason("[Errno 5] cannot identify image file <_io.BytesIO object at 0x7f12>") == (
         "[Errno 5] cannot identify image file"
     )
-    assert plain("broken\n  data   stream. You may want to try something") == "broken data stream"
+    assert (
+        plain_reason("broken\n  data   stream. You may want to try something")
+        == "broken data stream"
+    )

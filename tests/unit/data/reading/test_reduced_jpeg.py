@@ -1,7 +1,6 @@
 """`--decode fast`: the views of `exact`, the same pixels where nothing is reduced."""
 
 import io
-import sys
 import tarfile
 from dataclasses import replace
 
@@ -15,21 +14,15 @@ from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.decode import UnreadableImageError, decode
-from mvmae.data.reading.jpeg_header import Header, header_of, orientation_of, pixels_announced
+from mvmae.data.reading.jpeg_header import Header, announced_pixels, exif_orientation, read_header
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.reading.reduced_jpeg import fast_views, plain_header, reduced_box, reduction_for
 from mvmae.data.reading.samples import ViewsDataset
 from mvmae.data.sources.open import open_source
-from mvmae.errors import UserError
 from mvmae.method.views import Box, Crop, random_views
 
 ORIENTATION = 0x0112  # EXIF tag
 NOTHING = b"\xff\xd8\xff\xda\x00\x02"
-
-
-@pytest.fixture(autouse=True)
-def _needs_simplejpeg():
-    pytest.importorskip("simplejpeg")
 
 
 def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -247,9 +240,9 @@ def test_deep_images_are_those_of_exact(tmp_path):
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(40, 30 + number))
     config = config_for(16, depth="16", mean=(0.5,) * 3, std=(0.2,) * 3)
-    assert not reduced_jpeg.is_for(config)
+    assert not reduced_jpeg.applies(config)
     assert_same_batches(str(tmp_path / "stack.npy"), config, size_of_batch=2)
-    assert ViewsDataset(open_source([str(tmp_path)], 3), config).of_file is None
+    assert not ViewsDataset(open_source([str(tmp_path)], 3), config).is_fast
 
 
 def test_processes_that_read_give_the_same(image_folder, tiny):
@@ -288,36 +281,28 @@ def test_odd_files_of_the_wild_are_those_of_exact(data_root, tmp_path, monkeypat
     assert sum(views is not None for views in taken) > len(source) / 2
 
 
-def test_without_simplejpeg_a_line_says_what_to_install(image_folder, tiny, monkeypatch):
-    source = open_source([str(image_folder())], 3)
-    monkeypatch.setitem(sys.modules, "simplejpeg", None)
-    with pytest.raises(UserError, match=r"pip install 'mvmae\[fast\]'"):
-        ViewsDataset(source, replace(tiny, decode="fast"))
-    ViewsDataset(source, tiny)
-
-
 # headers
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_the_header_tells_size_and_turn(orientation):
-    header = header_of(jpeg(20, 30, orientation=orientation))
+    header = read_header(jpeg(20, 30, orientation=orientation))
     assert header == Header(20, 30, 3, True, orientation)
     assert header.size == ((20, 30) if orientation < 5 else (30, 20))
 
 
 def test_the_header_tells_colours_that_are_kept_as_they_are():
-    assert header_of(jpeg(20, 30)).is_ycc
-    assert not header_of(jpeg(20, 30, keep_rgb=True)).is_ycc
-    assert header_of(jpeg(20, 30, 1)) == Header(20, 30, 1, True, 1)
+    assert read_header(jpeg(20, 30)).is_ycc
+    assert not read_header(jpeg(20, 30, keep_rgb=True)).is_ycc
+    assert read_header(jpeg(20, 30, 1)) == Header(20, 30, 1, True, 1)
 
 
 def test_fill_bytes_before_a_marker_are_passed_over():
     data = jpeg(20, 30)
     frame = data.index(b"\xff\xc0")
     filled = data[:frame] + b"\xff\xff\xff" + data[frame:]
-    assert header_of(filled) == header_of(data)
-    assert pixels_announced(filled) == 600
+    assert read_header(filled) == read_header(data)
+    assert announced_pixels(filled) == 600
     assert torch.equal(decode(filled, 3), decode(data, 3))
 
 
@@ -336,4 +321,4 @@ def test_fill_bytes_before_a_marker_are_passed_over():
     ],
 )
 def test_the_turn_is_read_of_either_byte_order_and_damage_is_noticed(content, orientation):
-    assert orientation_of(content) == orientation
+    assert exif_orientation(content) == orientation
