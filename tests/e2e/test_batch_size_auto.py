@@ -112,8 +112,8 @@ def test_a_system_that_tells_nothing_is_told_in_a_line(
     ("words", "said"),
     [
         (["--batch-size", "0"], "--batch-size: at least 1, or auto, not 0"),
-        (["--batch-size", "None"], "'None' is no whole number, and not auto"),
-        (["--batch-size", "many"], "'many' is no whole number, and not auto"),
+        (["--batch-size", "None"], "'None' is neither a whole number nor auto"),
+        (["--batch-size", "many"], "'many' is neither a whole number nor auto"),
         (["--micro-batch-size", "-1"], "--micro-batch-size: at least 1, or auto, not -1"),
         (
             ["--batch-size", "auto", "--micro-batch-size", "4"],

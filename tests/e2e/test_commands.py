@@ -167,7 +167,7 @@ def test_mistake_is_told_where_the_terminal_knows_no_unicode():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = program("pretrain", "--epohcs", "3", env=environment)
     assert done.returncode == 2
-    assert done.stderr.startswith("mvmae: no option --epohcs: did you mean --epochs?")
+    assert done.stderr.startswith("mvmae: unknown option --epohcs: did you mean --epochs?")
 
 
 def test_reader_that_went_away_is_no_error():

@@ -68,7 +68,7 @@ def test_the_metrics_file_stands_for_its_run(here):
         ("runs/a --out runs.png/", "is a folder"),
         ("runs/a --out c.jpg", "must end in .png, .svg or .pdf"),
         ("runs/a --against epochs", "against"),
-        ("runs/a --smooth 0", "smooth must lie between 1 and"),
+        ("runs/a --smooth 0", "smooth must be between 1 and"),
         ("runs/a --out runs/a/config.json/c.png", "config.json"),
     ],
 )

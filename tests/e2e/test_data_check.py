@@ -447,7 +447,7 @@ BAD = {
     "not coco": ("images --kind coco", "has no annotations/"),
     "not masks": ("images --kind masks", "holds no images/ and annotations/"),
     "kinds of several": ("images images --kind coco", "takes one folder, not 2"),
-    "similar to all": ("images --similarity 0.1", "similarity must lie between"),
+    "similar to all": ("images --similarity 0.1", "similarity must be between"),
     "misspelt": ("images --agianst val", "did you mean --against"),
 }
 

@@ -21,7 +21,7 @@ from named_sets import cifar10
 from PIL import Image
 
 from mvmae.cli.main import main
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.reading.decode import decode
 from mvmae.data.sources.base import labels
 from mvmae.data.sources.open import open_source
@@ -274,8 +274,8 @@ def test_where_nothing_can_be_read_nothing_is_left(tmp_path, capsys):
         (("images", "x", "--root", "images"), "--root is for lists of paths"),
         (("list.txt", "x", "--root", "full"), "lies outside of full"),
         (("images", "x", "--shard-size", "nan"), "shard_size is in MB"),
-        (("images", "x", "--short-side", "0"), "short_side must lie between"),
-        (("images", "x", "--quality", "101"), "quality must lie between"),
+        (("images", "x", "--short-side", "0"), "short_side must be between"),
+        (("images", "x", "--quality", "101"), "quality must be between"),
         (("images", "."), "DST is the folder we are in"),
         (("torchvision:MNISTT", "x"), "did you mean"),
         (("torchvision:MNIST", "x"), "MVMAE_TORCHVISION names the folder"),

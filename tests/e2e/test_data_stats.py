@@ -87,7 +87,7 @@ def test_what_cannot_be_read_is_counted_and_transparency_said_once(tmp_path, cap
     [
         (["gone"], "no such"),
         (["images", "--channels", "7"], "have 3 channels, not 7: set --channels 3"),
-        (["images", "--channels", "0"], "channels must lie between 1 and 64"),
+        (["images", "--channels", "0"], "channels must be between 1 and 64"),
         (["images", "--max-images", "0"], "max_images must be at least 1"),
         (["images", "--out", "stats.csv"], "must end in .json"),
         (["images", "--out", "images/blue/0.jpg/s.json"], "is a file, not a folder"),

@@ -383,7 +383,7 @@ BAD = {
     "batch": (nothing, {"batch-size": 99}, "4 training images are fewer than a batch of 99"),
     "parts": (nothing, {"accumulate": 3}, "accumulate 3 is more than the 2 images"),
     "window": (nothing, {"relative-positions": True}, "relative positions need windows"),
-    "jitter": (nothing, {"scale-jitter": (2, 1)}, "two rising numbers above 0"),
+    "jitter": (nothing, {"scale-jitter": (2, 1)}, "two increasing numbers above 0"),
     "no detector": (
         nothing,
         ["detect", "data", "--predict", "data/images/val"],

@@ -312,7 +312,7 @@ def complaint(capsys) -> str:
         ({"test-share": 0}, "test_share must lie in (0, 1], not 0"),
         ({"ema": 1}, "ema must lie in (0, 1), not 1"),
         ({"warmup-epochs": 3}, "warmup_epochs 3 must be less than epochs 3"),
-        ({"min-lr": 1}, "min_lr 1 must lie between 0 and the peak learning rate"),
+        ({"min-lr": 1}, "min_lr 1 must be between 0 and the peak learning rate"),
         ({"image-size": 30}, "image size 30 x 30 is not a multiple of the patch size 16"),
         ({"in-channels": 2}, "have 3 channels, not 2"),
     ],

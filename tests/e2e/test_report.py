@@ -513,10 +513,10 @@ def refused(capsys, words: list[str], says: str) -> None:
         (["runs/a", "./runs/../runs/a"], "is the same run as runs/a"),
         (["runs/a", "--out", "page.pdf"], "must end in .html"),
         (["runs/a", "--out", "images/blue/0.png/x.html"], "0.png is a file: name another place"),
-        (["runs/a", "--count", "0"], "count must lie between 1 and 64, not 0"),
+        (["runs/a", "--count", "0"], "count must be between 1 and 64, not 0"),
         (["runs/a", "--data", "nowhere"], "no such folder: nowhere"),
         (["runs/a", "--data", "images", "--no-pictures"], "--data has no effect with"),
-        (["runs/a", "--seed", "-1"], "seed must lie between"),
+        (["runs/a", "--seed", "-1"], "seed must be between"),
         (["runs/a", "--device", "cuda"], "CUDA"),
     ],
 )

@@ -112,8 +112,8 @@ def test_a_strangers_file_is_shown_with_what_was_left_out(tmp_path, capsys):
         (["nowhere"], "no such encoder: nowhere"),
         (["random:vit_bse"], "did you mean 'vit_base'?"),
         (["timm:vit_tny_patch16_224"], "did you mean 'vit_tiny_patch16_224'?"),
-        (["random:vit_pico", "more"], "no place for more"),
-        (["random:vit_pico", "--jsn"], "no option --jsn"),
+        (["random:vit_pico", "more"], "unexpected argument more"),
+        (["random:vit_pico", "--jsn"], "unknown option --jsn"),
     ],
 )
 def test_what_cannot_be_shown_is_refused_in_one_line(capsys, words, says):

@@ -14,7 +14,7 @@ from mvmae.ablate.plan import Plan, command_line, plan_of
 from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Outcome, Ready
 from mvmae.config.ablate import GRID, AblateConfig
-from mvmae.config.report import MOST_RUNS
+from mvmae.config.figures import MAX_RUNS
 from mvmae.errors import UserError, counted
 from mvmae.storage import run_folder
 from mvmae.training import distributed, precision
@@ -117,7 +117,7 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
             "writes the whole table when it ends"
         )
     folders = [str(cell.folder) for cell in plan.trained() if cell.seed == asked.seeds[0]]
-    words = shlex.join(["mvmae", "report", *folders[:MOST_RUNS]])
+    words = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
     terminal.people().print(f"Side by side: {words}")
 
 

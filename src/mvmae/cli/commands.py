@@ -103,23 +103,23 @@ COMMANDS = {
     ),
     "features": Command(
         "Draw an encoder's features: patches in colour, a map, outliers, duplicates.",
-        "mvmae.config.features.FeaturesConfig",
+        "mvmae.config.figures.FeaturesConfig",
         "mvmae.inspect.features.run.run",
         is_shared=True,
     ),
     "curves": Command(
         "Draw the curves of runs: losses, scores.",
-        "mvmae.config.curves.CurvesConfig",
+        "mvmae.config.figures.CurvesConfig",
         "mvmae.inspect.curves.run",
     ),
     "report": Command(
         "Write a page about a run, or about several side by side.",
-        "mvmae.config.report.ReportConfig",
+        "mvmae.config.figures.ReportConfig",
         "mvmae.inspect.report.run.run",
     ),
     "explore": Command(
         "Explore an encoder in the browser, on a page that this machine serves.",
-        "mvmae.config.explore.ExploreConfig",
+        "mvmae.config.figures.ExploreConfig",
         "mvmae.inspect.explore.run.run",
     ),
     "data check": Command(
@@ -129,18 +129,18 @@ COMMANDS = {
     ),
     "data pack": Command(
         "Write images into tar files (shards), for disks slow at small files.",
-        "mvmae.config.pack.DataPackConfig",
+        "mvmae.config.datatools.DataPackConfig",
         "mvmae.datatools.pack.run.run",
         is_shared=True,
     ),
     "data stats": Command(
         "Measure pixels: mean, deviation, range, bits in use.",
-        "mvmae.config.imaging.DataStatsConfig",
+        "mvmae.config.datatools.DataStatsConfig",
         "mvmae.datatools.stats.run",
     ),
     "data show": Command(
         "Draw what the network will see: images, views, masks.",
-        "mvmae.config.imaging.DataShowConfig",
+        "mvmae.config.datatools.DataShowConfig",
         "mvmae.datatools.show.run",
     ),
     "show": Command(

@@ -1,4 +1,4 @@
-"""Ablations: what `ablate` is told."""
+"""Options of `mvmae ablate`."""
 
 from __future__ import annotations
 
@@ -8,45 +8,45 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
-from mvmae.config.checks import require, require_workers
-from mvmae.config.pretrain import DataArgument
+from mvmae.config.checks import require
+from mvmae.config.options import NO_IMAGES, DataArgument, Device, Reading
 
-MOST_SEEDS = 100
-MOST_JOBS = 256
-NAMED = ("photos", "digits", "builtin:", "torchvision:", "hf:")  # sets with a test part
+MAX_SEEDS = 100
+MAX_JOBS = 256
+SETS_WITH_TEST_SPLIT = ("photos", "digits", "builtin:", "torchvision:", "hf:")
 GRID = "grid"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AblateConfig:
+@dataclass(frozen=True, kw_only=True)
+class AblateConfig(Reading, Device):
     """Pre-train and judge the rows of a table over several seeds, and write the table.
 
-    The same command goes on where it was stopped, and shares the work with others like it.
+    The same command continues where it stopped, and shares the work with others like it.
     """
 
     table: Annotated[Positional[str], arg(metavar="TABLE")] = ""
     """table5-mask, table5-lambda, table5-decoder and table6 of the paper; views, latent, head,
-    temperature, norm-pix; or grid, of what --set names. --list says what each varies."""
+    temperature, norm-pix; or grid, of the values of --set. --list says what each varies."""
 
     data: DataArgument = ("photos",)
     """Images to pre-train on, as for pretrain: folders, a list file, or the built-in photos or
     digits, or torchvision:NAME or hf:NAME."""
 
     eval_data: str | None = None
-    """Labelled images to judge by, never trained on. Default: of a set that is called by its name,
-    its own test part."""
+    """Labelled images to judge on, never trained on. Default: the test split of a data set that is
+    given by its name."""
 
     recipe: str | None = None
-    """Recipe of all cells, or a run's config.json. Default: as of pretrain."""
+    """Recipe of all cells, or a run's config.json. Default: as for pretrain."""
 
     seeds: tuple[int, ...] = (0, 1, 2)
-    """Every cell is trained once with each."""
+    """Seeds; every cell is trained once with each."""
 
     set: Annotated[
         UseAppendAction[tuple[tuple[str, ...], ...]], arg(metavar="FIELD VALUE [VALUE ...]")
     ] = ()
     """A field of pretrain, and its value for all cells (--set epochs 4); for grid, the values that
-    it takes (--set model.mask-ratio 0.6 0.75 0.8). May be given again."""
+    it takes (--set model.mask-ratio 0.6 0.75 0.8). May be given repeatedly."""
 
     out: Path | None = None
     """Folder of the runs and the table. Default: runs/ablate-TABLE."""
@@ -61,43 +61,42 @@ class AblateConfig:
     """Train nothing: write the table of what is finished."""
 
     jobs: int = 1
-    """Processes that share the work on this machine, each with a GPU of its own in turn."""
+    """Processes that share the work on this machine, each with its own GPU in turn."""
 
     list: bool = False
     """Say what each table varies, and what the paper found."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: CUDA where there is one."""
-
     workers: int | None = None
-    """Processes that read images, for each cell. Default: by the machine."""
+    """Processes that read images, for each cell. Default: depends on the machine."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check names and counts; --list needs nothing."""
         if self.list:
             return
-        require(self.table != "", "no TABLE: table6, for one (`mvmae ablate --list` lists them)")
-        require(all(self.data), "DATA is empty: name a folder, a list file, photos or digits")
-        require(len(self.data) > 0, "no DATA: name a folder, a list file, photos or digits")
+        require(
+            self.table != "", "no TABLE: name one such as table6 (`mvmae ablate --list` lists them)"
+        )
+        require(len(self.data) > 0 and all(self.data), NO_IMAGES)
         require(self.eval_data != "", "--eval-data is empty: name labelled images")
         require(
-            self.eval_data is not None or (len(self.data) == 1 and self.data[0].startswith(NAMED)),
-            f"no labelled images to judge by: name them with --eval-data, apart from "
+            self.eval_data is not None
+            or (len(self.data) == 1 and self.data[0].startswith(SETS_WITH_TEST_SPLIT)),
+            f"no labelled images to judge on: name them with --eval-data, apart from "
             f"{' '.join(self.data)}",
         )
         require(len(self.seeds) > 0, "seeds is empty: name one or more")
-        require(len(self.seeds) <= MOST_SEEDS, f"more than {MOST_SEEDS} seeds")
+        require(len(self.seeds) <= MAX_SEEDS, f"more than {MAX_SEEDS} seeds")
         require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice")
         require(
-            all(0 <= seed < 2**63 for seed in self.seeds), "seeds must lie between 0 and 2**63 - 1"
+            all(0 <= seed < 2**63 for seed in self.seeds), "seeds must be between 0 and 2**63 - 1"
         )
         require(
-            1 <= self.jobs <= MOST_JOBS, f"jobs must lie between 1 and {MOST_JOBS}, not {self.jobs}"
+            1 <= self.jobs <= MAX_JOBS, f"jobs must be between 1 and {MAX_JOBS}, not {self.jobs}"
         )
         require(not (self.only_table and self.jobs > 1), "--only-table needs no --jobs")
-        require_workers(self.workers)
-        self._require_settings()
+        self._check_settings()
 
-    def _require_settings(self) -> None:
+    def _check_settings(self) -> None:
         for words in self.set:
             name = words[0] if words else "FIELD"
             require(len(words) > 1, f"--set {name} needs a value: --set epochs 4")
@@ -121,5 +120,5 @@ class AblateConfig:
 
     @property
     def folder(self) -> Path:
-        """Where the runs and the table go."""
+        """Folder of the runs and the table."""
         return self.out if self.out is not None else Path("runs") / f"ablate-{self.table}"

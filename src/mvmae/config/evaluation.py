@@ -5,44 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
-from tyro.conf import Positional, arg
-
-from mvmae.config.checks import require, require_workers
+from mvmae.config.checks import require
 from mvmae.config.model import Pool
+from mvmae.config.options import (
+    Compute,
+    EncoderOption,
+    InputSize,
+    LabelledImages,
+    Reading,
+    require_crop_scale,
+    require_positive,
+    require_seed,
+    require_warmup,
+)
 
-EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
-LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluateConfig:
-    """What every evaluation of an encoder on labelled images needs."""
-
-    encoder: EncoderArgument
-    """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
-    timm:NAME, hf:NAME, or random:NAME."""
-
-    data: LabelledArgument = "photos"
-    """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list of path,label, or the built-in
-    photos or digits."""
-
-    image_size: int | tuple[int, int] | None = None
-    """Side of the input in pixels. Default: the encoder's own."""
-
-    in_channels: int | None = None
-    """Channels of the images, 3 for colour or 1 for gray. Default: the encoder's own."""
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig(Reading, Compute, InputSize, LabelledImages, EncoderOption):
+    """Options of every evaluation of an encoder on labelled images."""
 
     pool: Pool | None = None
-    """Token whose figure counts: the mean of the patch tokens, or the class token; both are
-    scored. Default: the one that training shaped."""
+    """Token whose score counts: the mean of the patch tokens, or the class token; both are scored.
+    Default: the one that training shaped."""
 
     max_train: int | None = None
-    """Most training images to use, drawn at random."""
+    """Maximum number of training images, drawn at random."""
 
     max_test: int | None = None
-    """Most test images to use, drawn at random."""
+    """Maximum number of test images, drawn at random."""
 
     baselines: bool = True
     """Also judge raw pixels and a random encoder of the same shape."""
@@ -50,69 +42,82 @@ class EvaluateConfig:
     batch_size: int = 256
     """Images encoded at a time."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: CUDA where there is one."""
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the encoder; auto: bf16 on CUDA, fp32 on a CPU."""
-
-    workers: int | None = None
-    """Processes that read images. Default: by the machine."""
-
     seed: int = 0
-    """Of the random encoder, and of what max_train and max_test draw."""
+    """Seed of the random encoder, and of the images that max_train and max_test draw."""
 
     out: Path | None = None
-    """Folder that gets results/. Default: the run folder, where ENCODER is one or lies in one;
-    else runs/ENCODER."""
+    """Folder that gets results/. Default: the run folder that ENCODER is or is in, else
+    runs/ENCODER."""
 
-    def __post_init__(self) -> None:
-        for name in ("in_channels", "max_train", "max_test", "batch_size"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-        require(
-            self.in_channels in (None, 1, 3),
-            f"in_channels must be 3 for colour or 1 for gray, not {self.in_channels}",
-        )
-        require_workers(self.workers)
-        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
-        require(self.data != "", "DATA is empty: name labelled images")
+    def check(self) -> None:
+        """Check what every evaluation has."""
+        require_positive(self, "max_train", "max_test", "batch_size")
+        require_gray_or_colour(self.in_channels)
+        require_seed(self.seed)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+def require_gray_or_colour(channels: int | None) -> None:
+    """Require one channel or three, the only numbers that can be converted into each other."""
+    require(
+        channels in (None, 1, 3), f"in_channels must be 3 for colour or 1 for gray, not {channels}"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class KnnConfig(EvaluateConfig):
     """Classify by the nearest neighbours among labelled images."""
 
     k: tuple[int, ...] = (10, 20, 100)
-    """Neighbours that vote, each number scored; the figure that counts is that of 20, or of the
+    """Numbers of neighbours that vote, each scored; the score that counts is that of 20, or of the
     first."""
 
     temperature: float = 0.07
     """Sharpness of the votes: each weighs exp(similarity / temperature)."""
 
-    def __post_init__(self) -> None:
-        EvaluateConfig.__post_init__(self)
+    def check(self) -> None:
+        """Check the votes."""
         require(len(self.k) > 0, "k is empty: name a number of neighbours")
         require(min(self.k) >= 1, f"k must be at least 1, not {min(self.k)}")
         require(len(set(self.k)) == len(self.k), "k names a number twice")
-        finite = f"temperature must be finite and above 0, not {self.temperature}"
-        require(0 < self.temperature < inf, finite)
+        require(
+            0 < self.temperature < inf,
+            f"temperature must be finite and above 0, not {self.temperature}",
+        )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ProbeConfig(EvaluateConfig):
+@dataclass(frozen=True, kw_only=True)
+class LinearConfig(EvaluateConfig):
+    """Options of a logistic regression on features."""
+
+    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
+    """Inverse strengths of L2 to choose from, on a fifth of the labelled training images."""
+
+    max_iterations: int = 200
+    """Maximum number of L-BFGS iterations for one fit."""
+
+    def check(self) -> None:
+        """Check the regression."""
+        require(
+            len(self.costs) > 0 and all(0 < cost < inf for cost in self.costs),
+            "costs must be numbers above 0",
+        )
+        require_positive(self, "max_iterations")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeConfig(LinearConfig):
     """Train a linear classifier on frozen features."""
 
     protocol: Literal["cached", "mae"] = "cached"
-    """cached: features once, then logistic regression; seconds.
-    mae: as MAE and the paper (section 4.1.3): random crops and flips in every epoch, batch norm
-    without weights, a linear layer trained by LARS; the figure to compare with papers."""
+    """cached: compute features once, then logistic regression; seconds.
+    mae: as in MAE and the paper (section 4.1.3): random crops and flips in every epoch, batch norm
+    without weights, a linear layer trained by LARS; the score to compare with papers."""
 
     costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
     """cached: inverse strengths of L2 to choose from, on a fifth of the training images."""
 
     max_iterations: int = 200
-    """cached: most iterations of L-BFGS for one fit."""
+    """cached: maximum number of L-BFGS iterations for one fit."""
 
     epochs: int = 100
     """mae: passes over the training images."""
@@ -132,59 +137,39 @@ class ProbeConfig(EvaluateConfig):
     save_every_minutes: float = 10.0
     """mae: minutes between two checkpoints."""
 
-    def __post_init__(self) -> None:
-        EvaluateConfig.__post_init__(self)
-        good = len(self.costs) > 0 and all(0 < cost < inf for cost in self.costs)
-        require(good, "costs must be numbers above 0")
-        for name in ("max_iterations", "epochs", "step_size"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}")
+    def check(self) -> None:
+        """Check MAE's protocol."""
+        require_positive(self, "epochs", "step_size")
         require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
-        require(
-            0 <= self.warmup_epochs < self.epochs,
-            f"warmup_epochs {self.warmup_epochs:g} must be less than epochs {self.epochs}: set "
-            "--warmup-epochs 0, or more epochs",
-        )
-        low, high = self.crop_scale
-        require(
-            0 < low <= high <= 1, f"crop_scale {low} {high} must be two rising shares of (0, 1]"
-        )
+        require_warmup(self.warmup_epochs, self.epochs)
+        require_crop_scale(self.crop_scale)
         require(self.save_every_minutes >= 0, "save_every_minutes must not be negative")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LabelsConfig(EvaluateConfig):
-    """Measure what few labels suffice for: was pre-training worth it?"""
+@dataclass(frozen=True, kw_only=True)
+class LabelsConfig(LinearConfig):
+    """Measure how few labels suffice: was pre-training worth it?"""
 
     against: tuple[str, ...] = ()
     """Other encoders to draw beside it: run folders, files, timm:NAME, random:NAME, ..."""
 
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 1.0)
-    """Shares of the training images that get their label, of every class alike and at least one."""
+    """Shares of the training images that get their label, equal for every class and at least one
+    image."""
 
     per_class: tuple[int, ...] = ()
-    """Numbers of labelled images a class, in place of shares."""
+    """Numbers of labelled images per class, instead of shares."""
 
     draws: int = 5
     """Random draws of each amount; all encoders get the same ones."""
 
-    costs: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0)
-    """Inverse strengths of L2 to choose from, on a fifth of the labelled images."""
-
-    max_iterations: int = 200
-    """Most iterations of L-BFGS for one fit."""
-
-    def __post_init__(self) -> None:
-        EvaluateConfig.__post_init__(self)
-        good = len(self.costs) > 0 and all(0 < cost < inf for cost in self.costs)
-        require(good, "costs must be numbers above 0")
-        for name in ("draws", "max_iterations"):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}")
+    def check(self) -> None:
+        """Check the amounts of labels."""
+        require_positive(self, "draws")
         require(
             len(self.shares) + len(self.per_class) > 0, "name shares, or numbers with --per-class"
         )
-        require(all(0 < share <= 1 for share in self.shares), "shares must lie in (0, 1]")
+        require(all(0 < share <= 1 for share in self.shares), "shares must be in (0, 1]")
         require(all(count >= 1 for count in self.per_class), "per_class must be at least 1")
         for name in ("against", "shares", "per_class"):
             value = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Encoders for other software, and what an encoder is: what `export` and `show` are told."""
+"""Options of `mvmae export` and `show`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,17 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from mvmae.config.checks import require
-from mvmae.config.evaluation import EncoderArgument
+from mvmae.config.options import NO_IMAGES, EncoderOption
 
 ExportFormat = Literal["timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ExportConfig:
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig(EncoderOption):
     """Write an encoder for other software, and check that it computes the same there.
 
-    Every format gets a folder of its name in OUT, with a README.md that says how to load it.
+    Every format gets its own folder in OUT, with a README.md that says how to load it.
     """
-
-    encoder: EncoderArgument
-    """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
-    timm:NAME, hf:NAME, or random:NAME."""
 
     format: Annotated[tuple[ExportFormat, ...], arg(metavar="FORMAT [FORMAT ...]")]
     """timm: weights that timm.create_model loads.
@@ -31,33 +27,30 @@ class ExportConfig:
     hf-mae: transformers' ViTMAEForPreTraining, decoder included; ENCODER must be a run.
     onnx: for ONNX Runtime and others, any number of images.
     pt2: torch.export's program, any number of images.
-    safetensors: weights and sizes as mvmae keeps them."""
+    safetensors: weights and sizes in mvmae's own format."""
 
     data: str = "photos"
     """Images to check with: a folder, a list file, photos or digits."""
 
     out: Path | None = None
-    """Folder that gets a folder for each format. Default: export/ in the run folder, where ENCODER
-    is one or lies in one; else in runs/ENCODER."""
+    """Folder that gets a folder for each format. Default: export/ in the run folder that ENCODER is
+    or is in; else in runs/ENCODER."""
 
     overwrite: bool = False
-    """Replace what is there of these formats."""
+    """Replace existing exports in these formats."""
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check formats and paths."""
         require(len(self.format) > 0, "name a --format: timm, hf, hf-mae, onnx, pt2 or safetensors")
         twice = sorted({name for name in self.format if self.format.count(name) > 1})
         require(not twice, f"format {' '.join(twice)} is named twice")
-        require(self.data != "", "DATA is empty: name a folder, a list file, photos or digits")
+        require(self.data != "", NO_IMAGES)
         require(
             self.out is None or self.out.suffix not in (".onnx", ".pt2", ".safetensors"),
             f"--out {self.out} must name a folder, which gets a folder for each format",
         )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShowConfig:
-    """Say what an encoder is, where it comes from, and how it has been judged."""
-
-    encoder: EncoderArgument
-    """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
-    timm:NAME, hf:NAME, or random:NAME."""
+@dataclass(frozen=True, kw_only=True)
+class ShowConfig(EncoderOption):
+    """Describe an encoder: its size, its origin, and how it was judged."""

@@ -23,7 +23,7 @@ _json.register_structure_hook(Path, lambda value, _: Path(value))
 
 
 def _exactly(value: Any, kind: Any) -> Any:
-    """JSON's own kinds as they are; cattrs would make 2 of 2.7 and true of "false"."""
+    """Take values of JSON's own types only; cattrs would turn 2.7 into 2 and "false" into true."""
     if type(value) is kind or (kind is float and type(value) is int):
         return kind(value)
     raise TypeError(repr(value))
@@ -52,21 +52,21 @@ def _image_size(value: Any, _: Any) -> int | tuple[int, int]:
 _json.register_structure_hook_func(lambda kind: kind == int | tuple[int, int], _image_size)
 
 
-POSITIONAL = ("encoder", "data", "part")  # what stands without a flag on the command line
+POSITIONAL = ("encoder", "data", "part")  # options without a flag on the command line
 
 
 def to_plain(config: Any) -> dict[str, Any]:
-    """A config as what JSON can hold."""
+    """Return a config as values that JSON can hold."""
     return json.loads(to_json(config))
 
 
 def to_json(config: Any) -> str:
-    """A config as JSON that `from_json` reads back."""
+    """Return a config as JSON that `from_json` reads back."""
     return _json.dumps(config, indent=2) + "\n"
 
 
 def command_line(command: str, config: Any) -> str:
-    """The command line that gives this config: what differs from the class's defaults."""
+    """Return the command line for a config: the options that differ from their defaults."""
     return shlex.join(["mvmae", command, *_words(config, type(config), "")])
 
 
@@ -100,7 +100,12 @@ def _negated(name: str) -> str:
 
 
 def from_json(text: str, kind: type[T], *, source: str) -> T:
-    """A config of the given class from JSON; `source` names it in errors.
+    """Read a config of the given class from JSON.
+
+    Args:
+        text: JSON.
+        kind: Class of the config.
+        source: Name of the text in messages.
 
     Raises:
         UserError: The text is not JSON, or has an unknown key, a wrong type, or a value that
@@ -109,14 +114,14 @@ def from_json(text: str, kind: type[T], *, source: str) -> T:
     try:
         return _json.loads(text, kind)
     except cattrs.BaseValidationError as error:
-        complaints = cattrs.transform_error(error, source, format_exception=_complaint)
-        raise UserError("; ".join(complaints)) from error
+        messages = cattrs.transform_error(error, source, format_exception=_describe)
+        raise UserError("; ".join(messages)) from error
     except (ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{source} is not a config: {error}") from error
 
 
-def _complaint(error: BaseException, kind: Any) -> str:
-    """What cattrs found wrong, in plain words; the place in the file is added by cattrs."""
+def _describe(error: BaseException, kind: Any) -> str:
+    """Describe what cattrs rejected; cattrs adds the place in the file."""
     match error:
         case ForbiddenExtraKeysError(cl=owner, extra_fields=unknown) if owner and unknown:
             names = [field.name for field in fields(owner)]

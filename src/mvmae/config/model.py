@@ -1,4 +1,4 @@
-"""The model: sizes, patches, mask and decoder."""
+"""Options of the model: sizes, patches, mask and decoder."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ EncoderName = Literal[
     "vit_pico", "vit_nano", "vit_tiny", "vit_small", "vit_base", "vit_large", "vit_huge"
 ]
 Pool = Literal["mean", "cls"]
-MOST_CHANNELS = 64
+MAX_CHANNELS = 64
 
 DECODER_HEAD_WIDTH = 32  # MAE: 512 wide, 16 heads
 
 
 def num_visible(num_patches: int, mask_ratio: float) -> int:
-    """Patches that a mask leaves visible.
+    """Count the patches that a mask leaves visible.
 
     MAE's `int(N * (1 - ratio))` loses a patch to floating point where the product is whole (25
-    patches at 0.8 leave 4, not 5); the small addition mends that and changes nothing elsewhere.
+    patches at 0.8 leave 4, not 5); the small addition fixes that and changes nothing else.
     """
     return floor(num_patches * (1 - mask_ratio) + 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
-    """Encoder and decoder."""
+    """Options of encoder and decoder."""
 
     encoder: EncoderName = "vit_base"
     """Size of the ViT encoder."""
@@ -70,21 +70,21 @@ class ModelConfig:
     """Width of the decoder, a multiple of 32."""
 
     decoded_share: float = 1.0
-    """Share of the hidden patches that the decoder rebuilds in a step, chosen by chance. Half takes
-    18 % of the paper's arithmetic away, 25 % with a decoder of 8; all is the paper's, and MAE's."""
+    """Share of the hidden patches that the decoder predicts in a step, chosen at random. Half saves
+    18 % of the paper's arithmetic, 25 % with a decoder of 8 blocks; 1: the paper, and MAE."""
 
     latent: Pool = "mean"
-    """What is contrasted: the mean of the visible patch tokens, or the class token."""
+    """Embedding that is contrasted: the mean of the visible patch tokens, or the class token."""
 
     head: Literal["none", "mlp"] = "none"
-    """What the latent passes through before the contrast: nothing (the paper), or a 2-layer MLP."""
+    """Layers between latent and contrast: none (the paper), or a 2-layer MLP."""
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
             require(getattr(self, name) > 0, f"{name} must be at least 1")
         require(
-            self.in_channels <= MOST_CHANNELS,
-            f"in_channels must be at most {MOST_CHANNELS}, not {self.in_channels}",
+            self.in_channels <= MAX_CHANNELS,
+            f"in_channels must be at most {MAX_CHANNELS}, not {self.in_channels}",
         )
         height, width = self.height_width
         require(min(height, width) > 0, f"image_size {_size(self.image_size)} must be at least 1")
@@ -100,17 +100,16 @@ class ModelConfig:
         )
         require(
             0 < self.mask_ratio < 1,
-            f"mask_ratio must lie between 0 and 1, not {self.mask_ratio}: the paper's is 0.8",
+            f"mask_ratio must be between 0 and 1, not {self.mask_ratio}: the paper's is 0.8",
         )
         require(
             0 < self.num_visible < self.num_patches,
             f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches "
             "visible: there must be a visible and a hidden one (a smaller patch_size helps)",
         )
-
         require(
             0 < self.decoded_share <= 1,
-            f"decoded_share must lie above 0 and be at most 1, not {self.decoded_share:g}",
+            f"decoded_share must be above 0 and at most 1, not {self.decoded_share:g}",
         )
 
     @property
@@ -137,12 +136,12 @@ class ModelConfig:
 
     @property
     def num_visible(self) -> int:
-        """Patches that the encoder sees."""
+        """Patches that the encoder gets."""
         return num_visible(self.num_patches, self.mask_ratio)
 
     @property
     def num_decoded(self) -> int:
-        """Hidden patches that the decoder rebuilds in a step."""
+        """Hidden patches that the decoder predicts in a step."""
         return max(1, round((self.num_patches - self.num_visible) * self.decoded_share))
 
 

@@ -1,4 +1,4 @@
-"""Segmentation: an encoder and UperNet trained on masks, or a frozen encoder's quick checks."""
+"""Options of `mvmae segment`."""
 
 from __future__ import annotations
 
@@ -9,21 +9,31 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.checks import require, require_workers
-from mvmae.config.evaluation import EncoderArgument
+from mvmae.config.checks import require
+from mvmae.config.options import (
+    AdamW,
+    Compute,
+    EncoderArgument,
+    EncoderOption,
+    Reading,
+    RunOutput,
+    require_layer_decay,
+    require_positive,
+    require_seed,
+)
 
 Protocol = Literal["upernet", "linear", "knn", "test"]
 SegmentedArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SegmentConfig:
-    """Train an encoder to name each pixel, with UperNet as BEiT does; or check it frozen.
+@dataclass(frozen=True, kw_only=True)
+class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
+    """Train an encoder to classify each pixel, with UperNet as in BEiT; or evaluate it frozen.
 
     --recipe NAME (`mvmae recipes` lists them) or --recipe RUN/config.json sets what is not given;
     without it: `small`, or `paper-ade20k` on a machine with CUDA. The defaults shown are
-    those of `paper-ade20k`. `mvmae segment RUN --predict IMAGES --out FOLDER` draws what a finished
-    run makes of other images.
+    those of `paper-ade20k`. `mvmae segment RUN --predict IMAGES --out FOLDER` draws the predictions
+    of a finished run for other images.
     """
 
     encoder: EncoderArgument
@@ -33,63 +43,63 @@ class SegmentConfig:
 
     data: SegmentedArgument = ""
     """Folder of images with masks: images/SPLIT and annotations/SPLIT (ADE20K: training,
-    validation; train, val and test are known too), or images and masks, of which every fifth image
-    tests."""
+    validation; train, val and test work too), or images and masks, where every fifth image is a
+    test image."""
 
     images: Path | None = None
-    """Folder of images, where they are not in DATA; needs --masks."""
+    """Folder of images, if they are not in DATA; needs --masks."""
 
     masks: Path | None = None
-    """Folder of their masks: PNG files of the images' names whose pixels are class numbers."""
+    """Folder of their masks: PNG files with the images' names whose pixels are class numbers."""
 
     out: Path | None = None
     """Training: the run folder, runs/segment by default. Linear, knn, test: the folder that gets
-    results/, by default the run folder that ENCODER is or lies in. --predict: a new folder."""
+    results/, by default the run folder that ENCODER is or is in. --predict: a new folder."""
 
     predict: str | None = None
-    """Folder or list of images, or one image, that the run ENCODER segments, in place of
+    """Folder or list of images, or one image: segment them with the finished run ENCODER instead of
     training."""
 
     protocol: Protocol = "upernet"
-    """upernet: train everything. linear: the encoder frozen, batch norm and a linear layer on its
-    last map. knn: nothing trained, patches named by their nearest neighbours. test: only test the
+    """upernet: train everything. linear: freeze the encoder; train batch norm and a linear layer on
+    its last map. knn: train nothing; nearest neighbours classify the patches. test: only test the
     finished run ENCODER."""
 
     test_split: str | None = None
-    """Split to test on, a folder of DATA/images. Default: validation where there is one, else
-    test."""
+    """Split to test on, a folder of DATA/images. Default: validation if there is one, else test."""
 
     ignore_index: int | Literal["auto", "none"] = "auto"
-    """Value in the masks that counts for nothing; values above it move down by one. 0 is ADE20K's
-    rule: 1 becomes class 0. none: all values are classes. 255 never counts. auto: 0 for the layout
+    """Value in the masks that is ignored; values above it move down by one. 0 is ADE20K's rule: 1
+    becomes class 0. none: all values are classes. 255 is always ignored. auto: 0 for the layout
     images/SPLIT, none for a plain pair of folders or where one class would be left; masks of 0 and
     255 alone have two classes; --protocol test: as in training."""
 
     classes: Path | None = None
-    """File of class names: a .csv of value,name; ADE20K's objectInfo150.txt; or a name a line.
+    """File of class names: a .csv of value,name; ADE20K's objectInfo150.txt; or one name per line.
     Default: classes.csv or objectInfo150.txt in DATA, else numbers."""
 
     num_classes: int | None = None
-    """Classes. Default: as many as have names, else as the masks hold."""
+    """Number of classes. Default: the number of names, else of values in the masks."""
 
     crop: int = 512
-    """Side of a training crop and of a test window, in pixels; the patch size divides it."""
+    """Side of a training crop and of a test window, in pixels; a multiple of the patch size."""
 
     short_side: int | None = 512
-    """Side to which the shorter one of an image is resized (the longer at most to four times it),
-    before the jitter in training and for tests; none: as it is."""
+    """Length to which the shorter side of an image is resized (the longer to four times that at
+    most), before the jitter in training and for tests; none: not resized."""
 
     jitter: tuple[float, float] = (0.5, 2.0)
-    """Smallest and largest factor by which training images are resized besides."""
+    """Smallest and largest factor by which training images are resized in addition."""
 
     most_of_crop: float = 0.75
-    """Largest share of one class in a crop; of ten crops the first such is taken, or the last."""
+    """Largest share of one class in a crop; the first of ten random crops that satisfies it is
+    used, else the last."""
 
     flip: Literal["none", "horizontal"] = "horizontal"
-    """Mirror an image with probability one half, or none."""
+    """Flip an image left to right with probability one half, or not."""
 
     distort: bool = True
-    """Whether brightness, contrast, saturation and hue are changed at random."""
+    """Change brightness, contrast, saturation and hue at random."""
 
     channels: int = 768
     """Width of UperNet's head."""
@@ -98,23 +108,23 @@ class SegmentConfig:
     """Width of the auxiliary head on the third map, which helps training."""
 
     auxiliary_weight: float = 0.4
-    """Weight of its loss; 0: no such head."""
+    """Weight of its loss; 0: no auxiliary head."""
 
     dropout: float = 0.1
-    """Probability with which a channel is dropped before the scores."""
+    """Probability of dropping a channel before the scores."""
 
     drop_path: float = 0.1
-    """Probability with which the last block's branches are skipped; less in those before."""
+    """Probability of skipping the last block's branches; smaller for the blocks before it."""
 
     iterations: int = 160_000
-    """Optimiser steps. Protocol linear: passes over the data are `epochs`."""
+    """Optimiser steps. For protocol linear, `epochs` are the passes over the data."""
 
     batch_size: int = 16
-    """Crops in an optimiser step, over all processes."""
+    """Crops per optimiser step, over all processes."""
 
     accumulate: int = 1
-    """Parts in which each process takes its crops of a step, for less memory. Batch norm then sees
-    a part at a time."""
+    """Parts in which each process handles its crops of a step, for less memory. Batch norm then
+    sees one part at a time."""
 
     recompute: bool = False
     """Keep no activations of the encoder for the backward pass: less memory, a third more time."""
@@ -123,29 +133,23 @@ class SegmentConfig:
     """Peak learning rate of the heads."""
 
     layer_decay: float = 0.65
-    """Learning rate of a block over that of the block above it."""
+    """Learning rate of a block relative to that of the block above it."""
 
     weight_decay: float = 0.05
-    """AdamW's weight decay, on everything but biases, norms and tokens."""
-
-    betas: tuple[float, float] = (0.9, 0.999)
-    """AdamW's averaging rates."""
+    """AdamW's weight decay, on everything except biases, norms and tokens."""
 
     warmup_iterations: int = 1500
     """Steps in which the learning rate rises to its schedule."""
 
     power: float = 1.0
-    """Of the polynomial by which the learning rate falls to 0."""
-
-    clip_grad: float | None = None
-    """Largest norm of the gradient; none: not clipped."""
+    """Exponent of the polynomial by which the learning rate falls to 0."""
 
     stride: int | None = None
     """Pixels between two windows of a test image; their scores are averaged. Default: two thirds of
     the crop, 341 of 512."""
 
     multi_scale: bool = False
-    """Average six scales (0.5 to 1.75) and their mirror images: a point or so, twenty times the
+    """Average six scales (0.5 to 1.75) and their mirror images: about one point, twenty times the
     work. For --protocol test, --predict, and the last test of a training."""
 
     epochs: int = 10
@@ -155,7 +159,7 @@ class SegmentConfig:
     """linear: peak learning rate."""
 
     bank_size: int = 65_536
-    """knn: most patches of training images to search, drawn at random."""
+    """knn: maximum number of patches of training images to search, drawn at random."""
 
     k: int = 20
     """knn: neighbours that vote."""
@@ -167,54 +171,37 @@ class SegmentConfig:
     """linear, knn: also judge the same encoder untrained."""
 
     seed: int = 0
-    """Of the heads' weights, the order, the crops and all augmentation."""
+    """Seed of the heads' weights, the order, the crops and all augmentation."""
 
     eval_every: int = 16_000
     """Steps between two tests (and one at the end)."""
 
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where to compute; auto: CUDA where there is one."""
-
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Arithmetic of the network; auto: bf16 on CUDA, fp32 on a CPU. The loss is always fp32."""
+    """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. The loss is always fp32."""
 
     workers: int | None = None
-    """Processes that read images, for each training process. Default: by the machine."""
+    """Processes that read images, per training process. Default: depends on the machine."""
 
     log_every: int = 50
     """Steps between two lines of metrics."""
 
-    save_every_minutes: float = 10.0
-    """Minutes between two checkpoints (and one at the end)."""
-
     log: tuple[Literal["tensorboard"], ...] = ()
-    """Where else metrics go, and pictures of predictions."""
+    """Where else to write metrics, and pictures of predictions."""
 
-    resume: bool = False
-    """Continue the run in `out` at its exact step."""
-
-    overwrite: bool = False
-    """Replace the run in `out`."""
-
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Check counts, shares, rates, and what each kind of use takes."""
         self._check_counts()
         self._check_shares()
         self._check_rates()
-        self._check_what_is_asked()
+        self._check_use()
 
     def _check_counts(self) -> None:
-        for name in (
-            *("crop", "channels", "auxiliary_channels", "iterations", "batch_size", "accumulate"),
-            *("epochs", "bank_size", "k", "eval_every", "log_every"),
-        ):
-            value = getattr(self, name)
-            require(value >= 1, f"{name} must be at least 1, not {value}")
-        for name in ("num_classes", "short_side", "stride"):
-            value = getattr(self, name)
-            require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
+        require_positive(self, "crop", "channels", "auxiliary_channels", "iterations", "batch_size")
+        require_positive(self, "accumulate", "epochs", "bank_size", "k", "eval_every")
+        require_positive(self, "num_classes", "short_side", "stride")
         require(
             isinstance(self.ignore_index, str) or 0 <= self.ignore_index < 2**16,
-            f"ignore_index must lie between 0 and {2**16 - 1}, or be none, not {self.ignore_index}",
+            f"ignore_index must be between 0 and {2**16 - 1}, or none, not {self.ignore_index}",
         )
         require(
             self.window_stride <= self.crop,
@@ -223,23 +210,24 @@ class SegmentConfig:
         )
         require(
             self.num_classes is None or 2 <= self.num_classes < 2**15,
-            f"num_classes must lie between 2 and {2**15 - 1}, not {self.num_classes}",
+            f"num_classes must be between 2 and {2**15 - 1}, not {self.num_classes}",
         )
-        require_workers(self.workers)
-        require(0 <= self.seed < 2**63, "seed must lie between 0 and 2**63 - 1")
+        require_seed(self.seed)
 
     def _check_shares(self) -> None:
         for name in ("dropout", "drop_path"):
             value = getattr(self, name)
-            require(0 <= value < 1, f"{name} must lie in [0, 1), not {value}")
+            require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
         low, high = self.jitter
-        require(0 < low <= high < inf, f"jitter {low} {high} must be two rising factors above 0")
         require(
-            0 < self.most_of_crop <= 1, f"most_of_crop must lie in (0, 1], not {self.most_of_crop}"
+            0 < low <= high < inf, f"jitter {low} {high} must be two increasing factors above 0"
+        )
+        require(
+            0 < self.most_of_crop <= 1, f"most_of_crop must be in (0, 1], not {self.most_of_crop}"
         )
         require(
             0 <= self.auxiliary_weight < inf,
-            f"auxiliary_weight must be a number from 0 on, not {self.auxiliary_weight}",
+            f"auxiliary_weight must be finite and not negative, not {self.auxiliary_weight}",
         )
         require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
 
@@ -247,23 +235,15 @@ class SegmentConfig:
         for name in ("lr", "linear_lr"):
             value = getattr(self, name)
             require(0 < value < inf, f"{name} must be finite and above 0, not {value}")
-        require(
-            0 < self.layer_decay <= 1, f"layer_decay must lie in (0, 1], not {self.layer_decay}"
-        )
-        require(0 <= self.weight_decay < inf, "weight_decay must be finite and not negative")
-        require(all(0 <= beta < 1 for beta in self.betas), "betas must lie in [0, 1)")
+        require_layer_decay(self.layer_decay)
         require(0 < self.power < inf, f"power must be finite and above 0, not {self.power}")
-        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
         require(
             0 <= self.warmup_iterations < self.iterations,
             f"warmup_iterations {self.warmup_iterations} must be less than iterations "
             f"{self.iterations}: set --warmup-iterations 0, or more iterations",
         )
-        require(self.save_every_minutes >= 0, "save_every_minutes must be a number from 0 on")
 
-    def _check_what_is_asked(self) -> None:
-        require(self.encoder != "", "ENCODER is empty: name a run folder, a file, timm:NAME, ...")
-        require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
+    def _check_use(self) -> None:
         require((self.images is None) == (self.masks is None), "--images and --masks go together")
         if self.predict is not None:
             require(self.predict != "", "--predict is empty: name a folder of images")

@@ -10,7 +10,7 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mvmae import terminal
-from mvmae.config.imaging import DataShowConfig
+from mvmae.config.datatools import DataShowConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.data.reading.detect_kind import kind_of
 from mvmae.data.reading.loader import ViewsDataset

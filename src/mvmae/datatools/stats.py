@@ -7,7 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from mvmae import terminal
-from mvmae.config.imaging import DataStatsConfig
+from mvmae.config.datatools import DataStatsConfig
 from mvmae.config.views import Depth
 from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels, some
 from mvmae.data.reading.pixel_statistics import QUANTILES, Measured, measured

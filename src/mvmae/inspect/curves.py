@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvmae import terminal
-from mvmae.config.curves import CurvesConfig
+from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Level, Line, Panel

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from shard_files import image, tar
 
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.class_list import class_list_text, parse_class_list
 from mvmae.data.sources.open import open_source
 from mvmae.datatools.pack.claiming import claim, keep_apart

@@ -338,9 +338,9 @@ def test_the_recipes_are_the_papers():
     [
         ({"window": None}, "relative positions need windows"),
         ({"window": 0}, "window must be at least 1"),
-        ({"scale_jitter": (2.0, 0.1)}, "two rising numbers"),
+        ({"scale_jitter": (2.0, 0.1)}, "two increasing numbers"),
         ({"drops": (1.5,)}, "must be shares"),
-        ({"score": 1.0}, r"score must lie in \[0, 1\)"),
+        ({"score": 1.0}, r"score must be in \[0, 1\)"),
         ({"proposals": 1}, "proposals must be at least 2"),
         ({"lr": 0.0}, "lr must be finite and above 0"),
         ({"warmup_epochs": 100.0}, "must be less than epochs"),

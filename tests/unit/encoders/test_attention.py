@@ -325,7 +325,7 @@ def test_another_shape_of_image_is_shown_beside_its_maps():
     [
         ({"count": 0}, "count must be at least 1"),
         ({"count": 201}, "count must be at most 200"),
-        ({"seed": -1}, "seed must lie"),
+        ({"seed": -1}, "seed must be"),
         ({"data": ()}, "DATA is empty"),
         ({"data": ("",)}, "DATA is empty"),
         ({"against": ("",)}, "--against is empty"),

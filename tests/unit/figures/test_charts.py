@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.config.curves import CurvesConfig
+from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures.charts import COLOURS, Line, Panel, draw, figure_of, grid, smoothed
 from mvmae.inspect import curves
@@ -253,7 +253,7 @@ def test_a_column_that_nobody_described_is_drawn_last_and_is_no_formula():
         ({"runs": ()}, "no RUN"),
         ({"runs": (Path("a"), Path("a/"))}, "named twice"),
         ({"runs": tuple(map(Path, "abcdefghi"))}, "9 runs are more than the 8 colours"),
-        ({"runs": (Path("a"),), "smooth": 0}, "smooth must lie between"),
+        ({"runs": (Path("a"),), "smooth": 0}, "smooth must be between"),
         ({"runs": (Path("a"),), "out": Path("a.jpg")}, "must end in .png, .svg or .pdf"),
     ],
 )

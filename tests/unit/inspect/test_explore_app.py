@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from mvmae import encoders
-from mvmae.config.explore import ExploreConfig
+from mvmae.config.figures import ExploreConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder

@@ -79,10 +79,10 @@ def test_counts_far_from_zero_lose_no_more_than_float32_did():
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"std": (0.0,)}, "std must lie between 1e-30 and 1e"),
-        ({"std": (float("nan"),)}, "std must lie between"),
+        ({"std": (0.0,)}, "std must be between 1e-30 and 1e"),
+        ({"std": (float("nan"),)}, "std must be between"),
         ({"std": (1e38,)}, "or with views.depth float the values of the files: scale those beyond"),
-        ({"mean": (-1e38,)}, "mean must lie between -1e"),
+        ({"mean": (-1e38,)}, "mean must be between -1e"),
     ],
 )
 def test_statistics_that_float32_cannot_hold_are_refused(given, complaint):

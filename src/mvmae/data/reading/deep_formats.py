@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from mvmae.config.model import MOST_CHANNELS
+from mvmae.config.model import MAX_CHANNELS
 from mvmae.config.views import Depth
 from mvmae.data.reading.pixel_depth import (
     MAX_PIXELS,
@@ -298,7 +298,7 @@ def _compressed(data: bytes, page: tifffile.TiffPage, channels: int | None) -> V
     missing = _number(page.tags.valueof(GDAL_NODATA))
     if page.samplesperpixel == 1 or page.dtype == np.uint8:
         with Image.open(io.BytesIO(data), formats=("TIFF",)) as file:
-            count = min(getattr(file, "n_frames", 1), channels or MOST_CHANNELS)
+            count = min(getattr(file, "n_frames", 1), channels or MAX_CHANNELS)
             if count == 1 and page.samplesperpixel > 1:
                 return _by_pillow(data)
             arrays = [_frame(file, number) for number in range(count)]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mvmae.config.model import MOST_CHANNELS
+from mvmae.config.model import MAX_CHANNELS
 from mvmae.data.reading.pixel_depth import Values, Wanted
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.string_table import Codes, in_order
@@ -91,10 +91,10 @@ def _mapped(file: str) -> np.ndarray:
             "N x H x W x C or N x C x H x W"
         )
     images = _channels_last(array)
-    if images.ndim == 4 and images.shape[3] > MOST_CHANNELS:
+    if images.ndim == 4 and images.shape[3] > MAX_CHANNELS:
         raise UserError(
             f"{file} holds an array of shape {_shape(array)}, of {images.shape[3]} channels, and "
-            f"at most {MOST_CHANNELS} are read"
+            f"at most {MAX_CHANNELS} are read"
         )
     return images
 

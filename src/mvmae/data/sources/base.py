@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from mvmae.config.model import MOST_CHANNELS
+from mvmae.config.model import MAX_CHANNELS
 from mvmae.config.views import Depth
 from mvmae.data.reading.decode import Pixels, Wanted, decode_content
 from mvmae.data.reading.pixel_depth import Values
@@ -161,8 +161,8 @@ def plain_channels(channels: int) -> int:
     Raises:
         UserError: Images cannot have this number of channels.
     """
-    if not 1 <= channels <= MOST_CHANNELS:
-        raise UserError(f"image files are read with 1 to {MOST_CHANNELS} channels, not {channels}")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise UserError(f"image files are read with 1 to {MAX_CHANNELS} channels, not {channels}")
     return channels if channels in (1, 3) else 3
 
 

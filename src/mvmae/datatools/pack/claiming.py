@@ -8,7 +8,7 @@ import os
 import re
 from pathlib import Path
 
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.class_list import CLASSES
 from mvmae.data.sources.hub import PREFIX

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.reading.decode import (
     EXTENSIONS,
     FORMATS,

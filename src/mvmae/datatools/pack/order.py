@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Generator, Sequence
 
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.reading.subprocess_pool import Lost, guarded
 from mvmae.data.sources.base import Source
 from mvmae.datatools.pack.claiming import unfinished

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from mvmae import terminal
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.base import Source, stamp
 from mvmae.data.sources.class_list import CLASSES, class_list_text
 from mvmae.data.sources.lists import from_list

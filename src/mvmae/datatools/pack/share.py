@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from mvmae.config.pack import DataPackConfig
+from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.base import Source
 from mvmae.datatools.pack.encode import Packed, Refused
 from mvmae.datatools.pack.order import in_order

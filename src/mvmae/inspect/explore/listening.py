@@ -7,7 +7,7 @@ import ipaddress
 import os
 import socket
 
-from mvmae.config.explore import LAST_PORT
+from mvmae.config.figures import MAX_PORT
 from mvmae.errors import UserError
 
 TRIES = 50  # ports after a taken one
@@ -25,7 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is no address that is known here") from error
-    last = min(port + TRIES, LAST_PORT)
+    last = min(port + TRIES, MAX_PORT)
     for number in [0] if port == 0 else [*range(port, last + 1), 0]:
         if (found := _bound(family, (address[0], number, *address[2:]), host)) is not None:
             return found

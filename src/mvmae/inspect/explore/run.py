@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mvmae import encoders, terminal
-from mvmae.config.explore import ExploreConfig
+from mvmae.config.figures import ExploreConfig
 from mvmae.config.model import ENCODERS
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import open_source

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config.features import FeaturesConfig
+from mvmae.config.figures import FeaturesConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset, stamp

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int, UInt8
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from mvmae.config.features import FEWEST
+from mvmae.config.figures import MIN_IMAGES
 from mvmae.figures.neighbours import FAINT, INK, shortened
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, sample_indices
 from mvmae.inspect.features.figures import SIDE, TOP, Sheet
@@ -49,8 +49,8 @@ def draw(job: Job, images: ImageFeatures) -> Drawing:
     config = job.config
     images = images.select(sample_indices(len(job.source), config.most, config.seed))
     count = len(images.indices)
-    if count < FEWEST:
-        return Drawing(None, {"images": count}, f"a map needs at least {FEWEST} images")
+    if count < MIN_IMAGES:
+        return Drawing(None, {"images": count}, f"a map needs at least {MIN_IMAGES} images")
     spread = (images.features - images.features.mean(dim=0)).norm() / images.features.norm()
     if not spread > MIN_SPREAD:
         return Drawing(None, {"images": count}, "no map: the features of all images are the same")

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mvmae import encoders, terminal
-from mvmae.config.features import FeaturesConfig
+from mvmae.config.figures import FeaturesConfig
 from mvmae.config.files import command_line, to_plain
 from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source

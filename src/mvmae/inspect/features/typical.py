@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mvmae.config.features import FEWEST
+from mvmae.config.figures import MIN_IMAGES
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, to_csv
 from mvmae.inspect.features.figures import Tile, draw_pairs, draw_typical
 from mvmae.metrics.typicality import (
@@ -27,8 +27,8 @@ PAIRS_HEADER = ("cosine", "first", "first_label", "second", "second_label")
 def draw_typicality(job: Job, images: ImageFeatures) -> Drawing:
     """Draw the least typical images above the most typical ones."""
     count = len(images.indices)
-    if count < FEWEST:
-        summary = f"typical images and outliers need at least {FEWEST} images"
+    if count < MIN_IMAGES:
+        summary = f"typical images and outliers need at least {MIN_IMAGES} images"
         return Drawing(None, {"images": count}, summary)
     values = typicality(centre(images.features), device=job.device).tolist()
     order = sorted(range(count), key=lambda row: values[row])

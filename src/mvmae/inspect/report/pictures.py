@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config.report import ReportConfig
+from mvmae.config.figures import ReportConfig
 from mvmae.config.views import Depth, ViewsConfig
 from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source

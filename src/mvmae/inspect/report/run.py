@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from mvmae import terminal
-from mvmae.config.report import ReportConfig
+from mvmae.config.figures import ReportConfig
 from mvmae.errors import UserError
 from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
 from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Page, Section, Text

@@ -9,7 +9,7 @@ import torch
 from torch import Generator, Tensor
 
 from mvmae import terminal
-from mvmae.config.batch_sizes import AUTO
+from mvmae.config.checks import AUTO
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
 from mvmae.method.preflight.dry_run import CPU_IMAGES, FULL, Train, need_on_cpu, step_of

@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import floor, log10
 from typing import NamedTuple
 
-from mvmae.config.batch_sizes import AUTO
+from mvmae.config.checks import AUTO
 from mvmae.config.files import from_json
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
