@@ -24,7 +24,7 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import shared
 from mvmae.evaluation.shared import Candidate, Setting
-from mvmae.figures import curves
+from mvmae.figures import label_curve
 from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
 from mvmae.metrics.paired import NORMAL_QUANTILE, significance_threshold
@@ -352,7 +352,9 @@ def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) ->
         points: list[Any] = points_of(cells, name)
         counts, means, spreads = zip(*points, strict=True)
         drawn.append(
-            curves.Curve(shared.short_name(name, names), counts, means, spreads, name in BASELINES)
+            label_curve.Curve(
+                shared.short_name(name, names), counts, means, spreads, name in BASELINES
+            )
         )
     classes = len(setting.data.test.classes)
     draws = max(cell.draw for cell in cells) + 1
@@ -361,7 +363,7 @@ def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) ->
         if draws == 1
         else f"band: standard deviation over {draws} draws of the labels"
     )
-    png = curves.draw(
+    png = label_curve.draw(
         drawn,
         title=f"Linear classifier on frozen features: {config.data}",
         note=f"{classes} classes, {len(setting.data.test)} test images; {drawing}",

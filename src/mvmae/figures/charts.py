@@ -30,10 +30,11 @@ COLOURS = (
 )
 INK, FAINT, GRID = "#1f2933", "#66707a", "#e4e7eb"
 PANEL = (2.95, 2.05)  # inches
-FEW = 30  # points that are also marked
+FEW_POINTS = 30  # a line of at most so many points marks them
 LETTERS = 16  # of the note, in an inch
 STYLE: dict[str, Any] = {
-    "font.size": 8.5,
+    "font.size": 8,
+    "axes.ymargin": 0.15,
     "svg.fonttype": "none",
     "svg.hashsalt": "mvmae",  # the same curves, the same bytes
     "pdf.fonttype": 42,
@@ -41,20 +42,27 @@ STYLE: dict[str, Any] = {
 
 
 class Line(NamedTuple):
-    """One figure of one run."""
+    """One metric of one run."""
 
     x: Float[np.ndarray, " T"]
     y: Float[np.ndarray, " T"]
     """NaN where it was not finite."""
 
     run: int
+    """Number of the run, which chooses the colour."""
+
     dashed: bool = False
+    name: str = ""
+    spread: Float[np.ndarray, " T"] | None = None
+    """Half the height of a band around the line; None: no band."""
 
 
 class Level(NamedTuple):
-    """What a line is to be compared with: what one who knows nothing reaches."""
+    """What a line is compared with: chance, or the trivial answer."""
 
-    x: Float[np.ndarray, " T"]
+    x: Float[np.ndarray, " T"] | None
+    """None: across the whole chart, at the height of y's last value."""
+
     y: Float[np.ndarray, " T"]
     name: str
     run: int | None = None
@@ -62,7 +70,7 @@ class Level(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """One figure of all runs that have it."""
+    """One chart: the metrics of all runs that have them."""
 
     title: str
     """Parts between dollars are formulas."""
@@ -72,8 +80,11 @@ class Panel(NamedTuple):
 
     lines: Sequence[Line]
     levels: Sequence[Level] = ()
-    most: float | None = None
+    best: float | None = None
     """A height that is shown whatever the lines reach."""
+
+    log_x: bool = False
+    """Whether x has a logarithmic scale with a tick at every point; x must be positive."""
 
 
 def figure_of(
@@ -100,11 +111,10 @@ def figure_of(
     figure = Figure(figsize=(PANEL[0] * columns, PANEL[1] * rows + 0.75), layout=space)
     FigureCanvasAgg(figure)
     end = max((line.x[-1] for panel in panels for line in panel.lines if len(line.x)), default=0.0)
-    end = end or 1.0
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
-        _draw(axes, panel, window)
-        axes.set_xlim(-0.02 * end, 1.02 * end)
+        draw_lines(axes, panel, window)
+        draw_axes(axes, panel, end)
         row = panels[number // columns * columns :][:columns]
         _name(axes, panel, has_room=any(one.key for one in row))
         if number + columns >= len(panels):
@@ -197,35 +207,70 @@ def _name(axes: Axes, panel: Panel, *, has_room: bool) -> None:
         )
 
 
-def _draw(axes: Axes, panel: Panel, window: int) -> None:
-    for level in panel.levels:
-        _draw_level(axes, level, below=_is_below(level, panel.lines))
+def draw_lines(axes: Axes, panel: Panel, window: int) -> None:
+    """Draw the lines of a panel in the colours of a figure for papers."""
     for line in panel.lines:
         _draw_line(axes, line, window)
-    if panel.most is not None:
-        axes.update_datalim([(0.0, panel.most)], updatex=False)
-    axes.margins(y=0.15)
+    if panel.best is not None:
+        axes.update_datalim([(0.0, panel.best)], updatex=False)
+
+
+def draw_axes(axes: Axes, panel: Panel, end: float | None) -> None:
+    """Draw the grid, the ticks and the levels of a panel whose lines are drawn.
+
+    Args:
+        axes: Where.
+        panel: What is drawn there.
+        end: The last x. Default: that of the panel's lines.
+    """
+    # Before anything asks for the limits, which the locator may round.
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    if panel.log_x:
+        axes.set_xscale("log")
+        axes.set_xticks(spaced_points(panel.lines))
+        axes.minorticks_off()
+    else:
+        ends = [line.x[-1] for line in panel.lines if len(line.x)]
+        end = (max(ends, default=0.0) if end is None else end) or 1.0
+        axes.set_xlim(-0.02 * end, 1.02 * end)
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: tick_label(value)))
     axes.grid(axis="y", color=GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("#b8bfc6")
-    axes.tick_params(colors=FAINT, labelsize=8, length=2.5)
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
-        axis.set_major_formatter(FuncFormatter(_number))
+    axes.tick_params(colors=FAINT, length=2.5)
+    for level in panel.levels:
+        _draw_level(axes, level)
+    for level in panel.levels:
+        _name_level(axes, level, panel.lines)
 
 
-def _number(value: float, _: int | None) -> str:
-    """A tick's label, with k and M for thousands and millions."""
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.4g}"
+def spaced_points(lines: Sequence[Line]) -> list[float]:
+    """Return the x of every point, without those whose labels would overlap on a log scale."""
+    kept: list[float] = []
+    for value in sorted({float(x) for line in lines for x in line.x if np.isfinite(x)}):
+        if not kept or value / kept[-1] > 1.6:
+            kept.append(value)
+    return kept
+
+
+def tick_label(value: float) -> str:
+    """Return a value as it stands at a tick, short: 1,500 and 2M and 0.05."""
+    if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
+        mantissa, exponent = f"{value:.1e}".split("e")
+        return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:.4g}M"
+    if abs(value) >= 1e4:
+        return f"{value / 1e3:.4g}k"
+    return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _draw_line(axes: Axes, line: Line, window: int) -> None:
     colour, style = COLOURS[line.run], "--" if line.dashed else "-"
-    marker = "o" if len(line.x) <= FEW else None
+    marker = "o" if len(line.x) <= FEW_POINTS else None
     y = line.y
     if window > 1 and len(y) > 2:
         axes.plot(line.x, y, style, color=colour, lw=0.8, alpha=0.3)
@@ -234,32 +279,40 @@ def _draw_line(axes: Axes, line: Line, window: int) -> None:
     axes.plot(line.x, y, style, color=colour, lw=1.5, marker=marker, ms=3.2, mfc=inside)
     lost = np.flatnonzero(~np.isfinite(line.y))
     known = np.flatnonzero(np.isfinite(line.y))
-    for at in lost[:1]:  # where it stopped being a number
+    for at in lost[:1]:  # where the run diverged
         before = known[known < at]
         height = line.y[before[-1]] if len(before) else np.nan
         axes.plot(line.x[at], height, "X", color=colour, ms=7, mec="white", zorder=5)
 
 
-def _is_below(level: Level, lines: Sequence[Line]) -> bool:
-    """Whether a level that is no straight line ends below all lines: its name belongs there."""
-    ends = [line.y[-1] for line in lines if len(line.y)]
-    bent = len(level.y) > 0 and np.ptp(level.y) > 0
-    return bool(bent and level.y[-1] < min(ends, default=0.0))
-
-
-def _draw_level(axes: Axes, level: Level, *, below: bool) -> None:
+def _draw_level(axes: Axes, level: Level) -> None:
     colour = FAINT if level.run is None else COLOURS[level.run]
-    axes.plot(level.x, level.y, ":", color=colour, lw=1.4, marker=None)
-    if not len(level.x):
+    style: dict[str, Any] = {"color": colour, "lw": 1.4, "ls": ":", "gid": "level"}
+    if level.x is None:
+        axes.axhline(level.y[-1], **style)
+    else:
+        axes.plot(level.x, level.y, marker=None, **style)
+
+
+def _name_level(axes: Axes, level: Level, lines: Sequence[Line]) -> None:
+    """Write a level's name above its end, or below where a line would run through it."""
+    if not len(level.y):
         return
-    last = level.y[-max(1, len(level.y) // 2) :]  # its name is about as long as half of it
+    last = level.y[-max(1, len(level.y) // 2) :]  # the name is about as long as half of it
+    low, high = axes.get_ylim()
+    room = 0.1 * (high - low)
+    gaps = [line.y[-1] - last[-1] for line in lines if len(line.y)]
+    is_bent = np.ptp(level.y) > 0
+    is_crowded = any(0 < gap < room for gap in gaps) or (is_bent and min(gaps, default=0) > 0)
+    below = bool(is_crowded and last.min() - low > room)
     axes.annotate(
         level.name,
-        (level.x[-1], last.min() if below else last.max()),
+        (1, last[-1]) if level.x is None else (level.x[-1], last.min() if below else last.max()),
         xytext=(0, -4 if below else 3),
+        xycoords=axes.get_yaxis_transform() if level.x is None else "data",
         textcoords="offset points",
         ha="right",
         va="top" if below else "bottom",
-        fontsize=7.5,
-        color=colour,
+        color=FAINT if level.run is None else COLOURS[level.run],
+        gid="level-name",
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.figures.curves import Curve, draw
+from mvmae.figures.label_curve import Curve, draw
 
 NAMES = {"title": "curves", "note": "of a test", "chance": 10.0}
 

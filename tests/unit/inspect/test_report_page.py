@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mvmae.inspect.report import html as page
-from mvmae.inspect.report.blocks import (
+from mvmae.inspect.report.html import (
     Cell,
     Chart,
     Charts,

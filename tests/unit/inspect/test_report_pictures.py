@@ -3,6 +3,7 @@
 import base64
 import io
 import re
+from math import nan
 
 import numpy as np
 from PIL import Image
@@ -10,7 +11,15 @@ from PIL import Image
 from mvmae.data.sources.open import open_source
 from mvmae.inspect.attention_panels import overlay
 from mvmae.inspect.choose_images import choose
-from mvmae.inspect.report.pictures import Drawn, Look, Shown, overlay_picture, side_by_side
+from mvmae.inspect.report.html import Picture
+from mvmae.inspect.report.pictures import (
+    Drawn,
+    Look,
+    Shown,
+    overlay_picture,
+    picture,
+    side_by_side,
+)
 
 GRAY = np.full((32, 32, 3), 0.5, np.float32)
 
@@ -48,3 +57,30 @@ def test_even_attention_is_of_one_colour():
     made = pixels(overlay_picture(Look(GRAY, heat), "a", "attention"))
     assert np.ptp(made, axis=(0, 1)).max() < 30
     assert np.ptp(255 * overlay(GRAY, heat), axis=(0, 1)).max() > 80
+
+
+def decoded(picture: Picture) -> Image.Image:
+    head, body = picture.uri.split(",")
+    image = Image.open(io.BytesIO(base64.b64decode(body)))
+    assert head == f"data:image/{image.format.lower()};base64"
+    return image
+
+
+def test_small_pictures_keep_every_pixel():
+    pixels = np.random.default_rng(0).random((8, 12, 3))
+    shown = picture(pixels, alt="a", caption="b")
+    assert shown.pixelated
+    assert np.array_equal(np.asarray(decoded(shown)), np.round(255 * pixels).astype(np.uint8))
+
+
+def test_large_pictures_are_shrunk_and_gray_stays_gray():
+    shown = picture(np.full((600, 300, 1), 0.5), alt="a", caption="b")
+    image = decoded(shown)
+    assert (image.size, image.mode, image.format) == ((128, 256), "L", "JPEG")
+    assert not shown.pixelated
+    assert np.abs(np.asarray(image).astype(int) - 128).max() <= 1
+
+
+def test_pixels_that_are_no_numbers_are_gray():
+    shown = picture(np.array([[[nan], [2.0], [-1.0]]]), alt="a", caption="b")
+    assert np.asarray(decoded(shown)).tolist() == [[128, 255, 0]]

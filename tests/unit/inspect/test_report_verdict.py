@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from mvmae import terminal
 from mvmae.config.files import to_plain
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.inspect.report import compare, curves, scores, verdict
+from mvmae.inspect.report import compare, curves, scores, verdict, wording
 from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, command_of
 
 
@@ -60,7 +61,7 @@ def run(name: str = "run", *, command: str = "pretrain", **known) -> RunFacts:
     ],
 )
 def test_durations_are_in_units_that_matter(seconds, said):
-    assert verdict.duration(seconds) == said
+    assert terminal.duration(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_durations_are_in_units_that_matter(seconds, said):
 )
 def test_home_is_a_tilde(monkeypatch, text, said):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert verdict.without_home(text) == said
+    assert wording.without_home(text) == said
 
 
 def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
@@ -355,16 +356,16 @@ def test_label_curves_have_means_and_spreads():
         for count, top1 in ((10, 20.0), (10, 24.0), (100, 50.0))
     ]
     line = curves.label_line("me", {10: [20.0, 24.0], 100: [50.0]}, 0)
-    assert line.xs == [10, 100]
-    assert line.ys == [22.0, 50.0]
-    assert line.spread == [pytest.approx(2.828, abs=1e-3), 0.0]
+    assert line.x.tolist() == [10, 100]
+    assert line.y.tolist() == [22.0, 50.0]
+    assert line.spread.tolist() == [pytest.approx(2.828, abs=1e-3), 0.0]
     data = {"classes": list("abcde")}
     made = curves.label_curve(
         result("labels", cells=cells, data=data, config={"encoder": "me"}, verdict="it helps.")
     )
-    assert "chance: 20." in made.drawings[0]
+    assert "chance 20." in made.drawings[0]
     assert "this encoder: from 22 to 50" in made.drawings[0]
-    assert made.caption.startswith("It helps. The share")
+    assert made.caption.startswith("It helps. Share of test images")
     assert curves.label_curve(result("labels", cells=[{"name": 3}])) is None
 
 

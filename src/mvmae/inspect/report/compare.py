@@ -5,23 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from mvmae.inspect.report.blocks import Cell, Row, Table, Tile, Verdict
 from mvmae.inspect.report.gather import Result, RunFacts
+from mvmae.inspect.report.html import Cell, Row, Table, Tile, Verdict
 from mvmae.inspect.report.scores import CLEAR, UNTRAINED, baseline, headline_of, standard_error
 from mvmae.inspect.report.settings import value_in_words
-from mvmae.inspect.report.verdict import (
-    COMMANDS,
-    count,
-    duration,
-    numbers_of,
-    one_line,
-    percent,
-    share,
-    short,
-    status_of,
-)
+from mvmae.inspect.report.verdict import COMMANDS, numbers_of, status_of
+from mvmae.inspect.report.wording import count, one_line, percent, share, short
 from mvmae.method import health
 from mvmae.storage import metrics_file
+from mvmae.terminal import duration
 
 COMMAND_NAMES = {
     "knn": "kNN",

@@ -1,8 +1,8 @@
-"""HTML from the parts of a page. Nothing in them is trusted.
+"""The parts of a page, and the HTML made from them. Nothing in them is trusted.
 
-The template escapes everything that is not markup of our own; a Content-Security-Policy forbids
-the page every request, and every script but its own; letters that a file cannot hold or that turn
-the direction of text are written as their numbers.
+Text in the parts is plain: the template escapes everything that is not our own markup. A
+Content-Security-Policy forbids the page every request and every script but its own. Characters
+that a file cannot hold, or that reverse or hide text, are written as their code points.
 """
 
 from __future__ import annotations
@@ -10,22 +10,176 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
-from mvmae.inspect.report import svg
-from mvmae.inspect.report.blocks import UNITS, Page
+from mvmae.figures import chart_svg
 from mvmae.version import __version__
 
-GENERATOR = "mvmae report"  # in a meta element, by which a page of ours is known
-# Control letters, lone surrogates, and what turns or hides text (Unicode's bidirectional controls)
+GENERATOR = "mvmae report"  # in a meta element, which tells our pages from other files
+UNITS = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
+# Control characters, lone surrogates, and what reverses or hides text (bidirectional controls)
 UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
+
+
+class Text(NamedTuple):
+    """Paragraphs; a `kind` of note or warning sets them apart."""
+
+    paragraphs: Sequence[str]
+    kind: str = "plain"
+    block: str = "text"
+
+
+class Facts(NamedTuple):
+    """Names and what they are."""
+
+    rows: Sequence[tuple[str, str]]
+    block: str = "facts"
+
+
+class Code(NamedTuple):
+    """Something to copy."""
+
+    text: str
+    caption: str = ""
+    block: str = "code"
+
+
+class Cell(NamedTuple):
+    """One place of a table."""
+
+    text: str
+    value: float | None = None
+    """What it is sorted by; none: by its text."""
+
+    bar: float | None = None
+    """Length of a bar under it, in percent."""
+
+    note: str = ""
+    """In small print below."""
+
+
+class Row(NamedTuple):
+    """One line of a table; its first cell names it."""
+
+    cells: Sequence[Cell]
+    strong: bool = False
+    """Whether it is the line that counts."""
+
+
+class Table(NamedTuple):
+    """Lines under headings."""
+
+    caption: str
+    headings: Sequence[str]
+    rows: Sequence[Row]
+    sortable: bool = False
+    block: str = "table"
+
+
+class Chart(NamedTuple):
+    """Lines with a heading and words that say how to read them."""
+
+    title: str
+    caption: str
+    drawings: Sequence[str]
+    """SVG elements, one for each unit of x."""
+
+    legend: Sequence[tuple[int, str]] = ()
+    """Style and name of each line."""
+
+
+class Charts(NamedTuple):
+    """Charts side by side that share their x axis."""
+
+    charts: Sequence[Chart]
+    axes: Sequence[str] = ()
+    """Units of x to choose from."""
+
+    block: str = "charts"
+
+
+class Picture(NamedTuple):
+    """An image in the page."""
+
+    uri: str
+    alt: str
+    caption: str
+    pixelated: bool
+
+
+class Strip(NamedTuple):
+    """Pictures that belong together."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+class Gallery(NamedTuple):
+    """Strips of pictures."""
+
+    strips: Sequence[Strip]
+    columns: int
+    block: str = "gallery"
+
+
+class Fold(NamedTuple):
+    """What is shown when asked for."""
+
+    summary: str
+    blocks: Sequence[Block]
+    block: str = "fold"
+
+
+Block = Text | Facts | Code | Table | Charts | Gallery | Fold
+
+
+class Tile(NamedTuple):
+    """A key figure."""
+
+    value: str
+    name: str
+    note: str = ""
+
+
+class Section(NamedTuple):
+    """A part of a page, with an anchor."""
+
+    anchor: str
+    title: str
+    lead: str
+    blocks: Sequence[Block]
+
+
+class Verdict(NamedTuple):
+    """What it comes to."""
+
+    status: str
+    """good, weak, bad or none: the colour."""
+
+    word: str
+    summary: str
+    tiles: Sequence[Tile]
+    reasons: Sequence[str]
+    """What it rests on."""
+
+
+class Page(NamedTuple):
+    """A page from top to bottom."""
+
+    title: str
+    kicker: str
+    subtitle: str
+    verdict: Verdict
+    sections: Sequence[Section]
+    footer: str
 
 
 def render(page: Page) -> bytes:
@@ -39,7 +193,8 @@ def render(page: Page) -> bytes:
         generator=GENERATOR,
         version=__version__,
         units=UNITS,
-        swatch=svg.swatch,
+        colours=chart_svg.COLOURS,
+        dash=chart_svg.dash,
     )
     return html.lstrip().encode()
 

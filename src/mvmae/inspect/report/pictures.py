@@ -5,12 +5,15 @@ Shapes: B images, H and W pixels, C channels.
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from mvmae import encoders
@@ -25,14 +28,17 @@ from mvmae.inspect import attention_panels
 from mvmae.inspect.choose_images import Chosen, choose, displayed, finer, views
 from mvmae.inspect.model_pictures import Panels
 from mvmae.inspect.reconstruct import open_with_decoder, panels_of
-from mvmae.inspect.report.blocks import Gallery, Picture, Strip, picture
 from mvmae.inspect.report.gather import RunFacts
-from mvmae.inspect.report.verdict import count, one_line, without_home
+from mvmae.inspect.report.html import Gallery, Picture, Strip
+from mvmae.inspect.report.wording import count, one_line, without_home
 from mvmae.method.views import for_people, mask_noise, normalized
 from mvmae.metrics.principal import principal_colors
 
 TOGETHER = 8  # images in a batch: attention of 224 pixels is 200 MB a block for so many
 FINE = 192  # pixels of a picture that attention is laid over
+PIXELATED = 96  # pixels: an image up to this side is kept whole and shown as its pixels
+MAX_SIDE = 256  # pixels of a side that are worth carrying in a page
+QUALITY = 88  # of JPEG
 PHOTOS = ("photos",)
 Made = TypeVar("Made")
 
@@ -318,3 +324,25 @@ def how_many(shown: Shown) -> str:
     """How many images are shown."""
     number = len(shown.chosen.indices)
     return f"{count(number)} image{'s' if number != 1 else ''}"
+
+
+def picture(pixels: Float[np.ndarray, "H W C"], *, alt: str, caption: str) -> Picture:
+    """Return an image as a data URI: PNG where it is small, JPEG otherwise.
+
+    Args:
+        pixels: Values in [0, 1], 1 or 3 channels; NaN is drawn gray.
+        alt: What there is to see.
+        caption: Below it.
+    """
+    values = np.round(255 * np.clip(np.nan_to_num(pixels, nan=0.5), 0, 1)).astype(np.uint8)
+    image = Image.fromarray(values.squeeze(axis=2) if values.shape[2] == 1 else values)
+    is_small = max(image.size) <= PIXELATED
+    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    stream = io.BytesIO()
+    if is_small:
+        image.save(stream, "PNG", optimize=True)
+    else:
+        image.save(stream, "JPEG", quality=QUALITY)
+    kind = "png" if is_small else "jpeg"
+    uri = f"data:image/{kind};base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return Picture(uri, alt, caption, is_small)

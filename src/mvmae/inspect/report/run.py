@@ -18,9 +18,10 @@ from mvmae import terminal
 from mvmae.config.figures import ReportConfig
 from mvmae.errors import UserError
 from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
-from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Page, Section, Text
 from mvmae.inspect.report.gather import RunFacts, gather
-from mvmae.inspect.report.verdict import COMMANDS, count, one_line, verdict, without_home
+from mvmae.inspect.report.html import Block, Code, Facts, Fold, Page, Section, Text
+from mvmae.inspect.report.verdict import COMMANDS, verdict
+from mvmae.inspect.report.wording import count, one_line, without_home
 from mvmae.storage import run_folder
 from mvmae.storage.marks import require_place
 from mvmae.training import precision

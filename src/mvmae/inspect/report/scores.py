@@ -6,6 +6,7 @@ from math import isfinite, sqrt
 from typing import Any, Literal, NamedTuple
 
 from mvmae.inspect.report.gather import Result, RunFacts
+from mvmae.inspect.report.wording import short
 from mvmae.storage.metric_specs import metric
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
@@ -54,6 +55,31 @@ def baseline(result: Result, name: str) -> float | None:
         if row.get("name") == name and ("k" not in own or notes.get("k") == own["k"]):
             found.append(_figure(row) or 0.0)
     return max(found, default=None)
+
+
+def label_points(result: Result) -> dict[str, dict[int, list[float]]]:
+    """Return the accuracies of a result of `labels`, by encoder and number of labels."""
+    found: dict[str, dict[int, list[float]]] = {}
+    cells = result.content.get("cells")
+    for cell in cells if isinstance(cells, list) else []:
+        try:
+            name, count, top1 = str(cell["name"]), int(cell["count"]), float(cell["top1"])
+        except (KeyError, TypeError, ValueError):
+            continue
+        if count > 0 and isfinite(top1):
+            found.setdefault(name, {}).setdefault(count, []).append(top1)
+    return found
+
+
+def encoder_name(result: Result, name: str) -> str:
+    """Name a row: the encoder that was judged, a baseline, or another encoder's short name."""
+    config = result.content.get("config")
+    own = config.get("encoder") if isinstance(config, dict) else None
+    if name == own:
+        return "this encoder"
+    if name == UNTRAINED:
+        return "the same encoder, untrained"
+    return name if name == PIXELS else short(name)
 
 
 def main_data(facts: RunFacts) -> str | None:

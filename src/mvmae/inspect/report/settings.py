@@ -10,9 +10,9 @@ from typing import Any
 from mvmae.config.files import command_line
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.encoders import ENCODER_FILE
-from mvmae.inspect.report.blocks import Block, Code, Facts, Fold, Text
 from mvmae.inspect.report.gather import JUDGED, RunFacts
-from mvmae.inspect.report.verdict import count, one_line, share, short, without_home
+from mvmae.inspect.report.html import Block, Code, Facts, Fold, Text
+from mvmae.inspect.report.wording import count, one_line, share, short, without_home
 
 MAIN = {  # fields of supervised runs that matter most, and their names
     "encoder": "began with",

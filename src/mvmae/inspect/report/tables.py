@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from math import isfinite
 from typing import Any
 
-from mvmae.inspect.report.blocks import Block, Cell, Charts, Code, Fold, Row, Table, Text
-from mvmae.inspect.report.curves import label_curve, told
+from mvmae.inspect.report.curves import label_curve
 from mvmae.inspect.report.gather import Result, RunFacts
-from mvmae.inspect.report.scores import main_data, rows_of
-from mvmae.inspect.report.verdict import count, one_line, percent, short, without_home
+from mvmae.inspect.report.html import Block, Cell, Charts, Code, Fold, Row, Table, Text
+from mvmae.inspect.report.scores import encoder_name, label_points, main_data, rows_of
+from mvmae.inspect.report.wording import count, one_line, percent, short, without_home
 from mvmae.storage.metric_specs import METRICS, metric
 
 TITLES = {
@@ -119,7 +119,11 @@ def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Tabl
     own = result.content.get("headline")
     lines = []
     for row in ranked:
-        cells = [Cell(one_line(told(result, str(row.get("name")))), note=_setting(row, many=many))]
+        cells = [
+            Cell(
+                one_line(encoder_name(result, str(row.get("name")))), note=_setting(row, many=many)
+            )
+        ]
         if tokens:
             cells.append(Cell(TOKENS.get(str(row.get("token")), str(row.get("token")))))
         cells += [_figure_cell(row.get(key), bar=key == shown[0]) for key in shown]
@@ -144,7 +148,7 @@ def _setting(row: dict[str, Any], *, many: bool) -> str:
 
 
 def _is_headline(row: dict[str, Any], own: Any, result: Result) -> bool:
-    if not isinstance(own, dict) or told(result, str(row.get("name"))) != "this encoder":
+    if not isinstance(own, dict) or encoder_name(result, str(row.get("name"))) != "this encoder":
         return False
     same_k = "k" not in own or _notes(row).get("k") == own["k"]
     return same_k and row.get("token") == own.get("token")
@@ -177,20 +181,16 @@ def _plain_cell(name: str, value: float) -> Cell:
 
 def labels_table(result: Result, caption: str) -> Table:
     """The means of a labels curve."""
-    found: dict[str, dict[int, list[float]]] = {}
-    cells = result.content.get("cells")
-    for cell in cells if isinstance(cells, list) else []:
-        if isinstance(cell, dict) and _number(cell.get("top1")) is not None:
-            amount = _number(cell.get("count"))
-            name = str(cell.get("name"))
-            if amount is not None:
-                found.setdefault(name, {}).setdefault(int(amount), []).append(float(cell["top1"]))
+    found = label_points(result)
     counts = sorted({amount for points in found.values() for amount in points})
     lines = []
     for name, points in found.items():
         means = [sum(points[c]) / len(points[c]) if c in points else None for c in counts]
-        row = [Cell(one_line(told(result, name))), *(_figure_cell(value) for value in means)]
-        lines.append(Row(row, strong=told(result, name) == "this encoder"))
+        row = [
+            Cell(one_line(encoder_name(result, name))),
+            *(_figure_cell(value) for value in means),
+        ]
+        lines.append(Row(row, strong=encoder_name(result, name) == "this encoder"))
     lines.sort(key=lambda line: -(line.cells[-1].value or 0.0))
     headings = ["encoder", *(f"{count(amount)} labels" for amount in counts)]
     return Table(f"{caption}, top-1", headings, lines)

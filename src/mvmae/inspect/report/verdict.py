@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from math import isfinite
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mvmae.inspect.report.blocks import Tile, Verdict
 from mvmae.inspect.report.gather import JUDGED, STILL, Result, RunFacts
+from mvmae.inspect.report.html import Tile, Verdict
 from mvmae.inspect.report.scores import (
     JUDGING,
     PIXELS,
@@ -25,11 +23,12 @@ from mvmae.inspect.report.scores import (
     num_test,
     use,
 )
+from mvmae.inspect.report.wording import PERCENT, count, percent, share, short
 from mvmae.method import health
 from mvmae.storage import metrics_file
 from mvmae.storage.metric_specs import metric
+from mvmae.terminal import duration
 
-PERCENT = "\u00a0%"  # which no line ends before
 COMMANDS = {
     "pretrain": "Pre-training",
     "finetune": "Fine-tuning",
@@ -37,53 +36,6 @@ COMMANDS = {
     "segment": "Segmentation",
     JUDGED: "An encoder from elsewhere",
 }
-
-
-def percent(value: int | float) -> str:
-    """A percentage with one digit, as results print it, on one line with its sign."""
-    return f"{value:.1f}{PERCENT}"
-
-
-def share(value: int | float) -> str:
-    """A share of 1 as a whole percentage."""
-    return f"{100 * value:.0f}{PERCENT}"
-
-
-def count(value: int | float) -> str:
-    """A whole number with commas."""
-    return f"{round(value):,}"
-
-
-def duration(seconds: int | float) -> str:
-    """A time in the two largest units that matter."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 90:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{hours / 24:.1f} days"
-
-
-def without_home(text: str) -> str:
-    """A text in which the reader's home folder is `~`: whose page it is, is nobody's business."""
-    home = str(Path.home()).rstrip("/")
-    if len(home) < 2:
-        return text
-    return re.sub(rf"(?<![\w./-]){re.escape(home)}(?=/|$|[\s'\",\]])", "~", text)
-
-
-def short(path: str, parts: int = 1) -> str:
-    """The end of a path; what is no path as it is."""
-    pieces = [piece for piece in path.split("/") if piece]
-    return "/".join(pieces[-parts:]) or path
-
-
-def one_line(text: str) -> str:
-    """Text with its line ends written out, so that a name stays one name."""
-    return text.replace("\n", "\\n").replace("\r", "\\r").replace("\t", "\\t")
 
 
 def verdict(facts: RunFacts) -> Verdict:

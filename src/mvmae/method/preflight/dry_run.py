@@ -21,10 +21,10 @@ from mvmae.data.reading.loader import loading
 from mvmae.data.reading.samples import Batch, ViewsDataset
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError, counted
-from mvmae.inspect.report.verdict import duration
 from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.views import mask_noise
+from mvmae.terminal import duration
 from mvmae.training import distributed, memory
 from mvmae.training.optim import adamw
 
