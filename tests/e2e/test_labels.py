@@ -106,10 +106,11 @@ def test_what_is_not_drawn_as_asked_for_is_said(here, capsys):
     words = ("--per-class", "2", "17", "30", "--shares", "0.5", "--no-baselines", "--draws", "2")
     assert main(["labels", "enc", "images", *words, *QUICK]) == 0
     text = capsys.readouterr().out
-    assert "--shares is not used: --per-class takes its place\n" in text
-    assert "3 of 3 classes have fewer than 30 images and gave all they have\n" in text
+    assert "--shares is not used, because --per-class replaces it\n" in text
+    assert "3 of 3 classes have fewer than 30 images: all of theirs were used\n" in text
     assert (
-        "left out of --per-class, because another draws as many images of every class: 30" in text
+        "left out of --per-class, because another value draws as many images of every class: 30"
+        in text
     )
     counts = [cell["count"] for cell in result()["cells"]]
     assert counts == [6, 6, 48]

@@ -18,7 +18,7 @@ from PIL import Image
 from run_folders import metrics
 
 from mvmae import recipes
-from mvmae.ablate.plan import plan_of
+from mvmae.ablate.plan import make_plan
 from mvmae.cli.commands import COMMANDS
 from mvmae.cli.main import main
 from mvmae.cli.parse import parse
@@ -102,13 +102,16 @@ def test_each_command_is_read_and_is_its_recipe(words):
 
 @pytest.mark.parametrize("words", TABLES, ids=lambda words: f"{words[2]} {words[3]}")
 def test_each_table_is_a_plan_of_the_sizes_it_says(words):
-    plan = plan_of(parse("ablate", words[2:]))
+    plan = make_plan(parse("ablate", words[2:]))
     settings = dict(pairwise(words))
-    assert plan.start.epochs == int(settings["epochs"])
-    assert plan.start.model.encoder == settings["model.encoder"]
-    assert (plan.start.objective.contrastive_weight, plan.start.model.mask_ratio) == (2.0, 0.8)
+    assert plan.recipe_config.epochs == int(settings["epochs"])
+    assert plan.recipe_config.model.encoder == settings["model.encoder"]
+    assert (
+        plan.recipe_config.objective.contrastive_weight,
+        plan.recipe_config.model.mask_ratio,
+    ) == (2.0, 0.8)
     views = {row.config.epochs * row.config.views.num_views for row in plan.rows}
-    assert plan.start.epochs * 2 in views
+    assert plan.recipe_config.epochs * 2 in views
 
 
 def test_the_tables_for_a_gpu_are_there():

@@ -1,4 +1,4 @@
-"""One cell of the table: a run folder that is begun, gone on with, or done; and its judgement."""
+"""Train and evaluate one cell of a table: a run folder that is new, begun or complete."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
-from torch import Tensor
+import torch
 
 from mvmae import encoders, terminal
-from mvmae.ablate.plan import PIXELS, SEEDLESS, UNTRAINED, Cell, Plan
+from mvmae.ablate.plan import COMPONENTS, SEEDLESS, UNTRAINED, Cell, Plan
 from mvmae.config.ablate import AblateConfig
 from mvmae.config.evaluation import KnnConfig, ProbeConfig
 from mvmae.config.files import from_json, to_plain
@@ -25,7 +23,7 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import ENCODER_FILE, OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation import knn, probe, probe_mae, shared
-from mvmae.evaluation.shared import Candidate, Row, Setting
+from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.method import pretrain
 from mvmae.method.preflight.resolve_config import as_found_out, settle
 from mvmae.storage import metrics_file, results, run_folder
@@ -33,25 +31,25 @@ from mvmae.terminal import Bar
 from mvmae.training import precision, resume
 
 Progress = Literal["new", "begun", "trained"]
-TITLES = {"knn": "kNN", "probe": "linear"}  # of the commands' figures, for people
-NUM_COMPONENTS = 64  # of pixels, where principal components are judged
-JudgeConfig = KnnConfig | ProbeConfig
+EvaluationConfig = KnnConfig | ProbeConfig
+TITLES = {"knn": "kNN", "probe": "linear"}  # of the commands' figures
+NUM_COMPONENTS = 64  # principal components of pixels, a baseline without an encoder
 
 
-def progress(cell: Cell, fingerprint: str | None = None) -> Progress:
-    """How far the training of a cell is.
+def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
+    """How far the training of a cell has come.
 
     Args:
-        cell: One that is trained.
-        fingerprint: Of the images; none: whichever they were.
+        cell: A cell that is trained.
+        fingerprint: Of the training images. None: accept any images.
 
     Raises:
-        UserError: Its folder holds a run of other settings or images, or something else.
+        UserError: Its folder holds a run with other settings or images, or other files.
     """
     folder, config = cell.folder, cell.config
     assert config is not None
     if folder.exists() and not folder.is_dir():
-        raise UserError(f"{folder} is a file, and {cell.name} needs a folder there: choose --out")
+        raise UserError(f"{folder} is a file, but {cell.name} needs a folder: choose another --out")
     if not run_folder.is_run(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
         ours = {*run_folder.OURS, run_folder.LOCK.removeprefix(".")}
@@ -65,118 +63,119 @@ def progress(cell: Cell, fingerprint: str | None = None) -> Progress:
     )
     if changed := resume.differences(before, as_found_out(config, before)):
         raise UserError(
-            f"{folder} was run with {changed}: ask as before, or choose another --out for what "
-            "is asked now"
+            f"{folder} was run with {changed}: repeat those settings, or choose another --out for "
+            "the new ones"
         )
-    known = _facts(folder).get("data_fingerprint")
+    known = _read_environment(cell).get("data_fingerprint")
     if fingerprint is not None and known not in (None, fingerprint):
         raise UserError(
             f"the images in {' '.join(config.data)} are not those that {folder} was trained on: "
             "put them back, or choose another --out"
         )
-    done = (folder / ENCODER_FILE).exists() and (folder / "health.json").exists()
-    return "trained" if done else "begun"
+    is_complete = (folder / ENCODER_FILE).exists() and (folder / "health.json").exists()
+    return "trained" if is_complete else "begun"
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """What a run says of its data and machine; empty where it says nothing."""
+def _read_environment(cell: Cell) -> dict[str, Any]:
+    """Read what a run recorded about its data and machine; empty if there is nothing."""
     try:
-        facts = json.loads((folder / "environment.json").read_text(encoding="utf-8"))
+        facts = json.loads((cell.folder / "environment.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return facts if isinstance(facts, dict) else {}
 
 
-def num_images(cell: Cell) -> int | None:
-    """Images that a cell was trained on, if it has been begun."""
-    return _facts(cell.folder).get("num_images")
+def num_training_images(cell: Cell) -> int | None:
+    """Number of images that a cell is trained on; None before training."""
+    return _read_environment(cell).get("num_images")
 
 
-def seconds(cell: Cell) -> float | None:
-    """Wall time of a cell's training so far, all its beginnings together; none before its end."""
-    if progress(cell) != "trained":
+def training_seconds(cell: Cell) -> float | None:
+    """Wall time of a cell's training, summed over resumptions; None if it is not complete."""
+    if training_progress(cell) != "trained":
         return None
     records = metrics_file.read(cell.folder)
     return records[-1].get("seconds") if records else None
 
 
 def train(cell: Cell) -> int:
-    """Begin a cell, or go on with it.
+    """Begin or resume the training of a cell.
 
     Returns:
-        As of `pretrain`.
+        The exit status of `pretrain`.
     """
     assert cell.config is not None
-    match progress(cell):
+    match training_progress(cell):
         case "trained":
             return 0
         case "new":
-            shutil.rmtree(cell.folder, ignore_errors=True)  # of one killed as it began
+            shutil.rmtree(cell.folder, ignore_errors=True)  # left by a run killed at its start
             return pretrain.run(cell.config)
         case _:
-            saved = resume.is_there(cell.folder)
-            config = replace(cell.config, resume=saved, overwrite=not saved)
-            return pretrain.run(config)
+            is_saved = resume.is_there(cell.folder)
+            return pretrain.run(replace(cell.config, resume=is_saved, overwrite=not is_saved))
 
 
-def judgements(cell: Cell, asked: AblateConfig) -> list[JudgeConfig]:
-    """What is asked of a cell, as `mvmae knn` and `mvmae probe` would be."""
+def evaluation_configs(cell: Cell, config: AblateConfig) -> list[EvaluationConfig]:
+    """Options of the `mvmae knn` and `mvmae probe` that evaluate a cell."""
     common: dict[str, Any] = {
         "encoder": str(cell.folder),
-        "data": asked.judged_on,
+        "data": config.judged_on,
         "baselines": False,
         "seed": cell.seed,
-        "device": asked.device,
-        "workers": asked.workers,
+        "device": config.device,
+        "workers": config.workers,
     }
-    judges: list[JudgeConfig] = [KnnConfig(**common, out=cell.folder)]
-    if asked.probe == "cached" or (asked.probe == "mae" and cell.key not in SEEDLESS):
-        judges.append(ProbeConfig(**common, out=cell.folder, protocol=asked.probe))
-    return judges
+    configs: list[EvaluationConfig] = [KnnConfig(**common, out=cell.folder)]
+    if config.probe == "cached" or (config.probe == "mae" and cell.key not in SEEDLESS):
+        configs.append(ProbeConfig(**common, out=cell.folder, protocol=config.probe))
+    return configs
 
 
-def command_of(config: JudgeConfig) -> str:
-    """The command that asks so."""
+def command_name(config: EvaluationConfig) -> str:
+    """The command that has these options."""
     return "knn" if isinstance(config, KnnConfig) else "probe"
 
 
-def found(cell: Cell, config: JudgeConfig, images: str | None = None) -> dict[str, Any] | None:
-    """The result of a judgement, if it was made on these images.
+def find_result(
+    cell: Cell, config: EvaluationConfig, images: str | None = None
+) -> dict[str, Any] | None:
+    """Find the result of an evaluation, if it was made on these images.
 
     Args:
-        cell: What was judged.
-        config: What was asked.
-        images: Fingerprint of the labelled images; none: whichever they were.
+        cell: The evaluated cell.
+        config: Options of the evaluation.
+        images: Fingerprint of the labelled images. None: accept any images.
     """
-    wanted = _question(to_plain(config))
-    for file in sorted((cell.folder / "results").glob(f"{command_of(config)}-*.json")):
+    wanted = _deciding_options(to_plain(config))
+    for file in sorted((cell.folder / "results").glob(f"{command_name(config)}-*.json")):
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
-            same = _question(result["config"]) == wanted
-            here = images in (None, result["data"]["fingerprint"])
-            if same and here and isinstance(result["headline"]["top1"], float | int):
+            is_same = _deciding_options(result["config"]) == wanted
+            has_images = images in (None, result["data"]["fingerprint"])
+            if is_same and has_images and isinstance(result["headline"]["top1"], float | int):
                 return result
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged: judged again
+            continue  # a damaged file counts as missing, and is evaluated again
     return None
 
 
-def _question(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a result of this cell, wherever its folder lies."""
+def _deciding_options(config: dict[str, Any]) -> dict[str, Any]:
+    """The options that decide a cell's result, whatever the path of its folder."""
     idle = results.IDLE | {"encoder", "data"}
     rest = {name: value for name, value in config.items() if name not in idle}
     return rest | {"data": os.path.normpath(config["data"])}
 
 
-def is_done(cell: Cell, asked: AblateConfig, images: str | None = None) -> bool:
-    """Whether a cell is trained and judged."""
-    if cell.config is not None and progress(cell) != "trained":
+def is_done(cell: Cell, config: AblateConfig, images: str | None = None) -> bool:
+    """Whether a cell is trained and evaluated."""
+    if cell.config is not None and training_progress(cell) != "trained":
         return False
-    return all(found(cell, config, images) for config in judgements(cell, asked))
+    return all(find_result(cell, one, images) for one in evaluation_configs(cell, config))
 
 
-def judge(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
-    """Make the judgements that are missing, from features that are computed once.
+def evaluate(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
+    """Run the evaluations that are missing.
 
     Args:
         cell: A trained cell, or a control.
@@ -185,94 +184,100 @@ def judge(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
         images: Their fingerprint.
 
     Returns:
-        0; 130 or 143 when MAE's probe was stopped by SIGINT or SIGTERM, with its state saved.
+        0; 130 or 143 if MAE's probe was stopped by SIGINT or SIGTERM, with its state saved.
     """
-    asked = plan.asked
-    missing = [c for c in judgements(cell, asked) if not found(cell, c, images)]
+    configs = evaluation_configs(cell, plan.config)
+    missing = [config for config in configs if not find_result(cell, config, images)]
     if not missing:
         return 0
     run_folder.make(cell.folder)
     if cell.key == UNTRAINED and not (cell.folder / ENCODER_FILE).exists():
-        encoders.save_encoder(cell.folder, untrained(cell, plan))
-    cached = [c for c in missing if not isinstance(c, ProbeConfig) or c.protocol == "cached"]
-    if cached:
-        setting = setting_of(cell, plan, data, cached[0])
-        count = len(setting.data.train) + len(setting.data.test)
-        with Bar(count * _passes(cell, cached)) as bar:
-            bar.name(cell.name)
-            shown = list(_judged(cell, cached, setting, bar))
-        for config, judged in zip(cached, shown, strict=True):
-            write(judged, config, setting)
+        encoders.save_encoder(cell.folder, _untrained_encoder(cell, plan))
+    on_features: list[EvaluationConfig] = []
+    by_training: list[ProbeConfig] = []
     for config in missing:
-        if not isinstance(config, ProbeConfig) or config.protocol == "cached":
-            continue
+        if isinstance(config, ProbeConfig) and config.protocol == "mae":
+            by_training.append(config)
+        else:
+            on_features.append(config)
+    if on_features:
+        _evaluate_features(cell, plan, data, on_features)
+    for config in by_training:
         if status := probe_mae.run(config):
             return status
     return 0
 
 
-def untrained(cell: Cell, plan: Plan) -> OpenedEncoder:
-    """The recipe's encoder before any training, and the pixels that training would give it."""
-    config = replace(plan.start, seed=cell.seed, out=cell.folder)
+def _untrained_encoder(cell: Cell, plan: Plan) -> OpenedEncoder:
+    """The recipe's encoder before training, with the preprocessing that training would use."""
+    config = replace(plan.recipe_config, seed=cell.seed, out=cell.folder)
     source = open_source(config.data, plain_channels(config.model.in_channels))
     config, _, _ = settle(config, source)
     like = encoders.random_encoder(config.model, cell.seed)
     return encoders.attach_preprocessing(encoders.untrained_copy(like, cell.seed), config)
 
 
-def setting_of(cell: Cell, plan: Plan, data: Labelled, config: JudgeConfig) -> Setting:
-    """What the parts of `knn` and `probe` need."""
+def _evaluate_features(
+    cell: Cell, plan: Plan, data: Labelled, configs: list[EvaluationConfig]
+) -> None:
+    """Score features as `knn` and `probe` do, and write their results without printing them."""
+    setting = _open_setting(cell, plan, data, configs[0])
+    methods = [
+        knn.knn_method(config) if isinstance(config, KnnConfig) else probe.probe_method(config)
+        for config in configs
+    ]
+    sides = [method.pixel_side for method in methods]
+    for config, method, candidate in zip(
+        configs, methods, _candidates(cell, setting, configs[0], sides), strict=True
+    ):
+        rows, headline = shared.score_candidates([candidate], method, setting)
+        assert headline is not None
+        with terminal.output({"quiet"}):
+            shared.report(config, setting, rows, headline, command=method.command, title="")
+
+
+def _open_setting(cell: Cell, plan: Plan, data: Labelled, config: EvaluationConfig) -> Setting:
+    """Open the setting of an evaluation; controls on pixels have no encoder to open."""
     if cell.key not in SEEDLESS:
         return shared.open_setting(config)
     device = precision.choose_device(config.device)
-    no_encoder = encoders.attach_preprocessing(
-        encoders.random_encoder(plan.start.model, 0), plan.start
+    placeholder = encoders.attach_preprocessing(
+        encoders.random_encoder(plan.recipe_config.model, 0), plan.recipe_config
     )
     stamps = {"train": stamp(data.train), "test": stamp(data.test)}
-    return Setting(no_encoder, data, "mean", cell.folder, device, time.perf_counter(), stamps, [])
+    return Setting(placeholder, data, "mean", cell.folder, device, time.perf_counter(), stamps, [])
 
 
-def _passes(cell: Cell, configs: list[JudgeConfig]) -> int:
-    """Passes over the images: pixels are shrunk to another size for each command."""
-    return len(configs) if cell.key in SEEDLESS else 1
+def _candidates(
+    cell: Cell, setting: Setting, config: EvaluationConfig, sides: list[int]
+) -> list[Candidate]:
+    """Compute the features for each method: an encoder's once, pixels in each method's size."""
+    num_images = len(setting.data.train) + len(setting.data.test)
+    on_pixels = cell.key in SEEDLESS
+    with Bar(num_images * (len(sides) if on_pixels else 1)) as bar:
+        bar.name(cell.name)
+        if on_pixels:
+            found = [shared.pixel_candidate(setting, side, config.workers, bar) for side in sides]
+        else:
+            one = shared.encoder_candidate(config, setting, str(cell.folder), setting.opened, bar)
+            found = [one] * len(sides)
+    computed = [candidate for candidate in found if candidate is not None]
+    assert len(computed) == len(sides)  # they are None in other processes; here is only one
+    if cell.key == COMPONENTS:
+        return [_principal_components(candidate, NUM_COMPONENTS) for candidate in computed]
+    return computed
 
 
-def _judged(
-    cell: Cell, configs: list[JudgeConfig], setting: Setting, bar: Bar
-) -> Iterator[Candidate]:
-    """The features for each judgement."""
-    if cell.key not in SEEDLESS:
-        once = shared.encoder_candidate(configs[0], setting, str(cell.folder), setting.opened, bar)
-        assert once is not None  # there is one process
-        yield from [once] * len(configs)
-        return
-    for config in configs:
-        side = knn.PIXEL_SIDE if isinstance(config, KnnConfig) else probe.PIXEL_SIDE
-        pixels = shared.pixel_candidate(setting, side=side, workers=config.workers, bar=bar)
-        assert pixels is not None
-        yield pixels if cell.key == PIXELS else shared.principal_components(pixels, NUM_COMPONENTS)
+def _principal_components(candidate: Candidate, count: int) -> Candidate:
+    """Project vectors on the first principal components of the training vectors."""
+    from sklearn.decomposition import PCA  # takes half a second, and few commands need it
 
-
-def write(judged: Candidate, config: JudgeConfig, setting: Setting) -> None:
-    """Score the features, and write the result as the command itself would."""
-    command = command_of(config)
-    scored: Iterator[tuple[Row, Tensor]]
-    if isinstance(config, KnnConfig):
-        scored = knn.scored(judged, config, setting)
-    else:
-        scored = probe.scored(judged, config, setting)
-    pairs = list(scored)
-    counts = [(row, votes) for row, votes in pairs if row.notes.get("k") in (None, knn.USUAL_K)]
-    row, votes = next(pair for pair in counts if pair[0].token in (setting.pool, "pixels"))
-    predicted = votes.argmax(dim=1)
-    with terminal.output({"quiet"}):
-        shared.report(
-            config,
-            setting,
-            [row for row, _ in pairs],
-            row,
-            predicted,
-            (judged.train, judged.test),
-            command=command,
-            title="",
-        )
+    train, test = candidate.train, candidate.test
+    count = min(count, *train.mean.shape)
+    solver: Any = "covariance_eigh"  # exact, and its cost depends on the width alone
+    pca = PCA(count, svd_solver=solver).fit(train.mean.numpy())
+    train, test = (
+        part._replace(mean=torch.from_numpy(pca.transform(part.mean.numpy())).float())
+        for part in (train, test)
+    )
+    return Candidate(f"{candidate.name}, {count} principal components", train, test)

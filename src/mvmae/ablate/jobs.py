@@ -1,4 +1,4 @@
-"""Several processes on one machine that share the cells of a table."""
+"""Share the cells of a table among several processes on one machine."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ import torch
 from mvmae import terminal
 from mvmae.ablate import cells
 from mvmae.ablate.locks import FOLDER
-from mvmae.ablate.plan import Plan, words_of
-from mvmae.ablate.work import Outcome, Ready
+from mvmae.ablate.plan import Plan, arguments
+from mvmae.ablate.work import Inputs, Outcome
 
-LOOK = 1.0  # seconds between two looks at what is done
-PATIENCE = 60.0  # seconds in which a stopped process saves its state
+POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0  # time for a stopped process to save its state
 
 
-def share(plan: Plan, known: Ready) -> Outcome:
-    """Start the processes, say what they finish, and wait for all.
+def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
+    """Start the processes, print the cells that they finish, and wait for all of them.
 
     Raises:
-        UserError: One of them did.
+        KeyboardInterrupt: The command was stopped; so were the processes, with their states saved.
     """
-    place = plan.asked.folder / FOLDER
-    place.mkdir(parents=True, exist_ok=True)
-    logs = [place / f"job-{number}.log" for number in range(plan.asked.jobs)]
-    terminal.people().print(f"{len(logs)} processes; what they say: {place}/job-*.log")
+    folder = plan.config.folder / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"job-{number}.log" for number in range(plan.config.jobs)]
+    terminal.people().print(f"{len(logs)} processes; their output: {folder}/job-*.log")
     started = [_start(plan, number, log) for number, log in enumerate(logs)]
     try:
-        _watch(plan, known, started)
+        _wait(plan, inputs, started)
     except KeyboardInterrupt:
         for process in started:
             process.terminate()
-        until = time.monotonic() + PATIENCE
+        until = time.monotonic() + STOP_SECONDS
         for process in started:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(max(0.0, until - time.monotonic()))
-            process.kill()  # one that hangs; its last checkpoint is whole
+            process.kill()  # in case it hangs; its last checkpoint is complete
         raise
     failed = {}
     for log, process in zip(logs, started, strict=True):
@@ -54,12 +54,12 @@ def share(plan: Plan, known: Ready) -> Outcome:
 
 
 def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
-    """One process with a share of the cores, and a GPU where there are some."""
-    asked = plan.asked
-    words = words_of(replace(asked, jobs=1))
+    """Start one process with its share of the cores and, if there are GPUs, one of them."""
+    config = plan.config
+    words = arguments(replace(config, jobs=1))
     environment = os.environ | {"MVMAE_OUTPUT": "plain"}
-    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // asked.jobs)))
-    if count := torch.cuda.device_count() if asked.device != "cpu" else 0:
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
+    if count := torch.cuda.device_count() if config.device != "cpu" else 0:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % count]
     with log.open("wb") as stream:
@@ -69,25 +69,27 @@ def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
             stdout=stream,
             stderr=subprocess.STDOUT,
             env=environment,
-            start_new_session=True,  # Ctrl-C comes here, and is passed on once
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
         )
 
 
-def _watch(plan: Plan, known: Ready, started: list[subprocess.Popen[bytes]]) -> None:
-    """Say each cell that is done, until all processes have ended."""
-    asked = plan.asked
+def _wait(plan: Plan, inputs: Inputs, started: list[subprocess.Popen[bytes]]) -> None:
+    """Print each cell that is done, until all processes have ended."""
+    config = plan.config
     every = [*plan.controls(), *plan.trained()]
-    left = [cell for cell in every if not cells.is_done(cell, asked, known.images)]
+    left = [cell for cell in every if not cells.is_done(cell, config, inputs.labelled_fingerprint)]
     while True:
         ended = all(process.poll() is not None for process in started)
-        for cell in [cell for cell in left if cells.is_done(cell, asked, known.images)]:
+        for cell in [
+            cell for cell in left if cells.is_done(cell, config, inputs.labelled_fingerprint)
+        ]:
             left.remove(cell)
             terminal.people().print(
                 f"[{len(every) - len(left)}/{len(every)}] {cell.folder.name} is done"
             )
         if ended:
             return
-        time.sleep(LOOK)
+        time.sleep(POLL_SECONDS)
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""From a table's name to the runs it takes, before any of them begins."""
+"""Turn a table's name into the runs that it needs."""
 
 from __future__ import annotations
 
@@ -16,130 +16,128 @@ from typing import Any, NamedTuple
 import torch
 
 from mvmae import recipes
-from mvmae.ablate.tables import ABLATIONS, BASE, Ablation, Arm, Change, as_it_is
+from mvmae.ablate.tables import ABLATIONS, BASE, Ablation, Arm, Change, unchanged
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.files import from_json, to_plain
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError, nearest
 from mvmae.storage.results import slug
 
-MOST_RUNS = 1000
-OURS = {"data", "out", "seed", "eval_data", "resume", "overwrite", "device", "workers"}
+MAX_RUNS = 1000  # more are a mistake in --set or --seeds
+SET_BY_ABLATE = {"data", "out", "seed", "eval_data", "resume", "overwrite", "device", "workers"}
+PIXELS, COMPONENTS, UNTRAINED = "raw-pixels", "pca-pixels", "untrained"  # keys of the controls
+SEEDLESS = (PIXELS, COMPONENTS)
 
 
 class Cell(NamedTuple):
-    """One run: a row of the table with one seed, or something judged that was never trained."""
+    """One row of the table with one seed, or a control that is evaluated but never trained."""
 
     key: str
     name: str
     seed: int
     folder: Path
     config: PretrainConfig | None
-    """None for what is not trained."""
+    """None for a control."""
 
 
 class Row(NamedTuple):
-    """A row of the table, as a run with any seed."""
+    """A row of the table, for any seed."""
 
     arm: Arm
     config: PretrainConfig
 
 
 class Plan(NamedTuple):
-    """The whole table."""
+    """A table and its runs."""
 
-    asked: AblateConfig
+    config: AblateConfig
     recipe: str
-    start: PretrainConfig
-    """The recipe with what --set fixes, from which every row begins."""
+    """Name of the recipe."""
+
+    recipe_config: PretrainConfig
+    """The recipe with the fields fixed by --set, from which every row starts."""
 
     ablation: Ablation
     rows: tuple[Row, ...]
     baseline: str
+    """Key of the row with which others are compared."""
 
     @property
     def name(self) -> str:
-        """Of the table and its files; a grid's tells its values, for several share a folder."""
-        if self.asked.table != GRID:
-            return self.asked.table
-        return slug("-".join([GRID, *(part for words in _varied(self.asked) for part in words)]))
+        """Name of the table and its files; a grid's lists its values, as grids share a folder."""
+        if self.config.table != GRID:
+            return self.config.table
+        values = (part for words in _varied(self.config) for part in words)
+        return slug("-".join([GRID, *values]))
 
     @property
-    def base(self) -> PretrainConfig:
+    def baseline_config(self) -> PretrainConfig:
         """The row with which others are compared."""
         return next(row.config for row in self.rows if row.arm.key == self.baseline)
 
     def trained(self) -> list[Cell]:
-        """The runs, all rows of a seed before the next seed."""
-        return [cell_of(self.asked, row, seed) for seed in self.asked.seeds for row in self.rows]
+        """The cells to train: all rows of a seed before the next seed."""
+        return [_cell(self.config, row, seed) for seed in self.config.seeds for row in self.rows]
 
     def controls(self) -> list[Cell]:
-        """What any encoder must beat: pixels, and the recipe's encoder untrained."""
-        folder = self.asked.folder
+        """The cells that any encoder must beat: pixels, and the recipe's encoder untrained."""
+        folder = self.config.folder
         pixels = Cell(PIXELS, "raw pixels", 0, folder / PIXELS, None)
         components = Cell(COMPONENTS, "PCA of pixels", 0, folder / COMPONENTS, None)
         return [pixels, components] + [
             Cell(UNTRAINED, "untrained encoder", seed, folder / f"{UNTRAINED}-{seed}", None)
-            for seed in self.asked.seeds
+            for seed in self.config.seeds
         ]
 
 
-PIXELS, COMPONENTS, UNTRAINED = "raw-pixels", "pca-pixels", "untrained"
-SEEDLESS = (PIXELS, COMPONENTS)
-
-
-def cell_of(asked: AblateConfig, row: Row, seed: int) -> Cell:
-    """A row's run with one seed."""
-    folder = asked.folder / f"{row.arm.key}-{seed}"
+def _cell(config: AblateConfig, row: Row, seed: int) -> Cell:
+    folder = config.folder / f"{row.arm.key}-{seed}"
     return Cell(row.arm.key, row.arm.name, seed, folder, replace(row.config, seed=seed, out=folder))
 
 
-def plan_of(asked: AblateConfig) -> Plan:
-    """What to run.
+def make_plan(config: AblateConfig) -> Plan:
+    """Plan the runs of a table.
 
     Raises:
-        UserError: There is no such table, recipe, field or baseline, or a row cannot be.
+        UserError: The table, recipe, field or baseline is unknown, or a row is invalid.
     """
-    ablation = _grid(asked) if asked.table == GRID else _named(asked.table)
-    name, recipe = recipe_of(asked)
-    fixed = {words[0]: words[1] for words in asked.set if len(words) == 2}
+    ablation = _grid(config) if config.table == GRID else _named(config.table)
+    name, recipe = load_recipe(config)
+    fixed = {words[0]: words[1] for words in config.set if len(words) == 2}
     recipe = with_values(recipe, fixed) if fixed else recipe
-    base = replace(
+    recipe = replace(
         recipe,
-        data=asked.data,
-        device=asked.device,
-        workers=asked.workers,
+        data=config.data,
+        device=config.device,
+        workers=config.workers,
         eval_data=None,
         seed=0,
         resume=False,
         overwrite=False,
     )
-    rows = _rows(asked, ablation, base)
-    baseline = _baseline(asked, ablation, rows)
+    rows = _rows(config, ablation, recipe)
+    baseline = _baseline(config, ablation, rows)
     if baseline == BASE and all(row.arm.key != BASE for row in rows):
-        rows.insert(0, Row(Arm(BASE, "as the recipe", as_it_is), base))
-    require_runs(len(rows), asked)
-    return Plan(asked, name, base, ablation, tuple(rows), baseline)
+        rows.insert(0, Row(Arm(BASE, "as the recipe", unchanged), recipe))
+    _require_few_runs(len(rows), config)
+    return Plan(config, name, recipe, ablation, tuple(rows), baseline)
 
 
-def require_runs(rows: int, asked: AblateConfig) -> None:
-    """Make sure that nobody waits for more runs than anybody means.
-
-    Raises:
-        UserError: There would be more than `MOST_RUNS`.
-    """
-    if (count := rows * len(asked.seeds)) > MOST_RUNS:
-        raise UserError(f"{count} runs are more than {MOST_RUNS}: fewer values, or fewer seeds")
+def _require_few_runs(rows: int, config: AblateConfig) -> None:
+    if (count := rows * len(config.seeds)) > MAX_RUNS:
+        raise UserError(
+            f"{count} runs are more than {MAX_RUNS}: give fewer values to --set, or fewer --seeds"
+        )
 
 
-def recipe_of(asked: AblateConfig) -> tuple[str, PretrainConfig]:
-    """The recipe's name and config; where none is named, as for `pretrain`.
+def load_recipe(config: AblateConfig) -> tuple[str, PretrainConfig]:
+    """Load the recipe's name and config; the default is that of `pretrain`.
 
     Raises:
-        UserError: There is none such, or the file is no config.
+        UserError: The recipe is unknown, or the file is not a config of `pretrain`.
     """
-    name = asked.recipe
-    if name is None and asked.data == recipes.named("pretrain", "demo").data:
+    name = config.recipe
+    if name is None and config.data == recipes.named("pretrain", "demo").data:
         name = "demo"
     elif name is None:
         name = "vit-small-128" if torch.cuda.is_available() else "tiny-cpu"
@@ -150,90 +148,96 @@ def recipe_of(asked: AblateConfig) -> tuple[str, PretrainConfig]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {name}: {error}") from error
     content: Any = {"model": None}
-    with contextlib.suppress(ValueError):  # no JSON at all is complained of below
+    with contextlib.suppress(ValueError):  # `from_json` reports invalid JSON
         content = json.loads(text)
     if not isinstance(content, dict) or "model" not in content:
-        raise UserError(f"{name} is no config of mvmae pretrain: RUN/config.json is one")
+        raise UserError(f"{name} is not a config of mvmae pretrain: give a run's config.json")
     return name, from_json(text, PretrainConfig, source=name)
 
 
 def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainConfig:
-    """The config with some fields, `model.mask-ratio`, as the command line gives them.
+    """Set fields such as `model.mask-ratio` to values as written on the command line.
 
-    They are set at once: one alone may not go with the rest.
+    They are set together, because one alone may not be compatible with the rest.
 
     Raises:
-        UserError: There is no such field, it is not for --set, or the value is none of its kind.
+        UserError: A field is unknown or not for --set, or a value has the wrong type.
     """
     plain = to_plain(config)
-    known = [".".join(parts) for parts in _paths(plain)]
+    known = list(_field_names(plain))
     for name, word in words.items():
         dotted = _dotted(name)
         if dotted not in known:
             hint = nearest(dotted, known).replace("_", "-")
-            raise UserError(f"--set {name}: pretrain has no such field{hint}")
-        if dotted in OURS:
+            raise UserError(f"--set {name}: pretrain has no field of this name{hint}")
+        if dotted in SET_BY_ABLATE:
             raise UserError(
-                f"--set {name}: ablate itself decides {dotted.replace('_', '-')} for each run: "
-                "give it DATA, --out, --seeds, --eval-data, --device and --workers"
+                f"--set {name}: ablate sets {dotted.replace('_', '-')} for each run itself: use "
+                "DATA, --out, --seeds, --eval-data, --device and --workers of ablate"
             )
         *groups, last = dotted.split(".")
-        place = plain
+        fields_of_group = plain
         for group in groups:
-            place = place[group]
-        place[last] = _value(word, like=place[last])
+            fields_of_group = fields_of_group[group]
+        fields_of_group[last] = _parse(word, like=fields_of_group[last])
     if "warmup_epochs" not in map(_dotted, words) and isinstance(plain["epochs"], int):
         plain["warmup_epochs"] = recipes.warmup_for(config, plain["epochs"])
     try:
         return from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:
-        said = str(error)
-        blamed = {n: w for n, w in words.items() if _dotted(n).rpartition(".")[2] in said} or words
-        given = " ".join(f"--set {name} {word}" for name, word in blamed.items())
-        raise UserError(f"{given}: {_plain(re.sub(r' @ it[^;]*', '', said))}") from error
+        message = str(error)
+        blamed = {
+            name: word
+            for name, word in words.items()
+            if _dotted(name).rpartition(".")[2] in message
+        }
+        given = " ".join(f"--set {name} {word}" for name, word in (blamed or words).items())
+        raise UserError(f"{given}: {_simplify(re.sub(r' @ it[^;]*', '', message))}") from error
 
 
-IN_WORDS = (  # what a config's reader says of a value
+SIMPLER = (  # messages of the JSON reader, which name Python's types
     (
         r"a value is not Literal \((.*?) not in literal typing\.Literal\[(.*?)\]\)",
-        r"\1 is none of \2",
+        r"\1 is not one of \2",
     ),
-    (r"a value is not at int \((.*?)\)", r"\1 is no whole number"),
-    (r"a value is not at float \((.*?)\)", r"\1 is no number"),
+    (r"a value is not int \((.*?)\)", r"\1 is not a whole number"),
+    (r"a value is not float \((.*?)\)", r"\1 is not a number"),
     (r"a value is not bool \((.*?)\)", r"\1 is neither true nor false"),
-    (r"a value is not \S+ \(Not enough values.*?\]\)", "too few values: a list is written 0.2,1"),
+    (r"a value is not \S+ \(Not enough values.*?\]\)", "too few values: write a list as 0.2,1"),
     ("a value", "that"),
 )
 
 
-def _plain(said: str) -> str:
-    for pattern, words in IN_WORDS:
-        said = re.sub(pattern, words, said)
-    return said
+def _simplify(message: str) -> str:
+    for pattern, words in SIMPLER:
+        message = re.sub(pattern, words, message)
+    return message
 
 
 def _dotted(name: str) -> str:
-    """A field's name as the code has it."""
+    """The field's name in the code."""
     return name.lstrip("-").replace("-", "_")
 
 
-def _paths(plain: dict[str, Any]) -> Iterator[tuple[str, ...]]:
+def _field_names(plain: dict[str, Any]) -> Iterator[str]:
+    """Names of all fields, `model.mask_ratio` for one in a group."""
     for name, value in plain.items():
         if isinstance(value, dict):
-            yield from ((name, *rest) for rest in _paths(value))
+            yield from (f"{name}.{rest}" for rest in _field_names(value))
         else:
-            yield (name,)
+            yield name
 
 
-def _value(word: str, *, like: Any = None) -> Any:
-    """A word as JSON would have it; `0.2,1` is a list, and what is no number a text.
+def _parse(word: str, *, like: Any = None) -> Any:
+    """Parse a word as a JSON value; `0.2,1` becomes a list, and other text stays text.
 
-    In the place of a text it is one: `none` is a value of `model.head`, and `8` of `views.depth`.
+    If the field's value is text, so is the word: `none` is a value of `model.head`, and `8` one of
+    `views.depth`.
     """
     if isinstance(like, str):
         return word
     if isinstance(like, list) or "," in word:
-        return [_value(part) for part in word.split(",")]
+        return [_parse(part) for part in word.split(",")]
     try:
         return None if word.lower() == "none" else json.loads(word.lower())
     except ValueError:
@@ -244,20 +248,20 @@ def _named(table: str) -> Ablation:
     if table not in ABLATIONS:
         known = (*ABLATIONS, GRID)
         raise UserError(
-            f"no table '{table}'{nearest(table, known)} (there are: {', '.join(known)})"
+            f"unknown table '{table}'{nearest(table, known)} (tables: {', '.join(known)})"
         )
     return ABLATIONS[table]
 
 
-def _varied(asked: AblateConfig) -> list[tuple[str, ...]]:
-    """The fields of a grid, each with the values that it takes."""
-    return [words for words in asked.set if len(words) > 2]
+def _varied(config: AblateConfig) -> list[tuple[str, ...]]:
+    """Fields of a grid, each followed by its values."""
+    return [words for words in config.set if len(words) > 2]
 
 
-def _grid(asked: AblateConfig) -> Ablation:
-    """A table of all combinations of the values given."""
-    varied = _varied(asked)
-    require_runs(math.prod(len(words) - 1 for words in varied), asked)
+def _grid(config: AblateConfig) -> Ablation:
+    """Build a table of all combinations of the values."""
+    varied = _varied(config)
+    _require_few_runs(math.prod(len(words) - 1 for words in varied), config)
     names = [words[0].lstrip("-").replace("_", "-") for words in varied]
     short = [name.rpartition(".")[2] for name in names]
     shown = short if len(set(short)) == len(short) else names
@@ -277,48 +281,50 @@ def _combination(names: Sequence[str], values: Sequence[str]) -> Change:
     return lambda config: with_values(config, dict(zip(names, values, strict=True)))
 
 
-def _rows(asked: AblateConfig, ablation: Ablation, base: PretrainConfig) -> list[Row]:
-    """The rows, each once; the one that is the recipe itself has its key in every table."""
+def _rows(config: AblateConfig, ablation: Ablation, base: PretrainConfig) -> list[Row]:
+    """The distinct rows; one that equals the recipe has the key `base` in every table."""
     rows: list[Row] = []
     for arm in ablation.arms:
         try:
-            config = arm.change(base)
+            changed = arm.change(base)
         except UserError as error:
-            raise UserError(f"row '{arm.name}' of {asked.table}: {error}") from error
-        own = arm._replace(key=BASE) if config == base else arm
-        if all(row.config != config for row in rows):
-            rows.append(Row(own, config))
-    if asked.table == GRID and len(rows) == 1:
-        raise UserError("the values that --set gives are one and the same: nothing to compare")
+            raise UserError(f"row '{arm.name}' of {config.table}: {error}") from error
+        own = arm._replace(key=BASE) if changed == base else arm
+        if all(row.config != changed for row in rows):
+            rows.append(Row(own, changed))
+    if config.table == GRID and len(rows) == 1:
+        raise UserError(
+            "all values of --set give the same config, so there is nothing to compare: give "
+            "different values"
+        )
     return rows
 
 
-def _baseline(asked: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> str:
+def _baseline(config: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> str:
+    """Key of the row with which others are compared; --baseline may give its key or its name."""
     keys = [row.arm.key for row in rows]
-    if asked.baseline is None:
+    if config.baseline is None:
         return ablation.baseline if ablation.baseline in keys else BASE
-    own_key = {arm.name: arm.key for arm in ablation.arms}  # of a row that is the recipe, too
+    own_key = {arm.name: arm.key for arm in ablation.arms}  # also of a row renamed `base`
     for arm in (row.arm for row in rows):
-        if asked.baseline in (arm.key, arm.name, own_key[arm.name]):
+        if config.baseline in (arm.key, arm.name, own_key[arm.name]):
             return arm.key
-    if asked.baseline == BASE:
+    if config.baseline == BASE:
         return BASE
-    hint, names = nearest(asked.baseline, [*keys, *own_key]), [row.arm.name for row in rows]
-    raise UserError(
-        f"no row '{asked.baseline}'{hint} to compare with (there are: {'; '.join(names)})"
-    )
+    hint, names = nearest(config.baseline, [*keys, *own_key]), [row.arm.name for row in rows]
+    raise UserError(f"--baseline: unknown row '{config.baseline}'{hint} (rows: {'; '.join(names)})")
 
 
-def command_line(asked: AblateConfig, **other: Any) -> str:
-    """The command line that gives this config, or one with other values."""
-    return shlex.join(["mvmae", *words_of(replace(asked, **other))])
+def command_line(config: AblateConfig, **other: Any) -> str:
+    """Return the command that has these options, some of them replaced."""
+    return shlex.join(["mvmae", *arguments(replace(config, **other))])
 
 
-def words_of(asked: AblateConfig) -> list[str]:
-    """The arguments that give this config."""
-    words = ["ablate", asked.table, *asked.data]
-    for field in fields(asked):
-        value, flag = getattr(asked, field.name), f"--{field.name.replace('_', '-')}"
+def arguments(config: AblateConfig) -> list[str]:
+    """Return the arguments that give these options."""
+    words = ["ablate", config.table, *config.data]
+    for field in fields(config):
+        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
         if field.name in ("table", "data", "list") or value == field.default:
             continue
         if field.name == "set":

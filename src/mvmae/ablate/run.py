@@ -1,4 +1,4 @@
-"""Ablations: the rows of a table, pre-trained and judged over several seeds; read `run`."""
+"""Run `mvmae ablate`: pre-train and evaluate the rows of a table over several seeds. Read `run`."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 
 from mvmae import terminal
 from mvmae.ablate import cells, jobs, locks, summary, work
-from mvmae.ablate.plan import Plan, command_line, plan_of
+from mvmae.ablate.plan import Plan, command_line, make_plan
 from mvmae.ablate.tables import ABLATIONS, PAPER
-from mvmae.ablate.work import Outcome, Ready
+from mvmae.ablate.work import Inputs, Outcome
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.figures import MAX_RUNS
 from mvmae.errors import UserError, counted
@@ -22,54 +22,61 @@ from mvmae.training.interrupt import exit_status
 
 
 def run(config: AblateConfig) -> int:
-    """Train and judge what is not yet done of a table, and write it.
+    """Train and evaluate the unfinished cells of a table, and write the table.
 
     Returns:
         0; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
 
     Raises:
-        UserError: The table, the images, the folder or the settings cannot work, or a row could
-            not be trained.
+        UserError: The table, images, folder or settings are invalid, or a row could not be trained.
     """
     if config.list:
-        terminal.people().print(listing())
-        terminal.emit("result", {"command": "ablate", "tables": tables()})
+        terminal.people().print(list_tables())
+        terminal.emit("result", {"command": "ablate", "tables": tables_as_json()})
         return 0
     if distributed.announced_world_size() > 1:
         raise UserError(
-            "each run of a table has one process: leave out torchrun, and share the runs with "
+            "each run of a table uses one process: leave out torchrun, and share the runs with "
             "--jobs, or by starting the same command several times"
         )
     precision.choose_device(config.device)
-    plan = plan_of(config)
+    plan = make_plan(config)
     if config.only_table:
-        known = summary.gathered(plan)
-        if not any(line.scores for line in known.lines):
-            raise UserError(f"nothing of {config.table} is finished in {config.folder}")
-        summary.write(plan, known)
+        results = summary.gather(plan)
+        if results.is_empty:
+            raise UserError(
+                f"nothing of {config.table} is finished in {config.folder}: leave out --only-table "
+                "to run it"
+            )
+        summary.write(plan, results)
         return 0
-    known = work.ready(plan)
+    inputs = work.check_inputs(plan)
     run_folder.make(config.folder)
-    introduce(plan, known)
-    with signals() as caught:
+    introduce(plan, inputs)
+    with catch_signals() as caught:
         try:
-            outcome = jobs.share(plan, known) if config.jobs > 1 else work.do(plan, known)
+            parallel = config.jobs > 1
+            outcome = jobs.run_jobs(plan, inputs) if parallel else work.do_cells(plan, inputs)
         except KeyboardInterrupt:
             outcome = Outcome(exit_status(caught[0] if caught else signal.SIGINT), {}, [])
     if outcome.status:
-        told = terminal.people()
-        told.print(f"stopped; what is done is kept. Go on with: {command_line(config)}")
-        told.print(f"The table so far: {command_line(config, only_table=True, jobs=1)}")
+        console = terminal.people()
+        console.print(f"stopped; finished work is kept. To resume: {command_line(config)}")
+        console.print(f"The table so far: {command_line(config, only_table=True, jobs=1)}")
         return outcome.status
-    with locks.taken(config.folder, "table", wait=True):  # the last to end writes the whole
-        summary.write(plan, summary.gathered(plan, known.images))
+    # Of several commands on one table, the last to end writes all of it.
+    with locks.taken(config.folder, "table", wait=True):
+        summary.write(plan, summary.gather(plan, inputs.labelled_fingerprint))
     conclude(plan, outcome)
     return 0
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """SIGTERM ends what is under way as Ctrl-C does, and is noted; training has its own way."""
+def catch_signals() -> Iterator[list[int]]:
+    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and record which came.
+
+    Training installs its own handlers while it runs.
+    """
     caught: list[int] = []
 
     def stop(number: int, _frame: object) -> None:
@@ -84,45 +91,44 @@ def signals() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def introduce(plan: Plan, known: Ready) -> None:
-    """Say what is about to happen."""
-    asked = plan.asked
+def introduce(plan: Plan, inputs: Inputs) -> None:
+    """Print what is about to run."""
+    config = plan.config
     every = [*plan.trained(), *plan.controls()]
-    done = sum(cells.is_done(cell, asked, known.images) for cell in every)
-    told = terminal.people()
-    told.print(f"{asked.table}: {plan.ablation.varies}")
-    told.print(
-        f"{counted(len(plan.rows), 'row')} x {counted(len(asked.seeds), 'seed')} of recipe "
-        f"{plan.recipe}, compared with "
-        f"'{summary.base_name(plan)}'; {done} of {len(every)} are done, raw pixels and untrained "
-        f"encoders among them -> {asked.folder}"
+    done = sum(cells.is_done(cell, config, inputs.labelled_fingerprint) for cell in every)
+    console = terminal.people()
+    console.print(f"{config.table}: {plan.ablation.varies}")
+    console.print(
+        f"{counted(len(plan.rows), 'row')} x {counted(len(config.seeds), 'seed')} of recipe "
+        f"{plan.recipe}, compared with '{summary.baseline_name(plan)}'; {done} of {len(every)} are "
+        f"done, including raw pixels and untrained encoders -> {config.folder}"
     )
 
 
 def conclude(plan: Plan, outcome: Outcome) -> None:
-    """Say what is not there, and why.
+    """Print what is missing, and why.
 
     Raises:
         UserError: A row could not be trained.
     """
-    asked = plan.asked
+    config = plan.config
     if outcome.failed:
-        (name, why), *more = outcome.failed.items()
+        (name, reason), *more = outcome.failed.items()
         others = f" (and {len(more)} more)" if more else ""
-        raise UserError(f"{name} failed: {why}{others}")
+        raise UserError(f"{name} failed: {reason}{others}")
     if outcome.elsewhere:
         name = outcome.elsewhere[0]
         terminal.people().print(
-            f"{', '.join(outcome.elsewhere)} is run by {locks.holder(asked.folder, name)}, which "
+            f"{', '.join(outcome.elsewhere)} is run by {locks.holder(config.folder, name)}, which "
             "writes the whole table when it ends"
         )
-    folders = [str(cell.folder) for cell in plan.trained() if cell.seed == asked.seeds[0]]
-    words = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
-    terminal.people().print(f"Side by side: {words}")
+    folders = [str(cell.folder) for cell in plan.trained() if cell.seed == config.seeds[0]]
+    command = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
+    terminal.people().print(f"Side by side: {command}")
 
 
-def tables() -> dict[str, Any]:
-    """What each table varies, and what the paper says, for a program."""
+def tables_as_json() -> dict[str, Any]:
+    """Describe all tables for a program."""
     return {
         name: {
             "varies": ablation.varies,
@@ -134,18 +140,22 @@ def tables() -> dict[str, Any]:
     }
 
 
-def listing() -> str:
-    """What each table varies, and what the paper says."""
+def list_tables() -> str:
+    """Describe all tables for people: what each varies, and what the paper reports."""
     lines = []
     for name, ablation in ABLATIONS.items():
         rows = "; ".join(
             arm.name + (f" ({arm.paper:.2f})" if arm.paper is not None else "")
             for arm in ablation.arms
         )
-        of = f" [{ablation.source}]" if ablation.source else ""
-        lines += [f"{name}: {ablation.varies}", f"  rows: {rows}", f"  paper: {ablation.says}{of}"]
+        source = f" [{ablation.source}]" if ablation.source else ""
+        lines += [
+            f"{name}: {ablation.varies}",
+            f"  rows: {rows}",
+            f"  paper: {ablation.says}{source}",
+        ]
     lines += [
-        f"{GRID}: all combinations of the values that --set gives",
+        f"{GRID}: all combinations of the values given by --set",
         "",
         f"In parentheses: {PAPER}.",
     ]

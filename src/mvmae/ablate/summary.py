@@ -1,9 +1,12 @@
-"""The table of what is finished: on the screen, and as JSON, Markdown and a picture."""
+"""Collect the finished cells of a table and write it: on the screen, as JSON, Markdown and picture.
+
+All of them show the same `Line`s, one per row, with means over seeds and differences to the
+baseline.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,13 +22,49 @@ from mvmae.ablate.plan import SEEDLESS, Cell, Plan, command_line
 from mvmae.ablate.tables import PAPER
 from mvmae.config.files import to_plain
 from mvmae.errors import UserError
-from mvmae.metrics import paired
-from mvmae.metrics.paired import Difference, Spread
+from mvmae.metrics.accuracy import (
+    Difference,
+    Spread,
+    paired_difference,
+    sampling_error,
+    significance_threshold,
+    spread_over_seeds,
+)
 from mvmae.storage import run_folder
 from mvmae.training import precision
 from mvmae.training.checkpoint import write_text, write_whole
 
-FOR_FILES = {"views", "steps", "time", "seeds"}  # columns for which a terminal has no room
+FILE_ONLY = {"views", "steps", "time", "seeds"}  # columns that do not fit a terminal
+
+NO_SPREAD = {"mean": None, "sd": None, "count": 0}
+
+SeedScores = dict[str, dict[int, float]]
+"""Top-1 in percent, by command and seed."""
+
+
+class Score(NamedTuple):
+    """A row's figure by one command."""
+
+    per_seed: dict[int, float]
+    spread: Spread | None
+    """Over the finished seeds."""
+
+    difference: Difference | None
+    """To the baseline, over the seeds that both have."""
+
+    def __str__(self) -> str:
+        if self.spread is None:
+            return ""
+        sd = f" ±{self.spread.sd:.1f}" if self.spread.sd is not None else ""
+        return f"{self.spread.mean:.1f}{sd}"
+
+    @property
+    def difference_text(self) -> str:
+        """The difference and its standard error, as shown in tables."""
+        if self.difference is None:
+            return ""
+        error = f" ±{self.difference.error:.1f}" if self.difference.error is not None else ""
+        return f"{self.difference.mean:+.1f}{error}"
 
 
 class Line(NamedTuple):
@@ -35,148 +74,175 @@ class Line(NamedTuple):
     name: str
     paper: float | None
     views: int | None
-    """Seen in training; none for what was not trained, or not yet."""
+    """Number seen in training; None before training, and for controls."""
 
     steps: int | None
-    scores: dict[str, dict[int, float]]
-    """Top-1 in percent, by command and seed."""
-
     settings: dict[str, Any]
-    """What differs from the baseline."""
+    """Fields that differ from the baseline."""
 
     seconds: dict[int, float]
     """Wall time of training, by seed."""
 
+    scores: dict[str, Score]
+    """By command."""
 
-class Known(NamedTuple):
-    """All that is finished."""
+    @property
+    def num_seeds(self) -> int:
+        """Number of finished seeds."""
+        return max((len(score.per_seed) for score in self.scores.values()), default=0)
+
+
+class Results(NamedTuple):
+    """Everything that is finished."""
 
     lines: list[Line]
+    baseline: Line
     missing: list[str]
+    """Folder names of unfinished cells."""
+
     data: dict[str, Any]
-    """Of the labelled images, as a result says it; empty where nothing is judged."""
+    """The labelled images as a result file describes them; empty if nothing is evaluated."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is finished."""
+        return not any(line.num_seeds for line in self.lines)
 
 
-def gathered(plan: Plan, images: str | None = None) -> Known:
-    """Read what the cells have left.
+def gather(plan: Plan, images: str | None = None) -> Results:
+    """Read the results of all cells.
 
     Args:
         plan: The table.
-        images: Fingerprint of the labelled images; none: whichever they were, but all the same.
+        images: Fingerprint of the labelled images. None: any, but the same for all cells.
 
     Raises:
-        UserError: Cells were judged on different images.
+        UserError: Cells were evaluated on different images.
     """
     missing: list[str] = []
     facts: dict[str, dict[str, Any]] = {}
-    scores: dict[str, dict[str, dict[int, float]]] = {}
-    seen: dict[str, int] = {}
-    took: dict[str, dict[int, float]] = {}
+    scores: dict[str, SeedScores] = {}
+    num_images: dict[str, int] = {}
+    seconds: dict[str, dict[int, float]] = {}
     for cell in [*plan.trained(), *plan.controls()]:
         own = scores.setdefault(cell.key, {})
-        results = _results(cell, plan, images)
-        if None in results.values():
+        found = _results(cell, plan, images)
+        if None in found.values():
             missing.append(cell.folder.name)
-        for command, result in results.items():
+        for command, result in found.items():
             if result is not None:
                 own.setdefault(command, {})[cell.seed] = result["headline"]["top1"]
                 facts[result["data"]["fingerprint"]] = result["data"]
-        if cell.config is not None and (count := cells.num_images(cell)):
-            seen[cell.key] = count
-        if cell.config is not None and (seconds := cells.seconds(cell)) is not None:
-            took.setdefault(cell.key, {})[cell.seed] = seconds
+        if cell.config is not None and (count := cells.num_training_images(cell)):
+            num_images[cell.key] = count
+        if cell.config is not None and (time := cells.training_seconds(cell)) is not None:
+            seconds.setdefault(cell.key, {})[cell.seed] = time
     if len(facts) > 1:
         raise UserError(
-            f"the runs in {plan.asked.folder} were judged on different images: the same command "
-            "without --only-table judges anew what is on others"
+            f"the runs in {plan.config.folder} were evaluated on different images: run the same "
+            "command without --only-table, which repeats evaluations on other images"
         )
-    lines = [*_rows(plan, scores, seen, took), *_controls(plan, scores)]
-    return Known(lines, missing, next(iter(facts.values()), {}))
+    lines = _lines(plan, scores, num_images, seconds)
+    baseline = next(line for line in lines if line.key == plan.baseline)
+    return Results(lines, baseline, missing, next(iter(facts.values()), {}))
 
 
 def _results(cell: Cell, plan: Plan, images: str | None) -> dict[str, dict[str, Any] | None]:
-    asked = cells.judgements(cell, plan.asked)
-    if cell.config is not None and cells.progress(cell) != "trained":
-        return {cells.command_of(config): None for config in asked}
-    return {cells.command_of(config): cells.found(cell, config, images) for config in asked}
+    """A cell's results by command; None for one that is missing."""
+    configs = cells.evaluation_configs(cell, plan.config)
+    if cell.config is not None and cells.training_progress(cell) != "trained":
+        return {cells.command_name(config): None for config in configs}
+    return {
+        cells.command_name(config): cells.find_result(cell, config, images) for config in configs
+    }
 
 
-def _rows(
+def _lines(
     plan: Plan,
-    scores: Mapping[str, dict[str, dict[int, float]]],
-    seen: Mapping[str, int],
-    took: Mapping[str, dict[int, float]],
-) -> Iterator[Line]:
-    base = _flat(to_plain(plan.base))
+    scores: Mapping[str, SeedScores],
+    num_images: Mapping[str, int],
+    seconds: Mapping[str, dict[int, float]],
+) -> list[Line]:
+    base, lines = _flatten(to_plain(plan.baseline_config)), []
     for arm, config in plan.rows:
-        per_epoch = seen[arm.key] // config.batch_size if arm.key in seen else None
+        per_epoch = num_images[arm.key] // config.batch_size if arm.key in num_images else None
         steps = per_epoch * config.epochs if per_epoch else None
         views = steps * config.batch_size * config.views.num_views if steps else None
-        own = _flat(to_plain(config))
+        own = _flatten(to_plain(config))
         settings = {name: value for name, value in own.items() if value != base[name]}
-        seconds = took.get(arm.key, {})
-        yield Line(arm.key, arm.name, arm.paper, views, steps, scores[arm.key], settings, seconds)
+        times, compared = seconds.get(arm.key, {}), _compare(plan, scores, arm.key)
+        lines.append(Line(arm.key, arm.name, arm.paper, views, steps, settings, times, compared))
+    for key, name in {cell.key: cell.name for cell in plan.controls()}.items():
+        lines.append(Line(key, name, None, None, None, {}, {}, _compare(plan, scores, key)))
+    return lines
 
 
-def _controls(plan: Plan, scores: Mapping[str, dict[str, dict[int, float]]]) -> Iterator[Line]:
-    names = {cell.key: cell.name for cell in plan.controls()}
-    for key, name in names.items():
-        yield Line(key, name, None, None, None, scores[key], {}, {})
+def _compare(plan: Plan, scores: Mapping[str, SeedScores], key: str) -> dict[str, Score]:
+    """Compute means over seeds and differences to the baseline."""
+    compared = {}
+    for command in commands(plan):
+        own, other = scores[key].get(command, {}), scores[plan.baseline].get(command, {})
+        spread = spread_over_seeds(np.array(list(own.values()), dtype=float)) if own else None
+        paired = own
+        if key in SEEDLESS and own:  # pixels are the same for all seeds
+            paired = dict.fromkeys(other, next(iter(own.values())))
+        both = [seed for seed in other if seed in paired]
+        difference = None
+        if both and key != plan.baseline:
+            ours, theirs = (
+                np.array([values[seed] for seed in both], dtype=float) for values in (paired, other)
+            )
+            difference = paired_difference(ours, theirs)
+        compared[command] = Score(own, spread, difference)
+    return compared
 
 
-def _flat(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in plain.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
 
 
-def spread_of(line: Line, command: str) -> Spread | None:
-    """Mean and deviation over the seeds that are finished."""
-    values = line.scores.get(command, {})
-    return paired.seed_spread(np.array(list(values.values()), dtype=float)) if values else None
+def commands(plan: Plan) -> list[str]:
+    """The commands that evaluate the cells."""
+    return ["knn"] if plan.config.probe == "none" else ["knn", "probe"]
 
 
-def difference_of(line: Line, base: Line, command: str) -> Difference | None:
-    """To the baseline, over the seeds that both have; pixels are the same for all seeds."""
-    one, other = line.scores.get(command, {}), base.scores.get(command, {})
-    if line.key in SEEDLESS and one:
-        one = dict.fromkeys(other, next(iter(one.values())))
-    both = [seed for seed in other if seed in one]
-    if line.key == base.key or not both:
-        return None
-    pair = (np.array([values[seed] for seed in both], dtype=float) for values in (one, other))
-    return paired.paired_difference(*pair)
+def baseline_name(plan: Plan) -> str:
+    """Name of the baseline in a sentence."""
+    name = next(row.arm.name for row in plan.rows if row.arm.key == plan.baseline)
+    return f"{plan.ablation.axis} {name}".strip()
 
 
-def write(plan: Plan, known: Known) -> Path:
-    """Print the table, and write it as JSON, Markdown and a picture.
+def write(plan: Plan, results: Results) -> Path:
+    """Print the table, and write it as JSON, Markdown and picture.
 
     Returns:
         The JSON file.
     """
-    folder, name = plan.asked.folder, plan.name
+    folder, name = plan.config.folder, plan.name
     run_folder.make(folder)
-    content = json_of(plan, known)
+    content = to_json(plan, results)
     file = folder / f"{name}.json"
     run_folder.write_json(file, content)
-    words = notes(plan, known)
-    text = markdown(plan, known, words)
-    write_text(folder / f"{name}.md", text)
+    head, rows = text_columns(plan, results)
+    sentences = notes(plan, results)
+    write_text(folder / f"{name}.md", to_markdown(plan, head, rows, sentences))
     console = terminal.people()
     console.print(f"\n{name}: {plan.ablation.varies}", style="bold")
-    Console().print(on_screen(plan, known))
-    for sentence in words:
+    Console().print(to_terminal(plan, head, rows))
+    for sentence in sentences:
         console.print(sentence)
     written = f"{file}, {name}.md"
-    if any(line.scores for line in known.lines):
+    if not results.is_empty:
         for kind in ("png", "svg"):
-            picture = draw(plan, known, kind)
+            picture = draw(plan, results, kind)
             write_whole(
-                folder / f"{name}.{kind}", lambda stream, shown=picture: stream.write(shown)
+                folder / f"{name}.{kind}", lambda stream, content=picture: stream.write(content)
             )
         written += f", {name}.png, {name}.svg"
     console.print(f"written: {written}")
@@ -184,204 +250,158 @@ def write(plan: Plan, known: Known) -> Path:
     return file
 
 
-def commands_of(plan: Plan) -> list[str]:
-    """The columns of figures."""
-    return ["knn"] if plan.asked.probe == "none" else ["knn", "probe"]
-
-
-def base_name(plan: Plan) -> str:
-    """The baseline, as a sentence calls it."""
-    name = next(row.arm.name for row in plan.rows if row.arm.key == plan.baseline)
-    return f"{plan.ablation.axis} {name}".strip()
-
-
-def base_of(plan: Plan, known: Known) -> Line:
-    """The baseline's line."""
-    return next(line for line in known.lines if line.key == plan.baseline)
-
-
-def json_of(plan: Plan, known: Known) -> dict[str, Any]:
-    """All figures, by seed and over seeds, with what repeats them."""
-    asked, base = plan.asked, base_of(plan, known)
-    rows = []
-    for line in known.lines:
+def to_json(plan: Plan, results: Results) -> dict[str, Any]:
+    """All figures, per seed and over seeds, and what is needed to repeat them."""
+    config, rows = plan.config, []
+    for line in results.lines:
         row: dict[str, Any] = line._asdict()
         del row["scores"]
         row["seconds"] = {str(seed): value for seed, value in sorted(line.seconds.items())}
-        for command in commands_of(plan):
-            spread, apart = spread_of(line, command), difference_of(line, base, command)
+        for command, score in line.scores.items():
+            difference = score.difference
             row[command] = {
-                "per_seed": {
-                    str(seed): v for seed, v in sorted(line.scores.get(command, {}).items())
-                },
-                **(spread._asdict() if spread else {"mean": None, "sd": None, "count": 0}),
-                "difference": apart._asdict() if apart else None,
+                "per_seed": {str(seed): v for seed, v in sorted(score.per_seed.items())},
+                **(score.spread._asdict() if score.spread else NO_SPREAD),
+                "difference": difference._asdict() if difference else None,
             }
         rows.append(row)
     return {
-        "table": asked.table,
+        "table": config.table,
         "varies": plan.ablation.varies,
-        "command_line": command_line(asked, only_table=False, jobs=1),
+        "command_line": command_line(config, only_table=False, jobs=1),
         "recipe": plan.recipe,
         "baseline": plan.baseline,
-        "seeds": list(asked.seeds),
-        "probe": asked.probe,
+        "seeds": list(config.seeds),
+        "probe": config.probe,
         "rows": rows,
-        "missing": known.missing,
+        "missing": results.missing,
         "paper": {"source": plan.ablation.source, "what": PAPER, "says": plan.ablation.says},
-        "config": to_plain(asked),
-        "base": to_plain(plan.base),
-        "data": known.data,
-        "environment": run_folder.environment(precision.choose_device(asked.device), 1),
+        "config": to_plain(config),
+        "base": to_plain(plan.baseline_config),
+        "data": results.data,
+        "environment": run_folder.environment(precision.choose_device(config.device), 1),
     }
 
 
-def figures(spread: Spread | None) -> str:
-    """A mean and its deviation as a table has them."""
-    if spread is None:
-        return ""
-    return f"{spread.mean:.1f}" + (f" ±{spread.sd:.1f}" if spread.sd is not None else "")
-
-
-def apart(difference: Difference | None) -> str:
-    """A difference and its standard error as a table has them."""
-    if difference is None:
-        return ""
-    error = f" ±{difference.error:.1f}" if difference.error is not None else ""
-    return f"{difference.mean:+.1f}{error}"
-
-
-def columns(plan: Plan, known: Known) -> tuple[list[str], list[list[str]]]:
-    """The table's head, and its rows as text."""
-    has_paper = any(line.paper is not None for line in known.lines)
+def text_columns(plan: Plan, results: Results) -> tuple[list[str], list[list[str]]]:
+    """The table's head and rows as text, for Markdown and the terminal."""
+    has_paper = any(line.paper is not None for line in results.lines)
     head = [plan.ablation.axis or "row"]
-    for command in commands_of(plan):
+    for command in commands(plan):
         head += [cells.TITLES[command], "difference"]
     head += ["views", "steps", "time", "seeds"] + ["paper*"] * has_paper
-    base, rows = base_of(plan, known), []
-    for line in known.lines:
+    rows = []
+    for line in results.lines:
         row = [line.name]
-        for command in commands_of(plan):
-            row += [figures(spread_of(line, command))]
-            row += [
-                "baseline" if line.key == base.key else apart(difference_of(line, base, command))
-            ]
+        for score in line.scores.values():
+            is_baseline = line is results.baseline
+            row += [str(score), "baseline" if is_baseline else score.difference_text]
         row += [f"{count:,}" if count else "" for count in (line.views, line.steps)]
         times = line.seconds.values()
-        row += [terminal.clock(sum(times) / len(times)) if times else "", _seeds(line)]
+        row += [terminal.clock(sum(times) / len(times)) if times else ""]
+        row += ["" if line.key in SEEDLESS else str(line.num_seeds)]
         if has_paper:
             row += [f"{line.paper:.2f}" if line.paper is not None else ""]
         rows.append(row)
     return head, rows
 
 
-def _seeds(line: Line) -> str:
-    if line.key in SEEDLESS:
-        return ""
-    return str(max((len(values) for values in line.scores.values()), default=0))
-
-
-def markdown(plan: Plan, known: Known, words: Sequence[str]) -> str:
+def to_markdown(
+    plan: Plan, head: Sequence[str], rows: Sequence[Sequence[str]], sentences: Sequence[str]
+) -> str:
     """The table as Markdown."""
-    head, rows = columns(plan, known)
     lines = [
         f"# {plan.name}",
         "",
         plan.ablation.varies,
         "",
         "```",
-        command_line(plan.asked, only_table=False, jobs=1),
+        command_line(plan.config, only_table=False, jobs=1),
         "```",
         "",
         f"| {' | '.join(head)} |",
         f"|{'|'.join(['---', *['--:'] * (len(head) - 1)])}|",
         *(f"| {' | '.join(cell.replace('|', '/') for cell in row)} |" for row in rows),
         "",
-        *(f"- {sentence}" for sentence in words),
+        *(f"- {sentence}" for sentence in sentences),
     ]
     return "\n".join(lines) + "\n"
 
 
-def on_screen(plan: Plan, known: Known) -> rich.table.Table:
+def to_terminal(plan: Plan, head: Sequence[str], rows: Sequence[Sequence[str]]) -> rich.table.Table:
     """The table for a terminal of 80 columns."""
-    head, rows = columns(plan, known)
-    shown = [at for at, name in enumerate(head) if name not in FOR_FILES]
+    shown = [at for at, name in enumerate(head) if name not in FILE_ONLY]
     table = rich.table.Table(box=SIMPLE_HEAD)
     for at in shown:
         table.add_column(head[at], justify="right" if at else "left", no_wrap=at > 0)
     for number, row in enumerate(rows):
-        shown_row = [escape(row[at]) for at in shown]
-        table.add_row(*shown_row, end_section=number == len(plan.rows) - 1)
+        is_last_trained = number == len(plan.rows) - 1
+        table.add_row(*(escape(row[at]) for at in shown), end_section=is_last_trained)
     return table
 
 
-def notes(plan: Plan, known: Known) -> list[str]:
-    """What has to be known to read the table."""
-    asked, base = plan.asked, base_of(plan, known)
-    seeds = ", ".join(map(str, asked.seeds))
-    said = []
-    if known.data:
-        count = known.data["num_test"]
-        mean = spread_of(base, "knn")
-        share = min(max(mean.mean / 100, 0.01), 0.99) if mean else 0.5
-        said.append(
-            f"In %, top-1 on {count} test images of {asked.judged_on} (sampling error of one "
-            f"figure ±{100 * sqrt(share * (1 - share) / count):.1f}): mean and standard deviation "
-            f"over seeds {seeds}; recipe {plan.recipe}."
+def notes(plan: Plan, results: Results) -> list[str]:
+    """Sentences below the table that explain how to read it."""
+    config, baseline = plan.config, results.baseline
+    seeds = ", ".join(map(str, config.seeds))
+    sentences = []
+    if results.data:
+        count = results.data["num_test"]
+        spread = baseline.scores["knn"].spread
+        share = min(max(spread.mean / 100, 0.01), 0.99) if spread else 0.5
+        sentences.append(
+            f"In %, top-1 on {count} test images of {config.judged_on} (sampling error of one "
+            f"figure ±{sampling_error(share, count):.1f}): mean and standard deviation over seeds "
+            f"{seeds}; recipe {plan.recipe}."
         )
-    finished = max((len(v) for v in base.scores.values()), default=0)
-    limit = paired.significance_threshold(finished)
-    said.append(
-        f"Differences are to '{base_name(plan)}', of the same seed: mean and standard error"
+    threshold = significance_threshold(baseline.num_seeds)
+    sentences.append(
+        f"Differences are to '{baseline_name(plan)}' with the same seed: mean and standard error"
         + (
-            f"; over {finished} seeds, one beyond {limit:.1f} of them is hardly chance (5 %, one "
-            "comparison)."
-            if limit
-            else "; of one seed there is none, and nothing tells a difference from chance."
+            f"; over {baseline.num_seeds} seeds, one beyond {threshold:.1f} standard errors is "
+            "significant (5 %, one comparison)."
+            if threshold
+            else "; one seed gives no standard error, so a difference may be due to chance."
         )
     )
-    if took := sum(sum(line.seconds.values()) for line in known.lines):
-        said.append(f"Training took {terminal.clock(took)} in all: the runs' wall times, added up.")
-    if any(line.paper is not None for line in known.lines):
-        said.append(f"* {plan.ablation.source}: {PAPER}; one figure each, without seeds.")
+    if took := sum(sum(line.seconds.values()) for line in results.lines):
+        sentences.append(f"Training took {terminal.clock(took)} in total, summed over runs.")
+    if any(line.paper is not None for line in results.lines):
+        sentences.append(f"* {plan.ablation.source}: {PAPER}; single figures without seeds.")
     if plan.ablation.says:
-        said.append(f"The paper says: {plan.ablation.says}")
-    if known.missing:
-        said.append(f"Not finished: {', '.join(known.missing)}.")
-    return said
+        sentences.append(f"The paper says: {plan.ablation.says}")
+    if results.missing:
+        sentences.append(f"Not finished: {', '.join(results.missing)}.")
+    return sentences
 
 
-def draw(plan: Plan, known: Known, kind: str) -> bytes:
-    """The picture of the table."""
-    base = base_of(plan, known)
+def draw(plan: Plan, results: Results, kind: str) -> bytes:
+    """Draw the table as a picture."""
     rows = [
         figure.Row(
             name=line.name,
-            scores={command: np.array(list(v.values())) for command, v in line.scores.items()},
-            differences={
-                command: apart(difference_of(line, base, command)) for command in commands_of(plan)
-            },
+            scores={name: np.array(list(s.per_seed.values())) for name, s in line.scores.items()},
+            differences={name: score.difference_text for name, score in line.scores.items()},
             paper=line.paper,
-            is_baseline=line.key == base.key,
+            is_baseline=line is results.baseline,
             is_trained=number < len(plan.rows),
         )
-        for number, line in enumerate(known.lines)
+        for number, line in enumerate(results.lines)
     ]
-    panels = {command: f"{cells.TITLES[command]}, top-1 in %" for command in commands_of(plan)}
-    seeds = ", ".join(map(str, plan.asked.seeds))
+    seeds = ", ".join(map(str, plan.config.seeds))
     note = f"Small dots: seeds {seeds}; bars: standard deviation. "
     if not plan.ablation.axis:
-        note += f"In words: mean, and difference to '{base_name(plan)}' seed by seed ± its "
+        note += f"At the right: mean, and difference to '{baseline_name(plan)}' by seed ± its "
         note += "standard error. An arrow: beyond the scale. "
-    trained_on = " ".join(plan.asked.data)
-    note += f"Recipe {plan.recipe} on {trained_on}, judged on {plan.asked.judged_on}."
-    if known.missing:
-        note += f" Not finished: {len(known.missing)} runs."
+    trained_on = " ".join(plan.config.data)
+    note += f"Recipe {plan.recipe} on {trained_on}, evaluated on {plan.config.judged_on}."
+    if results.missing:
+        note += f" Not finished: {len(results.missing)} runs."
     if plan.ablation.source:
         note += f" The paper: {plan.ablation.source}; {PAPER.partition(': ')[2]}."
     return figure.draw(
         rows,
-        panels,
+        {name: f"{cells.TITLES[name]}, top-1 in %" for name in commands(plan)},
         title=plan.name,
         subtitle=plan.ablation.varies,
         note=note,

@@ -1,4 +1,4 @@
-"""Doing the cells of a table one after another, beside others who do the same."""
+"""Train and evaluate the cells of a table in turn, while other processes may do the same."""
 
 from __future__ import annotations
 
@@ -22,58 +22,55 @@ from mvmae.method import pretrain
 from mvmae.storage import results, run_folder
 
 
-class Ready(NamedTuple):
-    """What was looked at before any work."""
+class Inputs(NamedTuple):
+    """The labelled images of a table, which were checked before any training."""
 
-    data: Labelled
-    images: str
-    """Fingerprint of the labelled images."""
-
-    trained_on: str
-    """Fingerprint of the images of pre-training."""
+    labelled: Labelled
+    labelled_fingerprint: str
 
 
 class Outcome(NamedTuple):
-    """How the work ended."""
+    """How a table's work ended."""
 
     status: int
-    """0, or 130 or 143 when stopped with the state saved."""
+    """0; 130 or 143 when stopped with the state saved."""
 
     failed: dict[str, str]
-    """Why a cell cannot be trained, by its folder's name."""
+    """Why cells could not be trained, by folder name."""
 
     elsewhere: list[str]
-    """Cells that others are at, by their folders' names."""
+    """Folder names of cells that other processes are running."""
 
 
-def ready(plan: Plan) -> Ready:
-    """Check all that can be checked before the first step of any cell.
+def check_inputs(plan: Plan) -> Inputs:
+    """Check everything that can be checked before the first step of any cell.
 
     Raises:
-        UserError: Images cannot be opened, too few are there for a row, tests are trained on, or
-            the folder holds something else.
+        UserError: Images cannot be opened, are too few for a row or are in both training and test
+            set, or the folder holds other files.
     """
-    asked = plan.asked
-    results.home("random:none", asked.folder)  # a folder, or none, and one that may be written to
-    if run_folder.is_run(asked.folder):
-        raise UserError(f"{asked.folder} is a run itself: choose an --out that is new or empty")
-    for place in (*asked.data, asked.judged_on):
-        shared.require_results_outside(asked.folder, place)
-    source = open_source(asked.data, plain_channels(plan.start.model.in_channels))
+    config = plan.config
+    results.home("random:none", config.folder)  # raises if it is a file or not writable
+    if run_folder.is_run(config.folder):
+        raise UserError(f"{config.folder} is itself a run: choose an --out that is new or empty")
+    for data in (*config.data, config.judged_on):
+        shared.require_results_outside(config.folder, data)
+    recipe = plan.recipe_config
+    source = open_source(config.data, plain_channels(recipe.model.in_channels))
     kind = kind_of(source, 0)
     for row in plan.rows:
         try:
             _require_images(row.config, source, kind)
         except UserError as error:
-            raise UserError(f"row '{row.arm.name}' of {asked.table}: {error}") from error
-    views = plan.start.views
+            raise UserError(f"row '{row.arm.name}' of {config.table}: {error}") from error
+    views = recipe.views
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
-    data = pretrain.open_judge(replace(plan.start, views=views, eval_data=asked.judged_on), source)
-    assert data is not None
-    fingerprint = pretrain.plan_of(plan.base, source).fingerprint
+    labelled = pretrain.open_judge(replace(recipe, views=views, eval_data=config.judged_on), source)
+    assert labelled is not None
+    fingerprint = pretrain.plan_of(plan.baseline_config, source).fingerprint
     for cell in plan.trained():
-        cells.progress(cell, fingerprint)
-    return Ready(data, shared.data_facts(data)["fingerprint"], fingerprint)
+        cells.training_progress(cell, fingerprint)
+    return Inputs(labelled, shared.data_facts(labelled)["fingerprint"])
 
 
 def _require_images(config: PretrainConfig, source: Source, kind: Kind) -> None:
@@ -81,74 +78,73 @@ def _require_images(config: PretrainConfig, source: Source, kind: Kind) -> None:
     group_numbers(source, config.group_regex)
     if len(source) < config.batch_size:
         raise UserError(
-            f"{len(source)} images are fewer than its batch of {config.batch_size}: "
-            f"--set batch-size with less, or give more images"
+            f"{len(source)} images are fewer than its batch of {config.batch_size}: give a "
+            "smaller --set batch-size, or more images"
         )
 
 
-def do(plan: Plan, known: Ready) -> Outcome:
-    """Train and judge every cell that is neither done nor another process's at the moment."""
-    asked = plan.asked
+def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
+    """Train and evaluate every cell that is neither done nor being run by another process."""
+    config = plan.config
     every = [*plan.controls(), *plan.trained()]
-    todo = [cell for cell in every if not cells.is_done(cell, asked, known.images)]
+    todo = [cell for cell in every if not cells.is_done(cell, config, inputs.labelled_fingerprint)]
     failed: dict[str, str] = {}
     elsewhere: list[str] = []
-    clock = _Clock(todo)
+    clock = Clock(todo)
     for cell in todo:
         name = cell.folder.name
-        with locks.taken(asked.folder, name) as mine:
-            if not mine:
+        with locks.taken(config.folder, name) as is_held:
+            if not is_held:
                 elsewhere.append(name)
                 continue
-            if cells.is_done(cell, asked, known.images):  # by another, a moment ago
+            # Another process may have finished it since.
+            if cells.is_done(cell, config, inputs.labelled_fingerprint):
                 continue
-            place = f"[{every.index(cell) + 1}/{len(every)}]"
+            position = f"[{every.index(cell) + 1}/{len(every)}]"
             try:
-                status = _one(cell, plan, known, place)
+                status = _run_cell(cell, plan, inputs, position)
             except UserError as error:
                 failed[name] = str(error)
-                terminal.warn(f"{place} {name} failed: {error}")
+                terminal.warn(f"{position} {name} failed: {error}")
                 continue
         if status:
             return Outcome(status, failed, elsewhere)
-        _tell(cell, plan, known, place, clock)
+        _report_cell(cell, plan, inputs, position, clock)
     return Outcome(0, failed, elsewhere)
 
 
-def _one(cell: Cell, plan: Plan, known: Ready, place: str) -> int:
-    """Train and judge one cell."""
-    if cell.config is not None and cells.progress(cell) != "trained":
-        terminal.people().print(f"\n{place} {cell.name}, seed {cell.seed}", style="bold")
+def _run_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str) -> int:
+    """Train and evaluate one cell."""
+    if cell.config is not None and cells.training_progress(cell) != "trained":
+        terminal.people().print(f"\n{position} {cell.name}, seed {cell.seed}", style="bold")
         if status := cells.train(cell):
             return status
-    return cells.judge(cell, plan, known.data, known.images)
+    return cells.evaluate(cell, plan, inputs.labelled, inputs.labelled_fingerprint)
 
 
-def _tell(cell: Cell, plan: Plan, known: Ready, place: str, clock: _Clock) -> None:
-    """Say what a cell reached, and how long the rest may take."""
+def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: Clock) -> None:
+    """Print the figures of a cell, and the estimated time left."""
     figures = {
-        cells.command_of(config): result["headline"]["top1"]
-        for config in cells.judgements(cell, plan.asked)
-        if (result := cells.found(cell, config, known.images))
+        cells.command_name(config): result["headline"]["top1"]
+        for config in cells.evaluation_configs(cell, plan.config)
+        if (result := cells.find_result(cell, config, inputs.labelled_fingerprint))
     }
-    said = ", ".join(f"{cells.TITLES[command]} {value:.1f}" for command, value in figures.items())
+    listed = ", ".join(f"{cells.TITLES[name]} {value:.1f}" for name, value in figures.items())
     which = cell.name if cell.key in SEEDLESS else f"{cell.name}, seed {cell.seed}"
-    terminal.people().print(f"{place} {which}: {said}{clock.left_after(cell)}")
+    terminal.people().print(f"{position} {which}: {listed}{clock.left_after(cell)}")
     content = {"cell": cell.key, "seed": cell.seed, "folder": str(cell.folder)}
-    terminal.emit(
-        "cell", content | {f"{command}_top1": value for command, value in figures.items()}
-    )
+    terminal.emit("cell", content | {f"{name}_top1": value for name, value in figures.items()})
 
 
-class _Clock:
-    """How long the cells that are left may take, by the views that they have to see."""
+class Clock:
+    """Estimate the time left from the views that cells have seen and still have to see."""
 
     def __init__(self, todo: Sequence[Cell]) -> None:
-        self.left = {cell.folder: _work(cell) for cell in todo}
+        self.left = {cell.folder: _epochs_of_views(cell) for cell in todo}
         self.done, self.seconds, self.began = 0, 0.0, time.perf_counter()
 
     def left_after(self, cell: Cell) -> str:
-        """In words; empty where nothing is known or left."""
+        """Time left after a cell, in words; empty if it is unknown or zero."""
         now = time.perf_counter()
         self.seconds, self.began = self.seconds + now - self.began, now
         self.done += self.left.pop(cell.folder)
@@ -158,5 +154,6 @@ class _Clock:
         return f"; about {terminal.clock(self.seconds / self.done * left)} left"
 
 
-def _work(cell: Cell) -> int:
+def _epochs_of_views(cell: Cell) -> int:
+    """Views of each image over a cell's training; none for controls, which take little time."""
     return cell.config.epochs * cell.config.views.num_views if cell.config else 0

@@ -1,4 +1,8 @@
-"""The low-label curve: what an encoder does with few labels, beside one that was never trained."""
+"""Run `mvmae labels`: accuracy with few labels, compared with the same encoder untrained.
+
+A cell is the accuracy of one encoder with one random draw of labels. An encoder's cells with the
+same number of labels form a point of its curve.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +29,14 @@ from mvmae.errors import UserError
 from mvmae.evaluation import shared
 from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.figures import label_curve
+from mvmae.metrics.accuracy import NORMAL_QUANTILE, sampling_error, significance_threshold
 from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
-from mvmae.metrics.paired import NORMAL_QUANTILE, significance_threshold
 from mvmae.storage import results, run_folder
 from mvmae.training.checkpoint import write_whole
 
-PIXEL_SIDE = 16  # as for probe
-BASELINES = ("the same, untrained", "raw pixels")
+PIXEL_SIDE = 16  # as for `probe`
+UNTRAINED, PIXELS = BASELINES = ("the same, untrained", "raw pixels")
 
 
 class Cell(NamedTuple):
@@ -40,6 +44,8 @@ class Cell(NamedTuple):
 
     name: str
     amount: int | float
+    """Images per class, or share of the training images."""
+
     draw: int
     count: int
     """Labelled images."""
@@ -48,41 +54,42 @@ class Cell(NamedTuple):
 
 
 def run(config: LabelsConfig) -> None:
-    """Print, draw and keep accuracy against the number of labels.
+    """Print, draw and write accuracy against the number of labels.
 
     Raises:
         UserError: An encoder or the labelled images cannot be read.
     """
     with shared.evaluation_setting(config) as setting:
-        judge(config, setting)
+        evaluate(config, setting)
 
 
-def judge(config: LabelsConfig, setting: Setting) -> None:
-    """Score the encoder and those beside it with every draw; print, draw and keep the curves.
+def evaluate(config: LabelsConfig, setting: Setting) -> None:
+    """Score the encoder and those beside it with every draw; print, draw and write the curves.
 
     Raises:
         UserError: An encoder of --against cannot be read.
     """
-    if twice := [name for name in config.against if name == config.encoder]:
-        raise UserError(f"--against names {twice[0]}, which is ENCODER itself")
-    against = others_of(config, setting)
+    if config.encoder in config.against:
+        raise UserError(f"--against names {config.encoder}, which is ENCODER itself: leave it out")
+    against = open_others(config, setting)
     key = cells_key(config, setting, against)
-    known = Known(setting.home / "cache" / f"labels-{key}.jsonl")
+    cache = CellCache(setting.home / "cache" / f"labels-{key}.jsonl")
     cells: list[Cell] = []
     skipped: list[Skipped] = []
-    num_test, learned = 0, np.empty(0, dtype=int)
-    for judged in shared.candidates(config, setting, pixel_side=PIXEL_SIDE, against=against):
-        cells += cells_of(judged, config, setting, known)
-        skipped = skipped or [*judged.train.skipped, *judged.test.skipped]
-        num_test, learned = len(judged.test.labels), judged.train.labels.numpy()
-    if not cells:  # in another process than the main one
+    num_test, train_labels = 0, np.empty(0, dtype=int)
+    found = shared.candidates(config, setting, pixel_side=PIXEL_SIDE, against=against)
+    for candidate in found:
+        cells += compute_cells(candidate, config, setting, cache)
+        skipped = skipped or [*candidate.train.skipped, *candidate.test.skipped]
+        num_test, train_labels = len(candidate.test.labels), candidate.train.labels.numpy()
+    if not cells:  # a process other than the main one only computes features
         return
-    picture = picture_of(cells, config, setting)
+    figure = write_figure(cells, config, setting)
     console = terminal.people()
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
-    Console().print(table_of(cells))
-    verdict = verdict_of(cells, config.encoder, num_test)
-    for line in (*remarks(learned, config), verdict):
+    Console().print(build_table(cells))
+    verdict = describe_gain(cells, config.encoder, num_test)
+    for line in (*remarks(train_labels, config), verdict):
         console.print(line)
     shared.print_skipped(console, skipped)
     file = results.write(
@@ -98,13 +105,13 @@ def judge(config: LabelsConfig, setting: Setting) -> None:
         },
         device=setting.device,
     )
-    known.file.unlink(missing_ok=True)
+    cache.file.unlink(missing_ok=True)
     shared.clear_caches(setting)
-    console.print(f"written: {file} and {picture}")
+    console.print(f"written: {file} and {figure}")
 
 
-def others_of(config: LabelsConfig, setting: Setting) -> list[tuple[str, OpenedEncoder]]:
-    """The encoders of --against, fitted to the same images."""
+def open_others(config: LabelsConfig, setting: Setting) -> list[tuple[str, OpenedEncoder]]:
+    """Open the encoders of --against, adapted to the same channels."""
     channels = setting.opened.encoder.in_channels
     return [
         (name, encoders.open_encoder(name, config.image_size, channels)) for name in config.against
@@ -114,39 +121,40 @@ def others_of(config: LabelsConfig, setting: Setting) -> list[tuple[str, OpenedE
 def cells_key(
     config: LabelsConfig, setting: Setting, against: Sequence[tuple[str, OpenedEncoder]]
 ) -> str:
-    """Changes with whatever a cell depends on."""
+    """A hash of everything that a cell depends on."""
     caches = [
         shared.cache_folder(config, setting, opened, part).name
         for _, opened in [("", setting.opened), *against]
         for part in ("train", "test")
     ]
-    said = config.against, config.seed, config.costs, config.max_iterations, config.pool
-    return shared.cache_key((caches, said))
+    options = config.against, config.seed, config.costs, config.max_iterations, config.pool
+    return shared.cache_key((caches, options))
 
 
-class Known:
-    """Cells that an interrupted command has already computed."""
+class CellCache:
+    """Cells that an interrupted command has computed, one JSON object per line of a file."""
 
     def __init__(self, file: Path) -> None:
         self.file = file
         lines = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
         self.cells: dict[tuple[str, str, int], Cell] = {}
         for line in lines:
-            with contextlib.suppress(ValueError, TypeError):  # cut short by what interrupted it
+            with contextlib.suppress(ValueError, TypeError):  # cut short by the interruption
                 cell = Cell(**json.loads(line))
                 self.cells[cell.name, str(cell.amount), cell.draw] = cell
 
-    def keep(self, cell: Cell) -> None:
-        """Add a cell to the file."""
+    def add(self, cell: Cell) -> None:
+        """Append a cell to the file."""
         run_folder.make(self.file.parent)
         with self.file.open("a", encoding="utf-8") as stream:
-            stream.write("\n" + json.dumps(cell._asdict()))  # whatever the last line lacks
+            # The newline comes first because the last line may have been cut short.
+            stream.write("\n" + json.dumps(cell._asdict()))
 
 
-def amounts_of(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dict[int | float, int]:
-    """The amounts to draw and how often; one that draws as many as an earlier one is left out.
+def draws_per_amount(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dict[int | float, int]:
+    """Number of draws of each amount, without amounts that equal an earlier one on these images.
 
-    All labels can be drawn in one way only.
+    There is only one way to draw all labels.
     """
     amounts: dict[tuple[int, ...], int | float] = {}
     for amount in config.per_class or config.shares:
@@ -158,54 +166,55 @@ def amounts_of(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dict[int 
 
 
 def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
-    """What was not drawn as it was asked for, a line each."""
-    said, asked = [], config.per_class or config.shares
+    """Lines on options that had no effect, or not the full one."""
+    lines, requested = [], config.per_class or config.shares
     if config.per_class and config.shares != LabelsConfig(encoder="").shares:
-        said.append("--shares is not used: --per-class takes its place")
-    amounts = amounts_of(labels, config)
-    if same := [f"{amount:g}" for amount in asked if amount not in amounts]:
-        said.append(
+        lines.append("--shares is not used, because --per-class replaces it")
+    amounts = draws_per_amount(labels, config)
+    if same := [f"{amount:g}" for amount in requested if amount not in amounts]:
+        lines.append(
             f"left out of {'--per-class' if config.per_class else '--shares'}, because another "
-            f"draws as many images of every class: {', '.join(same)}"
+            f"value draws as many images of every class: {', '.join(same)}"
         )
     sizes = np.unique(labels, return_counts=True)[1]
     if config.per_class and (most := max(config.per_class)) > sizes.min():
-        said.append(
-            f"{(sizes < most).sum()} of {len(sizes)} classes have fewer than {most} images "
-            "and gave all they have"
+        lines.append(
+            f"{(sizes < most).sum()} of {len(sizes)} classes have fewer than {most} images: all "
+            "of theirs were used"
         )
-    return said
+    return lines
 
 
-def cells_of(
-    judged: Candidate, config: LabelsConfig, setting: Setting, known: Known
+def compute_cells(
+    candidate: Candidate, config: LabelsConfig, setting: Setting, cache: CellCache
 ) -> Iterator[Cell]:
-    """Every amount and draw for one encoder."""
-    vectors = shared.vectors_by_token(judged)
-    train, test = vectors[judged.pool or "pixels"]
-    labels, truth = judged.train.labels.numpy(), judged.test.labels.numpy()
-    for amount, draws in amounts_of(labels, config).items():
+    """Compute the cells of one encoder for every amount and draw."""
+    vectors = shared.vectors_by_token(candidate)
+    train, test = vectors[candidate.pool or "pixels"]
+    labels, test_labels = candidate.train.labels.numpy(), candidate.test.labels.numpy()
+    for amount, draws in draws_per_amount(labels, config).items():
         for number in range(draws):
-            cell = known.cells.get((judged.name, str(amount), number))  # 1 image is not 1.0, all
+            # As text, because 1 (image per class) and 1.0 (all images) are equal keys.
+            cell = cache.cells.get((candidate.name, str(amount), number))
             if cell is None:
                 rng = np.random.default_rng((config.seed, number, round(amount * 1e6)))
-                places = stratified_draw(labels, amount, rng)
-                result = logistic_regression(
-                    train.numpy()[places],
-                    labels[places],
+                drawn = stratified_draw(labels, amount, rng)
+                fit = logistic_regression(
+                    train.numpy()[drawn],
+                    labels[drawn],
                     test.numpy(),
                     num_classes=len(setting.data.test.classes),
                     costs=config.costs,
                     max_iterations=config.max_iterations,
                 )
-                top1 = round(100 * float((result.predictions == truth).mean()), 4)
-                cell = Cell(judged.name, amount, number, len(places), top1)
-                known.keep(cell)
+                top1 = round(100 * float((fit.predictions == test_labels).mean()), 4)
+                cell = Cell(candidate.name, amount, number, len(drawn), top1)
+                cache.add(cell)
             yield cell
 
 
 class Point(NamedTuple):
-    """All draws of so many labels for one encoder."""
+    """All draws of the same number of labels for one encoder."""
 
     count: int
     mean: float
@@ -213,8 +222,8 @@ class Point(NamedTuple):
     """Standard deviation over draws; 0 for one."""
 
 
-def points_of(cells: Sequence[Cell], name: str) -> list[Point]:
-    """A curve, from the fewest labels to the most."""
+def curve_points(cells: Sequence[Cell], name: str) -> list[Point]:
+    """An encoder's curve, from the fewest labels to the most."""
     own = [cell for cell in cells if cell.name == name]
     points = []
     for count in sorted({cell.count for cell in own}):
@@ -224,91 +233,86 @@ def points_of(cells: Sequence[Cell], name: str) -> list[Point]:
     return points
 
 
-def names_of(cells: Sequence[Cell]) -> list[str]:
-    """The encoders, in their order."""
+def encoder_names(cells: Sequence[Cell]) -> list[str]:
+    """Names of the encoders, in order of first appearance."""
     return list(dict.fromkeys(cell.name for cell in cells))
 
 
-def table_of(cells: Sequence[Cell]) -> Table:
-    """A row for each encoder, a column for each number of labels."""
+def build_table(cells: Sequence[Cell]) -> Table:
+    """Build a table with a row for each encoder and a column for each number of labels."""
     table = Table()
     table.add_column("encoder")
-    names = names_of(cells)
-    for point in points_of(cells, names[0]):
+    names = encoder_names(cells)
+    for point in curve_points(cells, names[0]):
         table.add_column(f"{point.count} labels", justify="right")
     for name in names:
         figures = [
             f"{point.mean:.1f}" + (f" ±{point.spread:.1f}" if point.spread else "")
-            for point in points_of(cells, name)
+            for point in curve_points(cells, name)
         ]
         table.add_row(escape(shared.short_name(name, names)), *figures)
     return table
 
 
-def verdict_of(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
-    """Whether pre-training was worth it, in a sentence or two.
+def describe_gain(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
+    """Say in a few sentences whether pre-training was worth it.
 
-    A gain over the untrained encoder is clear where it is beyond what chance makes over so many
-    draws, at 5 %.
+    A gain over the untrained encoder is clear if it is significant at 5 % over the draws.
     """
     if encoder.startswith("random:"):
         return f"{encoder} was not pre-trained, so there is nothing to judge"
-    untrained = BASELINES[0]
-    if untrained not in names_of(cells):
+    if UNTRAINED not in encoder_names(cells):
         return f"{encoder} has no baseline beside it: leave out --no-baselines to compare"
-    gains = paired_gains(cells, encoder, untrained, num_test)
-    clear = [one.count for one in gains if one.is_clear]
-    listed = ", ".join(f"{one.mean:+.1f} points with {one.count}" for one in gains)
-    said = f"over the same encoder untrained {listed} labels"
-    limits = [*_pixels_in_words(cells, encoder), _test_in_words(cells, encoder, num_test)]
+    gains = paired_gains(cells, encoder, UNTRAINED, num_test)
+    clear = [gain.count for gain in gains if gain.is_clear]
+    listed = ", ".join(f"{gain.mean:+.1f} points with {gain.count}" for gain in gains)
+    compared = f"against the same encoder untrained {listed} labels"
+    limits = [*_describe_pixels(cells, encoder), _describe_test_error(cells, encoder, num_test)]
     if not clear:
-        some = "not clearly" if any(one.mean > 0 for one in gains) else "not"
-        return " ".join([f"pre-training was {some} worth it here: {said}.", *limits])
-    where = "" if len(clear) == len(gains) else f" with {_joined(clear)} labels"
-    own = {point.count: point.mean for point in points_of(cells, encoder)}
-    other = points_of(cells, untrained)
-    counts, means = [p.count for p in other], [p.mean for p in other]
+        degree = "not clearly" if any(gain.mean > 0 for gain in gains) else "not"
+        return " ".join([f"pre-training was {degree} worth it here: {compared}.", *limits])
+    where = "" if len(clear) == len(gains) else f" with {_join_numbers(clear)} labels"
+    own = {point.count: point.mean for point in curve_points(cells, encoder)}
+    untrained = curve_points(cells, UNTRAINED)
+    counts, means = [p.count for p in untrained], [p.mean for p in untrained]
     needed = labels_needed(counts, means, own[clear[0]])
-    worth = (
-        f"all {counts[-1]} labels do not bring the untrained one there"
+    match = (
+        f"Even with all {counts[-1]}, the untrained encoder does not match its accuracy with "
+        f"{clear[0]} labels."
         if needed is None
-        else f"the untrained one needs about {needed:.0f}"
+        else f"To match its accuracy with {clear[0]} labels, the untrained encoder needs about "
+        f"{needed:.0f}."
     )
-    first = (
-        f"pre-training was worth it{where}: {said}. For what it does with {clear[0]} labels, "
-        f"{worth}."
-    )
-    return " ".join([first, *limits])
+    return " ".join([f"pre-training was worth it{where}: {compared}.", match, *limits])
 
 
-def _pixels_in_words(cells: Sequence[Cell], encoder: str) -> Iterator[str]:
-    """Where raw pixels need no encoder to do as well."""
-    own = {point.count: point.mean for point in points_of(cells, encoder)}
-    pixels = {point.count: point.mean for point in points_of(cells, BASELINES[1])}
+def _describe_pixels(cells: Sequence[Cell], encoder: str) -> Iterator[str]:
+    """Say with how many labels raw pixels are as good as the encoder."""
+    own = {point.count: point.mean for point in curve_points(cells, encoder)}
+    pixels = {point.count: point.mean for point in curve_points(cells, PIXELS)}
     better = [count for count in own if pixels.get(count, -1.0) >= own[count]]
     if not better:
         return
-    with_these = "every number of" if len(better) == len(own) else _joined(better)
+    with_these = "every number of" if len(better) == len(own) else _join_numbers(better)
     yield f"Raw pixels do as well or better with {with_these} labels."
 
 
-def _test_in_words(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
-    """How far the test images, which all draws share, leave the accuracies open."""
-    share = max(points_of(cells, encoder)).mean / 100
-    error = 100 * sqrt(share * (1 - share) / num_test)
+def _describe_test_error(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
+    """Give the sampling error of the test images, which all draws share."""
+    share = max(curve_points(cells, encoder)).mean / 100
     return (
-        f"All draws are tested on the same {num_test} images; as many others would move an "
-        f"accuracy by about {error:.1f} points."
+        f"All draws are tested on the same {num_test} images; {num_test} others would change an "
+        f"accuracy by about {sampling_error(share, num_test):.1f} points."
     )
 
 
-def _joined(counts: Sequence[int]) -> str:
+def _join_numbers(counts: Sequence[int]) -> str:
     *first, last = (str(count) for count in counts)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 class Gain(NamedTuple):
-    """How much better an encoder is than another with so many labels."""
+    """How much better an encoder is than another with the same number of labels."""
 
     count: int
     mean: float
@@ -319,14 +323,15 @@ class Gain(NamedTuple):
 
     @property
     def is_clear(self) -> bool:
-        """Whether chance would hardly make it."""
-        return self.mean > (significance_threshold(self.draws) or NORMAL_QUANTILE) * self.error
+        """Whether the gain is significant at 5 %."""
+        threshold = significance_threshold(self.draws) or NORMAL_QUANTILE
+        return self.mean > threshold * self.error
 
 
 def paired_gains(cells: Sequence[Cell], name: str, other: str, num_test: int) -> list[Gain]:
-    """For each number of labels the mean gain over the same draws, and its standard error.
+    """Mean gain over the same draws for each number of labels, and its standard error.
 
-    Of one draw the error is that of two proportions of the test images.
+    With a single draw, the error is that of the difference of two proportions of the test images.
     """
     theirs = {(cell.amount, cell.draw): cell.top1 for cell in cells if cell.name == other}
     pairs: dict[int, list[tuple[float, float]]] = {}
@@ -345,20 +350,18 @@ def paired_gains(cells: Sequence[Cell], name: str, other: str, num_test: int) ->
     return gains
 
 
-def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) -> Path:
+def write_figure(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) -> Path:
     """Draw the curves into figures/labels-DATA.png."""
-    drawn, names = [], names_of(cells)
+    drawn, names = [], encoder_names(cells)
     for name in names:
-        points: list[Any] = points_of(cells, name)
+        points: list[Any] = curve_points(cells, name)
         counts, means, spreads = zip(*points, strict=True)
-        drawn.append(
-            label_curve.Curve(
-                shared.short_name(name, names), counts, means, spreads, name in BASELINES
-            )
-        )
+        is_baseline = name in BASELINES
+        label = shared.short_name(name, names)
+        drawn.append(label_curve.Curve(label, counts, means, spreads, is_baseline))
     classes = len(setting.data.test.classes)
     draws = max(cell.draw for cell in cells) + 1
-    drawing = (
+    band = (
         "one draw of the labels"
         if draws == 1
         else f"band: standard deviation over {draws} draws of the labels"
@@ -366,7 +369,7 @@ def picture_of(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) ->
     png = label_curve.draw(
         drawn,
         title=f"Linear classifier on frozen features: {config.data}",
-        note=f"{classes} classes, {len(setting.data.test)} test images; {drawing}",
+        note=f"{classes} classes, {len(setting.data.test)} test images; {band}",
         chance=100 / classes,
     )
     file = setting.home / "figures" / f"labels-{results.slug(config.data)}.png"

@@ -17,14 +17,12 @@ from mvmae.config.evaluation import ProbeConfig
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import Skipped, whole_batches
 from mvmae.data.sources.base import Subset
-from mvmae.encoders import Features
 from mvmae.errors import UserError
-from mvmae.evaluation import shared as evaluation
-from mvmae.evaluation.shared import Row, Setting
+from mvmae.evaluation import shared
+from mvmae.evaluation.shared import Headline, Setting
 from mvmae.method.views import normalized
-from mvmae.metrics.accuracy import topk_accuracy
-from mvmae.storage import run_folder
-from mvmae.storage.lock import shared
+from mvmae.storage import lock, run_folder
+from mvmae.storage.results import slug
 from mvmae.training import checkpoint, distributed, precision, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.lars import Lars
@@ -51,10 +49,10 @@ def run(config: ProbeConfig) -> int:
         UserError: The encoder or the images cannot be read, or the loss stopped being finite.
     """
     with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged there
-        setting = evaluation.open_setting(config)
+        setting = shared.open_setting(config)
         heads = heads_of(setting, config.seed).to(setting.device)
         folder = folder_of(config, setting)
-        with shared(setting.home / "cache"):
+        with lock.shared(setting.home / "cache"):
             return train(config, setting, heads, folder)
 
 
@@ -250,7 +248,7 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
         setting.stamps["train"],
         sorted((name, value) for name, value in fields.items() if name not in MAY_DIFFER),
     )
-    folder = setting.home / "cache" / f"probe-{evaluation.cache_key(facts)}"
+    folder = setting.home / "cache" / f"probe-{shared.cache_key(facts)}"
     setting.caches.append(folder)
     return folder
 
@@ -281,26 +279,24 @@ def judge(
     if not distributed.is_main():
         return
     scores, labels, skipped = found
-    rows = []
-    for token, values in scores.items():
-        one, five = (round(topk_accuracy(values, labels, n), 4) for n in (1, 5))
-        rows.append(Row(config.encoder, token, one, five, {}))
-    headline = next(row for row in rows if row.token == setting.pool)
-    course = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
-    none = torch.empty(0, setting.opened.encoder.embed_dim)
-    places = torch.zeros(len(setting.data.train) - len(unread), dtype=torch.int64)
-    lost = [Skipped(*row) for row in sorted(unread.items())]
-    evaluation.report(
+    rows = [
+        shared.score_row(config.encoder, token, values, labels) for token, values in scores.items()
+    ]
+    row = next(row for row in rows if row.token == setting.pool)
+    predictions = scores[setting.pool].argmax(dim=1)
+    num_train = len(setting.data.train) - len(unread)
+    skipped = [*(Skipped(*one) for one in sorted(unread.items())), *skipped]
+    headline = Headline(row, predictions, labels, num_train, skipped)
+    curve = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
+    shared.report(
         config,
         setting,
         rows,
         headline,
-        scores[setting.pool].argmax(dim=1),
-        (Features(none, None, places, lost), Features(none, None, labels, skipped)),
         command="probe",
         title=f"linear probe on {config.data} (MAE's protocol, {config.epochs} epochs)",
-        name=f"probe-mae-{evaluation.results.slug(config.data)}",
-        more={"loss": course},
+        name=f"probe-mae-{slug(config.data)}",
+        more={"loss": curve},
     )
 
 

@@ -1,4 +1,10 @@
-"""What the commands that judge share: an encoder and its baselines on the same labelled images."""
+"""Evaluate an encoder and its baselines on the same labelled images, as all evaluations do.
+
+Each candidate (the encoder, others beside it, the same encoder untrained, raw pixels) has features
+of the training and test images. A `Method` scores them; the result is a table and a JSON file.
+
+Shapes: Q test images, K classes, D width.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +12,13 @@ import contextlib
 import hashlib
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from math import sqrt
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -25,44 +30,50 @@ from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset, fingerprint, stamp
 from mvmae.data.sources.labelled import Labelled, open_labelled
-from mvmae.encoders import ENCODER_FILE, FeatureExtractor, Features, OpenedEncoder
+from mvmae.encoders import ENCODER_FILE, Features, OpenedEncoder
 from mvmae.errors import UserError, printable, shown
-from mvmae.metrics.accuracy import confusion_matrix, most_confused, per_class_accuracy
+from mvmae.metrics.accuracy import (
+    confusion_matrix,
+    most_confused,
+    per_class_accuracy,
+    sampling_error,
+    topk_accuracy,
+)
 from mvmae.storage import results
 from mvmae.storage.lock import shared
 from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
 
-FEW_CLASSES = 5  # up to which top-5 says nothing
-MISTAKES = 3  # of the most frequent ones, named on the screen
+MAX_CLASSES_WITHOUT_TOP5 = 5  # top-5 of five classes is always 100 %
+NUM_MISTAKES = 3  # of the most frequent ones, printed
 
 
 class Setting(NamedTuple):
-    """What is judged, on what, and where the result goes."""
+    """What an evaluation works on, and where its result goes."""
 
     opened: OpenedEncoder
     data: Labelled
     pool: Pool
-    """The token whose figure counts."""
+    """The token whose figure is the headline."""
 
     home: Path
     device: torch.device
     began: float
     stamps: dict[str, str]
-    """What tells whether images were replaced, by part."""
+    """By part of the data: changes when images are replaced."""
 
     caches: list[Path]
-    """Folders of features that are kept until the result is written."""
+    """Folders of partial results, removed once the result is written."""
 
 
 class Candidate(NamedTuple):
-    """Features of one encoder, or of none, before they are scored."""
+    """Features of an encoder, or raw pixels, that are to be scored."""
 
     name: str
     train: Features
     test: Features
     pool: Pool | None = None
-    """The token whose figure counts; none for raw pixels."""
+    """The token whose figure is the headline; None for raw pixels."""
 
 
 class Row(NamedTuple):
@@ -75,14 +86,53 @@ class Row(NamedTuple):
     notes: dict[str, Any]
 
 
-@contextlib.contextmanager
-def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
-    """The setting of a command, with the processes that share it; only the main one judges.
+class Method(NamedTuple):
+    """How a command scores candidates."""
 
-    Of several processes each reads and encodes its share, into files that the main one joins.
+    command: str
+    title: str
+    pixel_side: int
+    """Side to which images are shrunk as raw pixels."""
+
+    score: Callable[[Candidate, Setting], Iterator[tuple[Row, Float[Tensor, "Q K"]]]]
+    """Score every token; classes' scores beside each row."""
+
+    headline_notes: Mapping[str, Any] = {}
+    """Notes of the headline's row, if a token has several rows."""
+
+
+class Headline(NamedTuple):
+    """The row that counts, with its predictions for the test images that could be read."""
+
+    row: Row
+    predictions: Int[Tensor, " Q"]
+    labels: Int[Tensor, " Q"]
+    num_train: int
+    skipped: Sequence[Skipped]
+
+
+def evaluate(config: EvaluateConfig, method: Method) -> None:
+    """Score an encoder and its baselines; print and write the result.
 
     Raises:
-        UserError: As `setting_of`, or another command of several processes is at the same.
+        UserError: The encoder or the labelled images cannot be read.
+    """
+    with evaluation_setting(config) as setting:
+        found = candidates(config, setting, pixel_side=method.pixel_side)
+        rows, headline = score_candidates(found, method, setting)
+        if headline is not None:  # the other processes only compute features
+            title = method.title
+            report(config, setting, rows, headline, command=method.command, title=title)
+
+
+@contextlib.contextmanager
+def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
+    """Open the setting of an evaluation, shared by all processes; only the main one scores.
+
+    Each process reads and encodes its share of the images into files, which the main one joins.
+
+    Raises:
+        UserError: As `open_setting`, or another command with several processes uses the folder.
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         setting = open_setting(config)
@@ -91,10 +141,10 @@ def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
 
 
 def open_setting(config: EvaluateConfig) -> Setting:
-    """Open the encoder and the labelled images, as many as asked for.
+    """Open the encoder and the labelled images, at most as many as the config allows.
 
     Raises:
-        UserError: Either cannot be opened, or the token asked for is not there.
+        UserError: Either cannot be opened, or the encoder lacks the requested token.
     """
     device = precision.choose_device(config.device)
     home = results.home(config.encoder, config.out)
@@ -106,17 +156,18 @@ def open_setting(config: EvaluateConfig) -> Setting:
     data = open_labelled(config.data, opened.encoder.in_channels, opened.depth)
     train = random_subset(data.train, config.max_train, config.seed)
     test = random_subset(data.test, config.max_test, config.seed + 1)
-    kept = Labelled(train, test, data.split)
-    main = distributed.is_main()  # the others need not ask the disk about every image too
-    stamps = distributed.from_main({"train": stamp(train), "test": stamp(test)} if main else {})
-    return Setting(opened, kept, pool, home, device, time.perf_counter(), stamps, [])
+    # Only one process asks the disk about every image.
+    is_main = distributed.is_main()
+    stamps = distributed.from_main({"train": stamp(train), "test": stamp(test)} if is_main else {})
+    used = Labelled(train, test, data.split)
+    return Setting(opened, used, pool, home, device, time.perf_counter(), stamps, [])
 
 
 def require_results_outside(home: Path, data: str) -> None:
-    """A figure among the images would be one of them the next time, and its folder a class.
+    """Reject a results folder among the images: its figures would be read as images of a class.
 
     Raises:
-        UserError: Results would go there.
+        UserError: Results would be written there.
     """
     if Path(data).is_dir() and home.resolve().is_relative_to(Path(data).resolve()):
         raise UserError(
@@ -132,41 +183,40 @@ def candidates(
     pixel_side: int,
     against: Sequence[tuple[str, OpenedEncoder]] = (),
 ) -> Iterator[Candidate]:
-    """Features of the encoder, of others and, unless left out, of what it must beat.
+    """Yield features of the encoder, of those beside it and, unless left out, of the baselines.
 
-    In another process than the main one there are none: it computes its share of them.
+    A process other than the main one computes its share of them and yields nothing.
     """
     parts = setting.data.train, setting.data.test
     named = [(config.encoder, setting.opened), *against]
     if config.baselines:
-        like = encoders.untrained_copy(setting.opened.encoder, config.seed)
-        named.append(("the same, untrained", setting.opened._replace(encoder=like)))
+        untrained = encoders.untrained_copy(setting.opened.encoder, config.seed)
+        named.append(("the same, untrained", setting.opened._replace(encoder=untrained)))
     with Bar((len(named) + config.baselines) * sum(map(len, parts))) as bar:
         for name, opened in named:
             bar.name(name)
-            if found := encoder_candidate(config, setting, name, opened, bar):
-                yield found
+            if candidate := encoder_candidate(config, setting, name, opened, bar):
+                yield candidate
         if config.baselines:
             bar.name("raw pixels")
-            if found := pixel_candidate(setting, side=pixel_side, workers=config.workers, bar=bar):
-                yield found
+            if candidate := pixel_candidate(setting, pixel_side, config.workers, bar):
+                yield candidate
 
 
-def pixel_candidate(
-    setting: Setting, *, side: int, workers: int | None, bar: Bar
-) -> Candidate | None:
-    """Shrunk images as vectors, less the mean training image; none but in the main process.
+def pixel_candidate(setting: Setting, side: int, workers: int | None, bar: Bar) -> Candidate | None:
+    """Use shrunk images minus the mean training image as vectors; None but in the main process.
 
-    The cosine of vectors that are all positive says little: without the mean taken away, kNN on
-    pixels is ten points worse (CIFAR-10 36 for 46 %, Imagenette 27 for 37 %), and no rival.
+    Vectors that are all positive have nearly equal cosines. Without subtracting the mean, kNN on
+    pixels is ten points worse (CIFAR-10 36 % instead of 46 %, Imagenette 27 % instead of 37 %) and
+    too weak a baseline.
     """
-    read, found = encoders.pixel_extractor(side=side, workers=workers), []
+    extractor, found = encoders.pixel_extractor(side=side, workers=workers), []
     for name in ("train", "test"):
         facts = side, setting.opened.encoder.in_channels, setting.stamps[name]
         keep = setting.home / "cache" / f"pixels-{cache_key(facts)}"
         part = getattr(setting.data, name)
         found.append(
-            encoders.extract_distributed(read, part, keep, bar.advance, is_resumable=False)
+            encoders.extract_distributed(extractor, part, keep, bar.advance, is_resumable=False)
         )
     train, test = found
     if train is None or test is None:
@@ -176,44 +226,11 @@ def pixel_candidate(
     return Candidate("raw pixels", train, test)
 
 
-def principal_components(judged: Candidate, count: int) -> Candidate:
-    """The same vectors in their first principal components."""
-    from sklearn.decomposition import PCA  # half a second, for a table of ablations alone
-
-    train, test = judged.train, judged.test
-    count = min(count, *train.mean.shape)
-    solver: Any = "covariance_eigh"  # exact, and its cost is that of the width
-    basis = PCA(count, svd_solver=solver).fit(train.mean.numpy())
-    train, test = (
-        part._replace(mean=torch.from_numpy(basis.transform(part.mean.numpy())).float())
-        for part in (train, test)
-    )
-    return Candidate(f"{judged.name}, {count} principal components", train, test)
-
-
 def encoder_candidate(
     config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
 ) -> Candidate | None:
-    """Features of both parts by one encoder; none but in the main process."""
-    read, found = reading_of(config, setting, opened), []
-    for name_of_part in ("train", "test"):
-        part = getattr(setting.data, name_of_part)
-        keep = cache_folder(config, setting, opened, name_of_part)
-        setting.caches.append(keep)
-        found.append(encoders.extract_distributed(read, part, keep, bar.advance))
-    train, test = found
-    if train is None or test is None:
-        return None
-    if config.pool is None and opened is not setting.opened:
-        return Candidate(name, train, test, opened.pool)
-    return Candidate(
-        name, train, test, setting.pool if opened.encoder.variant.cls_token else "mean"
-    )
-
-
-def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) -> FeatureExtractor:
-    """How features by an encoder come about."""
-    return encoders.encoder_extractor(
+    """Compute features of both parts with an encoder; None but in the main process."""
+    extractor = encoders.encoder_extractor(
         opened.encoder,
         opened.preprocessing,
         device=setting.device,
@@ -221,12 +238,25 @@ def reading_of(config: EvaluateConfig, setting: Setting, opened: OpenedEncoder) 
         batch_size=config.batch_size,
         workers=config.workers,
     )
+    found = []
+    for part in ("train", "test"):
+        keep = cache_folder(config, setting, opened, part)
+        setting.caches.append(keep)
+        source = getattr(setting.data, part)
+        found.append(encoders.extract_distributed(extractor, source, keep, bar.advance))
+    train, test = found
+    if train is None or test is None:
+        return None
+    if config.pool is None and opened is not setting.opened:
+        return Candidate(name, train, test, opened.pool)
+    pool = setting.pool if opened.encoder.variant.cls_token else "mean"
+    return Candidate(name, train, test, pool)
 
 
 def cache_folder(
     config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str
 ) -> Path:
-    """Where features of these images by this encoder are kept until the result is written."""
+    """Folder of partial features of one part by one encoder."""
     facts = (
         encoders.weights_digest(opened.encoder),
         opened.encoder.image_size,
@@ -240,87 +270,110 @@ def cache_folder(
 
 
 def cache_key(facts: object) -> str:
-    """A short name for what some facts say."""
+    """A short hash of some facts, for a file's or folder's name."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def random_subset(source: Source, count: int | None, seed: int) -> Source:
-    """A random draw of so many images, in their order."""
+    """Draw at most `count` images at random, and keep their order."""
     if count is None or count >= len(source):
         return source
     drawn = np.random.default_rng(seed).permutation(len(source))[:count]
     return Subset(source, sorted(drawn.tolist()))
 
 
-def vectors_by_token(judged: Candidate) -> dict[str, tuple[Tensor, Tensor]]:
-    """Training and test vectors by token; pixels have none and are called so."""
-    if judged.pool is None:
-        return {"pixels": (judged.train.mean, judged.test.mean)}
-    vectors = {"mean": (judged.train.mean, judged.test.mean)}
-    if judged.train.cls is not None and judged.test.cls is not None:
-        vectors["cls"] = (judged.train.cls, judged.test.cls)
+def vectors_by_token(
+    candidate: Candidate,
+) -> dict[str, tuple[Float[Tensor, "M D"], Float[Tensor, "Q D"]]]:
+    """Training and test vectors by token; raw pixels have the one token `pixels`."""
+    if candidate.pool is None:
+        return {"pixels": (candidate.train.mean, candidate.test.mean)}
+    vectors = {"mean": (candidate.train.mean, candidate.test.mean)}
+    if candidate.train.cls is not None and candidate.test.cls is not None:
+        vectors["cls"] = (candidate.train.cls, candidate.test.cls)
     return vectors
+
+
+def score_row(
+    name: str, token: str, scores: Float[Tensor, "Q K"], labels: Int[Tensor, " Q"], **notes: Any
+) -> Row:
+    """Compute the accuracies of classes' scores."""
+    top1, top5 = (round(topk_accuracy(scores, labels, k), 4) for k in (1, 5))
+    return Row(name, token, top1, top5, notes)
+
+
+def score_candidates(
+    found: Iterable[Candidate], method: Method, setting: Setting
+) -> tuple[list[Row], Headline | None]:
+    """Score candidates; the headline is the first one's. It is None without candidates."""
+    rows, headline = [], None
+    for candidate in found:
+        for row, scores in method.score(candidate, setting):
+            rows.append(row)
+            is_its_token = row.token == (candidate.pool or "pixels")
+            if (
+                headline is None
+                and is_its_token
+                and method.headline_notes.items() <= row.notes.items()
+            ):
+                train, test = candidate.train, candidate.test
+                skipped = [*train.skipped, *test.skipped]
+                headline = Headline(
+                    row, scores.argmax(dim=1), test.labels, len(train.labels), skipped
+                )
+    return rows, headline
 
 
 def report(
     config: EvaluateConfig,
     setting: Setting,
     rows: Sequence[Row],
-    headline: Row,
-    predictions: Int[Tensor, " Q"],
-    read: tuple[Features, Features],
+    headline: Headline,
     *,
     command: str,
     title: str,
     name: str = "",
     more: Mapping[str, Any] | None = None,
 ) -> None:
-    """Print the table and what was mistaken for what, and write the JSON.
+    """Print the table and the most frequent mistakes, and write the JSON.
 
     Args:
-        config: What was asked.
-        setting: From `setting_of`.
-        rows: Of all encoders and tokens.
+        config: Options of the command.
+        setting: From `open_setting`.
+        rows: Of all candidates and tokens.
         headline: The row that counts.
-        predictions: Its predictions for the test images that could be read.
-        read: Training and test features, for what was read and what was not.
-        command: Of the command line.
-        title: Above the table.
-        name: Of the file; default: the command and the data.
-        more: What else goes into the file.
+        command: Name of the command.
+        title: Line above the table.
+        name: Name of the file. Default: the command and the data.
+        more: Further content of the file.
     """
-    classes, (train, test) = setting.data.test.classes, read
+    classes, row, count = setting.data.test.classes, headline.row, len(headline.labels)
     console = terminal.people()
     console.print(f"\n{title}", style="bold")
     Console().print(build_table(rows, len(classes)))
-    count = len(test.labels)
-    # of no image wrong, or none right, one in n + 2 stands for what n images could not show
-    share = min(max(headline.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))
-    error = 100 * sqrt(share * (1 - share) / count)
+    # With every prediction right, or wrong, the formula gives no error at all: count + 2 images
+    # with one exception are what `count` images cannot rule out.
+    share = min(max(row.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))
     console.print(
-        f"in %; {len(train.labels)} images learn, {count} test ({setting.data.split}); "
-        f"{len(classes)} classes, chance {100 / len(classes):.1f}; "
-        f"sampling error of one figure ±{error:.1f}"
+        f"in %; {headline.num_train} training and {count} test images ({setting.data.split}); "
+        f"{len(classes)} classes, chance level {100 / len(classes):.1f}; "
+        f"sampling error of one figure ±{sampling_error(share, count):.1f}"
     )
-    confusion = confusion_matrix(predictions, test.labels, len(classes))
-    if said := describe_mistakes(confusion, classes):
-        console.print(said)
-    lacking = [
-        name for name, value in class_accuracies(confusion, classes).items() if value is None
-    ]
-    if lacking:
-        few = ", ".join(shown(name, 40) for name in lacking[:5])
-        console.print(f"no test image that can be read: {few}, not judged")
-    skipped = [*train.skipped, *test.skipped]
-    print_skipped(console, skipped)
+    confusion = confusion_matrix(headline.predictions, headline.labels, len(classes))
+    accuracies = class_accuracies(confusion, classes)
+    if mistakes := describe_mistakes(confusion, classes):
+        console.print(mistakes)
+    if missing := [name for name, value in accuracies.items() if value is None]:
+        listed = ", ".join(shown(name, 40) for name in missing[:5])
+        console.print(f"not evaluated, because no test image could be read: {listed}")
+    print_skipped(console, headline.skipped)
     content = {
-        "headline": {"token": headline.token, "top1": headline.top1, "top5": headline.top5}
-        | headline.notes,
+        "headline": {"token": row.token, "top1": row.top1, "top5": row.top5} | row.notes,
         "rows": [row._asdict() for row in rows],
-        "per_class": class_accuracies(confusion, classes),
+        "per_class": accuracies,
         "confusion": confusion.tolist(),
-        "data": data_facts(setting.data) | {"num_train": len(train.labels), "num_test": count},
-        "skipped": [skip._asdict() for skip in skipped],
+        "data": data_facts(setting.data) | {"num_train": headline.num_train, "num_test": count},
+        "skipped": [skip._asdict() for skip in headline.skipped],
         "seconds": round(time.perf_counter() - setting.began, 1),
         **(more or {}),
     }
@@ -333,19 +386,19 @@ def print_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
     """Mention images that could not be read, if there are any."""
     if skipped:
         path, reason = (" ".join(text.split()) for text in skipped[0])
-        console.print(f"{len(skipped)} images could not be read, {path} for one ({reason})")
+        console.print(f"{len(skipped)} images could not be read, for example {path} ({reason})")
 
 
 def clear_caches(setting: Setting) -> None:
-    """Remove what was kept for going on after an interruption."""
+    """Remove the partial results that an interrupted command would resume from."""
     for folder in setting.caches:
         shutil.rmtree(folder, ignore_errors=True)
-    with contextlib.suppress(OSError):  # not there, or of use to another command
+    with contextlib.suppress(OSError):  # missing, or used by another command
         (setting.home / "cache").rmdir()
 
 
 def data_facts(data: Labelled) -> dict[str, Any]:
-    """What a result says of its images."""
+    """Describe the labelled images for a result file."""
     return {
         "name": data.test.name,
         "split": data.split,
@@ -354,8 +407,10 @@ def data_facts(data: Labelled) -> dict[str, Any]:
     }
 
 
-def class_accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, float | None]:
-    """Accuracy of each class in percent; none for a class without a test image."""
+def class_accuracies(
+    confusion: Int[Tensor, "K K"], classes: Sequence[str]
+) -> dict[str, float | None]:
+    """Accuracy of each class in percent; None for a class without a test image."""
     values = per_class_accuracy(confusion).tolist()
     return {
         name: None if value != value else round(value, 4)
@@ -363,10 +418,10 @@ def class_accuracies(confusion: Tensor, classes: Sequence[str]) -> dict[str, flo
     }
 
 
-def describe_mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
-    """The worst class and the most frequent mistakes, as a sentence."""
+def describe_mistakes(confusion: Int[Tensor, "K K"], classes: Sequence[str]) -> str:
+    """Describe the worst class and the most frequent mistakes in one line."""
     known = {name: v for name, v in class_accuracies(confusion, classes).items() if v is not None}
-    common = most_confused(confusion, MISTAKES)
+    common = most_confused(confusion, NUM_MISTAKES)
     if not common or len(classes) < 3:
         return ""
     worst = min(known, key=lambda name: known[name])
@@ -376,22 +431,21 @@ def describe_mistakes(confusion: Tensor, classes: Sequence[str]) -> str:
 
 
 def short_name(name: str, others: Sequence[str] = ()) -> str:
-    """An encoder as a table shows it: of a path the last part, where no other ends alike."""
+    """Shorten a path to its last part for tables, unless another name ends in the same part."""
     if "/" not in name or ":" in name:
         return name
-    ends = [_last(other) for other in {name, *others}]
-    return _last(name) if ends.count(_last(name)) == 1 else name
+    ends = [_last_part(other) for other in {name, *others}]
+    return _last_part(name) if ends.count(_last_part(name)) == 1 else name
 
 
-def _last(name: str) -> str:
-    parts = [
-        part for part in Path(name).parts if part not in ("checkpoints", "last.pt", ENCODER_FILE)
-    ]
+def _last_part(name: str) -> str:
+    uninformative = ("checkpoints", "last.pt", ENCODER_FILE)
+    parts = [part for part in Path(name).parts if part not in uninformative]
     return parts[-1] if parts else name
 
 
 def build_table(rows: Sequence[Row], num_classes: int) -> Table:
-    """The rows for the terminal; top-1 by `k`, where rows differ in it, stands side by side."""
+    """Build the table for the terminal; rows that differ only in `k` become columns."""
     table = Table()
     table.add_column("encoder")
     table.add_column("token")
@@ -400,12 +454,12 @@ def build_table(rows: Sequence[Row], num_classes: int) -> Table:
         table.add_column(f"k = {k}", justify="right")
     if not several:
         table.add_column("top-1", justify="right")
-    if has_top5 := num_classes > FEW_CLASSES:
+    if has_top5 := num_classes > MAX_CLASSES_WITHOUT_TOP5:
         table.add_column("top-5", justify="right")
     for name, token in dict.fromkeys((row.name, row.token) for row in rows):
         own = [row for row in rows if (row.name, row.token) == (name, token)]
         figures = [f"{row.top1:.1f}" for row in own]
-        last = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
-        shown = escape(printable(short_name(name, [row.name for row in rows])))
-        table.add_row(shown, "" if token == "pixels" else token, *figures, *last)
+        top5 = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
+        cell = escape(printable(short_name(name, [row.name for row in rows])))
+        table.add_row(cell, "" if token == "pixels" else token, *figures, *top5)
     return table

@@ -1,20 +1,28 @@
-"""How often a classifier is right, and what it takes for what.
+"""Accuracy, confusions, their sampling error, and differences between runs over several seeds.
 
-Shapes: Q images, K classes.
+Shapes: Q images, K classes, S seeds.
 """
 
 from __future__ import annotations
 
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+# Student's t, 97.5 %, for 1 to 9 degrees of freedom (Fisher and Yates 1938, table III)
+T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+NORMAL_QUANTILE = 1.96
+
 
 def topk_accuracy(scores: Float[Tensor, "Q K"], labels: Int[Tensor, " Q"], k: int) -> float:
-    """Share of images whose class is among the `k` of largest score, in percent.
+    """Percentage of images whose class is among the `k` with the largest scores.
 
-    Of equal scores the class of smaller number is first, as for `argmax`. A class of score -inf was
-    not named, and never counts.
+    Of equal scores the class with the smaller number comes first, as in `argmax`. A class of score
+    -inf was not predicted, and never counts.
     """
     own = scores.gather(1, labels[:, None])
     numbers = torch.arange(scores.shape[1], device=scores.device)
@@ -26,23 +34,84 @@ def topk_accuracy(scores: Float[Tensor, "Q K"], labels: Int[Tensor, " Q"], k: in
 def confusion_matrix(
     predictions: Int[Tensor, " Q"], labels: Int[Tensor, " Q"], num_classes: int
 ) -> Int[Tensor, "K K"]:
-    """Images of each class (rows) that were taken for each class (columns)."""
-    places = labels * num_classes + predictions
-    return torch.bincount(places, minlength=num_classes**2).view(num_classes, num_classes)
+    """Count the images of each class (row) that were predicted as each class (column)."""
+    cells = labels * num_classes + predictions
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def per_class_accuracy(confusion: Int[Tensor, "K K"]) -> Float[Tensor, " K"]:
-    """Share of each class's images that were taken for it, in percent; NaN for a class without."""
+    """Accuracy of each class in percent; NaN for a class without an image."""
     return 100 * confusion.diagonal().double() / confusion.sum(dim=1)
 
 
 def most_confused(confusion: Int[Tensor, "K K"], count: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes: class, what it was taken for, images."""
+    """The most frequent mistakes: true class, predicted class, number of images."""
     wrong = confusion.clone().fill_diagonal_(0).flatten()
-    values, places = wrong.sort(descending=True, stable=True)
+    values, cells = wrong.sort(descending=True, stable=True)
     width = len(confusion)
     return [
-        (int(place) // width, int(place) % width, int(value))
-        for value, place in zip(values[:count], places[:count], strict=True)
+        (int(cell) // width, int(cell) % width, int(value))
+        for value, cell in zip(values[:count], cells[:count], strict=True)
         if value > 0
     ]
+
+
+def sampling_error(share: float, count: int) -> float:
+    """Standard error in percentage points of an accuracy `share` (0 to 1) on `count` images.
+
+    It is that of a binomial proportion: how much another draw of test images would change it.
+    """
+    return 100 * sqrt(share * (1 - share) / count)
+
+
+class Spread(NamedTuple):
+    """A figure over seeds."""
+
+    mean: float
+    sd: float | None
+    """Standard deviation, with S - 1 in the denominator; None for one seed."""
+
+    count: int
+
+
+class Difference(NamedTuple):
+    """How much higher one run's figure is than another's, paired by seed."""
+
+    mean: float
+    error: float | None
+    """Standard error of the mean; None for one seed."""
+
+    count: int
+
+
+def spread_over_seeds(values: Float[np.ndarray, " S"]) -> Spread:
+    """Mean and standard deviation over at least one seed."""
+    sd = float(values.std(ddof=1)) if len(values) > 1 else None
+    return Spread(float(values.mean()), sd, len(values))
+
+
+def paired_difference(one: Float[np.ndarray, " S"], other: Float[np.ndarray, " S"]) -> Difference:
+    """Mean of `one - other` over seeds that both have, and its standard error.
+
+    A seed gives both runs the same order of images and the same random numbers. What that does to
+    both alike cancels in their difference, so the error is sd(one - other) / sqrt(S).
+    """
+    differences = one - other
+    count = len(differences)
+    error = float(differences.std(ddof=1)) / sqrt(count) if count > 1 else None
+    return Difference(float(differences.mean()), error, count)
+
+
+def significance_threshold(count: int) -> float | None:
+    """Standard errors beyond which a mean difference over `count` seeds is significant at 5 %.
+
+    From eleven seeds on, the first terms of the series for large samples (Abramowitz and Stegun
+    1964, 26.7.5), correct to two decimals. None for one seed, which allows no statement.
+    """
+    if count < 2:
+        return None
+    if count - 2 < len(T_QUANTILES):
+        return T_QUANTILES[count - 2]
+    z, degrees = NORMAL_QUANTILE, count - 1
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / degrees + second / degrees**2

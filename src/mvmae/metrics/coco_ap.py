@@ -1,4 +1,4 @@
-"""COCO's average precision, by faster-coco-eval, whose figures equal pycocotools'."""
+"""COCO's average precision, computed by faster-coco-eval, whose figures equal pycocotools'."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ NAMES = (
     *("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large"),
     *("AR_1", "AR_10", "AR_100", "AR_small", "AR_medium", "AR_large"),
 )
-LARGEST_AREA, MAX_DETECTIONS = 0, 2  # places of "all" and of 100 in the evaluation's axes
+ALL_AREAS, MAX_DETECTIONS = 0, 2  # indices of "all" and 100 on the axes of `precision`
 
 
 class AveragePrecision(NamedTuple):
-    """COCO's figures in percent; none where there is nothing to find."""
+    """COCO's figures in percent; None if there are no such objects."""
 
     figures: dict[str, float | None]
-    """The twelve, by `NAMES`."""
+    """The twelve figures of `NAMES`."""
 
     by_class: dict[str, float | None]
     """AP of each class."""
@@ -33,37 +33,37 @@ def average_precision(
     detections: Sequence[Mapping[str, Any]],
     kind: Literal["bbox", "segm"],
 ) -> AveragePrecision:
-    """The figures of detections in COCO's result format.
+    """Compute COCO's figures of detections in its result format.
 
     Args:
-        truth: Content of an annotation file, crowds included; annotation ids from 1.
+        truth: Content of an annotation file, crowds included; annotation ids start at 1.
         detections: `image_id`, `category_id`, `bbox` (left, top, width, height), `score` and, for
             "segm", `segmentation`.
-        kind: Whether boxes or masks must overlap.
+        kind: Whether the overlap is measured on boxes or on masks.
     """
     classes = [str(one["name"]) for one in truth["categories"]]
     ids = [one["id"] for one in truth["categories"]]
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(_copied(truth))
-        found = known.loadRes([dict(one) for one in detections] or [_nothing(truth)])
-        judged = COCOeval_faster(known, found, kind)
-        judged.params.catIds = ids
-        judged.evaluate()
-        judged.accumulate()
-        judged.summarize()
-    precision = np.asarray(judged.eval["precision"])  # IoU, recall, class, area, most detections
-    order = [int(number) for number in judged.params.catIds]
+        known = COCO(_copy(truth))
+        found = known.loadRes([dict(one) for one in detections] or [_empty_detection(truth)])
+        evaluation = COCOeval_faster(known, found, kind)
+        evaluation.params.catIds = ids
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    precision = np.asarray(evaluation.eval["precision"])  # IoU, recall, class, area, detections
+    order = [int(number) for number in evaluation.params.catIds]
     by_class = {}
     for name, number in zip(classes, ids, strict=True):
-        values = precision[:, :, order.index(number), LARGEST_AREA, MAX_DETECTIONS]
+        values = precision[:, :, order.index(number), ALL_AREAS, MAX_DETECTIONS]
         values = values[values > -1]
         by_class[name] = _percent(float(values.mean())) if values.size else None
-    figures = [_percent(float(value)) for value in judged.stats[: len(NAMES)]]
+    figures = [_percent(float(value)) for value in evaluation.stats[: len(NAMES)]]
     return AveragePrecision(dict(zip(NAMES, figures, strict=True)), by_class)
 
 
-def _copied(truth: Mapping[str, Any]) -> dict[str, Any]:
-    """The library writes into the annotations."""
+def _copy(truth: Mapping[str, Any]) -> dict[str, Any]:
+    """Copy the annotations, because the library writes into them."""
     whole: dict[str, Any] = {
         key: [dict(one) for one in truth[key]] for key in ("images", "annotations", "categories")
     }
@@ -74,8 +74,8 @@ def _percent(value: float) -> float | None:
     return None if value < 0 else round(100 * value, 6)
 
 
-def _nothing(truth: Mapping[str, Any]) -> dict[str, Any]:
-    """A detection that finds nothing: without one the library has nothing to read."""
+def _empty_detection(truth: Mapping[str, Any]) -> dict[str, Any]:
+    """A detection that matches nothing, since the library cannot read an empty list."""
     image, kind = truth["images"][0], truth["categories"][0]
     empty = {
         "size": [image["height"], image["width"]],

@@ -1,4 +1,4 @@
-"""Classification by nearest neighbours.
+"""Classification by nearest neighbours (kNN).
 
 Shapes: M labelled vectors, Q queries, D width, k neighbours, K classes.
 """
@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BANK, QUERIES = 65_536, 1_024  # vectors at a time: 268 MB of similarities, whatever M and Q are
+BANK, QUERIES = 65_536, 1_024  # vectors at a time: 268 MB of similarities for any M and Q
 
 
 class Neighbours(NamedTuple):
-    """The most similar labelled vectors of each query, the nearest first."""
+    """The most similar labelled vectors of each query, nearest first."""
 
     similarity: Float[Tensor, "Q k"]
-    """Cosines."""
+    """Cosine similarities."""
 
     indices: Int[Tensor, "Q k"]
 
@@ -31,16 +31,16 @@ def nearest_neighbours(
     *,
     device: torch.device | None = None,
 ) -> Neighbours:
-    """The `k` vectors of largest cosine, or all where there are fewer.
+    """Find the `k` vectors with the largest cosine similarity, or all if there are fewer.
 
-    Both sides are taken in pieces, so that 1.28 million vectors and 50,000 queries need no more
-    memory than they and the result: on the device, a piece of each.
+    Both sides are processed in pieces, so that 1.28 million vectors and 50,000 queries need no
+    memory beyond themselves and the result; the device holds one piece of each.
 
     Args:
-        features: What is searched.
-        queries: What is searched for.
+        features: Vectors to search.
+        queries: Vectors to find neighbours of.
         k: Neighbours of each query.
-        device: Where to compute; default: where `queries` are. The result is on the CPU.
+        device: Where to compute. Default: the device of `queries`. The result is on the CPU.
     """
     device = device or queries.device
     k = min(k, len(features))
@@ -67,17 +67,17 @@ def knn_votes(
     k: int,
     temperature: float,
 ) -> Float[Tensor, "Q K"]:
-    """What each query's first `k` neighbours give the classes; the nearest gives 1.
+    """Sum the votes of each query's first `k` neighbours per class, scaled so the nearest's is 1.
 
-    Classes without a neighbour have -inf. A vote weighs exp(similarity / temperature), as in
-    InstDisc (Wu et al. 2018) and DINO.
+    A vote weighs exp(similarity / temperature), as in InstDisc (Wu et al. 2018) and DINO. Classes
+    without a neighbour have -inf.
     """
     similarity, indices = near.similarity[:, :k], near.indices[:, :k]
     weights = ((similarity - similarity[:, :1]) / temperature).exp()
     votes = similarity.new_zeros(len(similarity), num_classes)
     votes.scatter_add_(1, labels[indices], weights)
-    named = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[indices], value=True)
-    return votes.masked_fill(~named, -torch.inf)
+    has_vote = torch.zeros_like(votes, dtype=torch.bool).scatter_(1, labels[indices], value=True)
+    return votes.masked_fill(~has_vote, -torch.inf)
 
 
 def knn_predictions(
@@ -88,12 +88,12 @@ def knn_predictions(
     k: int = 20,
     temperature: float = 0.07,
 ) -> Int[Tensor, " Q"]:
-    """The class that each query's `k` nearest neighbours vote for; with fewer, all vote."""
+    """Predict the class that each query's `k` nearest neighbours vote for."""
     near = nearest_neighbours(features, queries, k)
     num_classes = int(labels.max()) + 1
     return knn_votes(near, labels, num_classes, k=k, temperature=temperature).argmax(dim=1)
 
 
 def top1_accuracy(predictions: Int[Tensor, " Q"], labels: Int[Tensor, " Q"]) -> float:
-    """Share of right predictions, in percent."""
+    """Percentage of correct predictions."""
     return 100 * (predictions == labels).float().mean().item()

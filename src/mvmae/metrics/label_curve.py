@@ -1,4 +1,4 @@
-"""What few labels suffice for."""
+"""Draw few labels of each class, and find how many labels reach an accuracy."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Int
 
 
 def class_counts(labels: Int[np.ndarray, " M"], amount: int | float) -> list[int]:
-    """How many images of each class `stratified_draw` takes, in the classes' order."""
+    """Number of images that `stratified_draw` takes of each class, in the classes' order."""
     sizes = np.unique(labels, return_counts=True)[1].tolist()
     if isinstance(amount, int):
         return [min(amount, size) for size in sizes]
@@ -21,16 +21,16 @@ def class_counts(labels: Int[np.ndarray, " M"], amount: int | float) -> list[int
 def stratified_draw(
     labels: Int[np.ndarray, " M"], amount: int | float, rng: np.random.Generator
 ) -> Int[np.ndarray, " n"]:
-    """Places of a random draw that takes from every class alike.
+    """Draw images at random, with the same share or number of every class.
 
     Args:
         labels: The class of each image.
-        amount: Below or at 1.0 a share of each class, at least one image; an int is a number of
-            images of each class, or all where there are fewer.
-        rng: Draws.
+        amount: A float up to 1.0 is a share of each class, at least one image. An int is a number
+            of images per class, or all of a smaller class.
+        rng: Source of randomness.
 
     Returns:
-        Places in rising order.
+        Indices of the images in rising order.
     """
     counts = class_counts(labels, amount)
     drawn = [
@@ -43,11 +43,10 @@ def stratified_draw(
 def labels_needed(
     counts: Sequence[int], accuracies: Sequence[float], target: float
 ) -> float | None:
-    """Labels with which a curve first reaches an accuracy, between its points on a log scale.
+    """Number of labels at which a curve first reaches an accuracy, interpolated on a log scale.
 
     Returns:
-        The number; none if the curve never reaches it. At most the first count where it already
-        starts above.
+        The number; the first count if the curve starts above; None if it never reaches the target.
     """
     curve = sorted(zip(counts, accuracies, strict=True))
     if curve[0][1] >= target:

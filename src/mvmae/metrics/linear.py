@@ -1,4 +1,4 @@
-"""Linear classification of frozen features.
+"""Linear classification of frozen features by logistic regression.
 
 Shapes: M training vectors, Q test vectors, D width, K classes.
 """
@@ -20,7 +20,7 @@ HELD_OUT_SHARE = 0.2
 
 
 class LinearResult(NamedTuple):
-    """What a linear classifier says of the test vectors, and the strength it chose."""
+    """A linear classifier's scores of the test vectors, and how it was fitted."""
 
     scores: Float[np.ndarray, "Q K"]
     """Logits; -inf for a class without a training vector."""
@@ -45,22 +45,22 @@ def logistic_regression(
     costs: Sequence[float],
     max_iterations: int = 200,
 ) -> LinearResult:
-    """Multinomial logistic regression with L2, by scikit-learn's L-BFGS on standardised features.
+    """Fit multinomial logistic regression with L2: scikit-learn's L-BFGS, standardised features.
 
-    The strength of L2 is the best of `costs` on a fifth of the training vectors, held out by class
-    with a fixed seed; the classifier is then fitted to all of them. Test vectors choose nothing.
-    With training vectors of one class only, that class is all there is to say.
+    The inverse strength of L2 is the best of `costs` on a fifth of the training vectors, held out
+    by class with a fixed seed; the classifier is then fitted to all of them. Test vectors take no
+    part in the choice. If all training vectors have one class, it is predicted for every query.
     """
     scores = np.full((len(queries), num_classes), -np.inf, dtype=np.float32)
     if len(np.unique(labels)) == 1:
         scores[:, labels[0]] = 0
         return LinearResult(scores, costs[len(costs) // 2], True)
-    center, spread = features.mean(axis=0), features.std(axis=0) + 1e-6
-    x, test = (features - center) / spread, (queries - center) / spread
+    mean, deviation = features.mean(axis=0), features.std(axis=0) + 1e-6
+    x, test = (features - mean) / deviation, (queries - mean) / deviation
     cost = costs[0] if len(costs) == 1 else _best_cost(x, labels, costs, max_iterations)
-    classifier, converged = _fitted(x, labels, cost, max_iterations)
+    classifier, converged = _fit(x, labels, cost, max_iterations)
     logits = classifier.decision_function(test)
-    if logits.ndim == 1:  # two classes share one
+    if logits.ndim == 1:  # scikit-learn gives one column for two classes
         logits = np.stack([-logits, logits], axis=1) / 2
     scores[:, classifier.classes_] = logits
     return LinearResult(scores, cost, converged)
@@ -69,6 +69,7 @@ def logistic_regression(
 def _best_cost(
     x: np.ndarray, labels: np.ndarray, costs: Sequence[float], max_iterations: int
 ) -> float:
+    """Choose the inverse strength of L2 on held-out training vectors."""
     try:
         parts = train_test_split(
             x, labels, test_size=HELD_OUT_SHARE, random_state=0, stratify=labels
@@ -80,18 +81,19 @@ def _best_cost(
         return costs[len(costs) // 2]
     scores = []
     for cost in costs:
-        classifier, _ = _fitted(fit_x, fit_labels, cost, max_iterations)
+        classifier, _ = _fit(fit_x, fit_labels, cost, max_iterations)
         scores.append(classifier.score(held_x, held_labels))
     return costs[int(np.argmax(scores))]
 
 
-def _fitted(
+def _fit(
     x: np.ndarray, labels: np.ndarray, cost: float, max_iterations: int
 ) -> tuple[LogisticRegression, bool]:
+    """Fit a classifier, and return whether it converged."""
     classifier = LogisticRegression(C=cost, max_iter=max_iterations)
-    # BLAS threads that wait for each other spin: with other work on two cores a fit took 17 s on
-    # two threads and 2 s on one.
-    with threadpool_limits(limits=1), warnings.catch_warnings(record=True) as said:
+    # BLAS threads spin while they wait for each other: on two busy cores a fit took 17 s with two
+    # threads and 2 s with one.
+    with threadpool_limits(limits=1), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         classifier.fit(x, labels)
-    return classifier, not any(issubclass(w.category, ConvergenceWarning) for w in said)
+    return classifier, not any(issubclass(w.category, ConvergenceWarning) for w in caught)

@@ -1,7 +1,6 @@
-"""How well pixels are named: intersection over union, and two accuracies.
+"""Quality of segmentations: mean intersection over union, and two accuracies.
 
-Shapes: K classes; a confusion matrix has a class's pixels as its row, what they were taken for as
-columns.
+Shapes: K classes; a confusion matrix has true classes as rows and predicted classes as columns.
 """
 
 from __future__ import annotations
@@ -20,30 +19,30 @@ class SegmentationScores(NamedTuple):
     mean_accuracy: float
     pixel_accuracy: float
     iou: Float[Tensor, " K"]
-    """Of each class; NaN for one that is neither there nor predicted."""
+    """Of each class; NaN for one that is neither present nor predicted."""
 
     accuracy: Float[Tensor, " K"]
-    """Share of a class's pixels that are named right; NaN for a class without a pixel."""
+    """Share of a class's pixels that are predicted right; NaN for a class without a pixel."""
 
 
 def pixel_confusion(
     predicted: Int[Tensor, "*pixels"], truth: Int[Tensor, "*pixels"], num_classes: int
 ) -> Int[Tensor, "K K"]:
-    """Pixels of each class that were taken for each; a truth below 0 counts for nothing."""
+    """Count the pixels of each class that were predicted as each; a truth below 0 is ignored."""
     counts = truth >= 0
-    places = truth[counts].long() * num_classes + predicted[counts].long()
-    return torch.bincount(places, minlength=num_classes**2).view(num_classes, num_classes)
+    cells = truth[counts].long() * num_classes + predicted[counts].long()
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
 def segmentation_scores(confusion: Int[Tensor, "K K"]) -> SegmentationScores:
-    """Figures of all pixels together.
+    """Compute the figures of all pixels together.
 
-    A class that is neither in the truth nor predicted is left out of the mean IoU, a class without
-    a pixel out of the mean accuracy. Pixels are pooled over images, as all of ADE20K's figures are.
+    A class that is neither present nor predicted is left out of the mean IoU, and a class without a
+    pixel out of the mean accuracy. Pixels are pooled over images, as in all figures on ADE20K.
     """
     counted = confusion.double()
-    right, true, named = counted.diagonal(), counted.sum(dim=1), counted.sum(dim=0)
-    iou = 100 * right / (true + named - right)
+    right, true, predicted = counted.diagonal(), counted.sum(dim=1), counted.sum(dim=0)
+    iou = 100 * right / (true + predicted - right)
     accuracy = 100 * right / true
     return SegmentationScores(
         iou.nanmean().item(),

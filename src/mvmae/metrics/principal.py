@@ -1,8 +1,9 @@
-"""Colours of patch tokens by their first principal components.
+"""Colour patch tokens by their first three principal components.
 
-Two patches that an encoder holds for alike get like colours, whichever images they are in, as in
-the figures of DINOv2 (Oquab et al. 2023, section 7.5), though nothing is cut away here: there the
-first component is thresholded to part thing from background.
+Patches with similar tokens get similar colours, in all images, as in the figures of DINOv2 (Oquab
+et al. 2023, section 7.5). Unlike there, the first component is not thresholded to remove the
+background.
+
 Shapes: B images, N patch tokens, D width, T tokens of all images.
 """
 
@@ -16,45 +17,46 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-TAIL = 0.01  # of the tokens at either end, which share the ends' colours
-PIECE = 65_536  # tokens taken to float64 at a time
-FLAT = 1e-10  # of the first component's variance: what varies less is rounding
-ROUNDING = 1e-6  # of the largest number: what varies less is float32's rounding, or bf16's sums
+TAIL = 0.01  # share of tokens at each end that are clipped to the end's colour
+PIECE = 65_536  # tokens converted to float64 at a time
+FLAT = 1e-10  # share of the largest variance below which a component is rounding
+ROUNDING = 1e-6  # share of the largest number below which a deviation is float32 rounding
 GRAY = 0.5
 
 
 class Basis(NamedTuple):
-    """What turns tokens into colours."""
+    """A linear map from tokens to colours."""
 
     mean: Float[Tensor, " D"]
     components: Float[Tensor, "3 D"]
-    """Of length 1, of the largest variance first; zeros where the tokens vary in fewer ways."""
+    """Unit vectors, largest variance first; zeros if the tokens vary in fewer directions."""
 
     low: Float[Tensor, " three"]
-    """Quantiles of the projections that are drawn as 0."""
+    """Quantiles of the projections that become 0."""
 
     high: Float[Tensor, " three"]
-    """And as 1."""
+    """Quantiles of the projections that become 1."""
 
     explained: Float[Tensor, " three"]
     """Share of the tokens' variance in each component."""
 
 
 def principal_colors(tokens: Float[Tensor, "B N D"]) -> Float[Tensor, "B N 3"]:
-    """Red, green and blue in [0, 1] of every token, by one basis for all images."""
+    """Red, green and blue in [0, 1] of every token, in one basis for all images."""
     return colors(tokens, principal_basis(tokens))
 
 
 def principal_basis(tokens: Float[Tensor, "B N D"]) -> Basis:
-    """The first three principal components of all tokens.
+    """Compute the first three principal components of all tokens.
 
-    The sign of a component is set so that its largest number is positive, as scikit-learn does:
-    the same tokens have the same colours each time. Tokens that are not finite count for nothing.
+    A component's sign is set so that its entry of largest magnitude is positive, as in
+    scikit-learn, so that the same tokens always get the same colours. Tokens that are not finite
+    are ignored.
     """
     flat = tokens.detach().flatten(0, 1)
     flat = flat[flat.isfinite().all(dim=1)]
     mean, covariance = _moments(flat)
-    variances, vectors = torch.linalg.eigh(covariance)  # in rising order
+    variances, vectors = torch.linalg.eigh(covariance)  # in ascending order
     variances = variances.clamp(min=0)
     largest = flat.abs().max().double() if len(flat) else variances.new_zeros(())
     floor = torch.maximum(FLAT * variances[-1], (ROUNDING * largest) ** 2)
@@ -63,14 +65,14 @@ def principal_basis(tokens: Float[Tensor, "B N D"]) -> Basis:
     for number in range(min(3, len(mean))):
         place = len(mean) - 1 - number
         if variances[place] > floor:
-            components[number] = _turned(vectors[:, place])
+            components[number] = _with_positive_peak(vectors[:, place])
             shares[number] = variances[place] / variances.sum()
-    low, high = _ends(flat, mean, components)
+    low, high = _color_range(flat, mean, components)
     return Basis(mean.float(), components.float(), low, high, shares.float())
 
 
 def colors(tokens: Float[Tensor, "B N D"], basis: Basis) -> Float[Tensor, "B N 3"]:
-    """Colours of tokens in a basis, which may be of other images; 0.5 where nothing varies."""
+    """Colours of tokens in a basis, possibly of other images; 0.5 where nothing varies."""
     projected = (tokens.float() - basis.mean) @ basis.components.T
     span = basis.high - basis.low
     scaled = (projected - basis.low) / torch.where(span > 0, span, 1)
@@ -79,7 +81,7 @@ def colors(tokens: Float[Tensor, "B N D"], basis: Basis) -> Float[Tensor, "B N 3
 
 
 def _moments(flat: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor]:
-    """Mean and covariance in float64, over pieces that fit the memory."""
+    """Mean and covariance in float64, in pieces to save memory."""
     width = flat.shape[1]
     total = torch.zeros(width, dtype=torch.float64, device=flat.device)
     for piece in _pieces(flat):
@@ -97,17 +99,17 @@ def _pieces(flat: Float[Tensor, "T D"]) -> Iterator[Float[Tensor, "t D"]]:
         yield flat[begin : begin + PIECE].double()
 
 
-def _turned(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-    """The vector or its opposite."""
+def _with_positive_peak(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
+    """Return the vector or its opposite, so that its largest entry is positive."""
     return vector * torch.sign(vector[vector.abs().argmax()])
 
 
-def _ends(flat: Tensor, mean: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
-    """The quantiles between which colours run."""
+def _color_range(flat: Tensor, mean: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantiles of the projections that become the ends of the colour range."""
     if not len(flat):
         return components.new_zeros(3).float(), components.new_zeros(3).float()
     projected = torch.cat([(piece - mean) @ components.T for piece in _pieces(flat)])
-    # torch.quantile takes no more than 16 million numbers.
+    # torch.quantile accepts at most 16 million numbers.
     ends = np.quantile(projected.cpu().numpy(), (TAIL, 1 - TAIL), axis=0)
     low, high = torch.from_numpy(ends).to(flat.device).float()
     return low, high

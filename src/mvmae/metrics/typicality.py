@@ -1,7 +1,8 @@
-"""Which images have many like them, which have none, and which are there twice.
+"""Find typical images, outliers and near-duplicates by the cosine similarity of features.
 
-All by cosines of features, a piece at a time: a million vectors need no more memory than they and
-the result. Time grows with the square of their number.
+Vectors are compared in pieces, so that a million of them need no memory beyond themselves and the
+result. Time grows with the square of their number.
+
 Shapes: M images, D width, k neighbours.
 """
 
@@ -17,14 +18,14 @@ from torch import Tensor
 
 from mvmae.metrics.knn import nearest_neighbours
 
-NUM_NEIGHBOURS = 20  # neighbours, as TypiClust's
-PIECE = 4096  # vectors on either side of a block: 67 MB of cosines
+NUM_NEIGHBOURS = 20  # as in TypiClust
+PIECE = 4096  # vectors on each side of a block: 67 MB of cosines
 MAX_PAIRS = 100_000
-SAME = 1e-5  # of the features' length: what is left of equal ones is rounding
+ROUNDING = 1e-5  # share of the features' norm that rounding leaves of equal vectors
 
 
 class Pair(NamedTuple):
-    """Two images that look alike to an encoder."""
+    """Two images with similar features."""
 
     first: int
     second: int
@@ -34,32 +35,31 @@ class Pair(NamedTuple):
 
 
 def centre(features: Float[Tensor, "M D"]) -> Float[Tensor, "M D"]:
-    """Features less their mean, so that cosines of any encoder's spread about 0.
+    """Subtract the mean feature, so that cosines of any encoder are spread around 0.
 
-    Masked autoencoders' features share a large constant part: cosines of unlike images come to
-    0.9, and no threshold tells a copy. Where nothing but rounding would be left, all images being
-    one, the features stay as they are.
+    Features of masked autoencoders share a large constant part: cosines of different images reach
+    0.9, so that no threshold separates copies. Features of equal images are returned unchanged,
+    since only rounding would be left of them.
     """
     features = features.float()
     rest = features - features.double().mean(dim=0, keepdim=True).float()
-    return features if rest.norm() <= SAME * features.norm() else rest
+    return features if rest.norm() <= ROUNDING * features.norm() else rest
 
 
 def typicality(
     features: Float[Tensor, "M D"], k: int = NUM_NEIGHBOURS, *, device: torch.device | None = None
 ) -> Float[Tensor, " M"]:
-    """The mean cosine of each vector to its `k` nearest others, or to all where there are fewer.
+    """Mean cosine of each vector to its `k` nearest others, or to all if there are fewer.
 
-    Hacohen, Dekel and Weinshall (2022, equation 4) call an image of self-supervised features
-    typical when its mean distance to its nearest neighbours is small. On vectors of length 1 the
-    squared distance is 2 - 2 cosine, so cosines rank nearly as distances do, and have a scale one
-    knows. The cosine to the mean of all would call typical what lies between classes and is like
-    nothing.
+    Hacohen, Dekel and Weinshall (2022, equation 4) call an image typical if the mean distance of
+    its self-supervised features to their nearest neighbours is small. For vectors of length 1 the
+    squared distance is 2 - 2 cosine, so cosines give nearly the same ranking on a familiar scale.
+    The cosine to the mean of all would favour images between classes that resemble nothing.
 
     Args:
-        features: What is compared.
-        k: Neighbours that count.
-        device: Where to compute; default: where `features` are. The result is on the CPU.
+        features: Vectors to compare.
+        k: Number of neighbours.
+        device: Where to compute. Default: the device of `features`. The result is on the CPU.
 
     Returns:
         Values in [-1, 1]; 0 for a vector that is alone.
@@ -67,7 +67,7 @@ def typicality(
     if len(features) < 2:
         return torch.zeros(len(features))
     near = nearest_neighbours(features, features, k + 1, device=device).similarity
-    # The best is the vector itself, or one equal to it, whose cosine is the same.
+    # The nearest is the vector itself or an equal one, whose cosine is the same.
     return near[:, 1:].mean(dim=1).clamp(-1, 1)
 
 
@@ -75,27 +75,28 @@ def near_duplicates(
     features: Float[Tensor, "M D"],
     threshold: float,
     *,
-    most: int = MAX_PAIRS,
+    limit: int = MAX_PAIRS,
     device: torch.device | None = None,
 ) -> list[Pair]:
-    """All pairs whose cosine is at least `threshold`, the most alike first.
+    """Find all pairs whose cosine is at least `threshold`, most similar first.
 
     Args:
-        features: What is compared.
-        threshold: Least cosine.
-        most: Pairs that are kept, the best; equal vectors would make a square of their number.
-        device: Where to compute; default: where `features` are.
+        features: Vectors to compare.
+        threshold: Smallest cosine of a pair.
+        limit: Number of pairs to keep, the most similar ones. Without a limit, n equal vectors
+            would give n (n - 1) / 2 pairs.
+        device: Where to compute. Default: the device of `features`.
     """
     device = device or features.device
     best = torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
     for rows, columns in _blocks(len(features)):
         left, right = (_unit(features[part], device) for part in (rows, columns))
         cosines = (left @ right.T).clamp(-1, 1)
-        if rows.start == columns.start:  # each pair once, and no vector with itself
+        if rows.start == columns.start:  # each pair once, and no vector paired with itself
             cosines = cosines.masked_fill(_lower(len(cosines), device), -torch.inf)
-        found = _at_least(cosines, threshold, most)
+        found = _select(cosines, threshold, limit)
         places = found[1].cpu() + torch.tensor([rows.start, columns.start])
-        best = _merged(best, (found[0].cpu(), places), most)
+        best = _merge(best, (found[0].cpu(), places), limit)
     return [
         Pair(first, second, cosine)
         for cosine, (first, second) in zip(best[0].tolist(), best[1].tolist(), strict=True)
@@ -103,28 +104,28 @@ def near_duplicates(
 
 
 def spanning_pairs(pairs: Sequence[Pair]) -> list[Pair]:
-    """The pairs that join two images not yet joined by better ones (Kruskal 1956).
+    """Keep the pairs that connect images not yet connected by more similar pairs (Kruskal 1956).
 
-    Of a group of n images that are all alike n - 1 pairs remain of its n (n - 1) / 2.
+    Of the n (n - 1) / 2 pairs of a group of n similar images, n - 1 remain.
     """
-    above: dict[int, int] = {}
+    parent: dict[int, int] = {}
 
-    def group(image: int) -> int:
-        while image in above:
-            image = above[image]
+    def root(image: int) -> int:
+        while image in parent:
+            image = parent[image]
         return image
 
     kept = []
     for pair in pairs:
-        first, second = sorted((group(pair.first), group(pair.second)))
+        first, second = sorted((root(pair.first), root(pair.second)))
         if first != second:
-            above[second] = first
+            parent[second] = first
             kept.append(pair)
     return kept
 
 
 def _blocks(count: int) -> Iterator[tuple[slice, slice]]:
-    """The upper half of the square of all pairs, in blocks."""
+    """Yield the upper triangle of the matrix of all pairs in blocks of rows and columns."""
     for row in range(0, count, PIECE):
         for column in range(row, count, PIECE):
             yield slice(row, row + PIECE), slice(column, column + PIECE)
@@ -138,26 +139,26 @@ def _lower(side: int, device: torch.device) -> Tensor:
     return torch.ones(side, side, dtype=torch.bool, device=device).tril()
 
 
-def _at_least(
-    cosines: Float[Tensor, "m n"], threshold: float, most: int
+def _select(
+    cosines: Float[Tensor, "m n"], threshold: float, limit: int
 ) -> tuple[Float[Tensor, " p"], Tensor]:
-    """The best cosines of a block that are large enough, and their rows and columns."""
+    """Select the largest cosines of a block above the threshold, with their rows and columns."""
     places = (cosines >= threshold).nonzero()
     values = cosines[places[:, 0], places[:, 1]]
-    if len(values) > most:
-        kept = values.sort(descending=True, stable=True).indices[:most]
+    if len(values) > limit:
+        kept = values.sort(descending=True, stable=True).indices[:limit]
         return values[kept], places[kept]
     return values, places
 
 
-def _merged(
-    best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], most: int
+def _merge(
+    best: tuple[Tensor, Tensor], more: tuple[Tensor, Tensor], limit: int
 ) -> tuple[Tensor, Tensor]:
-    """The best of both; among equals those of the smallest places."""
+    """Keep the largest cosines of both; of equal ones, those with the smallest indices."""
     if not len(more[0]):
         return best
     values, places = (torch.cat(both) for both in zip(best, more, strict=True))
     order = places[:, 1].argsort(stable=True)
     order = order[places[order, 0].argsort(stable=True)]
-    order = order[values[order].argsort(descending=True, stable=True)][:most]
+    order = order[values[order].argsort(descending=True, stable=True)][:limit]
     return values[order], places[order]

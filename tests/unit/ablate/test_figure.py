@@ -9,14 +9,14 @@ from PIL import Image
 from scipy import stats
 
 from mvmae.ablate.figure import Row, _range, draw
-from mvmae.metrics.paired import paired_difference, seed_spread, significance_threshold
+from mvmae.metrics.accuracy import paired_difference, significance_threshold, spread_over_seeds
 
 ONE = np.array([81.2, 79.9, 80.4, 83.0])
 OTHER = np.array([78.0, 77.1, 79.9, 79.5])
 
 
 def test_mean_and_deviation_over_seeds():
-    found = seed_spread(ONE)
+    found = spread_over_seeds(ONE)
     assert found.mean == pytest.approx(81.125)
     assert found.sd == pytest.approx(np.sqrt(((ONE - 81.125) ** 2).sum() / 3))
     assert found.count == 4
@@ -34,11 +34,11 @@ def test_what_a_seed_does_to_both_falls_out_of_the_difference():
     shift = np.array([30.0, -20.0, 5.0, 0.0])
     apart, shifted = paired_difference(ONE, OTHER), paired_difference(ONE + shift, OTHER + shift)
     assert shifted.error == pytest.approx(apart.error)
-    assert seed_spread(ONE + shift).sd > 10 * seed_spread(ONE).sd
+    assert spread_over_seeds(ONE + shift).sd > 10 * spread_over_seeds(ONE).sd
 
 
 def test_one_seed_has_neither_deviation_nor_error():
-    assert seed_spread(ONE[:1]) == (81.2, None, 1)
+    assert spread_over_seeds(ONE[:1]) == (81.2, None, 1)
     assert paired_difference(ONE[:1], OTHER[:1]).error is None
     assert significance_threshold(1) is None
 

@@ -11,7 +11,7 @@ import pytest
 import mvmae
 from mvmae.ablate import run
 from mvmae.ablate.cells import as_found_out
-from mvmae.ablate.plan import command_line, plan_of, with_values, words_of
+from mvmae.ablate.plan import arguments, command_line, make_plan, with_values
 from mvmae.ablate.tables import ABLATIONS, BASE, DECODER, LAMBDA, MASK
 from mvmae.cli.main import main
 from mvmae.cli.parse import parse
@@ -79,7 +79,7 @@ def test_the_papers_figures_stand_in_one_file():
 @pytest.mark.parametrize("recipe", ["paper", "ablation", "vit-small-128", "tiny-cpu", "demo"])
 @pytest.mark.parametrize("table", ABLATIONS)
 def test_every_table_can_be_planned_from_every_recipe(table, recipe):
-    plan = plan_of(asked(table, recipe=recipe))
+    plan = make_plan(asked(table, recipe=recipe))
     folders = [cell.folder for cell in [*plan.trained(), *plan.controls()]]
     assert len(set(folders)) == len(folders)
     configs = [row.config for row in plan.rows]
@@ -93,21 +93,23 @@ def test_every_table_can_be_planned_from_every_recipe(table, recipe):
 
 def test_a_row_that_is_the_recipe_itself_is_one_run_in_all_tables():
     for table in ("table5-mask", "table5-lambda", "latent", "head", "temperature", "norm-pix"):
-        plan = plan_of(asked(table, recipe="demo"))
+        plan = make_plan(asked(table, recipe="demo"))
         (base,) = [row for row in plan.rows if row.arm.key == BASE]
-        assert base.config == plan.start == plan.base
+        assert base.config == plan.recipe_config == plan.baseline_config
 
 
 def test_a_value_that_no_row_has_gets_a_row_to_compare_with():
-    plan = plan_of(asked("table5-decoder", recipe="tiny-cpu", set=(("model.decoder-depth", "3"),)))
+    plan = make_plan(
+        asked("table5-decoder", recipe="tiny-cpu", set=(("model.decoder-depth", "3"),))
+    )
     assert [row.arm.name for row in plan.rows] == ["as the recipe", "1", "2", "4", "8", "12"]
-    assert plan.base.model.decoder_depth == 3
+    assert plan.baseline_config.model.decoder_depth == 3
 
 
 def views_and_steps(table: str, recipe: str) -> dict[str, tuple[int, int]]:
     """Views and steps of each row, of 1,024 images."""
     found = {}
-    for arm, config in plan_of(asked(table, recipe=recipe)).rows:
+    for arm, config in make_plan(asked(table, recipe=recipe)).rows:
         steps = config.epochs * (1024 // config.batch_size)
         found[arm.key] = steps * config.batch_size * config.views.num_views, steps
     return found
@@ -131,20 +133,22 @@ def test_rows_that_promise_equal_views_or_steps_have_them(recipe):
 
 
 def test_mae_of_equal_steps_and_views_has_the_learning_rate_of_the_recipe():
-    plan = plan_of(asked("views", recipe="demo"))
+    plan = make_plan(asked("views", recipe="demo"))
     rates = {row.arm.key: row.config.lr for row in plan.rows}
     assert rates["mae-both"] == rates["base"]
 
 
 def test_the_rows_change_nothing_but_what_they_say():
-    plan = plan_of(asked("table5-mask", recipe="tiny-cpu"))
+    plan = make_plan(asked("table5-mask", recipe="tiny-cpu"))
     for row in plan.rows:
         share = float(row.arm.name)
-        assert row.config == replace(plan.start, model=replace(plan.start.model, mask_ratio=share))
+        assert row.config == replace(
+            plan.recipe_config, model=replace(plan.recipe_config.model, mask_ratio=share)
+        )
 
 
 def test_without_contrast_a_head_is_left_out():
-    plan = plan_of(asked("table5-lambda", recipe="demo", set=(("model.head", "mlp"),)))
+    plan = make_plan(asked("table5-lambda", recipe="demo", set=(("model.head", "mlp"),)))
     heads = {row.arm.name: row.config.model.head for row in plan.rows}
     assert heads["0"] == "none"
     assert {heads[name] for name in heads if name != "0"} == {"mlp"}
@@ -155,7 +159,7 @@ def test_without_contrast_a_head_is_left_out():
 
 def test_a_grid_has_all_combinations():
     settings = (("model.mask-ratio", "0.6", "0.75"), ("--objective.temperature", "0.1", "0.2"))
-    plan = plan_of(asked("grid", recipe="demo", set=(*settings, ("epochs", "5"))))
+    plan = make_plan(asked("grid", recipe="demo", set=(*settings, ("epochs", "5"))))
     found = {
         row.arm.name: (row.config.model.mask_ratio, row.config.objective.temperature)
         for row in plan.rows[1:]
@@ -171,7 +175,7 @@ def test_a_grid_has_all_combinations():
 
 
 def test_a_grid_of_one_field_is_a_curve_and_knows_the_recipes_own_value():
-    plan = plan_of(asked("grid", recipe="demo", set=(("model.mask-ratio", "0.6", "0.8"),)))
+    plan = make_plan(asked("grid", recipe="demo", set=(("model.mask-ratio", "0.6", "0.8"),)))
     assert [(row.arm.key, row.arm.name) for row in plan.rows] == [
         ("mask-ratio-0.6", "0.6"),
         (BASE, "0.8"),
@@ -181,7 +185,7 @@ def test_a_grid_of_one_field_is_a_curve_and_knows_the_recipes_own_value():
 
 def test_values_that_only_go_together_are_set_together():
     settings = (("model.image-size", "20"), ("model.patch-size", "5"))
-    plan = plan_of(asked("head", recipe="demo", set=settings))
+    plan = make_plan(asked("head", recipe="demo", set=settings))
     assert {row.config.model.grid for row in plan.rows} == {(4, 4)}
 
 
@@ -190,7 +194,7 @@ def test_more_runs_than_anybody_means_are_refused_at_once():
     fields = ("base-lr", "weight-decay", "model.mask-ratio", "objective.temperature")
     settings = tuple((field, *values) for field in fields)
     with pytest.raises(UserError, match="200000000 runs are more than 1000"):
-        plan_of(asked("grid", recipe="demo", seeds=(0, 1), set=settings))
+        make_plan(asked("grid", recipe="demo", seeds=(0, 1), set=settings))
 
 
 # Words to values and back
@@ -222,7 +226,7 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
     assert with_values(pretraining("tiny-cpu"), {"epochs": "3"}).warmup_epochs == 2
     named_too = {"epochs": "1", "warmup-epochs": "0.5"}
     assert with_values(pretraining("tiny-cpu"), named_too).warmup_epochs == 0.5
-    plan = plan_of(asked("grid", recipe="demo", set=(("epochs", "1", "2"),)))
+    plan = make_plan(asked("grid", recipe="demo", set=(("epochs", "1", "2"),)))
     assert {row.config.epochs: row.config.warmup_epochs for row in plan.rows} == {
         8: 1,
         1: 0.125,
@@ -242,7 +246,7 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
 )
 def test_values_that_cannot_be_are_refused_in_plain_words(words, message):
     with pytest.raises(UserError, match=message):
-        plan_of(asked("grid", recipe="demo", set=(words,)))
+        make_plan(asked("grid", recipe="demo", set=(words,)))
 
 
 def test_grids_in_one_folder_have_names_of_their_own():
@@ -251,17 +255,17 @@ def test_grids_in_one_folder_have_names_of_their_own():
         (("views.crop-scale", "0.2,1", "0.8,1"),),
         (("--model.head", "none", "mlp"), ("base-lr", "1e-3", "2e-3")),
     ]
-    names = [plan_of(asked("grid", recipe="demo", set=one)).name for one in sets]
+    names = [make_plan(asked("grid", recipe="demo", set=one)).name for one in sets]
     assert names == [
         "grid-views.crop-scale-0.2-1-0.6-1",
         "grid-views.crop-scale-0.2-1-0.8-1",
         "grid-model.head-none-mlp-base-lr-1e-3-2e-3",
     ]
-    assert plan_of(asked("table6", recipe="demo")).name == "table6"
+    assert make_plan(asked("table6", recipe="demo")).name == "table6"
 
 
 def test_none_and_numbers_are_words_where_the_field_takes_words():
-    plan = plan_of(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
+    plan = make_plan(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
     assert [row.config.model.head for row in plan.rows] == ["none", "mlp"]
     config = with_values(pretraining("demo"), {"views.flip": "none", "views.depth": "8"})
     assert (config.views.flip, config.views.depth) == ("none", "8")
@@ -295,7 +299,7 @@ def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
     ],
 )
 def test_the_command_that_is_told_gives_the_same_config(config):
-    words = words_of(config)
+    words = arguments(config)
     assert parse("ablate", words[1:]) == config
     assert shlex.split(command_line(config)) == ["mvmae", *words]
 

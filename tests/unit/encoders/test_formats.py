@@ -209,14 +209,14 @@ def test_missing_and_unknown_keys_are_listed(tmp_path):
     [
         (without(plain(), "pos_embed"), "lacks pos_embed"),
         (without(plain(), "blocks.0.mlp.fc1.weight"), "lacks blocks.0.mlp.fc1.weight"),
-        (plain() | {"pos_embed": torch.zeros(1, 8, 64)}, "8 positions, which are no square"),
+        (plain() | {"pos_embed": torch.zeros(1, 8, 64)}, "8 positions, which do not form a square"),
         (plain() | {"pos_embed": torch.zeros(64)}, "positions of shape"),
-        (plain() | {"patch_embed.proj.weight": torch.zeros(64, 3, 4, 8)}, "not squares"),
-        (plain() | {"patch_embed.proj.weight": torch.zeros(64, 48)}, "not squares"),
+        (plain() | {"patch_embed.proj.weight": torch.zeros(64, 3, 4, 8)}, "must be square"),
+        (plain() | {"patch_embed.proj.weight": torch.zeros(64, 48)}, "must be square"),
         (plain() | {"norm.bias": torch.zeros(3)}, "norm.bias is [3], the model has [64]"),
         (plain() | {"cls_token": torch.zeros(1, 1, 32)}, "cls_token"),
         (plain() | {"reg_token": torch.zeros(64)}, "registers of shape [64]"),
-        (plain(width=96, depth=2), "how many heads its width of 96 is split into"),
+        (plain(width=96, depth=2), "does not give its number of attention heads, and its width 96"),
         (plain() | {"blocks.5.norm1.bias": torch.zeros(64)}, "blocks.5"),
         (
             without(plain(), "blocks.0.attn.qkv.weight")

@@ -5,7 +5,7 @@ import pytest
 
 from mvmae.config.evaluation import LabelsConfig
 from mvmae.evaluation import labels
-from mvmae.evaluation.labels import Cell, Known, paired_gains, points_of, verdict_of
+from mvmae.evaluation.labels import Cell, CellCache, curve_points, describe_gain, paired_gains
 from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_draw
 
 # Draws
@@ -84,12 +84,12 @@ def test_a_draw_has_the_counts_that_are_told():
 def test_every_set_of_counts_is_drawn_once_and_all_of_it_in_one_way():
     """1 % and 3 % of 10 and of 40 images are 1 and 1."""
     config = LabelsConfig(encoder="run", shares=(0.03, 0.01, 0.1, 0.999, 1.0), draws=4)
-    assert labels.amounts_of(TEN, config) == {0.03: 4, 0.1: 4, 0.999: 1}
+    assert labels.draws_per_amount(TEN, config) == {0.03: 4, 0.1: 4, 0.999: 1}
     assert labels.remarks(TEN, config) == [
-        "left out of --shares, because another draws as many images of every class: 0.01, 1"
+        "left out of --shares, because another value draws as many images of every class: 0.01, 1"
     ]
     config = LabelsConfig(encoder="run", per_class=(1, 20, 40, 50), draws=4)
-    assert labels.amounts_of(TEN, config) == {1: 4, 20: 4, 40: 1}
+    assert labels.draws_per_amount(TEN, config) == {1: 4, 20: 4, 40: 1}
 
 
 def test_what_is_as_asked_for_needs_no_remark():
@@ -100,8 +100,8 @@ def test_what_is_as_asked_for_needs_no_remark():
 def test_numbers_a_class_that_are_too_large_and_shares_beside_them_are_remarked():
     config = LabelsConfig(encoder="run", per_class=(5, 20), shares=(0.5,))
     assert labels.remarks(TEN, config) == [
-        "--shares is not used: --per-class takes its place",
-        "1 of 2 classes have fewer than 20 images and gave all they have",
+        "--shares is not used, because --per-class replaces it",
+        "1 of 2 classes have fewer than 20 images: all of theirs were used",
     ]
 
 
@@ -118,7 +118,7 @@ def cells(name: str, **accuracies: list[float]) -> list[Cell]:
 
 
 def test_points_are_means_and_deviations_from_the_fewest_labels_on():
-    points = points_of(cells("a", n100=[90.0], n20=[50.0, 60.0]) + cells("b", n20=[1.0]), "a")
+    points = curve_points(cells("a", n100=[90.0], n20=[50.0, 60.0]) + cells("b", n20=[1.0]), "a")
     assert points[0] == (20, 55, pytest.approx(math.sqrt(50)))
     assert points[1] == (100, 90, 0)
 
@@ -147,33 +147,34 @@ def test_the_error_of_one_draw_is_that_of_two_proportions():
 # The verdict
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"
-LIMIT = "All draws are tested on the same 1000 images; as many others would move an accuracy by"
+LIMIT = "All draws are tested on the same 1000 images; 1000 others would change an accuracy by"
 
 
 def test_better_for_every_number_of_labels_is_worth_it():
     given = cells("run", n10=[60.0, 62.0], n100=[80.0], n1000=[90.0])
     given += cells(UNTRAINED, n10=[20.0, 24.0], n100=[51.0], n1000=[71.0])
-    assert verdict_of(given, "run", num_test=1000) == (
-        "pre-training was worth it: over the same encoder untrained +39.0 points with 10, "
-        "+29.0 points with 100, +19.0 points with 1000 labels. For what it does with 10 labels, "
-        f"the untrained one needs about 316. {LIMIT} about 0.9 points."
+    assert describe_gain(given, "run", num_test=1000) == (
+        "pre-training was worth it: against the same encoder untrained +39.0 points with 10, "
+        "+29.0 points with 100, +19.0 points with 1000 labels. To match its accuracy with "
+        f"10 labels, the untrained encoder needs about 316. {LIMIT} about 0.9 points."
     )
 
 
 def test_better_for_some_numbers_of_labels_is_worth_it_for_those():
     given = cells("run", n10=[40.0, 60.0], n100=[80.0, 80.0], n1000=[90.0])
     given += cells(UNTRAINED, n10=[60.0, 50.0], n100=[51.0, 52.0], n1000=[90.0])
-    assert verdict_of(given, "run", num_test=1000) == (
-        "pre-training was worth it with 100 labels: over the same encoder untrained -5.0 points "
-        "with 10, +28.5 points with 100, +0.0 points with 1000 labels. For what it does with 100 "
-        f"labels, the untrained one needs about 550. {LIMIT} about 0.9 points."
+    assert describe_gain(given, "run", num_test=1000) == (
+        "pre-training was worth it with 100 labels: against the same encoder untrained -5.0 points "
+        "with 10, +28.5 points with 100, +0.0 points with 1000 labels. To match its accuracy with "
+        f"100 labels, the untrained encoder needs about 550. {LIMIT} about 0.9 points."
     )
 
 
 def test_what_the_untrained_one_never_reaches_is_said():
     given = cells("run", n10=[60.0], n100=[80.0]) + cells(UNTRAINED, n10=[20.0], n100=[51.0])
-    said = verdict_of(given, "run", num_test=1000)
-    assert "all 100 labels do not bring the untrained one there. All draws" in said
+    said = describe_gain(given, "run", num_test=1000)
+    never = "Even with all 100, the untrained encoder does not match its accuracy with 10 labels."
+    assert f"{never} All draws" in said
 
 
 @pytest.mark.parametrize(
@@ -185,9 +186,9 @@ def test_what_the_untrained_one_never_reaches_is_said():
 )
 def test_no_better_than_chance_would_have_it_was_not_worth_it(theirs):
     given = cells("run", n10=[40.0, 40.0, 40.0], n100=[80.0]) + cells(UNTRAINED, **theirs)
-    said = verdict_of(given, "run", num_test=100)
+    said = describe_gain(given, "run", num_test=100)
     some = "not clearly" if theirs["n100"][0] < 80 else "not"
-    assert said.startswith(f"pre-training was {some} worth it here: over the same encoder untrain")
+    assert said.startswith(f"pre-training was {some} worth it here: against the same encoder untr")
     assert "points with 10, " in said
     assert f"{80.0 - theirs['n100'][0]:+.1f} points with 100 labels. " in said
 
@@ -198,32 +199,36 @@ def test_a_gain_must_be_beyond_what_chance_makes_over_so_few_draws():
     theirs = cells(UNTRAINED, n204=[24.1, 26.8, 25.9, 32.1, 24.1])
     ((_, gain, error, _),) = paired_gains(ours + theirs, "run", UNTRAINED, num_test=224)
     assert 2.4 < gain / error < 2.78
-    said = verdict_of(ours + theirs, "run", num_test=224)
+    said = describe_gain(ours + theirs, "run", num_test=224)
     assert said.startswith("pre-training was not clearly worth it here: ")
     better = [cell._replace(top1=cell.top1 + 0.3) for cell in ours]
-    assert verdict_of(better + theirs, "run", num_test=224).startswith("pre-training was worth it:")
+    assert describe_gain(better + theirs, "run", num_test=224).startswith(
+        "pre-training was worth it:"
+    )
 
 
 def test_raw_pixels_that_do_as_well_are_told():
     given = cells("run", n10=[40.0, 42.0], n100=[80.0])
     given += cells(UNTRAINED, n10=[1.0, 2.0], n100=[2.0])
-    few = verdict_of(given + cells(PIXELS, n10=[44.0, 44.0], n100=[70.0]), "run", num_test=1000)
+    few = describe_gain(given + cells(PIXELS, n10=[44.0, 44.0], n100=[70.0]), "run", num_test=1000)
     assert "Raw pixels do as well or better with 10 labels. All draws" in few
-    every = verdict_of(given + cells(PIXELS, n10=[44.0, 44.0], n100=[80.0]), "run", num_test=1000)
+    every = describe_gain(
+        given + cells(PIXELS, n10=[44.0, 44.0], n100=[80.0]), "run", num_test=1000
+    )
     assert "Raw pixels do as well or better with every number of labels." in every
-    none = verdict_of(given + cells(PIXELS, n10=[4.0, 4.0], n100=[8.0]), "run", num_test=1000)
+    none = describe_gain(given + cells(PIXELS, n10=[4.0, 4.0], n100=[8.0]), "run", num_test=1000)
     assert "pixels" not in none
 
 
 def test_what_was_not_pre_trained_is_not_judged():
     given = cells("random:vit_pico", n10=[10.0]) + cells(UNTRAINED, n10=[60.0])
-    assert verdict_of(given, "random:vit_pico", num_test=1000) == (
+    assert describe_gain(given, "random:vit_pico", num_test=1000) == (
         "random:vit_pico was not pre-trained, so there is nothing to judge"
     )
 
 
 def test_without_a_baseline_there_is_no_verdict():
-    said = verdict_of(cells("run", n10=[40.0]) + cells("other", n10=[10.0]), "run", num_test=10)
+    said = describe_gain(cells("run", n10=[40.0]) + cells("other", n10=[10.0]), "run", num_test=10)
     assert said == "run has no baseline beside it: leave out --no-baselines to compare"
 
 
@@ -234,40 +239,40 @@ CELL = Cell("run", 0.1, 2, 40, 61.25)
 
 def test_cells_are_known_again(tmp_path):
     file = tmp_path / "cache" / "labels.jsonl"
-    known = Known(file)
+    known = CellCache(file)
     assert known.cells == {}
-    known.keep(CELL)
-    known.keep(CELL._replace(draw=3))
-    assert list(Known(file).cells.values()) == [CELL, CELL._replace(draw=3)]
+    known.add(CELL)
+    known.add(CELL._replace(draw=3))
+    assert list(CellCache(file).cells.values()) == [CELL, CELL._replace(draw=3)]
 
 
 def test_one_image_of_each_class_is_not_the_share_of_all(tmp_path):
-    known = Known(tmp_path / "labels.jsonl")
-    known.keep(CELL._replace(amount=1))
-    assert ("run", "1.0", 2) not in Known(known.file).cells
-    assert ("run", "1", 2) in Known(known.file).cells
+    known = CellCache(tmp_path / "labels.jsonl")
+    known.add(CELL._replace(amount=1))
+    assert ("run", "1.0", 2) not in CellCache(known.file).cells
+    assert ("run", "1", 2) in CellCache(known.file).cells
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40])
 def test_a_line_that_was_cut_short_costs_that_cell_alone(tmp_path, cut):
-    known = Known(tmp_path / "labels.jsonl")
-    known.keep(CELL)
-    known.keep(CELL._replace(draw=3))
+    known = CellCache(tmp_path / "labels.jsonl")
+    known.add(CELL)
+    known.add(CELL._replace(draw=3))
     known.file.write_bytes(known.file.read_bytes()[:-cut])
-    assert list(Known(known.file).cells.values()) == [CELL]
-    Known(known.file).keep(CELL._replace(draw=4))
-    assert list(Known(known.file).cells.values()) == [CELL, CELL._replace(draw=4)]
+    assert list(CellCache(known.file).cells.values()) == [CELL]
+    CellCache(known.file).add(CELL._replace(draw=4))
+    assert list(CellCache(known.file).cells.values()) == [CELL, CELL._replace(draw=4)]
 
 
 @pytest.mark.parametrize("line", ["}", "[1]", "{}", '{"name": 3}', "null", "\x00\xff", ""])
 def test_a_line_that_is_no_cell_is_passed_over(tmp_path, line):
     file = tmp_path / "labels.jsonl"
     file.write_bytes(line.encode("latin-1"))
-    Known(file).keep(CELL)
-    assert list(Known(file).cells.values()) == [CELL]
+    CellCache(file).add(CELL)
+    assert list(CellCache(file).cells.values()) == [CELL]
 
 
 def test_amounts_are_numbers_of_images_where_those_are_named():
     config = LabelsConfig(encoder="run", per_class=(1, 5))
     assert config.shares == (0.01, 0.05, 0.1, 1.0)
-    assert labels.points_of([], "run") == []
+    assert labels.curve_points([], "run") == []

@@ -278,7 +278,7 @@ def test_planted_duplicates_are_found_and_nothing_else(monkeypatch):
 
 def test_the_most_similar_of_too_many_pairs_are_kept():
     features = torch.cat([torch.ones(30, 4), torch.tensor([[1.0, 1, 1, 1.1]])])
-    pairs = near_duplicates(features, 0.9, most=40)
+    pairs = near_duplicates(features, 0.9, limit=40)
     assert [pair[:2] for pair in pairs[:3]] == [(0, 1), (0, 2), (0, 3)]
     assert len(pairs) == 40
     assert all(pair.second < 30 for pair in pairs)
