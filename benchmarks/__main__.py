@@ -17,7 +17,7 @@ from mvmae import terminal
 from mvmae.cli.main import exit_status, num_processes
 from mvmae.cli.parse import parse_config
 from mvmae.errors import UserError
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.storage.marks import require_place, require_replaceable
 from mvmae.storage.outputs import write
 from mvmae.training import precision
@@ -67,7 +67,7 @@ def run(config: BenchConfig) -> None:
         console.print(note, highlight=False, soft_wrap=True)
     if config.out:
         config.out.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(config.out, settings | result | {"environment": facts})
+        atomic.write_json(config.out, settings | result | {"environment": facts})
         console.print(f"written: {config.out}", highlight=False, soft_wrap=True)
         if config.part == "scale":
             picture = picture_of(config.out)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from mvmae.cli.main import main
 from mvmae.errors import UserError
+from mvmae.storage import atomic
 from mvmae.training import checkpoint
 
 A_SECOND = (
@@ -285,7 +286,7 @@ def edit(change) -> None:
     saved = checkpoint.load(LAST)
     del saved[checkpoint.CHECKSUM]
     change(saved)
-    torch.save(saved | {checkpoint.CHECKSUM: checkpoint.digest(saved)}, LAST)
+    torch.save(saved | {checkpoint.CHECKSUM: atomic.digest(saved)}, LAST)
 
 
 def without_reconstruction(saved: dict) -> None:

@@ -22,7 +22,7 @@ from mvmae.encoders import OpenedEncoder, Preprocessing, load_encoder
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import masking_from_noise
 from mvmae.method.vit import Encoder, Variant, initialize
-from mvmae.storage import run_folder
+from mvmae.storage import atomic
 from mvmae.training import checkpoint
 
 IMAGES = torch.randn(2, 3, 16, 16, generator=Generator().manual_seed(1))
@@ -56,8 +56,8 @@ def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
     checkpoint.save(folder / "checkpoints", state)
     encoders.save_encoder(folder, encoders.attach_preprocessing(model.encoder, config))
     (folder / "config.json").write_text(to_json(config))
-    run_folder.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
-    run_folder.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
+    atomic.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
+    atomic.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
     (folder / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
     return config, model
 

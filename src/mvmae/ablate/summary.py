@@ -30,9 +30,9 @@ from mvmae.metrics.accuracy import (
     significance_threshold,
     spread_over_seeds,
 )
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
+from mvmae.storage.atomic import write_text, write_whole
 from mvmae.training import precision
-from mvmae.training.checkpoint import write_text, write_whole
 
 FILE_ONLY = {"views", "steps", "time", "seeds"}  # columns that do not fit a terminal
 
@@ -228,7 +228,7 @@ def write(plan: Plan, results: Results) -> Path:
     run_folder.make(folder)
     content = to_json(plan, results)
     file = folder / f"{name}.json"
-    run_folder.write_json(file, content)
+    atomic.write_json(file, content)
     head, rows = text_columns(plan, results)
     sentences = notes(plan, results)
     write_text(folder / f"{name}.md", to_markdown(plan, head, rows, sentences))

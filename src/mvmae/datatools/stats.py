@@ -15,7 +15,7 @@ from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method.preflight.resolve_config import statistics_of
-from mvmae.storage import run_folder
+from mvmae.storage import atomic
 from mvmae.storage.marks import require_place, require_replaceable
 
 SHOWN = (0.01, 0.5, 0.99)  # of the quantiles, on the screen
@@ -57,7 +57,7 @@ def run(config: DataStatsConfig) -> None:
     console = terminal.people()
     say(console, told)
     if config.out is not None:
-        run_folder.write_json(config.out, told)
+        atomic.write_json(config.out, told)
         console.print(f"written: {config.out}")
     terminal.emit("result", {name: one for name, one in told.items() if name != "skipped"})
 

@@ -32,8 +32,8 @@ from mvmae.errors import UserError, encodable, printable
 from mvmae.figures import neighbours
 from mvmae.figures.neighbours import Cell, Row
 from mvmae.inspect.choose_images import render_image
-from mvmae.storage import run_folder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage import atomic
+from mvmae.storage.atomic import write_bytes
 
 DECIMALS = 6
 BLOCK = 1024  # images compared at a time
@@ -131,8 +131,8 @@ def answer_queries(job: Job, index: Index, queries: Queries) -> None:
         console.print(f"there are {len(results[0].nearest)} neighbours, not {config.k}")
     picture = draw_results(results, job, index, queries)
     content = results_to_json(results, config, index)
-    run_folder.write_json(folder / "neighbours.json", content)
-    write_whole(folder / "neighbours.png", lambda stream: stream.write(picture))
+    atomic.write_json(folder / "neighbours.json", content)
+    write_bytes(folder / "neighbours.png", picture)
     terminal.emit("result", content)
     console.print(f"written: {folder / 'neighbours.json'}, {folder / 'neighbours.png'}")
 

@@ -24,8 +24,8 @@ from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
 from mvmae.embed.formats import Part, part_from_bytes, part_to_bytes
 from mvmae.errors import UserError, encodable
-from mvmae.storage import run_folder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage import atomic, run_folder
+from mvmae.storage.atomic import write_bytes
 
 KIND = "mvmae embeddings"
 INDEX = "index.json"
@@ -150,7 +150,7 @@ def write_index(folder: Path, index: Index) -> None:
         "parts": [index.parts[first] for first in sorted(index.parts)],
         "seconds": round(index.seconds, 1),
     }
-    run_folder.write_json(folder / INDEX, {"kind": KIND} | index.facts | progress)
+    atomic.write_json(folder / INDEX, {"kind": KIND} | index.facts | progress)
 
 
 def part_file(folder: Path, index: Index, first: int) -> Path:
@@ -248,7 +248,7 @@ def write_part(folder: Path, index: Index, buffer: PartBuffer, source: Source) -
     data = part_to_bytes(part, index.facts["format"])
     file = part_file(folder, index, buffer.span.start)
     run_folder.make(file.parent)
-    write_whole(file, lambda stream: stream.write(data))
+    write_bytes(file, data)
     entry = {
         "file": f"{PARTS}/{file.name}",
         "first": buffer.span.start,
@@ -287,7 +287,7 @@ def sort_skipped(folder: Path, source: Source) -> None:
     text = io.StringIO()
     csv.writer(text).writerows([header, *ordered])
     content = text.getvalue().encode(errors="surrogateescape")
-    write_whole(file, lambda stream: stream.write(content))
+    write_bytes(file, content)
 
 
 def drop_damaged(folder: Path, index: Index) -> Index:

@@ -27,8 +27,8 @@ from mvmae.encoders.encoder_json import Preprocessing
 from mvmae.errors import UserError
 from mvmae.method.views import normalized, shares_or_values
 from mvmae.method.vit import Encoder
-from mvmae.storage import run_folder
-from mvmae.training import checkpoint, distributed, precision, process_store
+from mvmae.storage import atomic, run_folder
+from mvmae.training import distributed, precision, process_store
 
 MAX_IMAGES_PER_FILE = 8192  # so that an interruption loses little work
 TARGET_FILES = 512  # fewer images than fill these share them evenly among processes
@@ -359,9 +359,7 @@ def _write_part(file: Path, part: Features) -> None:
     if part.cls is not None:
         tensors["cls"] = part.cls
     metadata = {"skipped": json.dumps(part.skipped)}
-    checkpoint.write_whole(
-        file, lambda stream: stream.write(safetensors.torch.save(tensors, metadata=metadata))
-    )
+    atomic.write_bytes(file, safetensors.torch.save(tensors, metadata=metadata))
 
 
 def _is_complete(file: Path) -> bool:

@@ -33,7 +33,7 @@ from mvmae.metrics.accuracy import NORMAL_QUANTILE, sampling_error, significance
 from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_draw
 from mvmae.metrics.linear import logistic_regression
 from mvmae.storage import results, run_folder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage.atomic import write_bytes
 
 PIXEL_SIDE = 16  # as for `probe`
 UNTRAINED, PIXELS = BASELINES = ("the same, untrained", "raw pixels")
@@ -374,5 +374,5 @@ def write_figure(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) 
     )
     file = setting.home / "figures" / f"labels-{results.slug(config.data)}.png"
     run_folder.make(file.parent)
-    write_whole(file, lambda stream: stream.write(png))
+    write_bytes(file, png)
     return file

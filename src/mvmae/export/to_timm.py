@@ -16,7 +16,7 @@ from mvmae import encoders
 from mvmae.config.model import ENCODERS
 from mvmae.encoders import OpenedEncoder
 from mvmae.method.vit import PLAIN, Encoder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage.atomic import write_bytes
 
 FILE = "model.safetensors"
 GENERAL = "vit_base_patch16_224"  # its arguments can describe any ViT
@@ -28,7 +28,7 @@ def write(folder: Path, opened: OpenedEncoder) -> None:
     facts = {"encoder": json.dumps(encoders.encoder_metadata(opened))}
     # `save_file` would make a file that only its owner can read.
     content = safetensors.torch.save(weights, metadata=facts)
-    write_whole(folder / FILE, lambda stream: stream.write(content))
+    write_bytes(folder / FILE, content)
 
 
 def to_timm(encoder: Encoder) -> dict[str, Tensor]:

@@ -26,8 +26,8 @@ from mvmae.method.losses import normalize_patches, reconstruction_loss
 from mvmae.method.patches import masking_from_noise
 from mvmae.method.views import mask_noise
 from mvmae.method.vit import PLAIN, Encoder
-from mvmae.storage import run_folder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage import atomic
+from mvmae.storage.atomic import write_bytes
 
 Outputs = tuple[Tensor, ...]
 FILE = "model.safetensors"
@@ -137,14 +137,14 @@ def _write(
     preprocessing: Preprocessing,
     depth: Depth,
 ) -> None:
-    run_folder.write_json(
+    atomic.write_json(
         folder / "config.json", facts | {"dtype": "float32", "torch_dtype": "float32"}
     )
-    run_folder.write_json(
+    atomic.write_json(
         folder / "preprocessor_config.json", processor(image_size, preprocessing, depth)
     )
     content = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    write_whole(folder / FILE, lambda stream: stream.write(content))
+    write_bytes(folder / FILE, content)
 
 
 def processor(

@@ -17,7 +17,7 @@ from mvmae.data.sources.base import Source
 from mvmae.errors import DivergedError, counted
 from mvmae.method import health
 from mvmae.method.model import HEAD_WIDTH, MaskedAutoencoder, View
-from mvmae.storage import metrics_file, run_folder
+from mvmae.storage import atomic, metrics_file
 from mvmae.storage.metric_specs import in_order
 from mvmae.storage.metrics_file import Column
 from mvmae.training import distributed
@@ -125,7 +125,7 @@ def divergence_kept(config: PretrainConfig) -> Iterator[None]:
     except DivergedError as error:
         if distributed.is_main():
             told = {"status": DIVERGED, "sentence": str(error), "step": error.step}
-            run_folder.write_json(file, told)
+            atomic.write_json(file, told)
         raise
 
 
@@ -141,7 +141,7 @@ def conclude(log: Log, config: PretrainConfig, state: State) -> None:
     record: dict[str, Any] = state.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
     verdict = health.verdict(record, width, config.model.in_channels, state.step)
-    run_folder.write_json(config.out / "health.json", verdict._asdict() | record)
+    atomic.write_json(config.out / "health.json", verdict._asdict() | record)
     found = metrics_file.columns(metrics_file.read(config.out))
     log.end_bar()
     for label, said in summary(found, config, state, log.seconds()):

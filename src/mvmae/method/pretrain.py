@@ -31,9 +31,9 @@ from mvmae.method.preflight.dry_run import rehearse
 from mvmae.method.preflight.resolve_config import settle
 from mvmae.method.vit import Encoder
 from mvmae.metrics.knn import knn_predictions, top1_accuracy
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.storage.lock import claimed
-from mvmae.training import checkpoint, distributed, precision
+from mvmae.training import distributed, precision
 from mvmae.training.clock import Clock
 from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.log import Log
@@ -188,9 +188,9 @@ def begin_folder(config: PretrainConfig, plan: Plan, device: torch.device, num_i
             run_folder.clear(config.out)
         facts = run_folder.environment(device, distributed.world_size())
         facts |= {"data_fingerprint": plan.fingerprint, "num_images": num_images}
-        run_folder.write_json(config.out / "environment.json", facts)
+        atomic.write_json(config.out / "environment.json", facts)
         kept = replace(config, resume=False, overwrite=False)
-        checkpoint.write_text(config.out / run_folder.CONFIG, to_json(kept))
+        atomic.write_text(config.out / run_folder.CONFIG, to_json(kept))
     distributed.barrier()
 
 

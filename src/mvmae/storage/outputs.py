@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mvmae.errors import UserError
 from mvmae.storage import marks, run_folder
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage.atomic import write_bytes
 
 KINDS = ("random:", "timm:", "hf:")
 OF_A_RUN = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
@@ -93,4 +93,4 @@ def write(file: Path, picture: bytes) -> None:
     """Write a PNG, SVG or PDF with our mark, whole or not at all."""
     run_folder.make(file.parent)
     content = marks.signed(picture)
-    write_whole(file, lambda stream: stream.write(content))
+    write_bytes(file, content)

@@ -15,7 +15,7 @@ import torch
 from mvmae import terminal
 from mvmae.config.files import command_line, to_plain
 from mvmae.errors import UserError
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.training import distributed
 
 LONGEST = 80  # bytes of a file's name that are taken from what the user called things
@@ -99,7 +99,7 @@ def write(
         "config": to_plain(config),
     }
     environment = run_folder.environment(device, distributed.world_size())
-    run_folder.write_json(file, frame | content | {"environment": environment})
+    atomic.write_json(file, frame | content | {"environment": environment})
     emit(command, file, content)
     return file
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import shutil
 import subprocess
@@ -15,7 +14,6 @@ from typing import Any
 import torch
 
 from mvmae.errors import UserError
-from mvmae.training.checkpoint import write_text
 from mvmae.version import __version__
 
 CONFIG = "config.json"
@@ -106,11 +104,6 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None
-
-
-def write_json(file: Path, content: Any) -> None:
-    """Write JSON whole or not at all."""
-    write_text(file, json.dumps(content, indent=2) + "\n")
 
 
 def append_skipped(folder: Path, rows: Iterable[tuple[str, str]]) -> None:

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -19,40 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from mvmae.errors import UserError
+from mvmae.storage import atomic
 
 CHECKSUM = "checksum"  # a key in every checkpoint of ours
 MOST_KEYS = 10  # listed of those that do not fit
-
-
-def write_whole(file: Path, write: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there completely or as it was before.
-
-    A temporary file beside it is written, forced to the disk and renamed.
-
-    Raises:
-        UserError: Its folder is gone, or is one where no file can be made, as in /proc.
-    """
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        with temporary.open("wb") as stream:
-            write(stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(file)
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and error.filename == str(temporary):
-            raise UserError(
-                f"cannot write {file}: its folder is gone, or no file can be made there"
-            ) from error
-        error.filename = error.filename or str(file)  # a full disk names none
-        raise
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_text(file: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    write_whole(file, lambda stream: stream.write(text.encode()))
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -70,8 +37,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 def write_state(file: Path, state: dict[str, Any]) -> None:
     """Write tensors and plain data with their checksum, whole or not at all."""
-    whole = state | {CHECKSUM: digest(state)}
-    write_whole(file, lambda stream: _write(whole, stream))
+    whole = state | {CHECKSUM: atomic.digest(state)}
+    atomic.write_whole(file, lambda stream: _write(whole, stream))
 
 
 def _write(state: dict[str, Any], stream: BinaryIO) -> None:
@@ -158,38 +125,6 @@ def keep(folder: Path, name: str) -> None:
         fresh.unlink(missing_ok=True)
 
 
-def digest(value: Any) -> str:
-    """SHA-256 of tensors and plain data, whatever file they lie in.
-
-    Raises:
-        TypeError: There is something else among them.
-    """
-    whole = hashlib.sha256()
-    _add(whole, value)
-    return whole.hexdigest()
-
-
-def _add(whole: Any, value: Any) -> None:
-    if isinstance(value, Tensor):
-        whole.update(f"{value.dtype}{list(value.shape)}".encode())
-        flat = value.detach().cpu().contiguous().reshape(-1)
-        whole.update(flat.view(torch.uint8).numpy())
-    elif isinstance(value, dict):
-        whole.update(f"dict {len(value)}".encode())
-        for key, content in value.items():
-            _add(whole, key)
-            _add(whole, content)
-    elif isinstance(value, list | tuple):
-        whole.update(f"{type(value).__name__} {len(value)}".encode())
-        for content in value:
-            _add(whole, content)
-    elif value is None or isinstance(value, bool | int | float | str):
-        text = f"{type(value).__name__} {value!r}".encode(errors="surrogatepass")
-        whole.update(f"{len(text)} ".encode() + text)
-    else:
-        raise TypeError(f"a checkpoint holds tensors and plain data, not {type(value).__name__}")
-
-
 def _keep_as_previous(last: Path) -> None:
     """Give the last checkpoint its second name without taking the first, where the disk can."""
     previous, second = last.with_name("previous.pt"), last.with_name("second.pt")
@@ -228,7 +163,7 @@ def load(file: Path) -> dict[str, Any]:
 
 def _digest_without_checksum(state: dict[str, Any]) -> str | None:
     try:
-        return digest({name: value for name, value in state.items() if name != CHECKSUM})
+        return atomic.digest({name: value for name, value in state.items() if name != CHECKSUM})
     except (TypeError, ValueError, RuntimeError):
         return None  # a damaged file, or not ours
 
@@ -259,8 +194,8 @@ def facts_within(file: Path) -> dict[str, Any] | None:
 def save_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """Write tensors as safetensors, and facts about them as JSON beside them."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_whole(file, lambda stream: stream.write(safetensors.torch.save(plain)))
-    write_text(file.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    atomic.write_bytes(file, safetensors.torch.save(plain))
+    atomic.write_text(file.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -15,8 +15,8 @@ from rich.console import Console
 
 from mvmae import terminal
 from mvmae.errors import UserError, printable
+from mvmae.storage.atomic import write_text
 from mvmae.storage.metric_specs import in_order
-from mvmae.training.checkpoint import write_text
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
 LONG_WAIT = 0.1  # share of the time spent waiting for data from which people should know

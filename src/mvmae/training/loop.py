@@ -12,7 +12,7 @@ import torch
 
 from mvmae.config.files import from_json, to_json
 from mvmae.errors import UserError
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.training import checkpoint, distributed
 from mvmae.training import resume as resuming
 from mvmae.training.interrupt import Interrupt
@@ -76,9 +76,9 @@ def begin_folder(config: Any, device: torch.device, **facts: Any) -> None:
         if config.overwrite:
             run_folder.clear(config.out)
         environment = run_folder.environment(device, distributed.world_size(), **facts)
-        run_folder.write_json(config.out / "environment.json", environment)
+        atomic.write_json(config.out / "environment.json", environment)
         kept = replace(config, resume=False, overwrite=False)
-        checkpoint.write_text(config.out / run_folder.CONFIG, to_json(kept))
+        atomic.write_text(config.out / run_folder.CONFIG, to_json(kept))
     distributed.barrier()
 
 

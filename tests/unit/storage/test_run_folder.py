@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from mvmae.errors import UserError
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.version import __version__
 
 
@@ -125,7 +125,7 @@ def test_environment_says_what_a_number_depends_on():
 
 
 def test_json_is_written_whole_with_an_end_of_line(tmp_path):
-    run_folder.write_json(tmp_path / "a.json", {"a": [1]})
+    atomic.write_json(tmp_path / "a.json", {"a": [1]})
     text = (tmp_path / "a.json").read_text()
     assert json.loads(text) == {"a": [1]}
     assert text.endswith("\n")

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from mvmae.errors import UserError
+from mvmae.storage import atomic
 from mvmae.training import checkpoint
 
 
@@ -43,7 +44,7 @@ def names(folder) -> set[str]:
 
 
 def test_file_is_written_whole(tmp_path):
-    checkpoint.write_whole(tmp_path / "a", lambda stream: stream.write(b"new"))
+    atomic.write_whole(tmp_path / "a", lambda stream: stream.write(b"new"))
     assert (tmp_path / "a").read_bytes() == b"new"
     assert names(tmp_path) == {"a"}
 
@@ -55,7 +56,7 @@ def test_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
     (tmp_path / "a").write_bytes(b"old")
     with pytest.raises(RuntimeError, match="disk is full"):
-        checkpoint.write_whole(tmp_path / "a", fails)
+        atomic.write_whole(tmp_path / "a", fails)
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == {"a"}
 
@@ -66,7 +67,7 @@ def test_failed_first_write_leaves_nothing(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        checkpoint.write_whole(tmp_path / "a", fails)
+        atomic.write_whole(tmp_path / "a", fails)
     assert names(tmp_path) == set()
 
 
@@ -79,7 +80,7 @@ def test_old_file_is_whole_while_the_new_one_is_written(tmp_path):
         stream.flush()
         seen.append((tmp_path / "a").read_bytes())
 
-    checkpoint.write_whole(tmp_path / "a", write)
+    atomic.write_whole(tmp_path / "a", write)
     assert seen == [b"old"]
     assert (tmp_path / "a").read_bytes() == b"new" * 10_000
 
@@ -88,12 +89,12 @@ def test_reader_of_the_old_file_reads_it_to_its_end(tmp_path):
     """The new file takes the old one's name, and does not overwrite it in place."""
     (tmp_path / "a").write_bytes(b"old")
     with (tmp_path / "a").open("rb") as reader:
-        checkpoint.write_whole(tmp_path / "a", lambda stream: stream.write(b"new"))
+        atomic.write_whole(tmp_path / "a", lambda stream: stream.write(b"new"))
         assert reader.read() == b"old"
 
 
 def test_text_is_written_as_utf8(tmp_path):
-    checkpoint.write_text(tmp_path / "a.txt", "Größe\n")
+    atomic.write_text(tmp_path / "a.txt", "Größe\n")
     assert (tmp_path / "a.txt").read_bytes() == "Größe\n".encode()
 
 
@@ -219,7 +220,7 @@ def test_checkpoint_with_random_damage_is_refused_or_equal(tmp_path, seed):
         file.write_bytes(content)
         with contextlib.suppress(UserError):  # anything else is a failure
             read, _ = checkpoint.newest(tmp_path)
-            assert checkpoint.digest(read) == checkpoint.digest(original)
+            assert atomic.digest(read) == atomic.digest(original)
 
 
 @pytest.mark.parametrize(
@@ -239,16 +240,16 @@ def test_checkpoint_with_random_damage_is_refused_or_equal(tmp_path, seed):
 )
 def test_digest_tells_states_apart(other):
     whole = {"a": torch.zeros(3, 2), "b": [1, 2.0]}
-    assert checkpoint.digest(whole) == checkpoint.digest({"a": torch.zeros(3, 2), "b": [1, 2.0]})
-    assert checkpoint.digest(whole) != checkpoint.digest(other)
+    assert atomic.digest(whole) == atomic.digest({"a": torch.zeros(3, 2), "b": [1, 2.0]})
+    assert atomic.digest(whole) != atomic.digest(other)
 
 
 def test_digest_takes_scalars_slices_and_half_precision_and_nothing_but_data():
     half = torch.randn(4, 6).bfloat16()
-    assert checkpoint.digest(half[:, ::2]) == checkpoint.digest(half[:, ::2].clone())
-    assert checkpoint.digest(torch.tensor(1.0)) != checkpoint.digest(torch.tensor(2.0))
+    assert atomic.digest(half[:, ::2]) == atomic.digest(half[:, ::2].clone())
+    assert atomic.digest(torch.tensor(1.0)) != atomic.digest(torch.tensor(2.0))
     with pytest.raises(TypeError, match="not object"):
-        checkpoint.digest({"a": object()})
+        atomic.digest({"a": object()})
 
 
 def test_kept_checkpoint_outlives_the_next_ones(tmp_path):

@@ -18,7 +18,7 @@ from mvmae.datatools.check.findings import Finding, first_of_same
 from mvmae.datatools.check.subjects import Subject
 from mvmae.errors import UserError
 from mvmae.storage import marks
-from mvmae.training.checkpoint import write_whole
+from mvmae.storage.atomic import write_bytes, write_whole
 
 HEADER = (
     *("path", "part", "label", "severity", "finding", "detail"),
@@ -170,7 +170,7 @@ def write_clean(
         rows.append((name, subject.class_of(at)) if subject.label is not None else (name,))
     if not rows:
         raise UserError(f"nothing is clean: {file} is not written")
-    write_whole(file, lambda stream: stream.write(_list_of(rows, is_csv).encode()))
+    write_bytes(file, _list_of(rows, is_csv).encode())
     return len(rows), unnamed
 
 

@@ -34,8 +34,8 @@ from mvmae.datatools.pack.share import assist, from_all
 from mvmae.datatools.pack.write import SKIPPED, STATE, State, Writer, read_state
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
+from mvmae.storage.atomic import write_bytes, write_text
 from mvmae.training import distributed
-from mvmae.training.checkpoint import write_text, write_whole
 from mvmae.training.interrupt import Interrupt, exit_status
 
 
@@ -204,7 +204,7 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
             f"({reason})"
         )
     names = class_list_text(source.classes)
-    write_whole(folder / CLASSES, lambda stream: stream.write(names))
+    write_bytes(folder / CLASSES, names)
     facts = {
         "images": state.packed,
         "skipped": state.skipped,

@@ -22,7 +22,7 @@ from mvmae.data.sources import tar_index
 from mvmae.datatools.pack.encode import Packed
 from mvmae.datatools.pack.naming import unlike
 from mvmae.errors import UserError
-from mvmae.training.checkpoint import write_text, write_whole
+from mvmae.storage.atomic import write_bytes, write_text
 
 STATE = "unfinished.json"
 SKIPPED = "skipped.csv"
@@ -228,4 +228,4 @@ def _write_index(shard: Path, size: int) -> None:
         probe = tar_index.probe_of(file, size, index.starts)
     content = tar_index.to_bytes(index, None, probe, size)
     beside = shard.with_name(shard.name + tar_index.SUFFIX)
-    write_whole(beside, lambda stream: stream.write(content))
+    write_bytes(beside, content)

@@ -22,9 +22,10 @@ from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.report import DetectJob, to_things
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.figures.detection import drawn, png_of
+from mvmae.storage import atomic
 from mvmae.storage import run_folder as runs
 from mvmae.terminal import Bar
-from mvmae.training import checkpoint, precision
+from mvmae.training import precision
 
 PREDICTIONS = "predictions.json"
 OWNED = {PREDICTIONS: "", "pictures": ".png", "skipped.csv": ""}
@@ -107,7 +108,7 @@ def run(config: DetectConfig) -> None:
         found = predict_all(folder, detector, saved, source)
         predictions.keep_skipped(folder, source, found.skipped)
         lines = ",\n".join(json.dumps(row) for row in found.rows)
-        checkpoint.write_text(folder / PREDICTIONS, f"[\n{lines}\n]\n")
+        atomic.write_text(folder / PREDICTIONS, f"[\n{lines}\n]\n")
     pictures = f" and {out / 'pictures'}" if config.draw else ""
     predictions.report_predictions(
         "detect",
@@ -143,7 +144,7 @@ def predict_all(
                 png = png_of(drawn(pixels, to_things(kept), saved.classes))
                 picture = folder / "pictures" / f"{names[found.index]}.png"
                 runs.make(picture.parent)
-                checkpoint.write_whole(picture, lambda stream, png=png: stream.write(png))
+                atomic.write_whole(picture, lambda stream, png=png: stream.write(png))
     return Predictions(rows, skipped, best_score)
 
 

@@ -29,9 +29,9 @@ from mvmae.errors import counted
 from mvmae.figures import detection
 from mvmae.figures.detection import Panel, Things
 from mvmae.metrics.coco_ap import AveragePrecision
-from mvmae.storage import results
+from mvmae.storage import atomic, results
 from mvmae.storage import run_folder as runs
-from mvmae.training import checkpoint, distributed
+from mvmae.training import distributed
 from mvmae.training.log import Log
 from mvmae.training.state import State
 
@@ -109,13 +109,13 @@ def report_result(job: DetectJob, log: Log, evaluation: Evaluation, state: State
     test = job.data.test
     runs.append_skipped(job.folder, evaluation.skipped)
     predictions = to_coco_results(evaluation.found, test)
-    checkpoint.write_text(job.folder / "predictions.json", json.dumps(predictions) + "\n")
+    atomic.write_text(job.folder / "predictions.json", json.dumps(predictions) + "\n")
     file = write_result(job, evaluation, log.seconds())
     picture = job.folder / "figures" / "detections.png"
     runs.make(picture.parent)
     title = f"{job.config.encoder} on {job.config.data}"
     png = draw_evaluation(evaluation, test, title=title)
-    checkpoint.write_whole(picture, lambda stream: stream.write(png))
+    atomic.write_bytes(picture, png)
     if len(test.classes) > 1:
         Console().print(class_table(evaluation, job.data))
     Console().print(summary_table(evaluation))

@@ -26,9 +26,9 @@ from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.segment.report import SegmentJob
 from mvmae.encoders import OpenedEncoder
 from mvmae.figures.segmentation import overlaid, palette
-from mvmae.storage import run_folder
+from mvmae.storage import atomic, run_folder
 from mvmae.terminal import Bar
-from mvmae.training import checkpoint, precision
+from mvmae.training import precision
 
 CLASSES = "classes.csv"
 OWNED = {"masks": ".png", "overlays": ".jpg", CLASSES: "", "skipped.csv": ""}
@@ -207,7 +207,7 @@ def write_classes(file: Path, saved: SavedSegmenter, pixels: Tensor) -> None:
     values = saved.rule.to_values(np.arange(len(saved.classes))).tolist()
     colours = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in palette(len(values)).tolist()]
     writer.writerows(zip(values, saved.classes, pixels.tolist(), colours, strict=True))
-    checkpoint.write_text(file, text.getvalue())
+    atomic.write_text(file, text.getvalue())
 
 
 def describe(pixels: Tensor, classes: tuple[str, ...]) -> str:

@@ -19,9 +19,9 @@ from mvmae.dense.segment.data import data_name, describe_data, describe_values
 from mvmae.dense.segment.evaluate import Evaluation
 from mvmae.dense.train import Job, count_parameters, report_files
 from mvmae.figures import segmentation
-from mvmae.storage import results
+from mvmae.storage import atomic, results
 from mvmae.storage import run_folder as runs
-from mvmae.training import checkpoint, distributed
+from mvmae.training import distributed
 from mvmae.training.log import Log
 from mvmae.training.state import State
 
@@ -162,7 +162,7 @@ def write_picture(
     file = folder / "figures" / f"{name}.png"
     runs.make(file.parent)
     png = draw_evaluation(evaluation, data, title)
-    checkpoint.write_whole(file, lambda stream: stream.write(png))
+    atomic.write_bytes(file, png)
     return file
 
 

@@ -25,7 +25,7 @@ from mvmae.errors import counted
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.evaluation.finetune.state import FinetuneState, Job, Trained
 from mvmae.metrics.accuracy import confusion_matrix, per_class_accuracy, topk_accuracy
-from mvmae.storage import results, run_folder
+from mvmae.storage import atomic, results, run_folder
 from mvmae.training import checkpoint, distributed
 from mvmae.training.log import Log
 
@@ -125,7 +125,7 @@ def write_predictions(file: Path, job: Job, judgement: Judgement) -> None:
         writer.writerow((test.path(index), own, other, f"{confidence:.4f}"))
     # Paths may hold bytes that are no UTF-8.
     whole = text.getvalue().encode(errors="surrogateescape")
-    checkpoint.write_whole(file, lambda stream: stream.write(whole))
+    atomic.write_bytes(file, whole)
 
 
 def write_result(

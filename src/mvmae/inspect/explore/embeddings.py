@@ -29,8 +29,7 @@ from mvmae.inspect.explore.model import Networks
 from mvmae.method.views import whole_view
 from mvmae.metrics.principal import Basis
 from mvmae.metrics.typicality import typicality
-from mvmae.storage import run_folder
-from mvmae.training import checkpoint
+from mvmae.storage import atomic, run_folder
 
 SAMPLE_IMAGES = 64  # whose patches set the colours; fewer of very fine grids
 SAMPLE_TOKENS = 20_000
@@ -244,7 +243,7 @@ def keep(file: Path, embedded: Embedded) -> None:
     }
     run_folder.make(file.parent)
     content = safetensors.torch.save(tensors)
-    checkpoint.write_whole(file, lambda stream: stream.write(content))
+    atomic.write_bytes(file, content)
 
 
 def recall(file: Path, embedded: Embedded) -> bool:

@@ -24,10 +24,10 @@ from mvmae.inspect.features.feature_cache import (
     sample_indices,
 )
 from mvmae.metrics.plane import require_map_library
-from mvmae.storage import results, run_folder
+from mvmae.storage import atomic, results, run_folder
+from mvmae.storage.atomic import write_whole
 from mvmae.storage.marks import is_ours, require_replaceable, signed
 from mvmae.training import distributed, precision
-from mvmae.training.checkpoint import write_whole
 
 IMAGE_PICTURES = {  # pictures of image features; `pca` needs patches instead
     "map": map.draw,
@@ -143,7 +143,7 @@ def write_pictures(job: Job, images: ImageFeatures | None) -> None:
             console.print(f"written: {file}")
         facts[name] = drawing.facts
     result = _describe_job(job, images) | facts
-    run_folder.write_json(job.folder / "features.json", result)
+    atomic.write_json(job.folder / "features.json", result)
     console.print(f"written: {job.folder / 'features.json'}")
     terminal.emit("result", result)
 

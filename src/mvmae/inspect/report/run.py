@@ -23,9 +23,9 @@ from mvmae.inspect.report.html import Block, Code, Facts, Fold, Page, Section, T
 from mvmae.inspect.report.verdict import COMMANDS, verdict
 from mvmae.inspect.report.wording import count, one_line, without_home
 from mvmae.storage import run_folder
+from mvmae.storage.atomic import write_bytes
 from mvmae.storage.marks import require_place
 from mvmae.training import precision
-from mvmae.training.checkpoint import write_whole
 from mvmae.version import __version__
 
 FILE = "report.html"
@@ -44,7 +44,7 @@ def run(config: ReportConfig) -> None:
     content = html.render(made)
     run_folder.make(file.parent)
     try:
-        write_whole(file, lambda stream: stream.write(content))
+        write_bytes(file, content)
     except OSError as error:
         raise UserError(f"cannot write {file}: {error.strerror}") from error
     seconds = time.perf_counter() - began
