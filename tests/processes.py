@@ -16,7 +16,7 @@ from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.loader import Batch
 from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.parallel import parallel
+from mvmae.method.parallel import parallelize
 from mvmae.method.pretrain import training_step
 from mvmae.training import distributed
 from mvmae.training.optim import adamw
@@ -73,10 +73,9 @@ def begun(config: PretrainConfig, optimizer: str):
     """A model, what trains of it on these processes, and its optimiser."""
     generator = Generator().manual_seed(0)
     model = MaskedAutoencoder(config.model, generator, recompute=config.recompute)
-    if config.objective.reconstruction_weight == 0:
-        for parameter in model.decoder_parameters():
-            parameter.requires_grad_(False)
-    wrapped = parallel(model, config, CPU)
+    if config.objective.rebuild == "none":
+        model.freeze_decoder()
+    wrapped = parallelize(model, config, CPU)
     return model, wrapped, OPTIMIZERS[optimizer](model)
 
 

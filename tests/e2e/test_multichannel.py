@@ -13,7 +13,7 @@ from PIL import Image
 from mvmae.cli.main import main
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.sources.open import open_source
-from mvmae.method.preflight.resolve_config import settle
+from mvmae.method.preflight.resolve_config import resolve_config
 from mvmae.method.views import normalized
 
 CHANNELS = 5
@@ -236,7 +236,7 @@ def test_values_of_any_size_are_normalised_by_what_was_measured(tmp_path, dtype,
         values = rng.uniform(0, 4, (3, 20, 24)) * scale
         np.save(tmp_path / f"{number}.npy", values.astype(dtype))
     asked = PretrainConfig(data=(str(tmp_path),), workers=0)
-    trained, source, _ = settle(asked, open_source(asked.data, 3))
+    trained, source, _ = resolve_config(asked, open_source(asked.data, 3))
     assert trained.views.depth == "float"
     images = torch.stack([source.read(index) for index in range(6)])
     out = normalized(images, *trained.pixel_statistics, torch.device("cpu"))

@@ -25,10 +25,10 @@ from mvmae.errors import UserError
 from mvmae.evaluation import knn, probe, probe_mae, shared
 from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.method import pretrain
-from mvmae.method.preflight.resolve_config import as_found_out, settle
+from mvmae.method.preflight.resolve_config import fill_from_run, resolve_config
 from mvmae.storage import metrics_file, results, run_folder
 from mvmae.terminal import Bar
-from mvmae.training import precision, resume
+from mvmae.training import precision, run_checkpoints
 
 Progress = Literal["new", "begun", "trained"]
 EvaluationConfig = KnnConfig | ProbeConfig
@@ -61,7 +61,7 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
         PretrainConfig,
         source=str(folder / run_folder.CONFIG),
     )
-    if changed := resume.differences(before, as_found_out(config, before)):
+    if changed := run_checkpoints.differences(before, fill_from_run(config, before)):
         raise UserError(
             f"{folder} was run with {changed}: repeat those settings, or choose another --out for "
             "the new ones"
@@ -112,7 +112,7 @@ def train(cell: Cell) -> int:
             shutil.rmtree(cell.folder, ignore_errors=True)  # left by a run killed at its start
             return pretrain.run(cell.config)
         case _:
-            is_saved = resume.is_there(cell.folder)
+            is_saved = run_checkpoints.has_checkpoint(cell.folder)
             return pretrain.run(replace(cell.config, resume=is_saved, overwrite=not is_saved))
 
 
@@ -212,7 +212,7 @@ def _untrained_encoder(cell: Cell, plan: Plan) -> OpenedEncoder:
     """The recipe's encoder before training, with the preprocessing that training would use."""
     config = replace(plan.recipe_config, seed=cell.seed, out=cell.folder)
     source = open_source(config.data, plain_channels(config.model.in_channels))
-    config, _, _ = settle(config, source)
+    config, _, _ = resolve_config(config, source)
     like = encoders.random_encoder(config.model, cell.seed)
     return encoders.attach_preprocessing(encoders.untrained_copy(like, cell.seed), config)
 

@@ -18,7 +18,8 @@ from mvmae.data.sources.labelled import Labelled
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.evaluation import shared
-from mvmae.method import pretrain
+from mvmae.method.knn_while_training import open_eval_data
+from mvmae.method.pretrain import make_plan
 from mvmae.storage import results, run_folder
 
 
@@ -65,9 +66,8 @@ def check_inputs(plan: Plan) -> Inputs:
             raise UserError(f"row '{row.arm.name}' of {config.table}: {error}") from error
     views = recipe.views
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
-    labelled = pretrain.open_judge(replace(recipe, views=views, eval_data=config.judged_on), source)
-    assert labelled is not None
-    fingerprint = pretrain.plan_of(plan.baseline_config, source).fingerprint
+    labelled = open_eval_data(replace(recipe, views=views, eval_data=config.judged_on), source)
+    fingerprint = make_plan(plan.baseline_config, source).fingerprint
     for cell in plan.trained():
         cells.training_progress(cell, fingerprint)
     return Inputs(labelled, shared.data_facts(labelled)["fingerprint"])

@@ -23,7 +23,7 @@ from mvmae.figures.contact_sheet import HIDDEN, Views
 from mvmae.inspect.choose_images import Chosen, choose, displayed, missing
 from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
-from mvmae.method.preflight.resolve_config import settle
+from mvmae.method.preflight.resolve_config import resolve_config
 from mvmae.method.views import crop, for_people, whole_box
 from mvmae.storage.outputs import require_picture, write
 
@@ -49,7 +49,7 @@ def run(config: DataShowConfig) -> None:
         seed=config.seed,
         workers=0,
     )
-    trained, source, remarks = settle(asked, source)
+    trained, source, remarks = resolve_config(asked, source)
     chosen = choose(source, config.count, config.seed)
     picture = contact_sheet.draw(
         whole_images(source, chosen, trained, config.channels),

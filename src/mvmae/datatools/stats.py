@@ -14,7 +14,7 @@ from mvmae.data.reading.pixel_statistics import QUANTILES, Measured, measured
 from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
-from mvmae.method.preflight.resolve_config import statistics_of
+from mvmae.method.preflight.resolve_config import rounded_statistics
 from mvmae.storage import atomic
 from mvmae.storage.marks import require_place, require_replaceable
 
@@ -64,7 +64,7 @@ def run(config: DataStatsConfig) -> None:
 
 def facts_of(config: DataStatsConfig, found: Measured, kind: Kind, images: int) -> dict[str, Any]:
     """All that is known, as JSON has it."""
-    mean, std = statistics_of(found.channels)
+    mean, std = rounded_statistics(found.channels)
     heights, widths = zip(*found.sizes.elements(), strict=True)
     return {
         "command": "data stats",

@@ -26,7 +26,8 @@ from mvmae.encoders.encoder_json import encoder_from_metadata
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file, run_folder
 from mvmae.storage.lock import claimed
-from mvmae.training import distributed, loop, precision
+from mvmae.training import distributed, precision
+from mvmae.training import supervised as loop
 from mvmae.training.clock import Clock
 from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.log import Log

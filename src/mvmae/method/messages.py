@@ -1,19 +1,21 @@
-"""What `pretrain` says of its steps: metrics, health, the verdict."""
+"""What `pretrain` prints: its start, a collapse, the verdict, the summary."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from jaxtyping import Int
+from torch import Tensor
 
-from mvmae import encoders, terminal
+from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.sources.base import Source
+from mvmae.encoders.encoder_json import ENCODER_FILE
 from mvmae.errors import DivergedError, counted
 from mvmae.method import health
 from mvmae.method.model import HEAD_WIDTH, MaskedAutoencoder, View
@@ -21,187 +23,167 @@ from mvmae.storage import atomic, metrics_file
 from mvmae.storage.metric_specs import in_order
 from mvmae.storage.metrics_file import Column
 from mvmae.training import distributed
-from mvmae.training.log import Log
-from mvmae.training.state import State
+from mvmae.training.loop import Loop
+
+DIVERGED = "diverged"  # a status of health.json besides those of a verdict
+MIN_COLLAPSE_STEP = 100  # a healthy run may embed all images alike in its first steps
+LABEL_WIDTH = 14  # characters
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """What a run counts besides its steps."""
+
+    last_record: dict[str, float]
+    warned: bool
 
 
 def introduce(
-    log: Log, config: PretrainConfig, source: Source, model: MaskedAutoencoder, state: State
+    loop: Loop,
+    config: PretrainConfig,
+    model: MaskedAutoencoder,
+    num_images: int,
+    notes: Sequence[str],
 ) -> None:
-    """Say what is about to happen."""
+    """Print the size of the task and what was inferred."""
     size = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     height, width = config.model.height_width
-    log.say(
-        f"{counted(len(source), 'image')}, {config.model.encoder}/{config.model.patch_size} "
-        f"of {size:.1f} M parameters at {height} x {width}, {config.model.num_visible} of "
+    loop.log.say(
+        f"{counted(num_images, 'image')}, {config.model.encoder}/{config.model.patch_size} "
+        f"with {size:.1f} M parameters at {height} x {width}, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible"
     )
-    resumed = f", from step {state.step}" if state.step else ""
-    log.say(
-        f"{counted(config.epochs, 'epoch')} of "
-        f"{counted(len(source) // config.batch_size, 'step')} of "
+    resumed = f", from step {loop.step}" if loop.step else ""
+    loop.log.say(
+        f"{counted(config.epochs, 'epoch')} of {counted(loop.plan.per_epoch, 'step')} of "
         f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
-
-
-def interval_record(
-    config: PretrainConfig,
-    state: State,
-    view: View,
-    names: Iterable[str],
-    groups: torch.Tensor | None = None,
-) -> dict[str, float]:
-    """Mean losses since the last line of metrics, and the health of the last step.
-
-    Args:
-        config: Of the run.
-        state: Of the run.
-        view: Of the last step.
-        names: Of the losses, and of what they are compared with.
-        groups: Of the images of the last step.
-
-    Raises:
-        DivergedError: A loss is not finite.
-    """
-    state.require_finite(config)
-    means = torch.stack(state.pending).double().mean(dim=0)
-    state.pending = []
-    losses = distributed.mean_over_processes(means).tolist()
-    state.last_record = dict(zip(names, losses, strict=True)) | health_of(view, config, groups)
-    return state.last_record
+    for note in notes:
+        loop.log.say(note)
 
 
 @torch.no_grad()
-def health_of(
-    view: View, config: PretrainConfig, groups: torch.Tensor | None = None
+def embedding_health(
+    view: View, config: PretrainConfig, groups: Int[Tensor, " B"] | None
 ) -> dict[str, float]:
-    """What `health.verdict` reads of the embeddings, over all processes."""
-    numbers = {}
-    if config.objective.contrastive_weight > 0:
-        views = view.embedding.float().chunk(config.views.num_views)
-        z1, z2 = (distributed.gather_rows(z) for z in views[:2])
-        all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
-        numbers["chance"] = health.chance_level(len(z1), all_groups)
-        numbers |= health.contrast_health(z1, z2, all_groups)
-    return numbers
+    """Measure the embeddings of one step over all processes; empty without contrast."""
+    if config.objective.contrastive_weight == 0:
+        return {}
+    first, second = view.embedding.float().chunk(config.views.num_views)[:2]
+    z1, z2 = distributed.gather_rows(first), distributed.gather_rows(second)
+    all_groups = None if groups is None else distributed.gather_rows(groups.to(z1.device))
+    chance = {"chance": health.chance_level(len(z1), all_groups)}
+    return chance | health.contrast_health(z1, z2, all_groups)
 
 
-DIVERGED = "diverged"  # a status of health.json beside those of a verdict
-EARLY = 100  # steps in which a healthy run may still embed all images alike
-
-
-def warn_of_collapse(log: Log, state: State, record: Mapping[str, float], warmup: int) -> None:
-    """Say at once, though not before the warm-up ends, that all images are embedded alike."""
-    if state.warned or state.step < max(EARLY, warmup) or not health.is_collapsed(record):
+def warn_of_collapse(loop: Loop, counters: Counted, warmup: int) -> None:
+    """Warn once, after the warm-up, when all images are embedded alike."""
+    record = counters.last_record
+    if counters.warned or loop.step < max(MIN_COLLAPSE_STEP, warmup):
         return
-    state.warned = True
-    alike, rank = record["negative_similarity"], record["effective_rank"]
-    log.warn(
-        f"warning: collapse at step {state.step}: views of different images are {alike:.2f} alike, "
-        f"effective rank {rank:.1f}. A lower --base-lr or a larger --batch-size may help"
-    )
-
-
-def farewell(signal: int, config: PretrainConfig, state: State) -> str:
-    """What to say when stopped."""
-    name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
-    return (
-        f"stopped by {name} after step {state.step}, saved. Go on with: "
-        f"mvmae pretrain --resume --out {config.out}"
+    if not health.is_collapsed(record):
+        return
+    counters.warned = True
+    similarity, rank = record["negative_similarity"], record["effective_rank"]
+    loop.log.warn(
+        f"warning: collapse at step {loop.step}: views of different images have a mean similarity "
+        f"of {similarity:.2f}, effective rank {rank:.1f}. A lower --base-lr or a larger "
+        "--batch-size may help"
     )
 
 
 @contextmanager
-def divergence_kept(config: PretrainConfig) -> Iterator[None]:
-    """Leave in health.json that the loss stopped being a number, where that stops the run.
+def divergence_recorded(folder: Path) -> Iterator[None]:
+    """Record in health.json where a diverging loss stopped the run.
 
-    A run that goes on from before that point is no longer said to have diverged.
+    A run that resumes from before that point loses the record.
     """
-    file = config.out / "health.json"
-    if distributed.is_main() and _status_in(file) == DIVERGED:
+    file = folder / "health.json"
+    if distributed.is_main() and _recorded_status(file) == DIVERGED:
         file.unlink()
     try:
         yield
     except DivergedError as error:
         if distributed.is_main():
-            told = {"status": DIVERGED, "sentence": str(error), "step": error.step}
-            atomic.write_json(file, told)
+            record = {"status": DIVERGED, "sentence": str(error), "step": error.step}
+            atomic.write_json(file, record)
         raise
 
 
-def _status_in(file: Path) -> str | None:
+def _recorded_status(file: Path) -> str | None:
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("status")
     except (OSError, ValueError, AttributeError):
         return None
 
 
-def conclude(log: Log, config: PretrainConfig, state: State) -> None:
-    """The verdict, kept in health.json; how the run went, and what to do next."""
-    record: dict[str, Any] = state.last_record
+def conclude(loop: Loop, config: PretrainConfig, counters: Counted) -> None:
+    """Write the verdict to health.json; print how the run went and what to do next."""
+    log, record = loop.log, counters.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
-    verdict = health.verdict(record, width, config.model.in_channels, state.step)
+    verdict = health.verdict(record, width, config.model.in_channels, loop.step)
     atomic.write_json(config.out / "health.json", verdict._asdict() | record)
-    found = metrics_file.columns(metrics_file.read(config.out))
+    columns = metrics_file.columns(metrics_file.read(config.out))
     log.end_bar()
-    for label, said in summary(found, config, state, log.seconds()):
-        log.say(f"{label:{LABEL}}{said}")
-    if state.unreadable:
+    for label, text in summary(columns, config, loop.step, log.seconds()):
+        log.say(f"{label:{LABEL_WIDTH}}{text}")
+    if loop.unreadable:
         log.warn(f"images that could not be read: {config.out / 'skipped.csv'}")
+    encoder = config.out / ENCODER_FILE
     log.say(f"health: {verdict.status}. {verdict.sentence}.")
-    log.say(
-        f"The encoder: {config.out / encoders.ENCODER_FILE}. Judge it: mvmae knn {config.out} "
-        f"LABELLED_IMAGES"
-    )
+    log.say(f"The encoder: {encoder}. Judge it: mvmae knn {config.out} LABELLED_IMAGES")
     log.say(f"How it went: mvmae curves {config.out}")
-    told = {"command": "pretrain", "out": str(config.out), "steps": state.step}
-    told |= {"encoder": str(config.out / encoders.ENCODER_FILE), "seconds": round(log.seconds(), 3)}
-    told |= {"health": verdict.status, "sentence": verdict.sentence}
-    terminal.emit("result", told | record | speed_of(found))
-
-
-LABEL = 14  # columns before what is said of each
+    result: dict[str, Any] = {
+        "command": "pretrain",
+        "out": str(config.out),
+        "steps": loop.step,
+        "encoder": str(encoder),
+        "seconds": round(log.seconds(), 3),
+        "health": verdict.status,
+        "sentence": verdict.sentence,
+    }
+    terminal.emit("result", result | record | speed(columns))
 
 
 def summary(
-    found: Mapping[str, Column], config: PretrainConfig, state: State, seconds: float
+    columns: Mapping[str, Column], config: PretrainConfig, steps: int, seconds: float
 ) -> Iterator[tuple[str, str]]:
-    """How a finished run went, a line each: from the first line of its metrics to the last."""
+    """Label and text of each line about a finished run, first metrics to last."""
     yield (
         "steps",
-        (
-            f"{state.step} of {counted(config.batch_size, 'image')}, "
-            f"{counted(config.epochs, 'epoch')}"
-        ),
+        f"{steps} of {counted(config.batch_size, 'image')}, {counted(config.epochs, 'epoch')}",
     )
-    speed = speed_of(found)
-    fast = f", {speed['images_per_second']:.0f} images/s (median)" if speed else ""
-    wait = f", {speed['data_wait']:.0%} of the time waiting for data" if speed else ""
-    yield "time", f"{terminal.clock(seconds)}{fast}{wait}"
-    for row in in_order(found):
+    words = ""
+    if found := speed(columns):
+        words = (
+            f", {found['images_per_second']:.0f} images/s (median), {found['data_wait']:.0%} of "
+            "the time waiting for data"
+        )
+    yield "time", f"{terminal.clock(seconds)}{words}"
+    for row in in_order(columns):
         is_term = row.better == "lower" and row.name != "loss"
-        if row.name == "loss" or (is_term and "contrastive" in found):  # one term is the loss
-            first, last = found[row.name].y[[0, -1]]
+        if row.name == "loss" or (is_term and "contrastive" in columns):  # one term is the loss
+            first, last = columns[row.name].y[[0, -1]]
             label = f"  {row.short}" if is_term else row.short
-            yield label, f"{first:.3f} → {last:.3f}{_beside(found, row.name)}"
-    if "knn_top1" in found:
-        scores = found["knn_top1"].y
+            yield label, f"{first:.3f} → {last:.3f}{_level_words(columns, row.name)}"
+    if "knn_top1" in columns:
+        scores = columns["knn_top1"].y
         before = f"{scores[0]:.1f} → " if len(scores) > 1 else ""
         yield "kNN top-1", f"{before}{scores[-1]:.1f} % on {config.eval_data}"
 
 
-def _beside(found: Mapping[str, Column], name: str) -> str:
-    """What one who knows nothing reaches."""
-    compared = metrics_file.level(found, name)
+def _level_words(columns: Mapping[str, Column], name: str) -> str:
+    """The chance level or trivial answer to compare with, if known."""
+    compared = metrics_file.level(columns, name)
     words = metrics_file.level_name(name)
     return f" ({words}: {compared.y[-1]:.3f})" if compared else ""
 
 
-def speed_of(found: Mapping[str, Column]) -> dict[str, float]:
-    """Median images a second, and the share of the time spent waiting for data."""
-    if not {"images_per_second", "data_wait"} <= found.keys():
+def speed(columns: Mapping[str, Column]) -> dict[str, float]:
+    """Median images per second, and the mean share of the time spent waiting for data."""
+    if not {"images_per_second", "data_wait"} <= columns.keys():
         return {}
     return {
-        "images_per_second": float(np.nanmedian(found["images_per_second"].y)),
-        "data_wait": round(float(np.nanmean(found["data_wait"].y)), 4),
+        "images_per_second": float(np.nanmedian(columns["images_per_second"].y)),
+        "data_wait": round(float(np.nanmean(columns["data_wait"].y)), 4),
     }

@@ -133,9 +133,11 @@ class MaskedAutoencoder(nn.Module):
     def _predicted(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
         return self.decoder_pred(self.decoder_norm(x))
 
-    def decoder_parameters(self) -> list[nn.Parameter]:
-        """What only the reconstruction trains."""
-        return [p for name, p in self.named_parameters() if name.startswith(("decoder", "mask_"))]
+    def freeze_decoder(self) -> None:
+        """Stop training what only the reconstruction reaches; DDP waits for unused gradients."""
+        for name, parameter in self.named_parameters():
+            if name.startswith(("decoder", "mask_")):
+                parameter.requires_grad_(False)
 
 
 def _projection_head(config: ModelConfig) -> nn.Module:

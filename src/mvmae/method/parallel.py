@@ -1,4 +1,4 @@
-"""One model on several processes: whole on each of them, or shared out."""
+"""One model on several processes: replicated (DDP) or sharded (FSDP2)."""
 
 from __future__ import annotations
 
@@ -11,14 +11,16 @@ from mvmae.method.vit import Encoder
 from mvmae.training import distributed, precision, sharding
 
 
-def parallel(model: MaskedAutoencoder, config: PretrainConfig, device: torch.device) -> nn.Module:
-    """The model as it is trained, compiled where the config says so.
+def parallelize(
+    model: MaskedAutoencoder, config: PretrainConfig, device: torch.device
+) -> nn.Module:
+    """Wrap the model for training on all processes, compiled where the config says so.
 
-    Make the optimiser afterwards: a model that is shared out has other parameters. Its blocks are
-    compiled one by one, since gathering their weights between them cannot be.
+    Make the optimiser afterwards: sharding replaces the parameters. The blocks of a sharded model
+    are compiled one by one, since gathering their weights in between cannot be compiled.
 
     Raises:
-        UserError: See `precision.compiled`.
+        UserError: Compiling was asked for where it is not possible.
     """
     if config.sharding == "full" and distributed.world_size() > 1:
         blocks = [*model.encoder.blocks, *model.decoder_blocks]
@@ -33,8 +35,8 @@ def parallel(model: MaskedAutoencoder, config: PretrainConfig, device: torch.dev
     return precision.compiled(wrapped, config.compile, device)
 
 
-def whole_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
-    """The encoder with all its weights on the main process, for which all gather them."""
+def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
+    """Gather the whole encoder on the main process; all processes take part."""
     encoder = model.encoder
     state = encoder.state_dict()
     if not sharding.is_shared_out(state):

@@ -1,194 +1,315 @@
-"""What every supervised training run does between its steps, whatever it learns."""
+"""The training loop of every command: resume, read, log, evaluate, save, stop.
+
+    with Loop(config, plan, parts, batches, device, ...) as loop:
+        for batch in loop:
+            losses = training_step(...)
+            if loop.record(losses):
+                loop.write({"lr": lr} | loop.interval_means())
+
+The command keeps its own `for` and its own step. Between two steps the loop saves a checkpoint
+where one is due, and stops after SIGINT or SIGTERM with the state saved.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
+from torch import Tensor
 
-from mvmae.config.files import from_json, to_json
-from mvmae.errors import UserError
-from mvmae.storage import atomic, run_folder
-from mvmae.training import checkpoint, distributed
-from mvmae.training import resume as resuming
-from mvmae.training.interrupt import Interrupt
-from mvmae.training.state import State
+from mvmae.errors import DivergedError, UserError
+from mvmae.storage import run_folder
+from mvmae.training import distributed
+from mvmae.training.clock import Clock
+from mvmae.training.interrupt import Interrupt, exit_status
+from mvmae.training.log import Log
+from mvmae.training.plan import Plan
 
-
-def refuse_own_encoder(encoder: str, out: Path, *, overwrite: bool) -> None:
-    """An encoder that `--overwrite` would delete is no place to write to.
-
-    Raises:
-        UserError: It lies in `out`.
-    """
-    path = Path(encoder)
-    if overwrite and path.exists() and path.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--overwrite would delete {path}, the encoder: choose another --out")
+MIN_ATTEMPTS = 100  # images read before the share of unreadable ones is trusted
 
 
-def refuse_to_replace(config: Any, out: Path) -> None:
-    """Let `--overwrite` delete a run of this command only, and never the encoder to begin with.
+@runtime_checkable  # the tests check types at run time
+class TrainingOptions(Protocol):
+    """What the loop reads of a command's config."""
 
-    A folder mistaken for another would cost a pre-training.
+    @property
+    def log(self) -> Sequence[str]:
+        """Other places for the metrics."""
+        ...
 
-    Raises:
-        UserError: `out` holds another command's run, or the encoder.
-    """
-    refuse_own_encoder(config.encoder, out, overwrite=config.overwrite)
-    if not config.overwrite or not run_folder.is_run(out):
-        return
-    file, command = out / run_folder.CONFIG, type(config).__name__.removesuffix("Config").lower()
-    try:
-        from_json(file.read_text(encoding="utf-8"), type(config), source=str(file))
-    except (UserError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"--overwrite would delete {out}, which is no run of {command}: choose another --out"
-        ) from error
+    @property
+    def log_every(self) -> int:
+        """Steps between two lines of metrics."""
+        ...
 
-
-def refuse_unequal_shares(batch_size: int, accumulate: int) -> None:
-    """A batch must be shared by the processes, and each share must have its parts.
-
-    Raises:
-        UserError: It cannot.
-    """
-    processes = distributed.world_size()
-    if batch_size % processes:
-        near = max(1, batch_size // processes) * processes
-        raise UserError(
-            f"batch_size {batch_size} cannot be shared by {processes} processes: {near} can"
-        )
-    if accumulate > batch_size // processes:
-        raise UserError(
-            f"accumulate {accumulate} is more than the {batch_size // processes} images that a "
-            "process has in a step"
-        )
+    @property
+    def save_every_minutes(self) -> float:
+        """Minutes between two checkpoints."""
+        ...
 
 
-def begin_folder(config: Any, device: torch.device, **facts: Any) -> None:
-    """Make the run folder, with what repeats the run; the other processes wait for it."""
-    if distributed.is_main():
-        run_folder.make(config.out)
-        if config.overwrite:
-            run_folder.clear(config.out)
-        environment = run_folder.environment(device, distributed.world_size(), **facts)
-        atomic.write_json(config.out / "environment.json", environment)
-        kept = replace(config, resume=False, overwrite=False)
-        atomic.write_text(config.out / run_folder.CONFIG, to_json(kept))
-    distributed.barrier()
+@runtime_checkable
+class ReadBatch(Protocol):
+    """What the loop looks at in a batch."""
+
+    @property
+    def skipped(self) -> Sequence[tuple[str, str]]:
+        """Path and reason of each image that was replaced by another."""
+        ...
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether something readable was found for every place."""
+        ...
 
 
-def is_due(state: State, config: Any, device: torch.device) -> bool:
-    """Whether it is time for a checkpoint; asked between lines of metrics, and all agree."""
-    if state.step % config.log_every:
-        return False
-    late = time.monotonic() - state.saved_at >= 60 * config.save_every_minutes
-    return bool(distributed.largest(int(late), device))
+@runtime_checkable
+class Checkpoints(Protocol):
+    """Where a run keeps its state."""
+
+    @property
+    def newest(self) -> Path:
+        """The checkpoint that `save` writes."""
+        ...
+
+    def save(
+        self,
+        parts: Mapping[str, Any],
+        plain: dict[str, Any],
+        *,
+        keep_as: str | None = None,
+        in_background: bool = False,
+    ) -> None:
+        """Write the state dicts of the parts and plain values, in all processes together."""
+        ...
+
+    def load(self, parts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Restore the parts from the newest checkpoint; return the plain values."""
+        ...
+
+    def finish(self) -> None:
+        """Wait for a checkpoint that is still being written; raise what went wrong."""
+        ...
 
 
-def stop_signal(interrupt: Interrupt, state: State, config: Any, device: torch.device) -> int:
-    """The signal to stop for, if any process got one; several ask each other only now and then."""
-    if distributed.world_size() > 1 and state.step % config.log_every:
-        return 0
-    return distributed.largest(interrupt.signal, device)
+B = TypeVar("B", bound=ReadBatch)
 
 
-def refuse_infinite(state: State, out: Path, remedy: str) -> None:
-    """Stop at the first loss since the last line of metrics that is no number.
+class Loop(Generic[B]):
+    """Yield the batches of the steps that are still to be taken.
 
     Args:
-        state: Its `pending` has a loss, or a row of them, for each step.
-        out: The run folder.
-        remedy: What to do about it, once there has been an update.
+        config: The options of the command.
+        plan: How long the run is.
+        parts: Objects with a state dict (model, optimiser), by their names in the checkpoint.
+        batches: From a range of steps to their batches.
+        device: Of this process.
+        checkpoints: Where the state is kept.
+        folder: Run folder: metrics.jsonl, skipped.csv.
+        title: The command, for the bar and for the hint how to resume.
+        resume: Whether to continue from the newest checkpoint.
+        counters: A dataclass of plain values that the command counts; part of the checkpoint.
+        advice: What to do when the loss diverges, before and after the first update.
 
     Raises:
-        UserError: There is one.
+        UserError: The checkpoint is damaged, or belongs to another run.
     """
-    if not state.pending:
-        return
-    values = torch.stack(state.pending).reshape(len(state.pending), -1)
-    bad = (~values.isfinite()).any(dim=1).nonzero()  # a CPU-GPU synchronisation on CUDA
-    if not len(bad):
-        return
-    step = state.step - len(values) + int(bad[0]) + 1
-    kept = (
-        f"{out}/checkpoints/last.pt, of step {state.saved_step}, is from before it"
-        if state.saved_step
-        else "no checkpoint had been saved yet"
-    )
-    first = "before any update: look at ENCODER, whose weights may be damaged"
-    raise UserError(
-        f"the loss is not finite at step {step}: {remedy if step > 1 else first}; {kept}"
-    )
 
+    def __init__(
+        self,
+        config: TrainingOptions,
+        plan: Plan,
+        parts: Mapping[str, Any],
+        batches: Callable[[range], Iterator[B]],
+        device: torch.device,
+        *,
+        checkpoints: Checkpoints,
+        folder: Path,
+        title: str,
+        resume: bool,
+        advice: tuple[str, str],
+        counters: Any = None,
+        resume_hint: str | None = None,
+    ) -> None:
+        self.config, self.plan, self.parts, self.device = config, plan, parts, device
+        self.checkpoints, self.folder, self.counters = checkpoints, folder, counters
+        self.advice = advice
+        self.resume_hint = resume_hint or f"mvmae {title} --resume --out {folder}"
+        self.step = self.saved_step = self.signal = 0
+        self._drawn = self._unreadable = 0
+        self._pending: list[Tensor] = []  # a row of losses for each step since the last line
+        self._names: tuple[str, ...] = ()
+        self._skipped: list[tuple[str, str]] = []  # not yet in skipped.csv
+        self._last_skipped = ("skipped.csv", "it lists them")
+        if resume:
+            self._restore()
+        self._saved_at = time.monotonic()
+        self._batches = batches(range(self.step, plan.total))
+        quiet = not distributed.is_main()
+        self.log = Log(
+            folder, start=self.step, total=plan.total, also=config.log, quiet=quiet, title=title
+        )
+        self._clock, self._interrupt = Clock(), Interrupt()
 
-def farewell(command: str, signal: int, out: Path, step: int) -> str:
-    """What to say when stopped."""
-    name = {2: "SIGINT", 15: "SIGTERM"}.get(signal, f"signal {signal}")
-    return (
-        f"stopped by {name} after step {step}, saved. "
-        f"Go on with: mvmae {command} --resume --out {out}"
-    )
+    def __enter__(self) -> Loop[B]:
+        self.log.__enter__()
+        self._interrupt.__enter__()
+        return self
 
+    def __exit__(self, *error: object) -> None:
+        self._interrupt.__exit__(*error)
+        self.log.__exit__(*error)
 
-def save(
-    state: State,
-    config: Any,
-    fingerprint: str,
-    parts: Mapping[str, Any],
-    counted: Sequence[str],
-    remedy: str,
-) -> None:
-    """Write a checkpoint, unless a loss since the last one is not finite.
+    def __iter__(self) -> Iterator[B]:
+        for batch in self._clock.timed(self._batches):
+            self._count_reading(batch)
+            yield batch
+            if signal := self._agreed_signal():
+                self.signal = signal
+                self.save()
+                self.log.say(self._farewell())
+                return
+            kept = self.plan.kept_as(self.step)
+            if self.step < self.plan.total and (kept or self._is_save_due()):
+                self.save(keep_as=kept, in_background=True)
 
-    Args:
-        state: Of the run.
-        config: Of the run.
-        fingerprint: Of the images.
-        parts: What has a state dict, by its name in the checkpoint.
-        counted: What else of the state is kept.
-        remedy: As for `refuse_infinite`.
+    @property
+    def status(self) -> int:
+        """Exit status: 0, or 130 or 143 where a signal stopped the run."""
+        return exit_status(self.signal) if self.signal else 0
 
-    Raises:
-        UserError: A loss is not finite; the checkpoint before stays.
-    """
-    refuse_infinite(state, config.out, remedy)
-    rows = distributed.gather_objects(state.skipped)
-    state.skipped = []
-    if distributed.is_main():
-        run_folder.append_skipped(config.out, rows)
-        content = {name: part.state_dict() for name, part in parts.items()}
-        content |= {name: getattr(state, name) for name in counted}
-        resuming.save(config, fingerprint, content)
-    state.saved_at, state.saved_step = time.monotonic(), state.step
-    distributed.barrier()
+    def record(self, losses: Mapping[str, Tensor]) -> bool:
+        """Count a step and keep its losses, scalars on any device.
 
+        Returns:
+            Whether a line of metrics is due.
+        """
+        self._names = tuple(losses)
+        self._pending.append(torch.stack(list(losses.values())).detach())
+        self.step += 1
+        self.log.advance(self.step)
+        return self.step % self.config.log_every == 0 or self.step == self.plan.total
 
-def resume(
-    state: State,
-    config: Any,
-    fingerprint: str,
-    parts: Mapping[str, Any],
-    counted: Sequence[str],
-    device: torch.device,
-) -> None:
-    """Take up what `save` wrote, into a fresh state and its parts.
+    def interval_means(self) -> dict[str, float]:
+        """Mean losses since the last line, over all processes, and images per second.
 
-    Raises:
-        UserError: The checkpoint is damaged, or of another model, config or data.
-    """
-    saved = resuming.load(config, fingerprint, (*parts, *counted))
-    source = str(resuming.file_of(config.out))
-    for name, part in parts.items():
-        if isinstance(part, torch.nn.Module):
-            checkpoint.load_weights(part, saved[name], source=source)
-        else:
-            part.load_state_dict(saved[name])
-    for name in counted:
-        setattr(state, name, saved[name])
-    state.pending = [loss.to(device) for loss in state.pending]
-    state.saved_step = state.step
+        Raises:
+            DivergedError: A loss is not finite.
+        """
+        self.require_finite()
+        means = torch.stack(self._pending).double().mean(dim=0)
+        self._pending = []
+        losses = distributed.mean_over_processes(means).tolist()
+        return dict(zip(self._names, losses, strict=True)) | self._clock.lap(self.plan.batch_size)
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Add a line of metrics for the current step."""
+        self.log.write({**self.plan.position(self.step), **record})
+
+    def require_finite(self) -> None:
+        """Stop at the first loss since the last line of metrics that is not finite.
+
+        Raises:
+            DivergedError: There is one.
+        """
+        if not self._pending:
+            return
+        values = torch.stack(self._pending)
+        bad = (~values.isfinite()).any(dim=1).nonzero()  # waits for the GPU
+        if not len(bad):
+            return
+        step = self.step - len(values) + int(bad[0]) + 1
+        kept = (
+            f"{self.checkpoints.newest}, saved at step {self.saved_step}, is from before"
+            if self.saved_step
+            else "no checkpoint had been saved yet"
+        )
+        before_update, after_update = self.advice
+        advice = after_update if step > 1 else f"before any update: {before_update}"
+        raise DivergedError(f"the loss is not finite at step {step}: {advice}; {kept}", step)
+
+    def save(self, *, keep_as: str | None = None, in_background: bool = False) -> None:
+        """Save a checkpoint; all processes call this together.
+
+        Args:
+            keep_as: File name under which the checkpoint is also kept for good.
+            in_background: Whether training may continue while a copy is written.
+
+        Raises:
+            DivergedError: A loss is not finite; the previous checkpoint stays.
+        """
+        self.checkpoints.finish()
+        self.require_finite()
+        rows = distributed.gather_objects(self._skipped)
+        self._skipped = []
+        if distributed.is_main():
+            run_folder.append_skipped(self.folder, rows)
+        plain = self._plain()
+        self.checkpoints.save(self.parts, plain, keep_as=keep_as, in_background=in_background)
+        self._saved_at, self.saved_step = time.monotonic(), self.step
+        distributed.barrier()
+
+    @property
+    def unreadable(self) -> int:
+        """Images that could not be read so far."""
+        return self._unreadable
+
+    def _plain(self) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "pending": self._pending,
+            "drawn": self._drawn,
+            "unreadable": self._unreadable,
+        } | (vars(self.counters) if self.counters else {})
+
+    def _restore(self) -> None:
+        plain = self.checkpoints.load(self.parts, tuple(self._plain()))
+        self.step = self.saved_step = plain["step"]
+        self._pending = [row.to(self.device) for row in plain["pending"]]
+        self._drawn, self._unreadable = plain["drawn"], plain["unreadable"]
+        for name in vars(self.counters) if self.counters else ():
+            setattr(self.counters, name, plain[name])
+
+    def _count_reading(self, batch: B) -> None:
+        """Count the images read, and those replaced because they cannot be read.
+
+        Raises:
+            UserError: More than half cannot be read.
+        """
+        self._skipped += batch.skipped
+        self._last_skipped = batch.skipped[-1] if batch.skipped else self._last_skipped
+        drawn = self.plan.batch_size // distributed.world_size()
+        attempts = self._drawn + drawn + len(batch.skipped)
+        failed = self._unreadable + len(batch.skipped)
+        if batch.is_whole and (attempts < MIN_ATTEMPTS or failed <= attempts / 2):
+            self._drawn, self._unreadable = attempts, failed
+            return
+        # The images may return: keep the steps taken. Only a single process can save alone.
+        if distributed.world_size() == 1 and self.step > self.saved_step:
+            self.save()
+        run_folder.append_skipped(self.folder, self._skipped)
+        path, reason = self._last_skipped
+        raise UserError(
+            f"{failed} of the first {attempts} attempts to read an image failed, for example "
+            f"{path} ({reason}): is this the right DATA?"
+        )
+
+    def _is_save_due(self) -> bool:
+        """Whether it is time for a checkpoint; asked only at lines of metrics, where all agree."""
+        if self.step % self.config.log_every:
+            return False
+        late = time.monotonic() - self._saved_at >= 60 * self.config.save_every_minutes
+        return bool(distributed.largest(int(late), self.device))
+
+    def _agreed_signal(self) -> int:
+        """The signal that any process received; several processes ask each other now and then."""
+        if distributed.world_size() > 1 and self.step % self.config.log_every:
+            return 0
+        return distributed.largest(self._interrupt.signal, self.device)
+
+    def _farewell(self) -> str:
+        name = {2: "SIGINT", 15: "SIGTERM"}.get(self.signal, f"signal {self.signal}")
+        return f"stopped by {name} after step {self.step}, saved. Continue: {self.resume_hint}"

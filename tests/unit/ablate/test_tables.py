@@ -10,7 +10,7 @@ import pytest
 
 import mvmae
 from mvmae.ablate import run
-from mvmae.ablate.cells import as_found_out
+from mvmae.ablate.cells import fill_from_run
 from mvmae.ablate.plan import arguments, command_line, make_plan, with_values
 from mvmae.ablate.tables import ABLATIONS, BASE, DECODER, LAMBDA, MASK
 from mvmae.cli.main import main
@@ -321,6 +321,6 @@ def test_the_list_says_what_each_table_varies_and_is_there_for_programs(capsys):
 def test_a_run_is_asked_for_with_what_it_found_out():
     plain = pretraining("demo")
     found = replace(plain, views=replace(plain.views, depth="16", mean=(0.1,) * 3, std=(0.2,) * 3))
-    assert as_found_out(plain, found) == found
+    assert fill_from_run(plain, found) == found
     given = replace(plain, views=replace(plain.views, depth="8", mean=(0.5,) * 3))
-    assert as_found_out(given, found).views == replace(given.views, std=(0.2,) * 3)
+    assert fill_from_run(given, found).views == replace(given.views, std=(0.2,) * 3)

@@ -59,9 +59,8 @@ def step(config: PretrainConfig, micro_batch_size: int | None):
     """Losses, embeddings and gradients of one step."""
     config = replace(config, micro_batch_size=micro_batch_size)
     model = MaskedAutoencoder(config.model, Generator().manual_seed(0))
-    if config.objective.reconstruction_weight == 0:
-        for parameter in model.decoder_parameters():
-            parameter.requires_grad_(False)
+    if config.objective.rebuild == "none":
+        model.freeze_decoder()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
     view, losses = training_step(model, optimizer, batch_of(config), config, CPU)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}

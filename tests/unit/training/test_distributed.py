@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.method.losses import nt_xent
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.parallel import parallel
+from mvmae.method.parallel import parallelize
 from mvmae.training import distributed
 
 WORLD = 2
@@ -53,7 +53,7 @@ def work(rank: int, world: int, folder: Path) -> dict:
 
 
 def is_static(config: PretrainConfig) -> bool:
-    return parallel(MaskedAutoencoder(config.model), config, CPU).static_graph
+    return parallelize(MaskedAutoencoder(config.model), config, CPU).static_graph
 
 
 def work_of_four(rank: int, world: int, folder: Path) -> dict:

@@ -10,7 +10,7 @@ from processes import BASE, CONFIGS, CPU, begun, on_processes, steps, trained, w
 from torch import Tensor
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.method.parallel import whole_encoder
+from mvmae.method.parallel import gather_encoder
 from mvmae.training import sharded_checkpoint, sharding
 
 CONTENT = {"step": 3, "words": ["one", "two"]}
@@ -32,7 +32,7 @@ def work(rank: int, world: int, folder: Path, names: tuple[str, ...] = NAMES) ->
     tensors = sharding.training_tensors(model, update)
     sharded_checkpoint.save(folder / f"by-{world}", tensors, CONTENT)
     results["saved"] = whole(tensors)
-    results["product"] = whole_encoder(model, CPU).state_dict()
+    results["product"] = gather_encoder(model, CPU).state_dict()
     results["never stopped"] = steps(range(2, 4), BASE, wrapped, update, rank, world)
     results["end"] = whole(sharding.training_tensors(model, update))
 
@@ -132,7 +132,7 @@ def test_gradients_summed_in_bf16_are_rounded_and_no_more(results):
         assert 1e-5 < apart.abs().max() < 5e-3
 
 
-def test_the_main_process_gathers_the_whole_encoder(results):
+def test_the_main_process_gathers_the_gather_encoder(results):
     product = results[0]["product"]
     saved = {name.removeprefix("model."): part for name, part in results[0]["saved"].items()}
     assert_equal(product, {name: saved[name] for name in product})

@@ -36,7 +36,8 @@ from mvmae.training.clock import Clock
 from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.log import Log
 from mvmae.training.log import require as require_log
-from mvmae.training.loop import (
+from mvmae.training.optim import set_lr
+from mvmae.training.supervised import (
     begin_folder,
     farewell,
     is_due,
@@ -44,7 +45,6 @@ from mvmae.training.loop import (
     refuse_to_replace,
     stop_signal,
 )
-from mvmae.training.optim import set_lr
 
 MOST_AT_ONCE = 256  # test images
 

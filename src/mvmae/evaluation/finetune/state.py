@@ -13,11 +13,11 @@ from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.finetune.classifier import Classifier
-from mvmae.training import loop
-from mvmae.training.loop import refuse_unequal_shares
+from mvmae.training import supervised
 from mvmae.training.optim import layerwise_adamw
 from mvmae.training.schedule import warmup_cosine
 from mvmae.training.state import State
+from mvmae.training.supervised import refuse_unequal_shares
 
 COUNTED = (  # of the state, what a checkpoint holds as it is
     *("step", "pending", "drawn", "unreadable"),
@@ -134,11 +134,11 @@ class FinetuneState(State):
 
 def save(state: FinetuneState, config: FinetuneConfig, trained: Trained, fingerprint: str) -> None:
     """As `supervised.save`, which says what is raised."""
-    loop.save(state, config, fingerprint, trained.parts, COUNTED, REMEDY)
+    supervised.save(state, config, fingerprint, trained.parts, COUNTED, REMEDY)
 
 
 def resume(config: FinetuneConfig, trained: Trained, fingerprint: str) -> FinetuneState:
     """As `supervised.resume`, which says what is raised."""
     state, device = FinetuneState(), next(trained.model.parameters()).device
-    loop.resume(state, config, fingerprint, trained.parts, COUNTED, device)
+    supervised.resume(state, config, fingerprint, trained.parts, COUNTED, device)
     return state

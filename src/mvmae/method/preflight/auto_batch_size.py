@@ -14,17 +14,17 @@ from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
 from mvmae.method.preflight.dry_run import CPU_IMAGES, FULL, Train, need_on_cpu, step_of
 from mvmae.training import distributed, memory
-from mvmae.training.plan import steps_of_epoch
+from mvmae.training.plan import steps_per_epoch
 
 MOST = 4096  # images in a batch, up to which MAE scales the learning rate
 STEPS_AN_EPOCH = 8  # at least: a batch of nearly all images is gradient descent in slow motion
 LEAST = 16  # images in a batch all the same: the contrast needs others to compare with
 
 
-def fitted(
+def find_batch_size(
     config: PretrainConfig, num_images: int, device: torch.device, train: Train
-) -> tuple[PretrainConfig, list[str]]:
-    """Find the batch sizes that the config leaves open, with steps of random pixels.
+) -> tuple[PretrainConfig, str]:
+    """Find the batch size that the config leaves to the machine, with steps on random pixels.
 
     Args:
         config: With the pixels' depth and statistics settled.
@@ -33,13 +33,11 @@ def fitted(
         train: `pretrain.training_step`.
 
     Returns:
-        The config with numbers; remarks for the screen.
+        The config with numbers; a note for the screen.
 
     Raises:
         UserError: Not even the least batch fits, or the system does not tell what is used.
     """
-    if AUTO not in (config.batch_size, config.micro_batch_size):
-        return config, []
     processes = distributed.world_size()
     if config.batch_size == AUTO:
         wanted = min(MOST, num_images, max(LEAST, num_images // STEPS_AN_EPOCH))
@@ -50,7 +48,7 @@ def fitted(
                 "hundreds"
             )
     else:
-        steps_of_epoch(config, num_images)  # what cannot be is not tried for long
+        steps_per_epoch(num_images, config.batch_size)  # raise before trying for long
         most = config.batch_size // processes
     if distributed.is_main():
         said = "trying how many images fit into memory"
@@ -67,12 +65,12 @@ def fitted(
     if config.batch_size == AUTO:
         batch = power_of_two(min(size, most)) * processes
         config = replace(config, batch_size=batch)
-        return config, [_in_words(batch, num_images // batch, is_all=size >= most)]
+        return config, _in_words(batch, num_images // batch, is_all=size >= most)
     if size >= most:
-        said = f"all {most} images of a batch fit into memory at once"
-        return replace(config, micro_batch_size=None), [said]
+        note = f"all {most} images of a batch fit into memory at once"
+        return replace(config, micro_batch_size=None), note
     part = power_of_two(size)
-    return replace(config, micro_batch_size=part), [f"batches in parts of {part} images, which fit"]
+    return replace(config, micro_batch_size=part), f"batches in parts of {part} images, which fit"
 
 
 def _in_words(batch: int, steps: int, *, is_all: bool) -> str:

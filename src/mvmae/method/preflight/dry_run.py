@@ -72,13 +72,13 @@ class Prospect(NamedTuple):
     memory_there_gib: float
 
 
-def rehearse(
+def dry_run(
     config: PretrainConfig,
     source: Source,
     per_epoch: int,
     device: torch.device,
     train: Train,
-    found: Sequence[str] = (),
+    notes: Sequence[str] = (),
 ) -> int:
     """Measure, and say what the run would take.
 
@@ -88,7 +88,7 @@ def rehearse(
         per_epoch: Steps in an epoch.
         device: Where it would run.
         train: `pretrain.training_step`.
-        found: What was found out already, in words.
+        notes: What was inferred already.
 
     Raises:
         UserError: There are several processes, nothing can be read, or one image is too much.
@@ -106,7 +106,7 @@ def rehearse(
     terminal.emit("result", facts)
     console = terminal.people()
     console.print(table_of(config, cost, prospect, device))
-    for line in [*found, *advice(config, cost, prospect, device)]:
+    for line in [*notes, *advice(config, cost, prospect, device)]:
         console.print(line, highlight=False, soft_wrap=True)
     return 0
 
@@ -274,9 +274,8 @@ def step_of(
 ) -> Callable[[], Any]:
     """A training step of a batch of a size, of weights that stay as they are."""
     model = MaskedAutoencoder(config.model, Generator(), recompute=config.recompute).to(device)
-    if config.objective.reconstruction_weight == 0:
-        for parameter in model.decoder_parameters():
-            parameter.requires_grad_(False)
+    if config.objective.rebuild == "none":
+        model.freeze_decoder()
     optimizer = adamw(model, lr=0.0, betas=config.betas, weight_decay=0.0)
     batch = batch_of(config, size, views)
     config = replace(config, batch_size=size, micro_batch_size=micro)

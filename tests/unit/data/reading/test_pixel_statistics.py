@@ -8,7 +8,7 @@ import torch
 from mvmae.data.reading.detect_kind import kind_of, some
 from mvmae.data.reading.pixel_statistics import QUANTILES, Channel, _sums, measured, together
 from mvmae.data.sources.open import open_source
-from mvmae.method.preflight.resolve_config import statistics_of
+from mvmae.method.preflight.resolve_config import rounded_statistics
 
 
 def folder_of(tmp_path, kind, count=20, channels=3, top=None):
@@ -124,7 +124,7 @@ def test_the_kind_of_images_is_found_in_their_headers(tmp_path, image_folder):
 )
 def test_a_mean_keeps_the_digits_that_its_deviation_needs(mean, std, kept):
     channel = Channel(mean, std, 0.0, 1.0, (), 0.0, 0.0, bits=8, values=2)
-    means, deviations = statistics_of([channel])
+    means, deviations = rounded_statistics([channel])
     assert means == (kept,)
     assert abs(means[0] - mean) <= 1e-5 * (std or abs(mean))
     assert deviations == ((float(f"{std:.6g}") if std else 1.0),)

@@ -1,0 +1,215 @@
+"""Checkpoints of a run folder: saved whole, resumed only with the same settings and images."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import fields, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mvmae.config.files import from_json, to_json
+from mvmae.errors import UserError
+from mvmae.training import checkpoint, distributed, sharded_checkpoint
+from mvmae.training.sharding import training_tensors
+
+MAY_DIFFER = {  # options that a resumed run may change
+    *("out", "device", "workers", "read_timeout", "log", "resume", "overwrite"),
+    *("save_every_minutes", "save_in_background", "keep_every", "micro_batch_size"),
+    *("compile", "recompute", "dry_run"),
+}
+
+
+class RunCheckpoints:
+    """Save and restore the state of the run in `config.out`.
+
+    With --sharding full all processes write a folder together, which any number of processes can
+    resume; otherwise the main process writes a file.
+
+    Args:
+        config: Of the run: a dataclass with `out`, `data`, `resume` and `overwrite`.
+        fingerprint: Of the images.
+    """
+
+    def __init__(self, config: Any, fingerprint: str) -> None:
+        self.config, self.fingerprint = config, fingerprint
+        self.folder: Path = config.out / "checkpoints"
+        self.is_sharded = getattr(config, "sharding", "none") == "full"
+        self._writing: Future[None] | None = None
+
+    @property
+    def newest(self) -> Path:
+        """The newest checkpoint: a file, or with --sharding full a folder."""
+        return self.folder / ("last" if self.is_sharded else "last.pt")
+
+    def save(
+        self,
+        parts: Mapping[str, Any],
+        plain: dict[str, Any],
+        *,
+        keep_as: str | None = None,
+        in_background: bool = False,
+    ) -> None:
+        """Write a checkpoint, all processes together.
+
+        Args:
+            parts: Objects with a state dict, by name.
+            plain: Plain values and small tensors; those of the main process are kept, and the
+                "pending" losses of all where the run is sharded.
+            keep_as: File name under which it is also kept for good.
+            in_background: Whether to return while a copy is written, where the config allows it.
+        """
+        kept = to_json(replace(self.config, resume=False, overwrite=False))
+        content = {"config": kept, "fingerprint": self.fingerprint} | plain
+        if self.is_sharded:
+            content["pending"] = distributed.gather_objects([plain["pending"]])
+            tensors = training_tensors(parts["model"], parts["optimizer"])
+            sharded_checkpoint.save(self.folder, tensors, content)
+            if keep_as is not None and distributed.is_main():
+                sharded_checkpoint.keep(self.folder, Path(keep_as).stem)
+        elif distributed.is_main():
+            content |= {name: part.state_dict() for name, part in parts.items()}
+            if in_background and getattr(self.config, "save_in_background", False):
+                copied = _copy_to_cpu(content)
+                self._writing = _start_thread(lambda: self._write(copied, keep_as))
+            else:
+                self._write(content, keep_as)
+
+    def _write(self, content: dict[str, Any], keep_as: str | None) -> None:
+        checkpoint.save(self.folder, content)
+        if keep_as is not None:
+            checkpoint.keep(self.folder, keep_as)
+
+    def finish(self) -> None:
+        """Wait until the checkpoint being written is on the disk, and raise what went wrong."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        finally:
+            del writing  # it holds the error, which would hold this frame
+
+    def load(self, parts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+        """Restore the parts from the newest whole checkpoint.
+
+        Args:
+            parts: As for `save`.
+            names: Of the plain values that it must hold.
+
+        Raises:
+            UserError: There is none, it is damaged, or it belongs to other settings or images.
+        """
+        if self.is_sharded:
+            saved, folder = self._find_newest(sharded_checkpoint)
+            self._require_same_run(saved, folder, names)
+            tensors = training_tensors(parts["model"], parts["optimizer"])
+            sharded_checkpoint.fill(tensors, folder)
+            return saved | {"pending": _own_pending(saved["pending"])}
+        saved, file = self._find_newest(checkpoint)
+        self._require_same_run(saved, file, (*parts, *names))
+        for name, part in parts.items():
+            if isinstance(part, nn.Module):
+                checkpoint.load_weights(part, saved[name], source=str(self.newest))
+            else:
+                part.load_state_dict(saved[name])
+        return saved
+
+    def _find_newest(self, kind: ModuleType) -> tuple[dict[str, Any], Path]:
+        """Read the newest whole checkpoint of a kind; a damaged one is set aside."""
+        last = self.newest
+        if not any(last.with_stem(name).exists() for name in ("last", "previous")):
+            if has_checkpoint(self.config.out):
+                raise UserError(
+                    f"{self.config.out} was run with another --sharding: resume with the same"
+                )
+            raise UserError(
+                f"no checkpoint {last}: the run was stopped before its first, "
+                "begin again with --overwrite"
+            )
+        saved, place = kind.newest(last.parent)
+        distributed.barrier()  # or a slow process would not find the file that is renamed next
+        if place != last and distributed.is_main():
+            kind.set_aside(last.parent)
+            print(f"mvmae: {last} is damaged or missing: resuming from {place}", file=sys.stderr)
+        return saved, place
+
+    def _require_same_run(self, saved: dict[str, Any], place: Path, names: Iterable[str]) -> None:
+        config = self.config
+        command = type(config).__name__.removesuffix("Config").lower()
+        if not saved.keys() >= {"config", "fingerprint", *names}:
+            raise UserError(f"{place} is not a checkpoint of mvmae {command}")
+        before = from_json(saved["config"], type(config), source=str(place))
+        if changed := differences(before, config):
+            raise UserError(
+                f"{config.out} was run with {changed}: resume with the same settings "
+                f"(mvmae {command} --resume --out {config.out}), or begin a new run"
+            )
+        if saved["fingerprint"] != self.fingerprint:
+            data = config.data if isinstance(config.data, str) else " ".join(config.data)
+            raise UserError(
+                f"the images in {data} are not those that {config.out} began with: "
+                "put them back, or begin a new run"
+            )
+
+
+def has_checkpoint(out: Path) -> bool:
+    """Whether a run folder holds a checkpoint to resume from."""
+    names = ("last.pt", "previous.pt", "last", "previous")
+    return any((out / "checkpoints" / name).exists() for name in names)
+
+
+def differences(before: Any, now: Any, prefix: str = "") -> str:
+    """List the options that changed and what they were; empty where resuming allows all changes."""
+    words = []
+    for field in fields(before):
+        old, new = getattr(before, field.name), getattr(now, field.name)
+        if old == new or (not prefix and field.name in MAY_DIFFER):
+            continue
+        name = prefix + field.name
+        is_group = hasattr(old, "__dataclass_fields__")
+        words.append(differences(old, new, f"{name}.") if is_group else f"{name} {old}, not {new}")
+    return "; ".join(words)
+
+
+def _own_pending(rows_of_all: list[list[Tensor]]) -> list[Tensor]:
+    """This process's losses; the mean of all where a different number of processes resumes."""
+    if len(rows_of_all) == distributed.world_size():
+        return rows_of_all[distributed.rank()]
+    return [torch.stack(step).mean(dim=0) for step in zip(*rows_of_all, strict=True)]
+
+
+def _copy_to_cpu(value: Any) -> Any:
+    """Copy tensors within plain data to the CPU, where training no longer changes them."""
+    if isinstance(value, Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, dict):
+        return {key: _copy_to_cpu(content) for key, content in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copy_to_cpu(content) for content in value)
+    return value
+
+
+def _start_thread(write: Callable[[], None]) -> Future[None]:
+    """Start writing in a thread; the future holds what it raised.
+
+    The interpreter waits for a plain thread before it exits, so the file becomes whole.
+    """
+    future: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(write())
+        except BaseException as error:
+            # Drop what would hold the frames and so the future: tensors in such a reference cycle
+            # crash torch when the interpreter exits.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint").start()
+    return future
