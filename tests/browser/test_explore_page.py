@@ -1,4 +1,4 @@
-"""The page of `explore` in a real browser, served by the real command."""
+"""The page of `mvmae explore` in a real browser, served by the real command."""
 
 import re
 import subprocess
@@ -46,7 +46,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(home):
-    """Where the command serves the run."""
+    """Address of the page, served by the command."""
     command = [sys.executable, "-m", "mvmae", "explore", "run", "images", "--port", "0"]
     process = subprocess.Popen(
         command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -64,49 +64,49 @@ def url(home):
 
 @pytest.fixture
 def opened(browser, url):
-    """Opens the page and waits until it shows everything; nothing may go wrong meanwhile."""
-    contexts, trouble = [], []
+    """Open the page and wait until it is complete; no error may be logged meanwhile."""
+    contexts, errors = [], []
 
     def open_page(width=1440, height=900, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(SOON)
-        page.on("pageerror", lambda error: trouble.append(str(error)))
+        page.on("pageerror", lambda error: errors.append(str(error)))
         page.on(
             "console",
-            lambda said: trouble.append(said.text) if said.type in ("error", "warning") else None,
+            lambda said: errors.append(said.text) if said.type in ("error", "warning") else None,
         )
         page.on(
             "request",
             lambda request: (
                 None
                 if request.url.startswith((url, "data:", f"blob:{url}"))
-                else trouble.append(request.url)
+                else errors.append(request.url)
             ),
         )
         page.goto(url)
         page.wait_for_selector("#typical:not([hidden]) #most button")
-        at_rest(page)
+        wait_until_idle(page)
         return page
 
-    open_page.trouble = trouble
+    open_page.errors = errors
     yield open_page
     for context in contexts:
         context.close()
-    assert not trouble
+    assert not errors
 
 
-def at_rest(page) -> None:
-    """Wait until no panel computes. (The page's policy forbids Playwright's wait_for_function.)"""
+def wait_until_idle(page) -> None:
+    """Wait until no panel is busy. (The page's policy forbids Playwright's wait_for_function.)"""
     page.wait_for_timeout(150)  # longer than the page waits after the last move of a slider
     page.wait_for_selector("body:not(:has([aria-busy=true]))")
 
 
-def explored(page, name: str) -> None:
-    """Wait until the page shows all of an image."""
+def wait_for_image(page, name: str) -> None:
+    """Wait until the page shows everything about an image."""
     page.locator("#current-name").filter(has_text=re.compile(f"^{re.escape(name)}$")).wait_for()
-    at_rest(page)
+    wait_until_idle(page)
 
 
 def source(page, selector: str) -> str:
@@ -114,7 +114,7 @@ def source(page, selector: str) -> str:
 
 
 def violations(page, axe: str) -> list[str]:
-    """What axe-core holds for serious or critical."""
+    """Accessibility problems that axe-core calls serious or critical."""
     page.evaluate(axe)
     return [
         f"{one['id']}: {one['nodes'][0]['html']}"
@@ -135,19 +135,19 @@ def test_every_image_loads_and_is_described(opened):
     assert page.locator("#status").inner_text() != ""
 
 
-def test_slider_changes_what_is_hidden_and_predicted(opened):
+def test_the_slider_changes_the_mask_and_the_prediction(opened):
     page = opened()
     before = [source(page, one) for one in ("#masked", "#prediction", "#original")]
-    assert "81 %, 13 of 16" in page.locator("#ratio-said").inner_text()
+    assert "81 %, 13 of 16" in page.locator("#ratio-text").inner_text()
     page.locator("#ratio").fill("0.25")
-    at_rest(page)
+    wait_until_idle(page)
     after = [source(page, one) for one in ("#masked", "#prediction", "#original")]
-    assert "25 %, 4 of 16" in page.locator("#ratio-said").inner_text()
+    assert "25 %, 4 of 16" in page.locator("#ratio-text").inner_text()
     assert after[0] != before[0]
     assert after[1] != before[1]
     assert after[2] == before[2]
     page.get_by_role("button", name="Another mask").click()
-    at_rest(page)
+    wait_until_idle(page)
     assert page.locator("#seed").input_value() == "1"
     assert source(page, "#masked") != after[0]
 
@@ -155,80 +155,80 @@ def test_slider_changes_what_is_hidden_and_predicted(opened):
 def test_patches_are_hidden_and_shown_by_hand(opened):
     page = opened()
     page.locator("#ratio").fill("0.5")
-    at_rest(page)
+    wait_until_idle(page)
     before = source(page, "#masked")
     area = page.locator("#mask").bounding_box()
     page.locator("#mask").click(position={"x": area["width"] / 8, "y": area["height"] / 8})
-    at_rest(page)
-    text = page.locator("#ratio-said").inner_text()
+    wait_until_idle(page)
+    text = page.locator("#ratio-text").inner_text()
     assert "7 of 16" in text or "9 of 16" in text
     assert source(page, "#masked") != before
     page.locator("#mask").press("Enter")  # the cursor is where it was clicked
-    at_rest(page)
-    assert "8 of 16" in page.locator("#ratio-said").inner_text()
+    wait_until_idle(page)
+    assert "8 of 16" in page.locator("#ratio-text").inner_text()
     assert source(page, "#masked") == before
 
 
-def test_click_on_a_patch_changes_the_map_of_similarity(opened):
+def test_clicking_a_patch_changes_the_similarity_map(opened):
     page = opened()
     before = source(page, "#similar")
     area = page.locator("#patches").bounding_box()
     page.locator("#patches").click(position={"x": area["width"] * 7 / 8, "y": area["height"] / 8})
-    at_rest(page)
+    wait_until_idle(page)
     assert source(page, "#similar") != before
-    assert page.locator("#patch-said").inner_text().startswith("Row 1, column 4.")
+    assert page.locator("#patch-text").inner_text().startswith("Row 1, column 4.")
 
 
 def test_attention_of_blocks_and_heads(opened):
     page = opened()
     rollout = source(page, "#attention-maps img")
     page.get_by_text("One block").click()
-    at_rest(page)
+    wait_until_idle(page)
     last = source(page, "#attention-maps img")
     page.locator("#block").fill("1")
-    at_rest(page)
+    wait_until_idle(page)
     first = source(page, "#attention-maps img")
     assert len({rollout, last, first}) == 3
     page.get_by_text("Its heads").click()
-    at_rest(page)
+    wait_until_idle(page)
     assert page.locator("#attention-maps img").count() > 1
     assert "Head 2" in page.locator("#attention-maps").inner_text()
 
 
-def test_image_is_chosen_from_the_gallery_and_from_the_neighbours(opened):
+def test_images_are_chosen_from_the_gallery_and_the_neighbours(opened):
     page = opened()
     for place in ("#gallery button >> nth=3", "#nearest button >> nth=0"):
         before, name = source(page, "#original"), page.locator(place).get_attribute("title")
         page.locator(place).click()
-        explored(page, name)
+        wait_for_image(page, name)
         assert source(page, "#original") != before
     assert page.locator("#gallery button[aria-current=true]").count() == 1
 
 
-def test_address_names_the_image(opened, url):
+def test_the_address_names_the_image(opened, url):
     page = opened()
     page.locator("#gallery button >> nth=5").click()
     name = page.locator("#gallery button >> nth=5").get_attribute("title")
-    explored(page, name)
+    wait_for_image(page, name)
     page.reload()
-    explored(page, name)
+    wait_for_image(page, name)
     assert page.url == url + "#" + page.locator("[aria-current=true]").first.get_attribute(
         "data-image"
     )
 
 
-def test_names_of_files_are_text(opened):
+def test_file_names_are_text(opened):
     page = opened()
     page.locator("button[title*='onclick'] >> nth=0").click()
-    explored(page, "red/<b onclick=alert(1)>.png")
+    wait_for_image(page, "red/<b onclick=alert(1)>.png")
     assert page.locator("#current-name").inner_text() == "red/<b onclick=alert(1)>.png"
     assert page.locator("b").count() == 0
 
 
-def test_uploaded_image_is_explored(opened, home):
+def test_an_uploaded_image_is_explored(opened, home):
     page = opened()
     page.locator("#file").set_input_files(home / "green.png")
-    explored(page, "green.png")
+    wait_for_image(page, "green.png")
     assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
 
 
@@ -257,12 +257,12 @@ def test_dropped_and_pasted_images_are_explored(opened, home, how):
         page.evaluate(GIVE, ["dragover", content, "mine.png"])
         assert page.locator("#drop").is_visible()
     page.evaluate(GIVE, [how, content, "mine.png"])
-    explored(page, "mine.png")
+    wait_for_image(page, "mine.png")
     assert not page.locator("#drop").is_visible()
     assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
 
 
-def test_bad_upload_is_said_in_the_page(opened, home):
+def test_a_bad_upload_is_reported_on_the_page(opened, home):
     page = opened()
     name = page.locator("#current-name").inner_text()
     page.locator("#file").set_input_files(home / "notes.png")
@@ -271,15 +271,15 @@ def test_bad_upload_is_said_in_the_page(opened, home):
     assert said == "That file cannot be read as an image: not an image of a supported kind."
     assert page.locator("#upload-message").get_attribute("role") == "alert"
     assert page.locator("#current-name").inner_text() == name
-    (refused,) = opened.trouble  # the browser itself logs each answer of 400
+    (refused,) = opened.errors  # the browser itself logs each answer of 400
     assert "400" in refused
-    opened.trouble.clear()
+    opened.errors.clear()
     page.locator("#file").set_input_files(home / "green.png")
     page.wait_for_selector("#upload-message", state="hidden")
-    at_rest(page)
+    wait_until_idle(page)
 
 
-def test_page_works_by_keyboard_alone(opened):
+def test_the_page_works_by_keyboard_alone(opened):
     page = opened()
     reached = []
     for _ in range(70):
@@ -290,7 +290,7 @@ def test_page_works_by_keyboard_alone(opened):
     assert {"theme", "upload"} < set(reached)
     before = source(page, "#masked")
     page.keyboard.press("ArrowLeft")
-    at_rest(page)
+    wait_until_idle(page)
     assert source(page, "#masked") != before
     for _ in range(3):
         page.keyboard.press("Tab")
@@ -299,12 +299,12 @@ def test_page_works_by_keyboard_alone(opened):
     page.keyboard.press("ArrowRight")
     assert "Row 1, column 2: " in page.locator("#status").inner_text()
     page.keyboard.press("Space")
-    at_rest(page)
+    wait_until_idle(page)
     assert source(page, "#masked") != before
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.name") == "kind"
     page.keyboard.press("ArrowRight")
-    at_rest(page)
+    wait_until_idle(page)
     assert page.locator("input[value=block]").is_checked()
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.id") == "block"
@@ -312,7 +312,7 @@ def test_page_works_by_keyboard_alone(opened):
     assert page.evaluate("document.activeElement.id") == "patches"
     before = source(page, "#similar")
     page.keyboard.press("ArrowUp")
-    at_rest(page)
+    wait_until_idle(page)
     assert source(page, "#similar") != before
     assert "Row 2, column 3." in page.locator("#status").inner_text()
     outline = "getComputedStyle(document.activeElement).outlineStyle"
@@ -328,7 +328,7 @@ def test_page_works_by_keyboard_alone(opened):
         pytest.param(1440, "dark", marks=pytest.mark.slow),
     ],
 )
-def test_page_fits_and_is_accessible(opened, axe, width, scheme):
+def test_the_page_fits_and_is_accessible(opened, axe, width, scheme):
     page = opened(width, color_scheme=scheme, has_touch=width < 500)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert violations(page, axe) == []
@@ -336,7 +336,7 @@ def test_page_fits_and_is_accessible(opened, axe, width, scheme):
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) > 380) is (scheme == "light")
 
 
-def test_button_changes_the_colours_and_who_wants_no_motion_sees_none(opened):
+def test_the_theme_button_works_and_reduced_motion_is_respected(opened):
     page = opened(color_scheme="light", reduced_motion="reduce")
     background = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(background)
@@ -348,8 +348,8 @@ def test_button_changes_the_colours_and_who_wants_no_motion_sees_none(opened):
     assert page.evaluate(spinner) == "appear"
 
 
-def test_answers_out_of_date_are_dropped(opened):
-    """Of many moves of the slider the last one counts, however slow the answers are."""
+def test_outdated_answers_are_dropped(opened):
+    """The last move of the slider counts, however slow the answers are."""
     page = opened()
     sent = []
     page.route(
@@ -359,6 +359,6 @@ def test_answers_out_of_date_are_dropped(opened):
     for ratio in ("0.9375", "0.75", "0.5", "0.25"):
         page.locator("#ratio").fill(ratio)
         page.wait_for_timeout(120)
-    at_rest(page)
-    assert "25 %, 4 of 16" in page.locator("#ratio-said").inner_text()
+    wait_until_idle(page)
+    assert "25 %, 4 of 16" in page.locator("#ratio-text").inner_text()
     assert len(sent) < 4

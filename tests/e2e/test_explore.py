@@ -1,4 +1,4 @@
-"""`explore` as a person starts it: what it says, whom it lets in, how it ends."""
+"""`mvmae explore` as a person starts it: what it prints, whom it lets in, how it stops."""
 
 import json
 import re
@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from mvmae.cli.main import main
-from mvmae.inspect.explore.listening import is_loopback, listen, own_names, url_of
+from mvmae.inspect.explore.server import is_loopback, listen, own_names, page_url
 
 pytest.importorskip("uvicorn")
 
@@ -23,7 +23,7 @@ A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 1 "
     "--warmup-epochs 0 --device cpu --workers 0"
 )
-SOON = 120  # seconds that a busy machine may take to begin
+SOON = 120  # seconds that a busy machine may take to start
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
@@ -46,39 +46,39 @@ def home(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def started(home):
-    """Starts the command and waits for the address that it prints; returns both, and its words."""
+def start(home):
+    """Start the command and wait for the address; return the process, the address, the output."""
     processes = []
 
-    def start(*words: str) -> tuple[subprocess.Popen, str, str]:
+    def start_process(*words: str) -> tuple[subprocess.Popen, str, str]:
         command = [sys.executable, "-m", "mvmae", "explore", *words]
         process = subprocess.Popen(
             command, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
         )
         processes.append(process)
-        said = ""
-        while not (found := re.search(r"^open (http\S+)", said, re.MULTILINE)):
+        output = ""
+        while not (found := re.search(r"^open (http\S+)", output, re.MULTILINE)):
             line = process.stdout.readline()
-            assert line, said  # it ended
-            said += line
-        return process, found[1], said
+            assert line, output  # the process ended
+            output += line
+        return process, found[1], output
 
-    yield start
+    yield start_process
     for process in processes:
         if process.poll() is None:
             process.kill()
         process.communicate()
 
 
-def read(url: str, question: dict | None = None, **headers: str) -> dict:
-    content = None if question is None else json.dumps(question).encode()
+def read(url: str, values: dict | None = None, **headers: str) -> dict:
+    content = None if values is None else json.dumps(values).encode()
     request = urllib.request.Request(url, data=content, headers=headers)
     with DIRECT.open(request, timeout=SOON) as answer:
         return json.load(answer)
 
 
 def finished(url: str) -> dict:
-    """The progress when all is embedded."""
+    """Wait until everything is embedded and return the progress."""
     for _ in range(10 * SOON):
         if (progress := read(f"{url}api/progress"))["finished"]:
             return progress
@@ -86,15 +86,15 @@ def finished(url: str) -> dict:
     raise AssertionError(progress)
 
 
-def test_run_is_explored_until_control_c(started, home, free_port):
+def test_a_run_is_explored_until_control_c(start, home, free_port):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", free_port))
         taken.listen()
-        process, url, said = started("run", "images", "--port", str(free_port))
+        process, url, output = start("run", "images", "--port", str(free_port))
         port = int(url.rstrip("/").split(":")[-1])
         assert free_port < port <= free_port + 50
-        assert f"port {free_port} is taken: {port} instead" in said
-    assert "run on images: 16 images" in said
+        assert f"port {free_port} is in use: using {port} instead" in output
+    assert "run on images: 16 images" in output
     assert read(f"{url}api/about")["decoder"]["mask_ratio"] == 0.8
     assert finished(url)["done"] == 16
     assert len(read(f"{url}api/reconstruct", {"image": "d0", "mask_ratio": 0.5})["visible"]) == 8
@@ -109,30 +109,30 @@ def test_run_is_explored_until_control_c(started, home, free_port):
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=SOON)
     assert process.returncode == 0
-    assert out == "ended\n"
+    assert out == "stopped\n"
     assert is_free(port)
 
 
 @pytest.mark.slow
-def test_for_a_program_the_last_line_is_the_result(started):
+def test_with_json_the_last_line_is_the_result(start):
     words = ("random:vit_pico", "images", "--image-size", "32", "--port", "0", "--json")
-    process, url, said = started(*words)
+    process, url, output = start(*words)
     read(f"{url}api/progress")
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=SOON)
-    told = [json.loads(line) for line in (said + out).splitlines() if line.startswith("{")]
+    emitted = [json.loads(line) for line in (output + out).splitlines() if line.startswith("{")]
     address, result = {"event": "address"}, {"event": "result", "command": "explore"}
-    assert told == [address | {"url": url}, result | {"url": url}]
+    assert emitted == [address | {"url": url}, result | {"url": url}]
 
 
 @pytest.mark.slow
-def test_encoder_alone_on_all_addresses_warns_and_ends_by_a_signal(started, home):
+def test_an_encoder_alone_on_all_addresses_warns_and_stops_on_a_signal(start, home):
     before = sorted(home.iterdir())
-    process, url, said = started(
+    process, url, output = start(
         "random:vit_pico", "images", "--image-size", "32", "--host", "0.0.0.0", "--port", "0"
     )
-    assert "anyone who reaches this machine" in said
-    assert "no reconstructions: random:vit_pico is an encoder alone" in said
+    assert "anyone who can reach port" in output
+    assert "no reconstructions: random:vit_pico is an encoder alone" in output
     assert url.startswith("http://127.0.0.1:")
     port = url.rstrip("/").split(":")[-1]
     assert read(f"{url}api/about", Host=f"192.0.2.7:{port}")["decoder"] is None
@@ -141,7 +141,7 @@ def test_encoder_alone_on_all_addresses_warns_and_ends_by_a_signal(started, home
     process.send_signal(signal.SIGTERM)
     process.communicate(timeout=SOON)
     assert process.returncode == 143
-    assert sorted(home.iterdir()) == before  # to look at an encoder makes no folder
+    assert sorted(home.iterdir()) == before  # looking at an encoder creates no folder
 
 
 def is_free(port: int) -> bool:
@@ -165,7 +165,7 @@ def is_free(port: int) -> bool:
         ("run images --port=-1", "port must be between 0 and 65535"),
         ("run images --port http", "'http' is not a whole number"),
         ("run images --host http://127.0.0.1", "is no address: name one as 127.0.0.1"),
-        ("run images --host nothing.invalid", "is no address that is known here"),
+        ("run images --host nothing.invalid", "is not a known address"),
         ("run images --host 192.0.2.7", "cannot be served on"),
         ("run images --host 127.0.0.1:80", "is no address"),
         ("run images --most 0", "most must be at least 1"),
@@ -174,7 +174,7 @@ def is_free(port: int) -> bool:
         ("run images run", "must all be folders|holds no image|no images"),
     ],
 )
-def test_what_cannot_be_explored_is_refused(home, monkeypatch, capsys, words, says):
+def test_mistakes_are_refused_in_one_line(home, monkeypatch, capsys, words, says):
     monkeypatch.chdir(home)
     capsys.readouterr()
     assert main(["explore", *words.split()]) == 2
@@ -191,19 +191,19 @@ def test_missing_package_is_named(home, monkeypatch, capsys, package):
     assert "pip install 'mvmae[explore]'" in capsys.readouterr().err
 
 
-def test_port_zero_is_any_free_port():
+def test_port_zero_means_any_free_port():
     with listen("127.0.0.1", 0) as one, listen("127.0.0.1", 0) as other:
-        assert url_of(one, "127.0.0.1") != url_of(other, "127.0.0.1")
-        assert url_of(one, "127.0.0.1").startswith("http://127.0.0.1:")
+        assert page_url(one, "127.0.0.1") != page_url(other, "127.0.0.1")
+        assert page_url(one, "127.0.0.1").startswith("http://127.0.0.1:")
 
 
-def test_address_in_numbers_of_the_newer_kind_stands_in_brackets():
+def test_an_ipv6_address_is_in_brackets():
     try:
         sock = listen("::1", 0)
     except Exception:
         pytest.skip("no IPv6 here")
     with sock:
-        assert url_of(sock, "::1") == f"http://[::1]:{sock.getsockname()[1]}/"
+        assert page_url(sock, "::1") == f"http://[::1]:{sock.getsockname()[1]}/"
 
 
 @pytest.mark.parametrize(
@@ -213,9 +213,9 @@ def test_address_in_numbers_of_the_newer_kind_stands_in_brackets():
         *((host, False) for host in ("0.0.0.0", "192.0.2.7", "::", "somewhere.example")),
     ],
 )
-def test_only_this_machine_reaches_loopback(host, local):
+def test_only_this_machine_can_reach_a_loopback_address(host, local):
     assert is_loopback(host) is local
 
 
-def test_server_goes_by_its_host_and_this_machine():
+def test_the_server_has_the_names_of_its_host_and_this_machine():
     assert {"box.example", "localhost", socket.gethostname().lower()} <= own_names("Box.example")

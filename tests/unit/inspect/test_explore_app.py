@@ -1,4 +1,4 @@
-"""What the server of `explore` answers, and whom."""
+"""What the server of `mvmae explore` answers, and which requests it refuses."""
 
 import asyncio
 import base64
@@ -22,21 +22,20 @@ from mvmae.config.figures import ExploreConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder
-from mvmae.inspect.explore import embeddings as background
-from mvmae.inspect.explore import run
-from mvmae.inspect.explore.embeddings import Embedded
+from mvmae.inspect.explore import embeddings, run
+from mvmae.inspect.explore.embeddings import EmbeddingIndex
+from mvmae.inspect.explore.server import Workers
 from mvmae.inspect.explore.session import Session
-from mvmae.inspect.explore.workers import Workers
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder
 
 testclient = pytest.importorskip("starlette.testclient")
 
-from mvmae.inspect.explore.app import build  # noqa: E402  (needs starlette)
+from mvmae.inspect.explore.app import build_app  # noqa: E402  (needs starlette)
 
 
 class Remembering(Encoder):
-    """An encoder that keeps the patches it was given, hidden ones too."""
+    """An encoder that keeps all patches it was given, hidden ones too."""
 
     def encode(self, patches, ids_keep=None):
         self.given = patches
@@ -57,8 +56,8 @@ def copying(tiny: PretrainConfig) -> OpenedAutoencoder:
     return OpenedAutoencoder(model.eval(), config)
 
 
-def served(data, *, decoder=None, embed=True, opened=None, **options):
-    """A client of a server for an untrained encoder of 4 x 4 patches on 64 x 64 pixels."""
+def serve(data, *, decoder=None, embed=True, opened=None, **options):
+    """Start a server for an untrained encoder of 4 x 4 patches on 64 x 64 pixels."""
     config = ExploreConfig(encoder="random:vit_pico", image_size=64, data=(str(data),), **options)
     networks, reason = run.open_networks(config, torch.device("cpu"))
     if decoder:
@@ -66,27 +65,29 @@ def served(data, *, decoder=None, embed=True, opened=None, **options):
     networks = networks._replace(opened=opened or networks.opened)
     source = open_source(config.data, networks.opened.encoder.in_channels)
     order = np.random.default_rng(0).permutation(len(source))
-    kept = Embedded(source, order[: config.most].tolist(), networks.opened.encoder.embed_dim)
+    embedded = EmbeddingIndex(
+        source, order[: config.most].tolist(), networks.opened.encoder.embed_dim
+    )
     if embed:
-        background.embed(
-            kept,
+        embeddings.embed_in_background(
+            embedded,
             networks,
             compute=lambda work: work(),
             idle=lambda: 9.0,
             stop=threading.Event(),
         )
-    facts = run.facts_of(config, networks.opened, source, reason)
-    session = Session(networks, source, order, kept, facts)
-    return testclient.TestClient(build(session, Workers(), names={"testserver"}))
+    facts = run.describe(config, networks.opened, source, reason)
+    session = Session(networks, source, order, embedded, facts)
+    return testclient.TestClient(build_app(session, Workers(), names={"testserver"}))
 
 
 @pytest.fixture
 def client(image_folder, tiny):
-    return served(image_folder(per_class=6, suffix=".png"), decoder=copying(tiny))
+    return serve(image_folder(per_class=6, suffix=".png"), decoder=copying(tiny))
 
 
-def asked(client, path, **question):
-    answer = client.post(f"/api/{path}", content=json.dumps(question))
+def ask(client, path, **values):
+    answer = client.post(f"/api/{path}", content=json.dumps(values))
     assert answer.status_code == 200, answer.text
     return answer.json()
 
@@ -108,8 +109,8 @@ def complaint(answer, status: int) -> str:
 # reconstructions
 
 
-def test_what_a_copying_model_predicts_is_the_image(client):
-    found = asked(client, "reconstruct", image="d3", mask_ratio=0.5, seed=1)
+def test_a_copying_model_predicts_the_image(client):
+    found = ask(client, "reconstruct", image="d3", mask_ratio=0.5, seed=1)
     shown = {name: pixels(uri) for name, uri in found["pictures"].items()}
     assert np.abs(shown["prediction"] - shown["original"]).max() <= 1
     assert np.abs(shown["pasted"] - shown["original"]).max() <= 1
@@ -117,8 +118,8 @@ def test_what_a_copying_model_predicts_is_the_image(client):
     assert found["error"] == pytest.approx(0, abs=1e-10)
 
 
-def test_hidden_patches_are_gray_and_visible_ones_as_they_are(client):
-    found = asked(client, "reconstruct", image="d0", visible=[5, 10])
+def test_hidden_patches_are_gray_and_visible_ones_unchanged(client):
+    found = ask(client, "reconstruct", image="d0", visible=[5, 10])
     shown = {name: pixels(uri) for name, uri in found["pictures"].items()}
     assert found["visible"] == [5, 10]
     for patch in range(16):
@@ -130,49 +131,49 @@ def test_hidden_patches_are_gray_and_visible_ones_as_they_are(client):
             assert (np.abs(shown["masked"][area] - 127.5) < 1).all()
 
 
-def test_larger_share_hides_more_of_the_same_mask(client):
+def test_a_larger_share_hides_more_of_the_same_mask(client):
     few, many = (
-        set(asked(client, "reconstruct", image="d0", mask_ratio=ratio, seed=4)["visible"])
+        set(ask(client, "reconstruct", image="d0", mask_ratio=ratio, seed=4)["visible"])
         for ratio in (0.75, 0.25)
     )
     assert (len(few), len(many)) == (4, 12)
     assert few < many
-    other = asked(client, "reconstruct", image="d0", mask_ratio=0.75, seed=5)["visible"]
+    other = ask(client, "reconstruct", image="d0", mask_ratio=0.75, seed=5)["visible"]
     assert set(other) != few
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0, 15), (1, 1)])
-def test_ends_of_the_slider_leave_a_patch_of_either_kind(client, ratio, count):
-    assert len(asked(client, "reconstruct", image="d0", mask_ratio=ratio)["visible"]) == count
+def test_the_ends_of_the_slider_leave_one_patch_visible_or_hidden(client, ratio, count):
+    assert len(ask(client, "reconstruct", image="d0", mask_ratio=ratio)["visible"]) == count
 
 
 def test_the_first_mask_hides_as_many_patches_as_training_did(image_folder, tiny):
     model = replace(tiny.model, image_size=32)  # 64 patches at 0.8: 12 visible
-    client = served(image_folder(), decoder=copying(replace(tiny, model=model)))
+    client = serve(image_folder(), decoder=copying(replace(tiny, model=model)))
     about = client.get("/api/about").json()["decoder"]
     assert about["hidden"] == 52 == 64 - model.num_visible
-    # what the page sends, where the slider stands on steps of a patch
-    found = asked(client, "reconstruct", image="d0", mask_ratio=about["hidden"] / 64)
+    # what the page sends: the slider moves in steps of a patch
+    found = ask(client, "reconstruct", image="d0", mask_ratio=about["hidden"] / 64)
     assert len(found["visible"]) == model.num_visible
     script = client.get("/explore.js").text
     assert '$("ratio").value = hidden / total;' in script.partition("about.decoder;")[2]
 
 
-def test_without_a_decoder_it_is_said_why(image_folder):
-    client = served(image_folder())
-    said = client.get("/api/about").json()
-    assert said["decoder"] is None
-    assert "only a run of mvmae pretrain has a decoder" in said["no_decoder"]
+def test_without_a_decoder_the_page_says_why(image_folder):
+    client = serve(image_folder())
+    about = client.get("/api/about").json()
+    assert about["decoder"] is None
+    assert "only a run of mvmae pretrain has a decoder" in about["no_decoder"]
     answer = client.post("/api/reconstruct", content='{"image": "d0"}')
-    assert complaint(answer, 400) == said["no_decoder"]
+    assert complaint(answer, 400) == about["no_decoder"]
 
 
-# what the encoder makes of an image
+# attention, similar patches and features
 
 
 @pytest.mark.parametrize("patch", [0, 6, 15])
-def test_map_of_similarity_has_its_peak_at_the_patch(client, patch):
-    found = asked(client, "similar", image="d1", patch=patch)
+def test_the_similarity_map_peaks_at_the_chosen_patch(client, patch):
+    found = ask(client, "similar", image="d1", patch=patch)
     assert len(found["values"]) == 16
     assert int(np.argmax(found["values"])) == patch
     assert found["values"][patch] == pytest.approx(1, abs=1e-3)
@@ -182,49 +183,49 @@ def test_map_of_similarity_has_its_peak_at_the_patch(client, patch):
     assert int(means.argmax()) == patch
 
 
-def test_attention_has_a_map_for_each_head_or_one(client):
+def test_attention_has_one_map_or_one_per_head(client):
     heads = client.get("/api/about").json()["heads"]
-    rollout = asked(client, "attention", image="d0")["maps"]
-    block = asked(client, "attention", image="d0", block=0)["maps"]
-    last = asked(client, "attention", image="d0", block=3, heads=True)["maps"]
+    rollout = ask(client, "attention", image="d0")["maps"]
+    block = ask(client, "attention", image="d0", block=0)["maps"]
+    last = ask(client, "attention", image="d0", block=3, heads=True)["maps"]
     assert (len(rollout), len(block), len(last)) == (1, 1, heads)
     assert len({rollout[0], block[0], *last}) == 2 + heads
     assert pixels(rollout[0]).shape == (384, 384, 3)
 
 
-def test_colours_of_patches_have_a_basis_of_all_images_or_of_one(client):
-    common, alone = (asked(client, "features", image="d0", alone=alone) for alone in (False, True))
+def test_patch_colours_are_fitted_to_all_images_or_to_one(client):
+    common, alone = (ask(client, "features", image="d0", alone=alone) for alone in (False, True))
     assert (common["common"], alone["common"]) == (True, False)
     assert pixels(common["map"]).shape == (4, 4, 3)
     assert common["map"] != alone["map"]
     assert len(np.unique(pixels(alone["map"]).reshape(-1, 3), axis=0)) > 8
 
 
-def test_before_anything_is_embedded_colours_are_of_one_image_and_nothing_is_near(image_folder):
-    client = served(image_folder(), embed=False)
-    assert asked(client, "features", image="d0")["common"] is False
-    assert asked(client, "neighbours", image="d0") == {"images": [], "among": 0}
+def test_before_embedding_colours_are_of_one_image_and_there_are_no_neighbours(image_folder):
+    client = serve(image_folder(), embed=False)
+    assert ask(client, "features", image="d0")["common"] is False
+    assert ask(client, "neighbours", image="d0") == {"images": [], "among": 0}
     assert client.get("/api/progress").json() == {
         "done": 0,
         "total": 8,
         "unreadable": 0,
         "finished": False,
-        "trouble": "",
+        "error": "",
         "has_basis": False,
     }
     assert client.get("/api/typical").json() == {"most": [], "least": []}
 
 
-def test_gray_and_oblong_images_are_shown_as_they_are(image_folder):
+def test_gray_and_oblong_images_keep_their_mode_and_shape(image_folder):
     opened = encoders.open_encoder("random:vit_pico", (32, 64), 1)
-    client = served(image_folder(), opened=opened)
+    client = serve(image_folder(), opened=opened)
     assert client.get("/api/about").json()["grid"] == [2, 4]
     with Image.open(io.BytesIO(client.get("/api/images/d0").content)) as picture:
         assert (picture.mode, picture.size) == ("L", (384, 192))
     with Image.open(io.BytesIO(client.get("/api/thumbnails/0").content)) as picture:
         assert (picture.mode, picture.size) == ("L", (128, 64))
-    assert pixels(asked(client, "features", image="d0")["map"]).shape == (2, 4, 3)
-    found = asked(client, "similar", image="d0", patch=7)
+    assert pixels(ask(client, "features", image="d0")["map"]).shape == (2, 4, 3)
+    found = ask(client, "similar", image="d0", patch=7)
     assert pixels(found["map"]).shape == (192, 384, 3)
     assert int(np.argmax(found["values"])) == 7
 
@@ -232,14 +233,14 @@ def test_gray_and_oblong_images_are_shown_as_they_are(image_folder):
 # neighbours
 
 
-def test_copy_of_an_image_is_its_nearest_and_itself_is_left_out(image_folder):
+def test_a_copy_is_the_nearest_image_and_the_image_itself_is_left_out(image_folder):
     folder = image_folder(suffix=".png")
     (folder / "red" / "copy.png").write_bytes((folder / "red" / "1.png").read_bytes())
-    client = served(folder)
+    client = serve(folder)
     names = {}
     for card in client.get("/api/gallery").json()["images"]:
         names[card["name"]] = card["image"]
-    found = asked(client, "neighbours", image=names["red/1.png"], count=50)
+    found = ask(client, "neighbours", image=names["red/1.png"], count=50)
     assert found["among"] == 9
     assert len(found["images"]) == 8
     assert found["images"][0]["name"] == "red/copy.png"
@@ -250,11 +251,11 @@ def test_copy_of_an_image_is_its_nearest_and_itself_is_left_out(image_folder):
     assert ranked == sorted(ranked, reverse=True)
 
 
-def test_upload_of_an_image_of_the_data_finds_it(image_folder):
+def test_uploading_an_image_of_the_data_finds_it(image_folder):
     folder = image_folder(suffix=".png")
-    client = served(folder)
+    client = serve(folder)
     upload = client.post("/api/images", content=(folder / "blue" / "2.png").read_bytes()).json()
-    nearest = asked(client, "neighbours", image=upload["image"], count=1)["images"][0]
+    nearest = ask(client, "neighbours", image=upload["image"], count=1)["images"][0]
     assert nearest["name"] == "blue/2.png"
     shown = client.get(f"/api/images/{upload['image']}")
     with Image.open(io.BytesIO(shown.content)) as picture:
@@ -264,18 +265,18 @@ def test_upload_of_an_image_of_the_data_finds_it(image_folder):
         assert np.abs(colour - np.asarray(picture).mean(axis=(0, 1))).max() < 6
 
 
-def test_only_as_many_as_asked_for_are_embedded(image_folder):
-    client = served(image_folder(per_class=10), most=7)
-    assert asked(client, "neighbours", image="d0", count=50)["among"] == 7
+def test_at_most_the_requested_images_are_embedded(image_folder):
+    client = serve(image_folder(per_class=10), most=7)
+    assert ask(client, "neighbours", image="d0", count=50)["among"] == 7
     assert client.get("/api/gallery?count=200").json()["total"] == 20
 
 
-def test_odd_image_is_the_least_typical(image_folder):
+def test_an_odd_image_is_the_least_typical(image_folder):
     folder = image_folder(classes=("a", "b"), per_class=15, suffix=".png")
     stripes = np.zeros((64, 64, 3), np.uint8)
     stripes[::2] = 255
     Image.fromarray(stripes).save(folder / "a" / "odd.png")
-    found = served(folder).get("/api/typical").json()
+    found = serve(folder).get("/api/typical").json()
     assert found["least"][0]["name"] == "a/odd.png"
     assert len(found["least"]) == len(found["most"]) == 8
     assert found["most"][0]["similarity"] > found["least"][0]["similarity"]
@@ -284,7 +285,7 @@ def test_odd_image_is_the_least_typical(image_folder):
 def test_unreadable_images_are_passed_over(image_folder):
     folder = image_folder()
     (folder / "red" / "0.jpg").write_bytes(b"no image")
-    client = served(folder)
+    client = serve(folder)
     assert client.get("/api/progress").json()["unreadable"] == 1
     (card,) = (
         card for card in client.get("/api/gallery").json()["images"] if card["name"] == "red/0.jpg"
@@ -296,54 +297,58 @@ def test_unreadable_images_are_passed_over(image_folder):
     assert message.startswith("red/0.jpg cannot be read: ")
 
 
-def test_background_stands_back_while_a_person_asks(image_folder):
-    """It reads ahead, and computes only after a pause without questions."""
+def test_the_background_pauses_while_a_person_is_active(image_folder):
+    """It reads ahead, and computes only after a pause without requests."""
     config = ExploreConfig(encoder="random:vit_pico", image_size=64, data=(str(image_folder()),))
     networks, _ = run.open_networks(config, torch.device("cpu"))
     source = open_source(config.data, 3)
-    kept, stop, quiet = Embedded(source, range(8), networks.opened.encoder.embed_dim), None, [0.0]
+    embedded, stop, quiet = (
+        EmbeddingIndex(source, range(8), networks.opened.encoder.embed_dim),
+        None,
+        [0.0],
+    )
     stop = threading.Event()
     worker = threading.Thread(
-        target=background.embed,
-        args=(kept, networks),
+        target=embeddings.embed_in_background,
+        args=(embedded, networks),
         kwargs={"compute": lambda work: work(), "idle": lambda: quiet[0], "stop": stop},
     )
     worker.start()
     time.sleep(0.5)
-    assert kept.progress().done == 0
+    assert embedded.progress().done == 0
     quiet[0] = 9.0
     worker.join(20)
-    assert kept.progress() == (8, 8, 0, True, "")
+    assert embedded.progress() == (8, 8, 0, True, "")
 
 
-def test_kept_embeddings_are_those_that_were_made(image_folder, tmp_path):
+def test_cached_embeddings_are_the_computed_ones(image_folder, tmp_path):
     config = ExploreConfig(encoder="random:vit_pico", image_size=64, data=(str(image_folder()),))
     networks, _ = run.open_networks(config, torch.device("cpu"))
     source = open_source(config.data, 3)
     width = networks.opened.encoder.embed_dim
-    made, again = (Embedded(source, [5, 1, 3, 0], width) for _ in range(2))
-    background.embed(
+    made, again = (EmbeddingIndex(source, [5, 1, 3, 0], width) for _ in range(2))
+    embeddings.embed_in_background(
         made, networks, compute=lambda work: work(), idle=lambda: 9.0, stop=threading.Event()
     )
-    file = background.cache_file(tmp_path, made, networks)
-    assert not background.recall(file, again)
-    background.keep(file, made)
-    assert background.recall(file, again)
+    file = embeddings.cache_file(tmp_path, made, networks)
+    assert not embeddings.load(file, again)
+    embeddings.save(file, made)
+    assert embeddings.load(file, again)
     assert torch.equal(made.vectors, again.vectors)
     assert again.indices.tolist() == [5, 1, 3, 0]
     assert torch.equal(made.basis.components, again.basis.components)
     assert again.progress() == (4, 4, 0, True, "")
-    other = Embedded(source, [5, 1, 3], width)
-    assert background.cache_file(tmp_path, other, networks) != file
+    other = EmbeddingIndex(source, [5, 1, 3], width)
+    assert embeddings.cache_file(tmp_path, other, networks) != file
     file.write_bytes(file.read_bytes()[:-9])
-    assert not background.recall(file, Embedded(source, [5, 1, 3, 0], width))
+    assert not embeddings.load(file, EmbeddingIndex(source, [5, 1, 3, 0], width))
 
 
-# what is refused
+# refused requests
 
 
 def bomb() -> bytes:
-    """A PNG of a kilobyte that says it has 10 billion pixels."""
+    """A PNG of a kilobyte whose header claims 10 billion pixels."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + content))
@@ -389,18 +394,18 @@ def truncated() -> bytes:
         ),
     ],
 )
-def test_bad_upload_gets_a_plain_message(client, content, says):
+def test_a_bad_upload_gets_a_plain_message(client, content, says):
     message = complaint(client.post("/api/images", content=content), 400)
     assert re.search(says, message), message
     assert len(message) < 300
 
 
-def test_upload_of_fifty_megabytes_is_refused(client):
+def test_an_upload_of_fifty_megabytes_is_refused(client):
     large = client.post("/api/images", content=b"\xff\xd8\xff" + b"0" * (50 * 2**20))
     assert complaint(large, 413) == "That file is too large: at most 32 MB."
 
 
-def test_upload_that_hides_its_size_is_refused_too(client):
+def test_a_large_upload_without_a_length_is_refused_too(client):
     pieces = (b"0" * 2**20 for _ in range(50))
     assert complaint(client.post("/api/images", content=pieces), 413).startswith("That file is too")
 
@@ -408,10 +413,10 @@ def test_upload_that_hides_its_size_is_refused_too(client):
 @pytest.mark.parametrize(
     ("path", "content", "says"),
     [
-        ("reconstruct", "{", "no JSON"),
-        ("reconstruct", b"\xff\xfe", "no JSON"),
-        ("reconstruct", "[" * 100_000, "no JSON"),
-        ("reconstruct", "[]", "no JSON object"),
+        ("reconstruct", "{", "is not JSON"),
+        ("reconstruct", b"\xff\xfe", "is not JSON"),
+        ("reconstruct", "[" * 100_000, "is not JSON"),
+        ("reconstruct", "[]", "is not a JSON object"),
         ("reconstruct", "{}", "image must name"),
         ("reconstruct", '{"image": 5}', "image must name"),
         ("reconstruct", '{"image": "d0", "mask_ratio": 1.5}', "mask_ratio must be a number"),
@@ -430,7 +435,7 @@ def test_upload_that_hides_its_size_is_refused_too(client):
         ),
         ("attention", '{"image": "d0", "block": 4}', "block must be a whole number from 0 to 3"),
         ("attention", '{"image": "d0", "block": -1}', "block must be a whole number"),
-        ("attention", '{"image": "d0", "heads": true}', "heads are of one block"),
+        ("attention", '{"image": "d0", "heads": true}', "heads belong to one block"),
         ("attention", '{"image": "d0", "heads": 1}', "heads must be true or false"),
         ("similar", '{"image": "d0", "patch": 16}', "patch must be a whole number from 0 to 15"),
         ("similar", '{"image": "d0", "patch": true}', "patch must be a whole number"),
@@ -438,20 +443,20 @@ def test_upload_that_hides_its_size_is_refused_too(client):
         ("neighbours", '{"image": "d0", "count": 0}', "count must be a whole number"),
     ],
 )
-def test_question_that_makes_no_sense_is_refused(client, path, content, says):
+def test_wrong_values_are_refused(client, path, content, says):
     assert says in complaint(client.post(f"/api/{path}", content=content), 400)
 
 
 @pytest.mark.parametrize(
     "image", ["d12", "d-1", "d1.5", "d٣", "d" + "9" * 40, "u" + "0" * 16, "../../etc/passwd", "d"]
 )
-def test_image_that_is_not_there_is_refused(client, image):
+def test_a_missing_image_is_refused(client, image):
     for path in ("reconstruct", "attention", "similar", "features", "neighbours"):
         answer = client.post(f"/api/{path}", content=json.dumps({"image": image}))
         assert "image" in complaint(answer, 404)
 
 
-def test_question_too_large_is_refused(client):
+def test_a_request_that_is_too_large_is_refused(client):
     answer = client.post("/api/similar", content="[" + "1," * 200_000 + "1]")
     assert "too large" in complaint(answer, 413)
 
@@ -474,21 +479,21 @@ def test_question_too_large_is_refused(client):
         ("/api/reconstruct", 405),
     ],
 )
-def test_address_that_is_none_is_refused(client, path, status):
+def test_unknown_addresses_are_refused(client, path, status):
     complaint(client.get(path), status)
 
 
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8017", "testserver.evil.example", "", "a@testserver"]
 )
-def test_server_answers_to_its_own_name_only(client, host):
+def test_the_server_answers_to_its_own_name_only(client, host):
     for path in ("/", "/explore.js", "/api/about", "/api/images/d0"):
         answer = client.get(path, headers={"host": host})
-        assert "does not go by that name" in complaint(answer, 400)
+        assert "This server has another name" in complaint(answer, 400)
 
 
 @pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://testserver:99"])
-def test_other_sites_cannot_send_questions(client, origin):
+def test_other_sites_cannot_send_requests(client, origin):
     answer = client.post("/api/similar", content='{"image": "d0"}', headers={"origin": origin})
     assert complaint(answer, 400) == "Requests from other sites are refused."
 
@@ -501,7 +506,7 @@ def test_other_sites_cannot_send_questions(client, origin):
         {},
     ],
 )
-def test_other_sites_pages_cannot_even_load_pictures(client, how):
+def test_pages_of_other_sites_cannot_load_pictures(client, how):
     for path in ("/", "/api/about", "/api/images/d0"):
         answer = client.get(path, headers={"sec-fetch-site": "cross-site", **how})
         assert complaint(answer, 400) == "Requests from other sites are refused."
@@ -513,8 +518,8 @@ def test_links_to_the_page_can_be_followed(client):
         assert client.get("/", headers={"sec-fetch-site": site, **link}).status_code == 200
 
 
-def test_an_upload_that_is_broken_off_is_no_fault_of_ours(client):
-    """What the server does when the socket closes in the middle of a body."""
+def test_an_aborted_upload_is_not_an_internal_error(client):
+    """The socket closes in the middle of a body."""
     coming = [
         {"type": "http.request", "body": b"xxxx", "more_body": True},
         {"type": "http.disconnect"},
@@ -534,35 +539,35 @@ def test_an_upload_that_is_broken_off_is_no_fault_of_ours(client):
         "query_string": b"",
         "headers": [(b"host", b"testserver")],
     }
-    with ThreadPoolExecutor() as thread:  # where no event loop runs, as it may here
+    with ThreadPoolExecutor() as thread:  # has no event loop, unlike maybe this thread
         thread.submit(lambda: asyncio.run(client.app(scope, receive, send))).result()
     assert [message.get("status") for message in sent] == [400, None]
     assert sent[1]["body"] == b""
 
 
-def test_parts_of_a_data_set_are_no_classes(image_folder):
+def test_parts_of_a_data_set_are_not_classes(image_folder):
     for part in ("train", "val"):
         image_folder(f"images/{part}", per_class=2)
-    client = served(image_folder("images", classes=()), embed=False)
+    client = serve(image_folder("images", classes=()), embed=False)
     labels = {client.get(f"/api/cards/{index}").json()["label"] for index in range(8)}
     assert labels == {"blue", "red"}
 
 
-def test_even_attention_to_a_plain_image_is_drawn_even(tmp_path):
+def test_even_attention_is_drawn_even(tmp_path):
     Image.new("RGB", (64, 64), (200, 30, 30)).save(tmp_path / "red.png")
-    client = served(tmp_path, embed=False)
+    client = serve(tmp_path, embed=False)
     for question in ({}, {"block": 0}, {"block": 1, "heads": True}):
-        for one in asked(client, "attention", image="d0", **question)["maps"]:
+        for one in ask(client, "attention", image="d0", **question)["maps"]:
             assert np.ptp(pixels(one), axis=(0, 1)).max() < 40
 
 
-def test_its_own_page_can(client):
+def test_its_own_page_can_send_requests(client):
     headers = {"origin": "http://testserver"}
     found = client.post("/api/similar", content='{"image": "d0"}', headers=headers)
     assert found.status_code == 200
 
 
-def test_every_answer_says_what_a_browser_may_do(client):
+def test_every_answer_has_the_security_headers(client):
     for answer in (
         client.get("/"),
         client.get("/api/about"),
@@ -577,7 +582,7 @@ def test_every_answer_says_what_a_browser_may_do(client):
         assert "access-control-allow-origin" not in answer.headers
 
 
-def test_page_needs_nothing_from_elsewhere(client):
+def test_the_page_loads_nothing_from_elsewhere(client):
     page = client.get("/").text
     for name in ("explore.css", "explore.js", "icon.svg"):
         assert f'"/{name}"' in page
@@ -590,11 +595,11 @@ def test_page_needs_nothing_from_elsewhere(client):
     assert "innerHTML" not in client.get("/explore.js").text
 
 
-def test_names_are_passed_on_as_they_are(image_folder):
+def test_file_names_are_passed_on_unchanged(image_folder):
     folder = image_folder()
     odd = folder / "red" / "<img src=x onerror=alert(1)>.jpg"
     (folder / "red" / "0.jpg").rename(odd)
     (folder / "red" / "1.jpg").rename(folder / "red" / "\udcff.jpg")
-    names = [card["name"] for card in served(folder).get("/api/gallery").json()["images"]]
+    names = [card["name"] for card in serve(folder).get("/api/gallery").json()["images"]]
     assert "red/<img src=x onerror=alert(1)>.jpg" in names
     assert r"red/\udcff.jpg" in names

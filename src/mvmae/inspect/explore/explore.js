@@ -1,72 +1,73 @@
-// The page of mvmae explore. Text from the server is shown as text, never as markup.
-import { asker, complain, fetched, get, soon } from "./asking.js";
-import { picker, placeOf } from "./picking.js";
+// The page of mvmae explore. Text from the server is inserted as text, never as markup.
+import { addPatchPicker, rowAndColumn } from "./patch_picker.js";
+import { debounce, getJson, panelRequests, request, showError } from "./requests.js";
 
-const PAGE = 24; // images of the gallery at a time
-const MOST_BYTES = 32 * 2 ** 20; // of an upload; the server refuses more, too
-const POLL = 1000; // ms between two looks at the background's progress
+const PAGE_SIZE = 24; // images added to the gallery at a time
+const MAX_UPLOAD_BYTES = 32 * 2 ** 20; // the server has the same limit
+const POLL = 1000; // ms between two requests for the progress of the background
 
 const $ = (id) => document.getElementById(id);
 let about = null;
-let current = null; // {image, name, label}: what is explored
-let patch = 0; // the one that others are compared with
-let visible = null; // patches shown by hand; null where share and mask number say which
-let shown = new Set(); // patches that the last reconstruction saw
+let current = null; // the image being explored: {image, name, label}
+let patch = 0; // the patch that others are compared with
+let visible = null; // patches chosen by hand; null if share and mask number decide
+let shown = new Set(); // visible patches of the last reconstruction
 
-const say = (text) => { $("status").textContent = text; };
-const picture = (id, uri, alt) => { $(id).src = uri; $(id).alt = alt; };
-const called = () => current.name + (current.label ? `, ${current.label}` : "");
+const announce = (text) => { $("status").textContent = text; };
+const setPicture = (id, uri, alt) => { $(id).src = uri; $(id).alt = alt; };
+const currentName = () => current.name + (current.label ? `, ${current.label}` : "");
 
-// choosing an image
+// the current image
 
-function card(of, said, alone) {
+function makeCard(entry, detail, withoutText) {
   const item = document.createElement("li");
   const button = document.createElement("button");
   const img = document.createElement("img");
   button.type = "button";
-  button.dataset.image = of.image;
-  button.title = of.name;
-  button.setAttribute("aria-label", [of.name, of.label, said].filter(Boolean).join(", "));
-  if (current && of.image === current.image) button.setAttribute("aria-current", "true");
-  img.src = `/api/thumbnails/${of.image.slice(1)}`;
+  button.dataset.image = entry.image;
+  button.title = entry.name;
+  button.setAttribute("aria-label", [entry.name, entry.label, detail].filter(Boolean).join(", "));
+  if (current && entry.image === current.image) button.setAttribute("aria-current", "true");
+  img.src = `/api/thumbnails/${entry.image.slice(1)}`;
   img.alt = "";
   img.width = img.height = 128;
   button.append(img);
-  for (const [text, kind] of alone ? [] : [[of.label || of.name, "any"], [said, "said"]]) {
+  const lines = withoutText ? [] : [[entry.label || entry.name, "any"], [detail, "detail"]];
+  for (const [text, kind] of lines) {
     const span = document.createElement("span");
     span.className = kind;
     span.textContent = text;
     button.append(span);
   }
-  button.addEventListener("click", () => choose(of));
+  button.addEventListener("click", () => choose(entry));
   item.append(button);
   return item;
 }
 
-async function choose(of, scroll = true) {
+async function choose(entry, scroll = true) {
   let content;
   try {
-    content = await (await fetched(`/api/images/${encodeURIComponent(of.image)}`)).blob();
+    content = await (await request(`/api/images/${encodeURIComponent(entry.image)}`)).blob();
   } catch (error) {
-    trouble(error.message);
+    showMessage(error.message);
     return;
   }
-  trouble("");
-  current = of;
+  showMessage("");
+  current = entry;
   visible = null;
   const img = $("current-picture");
   if (img.src.startsWith("blob:")) URL.revokeObjectURL(img.src);
   img.src = URL.createObjectURL(content);
-  img.alt = `The image explored: ${called()}`;
+  img.alt = `Current image: ${currentName()}`;
   img.hidden = false;
-  $("current-name").textContent = of.name;
-  $("current-label").textContent = of.label ? `(${of.label})` : "";
-  for (const one of document.querySelectorAll("button[data-image]")) {
-    if (one.dataset.image === of.image) one.setAttribute("aria-current", "true");
-    else one.removeAttribute("aria-current");
+  $("current-name").textContent = entry.name;
+  $("current-label").textContent = entry.label ? `(${entry.label})` : "";
+  for (const button of document.querySelectorAll("button[data-image]")) {
+    if (button.dataset.image === entry.image) button.setAttribute("aria-current", "true");
+    else button.removeAttribute("aria-current");
   }
-  history.replaceState(null, "", of.image.startsWith("d") ? `#${of.image}` : " ");
-  say(`Exploring ${called()}`);
+  history.replaceState(null, "", entry.image.startsWith("d") ? `#${entry.image}` : " ");
+  announce(`Exploring ${currentName()}`);
   if (about.decoder) reconstruct();
   similar();
   features();
@@ -77,36 +78,36 @@ async function choose(of, scroll = true) {
   }
 }
 
-function trouble(message) {
+function showMessage(message) {
   $("upload-message").textContent = message;
   $("upload-message").hidden = !message;
 }
 
 async function upload(file) {
   if (!file) return;
-  if (file.size > MOST_BYTES) {
-    trouble(`${file.name} is too large: at most ${MOST_BYTES / 2 ** 20} MB.`);
+  if (file.size > MAX_UPLOAD_BYTES) {
+    showMessage(`${file.name} is too large: at most ${MAX_UPLOAD_BYTES / 2 ** 20} MB.`);
     return;
   }
-  say("Reading the image");
+  announce("Reading the image");
   try {
-    const { image } = await (await fetched("/api/images", { method: "POST", body: file })).json();
+    const { image } = await (await request("/api/images", { method: "POST", body: file })).json();
     await choose({ image, name: file.name || "pasted image", label: null });
   } catch (error) {
-    say("");
-    trouble(error.message);
+    announce("");
+    showMessage(error.message);
   }
 }
 
-async function moreImages() {
+async function loadMoreImages() {
   const offset = $("gallery").children.length;
   try {
-    const found = await get(`/api/gallery?offset=${offset}&count=${PAGE}`);
-    $("gallery").append(...found.images.map((of) => card(of, "", true)));
-    $("more").hidden = $("gallery").children.length >= found.total;
-    return found.images;
+    const answer = await getJson(`/api/gallery?offset=${offset}&count=${PAGE_SIZE}`);
+    $("gallery").append(...answer.images.map((entry) => makeCard(entry, "", true)));
+    $("more").hidden = $("gallery").children.length >= answer.total;
+    return answer.images;
   } catch (error) {
-    trouble(error.message);
+    showMessage(error.message);
     return [];
   }
 }
@@ -114,35 +115,35 @@ async function moreImages() {
 // panels
 
 const reconstruct = () => {
-  const question = { image: current.image, seed: Number($("seed").value) || 0 };
-  if (visible) question.visible = [...visible];
-  else question.mask_ratio = Number($("ratio").value);
-  askReconstruction(question);
+  const values = { image: current.image, seed: Number($("seed").value) || 0 };
+  if (visible) values.visible = [...visible];
+  else values.mask_ratio = Number($("ratio").value);
+  requestReconstruction(values);
 };
 
-const askReconstruction = asker("reconstruction", "/api/reconstruct", (answer) => {
+const requestReconstruction = panelRequests("reconstruction", "/api/reconstruct", (answer) => {
   const total = about.decoder.grid[0] * about.decoder.grid[1];
   const hidden = total - answer.visible.length;
   shown = new Set(answer.visible);
-  picture("original", answer.pictures.original, `${called()}, as the encoder takes it`);
-  picture("masked", answer.pictures.masked, `${called()} with ${hidden} of ${total} patches hidden`);
-  picture("prediction", answer.pictures.prediction, `What the decoder makes of ${called()}`);
-  picture("pasted", answer.pictures.pasted,
-    `What the decoder makes of ${called()}, with the visible patches over it`);
+  setPicture("original", answer.pictures.original, `${currentName()}, as the encoder sees it`);
+  setPicture("masked", answer.pictures.masked, `${currentName()} with ${hidden} of ${total} patches hidden`);
+  setPicture("prediction", answer.pictures.prediction, `Prediction of the decoder for ${currentName()}`);
+  setPicture("pasted", answer.pictures.pasted,
+    `Prediction for ${currentName()} with the visible patches pasted over it`);
   $("ratio").value = hidden / total;
-  ratioSaid(hidden, total);
-  const steps = answer.error === null ? "not a number" : (255 * Math.sqrt(answer.error)).toFixed(0);
-  $("error").textContent = `Hidden pixels are off by ${steps} of 255 steps of brightness, as a root `
-    + `mean square. ${about.decoder.normalized ? NORMALIZED : ""}`;
-  say(`${hidden} of ${total} patches hidden`);
+  showRatio(hidden, total);
+  const levels = answer.error === null ? "not a number" : (255 * Math.sqrt(answer.error)).toFixed(0);
+  $("error").textContent = `Root mean square error of the hidden pixels: ${levels} of 255 brightness `
+    + `levels. ${about.decoder.normalized ? NORMALIZED : ""}`;
+  announce(`${hidden} of ${total} patches hidden`);
 });
 
-const NORMALIZED = "This run learnt each patch's pattern, not its brightness and contrast: these "
-  + "are estimated from the visible patches nearby.";
+const NORMALIZED = "This run learned the pattern of each patch but not its brightness and contrast, "
+  + "which are estimated here from the visible patches nearby.";
 
-function ratioSaid(hidden, total) {
+function showRatio(hidden, total) {
   const text = `${Math.round((100 * hidden) / total)} %, ${hidden} of ${total}`;
-  $("ratio-said").textContent = text;
+  $("ratio-text").textContent = text;
   $("ratio").setAttribute("aria-valuetext", `${text} patches`);
 }
 
@@ -150,83 +151,83 @@ const attention = () => {
   const kind = document.querySelector("input[name=kind]:checked").value;
   const block = Number($("block").value);
   $("block-control").hidden = kind === "rollout";
-  $("block-said").textContent = `${block} of ${about.blocks}`;
+  $("block-text").textContent = `${block} of ${about.blocks}`;
   $("block").setAttribute("aria-valuetext", `${block} of ${about.blocks}`);
-  askAttention({
+  requestAttention({
     image: current.image, heads: kind === "heads", block: kind === "rollout" ? null : block - 1,
   });
 };
 
-const askAttention = asker("attention", "/api/attention", (answer, question) => {
-  const where = question.block === null ? "all blocks" : `block ${question.block + 1}`;
+const requestAttention = panelRequests("attention", "/api/attention", (answer, values) => {
+  const where = values.block === null ? "all blocks" : `block ${values.block + 1}`;
   const several = answer.maps.length > 1;
-  const across = several ? (answer.maps.length > 4 ? "three" : "two") : "one";
-  $("attention-maps").className = `pictures ${across}`;
-  $("attention-maps").replaceChildren(...answer.maps.map((uri, at) => {
+  const columns = several ? (answer.maps.length > 4 ? "three" : "two") : "one";
+  $("attention-maps").className = `pictures ${columns}`;
+  $("attention-maps").replaceChildren(...answer.maps.map((uri, index) => {
     const figure = document.createElement("figure");
     const img = document.createElement("img");
     img.src = uri;
-    img.alt = `Attention of ${several ? `head ${at + 1} of ` : ""}${where} on ${called()}`;
+    img.alt = `Attention of ${several ? `head ${index + 1} of ` : ""}${where} on ${currentName()}`;
     figure.append(img);
     if (several) {
       const caption = document.createElement("figcaption");
-      caption.textContent = `Head ${at + 1}`;
+      caption.textContent = `Head ${index + 1}`;
       figure.append(caption);
     }
     return figure;
   }));
-  const whose = about.has_class_token ? "the class token" : "the patches, on average";
-  $("attention-hint").textContent = question.block === null
-    ? "What reaches the end through all blocks together (attention rollout)."
-    : `What ${whose} ${about.has_class_token ? "takes" : "take"} from each patch in ${where}.`;
+  const reader = about.has_class_token ? "the class token pays" : "the patches pay on average";
+  $("attention-hint").textContent = values.block === null
+    ? "How much each patch contributes through all blocks together (attention rollout)."
+    : `How much attention ${reader} to each patch in ${where}.`;
 });
 
-const similar = () => askSimilar({ image: current.image, patch });
+const similar = () => requestSimilar({ image: current.image, patch });
 
-const askSimilar = asker("similarity", "/api/similar", (answer, question) => {
-  const [row, column] = placeOf(question.patch, about.grid);
-  picture("similar", answer.map,
-    `How like the patch in row ${row}, column ${column} the patches of ${called()} are`);
-  const others = answer.values.filter((_, at) => at !== question.patch);
+const requestSimilar = panelRequests("similarity", "/api/similar", (answer, values) => {
+  const [row, column] = rowAndColumn(values.patch, about.grid);
+  setPicture("similar", answer.map,
+    `Similarity of all patches of ${currentName()} to the patch in row ${row}, column ${column}`);
+  const others = answer.values.filter((_, index) => index !== values.patch);
   const text = `Row ${row}, column ${column}.`
-    + (others.length ? ` Others are like it from ${Math.min(...others).toFixed(2)} to `
-      + `${Math.max(...others).toFixed(2)}; 1 would be the same.` : "");
-  $("patch-said").textContent = text;
-  say(text);
+    + (others.length ? ` Similarity of the others: ${Math.min(...others).toFixed(2)} to `
+      + `${Math.max(...others).toFixed(2)}, where 1 means identical.` : "");
+  $("patch-text").textContent = text;
+  announce(text);
 });
 
-const features = () => askFeatures({
+const features = () => requestFeatures({
   image: current.image,
   alone: document.querySelector("input[name=basis]:checked").value === "alone",
 });
 
-const askFeatures = asker("features", "/api/features", (answer, question) => {
-  picture("painted", answer.map, `Patches of ${called()}, coloured by their features`);
+const requestFeatures = panelRequests("features", "/api/features", (answer, values) => {
+  setPicture("painted", answer.map, `Patches of ${currentName()}, coloured by their features`);
   $("features-hint").textContent = answer.common
-    ? "A colour means the same on every image."
-    : question.alone
-      ? "Colours are spread over this image: they do not compare with those of others."
-      : "For this image alone until some images of the data are embedded.";
+    ? "A colour means the same in every image."
+    : values.alone
+      ? "Colours are fitted to this image and cannot be compared with those of other images."
+      : "Colours are fitted to this image until enough images of the data are embedded.";
 });
 
-const neighbours = () => askNeighbours({ image: current.image, count: 16 });
+const neighbours = () => requestNeighbours({ image: current.image, count: 16 });
 
-const askNeighbours = asker("neighbours", "/api/neighbours", (answer) => {
-  const list = answer.images.map((of) => card(of, of.similarity.toFixed(3)));
-  $("nearest").replaceChildren(...list);
+const requestNeighbours = panelRequests("neighbours", "/api/neighbours", (answer) => {
+  const cards = answer.images.map((entry) => makeCard(entry, entry.similarity.toFixed(3)));
+  $("nearest").replaceChildren(...cards);
   $("among").textContent = answer.among
-    ? `Among ${answer.among.toLocaleString("en")} images of the data.`
-    : "No image of the data is embedded yet; this takes a moment.";
+    ? `Searched ${answer.among.toLocaleString("en")} images of the data.`
+    : "No images of the data are embedded yet; this takes a moment.";
 });
 
-// patches by hand
+// hiding and showing patches by hand
 
-function toggle(number) {
+function togglePatch(number) {
   const next = new Set(visible || shown);
   if (!next.delete(number)) next.add(number);
   const total = about.decoder.grid[0] * about.decoder.grid[1];
   if (next.size === 0 || next.size === total) {
-    say("At least one patch must stay visible, and one hidden");
+    announce("At least one patch must stay visible and one hidden");
     return;
   }
   visible = next;
@@ -235,22 +236,22 @@ function toggle(number) {
 
 // the background
 
-async function watch() {
+async function watchProgress() {
   let before = { done: -1, has_basis: true };
   for (;;) {
     let now;
     try {
-      now = await get("/api/progress");
+      now = await getJson("/api/progress");
     } catch (error) {
       $("embedding-label").textContent = error.message;
       await new Promise((wake) => setTimeout(wake, 3 * POLL));
       continue;
     }
-    $("embedding").hidden = now.finished && !now.trouble;
+    $("embedding").hidden = now.finished && !now.error;
     $("embedded").max = now.total;
     $("embedded").value = now.done;
-    $("embedding-label").textContent = now.trouble
-      ? `The images are not embedded: ${now.trouble}`
+    $("embedding-label").textContent = now.error
+      ? `Embedding stopped: ${now.error}`
       : `Embedding ${now.done.toLocaleString("en")} of ${now.total.toLocaleString("en")} images`;
     if (current && now.has_basis && !before.has_basis) features();
     if (current && before.done >= 0 && (now.finished || now.done >= 2 * before.done)) {
@@ -262,16 +263,17 @@ async function watch() {
     if (now.finished) break;
     await new Promise((wake) => setTimeout(wake, POLL));
   }
-  const found = await get("/api/typical").catch(() => ({ most: [], least: [] }));
+  const answer = await getJson("/api/typical").catch(() => ({ most: [], least: [] }));
   for (const kind of ["least", "most"]) {
-    $(kind).replaceChildren(...found[kind].map((of) => card(of, of.similarity.toFixed(3))));
+    const cards = answer[kind].map((entry) => makeCard(entry, entry.similarity.toFixed(3)));
+    $(kind).replaceChildren(...cards);
   }
-  $("typical").hidden = !found.most.length;
+  $("typical").hidden = !answer.most.length;
 }
 
-// beginning
+// start
 
-function theme() {
+function setUpTheme() {
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const root = document.documentElement;
   const show = () => {
@@ -288,23 +290,23 @@ function theme() {
   show();
 }
 
-function listen() {
+function addListeners() {
   $("upload").addEventListener("click", () => $("file").click());
   $("file").addEventListener("change", () => { upload($("file").files[0]); $("file").value = ""; });
-  $("more").addEventListener("click", moreImages);
-  const slower = soon(() => { visible = null; reconstruct(); });
+  $("more").addEventListener("click", loadMoreImages);
+  const reconstructLater = debounce(() => { visible = null; reconstruct(); });
   $("ratio").addEventListener("input", () => {
     const [rows, columns] = about.decoder.grid;
-    ratioSaid(Math.round(Number($("ratio").value) * rows * columns), rows * columns);
-    slower();
+    showRatio(Math.round(Number($("ratio").value) * rows * columns), rows * columns);
+    reconstructLater();
   });
-  $("seed").addEventListener("input", slower);
+  $("seed").addEventListener("input", reconstructLater);
   $("another").addEventListener("click", () => {
     $("seed").value = ((Number($("seed").value) || 0) + 1) % 2 ** 31;
     visible = null;
     reconstruct();
   });
-  $("block").addEventListener("input", soon(attention));
+  $("block").addEventListener("input", debounce(attention));
   for (const one of document.querySelectorAll("input[name=kind]")) {
     one.addEventListener("change", attention);
   }
@@ -321,11 +323,11 @@ function listen() {
     event.preventDefault();
     $("drop").hidden = true;
     if (event.dataTransfer.files.length) upload(event.dataTransfer.files[0]);
-    else trouble("That was no file: drop an image file.");
+    else showMessage("That is not a file: drop an image file.");
   });
 }
 
-function prepare() {
+function buildPage() {
   document.title = `${about.name} – mvmae explore`;
   $("name").textContent = about.name;
   $("encoder").textContent = about.encoder;
@@ -333,43 +335,43 @@ function prepare() {
   $("block").max = $("block").value = about.blocks;
   patch = Math.floor(about.grid[0] / 2) * about.grid[1] + Math.floor(about.grid[1] / 2);
   const pick = (number) => { patch = number; similar(); };
-  picker($("patches"), about.grid, patch, pick, pick);
+  addPatchPicker($("patches"), about.grid, patch, pick, pick);
   $("patches").classList.add("shown");
   if (!about.decoder) {
     const panel = $("reconstruction");
     panel.querySelector(".body").hidden = true;
-    complain(panel, about.no_decoder);
+    showError(panel, about.no_decoder);
     panel.querySelector(".message").classList.add("calm");
     return;
   }
   const { grid, hidden } = about.decoder;
   const total = grid[0] * grid[1];
   Object.assign($("ratio"), { min: 1 / total, max: 1 - 1 / total, step: 1 / total });
-  $("ratio").value = hidden / total;  // as in training, where the share need not be so whole
-  picker($("mask"), grid, 0, (number) => {
-    const [row, column] = placeOf(number, grid);
-    say(`Row ${row}, column ${column}: ${shown.has(number) ? "visible" : "hidden"}`);
-  }, toggle);
+  $("ratio").value = hidden / total;  // as in training, rounded to whole patches
+  addPatchPicker($("mask"), grid, 0, (number) => {
+    const [row, column] = rowAndColumn(number, grid);
+    announce(`Row ${row}, column ${column}: ${shown.has(number) ? "visible" : "hidden"}`);
+  }, togglePatch);
 }
 
-async function begin() {
-  theme();
+async function start() {
+  setUpTheme();
   try {
-    about = await get("/api/about");
+    about = await getJson("/api/about");
   } catch (error) {
-    trouble(error.message);
+    showMessage(error.message);
     return;
   }
-  prepare();
-  listen();
-  const first = await moreImages();
-  const [, asked] = /^#d(\d{1,18})$/.exec(location.hash) || [];
-  if (asked) await get(`/api/cards/${asked}`).then((of) => choose(of, false), () => {});
-  for (const one of first) {  // some may be unreadable
+  buildPage();
+  addListeners();
+  const first = await loadMoreImages();
+  const [, wanted] = /^#d(\d{1,18})$/.exec(location.hash) || [];
+  if (wanted) await getJson(`/api/cards/${wanted}`).then((entry) => choose(entry, false), () => {});
+  for (const entry of first) {  // the first may be unreadable
     if (current) break;
-    await choose(one, false);
+    await choose(entry, false);
   }
-  watch();
+  watchProgress();
 }
 
-begin();
+start();

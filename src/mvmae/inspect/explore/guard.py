@@ -1,14 +1,15 @@
-"""Who may ask, and what a browser may do with the answers."""
+"""Decide who may send requests, and what a browser may do with the answers."""
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Collection
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mvmae.inspect.explore.server import is_ip_address
 
 HEADERS = {
     "content-security-policy": (
@@ -23,21 +24,21 @@ HEADERS = {
 
 
 class Guard:
-    """Answers only who calls the server by its own name, and no other site's pages.
+    """Answer only requests that address the server by its own name and come from its own page.
 
-    A web page elsewhere can send requests to this machine. It cannot read the answers, unless its
-    own name is made to point here (DNS rebinding): then the Host header has that name. What it
-    sends without reading has its Origin, or `Sec-Fetch-Site: cross-site`, which browsers of today
-    send with every request to a safe address as this machine's.
+    A web page elsewhere can send requests to this machine. It cannot read the answers unless its
+    own name is made to point here (DNS rebinding), and then the Host header holds that name. A
+    request it sends without reading the answer carries its Origin, or `Sec-Fetch-Site: cross-site`,
+    which current browsers add to every request to a trustworthy address such as this machine's.
 
     Args:
-        app: What answers.
-        names: What the server is called.
-        addresses: Whether any address in numbers is right, too: they cannot be made to point here.
+        app: The application to protect.
+        names: Host names of the server.
+        allow_addresses: Whether to accept any IP address as well: none can be rebound by DNS.
     """
 
-    def __init__(self, app: ASGIApp, names: Collection[str], addresses: bool) -> None:
-        self.app, self.names, self.addresses = app, frozenset(names), addresses
+    def __init__(self, app: ASGIApp, names: Collection[str], allow_addresses: bool) -> None:
+        self.app, self.names, self.allow_addresses = app, frozenset(names), allow_addresses
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or refuse it."""
@@ -45,22 +46,21 @@ class Guard:
             await self.app(scope, receive, send)
             return
 
-        async def send_guarded(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 
+        app = self.app
         if complaint := self.complaint(Headers(scope=scope)):
-            refused = JSONResponse({"message": complaint}, status_code=400)
-            await refused(scope, receive, send_guarded)
-            return
-        await self.app(scope, receive, send_guarded)
+            app = JSONResponse({"message": complaint}, status_code=400)
+        await app(scope, receive, send_with_headers)
 
     def complaint(self, headers: Headers) -> str:
-        """Why a request is refused; empty where it is not."""
+        """Why a request is refused; empty if it is accepted."""
         host = headers.get("host", "")
         if len(headers.getlist("host")) != 1 or not self.is_own(host):
-            return "This server does not go by that name: open the address that mvmae printed."
+            return "This server has another name: open the address that mvmae printed."
         if headers.get("sec-fetch-site") == "cross-site" and not _is_visit(headers):
             return "Requests from other sites are refused."
         origin = headers.get("origin")
@@ -69,7 +69,7 @@ class Guard:
         return ""
 
     def is_own(self, host: str) -> bool:
-        """Whether a Host header names this server; its port does not matter, for tunnels."""
+        """Whether a Host header names this server; any port will do, because of SSH tunnels."""
         try:
             parts = urlsplit(f"//{host}")
             name, _ = (parts.hostname or "").lower(), parts.port
@@ -77,25 +77,15 @@ class Guard:
             return False
         if parts.netloc != host or "@" in host:
             return False
-        if name in self.names:
-            return True
-        return self.addresses and is_address(name)
+        return name in self.names or (self.allow_addresses and is_ip_address(name))
 
 
 def _is_visit(headers: Headers) -> bool:
-    """Whether a person follows a link to here: the page then stands alone, and its site sees none.
+    """Whether a person follows a link to the page, which the linking site then cannot see.
 
-    Fetch Metadata (W3C): a frame's destination is `iframe`, a script's mode is no `navigate`.
+    Fetch Metadata (W3C): a frame has the destination `iframe`, a script a mode other than
+    `navigate`.
     """
     return (
         headers.get("sec-fetch-mode") == "navigate" and headers.get("sec-fetch-dest") == "document"
     )
-
-
-def is_address(name: str) -> bool:
-    """Whether it is an IP address in numbers."""
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

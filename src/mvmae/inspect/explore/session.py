@@ -1,8 +1,10 @@
-"""What the page asks for, of images named by number: nothing that it sends is ever a path."""
+"""Answers to the page. Images are named by number or hash: the page never sends a path."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -10,53 +12,55 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
 from mvmae.data.sources.base import Source
 from mvmae.errors import encodable
 from mvmae.inspect.attention_panels import shared_limits
-from mvmae.inspect.choose_images import class_name
-from mvmae.inspect.explore import model, pictures
-from mvmae.inspect.explore.embeddings import Embedded, Near
-from mvmae.inspect.explore.model import Networks, Seen
-from mvmae.method.views import for_people, whole_view
+from mvmae.inspect.choose_images import class_name, render_image
+from mvmae.inspect.explore import model
+from mvmae.inspect.explore.embeddings import EmbeddingIndex, Match
+from mvmae.inspect.explore.model import ImageViews, Networks
 
 T = TypeVar("T")
 THUMBNAIL = 128  # pixels
-MOST_IMAGES = 64  # kept at hand: of ViT-B at 224 pixels 3 MB each
-MOST_ANSWERS = 256  # heat maps and tokens: below 1 MB each
-MOST_THUMBNAILS = 2048
+UNREADABLE = 128  # gray of the thumbnail of an unreadable image
+MAX_IMAGES = 64  # in memory: 3 MB each for ViT-B at 224 pixels
+MAX_ANSWERS = 256  # heat maps and tokens in memory: less than 1 MB each
+MAX_THUMBNAILS = 2048
 
 
-class NoSuchImageError(Exception):
-    """The page asks for an image that is not there, or cannot be read; the message says why."""
+class ImageNotFoundError(Exception):
+    """An image that the page asks for does not exist or cannot be read; the message says why."""
 
 
 class Facts(NamedTuple):
-    """What the page says of what is explored, in words."""
+    """Descriptions that the page shows."""
 
     name: str
     encoder: str
     data: str
     no_decoder: str
-    """Why there are no reconstructions; empty where there are."""
+    """Why there are no reconstructions; empty if there are."""
 
 
-class Kept:
-    """The values asked for last; several threads may ask.
+class Cache:
+    """The most recently used values, shared by several threads.
 
     Args:
-        most: Values kept.
+        limit: Maximum number of values.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
         self._values: OrderedDict[Hashable, Any] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """The value of a key, made where it is not kept."""
+        """Return the value of a key, and make it first if it is missing."""
         with self._lock:
             if key in self._values:
                 self._values.move_to_end(key)
@@ -66,11 +70,11 @@ class Kept:
         return value
 
     def put(self, key: Hashable, value: Any) -> None:
-        """Keep a value, and forget the one that was asked for longest ago."""
+        """Store a value, and drop the least recently used one."""
         with self._lock:
             self._values[key] = value
             self._values.move_to_end(key)
-            while len(self._values) > self.most:
+            while len(self._values) > self.limit:
                 self._values.popitem(last=False)
 
     def __contains__(self, key: Hashable) -> bool:
@@ -79,17 +83,17 @@ class Kept:
 
 
 class Session:
-    """An encoder, images, and what was computed of them last.
+    """An encoder, images, and the latest results for them.
 
-    An image is called `d17`, the one of number 17 in the data, or `u` and a hash of its bytes.
+    An image is called `d17`, for number 17 of the data, or `u` and a hash of an upload's bytes.
 
     Args:
-        networks: What computes. `reconstruct`, `attention`, `similar`, `features` and `neighbours`
-            use them, and one thread at a time may call these.
+        networks: Encoder and decoder. `reconstruct`, `attention`, `similar`, `features` and
+            `neighbours` use them, and only one thread at a time may call these.
         source: The images.
-        order: All of its numbers, in the order of the gallery.
-        embedded: The vectors of some of them.
-        facts: What is said of all this.
+        order: Numbers of all images, in the order of the gallery.
+        embedded: Embeddings of some of the images.
+        facts: Descriptions for the page.
     """
 
     def __init__(
@@ -97,18 +101,18 @@ class Session:
         networks: Networks,
         source: Source,
         order: np.ndarray,
-        embedded: Embedded,
+        embedded: EmbeddingIndex,
         facts: Facts,
     ) -> None:
         self.networks, self.source, self.order = networks, source, order
         self.embedded, self.facts = embedded, facts
-        self._images, self._uploads = Kept(MOST_IMAGES), Kept(MOST_IMAGES)
-        self._answers, self._thumbnails = Kept(MOST_ANSWERS), Kept(MOST_THUMBNAILS)
+        self._images, self._uploads = Cache(MAX_IMAGES), Cache(MAX_IMAGES)
+        self._answers, self._thumbnails = Cache(MAX_ANSWERS), Cache(MAX_THUMBNAILS)
 
-    # what is there
+    # what there is
 
     def about(self) -> dict[str, Any]:
-        """Facts that the page is built from."""
+        """Facts from which the page is built."""
         encoder, decoder = self.networks.opened.encoder, self.networks.decoder
         trained = decoder.config if decoder else None
         return {
@@ -130,17 +134,17 @@ class Session:
         }
 
     def progress(self) -> dict[str, Any]:
-        """How far the embeddings are, and whether colours have a common basis."""
+        """Progress of the embeddings, and whether there are colours for all images."""
         progress = self.embedded.progress()._asdict()
         return progress | {"has_basis": self.embedded.basis is not None}
 
     def gallery(self, offset: int, count: int) -> dict[str, Any]:
         """Some images of the data."""
-        chosen = self.order[offset : offset + count].tolist()
-        return {"images": [self.card(index) for index in chosen], "total": len(self.order)}
+        indices = self.order[offset : offset + count].tolist()
+        return {"images": [self.card(index) for index in indices], "total": len(self.order)}
 
     def card(self, index: int) -> dict[str, Any]:
-        """What an image of the data is called."""
+        """Name and label of an image of the data."""
         return {
             "image": f"d{index}",
             "name": encodable("/".join(Path(self.source.path(index)).parts[-2:])),
@@ -148,88 +152,82 @@ class Session:
         }
 
     def thumbnail(self, index: int) -> bytes:
-        """A small JPEG of an image of the data; of one that cannot be read a gray one."""
-        return self._thumbnails.get(index, lambda: self._thumbnail(index))
-
-    def _thumbnail(self, index: int) -> bytes:
+        """A small JPEG of an image of the data; gray if the image cannot be read."""
         opened = self.networks.opened
-        height, width = opened.encoder.image_size
-        scale = THUMBNAIL / max(height, width)
-        size = max(1, round(height * scale)), max(1, round(width * scale))
-        try:
-            pixels = self.pixels(index)
-        except NoSuchImageError:
-            return pictures.jpeg(np.full((*size, 1), 128, np.uint8))
-        view = whole_view(pixels, size, opened.preprocessing.interpolation)
-        how = opened.preprocessing
-        shown = (for_people(view[None], how.mean, how.std)[0] * 255).round().byte()
-        return pictures.jpeg(shown[: 3 if len(shown) >= 3 else 1].permute(1, 2, 0).numpy())
+
+        def make() -> bytes:
+            pixels = render_image(self.source, index, opened, THUMBNAIL, unreadable=UNREADABLE)
+            return encode_picture(pixels, "JPEG", quality=85)
+
+        return self._thumbnails.get(index, make)
 
     # images
 
     def pixels(self, index: int) -> Pixels:
-        """Those of an image of the data.
+        """Pixels of an image of the data.
 
         Raises:
-            NoSuchImageError: There is none of that number, or it cannot be read.
+            ImageNotFoundError: There is no such image, or it cannot be read.
         """
         if not 0 <= index < len(self.source):
-            raise NoSuchImageError(
-                f"there is no image {index}: they are numbered from 0 to {len(self.source) - 1}"
-            )
+            last = len(self.source) - 1
+            raise ImageNotFoundError(f"There is no image {index}: name one from 0 to {last}.")
         try:
             return self.source.read(index)
         except UnreadableImageError as error:
             name = self.card(index)["name"]
-            raise NoSuchImageError(f"{name} cannot be read: {reason(error)}.") from error
+            raise ImageNotFoundError(f"{name} cannot be read: {read_problem(error)}.") from error
 
     def upload(self, content: bytes) -> str:
-        """Take in the bytes of an image file; its name here.
+        """Accept the bytes of an image file and return the image's name.
 
         Raises:
-            NoSuchImageError: They are no image that is read.
+            ImageNotFoundError: They cannot be read as an image.
         """
         name = f"u{hashlib.sha256(content).hexdigest()[:16]}"
         if name not in self._uploads:
             channels = self.networks.opened.encoder.in_channels
             depth = self.networks.opened.depth
-            plain = depth == "8" and channels in (1, 3)
-            wanted = None if plain else Wanted(channels, depth)
+            is_plain = depth == "8" and channels in (1, 3)
             try:
-                pixels = decode_deep(content, wanted) if wanted else decode(content, channels)
+                pixels = (
+                    decode(content, channels)
+                    if is_plain
+                    else decode_deep(content, Wanted(channels, depth))
+                )
             except UnreadableImageError as error:
-                raise NoSuchImageError(
-                    f"That file cannot be read as an image: {reason(error)}."
+                raise ImageNotFoundError(
+                    f"That file cannot be read as an image: {read_problem(error)}."
                 ) from error
-            self._uploads.put(name, model.see(pixels, self.networks))
+            self._uploads.put(name, model.prepare(pixels, self.networks))
         return name
 
-    def seen(self, image: str) -> Seen:
-        """An image as networks see it.
+    def views(self, image: str) -> ImageViews:
+        """An image in the sizes that the networks and the page need.
 
         Raises:
-            NoSuchImageError: There is none of that name, or it cannot be read.
+            ImageNotFoundError: There is no such image, or it cannot be read.
         """
         number = image[1:]
         if image.startswith("d") and number.isascii() and number.isdigit() and len(number) < 19:
             return self._images.get(
-                image, lambda: model.see(self.pixels(int(number)), self.networks)
+                image, lambda: model.prepare(self.pixels(int(number)), self.networks)
             )
 
-        def forgotten() -> Seen:
-            raise NoSuchImageError("That image is not kept any more: choose or drop it again.")
+        def report_missing() -> ImageViews:
+            raise ImageNotFoundError("That image is no longer in memory: upload it again.")
 
-        return self._uploads.get(image, forgotten)
+        return self._uploads.get(image, report_missing)
 
-    def shown(self, image: str) -> bytes:
-        """A PNG of the part of an image that networks see."""
-        return pictures.png(self.seen(image).shown)
+    def picture(self, image: str) -> bytes:
+        """A PNG of the part of an image that the networks see."""
+        return encode_png(self.views(image).picture)
 
     def tokens(self, image: str) -> Tensor:
         """All tokens of an image, 1 x tokens x D."""
-        seen = self.seen(image)
+        views = self.views(image)
         return self._answers.get(
-            ("tokens", image), lambda: model.tokens_of(self.networks, seen.encoder)
+            ("tokens", image), lambda: model.encode(self.networks, views.encoder)
         )
 
     # answers
@@ -237,59 +235,79 @@ class Session:
     def reconstruct(
         self, image: str, mask_ratio: float, seed: int, visible: Sequence[int] | None
     ) -> dict[str, Any]:
-        """What the decoder makes of the visible part of an image."""
-        found = model.reconstruction(
-            self.networks, self.seen(image), mask_ratio=mask_ratio, seed=seed, visible=visible
+        """Reconstruct an image from its visible patches."""
+        result = model.reconstruct(
+            self.networks, self.views(image), mask_ratio=mask_ratio, seed=seed, visible=visible
         )
         return {
-            "pictures": {k: pictures.data_uri(v) for k, v in found.pictures.items()},
-            "visible": found.visible,
-            "error": found.error,
+            "pictures": {name: data_uri(pixels) for name, pixels in result.pictures.items()},
+            "visible": result.visible,
+            "error": result.error,
         }
 
     def attention(self, image: str, block: int | None, heads: bool) -> dict[str, Any]:
-        """Heat maps on the image: one of all blocks or of one, or one for each head of a block."""
-        seen = self.seen(image)
+        """Heat maps on the image: one of all blocks, one of a block, or one per head of a block."""
+        views = self.views(image)
         heat = self._answers.get(
-            ("heat", image, block), lambda: model.heat_maps(self.networks, seen, block)
+            ("heat", image, block), lambda: model.attention_maps(self.networks, views, block)
         )
         maps = heat if heads else [heat.mean(axis=0)]
-        side = model.HEAD if heads else model.SHOWN
-        ends = shared_limits(maps)
-        drawn = [model.overlaid(seen, one, side, ends) for one in maps]
-        return {"maps": [pictures.data_uri(one) for one in drawn]}
+        side = model.HEAD_SIDE if heads else model.SIDE
+        limits = shared_limits(maps)
+        pictures = [model.overlay_heat(views, one, side, limits) for one in maps]
+        return {"maps": [data_uri(picture) for picture in pictures]}
 
     def similar(self, image: str, patch: int) -> dict[str, Any]:
-        """How like one patch all patches of its image are."""
-        cosines = model.alike(self.networks, self.tokens(image), patch)
+        """Similarity of one patch to all patches of its image."""
+        cosines = model.patch_cosines(self.networks, self.tokens(image), patch)
         return {
-            "map": pictures.data_uri(model.overlaid(self.seen(image), cosines)),
+            "map": data_uri(model.overlay_heat(self.views(image), cosines)),
             "values": [round(float(value), 4) for value in cosines.flatten()],
         }
 
     def features(self, image: str, alone: bool) -> dict[str, Any]:
-        """A colour for each patch; in a basis of its own until there is a common one."""
+        """A colour for each patch; for this image alone until there are colours for all."""
         basis = None if alone else self.embedded.basis
-        painted = model.painted(self.networks, self.tokens(image), basis)
-        return {"map": pictures.data_uri(painted), "common": basis is not None}
+        coloured = model.patch_colours(self.networks, self.tokens(image), basis)
+        return {"map": data_uri(coloured), "common": basis is not None}
 
     def neighbours(self, image: str, count: int) -> dict[str, Any]:
-        """The images of the data that are most like an image; itself is left out."""
+        """The images of the data that are most similar to an image, without itself."""
         vector = model.embedding(self.networks, self.tokens(image))[0]
-        own = int(image[1:]) if image.startswith("d") else None
-        found = self.embedded.nearest(vector, count, own)
-        return {"images": self._ranked(found), "among": len(self.embedded.indices)}
+        itself = int(image[1:]) if image.startswith("d") else None
+        matches = self.embedded.nearest(vector, count, itself)
+        return {"images": self._cards(matches), "among": len(self.embedded.indices)}
 
     def typical(self, count: int) -> dict[str, Any]:
-        """The images of the data that have most, and fewest, like them."""
+        """The images of the data with the most, and with the fewest, similar images."""
         most, least = self.embedded.extremes(count)
-        return {"most": self._ranked(most), "least": self._ranked(least)}
+        return {"most": self._cards(most), "least": self._cards(least)}
 
-    def _ranked(self, found: Sequence[Near]) -> list[dict[str, Any]]:
-        return [self.card(near.index) | {"similarity": near.similarity} for near in found]
+    def _cards(self, matches: Sequence[Match]) -> list[dict[str, Any]]:
+        return [self.card(match.index) | {"similarity": match.similarity} for match in matches]
 
 
-def reason(error: UnreadableImageError) -> str:
-    """Why an image cannot be read, for a page; torchvision names its own source files."""
-    said = encodable(str(error)).rstrip(".")
-    return "the JPEG is damaged" if said.startswith("decode_jpeg") else said
+def read_problem(error: UnreadableImageError) -> str:
+    """Why an image cannot be read, in words for the page."""
+    reason = encodable(str(error)).rstrip(".")
+    # torchvision's message names its own source files.
+    return "the JPEG is damaged" if reason.startswith("decode_jpeg") else reason
+
+
+def encode_png(pixels: Float[np.ndarray, "H W K"]) -> bytes:
+    """Encode values in [0, 1] as a PNG, gray if K is 1."""
+    levels = np.round(np.nan_to_num(pixels).clip(0, 1) * 255).astype(np.uint8)
+    return encode_picture(levels, "PNG", compress_level=1)  # fast: the bytes stay on this machine
+
+
+def data_uri(pixels: Float[np.ndarray, "H W K"]) -> str:
+    """Encode a PNG as an address, which needs no further request."""
+    return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
+
+
+def encode_picture(pixels: UInt8[np.ndarray, "H W K"], kind: str, **options: int) -> bytes:
+    """Encode pixels as a file of one of Pillow's formats."""
+    plain = pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)
+    stream = io.BytesIO()
+    Image.fromarray(plain).save(stream, kind, **options)
+    return stream.getvalue()

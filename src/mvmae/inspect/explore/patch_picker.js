@@ -1,34 +1,34 @@
-// Patches of a picture, chosen by pointer and keyboard.
+// Choose patches of a picture with a pointer or the keyboard.
 
 // Row and column of a patch, counted from 1.
-export const placeOf = (number, [, columns]) => [
-  Math.floor(number / columns) + 1, (number % columns) + 1,
+export const rowAndColumn = (patch, [, columns]) => [
+  Math.floor(patch / columns) + 1, (patch % columns) + 1,
 ];
 
-// Let a person move a cursor over the patches of a box and pick one. `moved` hears of moves by
-// keyboard, `picked` of clicks, Space and Enter.
-export function picker(box, grid, at, moved, picked) {
+// Move a cursor over the patches of a box. `onMove` is called for moves by keyboard, `onPick` for
+// clicks, Space and Enter.
+export function addPatchPicker(box, grid, patch, onMove, onPick) {
   const [rows, columns] = grid;
   const cursor = box.querySelector(".cursor");
-  function place(number) {
-    at = number;
-    cursor.style.left = `${(100 * (at % columns)) / columns}%`;
-    cursor.style.top = `${(100 * Math.floor(at / columns)) / rows}%`;
+  function moveTo(target) {
+    patch = target;
+    cursor.style.left = `${(100 * (patch % columns)) / columns}%`;
+    cursor.style.top = `${(100 * Math.floor(patch / columns)) / rows}%`;
     cursor.style.width = `${100 / columns}%`;
     cursor.style.height = `${100 / rows}%`;
   }
-  place(at);
+  moveTo(patch);
   box.addEventListener("click", (event) => {
     const area = box.getBoundingClientRect();
     const cell = (share, count) => Math.min(count - 1, Math.max(0, Math.floor(share * count)));
-    place(cell((event.clientY - area.top) / area.height, rows) * columns
+    moveTo(cell((event.clientY - area.top) / area.height, rows) * columns
       + cell((event.clientX - area.left) / area.width, columns));
-    picked(at);
+    onPick(patch);
   });
   box.addEventListener("keydown", (event) => {
-    const row = Math.floor(at / columns);
-    const column = at % columns;
-    const to = {
+    const row = Math.floor(patch / columns);
+    const column = patch % columns;
+    const target = {
       ArrowLeft: [row, Math.max(0, column - 1)],
       ArrowRight: [row, Math.min(columns - 1, column + 1)],
       ArrowUp: [Math.max(0, row - 1), column],
@@ -37,13 +37,13 @@ export function picker(box, grid, at, moved, picked) {
       End: [row, columns - 1],
     }[event.key];
     if (event.ctrlKey || event.altKey || event.metaKey) return;
-    if (to) {
+    if (target) {
       event.preventDefault();
-      place(to[0] * columns + to[1]);
-      moved(at);
+      moveTo(target[0] * columns + target[1]);
+      onMove(patch);
     } else if (event.key === " " || event.key === "Enter") {
       event.preventDefault();
-      picked(at);
+      onPick(patch);
     }
   });
 }
