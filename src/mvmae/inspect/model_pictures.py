@@ -1,85 +1,225 @@
-"""Figure 5 of the paper: what was there, what the encoder saw, what the decoder made of it.
+"""What a model makes of images, as pixels: reconstructions, attention maps and overlays.
 
-Shapes: B images, H and W pixels, C channels 1 or 3.
+Shared by `reconstruct`, `attention`, `report` and `explore`. Shapes: B images, H and W pixels,
+C channels, rows x columns of patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import matplotlib as mpl
 import numpy as np
+import torch
 from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
 
-from mvmae.figures import page
-from mvmae.figures.page import Column, Group
+from mvmae import encoders
+from mvmae.config.pretrain import PretrainConfig
+from mvmae.encoders import OpenedAutoencoder
+from mvmae.errors import UserError
+from mvmae.inspect.choose_images import displayed
+from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.patches import masking_from_noise, patchify, unpatchify
+from mvmae.method.pixels import Statistics, denormalized_patches
+from mvmae.method.views import normalized, shown_range
+
+BATCH_SIZE = 16
+HIDDEN = 0.5  # gray of a hidden patch, in [0, 1]
+COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equal
+LOW, HIGH = 0.02, 0.99  # quantiles of a map that get the darkest and the brightest colour
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
+EVEN = 0.5, 2.0  # the narrowest range of a shared scale, as multiples of even attention
+MIN_OPACITY, MAX_OPACITY = 0.25, 0.85  # of the colour in an overlay, from low to high heat
+
+Limits = tuple[float, float]
+"""The values that get the darkest and the brightest colour."""
 
 
 class Panels(NamedTuple):
-    """One row for each image; values in [0, 1]."""
+    """A model's reconstructions, one for each image; values in [0, 1], C is 1 or 3."""
 
     original: Float[np.ndarray, "B H W C"]
     masked: Float[np.ndarray, "B H W C"]
     prediction: Float[np.ndarray, "B H W C"]
     pasted: Float[np.ndarray, "B H W C"]
     error: Float[np.ndarray, " B"]
-    """Mean squared error of the prediction as it is drawn, over hidden patches and all channels."""
+    """Mean squared error of the drawn prediction, over hidden patches and all channels."""
 
     plain: Float[np.ndarray, " B"]
-    """The same of filling each hidden patch with its average colour, which no model is shown."""
+    """The same error for filling each hidden patch with its average colour, which no model sees."""
 
 
-class Model(NamedTuple):
-    """What one model made of the images."""
+def open_with_decoder(name: str) -> OpenedAutoencoder:
+    """Open an autoencoder whose decoder was trained.
 
-    heading: str
-    panels: Panels
+    Raises:
+        UserError: There is no such checkpoint, it is damaged, or its decoder was not trained.
+    """
+    opened = encoders.open_autoencoder(name)
+    bad = [key for key, one in opened.model.state_dict().items() if not one.isfinite().all()]
+    if bad:
+        raise UserError(f"{name} is damaged: {bad[0]} holds infinite numbers or NaN")
+    if opened.config.objective.reconstruction_weight == 0:
+        raise UserError(
+            f"{name} was trained without reconstruction (its weight is 0), so its decoder has "
+            "learnt nothing"
+        )
+    return opened
 
 
-COLUMNS = {
-    "original": "original",
-    "masked": "visible patches",
-    "prediction": "prediction",
-    "pasted": "prediction + visible",
-}
-
-
-def draw(models: Sequence[Model], *, names: Sequence[str], title: str, note: str) -> bytes:
-    """A PNG with a row an image, and for each model its prediction, alone and pasted.
-
-    The original and the masked image stand before the first model's; before a further one's only
-    where it saw another part of the image, or another mask.
+def panels_of(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    noise: Tensor,
+    trained: PretrainConfig,
+    *,
+    num_visible: int,
+    statistics: Statistics,
+    device: torch.device,
+    channels: Sequence[int] = (),
+) -> Panels:
+    """Reconstruct images, a batch at a time.
 
     Args:
-        models: At least one; all of the same images.
-        names: What each row shows, in small print beside it.
-        title: Above the figure.
-        note: Below it, how it was made.
+        model: On the device.
+        images: Pixels, B x C x H x W; deep ones are drawn as `for_people` shows them.
+        noise: B x N random numbers that choose the hidden patches.
+        trained: How the model was trained.
+        num_visible: Patches that the encoder sees.
+        statistics: Where the brightness and contrast of hidden patches come from, under normalised
+            targets.
+        device: Where to compute.
+        channels: Channels that are drawn, counted from 1; see `displayed` for the default.
     """
-    first = models[0].panels
-    groups = []
-    for place, model in enumerate(models):
-        columns = [_column(model.panels, field) for field in ("prediction", "pasted")]
-        if place and not _same(model.panels.masked, first.masked):
-            columns.insert(0, _column(model.panels, "masked"))
-        if place and not _same(model.panels.original, first.original):
-            columns.insert(0, _column(model.panels, "original"))
-        groups.append(Group(model.heading if len(models) > 1 else "", columns))
-    shown = [_column(first, field) for field in ("original", "masked")]
-    if len(models) == 1:
-        groups = [Group("", [*shown, *groups[0].columns])]
-    else:
-        groups = [Group("", shown), *groups]
-    return page.draw(groups, names=names, title=title, note=note)
+    batches = zip(images.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True)
+    parts = [
+        _panels(model, some, mask, trained, num_visible, statistics, device, channels)
+        for some, mask in batches
+    ]
+    return Panels(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
 
-def _column(panels: Panels, field: str) -> Column:
-    errors = zip(panels.error, panels.plain, strict=True)
-    captions = [f"MSE {error:.4f}, colours {plain:.4f}" for error, plain in errors]
-    captions = captions if field == "prediction" else []
-    return Column(COLUMNS[field], getattr(panels, field), captions)
+@torch.inference_mode()
+def _panels(
+    model: MaskedAutoencoder,
+    images: Tensor,
+    noise: Tensor,
+    trained: PretrainConfig,
+    num_visible: int,
+    statistics: Statistics,
+    device: torch.device,
+    channels: Sequence[int],
+) -> Panels:
+    mean, std = trained.pixel_statistics
+    inputs = normalized(images, mean, std, device)
+    masking = masking_from_noise(noise.to(device), num_visible)
+    patch, grid = trained.model.patch_size, trained.model.grid
+    target = patchify(inputs, patch)
+    prediction = model.decode(model.encoder.encode(target, masking.ids_keep), masking)
+    if trained.objective.normalize_targets:
+        prediction = denormalized_patches(prediction, target, masking.mask, grid, statistics)
+    hidden = masking.mask[..., None]
+
+    def pixels_of(patches: Tensor) -> np.ndarray:
+        shape = (1, -1, 1, 1)
+        pixels = unpatchify(patches, patch, grid)
+        pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
+        if images.dtype != torch.uint8:
+            low, high = (bound.to(pixels) for bound in shown_range(images, mean, std))
+            pixels = (pixels - low) / (high - low)
+        return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
+
+    original, predicted = pixels_of(target), pixels_of(prediction)
+    area = unpatchify(hidden.expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
+    squares = target.unflatten(-1, (-1, images.shape[1])).mean(-2, keepdim=True)
+    squares = squares.expand(-1, -1, patch**2, -1).flatten(-2)
+
+    def error_of(pixels: np.ndarray) -> np.ndarray:
+        return ((pixels - original) ** 2 * area).sum((1, 2, 3)) / area.sum((1, 2, 3))
+
+    shown = displayed(1 - area, channels)
+    return Panels(
+        original=displayed(original, channels),
+        masked=displayed(original, channels) * shown + HIDDEN * (1 - shown),
+        prediction=displayed(predicted, channels),
+        pasted=displayed(pixels_of(prediction * hidden + target * (1 - hidden)), channels),
+        error=error_of(predicted),
+        plain=error_of(pixels_of(squares)),
+    )
 
 
-def _same(pictures: np.ndarray, others: np.ndarray) -> bool:
-    """Whether two columns show the same; exact but for rounding under other mean and deviation."""
-    return pictures.shape == others.shape and bool(np.allclose(pictures, others, atol=1e-3))
+def limits(heat: Float[np.ndarray, ...]) -> Limits:
+    """Return robust ends of a colour scale: one patch in a hundred may exceed the brightest."""
+    low, high = np.quantile(heat, (LOW, HIGH))
+    return float(low), float(high)
+
+
+def shared_limits(maps: Iterable[Float[np.ndarray, ...]]) -> Limits:
+    """Return one scale for several maps, from the lowest to the highest end of any.
+
+    The scale is never narrower than `EVEN`, or rounding errors of nearly even attention would look
+    like an object.
+
+    Args:
+        maps: As multiples of even attention.
+    """
+    each = [EVEN, *map(limits, maps)]
+    return min(low for low, _ in each), max(high for _, high in each)
+
+
+def peak(heat: Float[np.ndarray, ...]) -> str:
+    """Say how far the highest value lies above even attention."""
+    return f"peak {heat.max():.1f}x even"
+
+
+def scaled(heat: Float[np.ndarray, ...], ends: Limits) -> Float[np.ndarray, ...]:
+    """Scale heat between its ends to [0, 1]; 0 everywhere where the ends are equal."""
+    low, high = ends
+    if high - low <= 1e-6 * max(abs(high), abs(low)):  # rounding errors are no pattern
+        return np.zeros_like(heat)
+    return ((heat - low) / (high - low)).clip(0, 1)
+
+
+def enlarged(
+    heat: Float[np.ndarray, "rows columns"], height: int, width: int
+) -> Float[np.ndarray, "height width"]:
+    """Interpolate heat to pixels, bicubic between the centres of the patches."""
+    picture = Image.fromarray(heat.astype(np.float32))
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def heat_picture(
+    heat: Float[np.ndarray, "rows columns"], height: int, width: int, ends: Limits | None = None
+) -> Float[np.ndarray, "height width 3"]:
+    """Colour heat from dark to bright; values in [0, 1]. `ends` default to those of `limits`."""
+    return _coloured(_shades(heat, height, width, ends))
+
+
+def overlay(
+    image: Float[np.ndarray, "H W C"],
+    heat: Float[np.ndarray, "rows columns"],
+    ends: Limits | None = None,
+) -> Float[np.ndarray, "H W 3"]:
+    """Colour heat over the image in gray, which shows through where the heat is low.
+
+    Args:
+        image: 1 or 3 channels, values in [0, 1].
+        heat: One value for each patch.
+        ends: Of the colour scale; default: those of `limits`.
+    """
+    gray = image[..., 0] if image.shape[2] == 1 else image @ LUMA
+    shades = _shades(heat, image.shape[0], image.shape[1], ends)
+    opacity = (MIN_OPACITY + (MAX_OPACITY - MIN_OPACITY) * shades)[..., None]
+    return ((1 - opacity) * gray[..., None] + opacity * _coloured(shades)).astype(np.float32)
+
+
+def _shades(heat: np.ndarray, height: int, width: int, ends: Limits | None) -> np.ndarray:
+    """Return each pixel's position on the scale; bicubic overshoot is clipped to [0, 1]."""
+    return enlarged(scaled(heat, ends or limits(heat)), height, width).clip(0, 1)
+
+
+def _coloured(shades: np.ndarray) -> np.ndarray:
+    return mpl.colormaps[COLOURS](shades)[..., :3].astype(np.float32)

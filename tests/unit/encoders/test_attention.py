@@ -16,9 +16,16 @@ from mvmae.encoders.attention import (
     patch_similarity,
 )
 from mvmae.errors import UserError
-from mvmae.inspect import attention_panels as figure
-from mvmae.inspect.attention import heat_of
-from mvmae.inspect.attention_panels import Maps, Model, heat_picture, limits, overlay
+from mvmae.inspect import attention as figure
+from mvmae.inspect.attention import Maps, Model, heat_of
+from mvmae.inspect.model_pictures import (
+    EVEN,
+    heat_picture,
+    limits,
+    overlay,
+    shared_limits,
+)
+from mvmae.inspect.model_pictures import peak as peak_in_words
 from mvmae.method.vit import PLAIN, Encoder, Variant, initialize
 
 ROWS, COLUMNS, PATCH = 4, 6, 4
@@ -297,11 +304,11 @@ def test_nearly_even_attention_is_drawn_nearly_even():
 
 def test_a_shared_scale_reaches_from_half_to_twice_even_or_farther():
     weak, strong = np.array([0.9, 1.1]), np.array([0.1, 5.0])
-    assert figure.shared_limits([weak]) == figure.EVEN
-    low, high = figure.shared_limits([weak, strong])
+    assert shared_limits([weak]) == EVEN
+    low, high = shared_limits([weak, strong])
     assert low < 0.2
     assert high > 4.5
-    assert figure.peak(strong) == "peak 5.0x even"
+    assert peak_in_words(strong) == "peak 5.0x even"
 
 
 def test_heads_are_overlays_in_columns_of_their_own():

@@ -14,10 +14,10 @@ from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.figures import page
-from mvmae.inspect import model_pictures
+from mvmae.inspect import reconstruct
 from mvmae.inspect.choose_images import displayed
-from mvmae.inspect.model_pictures import Model, Panels
-from mvmae.inspect.reconstruct import HIDDEN, panels_of
+from mvmae.inspect.model_pictures import HIDDEN, Panels, panels_of
+from mvmae.inspect.reconstruct import Model
 from mvmae.method.losses import normalize_patches
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import masking_from_noise, patchify
@@ -292,7 +292,7 @@ def figure(count=2, size=(16, 24, 3), names=None, models=1, **words) -> Image.Im
     picture = 0.9 * np.random.default_rng(0).random((count, *size), dtype=np.float32)
     words = {"title": "run: 4 of 16 patches visible", "note": "how it was made"} | words
     shown = [Model(f"run {number}", made(picture)) for number in range(models)]
-    drawn = model_pictures.draw(shown, names=names or ["class/name.jpg"] * count, **words)
+    drawn = reconstruct.draw(shown, names=names or ["class/name.jpg"] * count, **words)
     return Image.open(io.BytesIO(drawn))
 
 
@@ -337,14 +337,14 @@ def test_a_model_that_saw_another_mask_or_part_shows_what_it_saw():
     words = {"names": ["a"], "title": "t", "note": "n"}
     for panels_, count in ((made(second), 6), (other, 7), (tall, 8)):
         models = [Model("a", made(first)), Model("b", panels_)]
-        png = model_pictures.draw(models, **words)
+        png = reconstruct.draw(models, **words)
         assert len(cells(png)) == count
 
 
 def test_each_model_stands_in_its_own_columns():
     shades = [np.full((1, 16, 16, 3), value, dtype=np.float32) for value in (0.2, 0.5, 0.8)]
     models = [Model("a", made(shades[0], shades[1])), Model("b", made(shades[0], shades[2]))]
-    png = model_pictures.draw(models, names=["a"], title="t", note="n")
+    png = reconstruct.draw(models, names=["a"], title="t", note="n")
     means = [cell.mean() / 255 for cell in cells(png)]
     np.testing.assert_allclose(means, [0.2, 0.2, 0.5, 0.5, 0.8, 0.8], atol=0.01)
 
@@ -361,7 +361,7 @@ def test_words_of_any_length_stay_on_the_figure():
 
 def test_very_many_rows_are_drawn_smaller_and_not_refused():
     picture = np.full((75, 8, 4, 1), 0.5, dtype=np.float32)
-    png = model_pictures.draw([Model("a", made(picture))], names=["a"] * 75, title="t", note="n")
+    png = reconstruct.draw([Model("a", made(picture))], names=["a"] * 75, title="t", note="n")
     width, height = Image.open(io.BytesIO(png)).size
     assert height <= page.LONGEST_SIDE
     assert width * height <= 1.01 * page.MOST_PIXELS

@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from mvmae.data.sources.open import open_source
-from mvmae.inspect.attention_panels import overlay
 from mvmae.inspect.choose_images import choose
+from mvmae.inspect.model_pictures import overlay
 from mvmae.inspect.report.html import Picture
 from mvmae.inspect.report.pictures import (
     Drawn,
@@ -25,7 +25,7 @@ GRAY = np.full((32, 32, 3), 0.5, np.float32)
 
 
 def drawn(name: str, heat: np.ndarray) -> Drawn:
-    return Drawn(name, 3, None, [Look(GRAY, heat.astype(np.float32))], None, [])
+    return Drawn(name, None, [Look(GRAY, heat.astype(np.float32))], None, [])
 
 
 def pixels(picture) -> np.ndarray:
@@ -68,7 +68,7 @@ def decoded(picture: Picture) -> Image.Image:
 
 def test_small_pictures_keep_every_pixel():
     pixels = np.random.default_rng(0).random((8, 12, 3))
-    shown = picture(pixels, alt="a", caption="b")
+    shown = picture(pixels, "a", "b")
     assert shown.pixelated
     assert np.array_equal(np.asarray(decoded(shown)), np.round(255 * pixels).astype(np.uint8))
 

@@ -19,9 +19,8 @@ from mvmae.config.model import num_visible
 from mvmae.data.reading.decode import Pixels
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.encoders.attention import attention_rollout, class_attention, patch_similarity
-from mvmae.inspect.attention_panels import Limits, overlay
 from mvmae.inspect.choose_images import displayed, finer
-from mvmae.inspect.reconstruct import panels_of
+from mvmae.inspect.model_pictures import Limits, overlay, panels_of
 from mvmae.method.views import for_people, mask_noise, normalized, whole_view
 from mvmae.metrics.principal import Basis, colors, principal_basis
 from mvmae.training import precision

@@ -27,7 +27,7 @@ from mvmae.inspect.explore.embeddings import EmbeddingIndex
 from mvmae.inspect.explore.model import Networks
 from mvmae.inspect.explore.server import Workers, is_loopback, listen, own_names, page_url
 from mvmae.inspect.explore.session import Facts, Session
-from mvmae.inspect.reconstruct import open_with_decoder
+from mvmae.inspect.model_pictures import open_with_decoder
 from mvmae.storage import results
 from mvmae.storage.outputs import headings
 from mvmae.training import precision

@@ -19,11 +19,11 @@ from torch import Tensor
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
 from mvmae.data.sources.base import Source
 from mvmae.errors import encodable
-from mvmae.inspect.attention_panels import shared_limits
 from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.inspect.explore import model
 from mvmae.inspect.explore.embeddings import EmbeddingIndex, Match
 from mvmae.inspect.explore.model import ImageViews, Networks
+from mvmae.inspect.model_pictures import shared_limits
 
 T = TypeVar("T")
 THUMBNAIL = 128  # pixels

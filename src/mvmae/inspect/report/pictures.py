@@ -24,23 +24,28 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.attention import attention_rollout
 from mvmae.errors import UserError
-from mvmae.inspect import attention_panels
 from mvmae.inspect.choose_images import Chosen, choose, displayed, finer, views
-from mvmae.inspect.model_pictures import Panels
-from mvmae.inspect.reconstruct import open_with_decoder, panels_of
+from mvmae.inspect.model_pictures import (
+    Panels,
+    open_with_decoder,
+    overlay,
+    panels_of,
+    peak,
+    shared_limits,
+)
 from mvmae.inspect.report.gather import RunFacts
 from mvmae.inspect.report.html import Gallery, Picture, Strip
-from mvmae.inspect.report.wording import count, one_line, without_home
+from mvmae.inspect.report.wording import one_line, without_home
 from mvmae.method.views import for_people, mask_noise, normalized
 from mvmae.metrics.principal import principal_colors
 
-TOGETHER = 8  # images in a batch: attention of 224 pixels is 200 MB a block for so many
-FINE = 192  # pixels of a picture that attention is laid over
+BATCH_SIZE = 8  # attention over 224 pixels takes 200 MB a block for this many images
+DRAWN_SIDE = 192  # pixels of a picture that attention is laid over
 PIXELATED = 96  # pixels: an image up to this side is kept whole and shown as its pixels
 MAX_SIDE = 256  # pixels of a side that are worth carrying in a page
 QUALITY = 88  # of JPEG
 PHOTOS = ("photos",)
-Made = TypeVar("Made")
+T = TypeVar("T")
 
 
 class Shown(NamedTuple):
@@ -48,12 +53,12 @@ class Shown(NamedTuple):
 
     data: tuple[str, ...]
     chosen: Chosen
-    said: str
-    """Where they are from, in words."""
+    origin: str
+    """Where they are from, in a sentence."""
 
 
 class Look(NamedTuple):
-    """An image, and where an encoder looks."""
+    """An image, and where an encoder looks in it."""
 
     pixels: Float[np.ndarray, "H W C"]
     heat: Float[np.ndarray, "rows columns"]
@@ -61,10 +66,9 @@ class Look(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """What a run makes of the images; none where it cannot."""
+    """What a run makes of the images; None where it cannot."""
 
     name: str
-    channels: int
     panels: Panels | None
     looks: list[Look] | None
     features: list[Float[np.ndarray, "rows columns 3"]] | None
@@ -73,67 +77,63 @@ class Drawn(NamedTuple):
 
 
 def shown_images(config: ReportConfig, first: RunFacts) -> Shown:
-    """The images asked for; else some that the first run was trained on, or the built-in ones.
+    """Choose the images of --data, else training images of the first run, else built-in ones.
 
     Raises:
-        UserError: Those asked for cannot be read.
+        UserError: The images of --data cannot be read.
     """
-    channels = _channels(first)
+    channels, depth = _input_of(first)
     if config.data:
-        source = open_source(config.data, channels, _depth(first))
-        chosen = choose(source, config.count, config.seed)
+        chosen = choose(open_source(config.data, channels, depth), config.count, config.seed)
         return Shown(config.data, chosen, "Images chosen with --data.")
     data = first.config.get("data")
     own = tuple(map(str, data)) if isinstance(data, list) else (str(data),) if data else ()
     if own:
         try:
-            source = open_source(own, channels, _depth(first))
+            source = open_source(own, channels, depth)
             chosen = choose(source, config.count, config.seed)
             known = first.environment.get("data_fingerprint")
             changed = known is not None and known != fingerprint(source)
             after = " (the folder has changed since)" if changed else ""
             return Shown(own, chosen, f"Images that {one_line(first.name)} was trained on{after}.")
-        except (UserError, OSError, ValueError):  # gone, emptied, or no longer to be read
+        except (UserError, OSError, ValueError):  # moved, emptied, or no longer readable
             pass
-    chosen = choose(open_source(PHOTOS, channels, _depth(first)), config.count, config.seed)
-    why = "the images that it was trained on are no longer there" if own else "no images are named"
-    return Shown(PHOTOS, chosen, f"The built-in photographs, since {why}.")
+    chosen = choose(open_source(PHOTOS, channels, depth), config.count, config.seed)
+    why = "the training images are no longer there" if own else "the run names no images"
+    return Shown(PHOTOS, chosen, f"The built-in photographs, because {why}.")
 
 
-def _channels(facts: RunFacts) -> int:
-    return facts.pretraining.model.in_channels if facts.pretraining else 3
-
-
-def _depth(facts: RunFacts) -> Depth:
-    return facts.pretraining.views.pixel_depth if facts.pretraining else "8"
+def _input_of(facts: RunFacts) -> tuple[int, Depth]:
+    """Return the channels and the pixel depth that a run was trained with."""
+    trained = facts.pretraining
+    return (trained.model.in_channels, trained.views.pixel_depth) if trained else (3, "8")
 
 
 def draw(facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.device) -> Drawn:
-    """Everything that a run makes of the images."""
+    """Draw everything that a run can make of the images."""
     reasons: list[str] = []
-    panels = _attempt(lambda: reconstructed(facts, shown, config, device), reasons)
-    seen = _attempt(lambda: looked(facts, shown, device), reasons)
-    looks, features = seen or (None, None)
-    said = [without_home(reason) for reason in dict.fromkeys(reasons)]
-    return Drawn(facts.name, _channels(facts), panels, looks, features, said)
+    panels = _attempt(lambda: reconstruct(facts, shown, config, device), reasons)
+    looks, features = _attempt(lambda: look(facts, shown, device), reasons) or (None, None)
+    told = [without_home(reason) for reason in dict.fromkeys(reasons)]
+    return Drawn(facts.name, panels, looks, features, told)
 
 
-def _attempt(make: Callable[[], Made | None], reasons: list[str]) -> Made | None:
-    """What can be made; a run without it is no mistake of the user's, and is told on the page."""
+def _attempt(work: Callable[[], T], reasons: list[str]) -> T | None:
+    """Return what `work` makes; None where it cannot, with the reason added to `reasons`."""
     try:
-        return make()
+        return work()
     except UserError as error:
         reasons.append(str(error))
         return None
 
 
-def reconstructed(
+def reconstruct(
     facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.device
 ) -> Panels | None:
-    """The four pictures of each image; none of a run that never has a decoder.
+    """Reconstruct the images; None for a run that never has a decoder.
 
     Raises:
-        UserError: The run has no decoder that was trained, or its checkpoint is gone.
+        UserError: The decoder was not trained, or the checkpoint is gone.
     """
     if facts.command != "pretrain":
         return None
@@ -141,33 +141,28 @@ def reconstructed(
     if trained is not None and trained.objective.reconstruction_weight == 0:
         raise UserError(
             f"{facts.name} was trained without reconstruction (its weight is 0), so its decoder "
-            "has learnt nothing: nothing is rebuilt here."
+            "has learnt nothing and no reconstructions are drawn."
         )
     model, trained = open_with_decoder(str(facts.folder))
     shape = trained.model
     source = open_source(shown.data, shape.in_channels, trained.views.pixel_depth)
     images = views(source, shown.chosen.indices, shape.height_width, trained.views.interpolation)
     noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
-    model.to(device)
-    parts = [
-        panels_of(
-            model,
-            images[first : first + TOGETHER],
-            noise[first : first + TOGETHER],
-            trained,
-            num_visible=shape.num_visible,
-            statistics="visible",
-            device=device,
-        )
-        for first in range(0, len(images), TOGETHER)
-    ]
-    return Panels(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+    return panels_of(
+        model.to(device),
+        images,
+        noise,
+        trained,
+        num_visible=shape.num_visible,
+        statistics="visible",
+        device=device,
+    )
 
 
-def looked(
+def look(
     facts: RunFacts, shown: Shown, device: torch.device
 ) -> tuple[list[Look], list[np.ndarray]] | None:
-    """Attention over the images, and the colours of their patches; none of a whole model.
+    """Return attention over the images and the colours of their patches; None for whole models.
 
     Raises:
         UserError: The folder holds no encoder.
@@ -177,156 +172,132 @@ def looked(
     opened = encoders.open_encoder(str(facts.folder))
     encoder = opened.encoder.to(device)
     source = open_source(shown.data, encoder.in_channels, opened.depth)
-    how = opened.preprocessing.interpolation
-    images = views(source, shown.chosen.indices, encoder.image_size, how)
-    fine = views(source, shown.chosen.indices, finer(encoder.image_size, FINE), how)
-    heat, tokens = encoded(opened, images, device)
-    mean, std = opened.preprocessing.mean, opened.preprocessing.std
+    mean, std, interpolation = opened.preprocessing
+    images = views(source, shown.chosen.indices, encoder.image_size, interpolation)
+    size = finer(encoder.image_size, DRAWN_SIDE)
+    fine = views(source, shown.chosen.indices, size, interpolation)
+    heat, tokens = _encode(opened, images, device)
     pixels = displayed(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
     looks = [Look(image, one * one.size) for image, one in zip(pixels, heat, strict=True)]
-    colours = principal_colors(tokens).unflatten(1, encoder.grid).numpy()
-    return looks, list(colours)
+    return looks, list(principal_colors(tokens).unflatten(1, encoder.grid).numpy())
 
 
 @torch.inference_mode()
-def encoded(
+def _encode(
     opened: OpenedEncoder, images: Tensor, device: torch.device
 ) -> tuple[Float[np.ndarray, "B rows columns"], Float[Tensor, "B N D"]]:
-    """Attention rollout and patch tokens of 8-bit images, a few at a time."""
+    """Compute attention rollout and patch tokens, a batch at a time."""
     encoder, how = opened.encoder, opened.preprocessing
     heat, tokens = [], []
-    for first in range(0, len(images), TOGETHER):
-        inputs = normalized(images[first : first + TOGETHER], how.mean, how.std, device)
+    for batch in images.split(BATCH_SIZE):
+        inputs = normalized(batch, how.mean, how.std, device)
         heat.append(attention_rollout(encoder, inputs).float().cpu().numpy())
         tokens.append(encoder(inputs)[:, encoder.num_prefix :].float().cpu())
     return np.concatenate(heat), torch.cat(tokens)
 
 
-ROWS, SIDES = ("upper", "middle", "lower"), ("left", "centre", "right")
+ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 
 
-def brightest(picture_of: Float[np.ndarray, "H W 3"]) -> str:
-    """Where an overlay is brightest, in words."""
-    light = picture_of.sum(axis=2)
-    height, width = light.shape
+def brightest(drawn: Float[np.ndarray, "H W 3"]) -> str:
+    """Say in which ninth of an overlay it is brightest."""
     thirds = [
-        light[
-            height * row // 3 : height * (row + 1) // 3, width * side // 3 : width * (side + 1) // 3
-        ]
-        for row in range(3)
-        for side in range(3)
+        part
+        for row in np.array_split(drawn.sum(axis=2), 3)
+        for part in np.array_split(row, 3, axis=1)
     ]
     best = int(np.argmax([part.mean() if part.size else -1 for part in thirds]))
-    return f"{ROWS[best // 3]} {SIDES[best % 3]}"
-
-
-def strip_pictures(drawn: Drawn, at: int, name: str) -> Iterator[Picture]:
-    """All pictures of one image."""
-    if drawn.panels is not None:
-        yield from _panel_pictures(drawn.panels, at, name)
-    if drawn.looks is not None:
-        yield overlay_picture(drawn.looks[at], name, "attention")
-    if drawn.features is not None:
-        yield features_picture(drawn, at, name, "features")
-
-
-def _panel_pictures(panels: Panels, at: int, name: str) -> Iterator[Picture]:
-    yield picture(panels.original[at], alt=f"The image {name}", caption="original")
-    yield picture(
-        panels.masked[at], alt=f"{name} with the hidden patches in gray", caption="what it saw"
-    )
-    yield pasted_picture(panels, at, name, "hidden parts rebuilt")
+    return f"{ROWS[best // 3]} {COLUMNS[best % 3]}"
 
 
 def pasted_picture(panels: Panels, at: int, name: str, caption: str) -> Picture:
-    """The rebuilt patches among the visible ones."""
-    alt = f"{name}: the rebuilt patches among those that were seen"
-    return picture(panels.pasted[at], alt=alt, caption=caption)
+    """Return the rebuilt patches among the visible ones."""
+    return picture(panels.pasted[at], f"{name}: rebuilt patches among the visible ones", caption)
 
 
 def overlay_picture(look: Look, name: str, caption: str, beside: Sequence[Look] = ()) -> Picture:
-    """Where the encoder looks, on one scale with those who look at the same image."""
-    ends = attention_panels.shared_limits(one.heat for one in (look, *beside))
-    one = attention_panels.overlay(look.pixels, look.heat, ends)
-    peak = attention_panels.peak(look.heat)
-    alt = f"Attention over {name}: {peak}, brightest in the {brightest(one)}"
-    return picture(one, alt=alt, caption=f"{caption}, {peak}")
+    """Return where an encoder looks, on one scale with others that look at the same image."""
+    drawn = overlay(look.pixels, look.heat, shared_limits(one.heat for one in (look, *beside)))
+    highest = peak(look.heat)
+    alt = f"Attention over {name}: {highest}, brightest in the {brightest(drawn)}"
+    return picture(drawn, alt, f"{caption}, {highest}")
 
 
-def features_picture(drawn: Drawn, at: int, name: str, caption: str) -> Picture:
-    """The patches in the colours of their principal components, a pixel a patch."""
-    assert drawn.features is not None
-    one = drawn.features[at]
-    rows, columns = one.shape[:2]
-    alt = f"{name} as {rows} x {columns} patches, coloured by what the encoder takes for alike"
-    return picture(one, alt=alt, caption=caption)
+def features_picture(features: np.ndarray, name: str, caption: str) -> Picture:
+    """Return the patches in the colours of their principal components, one pixel a patch."""
+    rows, columns = features.shape[:2]
+    alt = (
+        f"{name} as {rows} x {columns} patches; patches with similar features have similar colours"
+    )
+    return picture(features, alt, caption)
 
 
 def gallery(drawn: Drawn, shown: Shown) -> Gallery | None:
-    """The pictures of one run, a strip an image; none where there are none."""
-    strips = []
-    for at, name in enumerate(map(one_line, shown.chosen.names)):
-        pictures = list(strip_pictures(drawn, at, name))
-        if pictures:
-            strips.append(Strip(name, pictures))
-    if not strips:
-        return None
-    return Gallery(strips, columns=max(len(strip.pictures) for strip in strips))
+    """Lay out the pictures of one run, a strip for each image; None where there are none."""
+    strips = [
+        Strip(name, list(_strip(drawn, at, name)))
+        for at, name in enumerate(map(one_line, shown.chosen.names))
+    ]
+    columns = max(len(strip.pictures) for strip in strips)
+    return Gallery(strips, columns) if columns else None
+
+
+def _strip(drawn: Drawn, at: int, name: str) -> Iterator[Picture]:
+    if panels := drawn.panels:
+        yield picture(panels.original[at], f"The image {name}", "original")
+        yield picture(panels.masked[at], f"{name} with hidden patches in gray", "what it saw")
+        yield pasted_picture(panels, at, name, "hidden parts rebuilt")
+    if drawn.looks is not None:
+        yield overlay_picture(drawn.looks[at], name, "attention")
+    if drawn.features is not None:
+        yield features_picture(drawn.features[at], name, "features")
 
 
 def side_by_side(
     drawn: Sequence[Drawn], shown: Shown, originals: Sequence[np.ndarray]
 ) -> Iterator[tuple[str, Gallery]]:
-    """A gallery of each kind, in which a strip is an image and a picture is a run's."""
-    names = [one_line(name) for name in shown.chosen.names]
-    kinds = (
-        ("rebuilt", [one for one in drawn if one.panels is not None]),
-        ("attention", [one for one in drawn if one.looks is not None]),
-        ("features", [one for one in drawn if one.features is not None]),
-    )
-    for kind, able in kinds:
+    """Lay out a gallery of each kind, with a strip for each image and a picture for each run."""
+    kinds = {"rebuilt": "panels", "attention": "looks", "features": "features"}
+    for kind, field in kinds.items():
+        able = [one for one in drawn if getattr(one, field) is not None]
         if not able:
             continue
         strips = []
-        for at, name in enumerate(names):
-            first = picture(originals[at], alt=f"The image {name}", caption="original")
+        for at, name in enumerate(map(one_line, shown.chosen.names)):
+            first = picture(originals[at], f"The image {name}", "original")
             others = [_of_kind(kind, one, at, name, able) for one in able]
             strips.append(Strip(name, [first, *others]))
         yield kind, Gallery(strips, columns=1 + len(able))
 
 
 def _of_kind(kind: str, drawn: Drawn, at: int, name: str, beside: Sequence[Drawn]) -> Picture:
-    named = f"{name} by {one_line(drawn.name)}"
     caption = one_line(drawn.name)
-    if kind == "rebuilt":
-        assert drawn.panels is not None
+    named = f"{name} by {caption}"
+    if kind == "rebuilt" and drawn.panels is not None:
         return pasted_picture(drawn.panels, at, named, caption)
-    if kind == "attention":
-        assert drawn.looks is not None
+    if kind == "attention" and drawn.looks is not None:
         looks = [one.looks[at] for one in beside if one.looks is not None]
         return overlay_picture(drawn.looks[at], named, caption, looks)
-    return features_picture(drawn, at, named, caption)
+    assert drawn.features is not None
+    return features_picture(drawn.features[at], named, caption)
 
 
 def original_pixels(shown: Shown, first: RunFacts) -> list[Float[np.ndarray, "H W C"]]:
-    """The images themselves in the first run's shape, for pages of several runs."""
-    source = open_source(shown.data, _channels(first), _depth(first))
-    shape = first.pretraining.model.height_width if first.pretraining else (FINE, FINE)
-    fine = views(source, shown.chosen.indices, finer(shape, FINE), "bicubic")
-    channels = _channels(first)
-    mean, std = (first.pretraining.views if first.pretraining else ViewsConfig()).pixel_statistics(
-        channels
+    """Read the images themselves in the first run's shape, for pages of several runs."""
+    channels, depth = _input_of(first)
+    trained = first.pretraining
+    shape = trained.model.height_width if trained else (DRAWN_SIDE, DRAWN_SIDE)
+    fine = views(
+        open_source(shown.data, channels, depth),
+        shown.chosen.indices,
+        finer(shape, DRAWN_SIDE),
+        "bicubic",
     )
+    mean, std = (trained.views if trained else ViewsConfig()).pixel_statistics(channels)
     return list(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
 
 
-def how_many(shown: Shown) -> str:
-    """How many images are shown."""
-    number = len(shown.chosen.indices)
-    return f"{count(number)} image{'s' if number != 1 else ''}"
-
-
-def picture(pixels: Float[np.ndarray, "H W C"], *, alt: str, caption: str) -> Picture:
+def picture(pixels: Float[np.ndarray, "H W C"], alt: str, caption: str) -> Picture:
     """Return an image as a data URI: PNG where it is small, JPEG otherwise.
 
     Args:

@@ -207,7 +207,7 @@ def _pictures(facts: RunFacts, config: ReportConfig) -> Iterator[Section]:
     if gallery:
         blocks += [gallery, _readings(facts, drawn)]
     if blocks:
-        yield Section("pictures", "What it sees", shown.said if gallery else "", blocks)
+        yield Section("pictures", "What it sees", shown.origin if gallery else "", blocks)
 
 
 def _pictures_side_by_side(known: Sequence[RunFacts], config: ReportConfig) -> Iterator[Section]:
@@ -220,7 +220,7 @@ def _pictures_side_by_side(known: Sequence[RunFacts], config: ReportConfig) -> I
         title, reading = READING[kind]
         if kind == "rebuilt":
             reading = SEVERAL_REBUILT + _estimated(known)
-        lead = f"{shown.said} {reading}" if place == 0 else reading
+        lead = f"{shown.origin} {reading}" if place == 0 else reading
         yield Section(kind, title, lead, [gallery])
     reasons = [f"{one_line(one.name)}: {said}" for one in drawn for said in one.reasons]
     if reasons:
