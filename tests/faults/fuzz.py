@@ -19,7 +19,7 @@ del sys.modules["tarfile"]  # loaded again, so that its lines are looked at
 with atheris.instrument_imports(include=["mvmae", "tarfile"]):
     from mvmae.data.reading.decode import UnreadableImageError
     from mvmae.data.sources import tar_index
-    from mvmae.data.sources.arrays import Stack
+    from mvmae.data.sources.arrays import ArrayFile
     from mvmae.data.sources.lists import from_list
     from mvmae.errors import UserError
     from mvmae.training import checkpoint
@@ -88,7 +88,7 @@ READERS: dict[str, Callable[[bytes], None]] = {
     "parquet": in_file("list.parquet", lambda file: from_list(str(file), 3)),
     "tar": tar,
     "index": kept_index,
-    "npy": in_file("x.npy", lambda file: Stack(str(file), 3).read(0)),
+    "npy": in_file("x.npy", lambda file: ArrayFile(str(file), 3).read(0)),
     "checkpoint": in_file("last.pt", newest),
     "safetensors": in_file("x.safetensors", tensors),
     "facts": in_file("encoder.json", facts),

@@ -11,7 +11,7 @@ from mvmae import terminal
 from mvmae.ablate import cells, locks
 from mvmae.ablate.plan import SEEDLESS, Cell, Plan
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels
+from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels
 from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.groups import group_numbers
 from mvmae.data.sources.labelled import Labelled
@@ -58,7 +58,7 @@ def check_inputs(plan: Plan) -> Inputs:
         shared.require_results_outside(config.folder, data)
     recipe = plan.recipe_config
     source = open_source(config.data, plain_channels(recipe.model.in_channels))
-    kind = kind_of(source, 0)
+    kind = detect_kind(source, 0)
     for row in plan.rows:
         try:
             _require_images(row.config, source, kind)
@@ -73,7 +73,7 @@ def check_inputs(plan: Plan) -> Inputs:
     return Inputs(labelled, shared.data_facts(labelled)["fingerprint"])
 
 
-def _require_images(config: PretrainConfig, source: Source, kind: Kind) -> None:
+def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> None:
     require_channels(kind, config.model.in_channels, config.data, "model.in-channels")
     group_numbers(source, config.group_regex)
     if len(source) < config.batch_size:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-STRONGEST = 10  # of timm's scale of magnitudes
+MAX_MAGNITUDE = 10  # of timm's scale of magnitudes
 BINS = 100  # steps between torchvision's weakest and strongest operation
 DEVIATION = 5  # of the magnitude, in those steps: timm's mstd0.5
 OPERATIONS = 2  # tried on an image, each applied with probability 0.5
@@ -67,7 +67,9 @@ def rand_augment(
         fill: What comes in from outside the image, a value of [0, 255] a channel.
     """
     for _ in range(OPERATIONS):
-        steps = int(np.clip(np.rint(rng.normal(BINS / STRONGEST * magnitude, DEVIATION)), 0, BINS))
+        steps = int(
+            np.clip(np.rint(rng.normal(BINS / MAX_MAGNITUDE * magnitude, DEVIATION)), 0, BINS)
+        )
         applied, seed = rng.random() < 0.5, int(rng.integers(2**63))
         if not applied:
             continue
@@ -118,7 +120,7 @@ def _erased_box(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, i
     return 0, 0, 0, 0
 
 
-def mixed(
+def mix_images(
     images: Float[Tensor, "B C H W"],
     labels: Int[Tensor, " B"],
     num_classes: int,

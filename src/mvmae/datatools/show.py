@@ -12,7 +12,7 @@ from torch import Tensor
 from mvmae import terminal
 from mvmae.config.datatools import DataShowConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
-from mvmae.data.reading.detect_kind import kind_of
+from mvmae.data.reading.detect_kind import detect_kind
 from mvmae.data.reading.loader import ViewsDataset
 from mvmae.data.reading.samples import Sample
 from mvmae.data.sources.base import Source, plain_channels
@@ -80,7 +80,7 @@ def channels_of(config: DataShowConfig, source: Source) -> int:
         UserError: Others are to be drawn.
     """
     own = config.model.in_channels
-    if own == 3 and not (kind := kind_of(source, config.seed)).fits(own):
+    if own == 3 and not (kind := detect_kind(source, config.seed)).fits(own):
         own = kind.channels
     if max(config.channels, default=1) > own:
         raise UserError(

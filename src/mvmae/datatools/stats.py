@@ -9,8 +9,8 @@ from rich.console import Console
 from mvmae import terminal
 from mvmae.config.datatools import DataStatsConfig
 from mvmae.config.views import Depth
-from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels, some
-from mvmae.data.reading.pixel_statistics import QUANTILES, Measured, measured
+from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels, sample_indices
+from mvmae.data.reading.pixel_statistics import QUANTILES, PixelStatistics, measure_pixels
 from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
@@ -36,13 +36,13 @@ def run(config: DataStatsConfig) -> None:
         require_place(config.out)
         require_replaceable(config.out)
     source = open_source(config.data, plain_channels(config.channels or 3))
-    kind = kind_of(source, config.seed)
+    kind = detect_kind(source, config.seed)
     channels = config.channels or kind.channels
     require_channels(kind, channels, config.data, "--channels")
     depth: Depth = kind.depth if config.depth == "auto" else config.depth
-    indices = some(len(source), config.max_images or len(source), config.seed)
+    indices = sample_indices(len(source), config.max_images or len(source), config.seed)
     with terminal.Bar(len(indices), "images") as bar:
-        found = measured(
+        found = measure_pixels(
             with_depth(source, channels, depth),
             indices,
             depth,
@@ -62,7 +62,9 @@ def run(config: DataStatsConfig) -> None:
     terminal.emit("result", {name: one for name, one in told.items() if name != "skipped"})
 
 
-def facts_of(config: DataStatsConfig, found: Measured, kind: Kind, images: int) -> dict[str, Any]:
+def facts_of(
+    config: DataStatsConfig, found: PixelStatistics, kind: ImageKind, images: int
+) -> dict[str, Any]:
     """All that is known, as JSON has it."""
     mean, std = rounded_statistics(found.channels)
     heights, widths = zip(*found.sizes.elements(), strict=True)

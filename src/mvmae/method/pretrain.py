@@ -16,7 +16,7 @@ from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.reading.samples import Batch
 from mvmae.data.sources.base import Source, fingerprint, plain_channels
-from mvmae.data.sources.groups import group_numbers, groups_in_words
+from mvmae.data.sources.groups import describe_groups, group_numbers
 from mvmae.data.sources.open import open_source
 from mvmae.encoders.encoder_json import attach_preprocessing, save_encoder
 from mvmae.errors import UserError
@@ -71,7 +71,7 @@ def run(config: PretrainConfig) -> int:
         config, source, notes = resolve_config(config, source)
         groups = read_groups(config, source)
         if groups is not None:
-            notes.append(groups_in_words(groups))
+            notes.append(describe_groups(groups))
         knn_top1 = None
         if config.eval_data is not None:
             from mvmae.method.knn_while_training import open_knn

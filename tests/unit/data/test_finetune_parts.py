@@ -12,7 +12,7 @@ from torch import Generator
 from mvmae.config.files import command_line, from_json, to_json
 from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.model import ENCODERS
-from mvmae.data.augment import mixed, rand_augment, random_erasing, seeded
+from mvmae.data.augment import mix_images, rand_augment, random_erasing, seeded
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import view_batches, whole_batches
 from mvmae.data.sources.labelled import open_labelled
@@ -153,7 +153,7 @@ def test_erasing_of_probability_0_and_1():
 def test_mixup_blends_images_and_shares_alike():
     labels = torch.tensor([0, 1, 2, 3])
     images = labels.float()[:, None, None, None].expand(4, 3, 8, 8)
-    blended, shares = mixed(images, labels, 4, mixup=0.8, cutmix=0.0)
+    blended, shares = mix_images(images, labels, 4, mixup=0.8, cutmix=0.0)
     assert torch.equal(shares.sum(dim=1), torch.ones(4))
     torch.testing.assert_close(blended[:, 0, 0, 0], shares @ torch.arange(4.0))
     assert (shares.max(dim=1).values < 1).all()
@@ -162,7 +162,7 @@ def test_mixup_blends_images_and_shares_alike():
 def test_cutmix_shares_are_those_of_the_area():
     labels = torch.tensor([0, 1, 2, 3])
     images = F.one_hot(labels, 4).float()[:, :, None, None].expand(4, 4, 8, 8)
-    cut, shares = mixed(images, labels, 4, mixup=0.0, cutmix=1.0)
+    cut, shares = mix_images(images, labels, 4, mixup=0.0, cutmix=1.0)
     torch.testing.assert_close(cut.mean(dim=(2, 3)), shares)
     assert set(cut.unique().tolist()) == {0.0, 1.0}
 
@@ -170,7 +170,7 @@ def test_cutmix_shares_are_those_of_the_area():
 def test_without_mixing_each_image_is_its_class():
     labels = torch.tensor([2, 0])
     images = torch.rand(2, 3, 8, 8)
-    same, shares = mixed(images, labels, 3, mixup=0.0, cutmix=0.0)
+    same, shares = mix_images(images, labels, 3, mixup=0.0, cutmix=0.0)
     assert same is images
     assert shares.tolist() == [[0, 0, 1], [1, 0, 0]]
 
@@ -180,7 +180,7 @@ def test_with_both_each_batch_gets_one_of_them_half_of_the_time():
     images = labels.float()[:, None, None, None].expand(2, 1, 8, 8)
     blends = 0
     for _ in range(300):
-        changed, _ = mixed(images, labels, 2, mixup=0.8, cutmix=1.0)
+        changed, _ = mix_images(images, labels, 2, mixup=0.8, cutmix=1.0)
         blends += int(((changed > 0) & (changed < 1)).any())
     assert stats.binomtest(blends, 300, 0.5).pvalue > 1e-3
 

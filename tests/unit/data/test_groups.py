@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Generator
 
 from mvmae.data.reading.loader import view_batches
-from mvmae.data.sources.groups import group_numbers, groups_in_words
+from mvmae.data.sources.groups import describe_groups, group_numbers
 from mvmae.data.sources.labelled import open_labelled
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
@@ -118,7 +118,7 @@ def test_groups_come_from_a_lists_column(patients):
     assert numbers is not None
     assert [len(set(numbers[at : at + 4])) for at in range(0, 40, 4)] == [1] * 10
     assert len(set(numbers)) == 10
-    assert groups_in_words(numbers) == "10 groups of 4 to 4 images"
+    assert describe_groups(numbers) == "10 groups of 4 to 4 images"
 
 
 def test_groups_come_from_brackets_in_the_path(patients):
@@ -129,7 +129,7 @@ def test_groups_come_from_brackets_in_the_path(patients):
     assert (len(inside), len(set(inside))) == (20, 2)
     alone = [number for number in numbers if number < 0]
     assert len(set(alone)) == len(alone) == 20
-    assert groups_in_words(numbers) == "2 groups of 10 to 10 images, 20 images belong to none"
+    assert describe_groups(numbers) == "2 groups of 10 to 10 images, 20 images belong to none"
 
 
 def test_without_groups_there_are_none(patients):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from mvmae.data.reading.decode import decode
-from mvmae.data.reading.inspect_file import THUMB, look
+from mvmae.data.reading.inspect_file import THUMB, inspect_file
 from mvmae.data.sources.builtin import PHOTOGRAPHS, photos
 from mvmae.metrics import near_duplicates
 
@@ -38,7 +38,7 @@ def thumbs_of(tmp_path, files: list[bytes]) -> np.ndarray:
     made = []
     for number, content in enumerate(files):
         (tmp_path / f"{number}.bin").write_bytes(content)
-        made.append(np.frombuffer(look(str(tmp_path / f"{number}.bin")).thumb, np.uint8))
+        made.append(np.frombuffer(inspect_file(str(tmp_path / f"{number}.bin")).thumb, np.uint8))
     return np.stack(made).reshape(-1, THUMB, THUMB, 3)
 
 
@@ -162,7 +162,7 @@ def test_a_thumbnail_is_of_the_upright_picture(tmp_path, pictures):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "turned.jpg").write_bytes(saved(pictures[0], "JPEG", exif=exif, quality=95))
-    found = look(str(tmp_path / "turned.jpg"))
+    found = inspect_file(str(tmp_path / "turned.jpg"))
     pixels = decode((tmp_path / "turned.jpg").read_bytes(), 3)
     assert found.rotated
     assert found.shape == (160, 120) == tuple(pixels.shape[1:])

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mvmae.data.reading.subprocess_pool import Lost, guarded
+from mvmae.data.reading.subprocess_pool import Lost, run_guarded
 
 LIMITS = {"timeout": 60.0, "memory": 1 << 30}
 
@@ -27,18 +27,18 @@ def act(item):
 
 
 def results(items, **limits):
-    return dict(guarded(act, items, **{"workers": 2} | LIMITS | limits))
+    return dict(run_guarded(act, items, **{"workers": 2} | LIMITS | limits))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_item_is_answered_once_whatever_the_number_of_processes(workers):
     items = [("say", number) for number in range(75)]
-    answers = list(guarded(act, items, workers=workers, **LIMITS))
+    answers = list(run_guarded(act, items, workers=workers, **LIMITS))
     assert sorted(answers) == [(number, number) for number in range(75)]
 
 
 def test_no_items_are_no_work():
-    assert list(guarded(act, [], workers=2, **LIMITS)) == []
+    assert list(run_guarded(act, [], workers=2, **LIMITS)) == []
 
 
 def test_a_killed_process_is_named_with_its_item_and_the_rest_goes_on():
@@ -74,7 +74,7 @@ def test_memory_beyond_the_limit_is_refused_to_the_process_alone():
 
 
 def test_leaving_early_ends_the_processes():
-    walk = guarded(act, [("sleep", 0.01)] * 64, workers=2, **LIMITS)
+    walk = run_guarded(act, [("sleep", 0.01)] * 64, workers=2, **LIMITS)
     next(walk)
     walk.close()
     import multiprocessing

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.folders import contents, file_version
+from mvmae.data.sources.folders import file_version, read_file
 from mvmae.errors import UserError
 
 FILE_PREFIX = "instances_"
@@ -105,7 +105,7 @@ class CocoSplit(Source):
         return str(self.images[index].path)
 
     def content(self, index: int) -> bytes:
-        return contents(self.path(index))
+        return read_file(self.path(index))
 
     def version(self, index: int) -> str:
         return file_version(self.path(index))

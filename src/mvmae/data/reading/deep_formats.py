@@ -44,7 +44,7 @@ PNG_COLOUR_TYPE = 25  # offsets in the header of a PNG file; the depth stands be
 GRAY, GRAY_ALPHA, RGBA = 0, 4, 6  # PNG's colour types
 
 
-class Facts(NamedTuple):
+class FileFormat(NamedTuple):
     """Channels and depth from a file's header."""
 
     channels: int
@@ -104,7 +104,7 @@ def is_deep_png(data: bytes) -> bool:
     return data.startswith(PNG_MAGIC) and data[PNG_COLOUR_TYPE - 1 : PNG_COLOUR_TYPE] == b"\x10"
 
 
-def facts_of(data: bytes) -> Facts:
+def read_format(data: bytes) -> FileFormat:
     """Read channels and depth from a file's header.
 
     Raises:
@@ -112,26 +112,28 @@ def facts_of(data: bytes) -> Facts:
     """
     if is_array(data):
         array = _header(data)[0]
-        return Facts(_channels_last(array).shape[2], depth_of(array.dtype))
+        return FileFormat(_channels_last(array).shape[2], depth_of(array.dtype))
     if data.startswith(TIFF_MAGIC):
         return _facts_of_tiff(data)
     if is_deep_png(data):
         colour = data[PNG_COLOUR_TYPE]
-        return Facts(1 if colour in (GRAY, GRAY_ALPHA) else 3, "16", colour in (GRAY_ALPHA, RGBA))
+        return FileFormat(
+            1 if colour in (GRAY, GRAY_ALPHA) else 3, "16", colour in (GRAY_ALPHA, RGBA)
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in `_by_pillow`
         with Image.open(io.BytesIO(data), formats=FORMATS) as file:
             return _facts_of_pillow(file)
 
 
-def _facts_of_pillow(file: Image.Image) -> Facts:
+def _facts_of_pillow(file: Image.Image) -> FileFormat:
     gray = file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
     depth: Depth = "8"
     if file.mode.startswith("I"):
         depth = "float" if file.mode == "I" and file.format == "TIFF" else "16"
     if file.mode == "F":
         depth = "float"
-    return Facts(1 if gray else 3, depth, file.has_transparency_data)
+    return FileFormat(1 if gray else 3, depth, file.has_transparency_data)
 
 
 # numpy
@@ -208,7 +210,7 @@ def _count(series: tifffile.TiffPageSeries) -> int:
     return prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YX")
 
 
-def _facts_of_tiff(data: bytes) -> Facts:
+def _facts_of_tiff(data: bytes) -> FileFormat:
     with _open_tiff(data) as file:
         page, series = file.pages.first, file.series[0]
         if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
@@ -217,7 +219,7 @@ def _facts_of_tiff(data: bytes) -> Facts:
         count, samples = _count(series), page.samplesperpixel
         alpha = bool(_alpha_samples(page)) and count == samples
         pages = count // samples if samples else 1
-        return Facts(count - alpha, depth_of(np.dtype(page.dtype)), alpha, pages)
+        return FileFormat(count - alpha, depth_of(np.dtype(page.dtype)), alpha, pages)
 
 
 def _tiff(data: bytes, channels: int | None) -> Values:

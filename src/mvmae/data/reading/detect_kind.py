@@ -10,18 +10,18 @@ import numpy as np
 
 from mvmae.config.views import Depth
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.reading.deep_formats import Facts, facts_of
+from mvmae.data.reading.deep_formats import FileFormat, read_format
 from mvmae.data.reading.pixel_depth import depth_of
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError
 
-LOOKED_AT = 32  # images whose headers say how deep all are
+MAX_HEADERS = 32  # images whose headers say how deep all are
 
 
-class Kind(NamedTuple):
+class ImageKind(NamedTuple):
     """Of images."""
 
-    facts: list[Facts]
+    facts: list[FileFormat]
     """Of those looked at that have a header."""
 
     @property
@@ -65,7 +65,7 @@ class Kind(NamedTuple):
         return not self.facts or any(_fits(one, channels) for one in self.facts)
 
 
-def _fits(one: Facts, channels: int) -> bool:
+def _fits(one: FileFormat, channels: int) -> bool:
     between = {1, 3}  # gray becomes colour, and colour gray
     return (
         one.channels == channels
@@ -75,7 +75,7 @@ def _fits(one: Facts, channels: int) -> bool:
     )
 
 
-def some(count: int, most: int, seed: int) -> list[int]:
+def sample_indices(count: int, most: int, seed: int) -> list[int]:
     """So many places at most, drawn at random, in order."""
     if count <= most:
         return list(range(count))
@@ -83,26 +83,26 @@ def some(count: int, most: int, seed: int) -> list[int]:
     return sorted(drawn.tolist())
 
 
-def kind_of(source: Source, seed: int) -> Kind:
+def detect_kind(source: Source, seed: int) -> ImageKind:
     """Look at some images' headers or arrays; those that have neither are passed over."""
-    facts = [facts_at(source, place) for place in some(len(source), LOOKED_AT, seed)]
-    return Kind([one for one in facts if one is not None])
+    facts = [format_at(source, place) for place in sample_indices(len(source), MAX_HEADERS, seed)]
+    return ImageKind([one for one in facts if one is not None])
 
 
-def facts_at(source: Source, place: int) -> Facts | None:
+def format_at(source: Source, place: int) -> FileFormat | None:
     """What an image's header or its array says; None where it cannot be read."""
     try:
         content = source.content(place)
         if isinstance(content, bytes):
-            return facts_of(content)
-        return Facts(content.array.shape[2], depth_of(content.array.dtype), content.alpha)
+            return read_format(content)
+        return FileFormat(content.array.shape[2], depth_of(content.array.dtype), content.alpha)
     except UnreadableImageError:
         return None
     except Exception:  # decoders raise anything, and training will say of which image
         return None
 
 
-def require_channels(kind: Kind, channels: int, data: Sequence[str], flag: str = "") -> None:
+def require_channels(kind: ImageKind, channels: int, data: Sequence[str], flag: str = "") -> None:
     """Make sure that some images can be read with so many channels.
 
     Args:

@@ -25,7 +25,7 @@ from mvmae.data.reading.decode import (
 from mvmae.data.reading.deep_formats import is_array, values_of
 from mvmae.data.reading.pixel_depth import Values, Wanted, convert_values
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.folders import contents
+from mvmae.data.sources.folders import read_file
 from mvmae.method.views import resize
 
 Problem = Literal[
@@ -33,7 +33,7 @@ Problem = Literal[
     "memory", "hung", "died", "deep", "other",
 ]  # fmt: skip
 THUMB = 16  # side of a thumbnail in pixels
-SNIFFED = 1 << 16  # bytes that tell whether a file of another suffix is an image
+HEADER_BYTES = 1 << 16  # bytes that tell whether a file of another suffix is an image
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 SUFFIXES = {  # by Pillow's name of a format; those of which only one suffix is usual
     "JPEG": (".jpg", ".jpeg", ".jfif"),
@@ -71,7 +71,7 @@ Item = str | Part
 """What is inspected: a path, or an image of a source."""
 
 
-class Look(NamedTuple):
+class Inspection(NamedTuple):
     """What a file is."""
 
     problem: Problem = ""
@@ -121,44 +121,44 @@ class Inspector:
     def __init__(self, sources: Sequence[Source] = ()) -> None:
         self.sources = sources
 
-    def __call__(self, task: tuple[Item, bool]) -> Look:
+    def __call__(self, task: tuple[Item, bool]) -> Inspection:
         """Read an image as training would or, where the flag is set, only a file's header."""
         item, only_header = task
         if isinstance(item, str):
-            return sniff(item) if only_header else look(item)
+            return inspect_header(item) if only_header else inspect_file(item)
         return _look_at_part(self.sources[item.source], item.index)
 
 
-def look(path: str) -> Look:
+def inspect_file(path: str) -> Inspection:
     """Read an image file as training would; what is not a regular file is not opened."""
     try:
         facts = Path(path).stat()
         if not stat.S_ISREG(facts.st_mode):
-            return Look("special", _kind_of(facts.st_mode))
-        data = contents(path)
+            return Inspection("special", _kind_of(facts.st_mode))
+        data = read_file(path)
     except UnreadableImageError as error:
-        return Look("unopened", str(error))
+        return Inspection("unopened", str(error))
     except (OSError, ValueError) as error:
-        return Look("unopened", getattr(error, "strerror", None) or str(error))
+        return Inspection("unopened", getattr(error, "strerror", None) or str(error))
     except MemoryError:
-        return Look("memory", "the file is larger than the memory")
+        return Inspection("memory", "the file is larger than the memory")
     return _look_into(data)
 
 
-def _look_at_part(source: Source, index: int) -> Look:
+def _look_at_part(source: Source, index: int) -> Inspection:
     try:
         content = source.content(index)
     except UnreadableImageError as error:
         reason = str(error)
-        return Look("truncated" if "ends before" in reason else "unopened", reason)
+        return Inspection("truncated" if "ends before" in reason else "unopened", reason)
     except MemoryError:
-        return Look("memory", "the file is larger than the memory")
+        return Inspection("memory", "the file is larger than the memory")
     return _look_into(content) if isinstance(content, bytes) else _look_at_values(content)
 
 
-def _look_at_values(values: Values) -> Look:
+def _look_at_values(values: Values) -> Inspection:
     data = values.array.tobytes()
-    found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
+    found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     try:
         found = found._replace(thumb=_thumb(convert_values(values, Wanted(3))))
     except UnreadableImageError as error:
@@ -166,8 +166,8 @@ def _look_at_values(values: Values) -> Look:
     return _of_values(found, lambda: values, "NPY")
 
 
-def _look_into(data: bytes) -> Look:
-    found = Look(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
+def _look_into(data: bytes) -> Inspection:
+    found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     if not data:
         return found._replace(problem="empty", reason="no bytes")
     try:
@@ -183,18 +183,18 @@ def _look_into(data: bytes) -> Look:
     return _deep(found, data) if is_deep else found
 
 
-def sniff(path: str) -> Look:
+def inspect_header(path: str) -> Inspection:
     """Whether a file that training passes over for its suffix is an image: `format` says so.
 
     Only its beginning is read.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
-            return Look("special")
+            return Inspection("special")
         with Path(path).open("rb") as file:
-            return _with_header(Look(), file.read(SNIFFED))
+            return _with_header(Inspection(), file.read(HEADER_BYTES))
     except (OSError, ValueError) as error:
-        return Look("unopened", str(error))
+        return Inspection("unopened", str(error))
 
 
 def suffix_fits(path: str, format_name: str) -> bool:
@@ -241,13 +241,13 @@ def _thumb(pixels: Pixels) -> bytes:
     return small.permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
-def _deep(found: Look, data: bytes) -> Look:
+def _deep(found: Inspection, data: bytes) -> Inspection:
     """A file with its own channels and numbers; as it is where it cannot be read so either."""
     kind = found.format or ("NPY" if is_array(data) else "TIFF")
     return _of_values(found, lambda: values_of(data, None if found.problem else 3), kind)
 
 
-def _of_values(found: Look, values_in: Callable[[], Values], format_name: str) -> Look:
+def _of_values(found: Inspection, values_in: Callable[[], Values], format_name: str) -> Inspection:
     try:
         values = values_in()
         pixels = convert_values(values, Wanted(None, "float"))
@@ -280,7 +280,7 @@ def _as_gray(pixels: Pixels) -> Pixels:
     return gray.round().clamp(0, 255).byte().expand(3, -1, -1)
 
 
-def _with_header(found: Look, data: bytes) -> Look:
+def _with_header(found: Inspection, data: bytes) -> Inspection:
     """What the header says; nothing where Pillow cannot read it."""
     try:
         with warnings.catch_warnings():

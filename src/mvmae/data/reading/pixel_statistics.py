@@ -25,7 +25,7 @@ from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.sources.base import Source
 
 PIECE = 16  # images that a process looks at before it answers
-KEPT = 200_000  # values of a channel from which the quantiles of floats are estimated
+MAX_KEPT_VALUES = 200_000  # values of a channel from which the quantiles of floats are estimated
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 LEVELS: dict[Depth, int] = {"8": 256, "16": 65536}
 
@@ -82,7 +82,7 @@ class Channel(NamedTuple):
     """How many there are."""
 
 
-class Measured(NamedTuple):
+class PixelStatistics(NamedTuple):
     """What many images hold."""
 
     depth: Depth
@@ -93,7 +93,7 @@ class Measured(NamedTuple):
     skipped: list[Skipped]
 
 
-def measured(
+def measure_pixels(
     source: Source,
     indices: Sequence[int],
     depth: Depth,
@@ -101,7 +101,7 @@ def measured(
     workers: int | None,
     timeout: float = 600.0,
     advance: Callable[[int], object] = lambda count: None,
-) -> Measured:
+) -> PixelStatistics:
     """Look at every pixel of some images.
 
     Args:
@@ -116,7 +116,7 @@ def measured(
     begins = range(0, len(indices), PIECE)
     pieces = [indices[begin : begin + PIECE] for begin in begins]
     watched = Watched(source, loading(workers, cuda=False)["num_workers"])
-    found = Pieces(watched, depth, len(indices))
+    found = PieceDataset(watched, depth, len(indices))
 
     def loader(rest: range) -> DataLoader:
         options = loading(workers, cuda=False, timeout=POLL)
@@ -139,7 +139,7 @@ def _told(pieces: Iterator[Piece], advance: Callable[[int], object]) -> Iterator
         yield piece
 
 
-class Pieces(Dataset):
+class PieceDataset(Dataset):
     """What some images hold, by their places in the source."""
 
     def __init__(self, source: Source, depth: Depth, count: int) -> None:
@@ -159,13 +159,13 @@ class Pieces(Dataset):
             counted = sum(_counts(image, LEVELS[self.depth]) for _, image in images)
             levels = [(used := np.flatnonzero(row), row[used]) for row in np.asarray(counted)]
             return Piece(levels, None, [], sizes, skipped)
-        sums = reduce(together, (_sums(image) for _, image in images))
+        sums = reduce(merge_sums, (_sums(image) for _, image in images))
         kept = [one for place, image in images if len(one := self._some(place, image))]
         return Piece([], sums, kept, sizes, skipped)
 
     def _some(self, place: int, image: Pixels) -> np.ndarray:
         """Values spread over an image, fewer of each the more images there are."""
-        quota, every = max(1, KEPT // self.count), max(1, self.count // KEPT)
+        quota, every = max(1, MAX_KEPT_VALUES // self.count), max(1, self.count // MAX_KEPT_VALUES)
         if place % every:
             return np.empty(0)
         flat = image.flatten(1)
@@ -187,7 +187,7 @@ def _sums(image: Pixels) -> Sums:
     return Sums(count, mean, squares, flat.min(1), flat.max(1), (flat == 0).sum(axis=1))
 
 
-def together(a: Sums, b: Sums) -> Sums:
+def merge_sums(a: Sums, b: Sums) -> Sums:
     """The sums of two sets of values from those of each (Chan, Golub and LeVeque 1983)."""
     count, apart = a.count + b.count, b.mean - a.mean
     return Sums(
@@ -200,7 +200,7 @@ def together(a: Sums, b: Sums) -> Sums:
     )
 
 
-def _joined(pieces: Iterator[Piece], depth: Depth) -> Measured:
+def _joined(pieces: Iterator[Piece], depth: Depth) -> PixelStatistics:
     counts: list[np.ndarray] = []
     sums: Sums | None = None
     kept: list[np.ndarray] = []
@@ -214,11 +214,11 @@ def _joined(pieces: Iterator[Piece], depth: Depth) -> Measured:
         for total, (used, times) in zip(counts, piece.levels, strict=False):
             total[used] += times
         if piece.sums is not None:
-            sums = piece.sums if sums is None else together(sums, piece.sums)
+            sums = piece.sums if sums is None else merge_sums(sums, piece.sums)
     channels = [_of_counts(total) for total in counts]
     if sums is not None:
         channels = _of_sums(sums, np.concatenate(kept, axis=1))
-    return Measured(depth, channels, sizes, skipped)
+    return PixelStatistics(depth, channels, sizes, skipped)
 
 
 def _of_counts(counts: Int[np.ndarray, " levels"]) -> Channel:

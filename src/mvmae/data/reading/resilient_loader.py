@@ -27,7 +27,7 @@ from mvmae.data.sources.base import Forwarding, Source
 from mvmae.errors import UserError, printable
 
 POLL = 5.0  # seconds between two looks at the processes that read
-MOST_FAILURES = 10  # in one run, before the machine is to blame and not the images
+MAX_FAILURES = 10  # in one run, before the machine is to blame and not the images
 FAILED = re.compile(r"DataLoader (?:(worker \(pid)|timed out)")  # torch's own words
 PLACE, SINCE, PID = range(3)
 
@@ -198,7 +198,7 @@ def _blame(
         outcome = "passed over" if one.place in suspects else "tried once more"
         suspects.add(one.place)
         print(f"mvmae: {printable(path)}: {reason}; {outcome}", file=sys.stderr)
-    if failures >= MOST_FAILURES:
+    if failures >= MAX_FAILURES:
         last = f", the last with {watched.path(lost[-1].place)}" if lost else ""
         raise UserError(
             f"{failures} times a process that reads images died or hung{last}: is the memory too "

@@ -84,7 +84,7 @@ def _signals_wait() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def guarded(
+def run_guarded(
     function: Callable[[Any], Any],
     items: Sequence[Any],
     *,

@@ -14,13 +14,13 @@ import numpy as np
 from mvmae.config.model import MAX_CHANNELS
 from mvmae.data.reading.pixel_depth import Values, Wanted
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.string_table import Codes, in_order
+from mvmae.data.sources.string_table import CodedWords, label_order
 from mvmae.errors import UserError
 
 KINDS = "buif"  # truths, whole numbers and floats
 
 
-class Stack(Source):
+class ArrayFile(Source):
     """The images of an array in a file, which is mapped and not loaded.
 
     Args:
@@ -71,9 +71,9 @@ class Stack(Source):
         return map(str, (self.file, *_label_files(self.file)))
 
 
-def open_images(names: Sequence[str], channels: int) -> Stack:
+def open_images(names: Sequence[str], channels: int) -> ArrayFile:
     """Open the one array in `names`."""
-    return Stack(names[0], channels)
+    return ArrayFile(names[0], channels)
 
 
 def _mapped(file: str) -> np.ndarray:
@@ -130,7 +130,7 @@ def _label_files(file: str) -> tuple[Path, Path]:
     return stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
 
 
-def _labels(file: str, count: int) -> Codes | None:
+def _labels(file: str, count: int) -> CodedWords | None:
     """The class of each image, from beside the file; none where nothing lies there.
 
     Raises:
@@ -147,7 +147,7 @@ def _labels(file: str, count: int) -> Codes | None:
         raise UserError(f"{beside} has {len(words):,} labels, and {file} {count:,} images")
     if not all(words):
         raise UserError(f"{beside}, entry {words.index('') + 1}: no label")
-    return Codes(words, in_order(words))
+    return CodedWords(words, label_order(words))
 
 
 def _of_array(file: Path) -> list[str]:

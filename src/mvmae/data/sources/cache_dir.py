@@ -16,7 +16,7 @@ CACHE_GB = "MVMAE_CACHE_GB"  # what parts of remote files may take of it
 DEFAULT_GB = 20.0
 
 
-def cache() -> Path:
+def cache_folder() -> Path:
     """`MVMAE_CACHE`, or a folder of the user's; it need not be there."""
     if own := os.environ.get(CACHE):
         return Path(own).expanduser()

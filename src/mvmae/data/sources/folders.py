@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mvmae.data.reading.decode import EXTENSIONS, UnreadableImageError, Wanted
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.string_table import Codes, Names
+from mvmae.data.sources.string_table import CodedWords, StringTable
 from mvmae.errors import UserError
 
 
@@ -37,9 +37,9 @@ class Files(Source):
         group_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.wanted = name, Wanted(channels)
-        self.names = paths if isinstance(paths, Names) else Names(paths)
-        self._classes = Codes(class_names) if class_names else None
-        self._groups = Codes(group_names) if group_names else None
+        self.names = paths if isinstance(paths, StringTable) else StringTable(paths)
+        self._classes = CodedWords(class_names) if class_names else None
+        self._groups = CodedWords(group_names) if group_names else None
         self.classes = self._classes.table if self._classes else ()
 
     @cached_property
@@ -51,7 +51,7 @@ class Files(Source):
         return len(self.names)
 
     def content(self, index: int) -> bytes:
-        return contents(self.names[index])
+        return read_file(self.names[index])
 
     def version(self, index: int) -> str:
         return file_version(self.names[index])
@@ -72,7 +72,7 @@ class Files(Source):
         return iter(self.names)
 
 
-def contents(path: str) -> bytes:
+def read_file(path: str) -> bytes:
     """All bytes of a file.
 
     Raises:
@@ -112,7 +112,7 @@ def open_images(folders: Sequence[str], channels: int) -> Files:
     """
     class_names: list[str] = []
     unique = {os.path.realpath(folder): folder for folder in folders}.values()
-    names = Names(_paths_below(unique, class_names))
+    names = StringTable(_paths_below(unique, class_names))
     return Files(" ".join(folders), names, channels, class_names if all(class_names) else None)
 
 

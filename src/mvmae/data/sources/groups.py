@@ -53,7 +53,7 @@ def _found(pattern: str, path: str) -> str | None:
     return "\0".join(part or "" for part in match.groups()) or match[0]
 
 
-def groups_in_words(groups: Int[np.ndarray, " images"]) -> str:
+def describe_groups(groups: Int[np.ndarray, " images"]) -> str:
     """How many there are, for the screen."""
     _, counts = np.unique(groups[groups >= 0], return_counts=True)
     alone = int((groups < 0).sum())

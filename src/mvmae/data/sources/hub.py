@@ -17,8 +17,8 @@ import numpy as np
 from mvmae.data.reading.decode import UnreadableImageError, Wanted
 from mvmae.data.sources.base import NOT_OWN_FILES, Source
 from mvmae.data.sources.cache_dir import CONSENT
-from mvmae.data.sources.folders import contents
-from mvmae.data.sources.string_table import Codes
+from mvmae.data.sources.folders import read_file
+from mvmae.data.sources.string_table import CodedWords
 from mvmae.errors import UserError
 
 PREFIX = "hf:"
@@ -63,7 +63,7 @@ class HubSet(Source):
             values = rows.with_format("numpy")[label][:]
             self._labels, self.classes = np.asarray(values, dtype=np.int64), tuple(kind.names)
         elif isinstance(kind, Value):
-            codes = Codes([str(value) for value in rows[label][:]])
+            codes = CodedWords([str(value) for value in rows[label][:]])
             self._labels, self.classes = codes.codes, codes.table
         if self._labels is not None and (self._labels < 0).any():  # a test part without answers
             self._labels, self.classes = None, ()
@@ -77,7 +77,7 @@ class HubSet(Source):
             return cell["bytes"]
         if not cell.get("path"):
             raise UnreadableImageError("no image in this row")
-        return contents(cell["path"])
+        return read_file(cell["path"])
 
     def label(self, index: int) -> int:
         return -1 if self._labels is None else int(self._labels[index])

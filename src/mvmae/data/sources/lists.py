@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvmae.data.sources.folders import Files
-from mvmae.data.sources.string_table import Names
+from mvmae.data.sources.string_table import StringTable
 from mvmae.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ PATH = ("path", "file", "filename", "image")  # cells that make the first row a 
 LABEL = ("label", "class")
 GROUP = ("group",)
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
-LONGEST = 200  # characters of what a list says that are shown
+MAX_SHOWN = 200  # characters of what a list says that are shown
 ROWS = 65536  # of a Parquet file held at once
 
 
@@ -61,7 +61,7 @@ def from_list(file: str, channels: int, root: str | None = None) -> Files:
     """
     labels: list[str] = []
     groups: list[str] = []
-    names = Names(_paths(file, labels, groups, root))
+    names = StringTable(_paths(file, labels, groups, root))
     if not names:
         raise UserError(f"{file} lists no images")
     if any(labels) and not all(labels):
@@ -106,7 +106,7 @@ def _spellings(prefix: str, path: str) -> Iterator[str]:
 def _shown(text: str) -> str:
     """The first line of what a list says, not all of what may be a whole file."""
     first = text.partition("\n")[0]
-    return text if text == first[:LONGEST] else f"{first[:LONGEST]}..."
+    return text if text == first[:MAX_SHOWN] else f"{first[:MAX_SHOWN]}..."
 
 
 def _hint(row: Row, *, is_first: bool) -> str:

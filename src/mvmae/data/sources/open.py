@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mvmae.config.views import Depth
-from mvmae.data.reading.detect_kind import kind_of, require_channels
+from mvmae.data.reading.detect_kind import detect_kind, require_channels
 from mvmae.data.sources.base import Source, plain_channels, with_depth
 from mvmae.data.sources.shard_names import names_shards
 from mvmae.errors import UserError
@@ -92,7 +92,7 @@ def open_source(data: Sequence[str], channels: int, depth: Depth = "8") -> Sourc
     source = _module_for(data).open_images(data, plain_channels(channels))
     source = with_depth(source, channels, depth)
     if channels not in (1, 3):
-        require_channels(kind_of(source, 0), channels, data)
+        require_channels(detect_kind(source, 0), channels, data)
     return source
 
 

@@ -110,7 +110,7 @@ class Remote:
             UserError: One is not there, or a package is missing.
         """
         limit = cache_dir.cache_bytes()
-        made = cls(shards, Cache(cache_dir.cache() / "blocks", limit))
+        made = cls(shards, Cache(cache_dir.cache_folder() / "blocks", limit))
         made = cls(made.expanded(), made.cache)
         made.look()
         total = sum(made.sizes)
@@ -120,7 +120,7 @@ class Remote:
                 f"mvmae: the shards have {total / 1e9:.1f} GB and {limit / 1e9:.1f} are kept: each "
                 f"image is fetched when it is needed, and again in each epoch. "
                 f"{cache_dir.CACHE_GB}={-(-total // 10**9)} keeps all of them in "
-                f"{cache_dir.cache()}",
+                f"{cache_dir.cache_folder()}",
                 file=sys.stderr,
             )
         return made
@@ -206,7 +206,7 @@ class Remote:
         """See `Storage`: from beside the shard, from the cache, or by reading all of the shard."""
         name, size = self.shards[shard], self.sizes[shard]
         stamp = Stamp(size, int(cache_dir.short_name(self.marks[shard])[:15], 16))
-        elsewhere = cache_dir.cache() / "indexes" / cache_dir.short_name(name)
+        elsewhere = cache_dir.cache_folder() / "indexes" / cache_dir.short_name(name)
         file = io.BufferedReader(_Reader(self, shard), BLOCK)
         if (index := kept_index(elsewhere, stamp, file)) is not None:
             return index, stamp

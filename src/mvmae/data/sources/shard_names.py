@@ -16,7 +16,7 @@ REMOTE = re.compile(r"^(https?|s3|gs)://")
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"^(\d+)\.\.(\d+)$")
 WILD = re.compile(r"[*?\[]")
-MOST_SHARDS = 1_000_000
+MAX_SHARDS = 1_000_000
 
 
 def is_remote(name: str) -> bool:
@@ -56,10 +56,10 @@ def expand(names: Sequence[str]) -> list[str]:
         elif not is_remote(name) and Path(name).exists():
             found.append(name)
         else:
-            for one in braces(name):
+            for one in expand_braces(name):
                 found += _matching(one) if WILD.search(one) and not is_remote(one) else [one]
-    if len(found) > MOST_SHARDS:
-        raise UserError(f"{names[0]} names {len(found):,} files: at most {MOST_SHARDS:,} are read")
+    if len(found) > MAX_SHARDS:
+        raise UserError(f"{names[0]} names {len(found):,} files: at most {MAX_SHARDS:,} are read")
     for one in found:
         if not is_remote(one) and not Path(one).is_file():
             raise UserError(f"no such file: {one}")
@@ -91,7 +91,7 @@ def _matching(pattern: str) -> list[str]:
     return found
 
 
-def braces(name: str) -> list[str]:
+def expand_braces(name: str) -> list[str]:
     """A name with every {000..146} and {a,b} written out; leading zeros stay.
 
     Raises:
@@ -106,8 +106,8 @@ def braces(name: str) -> list[str]:
             done.append(one)
             continue
         parts = _parts(match[1], name)
-        if len(done) + len(todo) + len(parts) > MOST_SHARDS:
-            raise UserError(f"{name} stands for more than {MOST_SHARDS:,} files")
+        if len(done) + len(todo) + len(parts) > MAX_SHARDS:
+            raise UserError(f"{name} stands for more than {MAX_SHARDS:,} files")
         todo += [one[: match.start()] + part + one[match.end() :] for part in reversed(parts)]
     return done
 
@@ -117,7 +117,7 @@ def _parts(inside: str, name: str) -> list[str]:
     if limits is None:
         return inside.split(",")
     low, high = int(limits[1]), int(limits[2])
-    if high < low or high - low >= MOST_SHARDS:
-        raise UserError(f"{name}: {{{inside}}} must count upwards, to at most {MOST_SHARDS:,}")
+    if high < low or high - low >= MAX_SHARDS:
+        raise UserError(f"{name}: {{{inside}}} must count upwards, to at most {MAX_SHARDS:,}")
     width = len(limits[1]) if limits[1].startswith("0") or len(limits[1]) == len(limits[2]) else 0
     return [f"{number:0{width}}" for number in range(low, high + 1)]

@@ -20,12 +20,12 @@ from mvmae.data.sources import cache_dir, tar_index
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.class_list import CLASSES, class_names, parse_class_list
 from mvmae.data.sources.shard_names import expand, is_remote
-from mvmae.data.sources.string_table import Codes, in_order
+from mvmae.data.sources.string_table import CodedWords, label_order
 from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
-MOST_OPEN = 64  # files that a process keeps open
-SAID = 3  # damaged shards that are named
+MAX_OPEN = 64  # files that a process keeps open
+MAX_SHOWN = 3  # damaged shards that are named
 
 
 @runtime_checkable  # beartype asks in tests
@@ -89,7 +89,7 @@ class Shards(Source):
         self._sizes = np.concatenate([index.sizes for index in indexes])
         self._classes = _classes(indexes, storage.classes(), name)
         self.classes = self._classes.table if self._classes else ()
-        groups = Codes(_words(indexes, "groups", "group_names"))
+        groups = CodedWords(_words(indexes, "groups", "group_names"))
         self._groups = groups if groups.table else None
 
     def __len__(self) -> int:
@@ -146,11 +146,11 @@ def open_images(names: Sequence[str], channels: int) -> Shards:
 def _say(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
     """What was not taken; nothing of what is usual in a tar file."""
     damaged = [at for at, index in enumerate(indexes) if index.damage]
-    for at in damaged[:SAID]:
+    for at in damaged[:MAX_SHOWN]:
         kept = f"{len(indexes[at].names):,} before that"
         print(f"mvmae: {shards[at]} is {indexes[at].damage}; images read: {kept}", file=sys.stderr)
-    if len(damaged) > SAID:
-        rest = len(damaged) - SAID
+    if len(damaged) > MAX_SHOWN:
+        rest = len(damaged) - MAX_SHOWN
         print(f"mvmae: damaged tar files besides: {rest:,}", file=sys.stderr)
     passed: Counter[str] = sum((Counter(index.passed_over) for index in indexes), Counter())
     told = {what: number for what, number in passed.items() if what not in USUAL}
@@ -171,7 +171,7 @@ def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
     return words
 
 
-def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> Codes | None:
+def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> CodedWords | None:
     """Labels from .cls or .json where every image has one, and else from folders, likewise.
 
     Images whose list of classes names none have no labels, whatever folders they lie in.
@@ -182,12 +182,12 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
     words = _words(indexes, "labels", "label_names")
     if all(words):
         if listed is not None:
-            return Codes(class_names(words, listed, name), listed)
-        return Codes(words, in_order(words))
+            return CodedWords(class_names(words, listed, name), listed)
+        return CodedWords(words, label_order(words))
     if listed == []:
         return None
     folders = _folders(indexes)
-    return Codes(folders) if all(folders) else None
+    return CodedWords(folders) if all(folders) else None
 
 
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
@@ -247,7 +247,7 @@ class Local:
             if self.stamps[shard] not in (None, Stamp(facts.st_size, facts.st_mtime_ns)):
                 raise UnreadableImageError("the tar file was changed after it was looked through")
             self._opened[shard] = opened
-            for oldest in list(self._opened)[:-MOST_OPEN]:  # a copy, for threads change it
+            for oldest in list(self._opened)[:-MAX_OPEN]:  # a copy, for threads change it
                 self._opened.pop(oldest, None)
         return opened
 
@@ -259,7 +259,9 @@ class Local:
             stamp = Stamp(facts.st_size, facts.st_mtime_ns)
             self.stamps[shard] = stamp
             beside = path.with_name(path.name + tar_index.SUFFIX)
-            elsewhere = cache_dir.cache() / "indexes" / cache_dir.short_name(str(path.absolute()))
+            elsewhere = (
+                cache_dir.cache_folder() / "indexes" / cache_dir.short_name(str(path.absolute()))
+            )
             for kept in (beside, elsewhere):
                 if (index := kept_index(kept, stamp, file)) is not None:
                     return index, stamp

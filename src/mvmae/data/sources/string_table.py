@@ -8,7 +8,7 @@ from typing import overload
 import numpy as np
 
 
-class Names(Sequence[str]):
+class StringTable(Sequence[str]):
     """Strings, as paths are, kept as one run of bytes and where each of them ends.
 
     A path of 60 letters takes 68 bytes here and 117 as a string in a list; and the processes that
@@ -28,7 +28,7 @@ class Names(Sequence[str]):
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
     @classmethod
-    def of_bytes(cls, blob: bytes, ends: np.ndarray) -> Names:
+    def of_bytes(cls, blob: bytes, ends: np.ndarray) -> StringTable:
         """Strings that lie in `blob` one after another, and where each ends."""
         made = cls()
         made._blob = blob
@@ -42,11 +42,11 @@ class Names(Sequence[str]):
     def __getitem__(self, index: int) -> str: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Names: ...
+    def __getitem__(self, index: slice) -> StringTable: ...
 
-    def __getitem__(self, index: int | slice) -> str | Names:
+    def __getitem__(self, index: int | slice) -> str | StringTable:
         if isinstance(index, slice):
-            return Names(self[at] for at in range(*index.indices(len(self))))
+            return StringTable(self[at] for at in range(*index.indices(len(self))))
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         at = index % len(self)
@@ -65,7 +65,7 @@ class Names(Sequence[str]):
         return self._starts[1:]
 
 
-def in_order(words: Iterable[str]) -> list[str]:
+def label_order(words: Iterable[str]) -> list[str]:
     """Words of labels, each once: numbers by what they are worth, anything else by letters."""
     table = sorted(set(words))
     return sorted(table, key=int) if are_numbers(table) else table
@@ -76,7 +76,7 @@ def are_numbers(words: Iterable[str]) -> bool:
     return all(word.isascii() and word.isdecimal() and len(word) <= 18 for word in words)
 
 
-class Codes:
+class CodedWords:
     """A word for each image, such as its class, as a number in a table of the words there are.
 
     Args:

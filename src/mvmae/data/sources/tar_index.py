@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvmae.data.reading.decode import EXTENSIONS
-from mvmae.data.sources.string_table import Names
+from mvmae.data.sources.string_table import StringTable
 from mvmae.errors import UserError
 
 SUFFIX = ".index"
 MAGIC = b"mvmae tar index 2\n"
 DIGEST = 32  # bytes, of BLAKE2b
 BLOCK = 512  # of a tar file
-LONGEST_HEADER = 1 << 20  # bytes of a long name or of PAX records; some hundred are usual
-LONGEST_TEXT = 1 << 16  # bytes of .cls and .json that are read
-MOST_BYTES = 1 << 31  # of an image
+MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records; some hundred are usual
+MAX_TEXT = 1 << 16  # bytes of .cls and .json that are read
+MAX_BYTES = 1 << 31  # of an image
 PROBES = 16  # headers that tell whether a copied file is the one that was indexed
 COMPRESSED = {
     b"\x1f\x8b": "gzip -d",
@@ -46,7 +46,7 @@ CODES = ("labels", "groups")  # 4 bytes for an image
 class TarIndex(NamedTuple):
     """The images of a tar file, in its order."""
 
-    names: Names
+    names: StringTable
     """Members, without a leading ./."""
 
     starts: np.ndarray
@@ -90,7 +90,7 @@ class _Bounded:
         Raises:
             tarfile.ReadError: They are too many to be a header's.
         """
-        if not 0 <= size <= LONGEST_HEADER:
+        if not 0 <= size <= MAX_HEADER:
             raise tarfile.ReadError("a header says it is longer than any is")
         return self.file.read(size)
 
@@ -123,13 +123,13 @@ def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
             continue
         key, _, suffix = split_name(inside)
         if f".{suffix.rpartition('.')[2]}".lower() in EXTENSIONS:
-            if member.size > MOST_BYTES:
+            if member.size > MAX_BYTES:
                 passed["larger than 2 GB"] += 1
                 continue
             passed["replaced by a later one of the same name"] += inside in images
             images.pop(inside, None)
             images[inside] = member.offset_data, member.size
-        elif suffix in ("cls", "json") and member.size <= LONGEST_TEXT:
+        elif suffix in ("cls", "json") and member.size <= MAX_TEXT:
             file.seek(member.offset_data)
             text = file.read(member.size)
             if suffix == "cls":
@@ -154,7 +154,13 @@ def _packed(
     group_codes, group_names = _codes([groups.get(key, "") for key in keys])
     numbers = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
     return TarIndex(
-        *(Names(images), numbers[:, 0].copy(), numbers[:, 1].copy(), label_codes, group_codes),
+        *(
+            StringTable(images),
+            numbers[:, 0].copy(),
+            numbers[:, 1].copy(),
+            label_codes,
+            group_codes,
+        ),
         *(label_names, group_names, passed, damage[0] if damage else ""),
     )
 
@@ -349,7 +355,7 @@ def _parsed(whole: bytes) -> KeptIndex | None:
         and (ends[-1] if count else 0) == len(blob)
         and (starts >= 0).all()
         and (sizes >= 0).all()
-        and (sizes <= MOST_BYTES).all()
+        and (sizes <= MAX_BYTES).all()
         and (starts <= size - sizes).all()
         and all(
             ((codes >= -1) & (codes < len(table))).all()
@@ -359,7 +365,7 @@ def _parsed(whole: bytes) -> KeptIndex | None:
     if not is_sound:
         return None
     passed = {str(what): int(number) for what, number in facts["passed_over"].items()}
-    names = Names.of_bytes(blob, ends)
+    names = StringTable.of_bytes(blob, ends)
     codes = labels.astype(np.int32), groups.astype(np.int32)
     index = TarIndex(names, starts, sizes, *codes, *tables, passed, str(facts["damage"]))
     mtime = None if facts["mtime_ns"] is None else int(facts["mtime_ns"])

@@ -133,7 +133,7 @@ def open_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet
 def folder() -> Path:
     """Where torchvision's data sets are looked for."""
     own = os.environ.get(ROOT)
-    return Path(own).expanduser() if own else cache_dir.cache() / "torchvision"
+    return Path(own).expanduser() if own else cache_dir.cache_folder() / "torchvision"
 
 
 def _missing(name: str, root: Path, error: Exception) -> str:

@@ -14,8 +14,8 @@ from typing import get_args
 import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig
-from mvmae.data.reading.inspect_file import THUMB, Inspector, Item, Look, Problem
-from mvmae.data.reading.subprocess_pool import Lost, guarded
+from mvmae.data.reading.inspect_file import THUMB, Inspection, Inspector, Item, Problem
+from mvmae.data.reading.subprocess_pool import Lost, run_guarded
 from mvmae.data.sources.base import Source
 
 PROBLEMS: tuple[str, ...] = get_args(Problem)
@@ -45,7 +45,7 @@ class Columns:
     def __len__(self) -> int:
         return len(self.problem)
 
-    def put(self, index: int, found: Look) -> None:
+    def put(self, index: int, found: Inspection) -> None:
         """Keep what one file is."""
         self.problem[index] = PROBLEMS.index(found.problem)
         if found.reason:
@@ -160,11 +160,11 @@ def look_at(
     """
     tasks = _Tasks(items, sniff_from)
     memory = round(config.memory * 2**30)
-    for place, found in guarded(
+    for place, found in run_guarded(
         Inspector(sources), tasks, workers=workers, timeout=config.timeout, memory=memory
     ):
         if isinstance(found, Lost):
-            found = Look("hung" if found.hung else "died", found.reason)
+            found = Inspection("hung" if found.hung else "died", found.reason)
         columns.put(place, found)
         yield place
 

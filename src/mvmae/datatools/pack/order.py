@@ -8,7 +8,7 @@ import sys
 from collections.abc import Generator, Sequence
 
 from mvmae.config.datatools import DataPackConfig
-from mvmae.data.reading.subprocess_pool import Lost, guarded
+from mvmae.data.reading.subprocess_pool import Lost, run_guarded
 from mvmae.data.sources.base import Source
 from mvmae.datatools.pack.claiming import unfinished
 from mvmae.datatools.pack.encode import Packed, Packer, Refused
@@ -26,7 +26,7 @@ def in_order(
     Images come as the processes are done with them. What waits for one before it is held in
     memory, and beyond `MOST_WAITING` on the disk: one may hang for --timeout seconds.
     """
-    done = guarded(
+    done = run_guarded(
         Packer(source, config),
         places,
         workers=config.workers or max(1, _cores() // distributed.processes_here()),

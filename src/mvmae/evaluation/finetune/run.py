@@ -10,7 +10,7 @@ from torch import Generator, Tensor, nn
 
 from mvmae import encoders
 from mvmae.config.finetune import FinetuneConfig
-from mvmae.data.augment import mixed, random_erasing, seeded
+from mvmae.data.augment import mix_images, random_erasing, seeded
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import whole_batches
 from mvmae.data.sources.labelled import open_labelled
@@ -184,7 +184,7 @@ def training_step(
     whole = torch.zeros((), device=device)
     with seeded(int(rng.integers(2**63)), device):
         images = random_erasing(images, config.erasing, rng)
-        images, shares = mixed(
+        images, shares = mix_images(
             images, labels, num_classes, mixup=config.mixup, cutmix=config.cutmix
         )
         parts = config.accumulate

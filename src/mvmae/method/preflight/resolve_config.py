@@ -11,8 +11,8 @@ from mvmae.config.files import from_json
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.data.reading import reduced_jpeg
-from mvmae.data.reading.detect_kind import Kind, kind_of, require_channels, some
-from mvmae.data.reading.pixel_statistics import Channel, measured
+from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels, sample_indices
+from mvmae.data.reading.pixel_statistics import Channel, measure_pixels
 from mvmae.data.sources.base import Source, with_depth
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
@@ -89,16 +89,16 @@ def fill_from_run(config: PretrainConfig, before: PretrainConfig) -> PretrainCon
 def _infer(config: PretrainConfig, source: Source) -> Inferred:
     """Look at some headers and, where needed, at the pixels of some images."""
     views, channels = config.views, config.model.in_channels
-    kind = kind_of(source, config.seed)
+    kind = detect_kind(source, config.seed)
     require_channels(kind, channels, config.data, "--model.in-channels")
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
     notes = _kind_notes(kind, channels)
     if not _needs_measuring(views, channels):
         return Inferred(views, notes)
     deep = with_depth(source, channels, views.pixel_depth)
-    found = measured(
+    found = measure_pixels(
         deep,
-        some(len(source), NUM_MEASURED, config.seed),
+        sample_indices(len(source), NUM_MEASURED, config.seed),
         views.pixel_depth,
         workers=config.workers,
         timeout=config.read_timeout,
@@ -138,7 +138,7 @@ def _digits(one: Channel) -> int:
     return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
 
 
-def _kind_notes(kind: Kind, channels: int) -> list[str]:
+def _kind_notes(kind: ImageKind, channels: int) -> list[str]:
     """Notes on pages and transparency, which may surprise."""
     notes = []
     if kind.pages > 1 and channels in (1, 3) and kind.channels != channels:

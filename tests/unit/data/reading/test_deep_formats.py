@@ -17,7 +17,7 @@ from mvmae.data.reading.decode import (
     decode_deep,
     plain_reason,
 )
-from mvmae.data.reading.deep_formats import facts_of, values_of
+from mvmae.data.reading.deep_formats import read_format, values_of
 
 ORIENTATION = 274
 
@@ -326,7 +326,7 @@ def test_damaged_bytes_never_raise_anything_else(way):
 def test_the_header_alone_says_how_deep_a_file_is_and_how_many_channels_it_has(
     data, channels, depth
 ):
-    found = facts_of(data)
+    found = read_format(data)
     assert (found.channels, found.depth) == (channels, depth)
 
 

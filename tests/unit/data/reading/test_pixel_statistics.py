@@ -5,8 +5,14 @@ import pytest
 import tifffile
 import torch
 
-from mvmae.data.reading.detect_kind import kind_of, some
-from mvmae.data.reading.pixel_statistics import QUANTILES, Channel, _sums, measured, together
+from mvmae.data.reading.detect_kind import detect_kind, sample_indices
+from mvmae.data.reading.pixel_statistics import (
+    QUANTILES,
+    Channel,
+    _sums,
+    measure_pixels,
+    merge_sums,
+)
 from mvmae.data.sources.open import open_source
 from mvmae.method.preflight.resolve_config import rounded_statistics
 
@@ -30,7 +36,7 @@ def folder_of(tmp_path, kind, count=20, channels=3, top=None):
 def test_whole_numbers_are_measured_exactly(tmp_path, kind, depth):
     values = folder_of(tmp_path, kind).astype(np.float64) / np.iinfo(kind).max
     source = open_source([str(tmp_path)], 3, depth)
-    found = measured(source, range(20), depth, workers=0)
+    found = measure_pixels(source, range(20), depth, workers=0)
     for channel, own in zip(found.channels, values, strict=True):
         assert channel.mean == pytest.approx(own.mean(), rel=1e-14)
         assert channel.std == pytest.approx(own.std(), rel=1e-12)
@@ -46,7 +52,7 @@ def test_whole_numbers_are_measured_exactly(tmp_path, kind, depth):
 def test_floats_far_from_zero_keep_their_deviation(tmp_path):
     values = folder_of(tmp_path, np.float32).astype(np.float64)
     source = open_source([str(tmp_path)], 3, "float")
-    found = measured(source, range(20), "float", workers=0)
+    found = measure_pixels(source, range(20), "float", workers=0)
     for channel, own in zip(found.channels, values, strict=True):
         assert channel.mean == pytest.approx(own.mean(), rel=1e-12)
         assert channel.std == pytest.approx(own.std(), rel=1e-10)
@@ -58,7 +64,7 @@ def test_floats_far_from_zero_keep_their_deviation(tmp_path):
 def test_any_number_of_processes_measures_the_same_to_the_last_bit(tmp_path, kind, depth):
     folder_of(tmp_path, kind, count=40)
     source = open_source([str(tmp_path)], 3, depth)
-    alone, shared = (measured(source, range(40), depth, workers=n) for n in (0, 2))
+    alone, shared = (measure_pixels(source, range(40), depth, workers=n) for n in (0, 2))
     assert alone == shared
 
 
@@ -71,7 +77,9 @@ def test_the_bits_in_use_are_found_whatever_they_are_multiplied_by(tmp_path, top
     whole[0, 0, :2] = top * step
     whole[0, 1, :2] = [0, step]
     tifffile.imwrite(tmp_path / "a.tif", whole.astype(np.uint16)[0])
-    (channel,) = measured(open_source([str(tmp_path)], 1, "16"), [0], "16", workers=0).channels
+    (channel,) = measure_pixels(
+        open_source([str(tmp_path)], 1, "16"), [0], "16", workers=0
+    ).channels
     assert channel.bits == bits
     assert channel.saturated == (whole == top * step).mean()
 
@@ -79,7 +87,7 @@ def test_the_bits_in_use_are_found_whatever_they_are_multiplied_by(tmp_path, top
 def test_sums_are_joined_as_if_they_were_one():
     rng = np.random.default_rng(0)
     parts = [torch.from_numpy(rng.normal(1e6, 1, (2, 5, n)).astype(np.float32)) for n in (3, 40)]
-    joined = together(*map(_sums, parts))
+    joined = merge_sums(*map(_sums, parts))
     whole = _sums(torch.cat(parts, dim=2))
     for ours, theirs in zip(joined, whole, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-9)
@@ -88,25 +96,25 @@ def test_sums_are_joined_as_if_they_were_one():
 def test_unreadable_images_are_named_and_passed_over(tmp_path):
     folder_of(tmp_path, np.uint8, count=4)
     (tmp_path / "001.npy").write_bytes(b"\x93NUMPY nothing")
-    found = measured(open_source([str(tmp_path)], 3), range(4), "8", workers=0)
+    found = measure_pixels(open_source([str(tmp_path)], 3), range(4), "8", workers=0)
     assert [one.path[-7:] for one in found.skipped] == ["001.npy"]
     assert sum(found.sizes.values()) == 3
 
 
 def test_a_sample_is_a_function_of_its_seed_and_holds_none_twice():
-    drawn = some(1000, 50, seed=3)
-    assert drawn == some(1000, 50, seed=3) != some(1000, 50, seed=4)
+    drawn = sample_indices(1000, 50, seed=3)
+    assert drawn == sample_indices(1000, 50, seed=3) != sample_indices(1000, 50, seed=4)
     assert len(set(drawn)) == 50
     assert drawn == sorted(drawn)
-    assert some(5, 50, seed=0) == [0, 1, 2, 3, 4]
+    assert sample_indices(5, 50, seed=0) == [0, 1, 2, 3, 4]
 
 
 def test_the_kind_of_images_is_found_in_their_headers(tmp_path, image_folder):
-    photos = kind_of(open_source([str(image_folder())], 3), 0)
+    photos = detect_kind(open_source([str(image_folder())], 3), 0)
     assert (photos.channels, photos.depth, photos.has_alpha) == (3, "8", False)
     (tmp_path / "deep").mkdir()
     folder_of(tmp_path / "deep", np.uint16, channels=6)
-    deep = kind_of(open_source([str(tmp_path / "deep")], 3), 0)
+    deep = detect_kind(open_source([str(tmp_path / "deep")], 3), 0)
     assert (deep.channels, deep.depth) == (6, "16")
     assert not deep.fits(3)
     assert deep.fits(6)

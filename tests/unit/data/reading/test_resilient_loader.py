@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import get_worker_info
 
 from mvmae.data.reading.loader import view_batches
-from mvmae.data.reading.resilient_loader import MOST_FAILURES
+from mvmae.data.reading.resilient_loader import MAX_FAILURES
 from mvmae.data.sources.base import Forwarding
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
@@ -116,7 +116,7 @@ def test_slow_images_are_waited_for(images, tiny, tmp_path, capfd):
 @pytest.mark.slow
 def test_readers_that_die_again_and_again_stop_the_run(images, tiny, tmp_path):
     source = Deadly(images, tmp_path / "marks", keeps=range(20))
-    with pytest.raises(UserError, match=f"{MOST_FAILURES} times a process that reads images died"):
+    with pytest.raises(UserError, match=f"{MAX_FAILURES} times a process that reads images died"):
         read(source, replace(tiny, workers=1, read_timeout=1.0))
 
 

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from mvmae.data.reading.detect_kind import kind_of
+from mvmae.data.reading.detect_kind import detect_kind
 from mvmae.data.sources.base import Subset, labels, with_depth
 from mvmae.data.sources.folders import open_images
 from mvmae.data.sources.labelled import open_labelled
 from mvmae.data.sources.lists import Bounds, from_list
 from mvmae.data.sources.open import open_source
-from mvmae.data.sources.string_table import Codes, Names, in_order
+from mvmae.data.sources.string_table import CodedWords, StringTable, label_order
 from mvmae.errors import UserError
 
 
@@ -231,25 +231,25 @@ def test_a_folder_whose_name_begins_like_the_root_is_outside(inside_and_out):
 
 def test_names_are_a_list_of_strings_in_fewer_bytes():
     strings = [f"class {n % 7}/ü{n:05}.jpg" for n in range(1000)] + ["", "\udcff", "\0"]
-    names = Names(iter(strings))
+    names = StringTable(iter(strings))
     assert list(names) == strings
     assert (len(names), names[-1], names[999]) == (1003, "\0", strings[999])
     assert list(names[3:1000:100]) == strings[3:1000:100]
     assert list(pickle.loads(pickle.dumps(names))) == strings
-    assert list(Names.of_bytes(names.blob, names.ends)) == strings
+    assert list(StringTable.of_bytes(names.blob, names.ends)) == strings
     assert len(pickle.dumps(names)) < len("".join(strings).encode(errors="surrogateescape")) + 9500
     for index in (1003, -1004):
         with pytest.raises(IndexError):
             names[index]
-    assert list(Names()) == []
+    assert list(StringTable()) == []
 
 
 def test_codes_say_which_word_is_whose():
-    codes = Codes(["b", "", "a", "b"])
+    codes = CodedWords(["b", "", "a", "b"])
     assert codes.table == ("a", "b")
     assert [codes.word(index) for index in range(4)] == ["b", None, "a", "b"]
     assert not codes.is_whole
-    assert Codes(["x", "y"], ["y", "z", "x"]).codes.tolist() == [2, 0]
+    assert CodedWords(["x", "y"], ["y", "z", "x"]).codes.tolist() == [2, 0]
 
 
 @pytest.mark.parametrize(
@@ -262,17 +262,17 @@ def test_codes_say_which_word_is_whose():
     ],
 )
 def test_labels_that_are_numbers_are_ordered_as_numbers(words, order):
-    assert in_order(words) == order
+    assert label_order(words) == order
 
 
 def test_files_of_a_million_names_take_their_bytes_and_little_more(tmp_path):
     """Ten million rows are 680 MB of 60 letters, and 40 MB of classes."""
     count = 20_000
     paths = [f"{tmp_path}/{number:030}.jpg" for number in range(count)]
-    names = Names(paths)
+    names = StringTable(paths)
     held = len(names.blob) + names.ends.nbytes
     assert held <= sum(map(len, paths)) + 8 * count
-    assert Codes(["x"] * count).codes.nbytes == 4 * count
+    assert CodedWords(["x"] * count).codes.nbytes == 4 * count
 
 
 def test_a_folder_without_permission_is_passed_over(tmp_path, image_folder):
@@ -314,7 +314,7 @@ def test_an_array_with_the_channels_second_is_the_same_images(four, shape):
     is_last = shape[2] >= shape[0]  # nothing but the last can be meant
     moved = array if is_last else np.moveaxis(array, -1, 1)
     second = open_source([saved("second.npy", moved.copy())], shape[-1])
-    assert kind_of(second, 0).channels == shape[2]
+    assert detect_kind(second, 0).channels == shape[2]
     assert (len(second), second.path(2)) == (6, "second.npy/2")
     assert len(pickle.dumps(second)) < 2000
     for index in range(6):
@@ -337,7 +337,7 @@ def test_arrays_of_deeper_numbers_are_read_whole_where_that_is_asked_for(four):
 def test_an_array_says_how_deep_it_is_and_so_does_a_part_of_it(four):
     source = open_source([saved("x.npy", stack(kind="uint16", shape=(5, 7, 5)))], 3)
     for one in (source, Subset(source, [4, 1])):
-        kind = kind_of(one, 0)
+        kind = detect_kind(one, 0)
         assert (kind.depth, kind.channels, kind.fits(3)) == ("16", 5, False)
     part = with_depth(Subset(source, [4, 1]), 5, "16")
     assert np.array_equal(65535 * part.read(0).permute(1, 2, 0).numpy(), stack(shape=(5, 7, 5))[4])
@@ -347,7 +347,7 @@ def test_an_array_says_how_deep_it_is_and_so_does_a_part_of_it(four):
 def test_arrays_of_any_numbers_are_read_as_files_of_them_are(four, kind):
     array = stack(kind=kind, shape=(5, 7)) - (0 if "u" in kind else 99)
     source = open_source([saved("x.npy", array)], 1, "float")
-    assert kind_of(source, 0).depth == "float"
+    assert detect_kind(source, 0).depth == "float"
     assert np.array_equal(source.read(2)[0].numpy(), array[2])
 
 

@@ -17,7 +17,7 @@ from mvmae.data.sources import cache_dir, tar_index
 from mvmae.data.sources.base import fingerprint, labels, stamp
 from mvmae.data.sources.labelled import open_labelled
 from mvmae.data.sources.open import open_source
-from mvmae.data.sources.shard_names import braces
+from mvmae.data.sources.shard_names import expand_braces
 from mvmae.errors import UserError
 
 
@@ -48,13 +48,13 @@ def opened(*names) -> object:
     ],
 )
 def test_braces_stand_for_names_in_their_order(name, meant):
-    assert braces(name) == meant
+    assert expand_braces(name) == meant
 
 
 @pytest.mark.parametrize("name", ["{3..1}.tar", "{0..9999999}.tar", "{0..999}{0..999}{0..9}.tar"])
 def test_braces_that_count_down_or_too_far_are_refused(name):
     with pytest.raises(UserError, match=r"count upwards|more than"):
-        braces(name)
+        expand_braces(name)
 
 
 def test_a_file_a_pattern_a_range_and_a_folder_are_the_same_tar_files(tmp_path, monkeypatch):
@@ -461,7 +461,7 @@ def test_where_nothing_may_be_written_the_index_goes_to_the_cache(tmp_path, monk
     monkeypatch.setattr(cache_dir, "write_whole", refused)
     opened(file)
     assert not (tmp_path / "a.tar.index").exists()
-    assert len(list((cache_dir.cache() / "indexes").iterdir())) == 1
+    assert len(list((cache_dir.cache_folder() / "indexes").iterdir())) == 1
     monkeypatch.setattr(tar_index, "index_tar", None)
     assert opened(file).content(0) == image()
 

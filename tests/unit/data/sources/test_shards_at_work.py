@@ -33,7 +33,7 @@ def test_the_source_goes_to_another_process_without_open_files(tmp_path):
 
 
 def test_many_tar_files_are_read_by_threads_with_few_of_them_open(tmp_path, monkeypatch):
-    monkeypatch.setattr("mvmae.data.sources.shards.MOST_OPEN", 2)
+    monkeypatch.setattr("mvmae.data.sources.shards.MAX_OPEN", 2)
     for number in range(9):
         tar(tmp_path / "s" / f"{number}.tar", {"a.png": image(number)})
     source = opened(tmp_path / "s")
