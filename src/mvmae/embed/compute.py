@@ -89,16 +89,18 @@ def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -
         num_unreadable += len(skipped)
         check_unreadable(job.source, num_unreadable, last_unreadable)
         bar.advance(index.total("images") + result.pending - bar.done)
-        if (signal := process_store.check(interrupt.signal)) and index.missing:
+        if (signal := process_store.current().check(interrupt.signal)) and index.missing:
             return index, signal
-    process_store.done()
-    for _ in itertools.chain(process_store.waiting(), [None]):  # once more when all are done
+    process_store.current().finish_phase()
+    for _ in itertools.chain(
+        process_store.current().wait_for_others(), [None]
+    ):  # once more when all are done
         others = _receive_parts()
         index = record(index, others)
         last_unreadable = [skip for part in others for skip in part.skipped] or last_unreadable
         check_unreadable(job.source, index.total("skipped"), last_unreadable)
         bar.advance(index.total("images") - bar.done)
-        if index.missing and (signal := process_store.check(interrupt.signal)):
+        if index.missing and (signal := process_store.current().check(interrupt.signal)):
             return index, signal
     return index, 0
 
@@ -107,7 +109,7 @@ def _receive_parts() -> list[WrittenPart]:
     """Parts that other processes have written since the last call."""
     return [
         WrittenPart(entry, [Skipped(*row) for row in rows])
-        for entry, rows in process_store.posted()
+        for entry, rows in process_store.current().read_posts()
     ]
 
 
@@ -118,7 +120,7 @@ def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
         UserError: An embedding is not finite.
     """
     missing = index.missing
-    share = process_store.share(len(missing), distributed.rank(), distributed.world_size())
+    share = process_store.partition(len(missing), distributed.rank(), distributed.world_size())
     spans = missing[share.start : share.stop]
     if not spans:
         return

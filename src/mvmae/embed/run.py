@@ -89,10 +89,10 @@ def write_share(job: Job) -> int:
     with Interrupt() as interrupt:
         for result in write_parts(job, Index(*content)):
             for part in result.written:
-                process_store.post(part)
-            if stopped_by := process_store.check(interrupt.signal):
+                process_store.current().post(part)
+            if stopped_by := process_store.current().check(interrupt.signal):
                 return exit_status(stopped_by)
-    process_store.done()
+    process_store.current().finish_phase()
     return 0
 
 
@@ -125,7 +125,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
             raise
         except UserError:
             if not config.resume:  # there is nothing worth keeping
-                process_store.dismiss(LEAVE_SECONDS)
+                process_store.current().stop_others(LEAVE_SECONDS)
                 storage.discard(folder)
             raise
         if stopped_by:

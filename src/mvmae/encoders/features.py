@@ -237,7 +237,7 @@ def extract_distributed(
         is_kept = is_resumable and len(source) > MAX_IMAGES_PER_FILE
         return extract_features(extractor, source, keep if is_kept else None, advance)
     spans = _spans(len(source), extractor.batch_size)
-    own = process_store.share(len(spans), distributed.rank(), distributed.world_size())
+    own = process_store.partition(len(spans), distributed.rank(), distributed.world_size())
     missing = [spans[at] for at in own if not _is_complete(_file(keep, spans[at]))]
     shown = 0
     for span, part in zip(missing, _compute_spans(extractor, source, missing), strict=True):
@@ -246,10 +246,10 @@ def extract_distributed(
         about = min(len(source) - shown, len(span) * distributed.world_size())
         advance(about)
         shown += about
-    process_store.done()
+    process_store.current().finish_phase()
     if not distributed.is_main():
         return None
-    for _ in process_store.waiting():
+    for _ in process_store.current().wait_for_others():
         pass
     advance(len(source) - shown)
     features = extract_features(extractor, source, keep)
@@ -310,7 +310,7 @@ def _compute_spans(
         joined = _Joined(len(span))
         for _ in range(0, len(span), extractor.batch_size):
             joined.add(next(batches))
-            process_store.check()  # stop if another process failed
+            process_store.current().check()  # stop if another process failed
         yield joined.features()
 
 

@@ -82,7 +82,9 @@ def train(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, folder: P
     optimizer = Lars(heads.parameters(), lr=0.0)
     step, skipped = taken_up(folder, heads, optimizer)
     rank, world_size = distributed.rank(), distributed.world_size()
-    sizes = [len(process_store.share(step_size, each, world_size)) for each in range(world_size)]
+    sizes = [
+        len(process_store.partition(step_size, each, world_size)) for each in range(world_size)
+    ]
     batches = labelled_batches(
         source,
         seed=config.seed,
@@ -310,7 +312,7 @@ def test_scores(
     """
     whole, size = setting.data.test, config.batch_size
     batches = -(-len(whole) // size)
-    own = process_store.share(batches, distributed.rank(), distributed.world_size())
+    own = process_store.partition(batches, distributed.rank(), distributed.world_size())
     source = Subset(whole, range(own.start * size, min(own.stop * size, len(whole))))
     scores: dict[str, list[Tensor]] = {token: [] for token in heads}
     labels, skipped = [], []
@@ -329,7 +331,7 @@ def test_scores(
             tokens = frozen_tokens(batch.images, config, setting)
             for token, head in heads.items():
                 scores[token].append(head(tokens[token]).float().cpu())
-        process_store.check()
+        process_store.current().check()
     scores = {token: distributed.gather_objects(parts) for token, parts in scores.items()}
     labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
     if distributed.is_main():

@@ -34,7 +34,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        with process_store.company():
+        with process_store.connect():
             yield
     finally:
         dist.destroy_process_group()
@@ -192,7 +192,7 @@ def gather_objects(items: list) -> list:
 
 def from_main(value: Any) -> Any:
     """What the main process has here, for all of them; plain data."""
-    return process_store.from_main(value) if world_size() > 1 else value
+    return process_store.current().from_main(value) if world_size() > 1 else value
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -1,9 +1,9 @@
-"""What the processes of one command tell each other besides tensors, and how they end together.
+"""Messages between the processes of one command, and how they end together.
 
-They talk through the key-value store by which they found each other, not in collectives: a process
-asks (some 15 microseconds on one machine), goes on and asks again. So no time runs out while one
-fits a classifier for hours, signals are noticed, and who failed or died leaves nobody waiting.
-Without other processes every function says what is true of one.
+They use the key-value store through which `torchrun` connected them, not collectives: a process
+reads a key (about 15 microseconds on one machine), continues, and reads it again. So nothing times
+out while one process fits a classifier for hours, signals are noticed, and a process that failed or
+died leaves nobody waiting.
 """
 
 from __future__ import annotations
@@ -19,23 +19,75 @@ from itertools import count
 from typing import Any
 
 import torch.distributed as dist
+from typing_extensions import override
 
 from mvmae.errors import OtherFailedError, ToldError, UserError, line_of, printable
 
-FAILED, SAID, SIGNAL = "failed", "said", "signal"  # keys; those of one process end in its number
-POLL = 0.05  # seconds between two questions of one who waits
-PATIENCE = 2.0  # seconds that others leave the main process to say what they would say too
-BEAT, DEAD = 2.0, 60.0  # seconds between two signs of life, and after which one is missed
-LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
+FAILED, REPORTED, SIGNAL = "failed", "reported", "signal"  # keys of all processes
+POLL = 0.05  # seconds between two reads of a waiting process
+PATIENCE = 2.0  # seconds in which the main process may report what the others would report too
+HEARTBEAT, DEAD = 2.0, 60.0  # seconds between two heartbeats, and without one until it counts dead
+CONNECTION_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
 
 
-class Company:
-    """The processes of a command, as one of them sees them.
+class SingleProcess:
+    """The store of a command that runs in one process; also the interface of `ProcessStore`."""
+
+    def check(self, signal: int = 0) -> int:
+        """Ask whether to continue.
+
+        Args:
+            signal: A signal that this process received, so that all stop.
+
+        Returns:
+            A signal that any process received, or 0.
+
+        Raises:
+            ToldError: Another process failed, and the main process reports it.
+            OtherFailedError: The same, in the main process; or a process died.
+        """
+        return signal
+
+    def from_main(self, value: Any) -> Any:
+        """Send the main process's value, plain data, to all."""
+        return value
+
+    def publish(self, name: str, value: int) -> None:
+        """Set a number of this process that the others can read with `latest`."""
+
+    def latest(self, name: str, rank: int = 0) -> int:
+        """Read the number that a process published last; -1 before the first."""
+        return -1
+
+    def post(self, value: Any) -> None:
+        """Send JSON data to the main process."""
+
+    def read_posts(self) -> Iterator[Any]:
+        """Read what was posted to the main process since the last call, in each sender's order."""
+        return iter(())
+
+    def finish_phase(self) -> None:
+        """Mark that this process finished its share of the current phase of work."""
+
+    def wait_for_others(self) -> Iterator[None]:
+        """Yield while waiting until all others finished the phase that this process finished.
+
+        Raises:
+            UserError: As `check`.
+        """
+        return iter(())
+
+    def stop_others(self, seconds: float) -> None:
+        """Let the others stop what they are doing, and wait for them up to `seconds`."""
+
+
+class ProcessStore(SingleProcess):
+    """The store as one of several processes sees it.
 
     Args:
-        store: That all of them reach.
+        store: Reachable from all of them.
         rank: Of this process; 0 is the main one.
-        size: How many they are.
+        size: Number of processes.
     """
 
     def __init__(self, store: dist.Store, rank: int, size: int) -> None:
@@ -43,57 +95,46 @@ class Company:
         self.others = range(1, size)
         self._calls, self._posts, self._phase = count(), count(), 0
         self._read = dict.fromkeys(self.others, 0)
-        self._beats = dict.fromkeys(self.others, (b"", time.monotonic()))
+        self._heartbeats = dict.fromkeys(self.others, (b"", time.monotonic()))
         self._signal = 0
 
+    @override
     def check(self, signal: int = 0) -> int:
-        """Whether to go on.
-
-        Args:
-            signal: That this process got, if any, for all to stop.
-
-        Returns:
-            A signal that some process got, or 0.
-
-        Raises:
-            ToldError: Another process failed, and the main one says so.
-            OtherFailedError: The same, in the main process; or one is gone.
-        """
         try:
             return self._check(signal)
         except dist.DistNetworkError:
-            if signal:  # that the main process, with whom the store went, got too
+            if signal:  # the main process, which hosts the store, received it too and has left
                 return signal
             raise
 
     def _check(self, signal: int) -> int:
         if signal and not self._signal:
-            self._signal = int(self.store.compare_set(SIGNAL, "", str(signal)))  # the first counts
+            self._signal = int(self.store.compare_set(SIGNAL, "", str(signal)))  # the first wins
         if self.store.check([FAILED]):
             complaint = self.store.get(FAILED).decode()
             raise OtherFailedError(complaint) if self.rank == 0 else ToldError(complaint)
         if self.rank == 0:
-            self._refuse_dead()
+            self._require_alive()
         if not self._signal and self.store.check([SIGNAL]):
             self._signal = int(self.store.get(SIGNAL))
         return self._signal
 
-    def _refuse_dead(self) -> None:
+    def _require_alive(self) -> None:
         now = time.monotonic()
-        for rank, (beat, since) in self._beats.items():
+        for rank, (heartbeat, since) in self._heartbeats.items():
             if now - since < DEAD / 2 or self.store.check([f"left/{rank}"]):
                 continue
             key = f"beat/{rank}"
-            fresh = self.store.get(key) if self.store.check([key]) else b""
-            if fresh != beat:
-                self._beats[rank] = fresh, now
+            newest = self.store.get(key) if self.store.check([key]) else b""
+            if newest != heartbeat:
+                self._heartbeats[rank] = newest, now
             elif now - since > DEAD:
                 raise OtherFailedError(
-                    f"process {rank} of this command is gone: it was killed, or its machine is lost"
+                    f"process {rank} of this command died: it was killed, or its machine is lost"
                 )
 
+    @override
     def from_main(self, value: Any) -> Any:
-        """What the main process has here, for all of them; plain data."""
         key = f"main/{next(self._calls)}"
         if self.rank == 0:
             self.store.set(key, pickle.dumps(value))  # pyrefly: ignore[bad-argument-type]  # bytes
@@ -103,21 +144,21 @@ class Company:
             time.sleep(POLL)
         return pickle.loads(self.store.get(key))
 
-    def tell(self, name: str, value: int) -> None:
-        """Let the others know a number of this process; the last one counts."""
+    @override
+    def publish(self, name: str, value: int) -> None:
         self.store.set(f"{name}/{self.rank}", str(value))
 
-    def told(self, name: str, rank: int = 0) -> int:
-        """The number that a process told last; -1 where it told none."""
+    @override
+    def latest(self, name: str, rank: int = 0) -> int:
         key = f"{name}/{rank}"
         return int(self.store.get(key)) if self.store.check([key]) else -1
 
+    @override
     def post(self, value: Any) -> None:
-        """Send something to the main process; what JSON knows."""
         self.store.set(f"post/{self.rank}/{next(self._posts)}", json.dumps(value))
 
-    def posted(self) -> Iterator[Any]:
-        """What has been sent to the main process and was not read yet, in each sender's order."""
+    @override
+    def read_posts(self) -> Iterator[Any]:
         for rank in self.others:
             while self.store.check([key := f"post/{rank}/{self._read[rank]}"]):
                 value = json.loads(self.store.get(key))
@@ -125,17 +166,13 @@ class Company:
                 self._read[rank] += 1
                 yield value
 
-    def done(self) -> None:
-        """This process has done its share of what all are at, and goes on to the next."""
+    @override
+    def finish_phase(self) -> None:
         self._phase += 1
         self.store.set(f"done/{self._phase}/{self.rank}", "")
 
-    def waiting(self) -> Iterator[None]:
-        """Turns of waiting until all others are as far as this process.
-
-        Raises:
-            UserError: As `check`.
-        """
+    @override
+    def wait_for_others(self) -> Iterator[None]:
         for rank in self.others:
             key = f"done/{self._phase}/{rank}"
             while not self.store.check([key]):
@@ -145,169 +182,123 @@ class Company:
                 yield
                 time.sleep(POLL)
 
-    def dismiss(self, seconds: float) -> None:
-        """Let the others stop what they are at, and wait so long for them."""
+    @override
+    def stop_others(self, seconds: float) -> None:
         self.store.compare_set(FAILED, "", "the main process failed")
-        self._until(lambda: self._have("left"), seconds)
+        self._wait_until(lambda: self._all_set("left"), seconds)
 
     def leave(self) -> None:
-        """Say that this process is over; the main one, with whom the store may go, is the last."""
+        """Mark this process as finished; rank 0 leaves last because it hosts the store."""
         self.store.set(f"left/{self.rank}", "")
         self.store.set(f"gone/{self.rank}", "")
         if self.rank == 0:
-            self._until(lambda: self._have("gone"), PATIENCE)
+            self._wait_until(lambda: self._all_set("gone"), PATIENCE)
 
-    def _have(self, key: str) -> bool:
-        """Whether all others have set a key: "left" their work, or "gone" and ask nothing more."""
+    def _all_set(self, key: str) -> bool:
+        """Whether all others set a key: "left" their work, or "gone" and read nothing more."""
         return all(self.store.check([f"{key}/{rank}"]) for rank in self.others)
 
-    def _until(self, has_come: Callable[[], bool], seconds: float) -> bool:
+    def _wait_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not (came := has_come()) and time.monotonic() < end:
+        while not (result := is_true()) and time.monotonic() < end:
             time.sleep(POLL)
-        return came
+        return result
 
-    def beat(self, over: threading.Event) -> None:
-        """Show signs of life until it is over."""
-        with suppress(RuntimeError):  # the store went with the main process
+    def send_heartbeats(self, stop: threading.Event) -> None:
+        """Send heartbeats until `stop` is set."""
+        with suppress(RuntimeError):  # the main process left, and the store with it
             for number in count():
                 self.store.set(f"beat/{self.rank}", str(number))
-                if over.wait(BEAT):
+                if stop.wait(HEARTBEAT):
                     break
 
-    def ended_by(self, error: Exception) -> Exception:
-        """What to raise in place of an error, so that one process says one line.
+    def error_to_raise(self, error: Exception) -> Exception:
+        """Choose what to raise in place of an error, so that one process prints one line.
 
-        The main one says it. Where another fails it waits for that, for mostly all fail alike, and
-        says it itself when the main one is at something long.
+        The main process prints it. Another process that fails waits for that, since mostly all fail
+        alike, and prints it itself where the main process is busy.
         """
         if isinstance(error, ToldError):
             return error
         try:
-            return self._ended_by(error)
-        except RuntimeError:  # of the store, which went with the main process
-            if _is_loss(error):
+            return self._error_to_raise(error)
+        except RuntimeError:  # the main process left, and the store with it
+            if _is_connection_loss(error):
                 error = UserError("the main process of this command is gone: was it killed?")
-                return self._spoken(error) if self.rank == 1 else ToldError(str(error))
-            return self._spoken(error)
+                return self._print_line(error) if self.rank == 1 else ToldError(str(error))
+            return self._print_line(error)
 
-    def _ended_by(self, error: Exception) -> Exception:
+    def _error_to_raise(self, error: Exception) -> Exception:
         self.store.set(f"left/{self.rank}", "")
-        if _is_loss(error):
-            if self._until(lambda: self.store.check([FAILED]), PATIENCE):
+        if _is_connection_loss(error):
+            if self._wait_until(lambda: self.store.check([FAILED]), PATIENCE):
                 if self.rank:
                     return ToldError(str(error))
                 error = UserError(self.store.get(FAILED).decode())
             else:
                 error = UserError("another process of this command is gone: was it killed?")
         line = line_of(error)
-        said = line or f"process {self.rank} failed: {type(error).__name__}: {error}"
-        self.store.compare_set(FAILED, "", said)
+        complaint = line or f"process {self.rank} failed: {type(error).__name__}: {error}"
+        self.store.compare_set(FAILED, "", complaint)
         if self.rank and line is not None:
-            self._until(lambda: self.store.check([SAID]), PATIENCE)
-        is_first = self.store.add(SAID, 1) == 1
-        if line is None:  # our own fault, with all that shows where
+            self._wait_until(lambda: self.store.check([REPORTED]), PATIENCE)
+        is_first = self.store.add(REPORTED, 1) == 1
+        if line is None:  # a bug: raise it with its traceback
             return error
         if not is_first:
             return ToldError(line)
-        return self._spoken(error) if self.rank else error
+        return self._print_line(error) if self.rank else error
 
-    def _spoken(self, error: Exception) -> Exception:
-        """Say it here, for the command line speaks in the main process only."""
+    def _print_line(self, error: Exception) -> Exception:
+        """Print the line here, since the command line prints only in the main process."""
         if self.rank == 0 or (line := line_of(error)) is None:
             return error
         print(f"mvmae: {printable(' '.join(line.split()))}", file=sys.stderr)
         return ToldError(line)
 
 
-def _is_loss(error: Exception) -> bool:
-    """Whether a process that was to answer did not."""
+def _is_connection_loss(error: Exception) -> bool:
+    """Whether another process did not answer."""
     if isinstance(error, dist.DistNetworkError):
         return True
-    said = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in said for words in LOST)
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in text for words in CONNECTION_LOST)
 
 
-_now: Company | None = None
+_current: SingleProcess = SingleProcess()
+
+
+def current() -> SingleProcess:
+    """Return the store of this command's processes."""
+    return _current
 
 
 @contextmanager
-def company() -> Iterator[None]:
-    """Within, the functions below speak with the processes of the group that was joined."""
-    global _now
-    # The store has no public name once the group is there; this one has been there since torch 1.8.
+def connect() -> Iterator[None]:
+    """Make the store of the joined process group the current one."""
+    global _current
+    # The store has no public name once the group exists; this one has existed since torch 1.8.
     store = dist.distributed_c10d._get_default_store()
-    _now = own = Company(store, dist.get_rank(), dist.get_world_size())
-    over = threading.Event()
-    beating = threading.Thread(target=own.beat, args=(over,), name="beat", daemon=True)
+    _current = own = ProcessStore(store, dist.get_rank(), dist.get_world_size())
+    stop = threading.Event()
+    heart = threading.Thread(target=own.send_heartbeats, args=(stop,), name="heart", daemon=True)
     if own.rank:
-        beating.start()
+        heart.start()
     try:
         yield
     except Exception as error:
-        if (other := own.ended_by(error)) is error:
+        if (other := own.error_to_raise(error)) is error:
             raise
         raise other from error
     finally:
-        over.set()
-        with suppress(RuntimeError):  # as above
+        stop.set()
+        with suppress(RuntimeError):  # the store may be gone
             own.leave()
         if own.rank:
-            beating.join(BEAT)
-        _now = None
+            heart.join(HEARTBEAT)
+        _current = SingleProcess()
 
 
-def check(signal: int = 0) -> int:
-    """See `Company.check`."""
-    return _now.check(signal) if _now else signal
-
-
-def from_main(value: Any) -> Any:
-    """See `Company.from_main`."""
-    return _now.from_main(value) if _now else value
-
-
-def tell(name: str, value: int) -> None:
-    """See `Company.tell`."""
-    if _now:
-        _now.tell(name, value)
-
-
-def told(name: str) -> int:
-    """The number that the main process told last; -1 where it told none."""
-    return _now.told(name) if _now else -1
-
-
-def post(value: Any) -> None:
-    """See `Company.post`."""
-    if _now:
-        _now.post(value)
-
-
-def posted() -> Iterator[Any]:
-    """See `Company.posted`."""
-    if _now:
-        yield from _now.posted()
-
-
-def done() -> None:
-    """See `Company.done`."""
-    if _now:
-        _now.done()
-
-
-def waiting() -> Iterator[None]:
-    """See `Company.waiting`."""
-    if _now:
-        yield from _now.waiting()
-
-
-def dismiss(seconds: float) -> None:
-    """See `Company.dismiss`."""
-    if _now:
-        _now.dismiss(seconds)
-
-
-def share(items: int, rank: int, size: int) -> range:
-    """The part of so many items in a row that one of `size` processes takes, as even as can be."""
+def partition(items: int, rank: int, size: int) -> range:
+    """Return the consecutive part of the items that one of `size` processes takes."""
     return range(items * rank // size, items * (rank + 1) // size)

@@ -8,19 +8,19 @@ import torch.distributed as dist
 
 from mvmae.errors import OtherFailedError, ToldError, UserError
 from mvmae.training import process_store
-from mvmae.training.process_store import Company, share
+from mvmae.training.process_store import ProcessStore, partition
 
 
 @pytest.fixture
-def three(monkeypatch) -> list[Company]:
+def three(monkeypatch) -> list[ProcessStore]:
     monkeypatch.setattr(process_store, "PATIENCE", 0.05)
     store = dist.HashStore()
-    return [Company(store, rank, 3) for rank in range(3)]
+    return [ProcessStore(store, rank, 3) for rank in range(3)]
 
 
 @pytest.mark.parametrize(("items", "size"), [(0, 3), (2, 3), (3, 3), (10, 3), (1001, 8)])
 def test_shares_are_all_even_and_in_a_row(items, size):
-    shares = [share(items, rank, size) for rank in range(size)]
+    shares = [partition(items, rank, size) for rank in range(size)]
     assert [item for one in shares for item in one] == list(range(items))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
@@ -37,35 +37,35 @@ def test_what_is_posted_comes_once_and_in_order(three):
     first.post([1, "one"])
     second.post({"two": None})
     first.post(3)
-    assert list(main.posted()) == [[1, "one"], 3, {"two": None}]
-    assert list(main.posted()) == []
+    assert list(main.read_posts()) == [[1, "one"], 3, {"two": None}]
+    assert list(main.read_posts()) == []
     second.post("\udcff.jpg")  # a file's name that is no UTF-8
-    assert list(main.posted()) == ["\udcff.jpg"]
+    assert list(main.read_posts()) == ["\udcff.jpg"]
 
 
 def test_the_main_process_waits_for_all(three):
     main, _, second = three
     for one in three[:2]:
-        one.done()
-    turns = main.waiting()
+        one.finish_phase()
+    turns = main.wait_for_others()
     next(turns)
-    second.done()
+    second.finish_phase()
     assert list(turns) == []
-    main.done()  # the next share
-    next(main.waiting())
+    main.finish_phase()  # the next share
+    next(main.wait_for_others())
     for one in three[1:]:
-        one.done()
-    assert list(main.waiting()) == []
+        one.finish_phase()
+    assert list(main.wait_for_others()) == []
 
 
 def test_a_process_that_left_before_it_was_done_is_not_waited_for(three):
     main, first, second = three
     for one in (main, first):
-        one.done()
+        one.finish_phase()
     for one in (first, second):
         one.store.set(f"left/{one.rank}", "")
     with pytest.raises(OtherFailedError, match="process 2 of this command was interrupted"):
-        list(main.waiting())
+        list(main.wait_for_others())
 
 
 def test_a_signal_of_one_stops_all(three):
@@ -77,20 +77,20 @@ def test_a_signal_of_one_stops_all(three):
 
 def test_a_number_that_is_told_replaces_the_one_before(three):
     main, first, _ = three
-    assert first.told("at") == -1
-    main.tell("at", 3)
-    main.tell("at", 7)
-    assert first.told("at") == 7
+    assert first.latest("at") == -1
+    main.publish("at", 3)
+    main.publish("at", 7)
+    assert first.latest("at") == 7
 
 
 def test_another_process_that_fails_is_said_by_the_main_one(three, capsys):
     main, first, second = three
-    ended = first.ended_by(UserError("no room"))  # nobody says it in its time: it does
+    ended = first.error_to_raise(UserError("no room"))  # nobody says it in its time: it does
     assert isinstance(ended, ToldError)
     assert capsys.readouterr().err == "mvmae: no room\n"
     with pytest.raises(OtherFailedError, match="no room") as failure:
         main.check()
-    assert isinstance(main.ended_by(failure.value), ToldError)  # it was said
+    assert isinstance(main.error_to_raise(failure.value), ToldError)  # it was said
     with pytest.raises(ToldError):
         second.check()
     assert capsys.readouterr().err == ""
@@ -99,14 +99,14 @@ def test_another_process_that_fails_is_said_by_the_main_one(three, capsys):
 def test_what_all_find_wrong_the_main_process_says(three, capsys):
     main, first, _ = three
     error = UserError("no such folder")
-    assert main.ended_by(error) is error  # which the command line prints
-    assert isinstance(first.ended_by(UserError("no such folder")), ToldError)
+    assert main.error_to_raise(error) is error  # which the command line prints
+    assert isinstance(first.error_to_raise(UserError("no such folder")), ToldError)
     assert capsys.readouterr().err == ""
 
 
 def test_a_full_disk_is_told_as_the_command_line_tells_it(three):
     main, first, _ = three
-    first.ended_by(OSError(errno.ENOSPC, "No space left on device", "part"))
+    first.error_to_raise(OSError(errno.ENOSPC, "No space left on device", "part"))
     with pytest.raises(UserError, match="No space left on device: part"):
         main.check()
 
@@ -114,18 +114,20 @@ def test_a_full_disk_is_told_as_the_command_line_tells_it(three):
 def test_our_own_fault_keeps_its_stack_and_the_others_end(three, capsys):
     main, first, _ = three
     fault = KeyError("x")
-    assert first.ended_by(fault) is fault
+    assert first.error_to_raise(fault) is fault
     with pytest.raises(OtherFailedError, match="process 1 failed: KeyError") as failure:
         main.check()
-    assert isinstance(main.ended_by(failure.value), ToldError)
+    assert isinstance(main.error_to_raise(failure.value), ToldError)
     assert capsys.readouterr().err == ""
 
 
 def test_a_connection_that_is_lost_is_said_in_words(three):
     main, first, _ = three
-    ended = main.ended_by(RuntimeError("[gloo/tcp/pair.cc:537] Connection closed by peer [::1]"))
+    ended = main.error_to_raise(
+        RuntimeError("[gloo/tcp/pair.cc:537] Connection closed by peer [::1]")
+    )
     assert str(ended) == "another process of this command is gone: was it killed?"
-    assert isinstance(first.ended_by(RuntimeError("Connection reset by peer")), ToldError)
+    assert isinstance(first.error_to_raise(RuntimeError("Connection reset by peer")), ToldError)
 
 
 def test_a_process_without_a_sign_of_life_is_missed(three, monkeypatch):
@@ -155,9 +157,13 @@ def test_a_process_that_is_done_is_not_missed(three, monkeypatch):
 
 
 def test_one_process_alone_asks_nobody():
-    assert process_store.check(15) == 15
-    assert process_store.from_main("x") == "x"
-    assert list(process_store.posted()) == list(process_store.waiting()) == []
-    process_store.post(1)
-    process_store.done()
-    assert process_store.told("x") == -1
+    assert process_store.current().check(15) == 15
+    assert process_store.current().from_main("x") == "x"
+    assert (
+        list(process_store.current().read_posts())
+        == list(process_store.current().wait_for_others())
+        == []
+    )
+    process_store.current().post(1)
+    process_store.current().finish_phase()
+    assert process_store.current().latest("x") == -1

@@ -50,7 +50,7 @@ def from_all(
         )
         try:
             for at, span in enumerate(_blocks(first, len(source))):
-                process_store.tell("packed", at)
+                process_store.current().publish("packed", at)
                 if not _has_come(at, ready, ours, interrupt):
                     return
                 file = _file(folder, at)
@@ -63,10 +63,10 @@ def from_all(
 def _has_come(number: int, ready: set[int], ours: Future[None], interrupt: Interrupt) -> bool:
     """Wait for a block; whether it came, and no signal."""
     while number not in ready:
-        ready.update(process_store.posted())
+        ready.update(process_store.current().read_posts())
         if ours.done():
             ours.result()  # raises what went wrong here
-        if signal := process_store.check(interrupt.signal):
+        if signal := process_store.current().check(interrupt.signal):
             interrupt.signal = signal
             return False
         time.sleep(POLL)
@@ -86,11 +86,11 @@ def assist(source: Source, config: DataPackConfig, folder: Path) -> int:
     with Interrupt() as interrupt:
         make_ready(
             *(source, config, folder, first),
-            done=lambda: max(0, process_store.told("packed")),
-            made=process_store.post,
-            is_over=lambda: process_store.check(interrupt.signal) > 0,
+            done=lambda: max(0, process_store.current().latest("packed")),
+            made=process_store.current().post,
+            is_over=lambda: process_store.current().check(interrupt.signal) > 0,
         )
-        return process_store.check(interrupt.signal)
+        return process_store.current().check(interrupt.signal)
 
 
 def make_ready(
