@@ -56,7 +56,7 @@ PHRASES = {
     r"of which (?:it|one|this|he) is (?:one|a)\b": "one of them",
     r"what (?:learns|tests|judges)\b": "training images, test images",
     r"(?:images?|rest|others?|ones|that|which|class|fifth) (?:learns?)\b": "training images",
-    r"(?:images?|rest|others|fifth)(?: \w+)? (?:of each class |of a class )?tests\b": "test images",
+    r"(?:images?|rest|others|fifth|group) (?:of each class |of a class )?tests\b": "test images",
     r"in the place of\b": "in place of, instead of",
     r"there where\b": "where",
     r", for (?:there|it|they|its|nothing|nobody) (?:is|are|was|has|have|can|did)\b": "because",

@@ -4,7 +4,10 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 # Old names are part of the history, which is not rewritten.
 LIVING = [page for page in PAGES if page.name != "log.md"]
 FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", flags=re.DOTALL | re.MULTILINE)
@@ -18,3 +21,8 @@ def code_blocks(page: Path, *languages: str) -> list[str]:
 def prose(page: Path) -> str:
     """Return a page's text with its fenced blocks emptied, so that line numbers stay."""
     return FENCED.sub(lambda block: "\n" * block[0].count("\n"), page.read_text())
+
+
+def page_name(page: Path) -> str:
+    """Return a page's path in the repository, which names its tests."""
+    return str(page.relative_to(ROOT))

@@ -6,7 +6,7 @@ import shlex
 import pytest
 
 from mvmae.cli.main import GROUPS, parse
-from tests.unit.docs.pages import LIVING, code_blocks
+from tests.unit.docs.pages import LIVING, code_blocks, page_name
 
 # Not parsed: parts left out, other programs, commands that need files of an earlier run.
 NOT_ALONE = re.compile(r"\.\.\.|\||--resume|\.json|--help|^recipes|^--version|\{")
@@ -24,7 +24,7 @@ def commands_on(page, program=PROGRAM):
     return [command for command in found if not NOT_ALONE.search(command)]
 
 
-@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LIVING, ids=page_name)
 def test_commands_on_a_page_are_accepted(page):
     for command in commands_on(page):
         name, *rest = shlex.split(command)

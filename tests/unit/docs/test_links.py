@@ -6,7 +6,7 @@ from functools import cache
 import markdown
 import pytest
 
-from tests.unit.docs.pages import PAGES, ROOT, prose
+from tests.unit.docs.pages import PAGES, ROOT, page_name, prose
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 
@@ -24,7 +24,7 @@ def links(page):
     return [link.partition("#")[::2] for link in found]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_links_lead_somewhere(page):
     for path, anchor in links(page):
         target = (page.parent / path).resolve() if path else page

@@ -6,7 +6,7 @@ from functools import cache
 
 import pytest
 
-from tests.unit.docs.pages import LIVING, ROOT, code_blocks
+from tests.unit.docs.pages import LIVING, ROOT, code_blocks, page_name
 
 SOURCE = ROOT / "src" / "mvmae"
 FILE_AND_SYMBOL = re.compile(r"`((?:[\w.]+/)*\w+\.py)(?:: (\w[\w.]*))?`")
@@ -45,7 +45,7 @@ def resolves(dotted):
     return all(name in names_in(file) for name in rest)
 
 
-@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LIVING, ids=page_name)
 def test_files_and_their_symbols_exist(page):
     for name, symbol in FILE_AND_SYMBOL.findall(page.read_text()):
         found = [root / name for root in (SOURCE, ROOT) if (root / name).is_file()]
@@ -54,7 +54,7 @@ def test_files_and_their_symbols_exist(page):
             assert part in names_in(found[0]), f"{page.name} names {name}: {symbol}"
 
 
-@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LIVING, ids=page_name)
 def test_paths_in_the_repository_exist(page):
     for match in REPOSITORY_PATH.finditer(page.read_text()):
         before = page.read_text()[: match.start()][-40:]
@@ -63,13 +63,13 @@ def test_paths_in_the_repository_exist(page):
         assert list(ROOT.glob(match[0])), f"{page.name} names {match[0]}"
 
 
-@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LIVING, ids=page_name)
 def test_dotted_names_exist(page):
     for dotted in DOTTED.findall(page.read_text()):
         assert resolves(dotted), f"{page.name} names {dotted}"
 
 
-@pytest.mark.parametrize("page", LIVING, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", LIVING, ids=page_name)
 def test_imports_in_examples_exist(page):
     for block in code_blocks(page, "python"):
         for node in ast.walk(ast.parse(block)):

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import markdown
 import pytest
 
-from tests.unit.docs.pages import PAGES, prose
+from tests.unit.docs.pages import PAGES, page_name, prose
 
 CODE_SPAN = re.compile(r"(`+).+?\1")
 
@@ -49,7 +49,7 @@ def is_rule(line):
     return set(line) <= set("|-: ")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_every_row_is_rendered_inside_a_table(page):
     text = prose(page)
     rendered = Rows()
@@ -59,7 +59,7 @@ def test_every_row_is_rendered_inside_a_table(page):
     assert not [line for line in rendered.outside.splitlines() if line.startswith("|")]
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
 def test_rows_of_a_table_have_equally_many_cells(page):
     last, width = 0, 0
     for number, line in table_lines(prose(page)):
