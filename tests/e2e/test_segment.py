@@ -1,4 +1,4 @@
-"""`mvmae segment` as a user types it, on squares in two colours and runs of a second."""
+"""`mvmae segment` as a user types it, on squares in two colours in runs of a second."""
 
 import json
 import os
@@ -33,7 +33,7 @@ SMALL = (
 
 
 def save_pair(root: Path, part: str, name: str, rng: np.random.Generator) -> None:
-    """A red square on blue, which the mask calls 2 on 1; a frame around counts for nothing."""
+    """Save a red square (2 in the mask) on blue (1), in a frame that is ignored (0)."""
     values = np.zeros((24, 30), dtype=np.uint8)
     values[2:-2, 2:-2] = 1
     top, left = rng.integers(2, 10), rng.integers(2, 14)
@@ -48,7 +48,7 @@ def save_pair(root: Path, part: str, name: str, rng: np.random.Generator) -> Non
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    """Images with masks, an encoder of random weights, and a run."""
+    """Folder of images with masks, an encoder of random weights, and a finished run."""
     home = tmp_path_factory.mktemp("home")
     rng = np.random.default_rng(0)
     for part, count in (("training", 8), ("validation", 3)):
@@ -62,7 +62,7 @@ def home(tmp_path_factory) -> Path:
     encoders.save_encoder(home / "enc", OpenedEncoder(encoder, preprocessing, "mean"))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        assert said(f"segment enc data --out run {SMALL}") == 0
+        assert execute(f"segment enc data --out run {SMALL}") == 0
     return home
 
 
@@ -74,8 +74,8 @@ def here(home, tmp_path, monkeypatch, capsys) -> Path:
     return tmp_path / "here"
 
 
-def said(line: str) -> int:
-    """The status of a command line."""
+def execute(line: str) -> int:
+    """Run a command line; returns its exit status."""
     return main(line.split())
 
 
@@ -96,18 +96,18 @@ def same_weights(run: str, other: str) -> bool:
     return one.keys() == two.keys() and all(one[key].equal(two[key]) for key in one)
 
 
-def refused(capsys, command: str) -> str:
+def error_line(capsys, command: str) -> str:
     assert main(command.split()) == 2
-    told = capsys.readouterr()
-    assert "Traceback" not in told.err
-    assert told.err.count("\n") == 1
-    return told.err
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    assert printed.count("\n") == 1
+    return printed
 
 
-# A run
+# Training
 
 
-def test_run_leaves_figures_pictures_and_a_model(here):
+def test_a_run_writes_metrics_pictures_and_a_model(here):
     kept = result("run/results/segment-data.json")
     assert kept["headline"].keys() == {"miou", "mean_accuracy", "pixel_accuracy"}
     assert [row["class"] for row in kept["per_class"]] == ["ground", "square"]
@@ -125,13 +125,13 @@ def test_run_leaves_figures_pictures_and_a_model(here):
         assert picture.width > 800
 
 
-def test_squares_are_learnt(here):
+def test_squares_can_be_learnt(here):
     more = "--iterations 60 --eval-every 100 --lr 5e-3 --jitter 1 1 --no-distort"
-    assert said(f"segment enc data --out more {SMALL} {more}") == 0
+    assert execute(f"segment enc data --out more {SMALL} {more}") == 0
     assert result("more/results/segment-data.json")["headline"]["miou"] > 80
 
 
-def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(here, monkeypatch):
     from mvmae.dense.segment import run as segment
 
     own = segment.training_step
@@ -142,15 +142,15 @@ def test_stopped_and_resumed_is_never_stopped(here, monkeypatch):
         return own(wrapped, trained, batch, job, step)
 
     monkeypatch.setattr(segment, "training_step", stopping)
-    assert said(f"segment enc data --out stopped {SMALL}") == 143
+    assert execute(f"segment enc data --out stopped {SMALL}") == 143
     assert not Path("stopped/model.safetensors").exists()
     monkeypatch.setattr(segment, "training_step", own)
-    assert said("segment --resume --out stopped --workers 2") == 0
+    assert execute("segment --resume --out stopped --workers 2") == 0
     assert_same_run(Path("stopped"), Path("run"), PRODUCTS)
 
 
-def test_a_judgement_that_fails_costs_no_training(here, capsys):
-    """The test images vanish meanwhile; once they are back the run is as if nothing had been."""
+def test_a_failed_evaluation_loses_no_steps(here, capsys):
+    """The test images vanish for a while; afterwards the run is equal bit by bit."""
     from mvmae.dense.segment import run as segment
 
     own, images = segment.training_step, Path("data/images/validation")
@@ -166,18 +166,18 @@ def test_a_judgement_that_fails_costs_no_training(here, capsys):
     for step, out in ((1, "middle"), (5, "end")):  # tests are after steps 3 and 6
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segment, "training_step", losing(step))
-            told = refused(capsys, f"segment enc data --out {out} {SMALL}")
-        assert "3 of the 3 test images cannot be read" in told
+            message = error_line(capsys, f"segment enc data --out {out} {SMALL}")
+        assert "3 of the 3 test images cannot be read" in message
         assert torch.load(Path(out) / "checkpoints" / "last.pt")["step"] == 3 * (1 + step // 3)
         assert (Path(out) / "model.safetensors").exists() is (out == "end")
         Path("elsewhere").rename(images)
-        assert said(f"segment --resume --out {out}") == 0
+        assert execute(f"segment --resume --out {out}") == 0
         assert lines(out) == lines("run")
         assert same_weights(out, "run")
         assert result(f"{out}/results/segment-data.json")["headline"]
 
 
-def test_a_run_goes_on_without_its_encoder_and_with_another_in_its_place(here):
+def test_a_run_resumes_without_its_encoder_and_with_a_changed_one(here):
     from mvmae.dense.segment import run as segment
 
     own = segment.training_step
@@ -190,33 +190,33 @@ def test_a_run_goes_on_without_its_encoder_and_with_another_in_its_place(here):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "training_step", stopping)
         for out in ("gone", "other"):
-            assert said(f"segment enc data --out {out} {SMALL}") == 143
+            assert execute(f"segment enc data --out {out} {SMALL}") == 143
     facts = result("enc/encoder.json")
     Path("enc/encoder.json").write_text(json.dumps(facts | {"mean": [0.9] * 3}))
-    assert said("segment --resume --out other") == 0
+    assert execute("segment --resume --out other") == 0
     shutil.rmtree("enc")
-    assert said("segment --resume --out gone") == 0
+    assert execute("segment --resume --out gone") == 0
     for out in ("gone", "other"):
         assert same_weights(out, "run")
         assert result(f"{out}/encoder.json")["mean"] == facts["mean"]
 
 
-def test_parts_of_a_batch_and_recomputing_run(here):
+def test_accumulation_recomputation_and_bf16_run(here):
     command = f"segment enc data --out parts {SMALL} --accumulate 2 --recompute --clip-grad 1"
     assert main(command.split()) == 0
-    assert said(f"segment enc data --out half {SMALL} --precision bf16") == 0
+    assert execute(f"segment enc data --out half {SMALL} --precision bf16") == 0
 
 
-def test_one_crop_at_a_time_runs(here):
+def test_a_batch_of_one_crop_runs(here):
     command = f"segment enc data --out one {SMALL} --batch-size 1 --auxiliary-weight 0"
     assert main(command.split()) == 0
     assert "auxiliary" not in lines("one")[0]
     assert open_segmenter("one").model.auxiliary is None
 
 
-def test_tensorboard_gets_pictures(here):
+def test_tensorboard_receives_pictures(here):
     pytest.importorskip("tensorboard")
-    assert said(f"segment enc data --out board {SMALL} --log tensorboard") == 0
+    assert execute(f"segment enc data --out board {SMALL} --log tensorboard") == 0
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator("board/tensorboard", size_guidance={"images": 0})
@@ -226,7 +226,7 @@ def test_tensorboard_gets_pictures(here):
 
 
 @pytest.mark.slow  # each process loads torch: 10 s, more where others compute
-def test_two_processes_run_and_test_every_image(here, free_port):
+def test_two_processes_train_and_test_every_image(here, free_port):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port), "-m", "mvmae", "segment", "enc", "data"]
     done = subprocess.run(
@@ -236,32 +236,32 @@ def test_two_processes_run_and_test_every_image(here, free_port):
     kept = result("two/results/segment-data.json")
     assert kept["world_size"] == 2
     assert np.array(kept["confusion"]).sum() == 3 * 20 * 26
-    told = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
-    assert len(told) == 1
+    summaries = [line for line in done.stdout.splitlines() if line.startswith("mIoU")]
+    assert len(summaries) == 1
 
 
-# What a finished run is good for
+# Finished runs
 
 
-def test_test_protocol_repeats_the_runs_figures(here):
-    assert said("segment run data --protocol test --device cpu --workers 0") == 0
+def test_protocol_test_repeats_the_metrics_of_the_run(here):
+    assert execute("segment run data --protocol test --device cpu --workers 0") == 0
     own, again = result("run/results/segment-data.json"), "run/results/segment-test-data.json"
     assert result(again)["headline"] == own["headline"]
     assert result(again)["confusion"] == own["confusion"]
     shutil.rmtree("data/images/training")
-    assert said("segment run data --protocol test --device cpu --workers 0") == 0
+    assert execute("segment run data --protocol test --device cpu --workers 0") == 0
     assert result(again)["confusion"] == own["confusion"]
 
 
-def test_multi_scale_is_another_figure(here):
+def test_multi_scale_writes_a_separate_result(here):
     command = "segment run data --protocol test --multi-scale --device cpu --workers 0"
     assert main(command.split()) == 0
     assert result("run/results/segment-test-multi-scale-data.json")["headline"]["miou"] >= 0
 
 
-def test_predictions_are_masks_of_the_training_values_and_overlays(here, capsys):
+def test_predictions_are_overlays_and_masks_with_the_training_values(here, capsys):
     images = Path("data/images/validation")
-    assert said(f"segment run --predict {images} --out seen --device cpu") == 0
+    assert execute(f"segment run --predict {images} --out seen --device cpu") == 0
     assert "written: seen/masks" in capsys.readouterr().out
     predictor = saved_predictor(open_segmenter("run"), _config(), torch.device("cpu"))
     for file in sorted(images.iterdir()):
@@ -287,79 +287,79 @@ def _config():
     return parse("segment", ["run", "--predict", "x", "--out", "y"])
 
 
-def test_predictions_pass_over_unreadable_images_and_keep_folders(here, capsys):
+def test_predictions_skip_unreadable_images_and_keep_subfolders(here, capsys):
     shutil.copytree("data/images", "mixed")
     Path("mixed/training/t0.png").write_bytes(b"no image")
     shutil.copy("mixed/training/t1.png", "mixed/training/t1.bmp")
-    assert said("segment run --predict mixed --out seen --device cpu") == 0
+    assert execute("segment run --predict mixed --out seen --device cpu") == 0
     assert "1 images could not be read" in capsys.readouterr().out
     assert Path("seen/masks/validation/v0.png").exists()
     assert Path("seen/masks/training/t1.bmp.png").exists()
     assert "t0.png" in Path("seen/skipped.csv").read_text()
     again = "segment run --predict mixed --out seen --device cpu"
-    assert "already holds predictions" in refused(capsys, again)
+    assert "already holds predictions" in error_line(capsys, again)
     Path("seen/notes.txt").write_text("mine")
-    assert "holds other files" in refused(capsys, f"{again} --overwrite")
+    assert "holds other files" in error_line(capsys, f"{again} --overwrite")
     Path("seen/notes.txt").unlink()
     inside = "segment run --predict seen/overlays --out seen --overwrite --device cpu"
-    assert "the images are in seen" in refused(capsys, inside)
-    assert said("segment run --predict mixed --out seen --overwrite --device cpu") == 0
+    assert "the images are in seen" in error_line(capsys, inside)
+    assert execute("segment run --predict mixed --out seen --overwrite --device cpu") == 0
 
 
-def test_one_image_is_predicted_into_an_empty_folder_that_is_a_link(here, capsys):
+def test_one_image_can_be_predicted_into_a_linked_folder(here, capsys):
     Path("disk").mkdir()
     Path("link").symlink_to("disk")
     command = "segment run --predict data/images/validation/v1.png --out link --device cpu"
-    assert said(command) == 0
+    assert execute(command) == 0
     assert "1 images in" in capsys.readouterr().out
     assert Path("disk/masks/v1.png").exists()
 
 
-def test_black_and_white_masks_are_learnt_and_predicted_as_they_are(here, capsys):
+def test_black_and_white_masks_stay_black_and_white(here, capsys):
     for part in ("training", "validation"):
         for file in Path("data/annotations", part).iterdir():
             white = 255 * (np.array(Image.open(file)) == 2).astype(np.uint8)
             Image.fromarray(white).save(file)
     Path("data/classes.csv").unlink()
     capsys.readouterr()
-    assert said(f"segment enc data --out white {SMALL}") == 0
-    told = " ".join(capsys.readouterr().out.split())
-    assert "values in the masks: 0 is a class (86.1 %), 255 is a class (13.9 %)" in told
-    assert "black-and-white masks have two classes" in told
+    assert execute(f"segment enc data --out white {SMALL}") == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "values in the masks: 0 is a class (86.1 %), 255 is a class (13.9 %)" in text
+    assert "black-and-white masks have two classes" in text
     assert [row["class"] for row in result("white/results/segment-data.json")["per_class"]] == [
         "0",
         "255",
     ]
-    assert said("segment white --predict data/images/validation --out seen --device cpu") == 0
+    assert execute("segment white --predict data/images/validation --out seen --device cpu") == 0
     with Image.open("seen/masks/v0.png") as mask:
         assert mask.mode == "L"
         assert set(np.unique(mask).tolist()) <= {0, 255}
-    assert said("segment white data --protocol test --device cpu --workers 0") == 0
+    assert execute("segment white data --protocol test --device cpu --workers 0") == 0
     own, again = (
         result(f"white/results/{n}-data.json")["confusion"] for n in ("segment", "segment-test")
     )
     assert own == again
 
 
-def test_plain_pairs_are_tested_without_what_was_learnt_from(here, capsys):
+def test_training_images_of_plain_pairs_are_left_out_of_the_test(here, capsys):
     shutil.copytree("data/images/training", "pair/images")
     shutil.copytree("data/annotations/training", "pair/masks")
-    assert said(f"segment enc pair --out plain {SMALL}") == 0
+    assert execute(f"segment enc pair --out plain {SMALL}") == 0
     learnt = result("plain/model.json")["learnt"]
     assert len(set(learnt)) == 6
-    assert said("segment plain pair --protocol test --device cpu --workers 0") == 0
+    assert execute("segment plain pair --protocol test --device cpu --workers 0") == 0
     assert "6 of the 8 images are training images and left out" in capsys.readouterr().out
     own, again = (
         result(f"plain/results/{n}-pair.json")["confusion"] for n in ("segment", "segment-test")
     )
     assert own == again
     new = "--images data/images/validation --masks data/annotations/validation"
-    assert said(f"segment plain {new} --protocol test --device cpu --workers 0") == 0
+    assert execute(f"segment plain {new} --protocol test --device cpu --workers 0") == 0
     assert "3 test images of data/images/validation (all images test)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("protocol", ["linear", "knn"])
-def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol):
+def test_a_frozen_encoder_is_compared_with_an_untrained_one(here, capsys, protocol):
     options = "--device cpu --workers 0 --crop 16 --stride 10 --short-side 24 --batch-size 4"
     command = f"segment enc data --protocol {protocol} --out judged {options} --epochs 3"
     assert main(command.split()) == 0
@@ -374,11 +374,11 @@ def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol
     assert result(f"judged/results/segment-{protocol}-data.json")["rows"] == before
 
 
-# What can be wrong
+# Mistakes
 
 
 @pytest.mark.parametrize(
-    ("command", "told"),
+    ("command", "message"),
     [
         ("segment", "no ENCODER"),
         ("segment enc", "no DATA: name a folder"),
@@ -420,18 +420,18 @@ def test_frozen_encoder_is_judged_beside_an_untrained_one(here, capsys, protocol
         ("segment enc data --iteratoins 3", "did you mean --iterations?"),
     ],
 )
-def test_mistake_is_told_in_a_line(here, capsys, command, told):
+def test_mistakes_are_reported_in_one_line(here, capsys, command, message):
     before = sorted(here.rglob("*"))
     if len(command.split()) > 1 and "--resume" not in command:
         command += " --device cpu --workers 0"
-    assert told in refused(capsys, command)
+    assert message in error_line(capsys, command)
     assert sorted(here.rglob("*")) == before
 
 
-def test_spoilt_pairs_are_told_in_a_table_and_left_out(here, capsys):
+def test_faulty_pairs_are_reported_and_left_out(here, capsys):
     Image.new("L", (5, 5), 1).save("data/annotations/training/t0.png")
     Image.new("RGB", (30, 24), (200, 3, 3)).save("data/annotations/training/t1.png")
-    assert said(f"segment enc data --out left {SMALL}") == 0
+    assert execute(f"segment enc data --out left {SMALL}") == 0
     text = " ".join(capsys.readouterr().out.split())
     assert "masks of another size" in text
     assert "6 training images, 3 test images" in text
@@ -440,21 +440,21 @@ def test_spoilt_pairs_are_told_in_a_table_and_left_out(here, capsys):
     assert result("left/results/segment-data.json")["data"]["num_train"] == 6
 
 
-def test_resume_refuses_other_images(here, capsys):
+def test_resuming_with_other_images_is_rejected(here, capsys):
     for folder in ("images", "annotations"):
         Path(f"data/{folder}/training/t7.png").unlink()
-    assert "are not those that run began with" in refused(capsys, "segment --resume --out run")
+    assert "are not those that run began with" in error_line(capsys, "segment --resume --out run")
 
 
-def test_damaged_model_is_told(here, capsys):
+def test_a_damaged_model_is_reported(here, capsys):
     facts = result("run/model.json")
     Path("run/model.json").write_text(json.dumps(facts | {"channels": 9}))
     command = "segment run --predict data --out seen --device cpu"
-    assert "is of another shape" in refused(capsys, command)
+    assert "is of another shape" in error_line(capsys, command)
     Path("run/model.json").write_text(json.dumps({"task": "segment"}))
-    assert "does not describe a segmenter" in refused(capsys, command)
+    assert "does not describe a segmenter" in error_line(capsys, command)
     Path("run/model.safetensors").unlink()
-    assert "is not a finished run" in refused(capsys, command)
+    assert "is not a finished run" in error_line(capsys, command)
     assert not list(Path().glob(".*"))
 
 
@@ -463,7 +463,7 @@ def test_damaged_model_is_told(here, capsys):
 
 @pytest.fixture
 def streets(data_root, tmp_path) -> Path:
-    """Eight of CamVid's photographs of streets, to learn from and to test on."""
+    """Eight of CamVid's photographs of streets, for training and test."""
     with tarfile.open(data_root / "camvid.tar") as archive:
         archive.extractall(tmp_path / "all", filter="data")
     every = tmp_path / "all" / "camvid"
@@ -480,8 +480,8 @@ def streets(data_root, tmp_path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.learn
-def test_eight_photographs_are_learnt_by_heart(streets, tmp_path, monkeypatch):
-    """Eleven classes of streets at 96 pixels, from random weights, in about two minutes."""
+def test_eight_photographs_are_memorised(streets, tmp_path, monkeypatch):
+    """Eleven classes of streets at 96 pixels, from scratch, in about two minutes."""
     monkeypatch.chdir(tmp_path)
     encoder = Encoder(Size(96, 4, 3), image_size=(96, 96), patch_size=8)
     initialize(encoder, Generator().manual_seed(0))
@@ -494,7 +494,7 @@ def test_eight_photographs_are_learnt_by_heart(streets, tmp_path, monkeypatch):
         "--batch-size 4 --iterations 500 --warmup-iterations 20 --lr 4e-3 --layer-decay 1 "
         "--eval-every 1000 --device cpu --workers 0"
     )
-    assert said(f"segment enc {streets} --out run {options}") == 0
+    assert execute(f"segment enc {streets} --out run {options}") == 0
     kept = result("run/results/segment-" + _slug(streets) + ".json")
     assert kept["data"]["classes"][0] == "sky"
     assert kept["headline"]["miou"] >= 60

@@ -1,4 +1,4 @@
-"""Detection beside torchvision's Mask R-CNN, pycocotools and timm."""
+"""Detection compared with torchvision's Mask R-CNN, pycocotools and timm."""
 
 import contextlib
 import copy
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("with_masks", [True, False])
-def test_the_heads_have_the_shapes_of_torchvisions(with_masks):
+def test_heads_have_the_shapes_of_torchvisions(with_masks):
     build = maskrcnn_resnet50_fpn_v2 if with_masks else fasterrcnn_resnet50_fpn_v2
     theirs = build(weights=None, weights_backbone=None, num_classes=81)
     encoder = Encoder(ENCODERS["vit_pico"], image_size=(224, 224), patch_size=16)
@@ -44,7 +44,7 @@ def test_the_heads_have_the_shapes_of_torchvisions(with_masks):
         assert getattr(ours.rpn, name) == getattr(theirs.rpn, name) == training
 
 
-def test_without_its_own_strides_regions_are_read_as_torchvision_reads_them():
+def test_region_pooling_equals_torchvisions_at_its_strides():
     from torchvision.ops import MultiScaleRoIAlign
 
     from mvmae.dense.detect.model import roi_align
@@ -56,8 +56,8 @@ def test_without_its_own_strides_regions_are_read_as_torchvision_reads_them():
     torch.testing.assert_close(ours(maps, boxes, [(9, 9)]), theirs(maps, boxes, [(256, 256)]))
 
 
-def perturbed(truth: dict, rng: np.random.Generator) -> list[dict]:
-    """Detections: the truth, four in five of it, moved and sometimes called something else."""
+def perturb(truth: dict, rng: np.random.Generator) -> list[dict]:
+    """Return four in five ground-truth objects as detections, moved and sometimes misclassified."""
     sizes = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
     ids = [one["id"] for one in truth["categories"]]
     found = []
@@ -82,8 +82,8 @@ def perturbed(truth: dict, rng: np.random.Generator) -> list[dict]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["coco", "nuclei"])
-def test_average_precision_is_pycocotools(name, data_root, tmp_path):
-    """On real annotations: COCO's have crowds and 80 classes, nuclei up to hundreds an image."""
+def test_average_precision_equals_pycocotools(name, data_root, tmp_path):
+    """Use real annotations: COCO has crowds and 80 classes, nuclei up to hundreds per image."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -92,7 +92,7 @@ def test_average_precision_is_pycocotools(name, data_root, tmp_path):
         member.name = "val.json"
         archive.extract(member, tmp_path, filter="data")
     truth = check_coco(load_coco(tmp_path / "val.json")).content
-    found = perturbed(truth, np.random.default_rng(0))
+    found = perturb(truth, np.random.default_rng(0))
     for kind in ("bbox", "segm"):
         ours = average_precision(truth, found, kind)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -118,7 +118,7 @@ def test_average_precision_is_pycocotools(name, data_root, tmp_path):
                 assert value is None
 
 
-def test_a_timm_checkpoint_gives_timms_last_map(tmp_path):
+def test_maps_of_a_timm_checkpoint_equal_timms(tmp_path):
     timm = pytest.importorskip("timm")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's own deprecations

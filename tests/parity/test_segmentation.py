@@ -1,4 +1,4 @@
-"""Figures of segmentation against torchmetrics'."""
+"""Metrics of segmentation compared with torchmetrics."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ metrics = pytest.importorskip("torchmetrics.classification")
 
 @pytest.mark.parametrize("num_classes", [2, 7, 150])
 @pytest.mark.parametrize("seed", range(3))
-def test_figures_equal_torchmetrics(num_classes, seed):
+def test_metrics_equal_torchmetrics(num_classes, seed):
     generator = torch.Generator().manual_seed(seed)
     truth = torch.randint(-1, num_classes, (3, 60, 80), generator=generator)
     guess = torch.randint(0, num_classes, (3, 60, 80), generator=generator)

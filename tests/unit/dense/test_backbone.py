@@ -20,25 +20,25 @@ from mvmae.training.optim import layer_groups
 SIZE = Size(width=32, depth=4, num_heads=2)
 
 
-def encoder_of(image_size=(32, 48), patch_size=4, **variant) -> Encoder:
+def make_encoder(image_size=(32, 48), patch_size=4, **variant) -> Encoder:
     encoder = Encoder(
         SIZE, image_size=image_size, patch_size=patch_size, variant=Variant(**variant)
     )
     initialize(encoder, torch.Generator().manual_seed(0))
-    for parameter in encoder.parameters():  # biases and norms that do something
+    for parameter in encoder.parameters():  # otherwise biases are 0 and norms are the identity
         parameter.data += 0.05 * torch.randn_like(parameter)
     return encoder.eval()
 
 
 @given(h=st.integers(1, 9), w=st.integers(1, 9), side=st.integers(1, 5), batch=st.integers(1, 2))
-def test_a_map_cut_into_windows_and_put_together_is_the_map(h, w, side, batch):
+def test_from_windows_inverts_to_windows(h, w, side, batch):
     x = torch.randn(batch, h, w, 3)
     windows = to_windows(x, side)
     assert windows.shape == (batch * -(-h // side) * -(-w // side), side * side, 3)
     assert torch.equal(from_windows(windows, side, (h, w)), x)
 
 
-def test_a_window_holds_neighbours():
+def test_a_window_contains_neighbouring_patches():
     x = torch.arange(16.0).reshape(1, 4, 4, 1)
     assert to_windows(x, 2)[..., 0].tolist() == [
         [0, 1, 4, 5],
@@ -48,8 +48,8 @@ def test_a_window_holds_neighbours():
     ]
 
 
-def test_windows_as_large_as_the_image_are_the_plain_encoder():
-    encoder = encoder_of((32, 32), cls_token=False)
+def test_windows_as_large_as_the_image_equal_the_plain_encoder():
+    encoder = make_encoder((32, 32), cls_token=False)
     images = torch.randn(2, 3, 32, 32)
     plain = encoder.forward_intermediates(images, [1, 3])
     windowed = Backbone(encoder, out_blocks=[1, 3], window=8).eval()(images)
@@ -58,8 +58,8 @@ def test_windows_as_large_as_the_image_are_the_plain_encoder():
 
 
 @pytest.mark.parametrize("registers", [0, 2])
-def test_without_windows_it_is_the_plain_encoder_with_its_prefix(registers):
-    encoder = encoder_of(num_registers=registers)
+def test_no_windows_equal_the_plain_encoder_with_its_prefix(registers):
+    encoder = make_encoder(num_registers=registers)
     images = torch.randn(2, 3, 32, 48)
     plain = encoder.forward_intermediates(images, [0, 3])
     maps = Backbone(encoder, out_blocks=[0, 3]).eval()(images)
@@ -67,22 +67,22 @@ def test_without_windows_it_is_the_plain_encoder_with_its_prefix(registers):
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
-def test_within_windows_nothing_is_seen_of_others_but_in_global_blocks():
-    encoder = encoder_of((32, 32), cls_token=False)
+def test_only_global_blocks_see_beyond_their_window():
+    encoder = make_encoder((32, 32), cls_token=False)
     images = torch.randn(1, 3, 32, 32)
     changed = images.clone()
     changed[:, :, 16:, 16:] += 1  # the last of four windows
 
-    def moved(global_blocks):
+    def change(global_blocks):
         backbone = Backbone(encoder, out_blocks=[3], window=4, global_blocks=global_blocks).eval()
         return (backbone(images)[0] - backbone(changed)[0]).abs()[..., :4, :4].max().item()
 
-    assert moved(()) == 0
-    assert moved((2,)) > 0
+    assert change(()) == 0
+    assert change((2,)) > 0
 
 
-def test_images_of_another_size_get_resampled_positions():
-    encoder = encoder_of((32, 32))
+def test_images_of_another_size_get_interpolated_positions():
+    encoder = make_encoder((32, 32))
     (maps,) = Backbone(encoder, out_blocks=[3])(torch.randn(1, 3, 48, 64))
     assert maps.shape == (1, 32, 12, 16)
     from mvmae.encoders import resize_encoder
@@ -107,7 +107,7 @@ def test_relative_positions_equal_a_loop_over_all_pairs():
             torch.testing.assert_close(bias[:, :, i, j], wanted)
 
 
-def test_relative_positions_of_another_grid_are_resampled_in_a_line():
+def test_relative_positions_of_another_grid_are_interpolated_linearly():
     relative = RelativePositions(2, (4, 4))
     relative.rows.data = torch.linspace(-3, 3, 7)[:, None].expand(7, 2).clone()
     bias = relative(torch.ones(1, 1, 49, 2), (7, 7)).reshape(7, 7, 7, 7)
@@ -117,8 +117,8 @@ def test_relative_positions_of_another_grid_are_resampled_in_a_line():
     torch.testing.assert_close(bias[5, 0, 1, 0], 2 * distances[5 - 1 + 6])
 
 
-def test_relative_positions_that_are_learnt_change_what_is_seen():
-    encoder = encoder_of((32, 32), cls_token=False)
+def test_learnt_relative_positions_change_the_maps():
+    encoder = make_encoder((32, 32), cls_token=False)
     images = torch.randn(1, 3, 32, 32)
     plain = Backbone(encoder, out_blocks=[3], window=4, global_blocks=[3]).eval()
     with_positions = Backbone(
@@ -131,9 +131,9 @@ def test_relative_positions_that_are_learnt_change_what_is_seen():
     assert with_positions.relative[3].grid == (8, 8)
 
 
-def test_a_prefix_has_no_relative_positions():
+def test_relative_positions_with_a_prefix_are_rejected():
     with pytest.raises(ValueError, match="drop the prefix tokens"):
-        Backbone(encoder_of(), out_blocks=[3], relative_positions=True)
+        Backbone(make_encoder(), out_blocks=[3], relative_positions=True)
 
 
 @pytest.mark.parametrize("window", [None, 4])
@@ -142,7 +142,7 @@ def test_recomputing_changes_no_gradient(window):
     gradients = []
     for recompute in (False, True):
         torch.manual_seed(0)
-        encoder = encoder_of((32, 32))
+        encoder = make_encoder((32, 32))
         backbone = Backbone(encoder, out_blocks=[1, 3], window=window, recompute=recompute).train()
         for block in encoder.blocks:
             block.drop_path = 0.5
@@ -154,7 +154,7 @@ def test_recomputing_changes_no_gradient(window):
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm2d, ChannelNorm])
-def test_the_fpn_gives_five_scales_of_one_width(norm):
+def test_fpn_returns_five_scales_of_the_same_width(norm):
     maps = [torch.randn(2, 32, 6, 8) for _ in range(4)]
     pyramid = FpnPyramid(32, 16, norm)(maps)
     assert {name: tuple(one.shape) for name, one in pyramid.items()} == {
@@ -166,7 +166,7 @@ def test_the_fpn_gives_five_scales_of_one_width(norm):
     }
 
 
-def test_the_simple_pyramid_reads_the_last_map_alone():
+def test_simple_pyramid_reads_only_the_last_map():
     torch.manual_seed(0)
     pyramid = SimplePyramid(32, 16)
     maps = [torch.randn(1, 32, 4, 4) for _ in range(4)]
@@ -183,23 +183,23 @@ def test_the_simple_pyramid_reads_the_last_map_alone():
     assert all(torch.equal(made[name], again[name]) for name in made)
 
 
-def test_channel_norm_normalises_each_place():
+def test_channel_norm_normalises_each_position():
     x = ChannelNorm(8)(5 + 3 * torch.randn(2, 8, 4, 4))
     torch.testing.assert_close(x.mean(dim=1), torch.zeros(2, 4, 4), rtol=0, atol=1e-5)
     torch.testing.assert_close(x.std(dim=1, correction=0), torch.ones(2, 4, 4), rtol=0, atol=1e-3)
 
 
-def test_layer_decay_knows_a_backbone_from_what_is_built_on_it():
+def test_layer_decay_covers_the_backbone_but_not_the_pyramid():
     class Whole(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.backbone = Backbone(
-                encoder_copy(encoder_of()),
+                encoder_copy(make_encoder()),
                 out_blocks=[3],
                 window=4,
                 relative_positions=True,
             )
-            self.pyramid = FpnPyramid(32, 16)  # has inner_blocks of its own
+            self.pyramid = FpnPyramid(32, 16)  # also has inner_blocks
 
     whole = Whole()
     names = {id(p): name for name, p in whole.named_parameters()}
@@ -217,7 +217,7 @@ def test_layer_decay_knows_a_backbone_from_what_is_built_on_it():
     assert decay["backbone.encoder.blocks.3.mlp.fc1.weight"] == 0.1
 
 
-def test_the_backbone_of_every_encoder_fits():
+def test_every_encoder_can_be_a_backbone():
     for name, size in ENCODERS.items():
         with torch.device("meta"):
             make = partial(Encoder, size, image_size=(224, 224), patch_size=16)

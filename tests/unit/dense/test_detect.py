@@ -1,4 +1,4 @@
-"""Mask R-CNN's parts on a small encoder."""
+"""Mask R-CNN on a small encoder: model, masks, training step and settings."""
 
 import numpy as np
 import pytest
@@ -36,13 +36,13 @@ SMALL = DetectorShape(
 )
 
 
-def encoder_of(patch_size=8, side=64, depth=4) -> Encoder:
+def make_encoder(patch_size=8, side=64, depth=4) -> Encoder:
     encoder = Encoder(Size(32, depth, 2), image_size=(side, side), patch_size=patch_size)
     initialize(encoder, torch.Generator().manual_seed(0))
     return encoder
 
 
-def target_of(*boxes, size=(64, 48), masks=True) -> dict[str, torch.Tensor]:
+def make_target(*boxes, size=(64, 48), masks=True) -> dict[str, torch.Tensor]:
     made = {
         "boxes": torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
         "labels": torch.ones(len(boxes), dtype=torch.int64),
@@ -59,13 +59,13 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_every_part_learns(name):
+def test_every_part_gets_a_gradient(name):
     shape = SHAPES[name]
-    model = build_detector(encoder_of(), shape).train()
+    model = build_detector(make_encoder(), shape).train()
     images = [torch.randn(3, 64, 48), torch.randn(3, 40, 64)]
     targets = [
-        target_of([4, 4, 40, 30], [10, 30, 40, 60], masks=shape.with_masks),
-        target_of(size=(40, 64), masks=shape.with_masks),
+        make_target([4, 4, 40, 30], [10, 30, 40, 60], masks=shape.with_masks),
+        make_target(size=(40, 64), masks=shape.with_masks),
     ]
     losses = model(images, targets)
     assert len(losses) == 4 + shape.with_masks
@@ -84,18 +84,18 @@ def test_every_part_learns(name):
 
 
 @pytest.mark.parametrize("norm", ["batch", "layer"])
-def test_a_batch_without_things_does_no_harm(norm):
-    model = build_detector(encoder_of(), SMALL._replace(norm=norm)).train()
-    losses = model([torch.randn(3, 64, 48)] * 2, [target_of(), target_of()])
+def test_a_batch_without_objects_gives_finite_gradients(norm):
+    model = build_detector(make_encoder(), SMALL._replace(norm=norm)).train()
+    losses = model([torch.randn(3, 64, 48)] * 2, [make_target(), make_target()])
     sum(losses.values()).backward()
     assert losses["loss_mask"] == 0
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
     assert all(buffer.isfinite().all() for buffer in model.buffers())
 
 
-def test_boxes_and_losses_are_fp32_where_the_network_is_bf16():
+def test_boxes_and_losses_stay_fp32_in_a_bf16_network():
     seen = {}
-    model = build_detector(encoder_of(), SMALL).train()
+    model = build_detector(make_encoder(), SMALL).train()
     for name, module in (
         ("rpn", model.rpn.head),
         ("boxes", model.roi_heads.box_predictor),
@@ -106,15 +106,15 @@ def test_boxes_and_losses_are_fp32_where_the_network_is_bf16():
     ):
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.update({name: out}))
     with torch.autocast("cpu", torch.bfloat16):
-        losses = model([torch.randn(3, 64, 48)], [target_of([4, 4, 40, 30])])
+        losses = model([torch.randn(3, 64, 48)], [make_target([4, 4, 40, 30])])
     assert seen["hidden"].dtype == torch.bfloat16
     flat = [*seen["rpn"][0], *seen["rpn"][1], *seen["boxes"], seen["masks"], *seen["anchors"]]
     flat += [*seen["maps"].values(), *losses.values()]
     assert {one.dtype for one in flat} == {torch.float32}
 
 
-def test_the_seed_makes_the_weights_and_nothing_else_is_drawn():
-    encoder = encoder_of()
+def test_weights_depend_on_the_seed_alone():
+    encoder = make_encoder()
     before = torch.get_rng_state()
     one = build_detector(encoder, SMALL, seed=1).state_dict()
     assert torch.equal(torch.get_rng_state(), before)
@@ -142,8 +142,8 @@ def test_blocks_are_evenly_spread(count, depth, blocks):
     assert spread_blocks(count, depth) == blocks
 
 
-def test_blocks_are_windowed_and_skipped_as_asked():
-    model = build_detector(encoder_of(depth=8), SMALL._replace(global_blocks=2), drop_path=0.7)
+def test_blocks_get_windows_and_drop_path_rates():
+    model = build_detector(make_encoder(depth=8), SMALL._replace(global_blocks=2), drop_path=0.7)
     body = model.backbone.body
     assert body.windows == [4, 4, 4, None, 4, 4, 4, None]
     assert body.out_blocks == (1, 3, 5, 7)
@@ -153,7 +153,7 @@ def test_blocks_are_windowed_and_skipped_as_asked():
 
 
 @pytest.mark.parametrize("patch", [8, 14, 16])
-def test_anchors_stand_on_the_places_of_their_level(patch):
+def test_anchors_are_centred_on_the_positions_of_their_level(patch):
     strides = [patch * 2.0**level / 4 for level in range(5)]
     side = 8 * patch
     grids = [int(side / stride) for stride in strides]
@@ -171,8 +171,8 @@ def test_anchors_stand_on_the_places_of_their_level(patch):
         assert width == height == pytest.approx(8 * stride, abs=1)  # torchvision rounds halves
 
 
-def test_regions_are_read_where_they_are_whatever_came_first():
-    """A map that holds its own places gives a box its place, in a batch of small images too."""
+def test_regions_are_pooled_from_their_position_even_after_a_batch_of_small_images():
+    """In a map of its own coordinates, the mean of a pooled region is the centre of its box."""
     strides = [4.0, 8.0, 16.0, 32.0, 64.0]
     pool = roi_align(7, strides)
     maps = {}
@@ -187,7 +187,7 @@ def test_regions_are_read_where_they_are_whatever_came_first():
         assert (centre - wanted).abs().max() <= 16  # RoIAlign's half pixel, of the coarsest level
 
 
-def test_images_are_padded_at_the_right_and_the_bottom():
+def test_images_are_padded_on_the_right_and_the_bottom():
     made, targets = PadToSquare(8)([torch.ones(3, 8, 5), torch.ones(3, 2, 8)], None)
     assert made.tensors.shape == (2, 3, 8, 8)
     assert made.image_sizes == [(8, 5), (2, 8)]
@@ -196,8 +196,8 @@ def test_images_are_padded_at_the_right_and_the_bottom():
     assert targets is None
 
 
-def test_batch_norms_become_synchronised():
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(build_detector(encoder_of(), SMALL))
+def test_batch_norms_can_be_synchronised():
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(build_detector(make_encoder(), SMALL))
     kinds = {type(one) for one in model.modules()}
     assert nn.SyncBatchNorm in kinds
     assert nn.BatchNorm2d not in kinds
@@ -212,10 +212,10 @@ def test_drops_divide_the_learning_rate_by_ten():
     assert [lr(96), lr(99)] == pytest.approx([0.01, 0.01])
 
 
-# What is found
+# Detections
 
 
-def test_a_mask_is_laid_into_its_box():
+def test_a_mask_is_pasted_into_its_box():
     packed = paste_mask(torch.ones(1, 28, 28), torch.tensor([10.0, 5, 20, 25]), (40, 60))
     wanted = np.zeros((40, 60))
     wanted[5:25, 10:20] = 1
@@ -225,8 +225,8 @@ def test_a_mask_is_laid_into_its_box():
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.0, 4.0])
-def test_a_mask_as_it_is_learnt_comes_back_where_it_was(scale):
-    """Of a disk 12 pixels wide in the image that is looked at."""
+def test_pasting_inverts_the_cropping_of_masks_in_training(scale):
+    """For a disk 12 pixels wide in the image that the model sees."""
 
     def disk(factor):
         row, column = torch.meshgrid(*[torch.arange(40 * factor) + 0.5] * 2, indexing="ij")
@@ -243,7 +243,7 @@ def test_a_mask_as_it_is_learnt_comes_back_where_it_was(scale):
     assert np.abs(shift).max() <= 0.2 * scale
 
 
-def test_what_is_found_is_written_as_coco_has_it():
+def test_detections_convert_to_the_coco_format():
     found = Detections(3, [[1, 2, 4, 8], [0, 0, 1, 1]], [2, 1], [0.9, 0.3], None)
     assert found.as_coco(70, [3, 7]) == [
         {"image_id": 70, "category_id": 7, "bbox": [1, 2, 3, 6], "score": 0.9},
@@ -278,11 +278,11 @@ def test_small_gray_images_are_enlarged():
     assert png.startswith(b"\x89PNG")
 
 
-def test_colours_are_twenty():
+def test_there_are_twenty_colours():
     assert len({colour_of(number) for number in range(20)}) == 20
 
 
-def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
+def test_accumulated_gradient_is_the_mean_over_the_parts(tmp_path):
     config = DetectConfig(
         encoder="random:vit_pico",
         data=str(write_both(tmp_path)),
@@ -323,7 +323,7 @@ def test_a_step_in_parts_has_the_mean_of_their_gradients(tmp_path):
 # Settings
 
 
-def test_the_recipes_are_the_papers():
+def test_recipes_have_the_settings_of_the_papers():
     li2021, vitdet = DETECT["li2021"].config, DETECT["vitdet"].config
     assert DETECT["paper-coco"].config == li2021 == DetectConfig(encoder="runs/pretrain")
     assert (li2021.lr, li2021.weight_decay, li2021.drop_path) == (8e-5, 0.1, 0.1)
@@ -334,7 +334,7 @@ def test_the_recipes_are_the_papers():
 
 
 @pytest.mark.parametrize(
-    ("changes", "says"),
+    ("changes", "message"),
     [
         ({"window": None}, "relative positions need windows"),
         ({"window": 0}, "window must be at least 1"),
@@ -347,6 +347,6 @@ def test_the_recipes_are_the_papers():
         ({"predict": "images", "data": "coco"}, "no DATA: leave out coco"),
     ],
 )
-def test_settings_that_cannot_work_are_refused(changes, says):
-    with pytest.raises(UserError, match=says):
+def test_impossible_settings_are_rejected(changes, message):
+    with pytest.raises(UserError, match=message):
         DetectConfig(encoder="run", **changes)

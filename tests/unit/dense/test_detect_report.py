@@ -1,4 +1,4 @@
-"""What `detect` draws and warns of."""
+"""Pictures and warnings of `detect`."""
 
 import io
 
@@ -11,42 +11,40 @@ from mvmae.dense.detect.report import select_drawn, small_box_warning
 from mvmae.figures.detection import Panel, Things, draw
 
 
-def found(*scores: float) -> Detections:
+def detections(*scores: float) -> Detections:
     return Detections(0, [[0, 0, 9, 9]] * len(scores), [1] * len(scores), list(scores), None)
 
 
-def test_only_sure_detections_are_drawn_where_there_are_any():
-    drawn, note = select_drawn([found(0.9, 0.5, 0.4), found()])
+def test_sure_detections_are_drawn_if_there_are_any():
+    drawn, note = select_drawn([detections(0.9, 0.5, 0.4), detections()])
     assert [one.scores for one in drawn] == [[0.9, 0.5], []]
     assert note == "score 0.5 or more"
 
 
-def test_an_image_without_sure_ones_gets_its_surest():
-    drawn, note = select_drawn([found(0.9, 0.5, 0.4), found(0.3, 0.2, 0.1, 0.05)])
+def test_an_image_without_sure_detections_shows_its_best():
+    drawn, note = select_drawn([detections(0.9, 0.5, 0.4), detections(0.3, 0.2, 0.1, 0.05)])
     assert [one.scores for one in drawn] == [[0.9, 0.5], [0.3, 0.2, 0.1]]
     assert note == "score 0.5 or more, or the best 3 of an image without any"
 
 
-def test_where_nothing_is_sure_the_surest_are_drawn_and_it_is_said():
-    drawn, note = select_drawn([found(0.19, 0.12, 0.1, 0.05), found(), found(0.07)])
+def test_the_note_tells_if_no_detection_is_sure():
+    drawn, note = select_drawn([detections(0.19, 0.12, 0.1, 0.05), detections(), detections(0.07)])
     assert [one.scores for one in drawn] == [[0.19, 0.12, 0.1], [], [0.07]]
     assert note == "the best 3 of each image, none has a score of 0.5 (highest: 0.19)"
-    assert select_drawn([found()])[1] == "score 0.5 or more"
+    assert select_drawn([detections()])[1] == "score 0.5 or more"
 
 
 @pytest.mark.parametrize(
     ("side", "image_size", "patch", "wanted"),
     [
-        (5, 64, 16, 512),  # 3.2 pixels of an anchor of 32: at 512 they are 25.6
+        (5, 64, 16, 512),  # 3.2 pixels, anchor of 32; at 512 they are 25.6
         (5, 512, 16, None),
-        (5, 448, 16, 512),  # 22.4, and 22.6 would do
-        (5, 64, 4, 128),  # of an anchor of 8
+        (5, 448, 16, 512),  # 22.4 is just below 22.6
+        (5, 64, 4, 128),  # anchor of 8
         (50, 64, 16, None),
     ],
 )
-def test_boxes_that_are_too_small_are_told_with_the_size_that_would_do(
-    side, image_size, patch, wanted
-):
+def test_warning_of_small_boxes_names_a_sufficient_image_size(side, image_size, patch, wanted):
     sides = [0.01, side / 100, 0.9]
     warning = small_box_warning(sides, image_size, patch)
     if wanted is None:

@@ -1,4 +1,4 @@
-"""Where predictions go: free folders, names that no two images share, links and disks."""
+"""Output folders of predictions: foreign files, unique names, links and mounted disks."""
 
 from pathlib import Path
 
@@ -11,89 +11,89 @@ from mvmae.data.sources.folders import Files
 from mvmae.dense.predictions import open_images, prediction_names, require_replaceable, write_aside
 from mvmae.errors import UserError
 
-OURS = {"predictions.json": "", "pictures": ".png", "skipped.csv": ""}
+OWNED = {"predictions.json": "", "pictures": ".png", "skipped.csv": ""}
 MARK = "predictions.json"
 
 
-def predictions(folder: Path, *more: str) -> Path:
-    """A folder of predictions, and other files."""
+def write_predictions(folder: Path, *more: str) -> Path:
+    """Write a folder of predictions, and other files."""
     for name in (MARK, "pictures/a.png", *more):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("old")
     return folder
 
 
-def source_of(*paths: str) -> Files:
+def make_source(*paths: str) -> Files:
     return Files("some", paths, 3)
 
 
-# Free folders
+# Folders that may be replaced
 
 
 @pytest.mark.parametrize(
     "foreign", ["my_thesis.txt", "pictures/notes.txt", "pictures/deep/song.mp3", "thesis/a.png"]
 )
 @pytest.mark.parametrize("with_skipped", [True, False])
-def test_other_peoples_files_are_never_overwritten(tmp_path, foreign, with_skipped):
+def test_foreign_files_are_never_overwritten(tmp_path, foreign, with_skipped):
     more = [foreign, "skipped.csv"] if with_skipped else [foreign]
-    out = predictions(tmp_path / "out", *more)
+    out = write_predictions(tmp_path / "out", *more)
     with pytest.raises(UserError, match=r"holds other files \(.*\): choose an --out"):
-        require_replaceable(out, OURS, MARK, overwrite=True)
+        require_replaceable(out, OWNED, MARK, overwrite=True)
     assert (out / foreign).read_text() == "old"
 
 
-def test_predictions_may_go_where_that_is_said(tmp_path):
-    out = predictions(tmp_path / "out")
-    require_replaceable(out, OURS, MARK, overwrite=True)
+def test_predictions_are_replaced_only_with_overwrite(tmp_path):
+    out = write_predictions(tmp_path / "out")
+    require_replaceable(out, OWNED, MARK, overwrite=True)
     with pytest.raises(UserError, match="already holds predictions"):
-        require_replaceable(out, OURS, MARK, overwrite=False)
-    (out / MARK).unlink()  # so who knows whose pictures these are
+        require_replaceable(out, OWNED, MARK, overwrite=False)
+    (out / MARK).unlink()  # now the pictures might be anybody's
     with pytest.raises(UserError, match=r"holds other files \(pictures\)"):
-        require_replaceable(out, OURS, MARK, overwrite=True)
+        require_replaceable(out, OWNED, MARK, overwrite=True)
 
 
-def test_a_file_is_no_folder(tmp_path):
+def test_a_file_as_output_folder_is_rejected(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file: --out must name a folder"):
-        require_replaceable(tmp_path / "out", OURS, MARK, overwrite=True)
+        require_replaceable(tmp_path / "out", OWNED, MARK, overwrite=True)
 
 
 # Names
 
 
-def test_names_are_paths_below_what_all_have_in_common():
-    source = source_of("/a/b/x.jpg", "/a/b/c/x.jpg", "/a/b/c/y.jpg", "/a/b/c/y.png")
+def test_names_are_paths_below_the_common_folder():
+    source = make_source("/a/b/x.jpg", "/a/b/c/x.jpg", "/a/b/c/y.jpg", "/a/b/c/y.png")
     assert prediction_names(source) == ["x", "c/x", "c/y.jpg", "c/y.png"]
 
 
-def test_no_two_images_have_one_name():
-    source = source_of("/a/x.jpg", "/a/x.png", "/a/x.jpg.tif")
+def test_names_are_unique():
+    source = make_source("/a/x.jpg", "/a/x.png", "/a/x.jpg.tif")
     assert prediction_names(source) == ["x.jpg", "x.png", "x.jpg.tif"]
 
 
-def test_paths_from_here_and_from_the_root_mix(tmp_path, monkeypatch):
+def test_relative_and_absolute_paths_can_be_mixed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert prediction_names(source_of("a/x.jpg", str(tmp_path / "b" / "x.jpg"))) == ["a/x", "b/x"]
+    assert prediction_names(make_source("a/x.jpg", str(tmp_path / "b" / "x.jpg"))) == ["a/x", "b/x"]
 
 
 def test_long_names_leave_room_for_a_suffix():
-    names = prediction_names(source_of(f"/a/{'x' * 250}.jpg", f"/a/{'x' * 249}y.jpg", "/a/z.jpg"))
+    names = prediction_names(make_source(f"/a/{'x' * 250}.jpg", f"/a/{'x' * 249}y.jpg", "/a/z.jpg"))
     assert len(set(names)) == 3
     assert max(map(len, names)) <= 200
     assert names[2] == "z"
 
 
-# Where they go
+# Writing aside
 
 
-def write(out: Path) -> None:
-    with write_aside(out, OURS) as folder:
+def replace_predictions(out: Path) -> None:
+    with write_aside(out, OWNED) as folder:
         (folder / MARK).write_text("new")
         (folder / "pictures").mkdir()
         (folder / "pictures" / "b.png").write_text("new")
 
 
-def content(out: Path) -> dict[str, str]:
+def read_all(out: Path) -> dict[str, str]:
     files = (path for path in out.rglob("*") if path.is_file())
     return {str(path.relative_to(out)): path.read_text() for path in files}
 
@@ -101,55 +101,55 @@ def content(out: Path) -> dict[str, str]:
 NEW = {MARK: "new", "pictures/b.png": "new"}
 
 
-def test_a_new_folder_appears_when_all_is_well(tmp_path):
-    write(tmp_path / "deep" / "out")
-    assert content(tmp_path) == {f"deep/out/{name}": text for name, text in NEW.items()}
+def test_a_new_folder_appears_on_success(tmp_path):
+    replace_predictions(tmp_path / "deep" / "out")
+    assert read_all(tmp_path) == {f"deep/out/{name}": text for name, text in NEW.items()}
 
 
-def test_old_predictions_give_way(tmp_path):
-    out = predictions(tmp_path / "out", "skipped.csv")
-    write(out)
-    assert content(tmp_path / "out") == NEW
+def test_old_predictions_are_replaced(tmp_path):
+    out = write_predictions(tmp_path / "out", "skipped.csv")
+    replace_predictions(out)
+    assert read_all(tmp_path / "out") == NEW
 
 
-def test_a_link_and_the_folder_behind_it_stay(tmp_path):
+def test_a_linked_folder_stays_the_same_folder(tmp_path):
     (tmp_path / "disk").mkdir()
     (tmp_path / "out").symlink_to(tmp_path / "disk")
     before = (tmp_path / "disk").stat().st_ino
-    write(tmp_path / "out")
+    replace_predictions(tmp_path / "out")
     assert (tmp_path / "out").is_symlink()
-    assert (tmp_path / "disk").stat().st_ino == before  # it may be where a disk is mounted
-    assert content(tmp_path / "disk") == NEW
+    assert (tmp_path / "disk").stat().st_ino == before  # it may be a mount point
+    assert read_all(tmp_path / "disk") == NEW
 
 
 @pytest.mark.parametrize("is_there", [True, False])
-def test_what_fails_leaves_all_as_it_was(tmp_path, is_there):
-    out = predictions(tmp_path / "out") if is_there else tmp_path / "out"
-    before = content(tmp_path)
+def test_a_failure_leaves_everything_unchanged(tmp_path, is_there):
+    out = write_predictions(tmp_path / "out") if is_there else tmp_path / "out"
+    before = read_all(tmp_path)
 
     def fail() -> None:
-        with write_aside(out, OURS) as folder:
+        with write_aside(out, OWNED) as folder:
             (folder / MARK).write_text("new")
             raise UserError("no image can be read")
 
     with pytest.raises(UserError):
         fail()
-    assert content(tmp_path) == before
+    assert read_all(tmp_path) == before
     assert out.exists() is is_there
 
 
 @pytest.mark.parametrize("kind", [SegmentConfig, DetectConfig])
-def test_predictions_are_not_resumed(kind, tmp_path):
+def test_predictions_cannot_be_resumed(kind, tmp_path):
     with pytest.raises(UserError, match="--predict cannot be resumed"):
         kind(encoder="run", predict="images", out=tmp_path, resume=True)
     with pytest.raises(UserError, match="--predict is empty"):
         kind(encoder="run", predict="", out=tmp_path)
 
 
-# Which images
+# Images
 
 
-def test_one_image_is_enough(tmp_path):
+def test_a_single_image_file_can_be_opened(tmp_path):
     Image.new("RGB", (5, 4), (9, 8, 7)).save(tmp_path / "one.png")
     source = open_images(str(tmp_path / "one.png"), 3)
     assert len(source) == 1

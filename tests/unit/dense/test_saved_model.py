@@ -1,4 +1,4 @@
-"""Finished runs: which command made one, what is fixed in it, and what a resumed run needs."""
+"""Trained models on disk: their command, their fixed settings, and what a resumed run needs."""
 
 import json
 from dataclasses import replace
@@ -33,18 +33,18 @@ FIXED = {"crop": 64, "stride": 42, "short_side": 80}
         (DetectConfig(encoder="e", data="d"), "detect"),
     ],
 )
-def test_a_run_without_a_model_is_told_by_its_config(tmp_path, config, command):
+def test_an_unfinished_run_is_named_by_its_command(tmp_path, config, command):
     (tmp_path / "config.json").write_text(to_json(config))
     assert command_of_run(tmp_path) == command
     for opened, own in ((open_segmenter, "segment"), (open_detector, "detect")):
         with pytest.raises(UserError) as caught:
             opened(str(tmp_path))
         unfinished = "the run has not finished: continue it with --resume"
-        said = unfinished if command == own else f"it is a run of mvmae {command}"
-        assert str(caught.value).endswith(f"({said})")
+        message = unfinished if command == own else f"it is a run of mvmae {command}"
+        assert str(caught.value).endswith(f"({message})")
 
 
-def test_what_is_no_run_is_told_without_a_guess(tmp_path):
+def test_a_folder_without_a_run_gets_no_hint(tmp_path):
     (tmp_path / "config.json").write_text("[]")
     assert command_of_run(tmp_path) == ""
     with pytest.raises(UserError, match=r"model.safetensors does not exist$"):
@@ -52,7 +52,7 @@ def test_what_is_no_run_is_told_without_a_guess(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "message"),
     [
         (
             {"stride": 10},
@@ -62,12 +62,12 @@ def test_what_is_no_run_is_told_without_a_guess(tmp_path):
         ({"short_side": None}, "--short-side None has no effect on a trained model, which uses 80"),
     ],
 )
-def test_another_way_to_look_is_refused(changes, told):
-    with pytest.raises(UserError, match=told):
+def test_other_values_of_fixed_settings_are_rejected(changes, message):
+    with pytest.raises(UserError, match=message):
         apply_fixed_settings(replace(SEGMENT, **changes), "segment", FIXED)
 
 
-def test_what_a_recipe_or_the_run_says_passes():
+def test_values_of_a_recipe_or_the_run_are_accepted():
     for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
         config = parse("segment", ["run", "data", "--protocol", "test", *words])
         fixed = apply_fixed_settings(config, "segment", FIXED)
@@ -75,7 +75,7 @@ def test_what_a_recipe_or_the_run_says_passes():
 
 
 def test_a_resumed_run_needs_no_encoder(tmp_path):
-    """Its shape and its preprocessing come from the run's folder."""
+    """Shape and preprocessing come from the run folder."""
     model = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
     plain = encoders.open_encoder("random:vit_pico", 16)
     odd = encoders.Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bilinear")
@@ -92,7 +92,7 @@ def test_a_resumed_run_needs_no_encoder(tmp_path):
         load_initial_encoder(config)
 
 
-def test_what_metrics_have_is_not_written_again(tmp_path):
+def test_metrics_of_a_step_are_found(tmp_path):
     assert not has_metric(tmp_path, 3, "miou")
     lines = [{"step": 3, "loss": 1.0}, {"step": 3, "miou": 2.0}, {"step": 4, "loss": 1.0}]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
@@ -102,15 +102,15 @@ def test_what_metrics_have_is_not_written_again(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("channels", "depth", "said"),
+    ("channels", "depth", "message"),
     [
         (3, "float", "enc was trained on floating-point images of 3 channels. "),
         (1, "16", "on 16-bit images of 1 channel. "),
         (12, "8", "on 8-bit images of 12 channels. "),
     ],
 )
-def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
-    tmp_path, monkeypatch, capsys, channels, depth, said
+def test_an_encoder_of_deep_pixels_is_rejected(
+    tmp_path, monkeypatch, capsys, channels, depth, message
 ):
     encoder = encoders.random_encoder(
         ModelConfig(encoder="vit_pico", in_channels=channels, image_size=32, patch_size=8), 0
@@ -127,11 +127,11 @@ def test_an_encoder_of_deep_pixels_learns_no_boxes_and_masks(
     ):
         assert main(words.split()) == 2
         (line,) = capsys.readouterr().err.splitlines()
-        assert said in line
+        assert message in line
         assert line.endswith("an encoder of 8-bit grey or colour images: choose another ENCODER")
         assert not Path("run").exists()
 
 
-def test_an_encoder_of_plain_pixels_passes():
+def test_an_encoder_of_8_bit_pixels_is_accepted():
     opened = encoders.open_encoder("random:vit_pico")
     assert require_8_bit(opened, "enc") is opened

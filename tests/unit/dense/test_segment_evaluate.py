@@ -1,4 +1,4 @@
-"""Windows, scales and figures of segmentation."""
+"""Sliding windows, scales, metrics and pictures of segmentation."""
 
 import io
 from dataclasses import replace
@@ -27,7 +27,7 @@ from mvmae.training.schedule import warmup_poly
 
 
 class Blur(nn.Module):
-    """Scores at a quarter of the size from the pixels around: what a place scores depends on it."""
+    """Scores at a quarter of the size, each from the pixels around its position."""
 
     def __init__(self, num_classes: int = 5) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def predictor(*, multi_scale: bool = False, **options) -> Predictor:
 
 
 @pytest.mark.parametrize("side", [32, 33, 50, 52, 53, 99, 300])
-def test_windows_cover_a_side_and_overlap_as_asked(side):
+def test_windows_cover_a_side_and_overlap(side):
     begins = window_offsets(side, 32, 20)
     covered = {at for begin in begins for at in range(begin, begin + 32)}
     assert covered == set(range(side))
@@ -57,7 +57,7 @@ def test_windows_cover_a_side_and_overlap_as_asked(side):
     assert max(np.diff(begins), default=0) <= 20
 
 
-def test_one_window_is_one_pass():
+def test_an_image_of_one_window_is_scored_once():
     image = torch.randn(3, 32, 32)
     test = predictor()
     wanted = resize_scores(test.model(image[None]).main, (32, 32))[0]
@@ -72,7 +72,7 @@ def test_image_smaller_than_a_patch_is_padded():
 
 
 def test_windows_are_averaged():
-    """Against a loop over all windows, one at a time."""
+    """Compare with a loop over all windows, one at a time."""
     test, image = predictor(), torch.randn(3, 70, 45)
     total, count = torch.zeros(5, 70, 45), torch.zeros(70, 45)
     for top in (0, 20, 38):
@@ -87,7 +87,7 @@ def test_windows_are_averaged():
         torch.testing.assert_close(sliding_scores(other, image), total / count)
 
 
-def test_many_scales_are_probabilities_and_blind_to_mirrors():
+def test_multi_scale_gives_probabilities_that_ignore_mirroring():
     image = torch.randint(0, 256, (3, 40, 48), dtype=torch.uint8)
     test = predictor(multi_scale=True)
     with torch.no_grad():
@@ -96,21 +96,21 @@ def test_many_scales_are_probabilities_and_blind_to_mirrors():
     torch.testing.assert_close(scores, mirrored, atol=0.02, rtol=0)
 
 
-def test_classes_are_those_of_the_largest_score_however_many_there_are():
+def test_labels_are_the_classes_of_highest_score_across_chunks():
     scores = torch.randn(50, 6, 8)
     wanted = resize_scores(scores[None], (13, 17))[0].argmax(dim=0)
     assert label_pixels(scores, (13, 17)).long().equal(wanted)
 
 
-def test_prediction_has_the_images_own_size():
+def test_prediction_has_the_size_of_the_image():
     image = torch.randint(0, 256, (3, 61, 83), dtype=torch.uint8)
     assert predict_classes(predictor(short_side=40), image, (61, 83)).shape == (61, 83)
 
 
-# Figures
+# Metrics
 
 
-def test_figures_equal_a_count_of_ten_lines():
+def test_metrics_equal_a_direct_count():
     rng = np.random.default_rng(0)
     truth, guess = rng.integers(-1, 6, (3, 40, 50)), rng.integers(0, 6, (3, 40, 50))
     ious, accuracies = [], []
@@ -119,23 +119,25 @@ def test_figures_equal_a_count_of_ten_lines():
         true, taken = (truth == number) & counts, (guess == number) & counts
         ious.append(100 * (true & taken).sum() / (true | taken).sum())
         accuracies.append(100 * (true & taken).sum() / true.sum())
-    own = segmentation_scores(pixel_confusion(torch.from_numpy(guess), torch.from_numpy(truth), 6))
-    assert own.miou == pytest.approx(np.mean(ious), abs=1e-9)
-    assert own.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-9)
-    assert own.pixel_accuracy == pytest.approx(100 * (truth == guess)[counts].mean(), abs=1e-9)
-    assert own.iou.tolist() == pytest.approx(ious)
+    scores = segmentation_scores(
+        pixel_confusion(torch.from_numpy(guess), torch.from_numpy(truth), 6)
+    )
+    assert scores.miou == pytest.approx(np.mean(ious), abs=1e-9)
+    assert scores.mean_accuracy == pytest.approx(np.mean(accuracies), abs=1e-9)
+    assert scores.pixel_accuracy == pytest.approx(100 * (truth == guess)[counts].mean(), abs=1e-9)
+    assert scores.iou.tolist() == pytest.approx(ious)
 
 
-def test_class_that_is_nowhere_is_left_out_and_one_only_predicted_counts():
+def test_absent_classes_are_left_out_of_the_mean_but_wrongly_predicted_ones_count():
     truth, guess = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1])
-    own = segmentation_scores(pixel_confusion(guess, truth, 4))
-    assert own.iou[:3].tolist() == pytest.approx([50, 100, 0])
-    assert own.iou[3].isnan()
-    assert own.miou == pytest.approx(50)
-    assert own.mean_accuracy == pytest.approx(75)
+    scores = segmentation_scores(pixel_confusion(guess, truth, 4))
+    assert scores.iou[:3].tolist() == pytest.approx([50, 100, 0])
+    assert scores.iou[3].isnan()
+    assert scores.miou == pytest.approx(50)
+    assert scores.mean_accuracy == pytest.approx(75)
 
 
-def test_loss_is_divided_by_all_pixels():
+def test_loss_is_divided_by_the_number_of_all_pixels():
     scores = torch.randn(2, 3, 4, 4)
     classes = torch.randint(0, 3, (2, 4, 4))
     whole = pixel_loss(scores, classes)
@@ -148,8 +150,8 @@ def test_loss_is_divided_by_all_pixels():
     assert pixel_loss(scores.bfloat16(), classes).dtype == torch.float32
 
 
-def test_rate_rises_and_falls_to_0():
-    """mmcv's poly with linear warm-up, at BEiT's 160,000 steps, written out anew."""
+def test_learning_rate_equals_mmcvs_schedule():
+    """Compare with mmcv's poly schedule with linear warm-up, at BEiT's 160,000 steps."""
 
     def mmcv(step):
         regular = 1e-4 * (1 - step / 160_000)
@@ -164,13 +166,13 @@ def test_rate_rises_and_falls_to_0():
 # Pictures
 
 
-def test_colours_of_150_classes_are_all_different():
+def test_150_classes_have_different_colours():
     colours = palette(150)
     assert len({tuple(colour) for colour in colours.tolist()}) == 150
     assert palette(5).tolist() == colours[:5].tolist()
 
 
-def test_what_does_not_count_is_nearly_white_and_borders_are_drawn():
+def test_ignored_pixels_are_nearly_white_and_borders_are_drawn():
     classes = torch.tensor([[0, 0, 1], [0, 0, 1], [-1, -1, -1]], dtype=torch.int16)
     picture = coloured(classes, palette(2))
     assert picture[2].min() > 230
@@ -181,11 +183,11 @@ def test_what_does_not_count_is_nearly_white_and_borders_are_drawn():
     assert (laid[0, 0] < 255).any()
 
 
-# Patches to search
+# Patches for nearest neighbours
 
 
-def test_patches_are_drawn_from_all_images_alike():
-    """A hundred images have 30 patches each: the last count as the first do."""
+def test_patches_are_sampled_evenly_over_images():
+    """A hundred images have 30 patches each: the last are sampled as often as the first."""
     images = torch.arange(100).repeat_interleave(30)
     tokens = images[:, None].float()
     kept, classes = sample_patches(tokens, images, 1000, seed=0)
