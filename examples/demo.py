@@ -1,7 +1,7 @@
-"""The demo: the method and MAE on the built-in photographs, both judged, in about three minutes.
+"""Run the demo: pre-train the method and MAE on built-in photographs and compare them.
 
-Every line after a `$` is a command that works in a shell too; here they share one process, which
-saves loading torch each time.
+It takes about three minutes. Every line after a `$` is a command that also works in a shell; here
+the commands share one process, which loads torch only once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ COMMANDS = (
 
 
 def run_all() -> int:
-    """Run the commands one after the other and sum up; the first that fails ends it."""
+    """Run the commands in turn and print a summary; stop at the first that fails."""
     began = time.perf_counter()
     for command in COMMANDS:
         print(f"\n$ mvmae {command}", flush=True)
@@ -37,15 +37,15 @@ def run_all() -> int:
     (mae,) = rows("demo-mae", "knn")
     print(
         f"\nkNN top-1: raw pixels {pixels:.1f}, untrained encoder {untrained:.1f}, "
-        f"MAE after as many views {mae:.1f}, this method {method:.1f} %"
+        f"MAE after the same number of views {mae:.1f}, this method {method:.1f} %"
     )
-    print(f"Look at {RUNS}/demo/report.html, and at both beside each other: {RUNS}/demo.html")
-    print(f"All of it took {time.perf_counter() - began:.0f} s.")
+    print(f"Open {RUNS}/demo/report.html, and {RUNS}/demo.html for both side by side")
+    print(f"The demo took {time.perf_counter() - began:.0f} s.")
     return 0
 
 
 def rows(run: str, command: str) -> list[float]:
-    """Accuracies that a command left in a run folder: the encoder's, and its baselines'."""
+    """Accuracies that a command wrote to a run folder: the encoder's, then its baselines'."""
     result = json.loads((RUNS / run / "results" / f"{command}-photos.json").read_text())
     counts = result["headline"]
     return [

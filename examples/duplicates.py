@@ -1,10 +1,10 @@
-"""Find images that an encoder holds for one picture, shifted, recoloured or re-encoded copies too.
+"""Find near-duplicates by an encoder, including shifted, recoloured and re-encoded copies.
 
     mvmae embed runs/pretrain my_images/ --out embeddings
     python examples/duplicates.py embeddings 0.98
 
-Look at the pairs before you delete anything: features also take for one what the encoder cannot
-tell apart. `mvmae data check` needs no encoder and is certain of exact copies.
+Look at the pairs before you delete anything: they may also be images that the encoder cannot tell
+apart. `mvmae data check` needs no encoder and finds exact copies with certainty.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mvmae.metrics.typicality import centre, near_duplicates
 
 
 def main(folder: str, threshold: str = "0.98") -> None:
-    """Print the pairs whose cosine is at least `threshold`, most alike first."""
+    """Print the pairs whose cosine is at least `threshold`, most similar first."""
     parts = list(read_embeddings(folder))
     paths = [path for part in parts for path in part.paths]
     vectors = torch.cat([torch.tensor(part.embeddings) for part in parts])

@@ -1,8 +1,8 @@
-"""Features of a labelled folder for scikit-learn: an encoder of mvmae in plain PyTorch code.
+"""Classify a labelled folder with scikit-learn on the features of an encoder, in plain PyTorch.
 
     python examples/features.py runs/pretrain my_images/      # my_images/CLASS/image.jpg
 
-Nothing of mvmae is used but the encoder and what it says of its input.
+Of mvmae, only the encoder and the description of its input are used.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from torchvision.transforms import v2
 from mvmae.encoders import OpenedEncoder, open_encoder
 
 
-def transform_of(opened: OpenedEncoder) -> v2.Compose:
-    """From a PIL image to what the encoder was trained on, as its encoder.json says."""
+def make_transform(opened: OpenedEncoder) -> v2.Compose:
+    """Transform a PIL image into the encoder's input, as its encoder.json describes."""
     height, width = opened.encoder.image_size
-    how = opened.preprocessing
+    preprocessing = opened.preprocessing
+    interpolation = v2.InterpolationMode(preprocessing.interpolation)
     return v2.Compose(
         [
-            v2.Resize(min(height, width), interpolation=v2.InterpolationMode(how.interpolation)),
+            v2.Resize(min(height, width), interpolation=interpolation),
             v2.CenterCrop((height, width)),
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(how.mean, how.std),
+            v2.Normalize(preprocessing.mean, preprocessing.std),
         ]
     )
 
 
 @torch.inference_mode()
-def features_of(opened: OpenedEncoder, images: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
-    """Vectors, M x D, and numbers of classes, M."""
+def compute_features(opened: OpenedEncoder, images: ImageFolder) -> tuple[np.ndarray, np.ndarray]:
+    """Features, M x D, and class numbers, M."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = opened.encoder.to(device)
     vectors, labels = [], []
@@ -49,11 +50,11 @@ def features_of(opened: OpenedEncoder, images: ImageFolder) -> tuple[np.ndarray,
 
 
 def main(source: str, folder: str) -> None:
-    """Say how well two classifiers do on the features, by five-fold cross-validation."""
+    """Print the accuracy of two classifiers on the features, by five-fold cross-validation."""
     opened = open_encoder(source)
-    images = ImageFolder(folder, transform_of(opened))
-    vectors, labels = features_of(opened, images)
-    print(f"{vectors.shape[0]} images of {len(images.classes)} classes, {vectors.shape[1]} numbers")
+    images = ImageFolder(folder, make_transform(opened))
+    vectors, labels = compute_features(opened, images)
+    print(f"{len(vectors)} images of {len(images.classes)} classes, {vectors.shape[1]} numbers")
     for name, classifier in (
         ("nearest neighbours", KNeighborsClassifier(5, metric="cosine")),
         ("logistic regression", LogisticRegression(max_iter=2000)),

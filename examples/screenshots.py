@@ -1,7 +1,7 @@
-"""Make the pictures of the README and the docs from a run: screenshots.py RUN [DATA].
+"""Make the pictures for the README and the docs from a run: screenshots.py RUN [DATA].
 
-Needs Chromium, and what `make setup` installs. The report and the page are opened as a person
-would open them; the other pictures are what the commands draw.
+This needs Chromium and the packages that `make setup` installs. The report and the explore page are
+captured in the browser; the commands draw the other pictures.
 """
 
 from __future__ import annotations
@@ -30,27 +30,29 @@ def main(run: str, data: str) -> None:
     draw(IMAGES / "curves.png", "curves", run)
     report = Path(run).resolve() / "report.html"
     mvmae("report", run, "--data", data, "--count", "4")
-    with chromium() as browser, explorer(run, data) as address:
-        shoot(browser, report.as_uri(), "report.png", DESKTOP)
-        shoot(browser, report.as_uri(), "report-phone.png", PHONE)
-        shoot(browser, address, "explore.png", DESKTOP | {"height": 1300}, prepare=ask)
-        shoot(browser, address, "explore-dark.png", PHONE, dark=True, prepare=ask)
+    with chromium() as browser, serve_explore(run, data) as address:
+        capture(browser, report.as_uri(), "report.png", DESKTOP)
+        capture(browser, report.as_uri(), "report-phone.png", PHONE)
+        capture(
+            browser, address, "explore.png", DESKTOP | {"height": 1300}, prepare=wait_for_panels
+        )
+        capture(browser, address, "explore-dark.png", PHONE, dark=True, prepare=wait_for_panels)
 
 
-def draw(picture: Path, *words: str) -> None:
-    """Let a command draw a picture, in the place of an older one, which it would not overwrite."""
+def draw(picture: Path, *arguments: str) -> None:
+    """Draw a picture with a command, and remove an older one first, which it would not replace."""
     picture.unlink(missing_ok=True)
-    mvmae(*words, "--out", str(picture))
+    mvmae(*arguments, "--out", str(picture))
 
 
-def mvmae(*words: str) -> None:
-    """Run a command to its end."""
-    subprocess.run([*MVMAE, *words], check=True)
+def mvmae(*arguments: str) -> None:
+    """Run a command and wait for its end."""
+    subprocess.run([*MVMAE, *arguments], check=True)
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """The system's browser."""
+    """Start the system's browser."""
     program = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     if program is None:
         sys.exit("no Chromium here")
@@ -61,32 +63,32 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextmanager
-def explorer(run: str, data: str) -> Iterator[str]:
-    """The address of `mvmae explore`, while it runs."""
+def serve_explore(run: str, data: str) -> Iterator[str]:
+    """Run `mvmae explore` and yield the address of its page."""
     command = [*MVMAE, "explore", run, data, "--port", "0", "--most", "400"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdout is not None
-        said = (re.search(r"http://\S+", line) for line in server.stdout)
+        addresses = (re.search(r"http://\S+", line) for line in server.stdout)
         try:
-            yield next(found[0] for found in said if found)
+            yield next(found[0] for found in addresses if found)
         finally:
             server.terminate()
 
 
-def ask(page: Page) -> None:
-    """Wait until every panel of the page has its answer."""
-    settled = (
+def wait_for_panels(page: Page) -> None:
+    """Wait until every panel of the page is complete."""
+    is_complete = (
         "[...document.images].every(image => image.complete) && "
         "!document.querySelector('[aria-busy=true]')"
     )
-    for _ in range(120):  # the page's policy forbids what `wait_for_function` would evaluate in it
+    for _ in range(120):  # the page's policy forbids `wait_for_function`
         page.wait_for_timeout(1_000)
-        if page.evaluate(settled):
+        if page.evaluate(is_complete):
             break
     page.wait_for_timeout(3_000)
 
 
-def shoot(
+def capture(
     browser: Browser,
     address: str,
     file: str,
@@ -95,7 +97,7 @@ def shoot(
     dark: bool = False,
     prepare: Callable[[Page], None] | None = None,
 ) -> None:
-    """A picture of a page, as far as it is seen without scrolling."""
+    """Save a picture of the part of a page that is visible without scrolling."""
     context = browser.new_context(viewport=size, color_scheme="dark" if dark else "light")
     page = context.new_page()
     page.goto(address)

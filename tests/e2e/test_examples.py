@@ -52,8 +52,8 @@ def test_features_of_a_folder_serve_scikit_learn(here, capsys):
 def test_features_are_those_of_the_embed_command(here):
     features = script("features")
     opened = open_encoder("run")
-    images = ImageFolder("images", features.transform_of(opened))
-    vectors, _ = features.features_of(opened, images)
+    images = ImageFolder("images", features.make_transform(opened))
+    vectors, _ = features.compute_features(opened, images)
     embed = "embed run images --out embeddings --format npz --device cpu --workers 0"
     assert main(embed.split()) == 0
     (part,) = read_embeddings("embeddings")
@@ -77,7 +77,7 @@ def test_an_exported_file_is_fine_tuned_by_timm_alone(here, capsys, monkeypatch)
 
 def test_the_exported_network_computes_the_encoders_features(here):
     assert main(["export", "run", "--format", "timm"]) == 0
-    model, facts = script("finetune_timm").model_of("run/export/timm/model.safetensors", 2)
+    model, facts = script("finetune_timm").load_model("run/export/timm/model.safetensors", 2)
     model.reset_classifier(0)
     images = torch.randn(2, 3, *facts["image_size"])
     with torch.no_grad():
