@@ -132,7 +132,7 @@ def test_axe_finds_nothing_serious(opened, file, axe, width, scheme):
 def test_theme_button_is_reached_by_keyboard_and_turns_the_light(opened, pages):
     page = opened(pages["one"], color_scheme="light").page
     page.keyboard.press("Tab")
-    assert page.evaluate("document.activeElement.textContent") == "To the verdict"
+    assert page.evaluate("document.activeElement.textContent") == "Skip to the verdict"
     page.keyboard.press("Tab")
     button = page.locator("#theme")
     assert page.evaluate("document.activeElement.id") == "theme"

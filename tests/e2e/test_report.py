@@ -128,7 +128,7 @@ def test_figures_are_those_of_the_results(here):
     result = json.loads(Path("runs/a/results/knn-images.json").read_text())
     page = quick("runs/a")
     table = next(
-        table for table in page.tables if table[0] == ["encoder", "what is read", "top-1", "top-5"]
+        table for table in page.tables if table[0] == ["encoder", "token", "top-1", "top-5"]
     )
     rows = {(row["name"], row["token"]): row for row in result["rows"]}
     names = {"this encoder": "runs/a", "the same encoder, untrained": "the same, untrained"}
@@ -141,7 +141,7 @@ def test_figures_are_those_of_the_results(here):
         shown.append(row["top1"])
     assert shown == sorted(shown, reverse=True)
     assert f"kNN top-1{result['headline']['top1']:.1f} %" in page.text
-    assert f"{result['data']['num_train']} to learn from" in page.text
+    assert f"{result['data']['num_train']} for training" in page.text
 
 
 def test_verdict_is_that_of_the_run(here):
@@ -191,7 +191,7 @@ def test_a_run_that_stopped_at_a_loss_that_is_no_number_is_told_as_diverged(here
     assert "Verdict: Diverged" in page.headings
     assert why[1:] in page.text
     assert "lower --base-lr" in why
-    assert "Still going on" not in page.text
+    assert "Still running" not in page.text
 
 
 def test_metrics_that_were_cut_are_not_told_as_the_end(here):
@@ -250,7 +250,7 @@ def test_a_seed_gives_the_same_pictures(here):
 def test_data_that_are_gone_are_replaced_and_it_is_said(here):
     shutil.rmtree("images")
     page = report("runs/a", "--count", "2")
-    assert "The built-in photographs, since the images that it was trained on are no" in page.text
+    assert "The built-in photographs, because the training images are no" in page.text
     assert len(page.images) == 2 * 5
 
 
@@ -285,10 +285,10 @@ def test_a_run_that_goes_on_says_how_far_it_is(here):
     lines = Path("runs/a/metrics.jsonl").read_text().splitlines()
     Path("runs/a/metrics.jsonl").write_text("\n".join([*lines[:3], lines[3][:40]]))
     page = report("runs/a", "--count", "1")
-    assert "Verdict: Still going on" in page.headings
+    assert "Verdict: Still running" in page.headings
     assert "3 of 8 (38 %) steps are done" in page.text
     assert len(page.images) == 5  # from the checkpoint
-    assert "To go on with it" in page.text
+    assert "To resume it" in page.text
     os.utime("runs/a/metrics.jsonl", (0, 0))
     assert "Verdict: Not finished" in quick("runs/a").headings
 
@@ -301,7 +301,7 @@ def test_a_folder_with_a_config_only_gets_a_page(here):
     assert "The run has not written any metrics yet." in page.text
     assert "there are no curves" in page.text
     assert "no checkpoint" in page.text
-    assert "Nobody has judged it yet" in page.text
+    assert "It has not been evaluated yet" in page.text
 
 
 def test_an_encoder_from_elsewhere_has_a_page_of_its_results(here):

@@ -1,4 +1,4 @@
-"""Reading metrics.jsonl, of a run that is finished, is going on, was killed or came to nothing."""
+"""Read metrics.jsonl of any run: finished, running, killed or diverged."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from mvmae.storage.metric_specs import POSITION, metric
 
 FILE = "metrics.jsonl"
 Against = Literal["steps", "images", "hours"]
-LARGEST = 1e300  # what is larger counts as infinite
+MAX_FINITE = 1e300  # larger values count as infinite
 
 
 class Column(NamedTuple):
-    """One figure of a run over its length; T values, oldest first."""
+    """One metric of a run over time; T values, oldest first."""
 
     x: Float[np.ndarray, " T"]
-    """Steps, images or hours, rising."""
+    """Steps, images or hours, increasing."""
 
     y: Float[np.ndarray, " T"]
-    """The figure; NaN where it was not finite."""
+    """The metric; NaN where it was not finite."""
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """The records of a run folder, one for each step that has any, in the order of steps.
+    """Read the records of a run folder, one for each step, in the order of steps.
 
-    A line that was cut short (by a kill, or since it is being written just now) is passed over. A
-    run that had to go back, because it was resumed at an earlier step, counts from there on as it
-    went the last time. What was measured at one step and written in several lines (the losses, and
-    then kNN) is one record, with the `seconds` of the last line.
+    Incomplete lines are skipped: a kill cuts the last one short, and a running command may be
+    writing it. Where a run was resumed at an earlier step, the later records replace the earlier
+    ones. Lines of the same step (the losses, then kNN) are merged into one record with the
+    `seconds` of the last line.
 
     Args:
         run: The run folder.
 
     Returns:
-        The records; none where the run has not written any yet.
+        The records; empty where the run has not written any yet.
 
     Raises:
         UserError: The file cannot be read.
@@ -66,12 +66,14 @@ def _parsed(line: str) -> dict[str, Any] | None:
 
 
 def _is_number(value: Any) -> bool:
-    # A whole number of JSON may be larger than any float, which `isfinite` would not take.
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST
+    # An integer of JSON may be larger than any float, on which `isfinite` would raise.
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_FINITE
+    )
 
 
 def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Records in the order in which they were written, joined to one for each step."""
+    """Merge records, in the order in which they were written, into one for each step."""
     kept: list[dict[str, Any]] = []
     for record in records:
         while kept and kept[-1]["step"] > record["step"]:
@@ -84,15 +86,15 @@ def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") -> dict[str, Column]:
-    """Every figure that the records have, each at the steps where it was measured.
+    """Return every metric of the records, each at the steps where it was measured.
 
     Args:
         records: From `read`.
-        against: The unit of x. Hours are those of training, what came before a resume included.
+        against: The unit of x. Hours are hours of training, including those before a resume.
 
     Returns:
-        Name to x and y. A value that is not finite is NaN; one that is no number is left out, and
-        so is a record that does not say how many images or seconds it came after.
+        Name to x and y. Values that are not finite become NaN; values that are not numbers are left
+        out, and so are records without the number of images or seconds that x needs.
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
@@ -111,7 +113,7 @@ def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") ->
 
 
 def place(record: Mapping[str, Any], against: Against) -> float | None:
-    """Where a record lies on the x axis; none where it does not say."""
+    """Return the x of a record; None where the record lacks it."""
     value = record.get({"steps": "step", "images": "images", "hours": "seconds"}[against])
     if value is None or not _is_number(value):
         return None
@@ -119,7 +121,7 @@ def place(record: Mapping[str, Any], against: Against) -> float | None:
 
 
 def last(records: Sequence[Mapping[str, Any]]) -> dict[str, int | float]:
-    """The last finite value of every figure, whichever line it stands in; steps stay whole."""
+    """Return the last finite value of every metric; steps stay integers."""
     known: dict[str, int | float] = {}
     for record in records:
         known |= {

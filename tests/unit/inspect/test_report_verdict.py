@@ -102,7 +102,7 @@ def test_verdict_says_what_must_be_beaten_and_whether_it_was():
     facts = run(results=[knn(57.1, untrained=34.2, pixels=27.1)], health={"status": "good"})
     (said,) = verdict.verdict(facts).reasons
     assert plain(said) == (
-        "By its nearest neighbours alone, 57.1 % of the test images of cats are given the right "
+        "With nearest neighbours alone, 57.1 % of the test images of cats are given the right "
         "class; before training it was 34.2 %, with raw pixels 27.1 %."
     )
     worse = run(results=[knn(40.0, untrained=34.2, pixels=50.9)])
@@ -111,7 +111,7 @@ def test_verdict_says_what_must_be_beaten_and_whether_it_was():
     assert verdict.verdict(useless).reasons[0].endswith("Training did not help on these images.")
     said = plain(verdict.verdict(run(results=[probe(60.1, untrained=45.2)])).reasons[0])
     assert said == (
-        "By a linear classifier on its frozen features, 60.1 % of the test images of cats are "
+        "With a linear classifier on its frozen features, 60.1 % of the test images of cats are "
         "given the right class; before training it was 45.2 %."
     )
 
@@ -189,7 +189,7 @@ def test_rebuilding_is_compared_with_what_it_was_measured_against(level, channel
     (said,) = verdict.verdict(run(records=records, config=config)).reasons
     assert plain(said) == (
         "Hidden parts of an image are rebuilt with 105 % of the error of filling each patch with "
-        f"{filled}: it is not better than that yet."
+        f"{filled}: no better than that yet."
     )
 
 
@@ -207,7 +207,7 @@ def test_a_summary_claims_no_rebuilding_that_there_is_not():
 def test_guessing_is_a_number_that_people_read():
     records = [{"step": 1, "contrastive_top1": 96.1, "chance": math.log(8.2)}]
     (said,) = verdict.verdict(run(records=records)).reasons
-    assert plain(said).endswith("in 96 % of cases (guessing: 12 %).")
+    assert plain(said).endswith("in 96 % of cases (chance: 12 %).")
 
 
 def test_no_line_ends_between_a_number_and_its_percent_sign():
@@ -238,7 +238,7 @@ def test_a_loss_that_ends_as_no_number_is_a_divergence_whatever_health_says():
         facts = run(records=records, finished=finished, age=1.0, health=GOOD | {"sentence": "fine"})
         said = verdict.verdict(facts)
         assert (said.status, said.word) == ("bad", "Diverged")
-        assert said.summary.startswith("From step 30 on the loss is no finite number")
+        assert said.summary.startswith("From step 30 on the loss is not finite")
         assert said.reasons == []  # nothing measured before says how it ended
     records[-1] = {"step": 50, "loss": 0.9}  # a gap in a curve, and no more
     assert verdict.verdict(run(records=records, health=GOOD)).word == "Pre-training worked"

@@ -1,4 +1,4 @@
-"""Several runs: which is best, and what differs between them."""
+"""Comparison of several runs: which is best, and what differs between them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ COMMAND_NAMES = {
     "segment": "segmentation",
 }
 ORDER = ("knn", "probe", "finetune", "detect", "segment")
-MOST_SCORES = 4  # columns of scores
-IDLE = {"out", "resume", "overwrite"}
+MAX_SCORES = 4  # columns of scores
+NOT_COMPARED = {"out", "resume", "overwrite"}
 OF_MACHINE = {  # of environment.json, and how it is called
     "num_images": "number of images",
     "data_fingerprint": "fingerprint of the images' paths",
@@ -36,25 +36,25 @@ OF_MACHINE = {  # of environment.json, and how it is called
 
 
 class Score(NamedTuple):
-    """One question that results of several runs answer."""
+    """A command and its images, for which several runs have a result."""
 
     command: str
     data: str
 
     @property
     def title(self) -> str:
-        """A heading."""
+        """Heading of its column."""
         return f"{COMMAND_NAMES.get(self.command, self.command)}, {short(self.data)}"
 
 
 def scores(runs: Sequence[RunFacts]) -> list[Score]:
-    """The questions that most runs answer first, kNN before others."""
+    """Return the scores to compare, those that most runs have first, kNN before others."""
     asked: dict[Score, int] = {}
     for facts in runs:
         for score in {Score(one.command, one.data) for one in facts.results if _counts(one)}:
             asked[score] = asked.get(score, 0) + 1
     ranked = sorted(asked, key=lambda one: (-asked[one], ORDER.index(one.command), one.data))
-    return ranked[:MOST_SCORES]
+    return ranked[:MAX_SCORES]
 
 
 def _counts(result: Result) -> bool:
@@ -62,7 +62,7 @@ def _counts(result: Result) -> bool:
 
 
 def answer(facts: RunFacts, score: Score) -> Result | None:
-    """A run's result for a question, the best where there are several."""
+    """Return a run's result for a score, the best where there are several."""
     found = [
         one for one in facts.results if _counts(one) and (one.command, one.data) == tuple(score)
     ]
@@ -75,7 +75,7 @@ def _value(result: Result) -> float:
 
 
 def ranking(runs: Sequence[RunFacts]) -> Table:
-    """A line a run, best first by the first score."""
+    """Return a table with one row for each run, best first by the first score."""
     asked = scores(runs)
     alike = len({facts.command for facts in runs}) == 1
     told = [("rebuilding error", _rebuilding(runs)), ("other crop found", _found)]
@@ -104,15 +104,15 @@ def ranking(runs: Sequence[RunFacts]) -> Table:
 
 
 READING = (
-    "Scores are shares of test images that are given the right class, or average precision. The "
-    "rebuilding error is that on hidden patches, as a share of what filling each with its average "
-    "colour makes: lower is better, among runs that hide equally much of the same crops. Press a "
-    "heading to sort by it."
+    "Scores are the percentage of test images classified correctly, or average precision. The "
+    "rebuilding error is the squared error on hidden patches as a share of the error of filling "
+    "each with its average colour; lower is better, and it compares only runs that hide the same "
+    "share of the same crops. Click a heading to sort by it."
 )
 
 
 def _state(facts: RunFacts) -> str:
-    """How a run is, in a few words."""
+    """Describe how a run is in a few words."""
     status, word = status_of(facts)
     if status == "none":
         return "done"
@@ -132,7 +132,7 @@ def _score_cell(facts: RunFacts, score: Score) -> Cell:
 
 
 def _rebuilding(runs: Sequence[RunFacts]) -> Callable[[RunFacts], Cell | None]:
-    """The error of the reconstruction, with what it was measured on where that differs."""
+    """Return the cell of the reconstruction error, which names the masking where runs differ."""
     masks = {_hidden(facts) for facts in runs if health.filled_with(numbers_of(facts), 3)}
 
     def cell(facts: RunFacts) -> Cell | None:
@@ -150,7 +150,7 @@ def _rebuilding(runs: Sequence[RunFacts]) -> Callable[[RunFacts], Cell | None]:
 
 
 def _hidden(facts: RunFacts) -> float | None:
-    """The share of patches that training hid."""
+    """Return the share of patches that training hid."""
     model = facts.config.get("model")
     ratio = model.get("mask_ratio") if isinstance(model, dict) else None
     return float(ratio) if isinstance(ratio, int | float) else None
@@ -167,7 +167,7 @@ def _last_cell(facts: RunFacts, name: str, said: Any) -> Cell:
 
 
 def winner(runs: Sequence[RunFacts]) -> Verdict:
-    """Which run is ahead, and by how much more than chance would make."""
+    """Say which run is ahead, and whether by more than the sampling error."""
     shared = [
         score for score in scores(runs) if sum(answer(one, score) is not None for one in runs) > 1
     ]
@@ -197,9 +197,7 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     gap = _value(first) - _value(second)
     error = standard_error(first, second)
     if error is not None and not _is_clear(first, second):
-        sentence = (
-            f"{said}: within what a sample of that size makes by chance (±{error:.1f} points)."
-        )
+        sentence = f"{said}: within the sampling error at this size (±{error:.1f} points)."
         return Verdict("weak", "No clear winner", one_line(sentence), tiles, [])
     extra = f" (one standard error: {error:.1f})" if error is not None else ""
     sentence = f"{said}: {gap:.1f} points less{extra}."
@@ -207,7 +205,7 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
 
 
 def _best(runs: Sequence[RunFacts], score: Score) -> tuple[float, str]:
-    """The highest score, and whose it is, with those that chance may have put behind it."""
+    """Return the highest score and its run, with the runs that are not clearly below it."""
     found = [(one_line(facts.name), one) for facts in runs if (one := answer(facts, score))]
     found.sort(key=lambda one: -_value(one[1]))
     (name, best), *others = found
@@ -220,13 +218,13 @@ def _best(runs: Sequence[RunFacts], score: Score) -> tuple[float, str]:
 
 
 def _is_clear(first: Result, second: Result) -> bool:
-    """Whether a score is above another by more than chance makes, where that can be said."""
+    """Whether a score exceeds another by more than the sampling error, where that is known."""
     gap, error = _value(first) - _value(second), standard_error(first, second)
     return gap > 0 and (error is None or gap >= CLEAR * error)
 
 
 def differences(runs: Sequence[RunFacts]) -> Table | None:
-    """The settings in which runs differ, a column a run; none where they are all alike."""
+    """Return a table of the settings that differ, a column for each run; None where none do."""
     flat = [_flat(facts) for facts in runs]
     names = list(dict.fromkeys(name for one in flat for name in one))
     lines = [
@@ -241,7 +239,7 @@ def differences(runs: Sequence[RunFacts]) -> Table | None:
 
 
 def _differs(name: str, runs: Sequence[RunFacts], flat: Sequence[dict[str, Any]]) -> bool:
-    """Whether runs that have a setting differ in it, or one of the same command lacks it."""
+    """Whether runs differ in a setting, or one run of the same command lacks it."""
     owners = [at for at, one in enumerate(flat) if name in one]
     commands = {runs[at].command for at in owners}
     lacking = any(at not in owners and facts.command in commands for at, facts in enumerate(runs))
@@ -261,6 +259,6 @@ def _flattened(content: dict[str, Any], prefix: str) -> list[tuple[str, Any]]:
     for name, value in content.items():
         if isinstance(value, dict):
             found += _flattened(value, f"{prefix}{name}.")
-        elif prefix or name not in IDLE:
+        elif prefix or name not in NOT_COMPARED:
             found.append((f"{prefix}{name}", value))
     return found

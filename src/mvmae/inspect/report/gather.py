@@ -1,4 +1,4 @@
-"""What a run folder says, whole or not: nothing in it is taken for granted."""
+"""Read run folders. Any of their files may be missing, damaged or unfinished."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ KINDS = {
     "segment": SegmentConfig,
 }
 JUDGED = "judged"  # an encoder from elsewhere, of which there are only results
-STILL = 600.0  # seconds since the last line of metrics, after which a run is thought to have ended
+STALE = 600.0  # seconds without a new line of metrics, after which a run counts as stopped
 
 
 class Result(NamedTuple):
-    """What a command found."""
+    """A file of results/."""
 
     file: str
     command: str
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
     command_line: str
     headline: dict[str, float]
-    """The finite figures that count."""
+    """The finite metrics that represent the result."""
 
     content: dict[str, Any]
 
@@ -53,7 +53,7 @@ class Skipped(NamedTuple):
 
 
 class RunFacts(NamedTuple):
-    """A run folder."""
+    """What a run folder holds."""
 
     folder: Path
     name: str
@@ -68,16 +68,16 @@ class RunFacts(NamedTuple):
     skipped: list[Skipped]
     finished: bool
     age: float | None
-    """Seconds since the last line of metrics; none where there are none."""
+    """Seconds since the last line of metrics.jsonl; None without one."""
 
     @property
     def pretraining(self) -> PretrainConfig | None:
-        """Its config, where it is a run of pretrain and of this version's fields."""
+        """The config of a `pretrain` run; None where this version cannot read it."""
         return self.parsed if isinstance(self.parsed, PretrainConfig) else None
 
     @property
     def parsed(self) -> Any:
-        """Its config as the command's class; none where that does not read it."""
+        """The config as the command's class; None where this version cannot read it."""
         if self.command not in KINDS:
             return None
         with suppress(UserError):
@@ -90,7 +90,7 @@ def gather(names: Sequence[str]) -> list[RunFacts]:
     """Read run folders.
 
     Raises:
-        UserError: One is no folder, holds no run, or is named twice.
+        UserError: A run is not a folder, holds no run, or is named twice.
     """
     folders = [_folder(name) for name in names]
     known: dict[Path, str] = {}
@@ -107,7 +107,7 @@ def _folder(name: str) -> Path:
     if "\0" in name or not folder.exists():
         raise UserError(f"no such run: {name!r} (RUN is a run folder)".replace("'", ""))
     if not folder.is_dir():
-        raise UserError(f"{name} is a file: name the run folder that it lies in")
+        raise UserError(f"{name} is a file: name the run folder that contains it")
     if not any(
         (folder / part).exists() for part in (run_folder.CONFIG, metrics_file.FILE, "results")
     ):
@@ -165,7 +165,7 @@ def _is_finished(folder: Path, command: str, results: Sequence[Result]) -> bool:
 
 
 def required_object(file: Path) -> dict[str, Any]:
-    """As `json_object`, but a file that is there and damaged is an error.
+    """Read a JSON object that must be whole where its file exists.
 
     Raises:
         UserError: It is damaged.
@@ -179,7 +179,7 @@ def required_object(file: Path) -> dict[str, Any]:
 
 
 def json_object(file: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
+    """Read a JSON object; empty where there is none."""
     try:
         content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
     except (OSError, ValueError, RecursionError):
@@ -209,7 +209,7 @@ def _results(folder: Path) -> list[Result]:
 
 
 def numbers(content: Any) -> dict[str, float]:
-    """The finite numbers of a JSON object, by name."""
+    """Return the finite numbers of a JSON object, by name."""
     if not isinstance(content, dict):
         return {}
     return {

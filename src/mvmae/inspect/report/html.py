@@ -30,7 +30,7 @@ UNSAFE = re.compile(
 
 
 class Text(NamedTuple):
-    """Paragraphs; a `kind` of note or warning sets them apart."""
+    """Paragraphs; the kinds note and warning are set apart."""
 
     paragraphs: Sequence[str]
     kind: str = "plain"
@@ -38,14 +38,14 @@ class Text(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """Names and what they are."""
+    """Names and their values."""
 
     rows: Sequence[tuple[str, str]]
     block: str = "facts"
 
 
 class Code(NamedTuple):
-    """Something to copy."""
+    """Code to copy."""
 
     text: str
     caption: str = ""
@@ -53,29 +53,29 @@ class Code(NamedTuple):
 
 
 class Cell(NamedTuple):
-    """One place of a table."""
+    """One cell of a table."""
 
     text: str
     value: float | None = None
-    """What it is sorted by; none: by its text."""
+    """What it is sorted by; None: by its text."""
 
     bar: float | None = None
-    """Length of a bar under it, in percent."""
+    """Length of a bar below it, in percent."""
 
     note: str = ""
-    """In small print below."""
+    """Small print below it."""
 
 
 class Row(NamedTuple):
-    """One line of a table; its first cell names it."""
+    """One row of a table; its first cell names it."""
 
     cells: Sequence[Cell]
     strong: bool = False
-    """Whether it is the line that counts."""
+    """Whether it is set in bold."""
 
 
 class Table(NamedTuple):
-    """Lines under headings."""
+    """Rows under headings."""
 
     caption: str
     headings: Sequence[str]
@@ -85,7 +85,7 @@ class Table(NamedTuple):
 
 
 class Chart(NamedTuple):
-    """Lines with a heading and words that say how to read them."""
+    """A chart with a heading and an explanation."""
 
     title: str
     caption: str
@@ -131,7 +131,7 @@ class Gallery(NamedTuple):
 
 
 class Fold(NamedTuple):
-    """What is shown when asked for."""
+    """Parts that are folded away until the reader opens them."""
 
     summary: str
     blocks: Sequence[Block]
@@ -159,16 +159,16 @@ class Section(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What it comes to."""
+    """The verdict at the top of a page."""
 
     status: str
-    """good, weak, bad or none: the colour."""
+    """good, weak, bad or none, which chooses the colour."""
 
     word: str
     summary: str
     tiles: Sequence[Tile]
     reasons: Sequence[str]
-    """What it rests on."""
+    """The evidence."""
 
 
 class Page(NamedTuple):
@@ -183,7 +183,7 @@ class Page(NamedTuple):
 
 
 def render(page: Page) -> bytes:
-    """The page as a file's bytes, UTF-8."""
+    """Return the page as the bytes of a file, UTF-8."""
     script = asset("script.js")
     html = _template().render(
         page=page,
@@ -200,7 +200,7 @@ def render(page: Page) -> bytes:
 
 
 def policy(script: str) -> str:
-    """The page may show its own images and style and run its one script; nothing else."""
+    """Allow the page its own images, style and script, and nothing else."""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
@@ -209,12 +209,12 @@ def policy(script: str) -> str:
 
 
 def asset(name: str) -> str:
-    """A file that lies beside this one."""
+    """Read a file beside this module."""
     return files("mvmae.inspect.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def printable(value: Any) -> Any:
-    """Text without letters that cannot be written or that deceive; anything else as it is."""
+    """Replace characters that cannot be written or that deceive by their code points."""
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
     return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)

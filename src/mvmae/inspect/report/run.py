@@ -1,8 +1,8 @@
 """A page about a run, or about several. Read `run` from top to bottom.
 
-What is on it is gathered in `reporting/`: `gather.py` reads the folders, `words.py` says what they
-come to, `settings.py`, `charts.py`, `tables.py` and `pictures.py` make the parts, `compare.py` sets
-runs side by side; `figures/report` turns the parts into HTML.
+`gather.py` reads the folders, `scores.py` and `verdict.py` judge them, `settings.py`, `curves.py`,
+`tables.py` and `pictures.py` make the parts of the page, `compare.py` sets runs side by side, and
+`html.py` turns the parts into HTML.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def run(config: ReportConfig) -> None:
     """Write one HTML file about the runs.
 
     Raises:
-        UserError: One is no run, the images asked for cannot be read, or there is nowhere to write.
+        UserError: A run or the images of --data cannot be read, or the page cannot be written.
     """
     began = time.perf_counter()
     known = gather(config.runs)
@@ -57,11 +57,11 @@ def run(config: ReportConfig) -> None:
 
 
 def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
-    """Where the page goes.
+    """Return the path of the page.
 
     Raises:
-        UserError: It is a folder, lies below a file or where nothing may be written, or a file of
-            somebody else's is there.
+        UserError: It is a folder, its folder cannot be made or written to, or it is a file that
+            `report` did not write.
     """
     home = known[0].folder if len(known) == 1 else known[0].folder.resolve().parent
     file = config.out or home / FILE
@@ -69,22 +69,25 @@ def output_file(config: ReportConfig, known: Sequence[RunFacts]) -> Path:
         raise UserError(f"{file} is a folder: --out must name a file that ends in .html")
     nearest = next(place for place in file.absolute().parents if place.exists())
     if not nearest.is_dir():
-        raise UserError(f"{nearest} is a file: name another place with --out")
+        raise UserError(f"{nearest} is a file, not a folder: name another place with --out")
     if not os.access(nearest, os.W_OK):
-        raise UserError(f"{nearest} may not be written to: name another place with --out")
+        raise UserError(f"{nearest} is not writable: name another place with --out")
     require_place(file)
     if file.exists() and html.GENERATOR.encode() not in file.read_bytes()[:4096]:
-        raise UserError(f"{file} is no report of mvmae and is not replaced: name another --out")
+        raise UserError(
+            f"{file} was not written by mvmae report and is not replaced: name another file with "
+            "--out"
+        )
     return file
 
 
 def size_in_words(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Write a number of bytes in kB or MB."""
     return f"{size / 1e6:.1f} MB" if size >= 1e6 else f"{size / 1e3:.0f} kB"
 
 
 def one_run(facts: RunFacts, config: ReportConfig) -> Page:
-    """The page of one run."""
+    """Make the page of one run."""
     sections = [
         Section("settings", "What was run", "", list(settings.what_was_run(facts))),
         *_curves([facts]),
@@ -105,7 +108,7 @@ def one_run(facts: RunFacts, config: ReportConfig) -> Page:
 
 
 def several_runs(known: Sequence[RunFacts], config: ReportConfig) -> Page:
-    """The page that compares runs."""
+    """Make the page that compares runs."""
     differences = compare.differences(known)
     same: list[Block] = [Text(["All settings are the same."], "note")]
     sections = [
@@ -154,19 +157,16 @@ READING = {
     ),
     "attention": (
         "Attention",
-        "Brighter parts contribute more to what the encoder says of the image (attention rollout, "
-        "Abnar and Zuidema 2020). The colours of an image reach at least from half to twice even "
-        "attention; one colour all over says that it prefers nothing. Nobody told it what the "
-        "images show.",
+        "Brighter parts contribute more to the encoder's output (attention rollout, Abnar and "
+        "Zuidema 2020). The colour scale spans at least half to twice even attention, so a single "
+        "colour all over means that the encoder prefers no part. It was never given labels.",
     ),
     "features": (
         "Features",
-        "A square is a patch. Patches that the encoder takes for alike have like colours, over all "
+        "Each square is a patch. Patches with similar features have similar colours, over all "
         "images here (first three principal components).",
     ),
 }
-
-
 SEVERAL_REBUILT = (
     "Each run saw only some patches of an image, the sharp ones; its decoder drew the others."
 )
@@ -177,13 +177,13 @@ ESTIMATED = (
 
 
 def _estimated(known: Sequence[RunFacts]) -> str:
-    """What is said where targets are normalised, so that brightness is not predicted."""
+    """Explain estimated brightness, where targets are normalised and it is not predicted."""
     trained = [facts.pretraining for facts in known]
     return ESTIMATED if any(one and one.objective.normalize_targets for one in trained) else ""
 
 
 def _readings(facts: RunFacts, drawn: pictures.Drawn) -> Facts:
-    """How to read the pictures that there are."""
+    """Explain the pictures that there are."""
     there = {
         "rebuilt": drawn.panels,
         "attention": drawn.looks,
@@ -229,9 +229,11 @@ def _pictures_side_by_side(known: Sequence[RunFacts], config: ReportConfig) -> I
 
 def _judgements(facts: RunFacts) -> Iterator[Section]:
     blocks = list(tables.judgements(facts))
-    lead = "Best first. The line that counts for this encoder is in bold."
+    lead = "Best first. The encoder's main result is in bold."
     if not blocks:
-        lead = "Nobody has judged it yet. This says whether it tells your classes apart:"
+        lead = (
+            "It has not been evaluated yet. This command shows whether it separates your classes:"
+        )
         folder = shlex.quote(without_home(str(facts.folder)))
         blocks = [Code(f"mvmae knn {folder} LABELLED_IMAGES")]
     yield Section("results", "Results", lead, blocks)

@@ -1,4 +1,4 @@
-"""What an encoder scored, what it must beat, and whether it did by more than chance makes."""
+"""Scores of an encoder, its baselines, and whether it beats them beyond the sampling error."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from mvmae.storage.metric_specs import metric
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
 HEADLINES = ("top1", "mask_ap", "box_ap", "miou")  # metrics that represent a result, best first
-JUDGING = ("knn", "probe")  # commands that judge frozen features, with baselines beside them
-CLEAR = 2.0  # standard errors between two accuracies that are called different
+JUDGING = ("knn", "probe")  # commands that evaluate frozen features beside baselines
+CLEAR = 2.0  # standard errors: a larger difference of accuracies counts as real
 
 
 def headline_of(result: Result) -> tuple[str, float] | None:
-    """The name and the value of the figure that counts; none where there is none."""
+    """Return the label and value of a result's main metric; None where it has none."""
     return next(
         (
             (metric(name).label, result.headline[name])
@@ -28,7 +28,7 @@ def headline_of(result: Result) -> tuple[str, float] | None:
 
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
-    """The rows of a result that have a name and a figure."""
+    """Return the rows of a result that have a main metric."""
     rows = result.content.get("rows")
     if not isinstance(rows, list):
         return []
@@ -42,7 +42,7 @@ def _figure(row: dict[str, Any]) -> float | None:
 
 
 def baseline(result: Result, name: str) -> float | None:
-    """The figure of a baseline, of the setting that the result's own figure has.
+    """Return the score of a baseline with the settings of the result's headline.
 
     The best of its tokens: the encoder's own is the one that training shaped, and none was shaped
     in an untrained one. A baseline without that setting has no figure.
@@ -83,7 +83,7 @@ def encoder_name(result: Result, name: str) -> str:
 
 
 def main_data(facts: RunFacts) -> str | None:
-    """The labelled images that the run was also trained on, or else those judged on first."""
+    """Return the labelled images that the run was also trained on, else the first evaluated."""
     data = facts.config.get("data")
     names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
     judged = [one for command in JUDGING for one in facts.results if _is_score(one, command)]
@@ -100,14 +100,14 @@ def _within(name: str, folder: str) -> bool:
 
 
 def main_knn(facts: RunFacts) -> Result | None:
-    """The kNN result on the images that the run was trained on, or else the first."""
+    """Return the kNN result on the images that the run was trained on, else the first."""
     found = [one for one in facts.results if _is_score(one, "knn")]
     data = main_data(facts)
     return next((one for one in found if one.data == data), next(iter(found), None))
 
 
 class Judgement(NamedTuple):
-    """An accuracy beside the better of what must be beaten."""
+    """An accuracy beside that of the better baseline."""
 
     result: Result
     own: float
@@ -118,19 +118,19 @@ class Judgement(NamedTuple):
 
     @property
     def gain(self) -> float:
-        """Points above the rival."""
+        """Points above the baseline."""
         return self.own - self.other
 
     @property
     def is_clear(self) -> bool:
-        """Whether the gain is more than a sample of so many test images makes by chance."""
+        """Whether the gain exceeds the sampling error of the test images."""
         images = num_test(self.result)
         error = 0.0 if images is None else error_of((self.own, images), (self.other, images))
         return self.gain > CLEAR * error
 
 
 def judgements(facts: RunFacts) -> list[Judgement]:
-    """How the run did on its labelled images, for each command that has something beside it."""
+    """Compare the run with its baselines, for each command that measured them."""
     data = main_data(facts)
     found = []
     for command in JUDGING:
@@ -144,7 +144,7 @@ def judgements(facts: RunFacts) -> list[Judgement]:
 
 
 def use(found: list[Judgement]) -> Literal["clear", "chance", "none", "unknown"]:
-    """Whether an encoder beats raw pixels and itself untrained, by any of the commands."""
+    """Say whether an encoder beats raw pixels and the untrained encoder in any evaluation."""
     if not found:
         return "unknown"
     if any(one.is_clear for one in found):
@@ -153,7 +153,7 @@ def use(found: list[Judgement]) -> Literal["clear", "chance", "none", "unknown"]
 
 
 def num_test(result: Result) -> int | None:
-    """Test images of a result, where it says."""
+    """Return the number of test images of a result, where it says."""
     data = result.content.get("data")
     images = data.get("num_test") if isinstance(data, dict) else None
     is_count = isinstance(images, int) and not isinstance(images, bool) and images > 0
@@ -161,7 +161,7 @@ def num_test(result: Result) -> int | None:
 
 
 def standard_error(first: Result, second: Result) -> float | None:
-    """Of the difference of two accuracies, in points, as of independent samples.
+    """Return the standard error of a difference of two accuracies, in points.
 
     The test images are the same, so the true error is smaller: what is called clear is clear.
     """
@@ -174,5 +174,5 @@ def standard_error(first: Result, second: Result) -> float | None:
 
 
 def error_of(*accuracies: tuple[float, int]) -> float:
-    """The standard error of a difference of accuracies, each in percent of so many images."""
+    """Return the standard error of a difference of accuracies in percent of so many images."""
     return sqrt(sum(max(0.0, value * (100 - value)) / images for value, images in accuracies))

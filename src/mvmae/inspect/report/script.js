@@ -3,20 +3,20 @@
   const root = document.documentElement;
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
-  // Light or dark: the system's choice, until the button is pressed.
+  // Light or dark: follow the system until the button is pressed.
   const theme = document.getElementById("theme");
   const isDark = () => (root.dataset.theme ? root.dataset.theme === "dark" : dark.matches);
-  const tell = () => theme.setAttribute("aria-pressed", String(isDark()));
+  const showTheme = () => theme.setAttribute("aria-pressed", String(isDark()));
   theme.addEventListener("click", () => {
     root.dataset.theme = isDark() ? "light" : "dark";
-    tell();
+    showTheme();
   });
-  dark.addEventListener("change", tell);
-  tell();
+  dark.addEventListener("change", showTheme);
+  showTheme();
   document.getElementById("print").addEventListener("click", () => print());
   document.querySelector(".tools").hidden = false;
 
-  // What is folded is printed too, and folded again after.
+  // Print folded parts too, and fold them again afterwards.
   let opened = [];
   addEventListener("beforeprint", () => {
     opened = [...document.querySelectorAll("details:not([open])")];
@@ -26,7 +26,7 @@
     for (const fold of opened) fold.open = false;
   });
 
-  // Tables: a press on a heading sorts by it, another turns the order.
+  // Tables: a click on a heading sorts by it, a second click reverses the order.
   const key = (row, column) => {
     const cell = row.cells[column];
     return cell.dataset.value === undefined ? cell.textContent.trim() : Number(cell.dataset.value);
@@ -34,7 +34,7 @@
   const compare = (a, b) => {
     if (typeof a === "number" && typeof b === "number") return a - b;
     if (typeof a === typeof b) return a.localeCompare(b, "en", { numeric: true });
-    return typeof a === "number" ? 1 : -1; // what has no figure counts for less than any
+    return typeof a === "number" ? 1 : -1; // cells without a number sort below all numbers
   };
   for (const table of document.querySelectorAll("table.sortable")) {
     const headings = [...table.tHead.rows[0].cells];
@@ -58,7 +58,7 @@
     });
   }
 
-  // Charts: the values under the pointer, or at the place of a slider for the keyboard.
+  // Charts: show the values at the pointer, or at the slider for keyboard users.
   const scale = (text) => {
     const [low, high, begin, end] = text.split(" ").map(Number);
     const log = text.endsWith("log");
@@ -113,10 +113,10 @@
       const [at] = nearest(found.map((line) => line.at));
       const unit = plot.querySelector(".axis-name").textContent;
       const near = found.filter((line) => Math.abs(line.at[0] - at) < 6);
-      const said = near.map((line) => `${line.name} ${short(y.value(line.at[1]))}`);
+      const values = near.map((line) => `${line.name} ${short(y.value(line.at[1]))}`);
       const ends = lines.map((line) => `${line.name} ${short(y.value(line.points.at(-1)[1]))}`);
       readout.textContent = marked
-        ? `${short(x.value(at))} ${unit}: ${said.join(", ")}`
+        ? `${short(x.value(at))} ${unit}: ${values.join(", ")}`
         : `At the end: ${ends.join(", ")}`;
       const cursor = plot.querySelector(".cursor");
       cursor.setAttribute("x1", at);

@@ -1,4 +1,4 @@
-"""What was run, in the order in which a person asks."""
+"""What was run, how to use its encoder, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -15,35 +15,35 @@ from mvmae.inspect.report.html import Block, Code, Facts, Fold, Text
 from mvmae.inspect.report.wording import count, one_line, share, short, without_home
 
 MAIN = {  # fields of supervised runs that matter most, and their names
-    "encoder": "began with",
+    "encoder": "initial encoder",
     "data": "labelled images",
     "protocol": "protocol",
     "image_size": "image size",
     "crop": "crop",
     "epochs": "epochs",
     "iterations": "iterations",
-    "batch_size": "images in a step",
+    "batch_size": "images per step",
     "base_lr": "learning rate (for 256 images)",
     "lr": "learning rate",
-    "layer_decay": "learning rate from block to block",
+    "layer_decay": "layer decay",
     "weight_decay": "weight decay",
     "seed": "seed",
 }
 PREDICT = {  # commands whose product is a whole model
-    "detect": "To find things in new images",
-    "segment": "To name every pixel of new images",
+    "detect": "To detect objects in new images",
+    "segment": "To segment new images",
 }
 PATHS = ("encoder", "data", "eval_data", "out")
 
 
 def what_was_run(facts: RunFacts) -> Iterator[Block]:
-    """Data, model and schedule in words, then machine and versions."""
+    """Describe data, model and schedule, then machine and versions."""
     rows = list(_pretraining(facts)) if facts.pretraining else list(_supervised(facts))
     rows += list(_machine(facts))
     if rows:
         yield Facts(rows)
     else:
-        yield Text(["The folder does not say."], "note")
+        yield Text(["The folder holds no settings."], "note")
 
 
 def _pretraining(facts: RunFacts) -> Iterator[tuple[str, str]]:
@@ -117,7 +117,7 @@ def _supervised(facts: RunFacts) -> Iterator[tuple[str, str]]:
 
 
 def value_in_words(name: str, value: Any) -> str:
-    """A field's value, paths by their ends."""
+    """Write a setting's value; of paths only the last parts."""
     if isinstance(value, list):
         return " ".join(value_in_words(name, one) for one in value) or "none"
     if isinstance(value, float):
@@ -149,7 +149,7 @@ def _machine(facts: RunFacts) -> Iterator[tuple[str, str]]:
 
 
 def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
-    """Commands, and the config as it is on the disk."""
+    """Show the commands that repeat the run, and its config and environment files."""
     if facts.command != JUDGED:
         folder = shlex.quote(str(facts.folder))
         again = f"mvmae {facts.command} --recipe {folder}/config.json --out runs/again"
@@ -157,7 +157,7 @@ def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
             go_on = f"mvmae {facts.command} --resume --out {folder}"
             if facts.command != "pretrain":
                 go_on = f"mvmae {facts.command} ENCODER --resume --out {folder}"
-            yield Code(without_home(go_on), "To go on with it")
+            yield Code(without_home(go_on), "To resume it")
         yield Code(without_home(again), "To run it again")
     if facts.parsed is not None:
         full = Code(without_home(command_line(facts.command, facts.parsed)), "Without config.json")
@@ -176,7 +176,7 @@ def _json(content: dict[str, Any]) -> str:
 
 
 def how_to_use(facts: RunFacts) -> Iterator[Block]:
-    """From the encoder to vectors, in Python and with the command line."""
+    """Show how to compute embeddings, in Python and on the command line."""
     folder = without_home(str(facts.folder))
     name = shlex.quote(folder)
     if facts.command in PREDICT and (facts.folder / "model.safetensors").exists():
@@ -191,12 +191,12 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
     yield Code(
         "from mvmae import load_encoder\n\n"
         f"encoder = load_encoder({json.dumps(folder, ensure_ascii=False)})\n"
-        "vectors = encoder.embed(images)  # images: B x C x H x W, normalised as encoder.json says",
+        "embeddings = encoder.embed(images)  # images: B x C x H x W, normalised as in encoder.json",
         "In Python",
     )
     yield Code(
-        f"mvmae knn {name} LABELLED_IMAGES      # does it tell your classes apart?\n"
-        f"mvmae embed {name} IMAGES             # a vector for each image\n"
+        f"mvmae knn {name} LABELLED_IMAGES      # does it separate your classes?\n"
+        f"mvmae embed {name} IMAGES             # an embedding of each image\n"
         f"mvmae export {name} --format timm hf onnx",
         "On the command line",
     )

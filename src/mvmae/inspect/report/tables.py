@@ -19,8 +19,8 @@ TITLES = {
     "probe": "Linear classifier on frozen features",
     "labels": "With few labels",
     "finetune": "Fine-tuning",
-    "detect": "Finding things",
-    "segment": "A class for every pixel",
+    "detect": "Detection",
+    "segment": "Segmentation",
 }
 COLUMNS = tuple(row.name for row in METRICS.values() if row.unit == "%")
 TOKENS = {
@@ -29,12 +29,12 @@ TOKENS = {
     "pixels": "pixels",
 }
 ORDER = tuple(TITLES)
-FEW = 10  # skipped images listed
-MOST_ROWS = 400  # of a table: classes of a data set
+MAX_LISTED = 10  # skipped images
+MAX_CLASSES = 400  # rows of a table
 
 
 def judgements(facts: RunFacts) -> Iterator[Block]:
-    """Every result: its rows, its classes, what repeats it."""
+    """Show every result: its rows, its classes, and the command that repeats it."""
     known = [one for one in facts.results if one.command in ORDER]
     first = main_data(facts)
     ranked = sorted(known, key=lambda o: (ORDER.index(o.command), o.data != first, o.data))
@@ -64,7 +64,7 @@ def _judgement(result: Result) -> Iterator[Block]:
 
 
 def _label_curves(results: Sequence[Result]) -> Iterator[Block]:
-    """Curves of `labels` side by side, then their numbers."""
+    """Show the curves of `labels` side by side, then their numbers."""
     if made := [chart for result in results if (chart := label_curve(result))]:
         yield Charts(made)
     for result in results:
@@ -73,7 +73,7 @@ def _label_curves(results: Sequence[Result]) -> Iterator[Block]:
 
 
 def _more(result: Result, folded: list[Block]) -> Iterator[Block]:
-    """What is shown of a result when asked for."""
+    """Fold away the details of a result."""
     if result.command_line:
         folded.append(Code(without_home(result.command_line), "To repeat it"))
     if folded:
@@ -81,14 +81,14 @@ def _more(result: Result, folded: list[Block]) -> Iterator[Block]:
 
 
 def data_in_words(result: Result) -> str:
-    """The images of a result, with how many and how they were split."""
+    """Name the images of a result, their numbers and their split."""
     data = result.content.get("data")
     said = one_line(short(result.data))
     if not isinstance(data, dict):
         return said
     numbers = [
         f"{count(data[key])} {name}"
-        for key, name in (("num_train", "to learn from"), ("num_test", "to test on"))
+        for key, name in (("num_train", "for training"), ("num_test", "for testing"))
         if isinstance(data.get(key), int)
     ]
     split = [str(data["split"])] if isinstance(data.get("split"), str) else []
@@ -97,7 +97,7 @@ def data_in_words(result: Result) -> str:
 
 
 def headline_rows(result: Result, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The rows of the setting whose figure counts, of every token."""
+    """Return the rows with the settings of the main result, for every token."""
     own = result.content.get("headline")
     own = own if isinstance(own, dict) else {}
     if "k" not in own:
@@ -111,7 +111,7 @@ def _notes(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Table:
-    """A table of rows, best first; the line that counts is set in bold."""
+    """Return a table of rows, best first, with the main result in bold."""
     shown = [key for key in COLUMNS if any(_number(row.get(key)) is not None for row in rows)]
     tokens = any(isinstance(row.get("token"), str) for row in rows)
     ranked = sorted(rows, key=lambda row: -(_number(row.get(shown[0])) or 0.0))
@@ -130,14 +130,14 @@ def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Tabl
         lines.append(Row(cells, strong=_is_headline(row, own, result)))
     headings = [
         "encoder",
-        *(["what is read"] if tokens else []),
+        *(["token"] if tokens else []),
         *(metric(key).label for key in shown),
     ]
     return Table(caption, headings, lines)
 
 
 def _setting(row: dict[str, Any], *, many: bool) -> str:
-    """What distinguishes rows of one encoder."""
+    """Name what distinguishes rows of one encoder."""
     notes = _notes(row)
     said = []
     if many and "k" in notes:
@@ -167,7 +167,7 @@ def _figure_cell(value: Any, *, bar: bool = False) -> Cell:
 
 
 def figures_table(result: Result, caption: str) -> Table:
-    """A result without rows: each of its figures."""
+    """Return a table of all metrics of a result without rows."""
     lines = [
         Row([Cell(one_line(metric(name).label)), _plain_cell(name, value)])
         for name, value in result.headline.items()
@@ -180,7 +180,7 @@ def _plain_cell(name: str, value: float) -> Cell:
 
 
 def labels_table(result: Result, caption: str) -> Table:
-    """The means of a labels curve."""
+    """Return a table of the mean accuracies for each number of labels."""
     found = label_points(result)
     counts = sorted({amount for points in found.values() for amount in points})
     lines = []
@@ -197,20 +197,20 @@ def labels_table(result: Result, caption: str) -> Table:
 
 
 def class_tables(result: Result) -> list[Block]:
-    """The figures of each class, best first."""
+    """Return tables of each class's metrics, best first."""
     found = dict(_class_figures(result.content))
     tables: list[Block] = []
     for name, figures in found.items():
         if len(figures) < 2:
             continue
-        ranked = sorted(figures.items(), key=lambda one: -one[1])[:MOST_ROWS]
+        ranked = sorted(figures.items(), key=lambda one: -one[1])[:MAX_CLASSES]
         lines = [Row([Cell(one_line(label)), _figure_cell(v, bar=True)]) for label, v in ranked]
         tables.append(Table(f"Each class: {name}", ["class", name], lines, sortable=True))
     return tables
 
 
 def _class_figures(content: dict[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Figures by class, as the commands keep them: a mapping, a list, or within box and mask."""
+    """Find metrics by class: a mapping, a list, or in box and mask, by command."""
     per_class = content.get("per_class")
     if isinstance(per_class, dict):
         yield "top-1", _finite(per_class)
@@ -229,23 +229,23 @@ def _finite(figures: dict[Any, Any]) -> dict[str, float]:
 
 
 def skipped(facts: RunFacts) -> Iterator[Block]:
-    """Images that could not be read: how many, why, the first few."""
+    """Show how many images could not be read, why, and the first few."""
     total = len(facts.skipped)
     reasons = Counter(one.reason for one in facts.skipped)
     yield Text(
-        [f"{count(total)} image{'s' if total != 1 else ''} could not be read and took no part."]
+        [f"{count(total)} image{'s' if total != 1 else ''} could not be read and were left out."]
     )
     yield Table(
         "Why",
         ["reason", "images"],
         [
             Row([Cell(one_line(reason)), Cell(count(number), number)])
-            for reason, number in reasons.most_common(FEW)
+            for reason, number in reasons.most_common(MAX_LISTED)
         ],
     )
     rows = [
         Row([Cell(one_line(without_home(one.path))), Cell(one_line(one.reason))])
-        for one in facts.skipped[:FEW]
+        for one in facts.skipped[:MAX_LISTED]
     ]
-    more = f"The first {FEW} of {count(total)}" if total > FEW else "Which"
+    more = f"The first {MAX_LISTED} of {count(total)}" if total > MAX_LISTED else "Which"
     yield Fold(more, [Table("All are in skipped.csv", ["image", "reason"], rows)])

@@ -1,4 +1,4 @@
-"""Numbers, paths and verdicts as a person would say them."""
+"""The verdict of a run in sentences, with its key figures and what it rests on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from mvmae.inspect.report.gather import JUDGED, STILL, Result, RunFacts
+from mvmae.inspect.report.gather import JUDGED, STALE, Result, RunFacts
 from mvmae.inspect.report.html import Tile, Verdict
 from mvmae.inspect.report.scores import (
     JUDGING,
@@ -39,7 +39,7 @@ COMMANDS = {
 
 
 def verdict(facts: RunFacts) -> Verdict:
-    """What a run came to."""
+    """Judge a run."""
     status, word = status_of(facts)
     reasons = list(_judgements(facts))
     if not diverged(facts):
@@ -50,12 +50,12 @@ def verdict(facts: RunFacts) -> Verdict:
 
 
 def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], str]:
-    """How a run is, and a heading that says so."""
+    """Return how a run is, and a heading that says so."""
     if diverged(facts):
         return "bad", "Diverged"
     if not facts.finished:
-        is_on = facts.age is not None and facts.age < STILL
-        return "weak", "Still going on" if is_on else "Not finished"
+        is_on = facts.age is not None and facts.age < STALE
+        return "weak", "Still running" if is_on else "Not finished"
     if facts.command != "pretrain":
         return "none", {JUDGED: "Judged, not trained here"}.get(
             facts.command, f"{COMMANDS[facts.command]} is done"
@@ -80,7 +80,7 @@ def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], 
 
 
 def diverged(facts: RunFacts) -> str:
-    """How the loss stopped being a number, in a sentence; empty where it did not."""
+    """Say how the loss stopped being finite; empty where it did not."""
     said = facts.health.get("sentence")
     if facts.health.get("status") == "diverged" and isinstance(said, str) and said:
         return f"{said[:1].upper()}{said[1:]}."
@@ -88,13 +88,13 @@ def diverged(facts: RunFacts) -> str:
     if step is None:
         return ""
     return (
-        f"From step {count(step)} on the loss is no finite number, and nothing trained since then "
-        "is of use. Begin a new run with a lower --base-lr, or with --clip-grad 1."
+        f"From step {count(step)} on the loss is not finite, and nothing trained since then "
+        "is usable. Start a new run with a lower --base-lr, or with --clip-grad 1."
     )
 
 
 def lost_from(facts: RunFacts) -> float | None:
-    """The step from which on, to the end, a loss is not finite; none where all end finite."""
+    """Return the step from which a loss is not finite until the end; None where all end finite."""
     found = metrics_file.columns(facts.records)
     first = []
     for name, column in found.items():
@@ -105,7 +105,7 @@ def lost_from(facts: RunFacts) -> float | None:
 
 
 def cut_at(facts: RunFacts) -> float | None:
-    """The last step of metrics of a run that went on after it; none where they are whole."""
+    """Return the last step in metrics.jsonl if the run went on after it, else None."""
     planned = planned_steps(facts)
     if not facts.finished or not facts.records or planned is None:
         return None
@@ -123,14 +123,14 @@ def _cut(facts: RunFacts) -> Iterator[str]:
 
 
 def _summary(facts: RunFacts) -> str:
-    """One sentence or two."""
+    """Sum up a run in one or two sentences."""
     if said := diverged(facts):
         return said
     if not facts.finished:
         return _progress(facts)
     if facts.command != "pretrain":
         found = [one for one in facts.results if one.command == facts.command]
-        return _figure_in_words(found[0]) if found else "What it found stands under Results."
+        return _figure_in_words(found[0]) if found else "The results are below."
     match facts.health.get("status"):
         case "good":
             judged = judgements(facts)
@@ -138,18 +138,18 @@ def _summary(facts: RunFacts) -> str:
             return _useless_in_words(judged) if useless else _good_in_words(facts)
         case "weak" if use(judgements(facts)) == "clear":
             return (
-                f"On {short(main_data(facts) or '')} it beats what needs no training. By its "
-                "losses it could learn much more: longer training may help."
+                f"On {short(main_data(facts) or '')} it beats the untrained encoder and raw "
+                "pixels. Its losses suggest that it could learn more: longer training may help."
             )
         case "weak":
             return "The encoder has learnt little yet. Longer training, or more images, may help."
         case "collapsed":
             return (
-                "All images look the same to the encoder, so its vectors are of no use. A lower "
+                "All images look the same to the encoder, so its embeddings are useless. A lower "
                 "learning rate (--base-lr) or a larger batch may help."
             )
         case _:
-            return "The run is over; its folder has no verdict of its health."
+            return "The run is finished, but its folder has no verdict in health.json."
 
 
 def _good_in_words(facts: RunFacts) -> str:
@@ -165,7 +165,7 @@ def _good_in_words(facts: RunFacts) -> str:
 
 
 def _filled_with(facts: RunFacts) -> str:
-    """What the reconstruction is compared with."""
+    """Name what the reconstruction is compared with; empty where there is nothing."""
     model = facts.config.get("model")
     channels = model.get("in_channels") if isinstance(model, dict) else None
     said = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
@@ -173,7 +173,7 @@ def _filled_with(facts: RunFacts) -> str:
 
 
 def _useless_in_words(judged: list[Judgement]) -> str:
-    """That the encoder does not beat what needs no training, by more than chance."""
+    """Say that the encoder does not beat its baselines by more than the sampling error."""
     shown = [
         f"{PROTOCOLS[one.result.command]} {percent(one.own)}, "
         f"{RIVALS[one.rival]} {percent(one.other)}"
@@ -184,7 +184,7 @@ def _useless_in_words(judged: list[Judgement]) -> str:
         rivals = " or ".join(dict.fromkeys(RIVALS[one.rival] for one in judged))
         said = f"it does no better than {rivals}"
     else:
-        said = f"it is ahead by no more than {count(images or 0)} test images make by chance"
+        said = f"it is ahead by no more than the sampling error of {count(images or 0)} test images"
     return (
         f"Its losses fell as they should, but on {data} {said} ({'; '.join(shown)}). Longer "
         "training, more images, or crops that keep more of them (--views.crop-scale) may help."
@@ -198,13 +198,13 @@ RIVALS = {UNTRAINED: "the untrained encoder", PIXELS: "raw pixels"}
 def _figure_in_words(result: Result) -> str:
     figure = headline_of(result)
     if figure is None:
-        return "What it found stands under Results."
+        return "The results are below."
     name = f"{figure[0][:1].upper()}{figure[0][1:]}"
     return f"{name} of {percent(figure[1])} on the test images of {short(result.data)}."
 
 
 def _progress(facts: RunFacts) -> str:
-    """How far a run is that did not end."""
+    """Say how far an unfinished run is."""
     if not facts.records:
         return "The run has not written any metrics yet."
     step, planned = facts.records[-1]["step"], planned_steps(facts)
@@ -214,7 +214,7 @@ def _progress(facts: RunFacts) -> str:
 
 
 def planned_steps(facts: RunFacts) -> int | None:
-    """Steps of the whole run; none where its files do not say."""
+    """Return the steps of the whole run; None where its files do not say."""
     images, trained = facts.environment.get("num_images"), facts.pretraining
     if trained is None or not isinstance(images, int):
         return None
@@ -222,13 +222,13 @@ def planned_steps(facts: RunFacts) -> int | None:
 
 
 def _health(facts: RunFacts) -> Iterator[str]:
-    """The last line of metrics of a pre-training, each figure with what it is compared with."""
+    """Describe the last metrics of a pre-training run, each with what it is compared with."""
     if facts.command != "pretrain":
         return
     values = numbers_of(facts)
     if "contrastive_top1" in values:
         level = known_level(facts, "contrastive_top1")
-        chance = f" (guessing: {level:.2g}{PERCENT})" if level is not None else ""
+        chance = f" (chance: {level:.2g}{PERCENT})" if level is not None else ""
         yield (
             "Shown a crop of an image with most of it hidden, the encoder finds another crop of "
             "the same image among all of a batch in "
@@ -236,7 +236,7 @@ def _health(facts: RunFacts) -> Iterator[str]:
         )
     if filled := _filled_with(facts):
         part = health.rebuilt_share(values)
-        worse = ": it is not better than that yet" if part >= 1 else ""
+        worse = ": no better than that yet" if part >= 1 else ""
         yield (
             f"Hidden parts of an image are rebuilt with {share(part)} of the error of "
             f"{filled}{worse}."
@@ -244,10 +244,10 @@ def _health(facts: RunFacts) -> Iterator[str]:
 
 
 def numbers_of(facts: RunFacts) -> dict[str, float]:
-    """The last figures of a run.
+    """Return the last metrics of a run.
 
-    Of one that is finished those of health.json, written at its end, count before metrics, which
-    may have been cut.
+    health.json is written at the end of a run, so that its figures take precedence in a finished
+    one, whose metrics.jsonl may have been cut short.
     """
     known = {
         name: float(value)
@@ -259,22 +259,22 @@ def numbers_of(facts: RunFacts) -> dict[str, float]:
 
 
 def known_level(facts: RunFacts, name: str) -> float | None:
-    """What a model that knows nothing reaches at the end, as `metrics_file.level` has it."""
+    """Return the last finite value of a metric's level, for example chance."""
     column = metrics_file.level(metrics_file.columns(facts.records), name)
     finite = [] if column is None else [y for y in column.y.tolist() if isfinite(y)]
     return finite[-1] if finite else None
 
 
-MOST_SAID = 4  # results in the verdict; the others stand in their tables
+MAX_RESULTS = 4  # described in the verdict; the others are only in the tables
 
 
 def _judgements(facts: RunFacts) -> Iterator[str]:
-    """Results in words, with what any encoder must beat."""
+    """Describe results in words, beside the baselines that any encoder must beat."""
     kinds = (*JUDGING, "labels") if facts.command in ("pretrain", JUDGED) else (facts.command,)
     chosen = [one for kind in kinds for one in facts.results if one.command == kind]
     data = main_data(facts)
     chosen.sort(key=lambda one: one.data != data)
-    for result in chosen[:MOST_SAID]:
+    for result in chosen[:MAX_RESULTS]:
         said = result.content.get("verdict")
         if result.command == "labels" and isinstance(said, str):
             yield f"On {short(result.data)}, {said}{'' if said.endswith('.') else '.'}"
@@ -285,8 +285,8 @@ def _judgements(facts: RunFacts) -> Iterator[str]:
 
 
 READ = {
-    "knn": "By its nearest neighbours alone",
-    "probe": "By a linear classifier on its frozen features",
+    "knn": "With nearest neighbours alone",
+    "probe": "With a linear classifier on its frozen features",
 }
 
 
@@ -294,7 +294,7 @@ def _score_in_words(result: Result) -> str:
     own = result.headline["top1"]
     said = (
         f"{READ[result.command]}, {percent(own)} of the test images of "
-        f"{short(result.data)} are given the right class"
+        f"{short(result.data)} are classified correctly"
     )
     before, pixels = (baseline(result, name) for name in (UNTRAINED, PIXELS))
     if before is not None:
@@ -310,7 +310,7 @@ def _score_in_words(result: Result) -> str:
 
 
 def tiles(facts: RunFacts) -> list[Tile]:
-    """Key figures."""
+    """Return the key figures."""
     return [*_score_tile(facts), *_effort_tiles(facts)]
 
 
@@ -332,7 +332,7 @@ def _score_tile(facts: RunFacts) -> Iterator[Tile]:
 def _effort_tiles(facts: RunFacts) -> Iterator[Tile]:
     images = facts.environment.get("num_images")
     if isinstance(images, int):
-        yield Tile(count(images), "images trained on")
+        yield Tile(count(images), "training images")
     if not facts.records:
         return
     last, planned, cut = metrics_file.last(facts.records), planned_steps(facts), cut_at(facts)
