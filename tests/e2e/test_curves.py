@@ -62,7 +62,7 @@ def test_the_metrics_file_stands_for_its_run(here):
     [
         ("", "no RUN: name a run folder"),
         ("nothing", "no folder nothing: name a run folder"),
-        ("runs", "runs is no run folder: it has no metrics.jsonl"),
+        ("runs", "runs is not a run folder: it has no metrics.jsonl"),
         ("runs/empty", "runs/empty has written no metrics yet"),
         ("runs/a runs/a/", "runs/a is named twice"),
         ("runs/a --out runs.png/", "is a folder"),

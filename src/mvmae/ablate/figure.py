@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mvmae.figures.neighbours import drawable, shortened
+from mvmae.figures.text import drawable, shortened
 
 OURS, PAPER, GRAY = "#0f766e", "#b45309", "#8a8f98"
 INK, FAINT, GRID, TINT = "#1f2933", "#66707a", "#e4e7eb", "#fdf6ec"

@@ -1,4 +1,4 @@
-"""Training curves: small panels, one for each figure, with a colour for each run.
+"""Line charts: one renderer for figures in files and, with `chart_svg.py`, for report pages.
 
 Shapes: T points.
 """
@@ -21,17 +21,17 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mvmae.figures.neighbours import drawable, shortened
+from mvmae.figures.text import FAINT, INK, drawable, shortened
 
-# Okabe and Ito's, which the colour-blind can tell apart; their yellow is too pale for lines.
+# Okabe and Ito's colours, which colour-blind people can distinguish, without the pale yellow.
 COLOURS = (
     *("#0072B2", "#D55E00", "#009E73", "#CC79A7"),
     *("#E69F00", "#56B4E9", "#000000", "#8a8f98"),
 )
-INK, FAINT, GRID = "#1f2933", "#66707a", "#e4e7eb"
+GRID = "#e4e7eb"
 PANEL = (2.95, 2.05)  # inches
 FEW_POINTS = 30  # a line of at most so many points marks them
-LETTERS = 16  # of the note, in an inch
+NOTE_DENSITY = 16  # characters of the note per inch
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.ymargin": 0.15,
@@ -96,7 +96,7 @@ def figure_of(
     x_label: str,
     window: int = 1,
 ) -> Figure:
-    """The panels in a grid.
+    """Draw the panels in a grid.
 
     Args:
         panels: At least one.
@@ -120,32 +120,34 @@ def figure_of(
         if number + columns >= len(panels):
             axes.set_xlabel(x_label, color=FAINT)
     _head(figure, names, title, PANEL[0] * columns)
-    words = textwrap.fill(drawable(note), int(LETTERS * PANEL[0] * columns))
+    words = textwrap.fill(drawable(note), int(NOTE_DENSITY * PANEL[0] * columns))
     figure.supxlabel(
         words, x=0.008, ha="left", fontsize=8, color=FAINT, linespacing=1.4, parse_math=False
     )
     return figure
 
 
-def draw(panels: Sequence[Panel], names: Sequence[str], *, kind: str = "png", **said: Any) -> bytes:
-    """`figure_of` as a file's bytes.
+def draw(
+    panels: Sequence[Panel], names: Sequence[str], *, kind: str = "png", **options: Any
+) -> bytes:
+    """Draw panels as the bytes of a file.
 
     Args:
         panels: At least one.
         names: Of the runs.
         kind: png, svg or pdf.
-        said: What else `figure_of` takes.
+        options: The other arguments of `figure_of`.
     """
     stream = io.BytesIO()
     dated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
-        figure = figure_of(panels, names, **said)
+        figure = figure_of(panels, names, **options)
         figure.savefig(stream, format=kind, dpi=150, metadata=dated[kind])
     return stream.getvalue()
 
 
 def grid(count: int) -> tuple[int, int]:
-    """Columns and rows: at most four columns, as few empty places as can be, and rather wide."""
+    """Choose columns and rows: at most four columns, few empty places, wide rather than tall."""
     columns = min(
         range(1, min(4, count) + 1),
         key=lambda n: (-(-count // n) * n - count + abs(n - 4) * 1.2, -n),
@@ -154,9 +156,9 @@ def grid(count: int) -> tuple[int, int]:
 
 
 def smoothed(y: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]:
-    """The mean of the `window` points around each, of fewer at the ends; NaN counts for none.
+    """Return the centred mean over `window` points, over fewer at the ends; NaN is left out.
 
-    The window reaches equally far to both sides, so an even one is made odd.
+    The window reaches equally far to both sides, so an even one is widened by one.
     """
     half, there = window // 2, np.isfinite(y)
     sums = np.concatenate([[0.0], np.cumsum(np.where(there, y, 0.0))])
@@ -169,7 +171,7 @@ def smoothed(y: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]
 
 
 def _head(figure: Figure, names: Sequence[str], title: str, inches: float) -> None:
-    """The title; of several runs their names in their colours in its place."""
+    """Write the title, or the names of several runs in their colours."""
     if len(names) < 2:
         shown = shortened(title, 0.9 * inches, 11.0)
         figure.suptitle(
@@ -193,7 +195,7 @@ def _head(figure: Figure, names: Sequence[str], title: str, inches: float) -> No
 
 
 def _name(axes: Axes, panel: Panel, *, has_room: bool) -> None:
-    """The panel's title, with room below it where a panel beside it has a key."""
+    """Write a panel's title, with room below it where any panel of the row has a key."""
     axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=17 if has_room else 6)
     if panel.key:
         axes.annotate(

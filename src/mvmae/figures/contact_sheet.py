@@ -1,4 +1,4 @@
-"""A contact sheet: images, and what a network gets to see of each.
+"""A contact sheet: images, and what the network sees of each.
 
 Shapes: B images, H and W pixels, C channels 1 or 3.
 """
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from mvmae.figures import page
 from mvmae.figures.page import Column, Group
 
-HIDDEN = 0.5  # gray of what a mask hides, in [0, 1]
+HIDDEN = 0.5  # gray of hidden patches, in [0, 1]
 
 
 class Views(NamedTuple):
@@ -32,14 +32,14 @@ def draw(
     title: str,
     note: str,
 ) -> bytes:
-    """A PNG with a row an image: the image whole, then each view as it is and masked.
+    """Draw a PNG with a row for each image: the whole image, then each view, plain and masked.
 
     Args:
         images: Values in [0, 1], each in its own shape.
         views: One to eight.
-        names: Of the images, in small print beside them.
-        title: Above.
-        note: Below.
+        names: Names of the images, in small print beside them.
+        title: Above the sheet.
+        note: Below it.
     """
     groups = [Group("", [Column("image", images)])]
     for number, view in enumerate(views, 1):

@@ -1,6 +1,6 @@
-"""Boxes and masks drawn into images, found ones beside true ones.
+"""Boxes and masks drawn into images: predictions below the ground truth.
 
-Shapes: H x W pixels, C channels 1 or 3, N things in an image.
+Shapes: H x W pixels, C channels 1 or 3, N objects in an image.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from PIL import Image, ImageDraw, ImageFilter, ImageFont
 INK, FAINT = "#1f2933", "#66707a"
 CELL = 2.5  # inches of a picture's width
 FLATTEST = 0.2  # height over width of a row
-SMALL = 480  # pixels that the longer side of a drawn image has at least
+MIN_SIDE = 480  # pixels of the longer side; smaller images are enlarged
 OPACITY = 0.35  # of a mask
-FEW = 12  # things in an image up to which each is named
-MOST_CLASSES = 12  # in a legend
+MAX_NAMED = 12  # objects of an image; more are not named
+MAX_CLASSES = 12  # in a legend
 DPI = 150
 
 
 class Things(NamedTuple):
-    """What is to be drawn into an image."""
+    """Objects to draw into an image."""
 
     boxes: Sequence[Sequence[float]]
-    """Left, top, right and bottom in pixels."""
+    """Corners (x1, y1, x2, y2) in pixels."""
 
     labels: Sequence[int]
-    """From 1."""
+    """Counted from 1."""
 
     scores: Sequence[float] | None = None
     masks: Sequence[Bool[np.ndarray, "H W"]] | None = None
 
 
 class Panel(NamedTuple):
-    """An image with what is in it and what was found."""
+    """An image with its true and its predicted objects."""
 
     name: str
     image: UInt8[np.ndarray, "H W C"]
@@ -52,7 +52,7 @@ class Panel(NamedTuple):
 
 
 def colour_of(number: int) -> tuple[int, int, int]:
-    """A strong colour; twenty, then again from the first."""
+    """Return one of twenty strong colours; later numbers repeat them."""
     red, green, blue, _ = colormaps["tab20"]((2 * number + number // 10 % 2) % 20)
     return round(255 * red), round(255 * green), round(255 * blue)
 
@@ -60,13 +60,13 @@ def colour_of(number: int) -> tuple[int, int, int]:
 def drawn(
     image: UInt8[np.ndarray, "H W C"], things: Things, classes: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The image with its things, enlarged where it is small.
+    """Draw objects into an image, enlarged where it is small.
 
-    Colours tell classes apart or, where there is one class, things. A thing with a mask gets its
-    area and outline, one without gets its box; where they are few, each is named.
+    Colours distinguish classes, or objects where there is one class. An object is drawn as its
+    mask where there is one, else as its box; up to MAX_NAMED objects are named.
     """
     picture = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
-    scale = max(1.0, SMALL / max(picture.size))
+    scale = max(1.0, MIN_SIDE / max(picture.size))
     size = round(picture.width * scale), round(picture.height * scale)
     canvas = np.asarray(picture.resize(size, Image.Resampling.BICUBIC)).astype(np.float32)
     single = len(classes) == 1
@@ -83,8 +83,8 @@ def drawn(
         if things.masks is None:
             corners = [*box[:2], max(box[0], box[2] - 1), max(box[1], box[3] - 1)]
             pen.rectangle(corners, outline=colours[at], width=line)
-    if len(order) <= FEW and not (single and things.scores is None):
-        for at in reversed(order):  # above all boxes, and the surest, which come first, on top
+    if len(order) <= MAX_NAMED and not (single and things.scores is None):
+        for at in reversed(order):  # above all boxes, the highest scores, which come first, on top
             box = [value * scale for value in things.boxes[at]]
             _name(pen, box, _words(things, at, classes), colours[at], made.size)
     return np.asarray(made)
@@ -96,7 +96,7 @@ def _fill(
     colour: tuple[int, int, int],
     line: int,
 ) -> None:
-    """Colour a mask's area lightly and its outline fully."""
+    """Shade the area of a mask and draw its outline."""
     height, width = canvas.shape[:2]
     shade = Image.fromarray((255 * mask).astype(np.uint8))
     shade = shade.resize((width, height), Image.Resampling.BILINEAR)
@@ -123,7 +123,7 @@ def _name(
     colour: tuple[int, int, int],
     size: tuple[int, int],
 ) -> None:
-    """A tag above the box, or inside where there is no room."""
+    """Write a tag above the box, or inside it where there is no room."""
     font = _font(max(10, round(max(size) / 40)))
     left, top, right, bottom = pen.textbbox((0, 0), words, font=font)
     width, height = right - left + 4, bottom - top + 4
@@ -135,18 +135,18 @@ def _name(
 
 
 def png_of(pixels: UInt8[np.ndarray, "h w 3"]) -> bytes:
-    """The pixels as a PNG file."""
+    """Encode pixels as a PNG file."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, format="png")
     return buffer.getvalue()
 
 
 def draw(panels: Sequence[Panel], classes: Sequence[str], *, title: str, note: str) -> bytes:
-    """A PNG with a column an image: what is there above, what was found below.
+    """Draw a PNG with a column for each image: ground truth above, predictions below.
 
     Args:
         panels: At least one.
-        classes: Names by label, the first of label 1.
+        classes: Names of the classes; the first has label 1.
         title: Above it.
         note: Below it, how it was made.
     """
@@ -200,11 +200,11 @@ def _short(name: str) -> str:
 
 
 def _legend(figure: Figure, panels: Sequence[Panel], classes: Sequence[str], height: float) -> None:
-    """The colours of the classes that are to be seen."""
+    """Draw the colours of the classes that occur."""
     if len(classes) == 1:
         return
     seen = sorted({label for one in panels for label in (*one.truth.labels, *one.found.labels)})
-    if not 0 < len(seen) <= MOST_CLASSES:
+    if not 0 < len(seen) <= MAX_CLASSES:
         return
     patches = [
         Patch(color="#{:02x}{:02x}{:02x}".format(*colour_of(label - 1)), label=classes[label - 1])

@@ -1,4 +1,4 @@
-"""Accuracy against the number of labels, a line for each encoder."""
+"""Accuracy against the number of labels, with a line for each encoder."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-from mvmae.figures.neighbours import drawable, shortened
+from mvmae.figures.text import drawable, shortened
 
 COLOURS = ("#d1495b", "#2e6f95", "#66a182", "#edae49", "#7d5ba6", "#00798c")
-TITLE = 6.0  # inches
-GRAY = "#8a8f98"  # of what any encoder must beat
+TITLE_WIDTH = 6.0  # inches
+GRAY = "#8a8f98"  # baselines
 
 
 class Curve(NamedTuple):
-    """One encoder's accuracy for each number of labels, over draws."""
+    """One encoder's accuracy for each number of labels: mean and deviation over draws."""
 
     name: str
     counts: Sequence[int]
@@ -29,7 +29,7 @@ class Curve(NamedTuple):
 
 
 def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> bytes:
-    """A PNG of the curves; names stand at the lines' ends, as far apart as they must."""
+    """Draw the curves as a PNG, with the names at the ends of the lines."""
     figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
     axes = figure.add_subplot()
     colours = iter(COLOURS * len(curves))
@@ -51,7 +51,7 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
     axes.set_xlabel("labelled images")
     axes.set_ylabel("top-1 in %")
     heading: dict[str, Any] = {"fontsize": 12.0, "fontweight": "bold", "parse_math": False}
-    shown = shortened(title, TITLE, heading["fontsize"])  # a wide one leaves the axes no room
+    shown = shortened(title, TITLE_WIDTH, heading["fontsize"])
     axes.set_title(shown, loc="left", **heading)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
@@ -63,7 +63,7 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
 
 
 def _name_ends(axes: matplotlib.axes.Axes, ends: list[tuple[float, str, str]], at: int) -> None:
-    """Write each name behind its line's end, moved apart where two would touch."""
+    """Write each name after the end of its line, moved apart where two would overlap."""
     low, high = axes.get_ylim()
     gap = 0.05 * (high - low)
     place = -float("inf")
@@ -80,5 +80,9 @@ def _name_ends(axes: matplotlib.axes.Axes, ends: list[tuple[float, str, str]], a
             fontsize=9,
             annotation_clip=False,
             parse_math=False,
-            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over chance's line
+            bbox={
+                "facecolor": "white",
+                "edgecolor": "none",
+                "pad": 0.5,
+            },  # covers the line of chance
         )

@@ -1,4 +1,4 @@
-"""Queries and their nearest neighbours: a line of pictures for each.
+"""Queries and their nearest neighbours, a row of pictures for each query.
 
 Shapes: H and W pixels, C channels 1 or 3.
 """
@@ -14,39 +14,36 @@ from jaxtyping import UInt8
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, get_font
-from matplotlib.textpath import TextToPath
 
-INK, FAINT, ACCENT = "#1f2933", "#66707a", "#00796b"
-CELL, NARROWEST = 1.25, 0.95  # inches; below every picture there must be room for words
+from mvmae.figures.text import ACCENT, BOLD, FAINT, INK, shortened
+
+CELL, MIN_CELL_WIDTH = 1.25, 0.95  # inches; the captions need room below narrow pictures
 GAP = 0.08  # inches between neighbours
 AFTER_QUERY = 0.28  # inches between a query and its neighbours
-BELOW = 0.40  # inches for two lines of words under a picture
+BELOW = 0.40  # inches for two lines of captions
 TOP, BOTTOM, SIDE = 0.48, 0.34, 0.12  # inches around everything
-LONGEST = 200  # letters of which any are drawn
-FONT, BOLD = "DejaVu Sans", 1.15  # bold letters are so much wider
 DPI = 150
 
 
 class Cell(NamedTuple):
-    """A picture and the words under it."""
+    """A picture and its captions."""
 
     image: UInt8[np.ndarray, "H W C"]
     first: str
-    """Cut in its middle where it is too long."""
+    """Its middle is left out where it is too long."""
 
     second: str
 
 
 class Row(NamedTuple):
-    """A query and what is nearest to it, best first."""
+    """A query and its nearest neighbours, nearest first."""
 
     query: Cell
     neighbours: Sequence[Cell]
 
 
 def draw(rows: Sequence[Row], *, title: str, note: str) -> bytes:
-    """A PNG with a line for each query: the query, a gap, its neighbours.
+    """Draw a PNG with a row for each query: the query, a gap, its neighbours.
 
     Args:
         rows: At least one; all pictures have the same shape.
@@ -54,7 +51,7 @@ def draw(rows: Sequence[Row], *, title: str, note: str) -> bytes:
         note: Below it.
     """
     height, width = rows[0].query.image.shape[:2]
-    cell_w = max(CELL * width / max(height, width), NARROWEST)
+    cell_w = max(CELL * width / max(height, width), MIN_CELL_WIDTH)
     cell_h = cell_w * height / width
     columns = max(len(row.neighbours) for row in rows)
     size = (
@@ -88,7 +85,7 @@ def draw(rows: Sequence[Row], *, title: str, note: str) -> bytes:
 
 
 def _show(axis: Axes, cell: Cell, width: float, *, is_query: bool) -> None:
-    """A picture in a frame, and its two lines centred under it, no wider than it is."""
+    """Draw a picture in a frame, with two captions no wider than it."""
     axis.imshow(cell.image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -108,27 +105,3 @@ def _show(axis: Axes, cell: Cell, width: float, *, is_query: bool) -> None:
             color=colour,
             parse_math=False,
         )
-
-
-def shortened(text: str, inches: float, points: float) -> str:
-    """The text as the font can draw it, its middle left out where it is wider than that."""
-    text = drawable(text)
-    if len(text) > LONGEST:
-        text = f"{text[: LONGEST // 2]}…{text[-LONGEST // 2 :]}"
-    short, kept = text, len(text)
-    while kept > 2 and width_of(short, points) > inches:
-        kept -= 1
-        short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
-    return short
-
-
-def width_of(text: str, points: float) -> float:
-    """Inches that a line takes; small letters are drawn up to 6 % wider than they are."""
-    font = FontProperties(family=FONT, size=points)
-    return 1.06 * TextToPath().get_text_width_height_descent(text, font, ismath=False)[0] / 72
-
-
-def drawable(text: str) -> str:
-    """The text in one line, with a question mark for each character that the font lacks."""
-    glyphs = get_font(findfont(FONT)).get_charmap()
-    return "".join(letter if ord(letter) in glyphs else "?" for letter in " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Rows of pictures under headings: a row an image, columns in groups.
+"""Sheets of pictures: a row for each image, columns in groups under headings.
 
 Shapes: H and W pixels, C channels 1 or 3; any picture may have its own. Lengths are inches.
 """
@@ -16,22 +16,21 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from mvmae.figures.neighbours import BOLD, drawable, shortened, width_of
+from mvmae.figures.text import BOLD, FAINT, INK, shortened, wrapped
 
-INK, FAINT = "#1f2933", "#66707a"
-CELL, SMALL_CELL, MANY = 1.7, 1.2, 8  # a cell's longer side; smaller from so many columns on
+CELL, SMALL_CELL, MANY_COLUMNS = 1.7, 1.2, 8  # a cell's longer side; smaller beyond so many columns
 GAP, GROUP_GAP = 0.08, 0.24
-NARROW = 0.62  # of a cell's longer side: headings stand above portraits too
-SIDE, RIGHT = 0.3, 0.1  # the left one holds the names of the rows
-NARROWEST = 3.6  # words stand above and below even one small picture
+MIN_CELL_WIDTH = 0.62  # of a cell's longer side, which leaves room for headings above portraits
+SIDE, RIGHT = 0.3, 0.1  # margins; the left one holds the names of the rows
+MIN_WIDTH = 3.6  # room for title and note even around one small picture
 TITLE, GROUP_LINE, HEADING_LINE, CAPTION, NOTE_LINE, FOOT = 0.36, 0.24, 0.22, 0.16, 0.14, 0.12
 BAR, BAR_LINE = 1.2, 0.2  # the scale of colours
-DPI, MOST_PIXELS, LONGEST_SIDE = 150, 60e6, 20_000  # what viewers open
-PIXELATED = 128  # rows of pixels below which a picture is shown as its pixels
+DPI, MAX_PIXELS, MAX_SIDE = 150, 60e6, 20_000  # viewers fail on larger files
+PIXELATED = 128  # pictures with fewer rows of pixels are not smoothed
 
 
 class Column(NamedTuple):
-    """Pictures under a heading, one a row."""
+    """Pictures under a heading, one for each row."""
 
     heading: str
     pictures: Sequence[Float[np.ndarray, "H W C"]]
@@ -45,39 +44,39 @@ class Group(NamedTuple):
     """Columns that belong together."""
 
     heading: str
-    """None where it is empty."""
+    """Empty: no heading."""
 
     columns: Sequence[Column]
 
 
 class Scale(NamedTuple):
-    """What colours mean."""
+    """The meaning of colours."""
 
     colours: str
-    """A colour map of matplotlib's."""
+    """Name of a matplotlib colour map."""
 
     low: str
     high: str
 
 
 class Layout(NamedTuple):
-    """Where things stand, from the left and from the top."""
+    """Positions, from the left and from the top."""
 
     cell_w: float
     cell_h: float
     lefts: list[list[float]]
-    """Of each column of each group."""
+    """For each column of each group."""
 
     top: float
-    """Of the first row."""
+    """Top of the first row."""
 
     step: float
-    """From a row to the next."""
+    """Distance from one row to the next."""
 
     width: float
     height: float
     note: list[str]
-    """In lines that fit."""
+    """Broken into lines that fit."""
 
 
 def draw(
@@ -88,12 +87,12 @@ def draw(
     note: str,
     scale: Scale | None = None,
 ) -> bytes:
-    """A PNG with a row for each name and the groups side by side.
+    """Draw a PNG with a row for each name and the groups side by side.
 
-    Very large figures get fewer pixels an inch: 60 million in all, 20,000 a side.
+    Very large figures get fewer pixels per inch: at most 60 million in all and 20,000 a side.
 
     Args:
-        groups: At least one picture; each column has one a row.
+        groups: At least one picture; each column has one for each row.
         names: Of the rows, in small print beside them.
         title: Above the figure.
         note: Below it, in as many lines as it needs.
@@ -101,10 +100,10 @@ def draw(
     """
     layout = _laid_out(groups, len(names), note, BAR_LINE if scale else 0.0)
     width, height = layout.width, layout.height
-    dpi = min(DPI, (MOST_PIXELS / (width * height)) ** 0.5, LONGEST_SIDE / max(width, height))
+    dpi = min(DPI, (MAX_PIXELS / (width * height)) ** 0.5, MAX_SIDE / max(width, height))
     figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
     FigureCanvasAgg(figure)
-    # One pair of axes over the whole figure: a pair for each picture takes seconds for hundreds.
+    # One pair of axes for the whole figure: one for each of hundreds of pictures takes seconds.
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
     _pictures(axes, groups, layout)
@@ -113,7 +112,7 @@ def draw(
         _bar(axes, scale, layout)
     axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
     buffer = io.BytesIO()
-    # Three times as fast as the default of 6, a tenth larger.
+    # Three times as fast as the default of 6, and a tenth larger.
     figure.savefig(
         buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 3}
     )
@@ -123,17 +122,19 @@ def draw(
 def _laid_out(groups: Sequence[Group], rows: int, note: str, bar: float) -> Layout:
     columns = [column for group in groups for column in group.columns]
     shapes = [picture.shape[:2] for column in columns for picture in column.pictures]
-    side = CELL if len(columns) <= MANY else SMALL_CELL
+    side = CELL if len(columns) <= MANY_COLUMNS else SMALL_CELL
     cell_h = _whole(side * max(min(1, height / width) for height, width in shapes))
-    cell_w = _whole(side * max(NARROW, *(min(1, width / height) for height, width in shapes)))
+    cell_w = _whole(
+        side * max(MIN_CELL_WIDTH, *(min(1, width / height) for height, width in shapes))
+    )
     at, lefts = SIDE, []
     for group in groups:
         lefts.append([at + place * (cell_w + GAP) for place in range(len(group.columns))])
         at = lefts[-1][-1] + cell_w + GROUP_GAP
     width = at - GROUP_GAP + RIGHT
-    if width < NARROWEST:
-        shift = _whole((NARROWEST - width) / 2)
-        lefts, width = [[left + shift for left in group] for group in lefts], NARROWEST
+    if width < MIN_WIDTH:
+        shift = _whole((MIN_WIDTH - width) / 2)
+        lefts, width = [[left + shift for left in group] for group in lefts], MIN_WIDTH
     top = TITLE + HEADING_LINE + (GROUP_LINE if any(group.heading for group in groups) else 0)
     caption = CAPTION if any(column.captions for column in columns) else 0
     lines = wrapped(note, width - SIDE - RIGHT, 6.5)
@@ -143,7 +144,7 @@ def _laid_out(groups: Sequence[Group], rows: int, note: str, bar: float) -> Layo
 
 
 def _whole(length: float) -> float:
-    """A length in whole pixels of the figure: equal pictures are then drawn alike to the pixel."""
+    """Round a length to whole pixels, so that equal pictures are drawn with equal pixels."""
     return max(1, round(length * DPI)) / DPI if length else 0.0
 
 
@@ -197,7 +198,7 @@ def _words(
 
 
 def _head(axes: Axes, heading: str, left: float, right: float) -> None:
-    """A group's heading over a thin rule."""
+    """Write a group's heading above a thin rule."""
     y = TITLE + GROUP_LINE - 0.03
     place = ((left + right) / 2, y - 0.11)
     _write(axes, place, heading, (right - left) / BOLD, 8.5, color=INK, weight="bold")
@@ -212,14 +213,14 @@ def _write(
     points: float,
     **look: Any,
 ) -> None:
-    """Words centred at a place, shortened where they are wider than the room."""
+    """Write a text centred at a place, shortened where it is wider than the room."""
     words = text if room is None else shortened(text, room, points)
     drawn: dict[str, Any] = {"color": FAINT, "ha": "center", "va": "center"}
     axes.text(*place, words, fontsize=points, parse_math=False, **drawn | look)
 
 
 def _bar(axes: Axes, scale: Scale, layout: Layout) -> None:
-    """The colours from low to high, between their words."""
+    """Draw the colour scale between its labels."""
     middle = layout.width / 2
     y = layout.height - FOOT / 2 - NOTE_LINE * len(layout.note) - BAR_LINE / 2
     axes.imshow(
@@ -230,14 +231,3 @@ def _bar(axes: Axes, scale: Scale, layout: Layout) -> None:
     look = {"fontsize": 6.5, "color": FAINT, "va": "center_baseline", "parse_math": False}
     axes.text(middle - BAR / 2 - 0.06, y, scale.low, ha="right", **look)
     axes.text(middle + BAR / 2 + 0.06, y, scale.high, ha="left", **look)
-
-
-def wrapped(text: str, room: float, points: float) -> list[str]:
-    """The text in lines that are no wider than the room."""
-    lines: list[str] = []
-    for word in (shortened(word, room, points) for word in drawable(text).split()):
-        if lines and width_of(f"{lines[-1]} {word}", points) <= room:
-            lines[-1] += f" {word}"
-        else:
-            lines.append(word)
-    return lines

@@ -1,4 +1,4 @@
-"""Images, what they are in truth, and what a segmenter makes of them.
+"""Images with their true and their predicted segmentation.
 
 Shapes: C channels, H x W pixels of a mask, K classes.
 """
@@ -19,23 +19,22 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from torch import Tensor
 
-from mvmae.figures.neighbours import drawable
-from mvmae.figures.page import FAINT, INK
+from mvmae.figures.text import FAINT, INK, drawable
 
-NOTHING = (242, 242, 240)  # what counts for nothing
-COLOURS = (  # of the first classes: far apart in hue and in lightness
+IGNORED = (242, 242, 240)  # pixels that do not count
+COLOURS = (  # of the first classes: far apart in hue and lightness
     *("#7db7e8", "#b5654a", "#f2c14e", "#6b6f76", "#d9a5c7", "#3f8f4f", "#e4572e", "#8e6bbf"),
     *("#17768c", "#c2d368", "#9c1c4b", "#2b3f8c", "#f58fa0", "#5a3a22", "#3cc4b0", "#b08d2e"),
 )
-GOLDEN = 0.618034  # of the hue's circle: neighbours in number are far apart in hue
-WIDTH = 3.0  # inches, of a panel
-FLATTEST = 0.2  # height over width of a row that is drawn
-MOST_NAMED = 40  # classes in the legend
-THUMBNAIL = 640  # pixels, of a panel's long side
+GOLDEN_RATIO = 0.618034  # of the colour circle, so that consecutive classes differ in hue
+WIDTH = 3.0  # inches of a panel
+MIN_ASPECT = 0.2  # height over width of a row
+MAX_NAMED = 40  # classes in the legend
+THUMBNAIL = 640  # pixels of a panel's longer side
 
 
 class Shown(NamedTuple):
-    """One row."""
+    """One row of the figure."""
 
     name: str
     image: UInt8[Tensor, "C rows columns"]
@@ -44,25 +43,25 @@ class Shown(NamedTuple):
 
 
 def palette(count: int) -> UInt8[np.ndarray, "K 3"]:
-    """A colour for each class."""
+    """Return a colour for each class."""
     given = [tuple(int(code[at : at + 2], 16) for at in (1, 3, 5)) for code in COLOURS[:count]]
     for number in range(len(COLOURS), count):
         light, full = (0.42, 0.7, 0.56)[number % 3], (0.75, 0.5)[number // 3 % 2]
-        colour = colorsys.hls_to_rgb(number * GOLDEN % 1, light, full)
+        colour = colorsys.hls_to_rgb(number * GOLDEN_RATIO % 1, light, full)
         given.append(tuple(round(255 * part) for part in colour))
     return np.array(given, dtype=np.uint8).reshape(count, 3)
 
 
 def coloured(classes: Int16[Tensor, "H W"], colours: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
-    """A mask as a picture; what counts for nothing is nearly white."""
-    table = np.concatenate([colours, np.array([NOTHING], dtype=np.uint8)])
+    """Colour a mask; ignored pixels are nearly white."""
+    table = np.concatenate([colours, np.array([IGNORED], dtype=np.uint8)])
     return table[classes.numpy()]  # -1 is the last row
 
 
 def overlaid(
     image: UInt8[Tensor, "C H W"], classes: Int16[Tensor, "H W"], colours: np.ndarray
 ) -> UInt8[np.ndarray, "H W 3"]:
-    """A mask laid on its image, with its borders drawn."""
+    """Lay a mask over its image, with white borders between classes."""
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
     mixed = 0.45 * pixels + 0.55 * coloured(classes, colours)
     mixed[borders(classes)] = 255
@@ -79,13 +78,13 @@ def borders(classes: Int16[Tensor, "H W"]) -> np.ndarray:
 
 
 def draw(rows: Sequence[Shown], classes: Sequence[str], *, title: str, note: str) -> bytes:
-    """A PNG with a row an image: the image, the truth, the prediction; and what colours mean."""
+    """Draw a PNG with a row for each image (image, truth, prediction) and a legend of classes."""
     colours = palette(len(classes))
     present = _present(rows)
     aspect = float(np.mean([shown.image.shape[1] / shown.image.shape[2] for shown in rows]))
-    aspect = min(max(aspect, FLATTEST), 1 / FLATTEST)
+    aspect = min(max(aspect, MIN_ASPECT), 1 / MIN_ASPECT)
     columns = 3 if rows[0].truth is not None else 2
-    legend_rows = -(-(min(len(present), MOST_NAMED) + 1) // (2 * columns))
+    legend_rows = -(-(min(len(present), MAX_NAMED) + 1) // (2 * columns))
     size = (WIDTH * columns + 0.4, WIDTH * aspect * len(rows) + 0.85 + 0.22 * legend_rows)
     figure = Figure(figsize=size, dpi=130, facecolor="white")
     FigureCanvasAgg(figure)
@@ -101,8 +100,8 @@ def draw(rows: Sequence[Shown], classes: Sequence[str], *, title: str, note: str
     )
     for number, (row, shown) in enumerate(zip(axes, rows, strict=True)):
         for axis, (heading, picture) in zip(row, _panels(shown, colours), strict=True):
-            is_thin = not FLATTEST <= picture.shape[0] / picture.shape[1] <= 1 / FLATTEST
-            stretched = "auto" if is_thin else "equal"  # or a line of pixels would vanish
+            is_thin = not MIN_ASPECT <= picture.shape[0] / picture.shape[1] <= 1 / MIN_ASPECT
+            stretched = "auto" if is_thin else "equal"  # a line of pixels would vanish otherwise
             axis.imshow(picture, interpolation="antialiased", aspect=stretched)
             axis.set_axis_off()
             if number == 0:
@@ -130,13 +129,13 @@ def _panels(shown: Shown, colours: np.ndarray) -> list[tuple[str, np.ndarray]]:
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
-    """Every so-manieth pixel: colours of classes must not blend into those of others."""
+    """Subsample a picture, so that class colours do not blend as they would when resized."""
     step = max(1, max(picture.shape[:2]) // THUMBNAIL)
     return picture[::step, ::step]
 
 
 def _present(rows: Sequence[Shown]) -> list[int]:
-    """Classes in the rows, those that fill most of them first."""
+    """Return the classes in the rows, the largest area first."""
     masks = [mask for shown in rows for mask in (shown.truth, shown.predicted) if mask is not None]
     numbers, counts = torch.cat([mask.flatten() for mask in masks]).unique(return_counts=True)
     order = counts.argsort(descending=True, stable=True)
@@ -168,12 +167,12 @@ def _legend(
     *,
     blank: bool,
 ) -> None:
-    named = sorted(present[:MOST_NAMED])
+    named = sorted(present[:MAX_NAMED])
     patches = [Patch(facecolor=colours[n] / 255, label=drawable(classes[n])[:22]) for n in named]
-    if len(present) > MOST_NAMED:
-        patches.append(Patch(facecolor="none", label=f"and {len(present) - MOST_NAMED} more"))
+    if len(present) > MAX_NAMED:
+        patches.append(Patch(facecolor="none", label=f"and {len(present) - MAX_NAMED} more"))
     if blank:
-        white = "#{:02x}{:02x}{:02x}".format(*NOTHING)
+        white = "#{:02x}{:02x}{:02x}".format(*IGNORED)
         patches.append(Patch(facecolor=white, edgecolor=FAINT, lw=0.4, label="does not count"))
     legend = figure.legend(
         handles=patches,

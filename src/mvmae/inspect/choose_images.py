@@ -1,4 +1,4 @@
-"""Which images are drawn, and how they look to a person."""
+"""Choose the images that are drawn, and prepare them for the encoder and for the figure."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ PARTS = frozenset((*TRAIN, *TEST))  # folder names that are parts of a data set 
 
 
 class Chosen(NamedTuple):
-    """Images of a source that can be read."""
+    """Readable images of a source."""
 
     indices: list[int]
     names: list[str]
     """Folder and file."""
 
     passed_over: list[tuple[str, str]]
-    """Those that cannot be read: where they are, and why."""
+    """Path and reason of each image that cannot be read."""
 
 
 def choose(source: Source, count: int, seed: int) -> Chosen:
-    """So many images at random; those that cannot be read are passed over.
+    """Choose readable images at random.
 
     Raises:
         UserError: None can be read.
@@ -59,7 +59,7 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
 
 
 def missing(chosen: Chosen, count: int) -> Iterator[str]:
-    """What is to be said where fewer images than asked for are drawn, and of those passed over."""
+    """Say why fewer images than asked for are drawn, and which cannot be read."""
     if len(chosen.indices) < count:
         what = "no more can be read" if chosen.passed_over else "there are no more"
         yield f"{len(chosen.indices)} of {count} images: {what}"
@@ -73,18 +73,18 @@ def missing(chosen: Chosen, count: int) -> Iterator[str]:
 def views(
     source: Source, indices: Sequence[int], size: tuple[int, int], interpolation: str
 ) -> UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]:
-    """What an encoder of that size sees of them; read anew, for photographs fill the memory."""
+    """Read images as an encoder of that size sees them; photographs are too large to keep."""
     return torch.stack([whole_view(source.read(index), size, interpolation) for index in indices])
 
 
 def finer(size: tuple[int, int], long_side: int) -> tuple[int, int]:
-    """A size of the same shape, with at least so many pixels on its longer side."""
+    """Scale a size up, so that its longer side has at least the given number of pixels."""
     factor = max(1.0, long_side / max(size))
     return round(size[0] * factor), round(size[1] * factor)
 
 
 def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
-    """Make sure that images have the channels that are asked for.
+    """Check that images have the requested channels.
 
     Raises:
         UserError: They have not.
@@ -99,7 +99,7 @@ def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
 def displayed(
     pixels: Shaped[np.ndarray, "*B C"], channels: Sequence[int] = ()
 ) -> Shaped[np.ndarray, "*B K"]:
-    """One channel or three of any number: those asked for, else the first."""
+    """Select the requested channels, else the first three, or the first of fewer."""
     have = pixels.shape[-1]
     chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))
     return pixels[..., [channel - 1 for channel in chosen]]

@@ -1,4 +1,4 @@
-"""Training curves: how the losses, health, scores and speed of one or several runs went."""
+"""Training curves: losses, health metrics, scores and speed of one or several runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Level, Line, Panel
-from mvmae.figures.neighbours import shortened
+from mvmae.figures.text import shortened
 from mvmae.storage import marks, metric_specs, metrics_file, run_folder
 from mvmae.storage.metric_specs import Metric
 from mvmae.storage.metrics_file import FILE, Column
@@ -25,7 +25,7 @@ X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
 
 
 class Run(NamedTuple):
-    """What is known of a run."""
+    """A run and its metrics."""
 
     path: Path
     name: str
@@ -37,8 +37,8 @@ def run(config: CurvesConfig) -> None:
     """Draw the curves of the runs.
 
     Raises:
-        UserError: There is no such run, none has written metrics yet, or the figure cannot go
-            where it is told to.
+        UserError: A run cannot be read, none has written metrics yet, or the figure cannot be
+            written.
     """
     file = output_file(config)
     paths = [folder_of(path) for path in config.runs]
@@ -63,10 +63,10 @@ def run(config: CurvesConfig) -> None:
 
 
 def output_file(config: CurvesConfig) -> Path:
-    """Where the figure goes.
+    """Return the path of the figure.
 
     Raises:
-        UserError: A folder is in the way, or a file that is not ours.
+        UserError: It is a folder, or a file that mvmae did not write.
     """
     first = folder_of(config.runs[0])
     here = first / "figures" if len(config.runs) == 1 else first.parent
@@ -80,20 +80,20 @@ def output_file(config: CurvesConfig) -> Path:
 
 
 def folder_of(path: Path) -> Path:
-    """The run's folder, where its metrics.jsonl is named."""
+    """Return the run folder, also where its metrics.jsonl was named."""
     return path.parent if path.name == FILE else path
 
 
 def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
-    """The records of a run.
+    """Read the metrics of a run.
 
     Raises:
-        UserError: There is none, or it does not say what is to lie below the curves.
+        UserError: There is no run, or its metrics lack the unit of --against.
     """
     if not path.is_dir():
         raise UserError(f"no folder {path}: name a run folder")
     if not (path / FILE).exists() and not run_folder.is_run(path):
-        raise UserError(f"{path} is no run folder: it has no {FILE}")
+        raise UserError(f"{path} is not a run folder: it has no {FILE}")
     records = metrics_file.read(path)
     columns = metrics_file.columns(records, config.against)
     if records and not columns:
@@ -102,7 +102,7 @@ def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
 
 
 def names_of(paths: Sequence[Path]) -> list[str]:
-    """The folders' names, with as many of those above them as tell them apart."""
+    """Name runs by the shortest ends of their paths that tell them apart."""
     parts = [path.resolve().parts for path in paths]
     depth = 1
     while depth < max(map(len, parts)):
@@ -159,7 +159,7 @@ def _levels(name: str, drawn: Sequence[Run]) -> list[Level]:
 
 
 def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
-    """How far each run is, and what was done to the lines."""
+    """Say how far each run is, and how the lines are smoothed."""
     said = [f"{run.name}: {how_far(run)}" if len(drawn) > 1 else how_far(run) for run in drawn]
     if config.smooth > 1:
         window = config.smooth // 2 * 2 + 1
@@ -168,7 +168,7 @@ def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
 
 
 def how_far(run: Run) -> str:
-    """Steps, epochs and time of a run, and where its loss stopped being a number."""
+    """Write the steps, epochs and time of a run, and where its loss stopped being finite."""
     last = metrics_file.last(run.records)
     said = [f"{last['step']:.0f} steps"]
     if "epoch" in last:
@@ -182,7 +182,7 @@ def how_far(run: Run) -> str:
 
 
 def epochs_of(path: Path) -> float | None:
-    """The epochs that a run is to have, as far as its config says."""
+    """Return the planned epochs of a run, where its config says."""
     try:
         planned = json.loads((path / run_folder.CONFIG).read_text(encoding="utf-8")).get("epochs")
     except (OSError, ValueError, AttributeError):
@@ -191,7 +191,7 @@ def epochs_of(path: Path) -> float | None:
 
 
 def tell(opened: Sequence[Run], file: Path) -> None:
-    """A line for each run, and the file."""
+    """Print a line for each run, and the file."""
     console = terminal.people()
     said: list[Mapping[str, Any]] = []
     for run in opened:

@@ -1,4 +1,4 @@
-"""What an encoder is: maker, sizes, preprocessing and, of a run, how it was trained and judged."""
+"""Facts about an encoder: origin, sizes, preprocessing, and a run's training and results."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from mvmae.encoders.description import (
     format_variant,
 )
 
-FEW = 3  # keys named of those that were left out
+MAX_KEYS = 3  # weights listed of those that were left out
 TOKENS = {"mean": "the mean of the patch tokens", "cls": "the class token"}
 
 
 def run(config: ShowConfig) -> None:
-    """Print what is known of an encoder.
+    """Print what is known about an encoder.
 
     Raises:
         UserError: There is no such encoder, or it is of a kind that is not supported.
@@ -34,7 +34,7 @@ def run(config: ShowConfig) -> None:
 
 
 def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What is said, a line each."""
+    """Return a label and a text for each line."""
     yield "encoder", facts["encoder"]
     yield "made by", facts["maker"]
     yield "size", format_sizes(facts)
@@ -44,8 +44,8 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield "preprocessing", format_preprocessing(facts)
     yield "token to read", TOKENS[facts["pool"]]
     if left_out := facts["left_out"]:
-        more = " ..." if len(left_out) > FEW else ""
-        yield "left out", f"{len(left_out)} keys: {', '.join(left_out[:FEW])}{more}"
+        more = " ..." if len(left_out) > MAX_KEYS else ""
+        yield "left out", f"{len(left_out)} keys: {', '.join(left_out[:MAX_KEYS])}{more}"
     if facts["run"]:
         yield from run_rows(facts["run"])
     for result in facts["results"]:
@@ -54,7 +54,7 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def run_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a run's folder says."""
+    """Return the lines about the run folder."""
     yield "run", trained["folder"]
     data = trained["data"]
     names = " ".join(data) if isinstance(data, list) else str(data)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.figures.neighbours import Cell, Row, draw, drawable, shortened, width_of
+from mvmae.figures.neighbours import Cell, Row, draw
+from mvmae.figures.text import drawable, shortened, width_of
 
 
 def cell(first: str = "cat", *, shape: tuple[int, int, int] = (32, 32, 3), shade: int = 0) -> Cell:

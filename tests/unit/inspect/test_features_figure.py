@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.figures.neighbours import width_of
 from mvmae.figures.page import wrapped
+from mvmae.figures.text import width_of
 from mvmae.inspect.features.colours import summarise_variance
 from mvmae.inspect.features.figures import (
     EncoderRow,

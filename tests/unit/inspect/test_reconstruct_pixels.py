@@ -311,7 +311,7 @@ def test_figure_is_a_png_with_a_row_an_image(count, size):
     opened = figure(count, size)
     assert opened.format == "PNG"
     aspect = size[0] / size[1]
-    cell = [page.CELL * max(page.NARROW, min(1, 1 / aspect)), page.CELL * min(1, aspect)]
+    cell = [page.CELL * max(page.MIN_CELL_WIDTH, min(1, 1 / aspect)), page.CELL * min(1, aspect)]
     width = page.SIDE + 4 * cell[0] + 3 * page.GAP + page.RIGHT
     assert opened.width == pytest.approx(page.DPI * width, abs=1)
     further = page.DPI * (count - 1) * (cell[1] + page.GAP + page.CAPTION)
@@ -363,8 +363,8 @@ def test_very_many_rows_are_drawn_smaller_and_not_refused():
     picture = np.full((75, 8, 4, 1), 0.5, dtype=np.float32)
     png = reconstruct.draw([Model("a", made(picture))], names=["a"] * 75, title="t", note="n")
     width, height = Image.open(io.BytesIO(png)).size
-    assert height <= page.LONGEST_SIDE
-    assert width * height <= 1.01 * page.MOST_PIXELS
+    assert height <= page.MAX_SIDE
+    assert width * height <= 1.01 * page.MAX_PIXELS
 
 
 @pytest.mark.parametrize(

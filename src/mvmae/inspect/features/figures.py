@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from mvmae.figures.neighbours import ACCENT, BOLD, FAINT, INK, drawable, shortened
 from mvmae.figures.page import wrapped
+from mvmae.figures.text import ACCENT, BOLD, FAINT, INK, drawable, shortened
 
 DPI, MAX_DOTS = 150, 30_000  # many programs cannot open a PNG with a longer side
 SIDE, TOP, NOTE_LINE = 0.14, 0.46, 0.13  # margin; top of the first row; one line of the note

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mvmae.config.figures import MIN_IMAGES
-from mvmae.figures.neighbours import FAINT, INK, shortened
+from mvmae.figures.text import FAINT, INK, shortened
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, sample_indices
 from mvmae.inspect.features.figures import SIDE, TOP, Sheet
 from mvmae.metrics.plane import embed_in_plane

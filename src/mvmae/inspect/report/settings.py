@@ -191,7 +191,7 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
     yield Code(
         "from mvmae import load_encoder\n\n"
         f"encoder = load_encoder({json.dumps(folder, ensure_ascii=False)})\n"
-        "embeddings = encoder.embed(images)  # images: B x C x H x W, normalised as in encoder.json",
+        "embeddings = encoder.embed(images)  # B x C x H x W, normalised as in encoder.json",
         "In Python",
     )
     yield Code(
