@@ -87,7 +87,7 @@ def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
     """Check that images have the requested channels.
 
     Raises:
-        UserError: They have not.
+        UserError: They have fewer.
     """
     if channels and max(channels) > have:
         raise UserError(
