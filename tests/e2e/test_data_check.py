@@ -93,11 +93,11 @@ def spoil(folder: Path) -> dict[str, str]:
     return {
         "cut.png": "images that are cut short",
         "empty.jpg": "empty files",
-        "text.jpg": "files that are no image, though named so",
+        "text.jpg": "files that are not images, despite their suffix",
         "header.png": "damaged images",
-        "float.tif": "images of other channels or deeper numbers than most",
+        "float.tif": "images with other channels or deeper values than most",
         "bomb.bmp": "images of more pixels than are read (179 million)",
-        "pipe.jpg": "pipes, devices or folders under an image's name",
+        "pipe.jpg": "pipes, devices or folders with an image's name",
         "gone.png": "files that cannot be opened",
         "small.png": "images with a side under 16 pixels",
         "same.png": "exact duplicates",
@@ -246,7 +246,7 @@ def test_images_of_many_deep_channels_are_what_training_reads(folder, capsys):
     picture(9).save(folder / "red" / "photo.png")
     shutil.copy(folder / "red" / "1.tif", folder / "red" / "again.tif")
     assert found(everything(capsys, "images")) == {
-        "images of other channels or deeper numbers than most": ["four.tif", "photo.png"],
+        "images with other channels or deeper values than most": ["four.tif", "photo.png"],
         "exact duplicates": ["again.tif"],
     }
 
@@ -277,7 +277,7 @@ def test_images_in_tar_files_are_looked_at_one_by_one(folder, capsys):
     report = everything(capsys, "a.tar")
     assert found(report) == {
         "images that are cut short": ["cut.png"],
-        "files that are no image, though named so": ["no.jpg"],
+        "files that are not images, despite their suffix": ["no.jpg"],
         "exact duplicates": ["again.png"],
     }
     assert (report["facts"]["files"], report["facts"]["readable"]) == (11, 9)
@@ -309,7 +309,7 @@ def test_images_of_an_array_are_looked_at_one_by_one(folder, capsys):
     floats[7] = np.nan
     np.save("all.npy", floats)
     assert found(everything(capsys, "all.npy", "--no-near")) == {
-        "images of a kind that is not read": ["7"], "exact duplicates": ["5"],
+        "images in an unsupported format": ["7"], "exact duplicates": ["5"],
     }  # fmt: skip
     assert "channel 1 has no finite values" in Path("all.json").read_text()
 
@@ -325,7 +325,7 @@ def test_deep_images_are_none_for_masks(tmp_path, monkeypatch, capsys):
     save_bands(Path("data/images/5.tif"), 12, 0)
     Path("data/images/5.png").unlink()
     names = found(everything(capsys, "data"))
-    assert names["images of a kind that is not read"] == ["5.tif"]
+    assert names["images in an unsupported format"] == ["5.tif"]
 
 
 def coco(root: Path, name: str, boxes: list[list[float]], first: int) -> None:
@@ -359,9 +359,9 @@ def test_boxes_of_all_splits_are_checked_as_detect_does(tmp_path, monkeypatch, c
     assert report["kind"] == "coco"
     assert names["train: boxes outside their image"][0].startswith("annotation 2 in 2.png")
     assert names["train: boxes without an area"][0].startswith("annotation 3 in 3.png")
-    assert names["train: image files that are missing"] == ["4.png"]
+    assert names["train: missing image files"] == ["4.png"]
     assert names["val: boxes that stick out of their image"][0].startswith("annotation 2")
-    assert names["test: files that are no image"] == ["0.png"]
+    assert names["test: files that are not images"] == ["0.png"]
     assert names["images that are the same in two parts"] == ["0.png"]
     assert report["labels"]["counts"] == {"train": [1, 2], "val": [2, 1], "test": [0, 1]}
     assert report["labels"]["facts"]["category ids"].startswith("3 to 7 with 3 gaps")
@@ -377,7 +377,7 @@ def test_a_broken_annotation_file_is_a_finding_and_the_others_are_checked(
     (Path("data") / "images" / "val").mkdir()
     report = everything(capsys, "data")
     (said,) = found(report)["splits that cannot be used"]
-    assert "instances_val.json is no JSON" in said
+    assert "instances_val.json is not valid JSON" in said
     assert report["facts"]["readable"] == 3
 
 
@@ -397,7 +397,9 @@ def test_masks_of_all_splits_are_checked_as_segment_does(tmp_path, monkeypatch, 
     report = everything(capsys, "data")
     names = found(report)
     assert report["kind"] == "masks"
-    assert "20 x 20, the image 96 x 96" in names["test: masks of another size than their image"][0]
+    assert (
+        "20 x 20, the image 96 x 96" in names["test: masks of a different size than their image"][0]
+    )
     assert names["training and validation: images without a mask"] == ["data/images/training/2.png"]
     pixels = 88 * 96
     assert report["labels"]["counts"] == {
@@ -445,7 +447,7 @@ BAD = {
     "no time": ("images --timeout 0", "timeout must be a number of seconds"),
     "no memory": ("images --memory 0.001", "memory is in GiB"),
     "not coco": ("images --kind coco", "has no annotations/"),
-    "not masks": ("images --kind masks", "holds no images/ and annotations/"),
+    "not masks": ("images --kind masks", "has no images/ and annotations/"),
     "kinds of several": ("images images --kind coco", "takes one folder, not 2"),
     "similar to all": ("images --similarity 0.1", "similarity must be between"),
     "misspelt": ("images --agianst val", "did you mean --against"),

@@ -433,7 +433,7 @@ def test_faulty_pairs_are_reported_and_left_out(here, capsys):
     Image.new("RGB", (30, 24), (200, 3, 3)).save("data/annotations/training/t1.png")
     assert execute(f"segment enc data --out left {SMALL}") == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "masks of another size" in text
+    assert "masks of a different size" in text
     assert "6 training images, 3 test images" in text
     assert "values in the masks: 0 is ignored (27.8 %), 1 is ground (" in text
     assert "--ignore-index none makes 0 a class" in text

@@ -1,6 +1,6 @@
-"""Images with boxes and masks in COCO's layout: where they lie, and what is in them.
+"""Images with boxes and masks in COCO's layout: where they are, and what is in them.
 
-Shapes: C channels, H x W pixels, N things in an image.
+Shapes: C channels, H x W pixels, N instances in an image.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,30 +18,31 @@ from faster_coco_eval.core import mask as rle
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import file_version, read_file
 from mvmae.errors import UserError
 
 FILE_PREFIX = "instances_"
 LAYOUT = "annotations/instances_train.json beside images/train"
+MIN_MASK_PIXELS = 4  # smaller masks teach nothing
 
 
 class Instance(NamedTuple):
-    """An annotated object."""
+    """One annotated object."""
 
     box: tuple[float, float, float, float]
     """Left, top, right and bottom in pixels."""
 
     label: int
-    """Place of its class, from 1; 0 is the background."""
+    """Class, counted from 1; 0 is the background."""
 
     segmentation: Any
-    """Polygons or run lengths, as the file has them; none where there are only boxes."""
+    """Polygons or run lengths as in the file; None where there are only boxes."""
 
 
 class AnnotatedImage(NamedTuple):
-    """An image and what is in it."""
+    """An image and the instances in it."""
 
     image_id: int
     """Its id in the file."""
@@ -52,19 +52,19 @@ class AnnotatedImage(NamedTuple):
     """Height and width in pixels."""
 
     instances: tuple[Instance, ...]
-    """Crowds left out."""
+    """Without crowds, which are not learnt."""
 
 
 class CocoSplit(Source):
-    """The images of one annotation file; a `Source` without labels.
+    """The images of one annotation file; boxes are not labels.
 
     Args:
-        name: Of the split.
-        file: The annotations.
-        content: What it says, checked and repaired (`coco_check.checked`).
-        folder: Of the images.
-        channels: Of the pixels to give.
-        with_masks: Whether things keep their masks.
+        name: Name of the split.
+        file: The annotation file.
+        content: Its content, checked and repaired (`coco_check.check_coco`).
+        folder: Folder of the images.
+        channels: Channels of the decoded images: 1 or 3.
+        with_masks: Whether instances keep their masks.
     """
 
     def __init__(
@@ -78,8 +78,7 @@ class CocoSplit(Source):
         with_masks: bool,
     ) -> None:
         self.name, self.file, self.annotations = name, file, content
-        self.channels, self.with_masks = channels, with_masks
-        self.wanted = Wanted(channels)
+        self.with_masks, self.wanted = with_masks, Wanted(channels)
         self.ids = [int(category["id"]) for category in content["categories"]]
         self.classes = [str(category["name"]) for category in content["categories"]]
         self.images = _annotated_images(content, folder, self.ids, with_masks=with_masks)
@@ -88,16 +87,15 @@ class CocoSplit(Source):
         return len(self.images)
 
     def read(self, index: int) -> Pixels:
-        """See `Source`.
+        """Decode an image.
 
         Raises:
-            UnreadableImageError: It cannot be read, or is of another size than the file says.
+            UnreadableImageError: It cannot be read, or its size differs from the annotations.
         """
-        picture = self.images[index]
-        pixels = read_pixels(picture.path, self.channels)
-        if tuple(pixels.shape[1:]) != picture.size:
+        image, pixels = self.images[index], super().read(index)
+        if tuple(pixels.shape[1:]) != image.size:
             raise UnreadableImageError(
-                f"it is {_width_by_height(pixels.shape[1:])}, not {_width_by_height(picture.size)}"
+                f"it is {_width_by_height(pixels.shape[1:])}, not {_width_by_height(image.size)}"
             )
         return pixels
 
@@ -111,79 +109,67 @@ class CocoSplit(Source):
         return file_version(self.path(index))
 
     def fingerprint(self) -> str:
-        """A short hash of the images' places and sizes in bytes, and of the annotations."""
+        """Hash the annotations and the images' paths and sizes in bytes."""
         digest = hashlib.sha256(json.dumps(self.annotations, sort_keys=True).encode())
-        for picture in self.images:
-            digest.update(str(picture.path).encode(errors="surrogateescape") + b"\0")
+        for image in self.images:
+            digest.update(str(image.path).encode(errors="surrogateescape") + b"\0")
             with contextlib.suppress(OSError):
-                digest.update(f"{picture.path.stat().st_size}".encode())
+                digest.update(f"{image.path.stat().st_size}".encode())
         return digest.hexdigest()[:16]
 
 
 def _width_by_height(size: Sequence[int]) -> str:
-    """Width x height, as COCO's files have it."""
+    """Format a size of height and width the way COCO's files order it."""
     return f"{size[1]} x {size[0]}"
-
-
-def read_pixels(path: Path, channels: int) -> Pixels:
-    """The pixels of an image file.
-
-    Raises:
-        UnreadableImageError: It cannot be read.
-    """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise UnreadableImageError(str(error.strerror)) from error
-    return decode(data, channels)
 
 
 def _annotated_images(
     content: dict[str, Any], folder: Path, ids: list[int], *, with_masks: bool
 ) -> list[AnnotatedImage]:
-    places = {number: place for place, number in enumerate(ids, start=1)}
-    things: dict[int, list[Instance]] = {int(image["id"]): [] for image in content["images"]}
-    for one in content["annotations"]:
-        if not one.get("iscrowd"):
-            x, y, w, h = one["bbox"]
-            segmentation = one.get("segmentation") if with_masks else None
-            label = places[one["category_id"]]
-            things[one["image_id"]].append(Instance((x, y, x + w, y + h), label, segmentation))
+    labels = {category_id: label for label, category_id in enumerate(ids, start=1)}
+    instances: dict[int, list[Instance]] = {int(image["id"]): [] for image in content["images"]}
+    for annotation in content["annotations"]:
+        if not annotation.get("iscrowd"):
+            x, y, w, h = annotation["bbox"]
+            segmentation = annotation.get("segmentation") if with_masks else None
+            label = labels[annotation["category_id"]]
+            instance = Instance((x, y, x + w, y + h), label, segmentation)
+            instances[annotation["image_id"]].append(instance)
     return [
         AnnotatedImage(
             int(image["id"]),
             folder / image["file_name"],
             (image["height"], image["width"]),
-            tuple(things[int(image["id"])]),
+            tuple(instances[int(image["id"])]),
         )
         for image in content["images"]
     ]
 
 
 def compress_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
-    """Polygons or run lengths as compressed run lengths.
+    """Convert polygons or run lengths to COCO's compressed run lengths.
 
     Args:
-        segmentation: Of a COCO file: a list of polygons, or `counts` and `size`.
+        segmentation: From a COCO file: a list of polygons, or a dict of `counts` and `size`.
         size: Height and width of the image.
     """
-    compress: Any = rle.frPyObjects  # gives a list for a list, and else a dict
+    compress: Any = rle.frPyObjects  # returns a list for a list, otherwise a dict
     if isinstance(segmentation, list):
         return rle.merge(compress(segmentation, *size))
     is_compressed = not isinstance(segmentation["counts"], list)
     return segmentation if is_compressed else compress(segmentation, *size)
 
 
-def decode_masks(things: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
-    """The things' masks, 1 inside."""
-    if not things:
+def decode_masks(instances: Sequence[Instance], size: tuple[int, int]) -> UInt8[Tensor, "N H W"]:
+    """Decode the masks of instances: 1 inside, 0 outside."""
+    if not instances:
         return torch.zeros(0, *size, dtype=torch.uint8)
-    planes = rle.decode([compress_mask(thing.segmentation, size) for thing in things])
+    planes = rle.decode([compress_mask(instance.segmentation, size) for instance in instances])
     return torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 0, 1)))
 
 
 def encode_mask(mask: np.ndarray) -> dict[str, Any]:
-    """A mask of H x W zeros and ones as JSON's compressed run lengths."""
+    """Encode an H x W mask of zeros and ones as compressed run lengths that JSON can hold."""
     made = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     counts = made["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts
@@ -191,23 +177,26 @@ def encode_mask(mask: np.ndarray) -> dict[str, Any]:
 
 
 class SplitFiles(NamedTuple):
-    """Where a split lies."""
+    """Where the files of a split are."""
 
     name: str
     file: Path
+    """The annotation file."""
+
     images: Path
+    """The folder of the images."""
 
 
 def find_splits(folder: Path, train: str | None, val: str | None) -> tuple[SplitFiles, SplitFiles]:
-    """The training and the validation split of a folder.
+    """Find the training and the validation split of a folder.
 
     Args:
         folder: In COCO's layout.
-        train: Name of the training split. Default: what begins with train.
-        val: Of the validation split. Default: what begins with val, else with test.
+        train: Name of the training split. Default: the one that begins with train.
+        val: Name of the validation split. Default: the one that begins with val, else with test.
 
     Raises:
-        UserError: There is no such folder or split, or both are the same.
+        UserError: The folder or a split does not exist, or both splits are the same.
     """
     names = split_names(folder)
     chosen = [
@@ -215,20 +204,21 @@ def find_splits(folder: Path, train: str | None, val: str | None) -> tuple[Split
         _choose_split(names, val, ("val", "test"), "--val-split", folder),
     ]
     if chosen[0] == chosen[1]:
-        raise UserError(f"split {chosen[0]} would be trained and judged on: choose two")
-    places = [find_split(folder, name) for name in chosen]
-    return places[0], places[1]
+        raise UserError(
+            f"split {chosen[0]} is both the training and the validation split: choose two splits"
+        )
+    return find_split(folder, chosen[0]), find_split(folder, chosen[1])
 
 
 def split_names(folder: Path) -> list[str]:
-    """The splits of a folder in COCO's layout.
+    """Names of the splits of a folder in COCO's layout.
 
     Raises:
-        UserError: It is not in that layout.
+        UserError: The folder is not in that layout.
     """
     if not folder.is_dir():
-        kind = "a file" if folder.exists() else "not there"
-        raise UserError(f"{folder} is {kind}: name a folder with {LAYOUT}")
+        problem = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"{folder} {problem}: name a folder with {LAYOUT}")
     files = sorted((folder / "annotations").glob(f"{FILE_PREFIX}*.json"))
     if not files:
         raise UserError(
@@ -238,24 +228,24 @@ def split_names(folder: Path) -> list[str]:
 
 
 def _choose_split(
-    names: list[str], given: str | None, starts: tuple[str, ...], flag: str, folder: Path
+    names: list[str], given: str | None, prefixes: tuple[str, ...], flag: str, folder: Path
 ) -> str:
-    there = f"{folder} has {', '.join(names)}"
+    known = f"{folder} has {', '.join(names)}"
     if given is not None:
         if given not in names:
-            raise UserError(f"{flag} {given}: no such split ({there})")
+            raise UserError(f"{flag} {given}: unknown split ({known})")
         return given
-    for start in starts:
-        found = [name for name in names if re.match(start, name)]
+    for prefix in prefixes:
+        found = [name for name in names if name.startswith(prefix)]
         if len(found) > 1:
-            raise UserError(f"{', '.join(found)} could all be meant: choose with {flag}")
+            raise UserError(f"more than one split could be meant ({', '.join(found)}): set {flag}")
         if found:
             return found[0]
-    raise UserError(f"no split that begins with {' or '.join(starts)} ({there}): name it by {flag}")
+    raise UserError(f"no split begins with {' or '.join(prefixes)} ({known}): set {flag}")
 
 
 def find_split(folder: Path, name: str) -> SplitFiles:
-    """Where a split's annotations and images lie.
+    """Find the annotation file and the image folder of a split.
 
     Raises:
         UserError: There is no folder of images.

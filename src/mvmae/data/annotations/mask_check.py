@@ -1,19 +1,18 @@
-"""Whether images and masks fit together: every pair is looked at once, before any training."""
+"""Whether images and masks fit together: every pair is checked once, before any training."""
 
 from __future__ import annotations
 
 import os
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
+from mvmae.data.annotations.findings import Finding, FindingCounter
+from mvmae.data.annotations.image_size import upright_size
 from mvmae.data.annotations.mask_values import (
     ALWAYS_IGNORED,
     IGNORED,
@@ -25,63 +24,51 @@ from mvmae.data.annotations.mask_values import (
     read_values,
 )
 from mvmae.data.annotations.masks import FoundPairs, MaskSplit, SegmentationData, class_names
-from mvmae.data.reading.decode import FORMATS, UnreadableImageError
+from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.errors import UserError
 
-MAX_EXAMPLES = 3  # named of each kind
-TURNED = (5, 6, 7, 8)  # EXIF orientations that swap height and width
-ORIENTATION = 0x0112  # EXIF's tag
-SPARSE, MANY = 4, 64  # classes for each that is known, and in all, from which something is odd
-
-LEFT_OUT = "left out"
-FATAL = "fatal"
-
-
-class Finding(NamedTuple):
-    """One kind of thing that is not as it should be."""
-
-    what: str
-    count: int
-    examples: tuple[str, ...]
-    consequence: str
+MIN_SPARSE_CLASSES = 64  # fewer classes are never suspected
+MAX_DESCRIBED_VALUES = 6  # ignored ones and classes each
+MAX_CLASSES_PER_KNOWN = 4  # with more for each class that occurs or has a name, a value is odd
 
 
 class CheckedMasks(NamedTuple):
-    """What a look at all pairs gave."""
+    """What the check of all pairs found."""
 
     findings: tuple[Finding, ...]
     usable: tuple[tuple[int, ...], tuple[int, ...]]
-    """Places of the pairs that can be used, to learn from and to test on."""
+    """Indices of the usable training and test pairs."""
 
     pixels: tuple[tuple[int, ...], tuple[int, ...]]
-    """Pixels of each class in them."""
+    """Training and test pixels of each class."""
 
     rule: Rule
-    """What the values mean, as far as is known once all are read."""
+    """What the values mean, now that all of them are known."""
 
     names: dict[int, str]
-    """Of classes, by that rule."""
+    """Names of the classes by that rule."""
 
     values: dict[int, int]
-    """Pixels of each value in both parts."""
+    """Pixels of each value in both splits."""
 
     @property
     def num_classes(self) -> int:
-        """Classes, those without a pixel included."""
+        """Number of classes, including those without a pixel."""
         return len(self.pixels[0])
 
 
-class _Seen(NamedTuple):
-    """What one pair is."""
+class _PairFacts(NamedTuple):
+    """What was found in one pair."""
 
-    problem: str
-    """Kind, or nothing."""
+    mask: str
+    problem: str = ""
+    """Empty where the pair can be used."""
 
-    said: str
-    values: dict[int, int]
+    detail: str = ""
+    values: Mapping[int, int] = {}
     """Pixels of each value."""
 
-    classes: dict[int, int]
+    classes: Mapping[int, int] = {}
     """Pixels of each class, once it is known what the values mean."""
 
 
@@ -90,64 +77,67 @@ def check_pairs(
     num_classes: int | None = None,
     advance: Callable[[int], object] = lambda n: None,
 ) -> CheckedMasks:
-    """Read every mask and every image's header, and say what is wrong.
+    """Read every mask and every image's header, and list what is wrong.
 
     Args:
-        found: Where images and masks lie.
-        num_classes: Default: as many as have names, else as the masks hold.
-        advance: Told of each pair that is done.
+        found: Where images and masks are.
+        num_classes: Number of classes. Default: as many as have names, else as the masks have.
+        advance: Called with 1 after each pair.
 
     Raises:
-        UserError: The file of the classes' names is none by the rule that holds.
+        UserError: The file of class names cannot be read by the rule that holds.
     """
-    parts = (found.train, found.test)
-    looked = [_look_at(part, advance) for part in parts]
-    occurring = {value for part in looked for one in part for value in one.values}
-    rule = _rule_for(found, occurring)
+    splits = (found.train, found.test)
+    read = [_read_pairs(split, advance) for split in splits]
+    occurring = {value for pairs in read for pair in pairs for value in pair.values}
+    rule = _choose_rule(found, occurring)
     names = read_class_names(found.names_file, rule) if found.names_file else found.names
-    seen = [[_judged(one, rule) for one in part] for part in looked]
-    used = [one for part in seen for one in part if not one.problem]
-    known = {number for one in used for number in one.classes}
+    train, test = ([_with_classes(pair, rule) for pair in pairs] for pairs in read)
+    used = [pair for pair in (*train, *test) if not pair.problem]
+    known = {number for pair in used for number in pair.classes}
     count = num_classes or max(names, default=-1) + 1 or max(known, default=-1) + 1
-    findings = [*_unpaired(parts), *_problems(parts, seen)]
-    findings += _beyond(parts, seen, count, rule)
-    if num_classes is None and count > max(MANY, SPARSE * max(len(known), len(names))):
-        findings.append(_sparse(parts, seen, names, rule, count, found.names_file))
-    usable = [tuple(at for at, one in enumerate(part) if not one.problem) for part in seen]
-    pixels = []
-    for part in seen:
-        total: Counter[int] = Counter()
-        for one in part:
-            total.update(one.classes)
-        pixels.append(tuple(total[number] for number in range(count)))
-    values: Counter[int] = Counter()
-    for one in used:
-        values.update(one.values)
-    both = (usable[0], usable[1]), (pixels[0], pixels[1])
-    return CheckedMasks(tuple(findings), *both, rule, names, dict(values))
+    notes = FindingCounter()
+    _count_unpaired(splits, notes)
+    _count_unusable((*train, *test), notes)
+    _count_values_beyond(used, count, rule, notes)
+    most = max(MIN_SPARSE_CLASSES, MAX_CLASSES_PER_KNOWN * max(len(known), len(names)))
+    if num_classes is None and count > most:
+        where = {rule.to_value(number): f"in {found.names_file}" for number in names}
+        for pair in used:
+            where |= dict.fromkeys(pair.values, f"in {pair.mask}")
+        _count_sparse_values(where, rule, count, notes)
+    return CheckedMasks(
+        tuple(notes.findings()),
+        (_usable_indices(train), _usable_indices(test)),
+        (_pixels_of_each_class(train, count), _pixels_of_each_class(test, count)),
+        rule,
+        names,
+        dict(_sum_counts(pair.values for pair in used)),
+    )
 
 
-def _rule_for(found: FoundPairs, occurring: set[int]) -> Rule:
-    """The first rule by which there are two classes, and none that is too large to be one.
+def _choose_rule(found: FoundPairs, occurring: set[int]) -> Rule:
+    """Choose the first rule that gives two classes or more, none of them too large to be one.
 
-    Black and white is guessed of exactly these two values. Nothing is guessed where rows of value
-    and name tell of two classes, or of a part alone, in which classes may well be missing.
+    Black and white is only assumed where exactly these two values occur. Nothing is assumed where
+    a file of values and names gives two classes, or where there is one split, in which classes may
+    well be missing.
     """
-    if _names_by_value(found) > 1 or (found.with_training and not len(found.train.pairs)):
+    if _num_names_by_value(found) > 1 or (found.with_training and not len(found.train.pairs)):
         return found.rule
     values = np.array(sorted(occurring), dtype=np.int64)
     for rule in (found.rule, *found.alternatives):
         classes = set(rule.to_classes(values).tolist()) - {IGNORED}
-        is_guess = rule.foreground is not None and rule != found.rule
-        if is_guess and occurring != {0, rule.foreground}:
+        is_assumed = rule.foreground is not None and rule != found.rule
+        if is_assumed and occurring != {0, rule.foreground}:
             continue
         if len(classes) > 1 and max(classes) < MAX_CLASS:
             return rule
     return found.rule
 
 
-def _names_by_value(found: FoundPairs) -> int:
-    """Classes that a file names by the masks' values, if `found.rule` holds."""
+def _num_names_by_value(found: FoundPairs) -> int:
+    """Number of classes that a file names by their mask values, if `found.rule` holds."""
     file = found.names_file
     if file is None or not (file.suffix.lower() == ".csv" or file.name.startswith("objectInfo")):
         return 0
@@ -156,175 +146,162 @@ def _names_by_value(found: FoundPairs) -> int:
     return 0
 
 
-def _judged(one: _Seen, rule: Rule) -> _Seen:
-    """With the classes of its values."""
-    if one.problem:
-        return one
-    numbers = rule.to_classes(np.array(list(one.values), dtype=np.int64)).tolist()
+def _with_classes(pair: _PairFacts, rule: Rule) -> _PairFacts:
+    """Add the classes of a pair's values."""
+    if pair.problem:
+        return pair
+    numbers = rule.to_classes(np.array(list(pair.values), dtype=np.int64)).tolist()
     classes: Counter[int] = Counter()
-    for number, count in zip(numbers, one.values.values(), strict=True):
+    for number, count in zip(numbers, pair.values.values(), strict=True):
         if number != IGNORED:
             classes[number] += count
     if classes:
-        return one._replace(classes=dict(classes))
-    alone = ", ".join(map(str, sorted(one.values)[:4]))
-    return one._replace(problem="masks in which nothing counts", said=f"they hold {alone} alone")
+        return pair._replace(classes=dict(classes))
+    values = ", ".join(map(str, sorted(pair.values)[:4]))
+    problem = "masks in which every pixel is ignored"
+    return pair._replace(problem=problem, detail=f"only values {values}")
 
 
-def _problems(parts: Sequence[MaskSplit], seen: Sequence[Sequence[_Seen]]) -> list[Finding]:
-    kinds: dict[str, list[str]] = {}
-    for split, part in zip(parts, seen, strict=True):
-        for place, one in enumerate(part):
-            if one.problem:
-                mask = split.pairs.masks[place]
-                own = kinds.setdefault(one.problem, [])
-                own.append(f"{mask} ({one.said})" if one.said else mask)
-    return [_finding(kind, places, LEFT_OUT) for kind, places in kinds.items()]
+def _usable_indices(pairs: Sequence[_PairFacts]) -> tuple[int, ...]:
+    return tuple(index for index, pair in enumerate(pairs) if not pair.problem)
 
 
-def _finding(what: str, places: Sequence[str], consequence: str) -> Finding:
-    return Finding(what, len(places), tuple(places[:MAX_EXAMPLES]), consequence)
+def _pixels_of_each_class(pairs: Sequence[_PairFacts], count: int) -> tuple[int, ...]:
+    total = _sum_counts(pair.classes for pair in pairs)
+    return tuple(total[number] for number in range(count))
 
 
-def _unpaired(parts: Iterable[MaskSplit]) -> list[Finding]:
-    images = [path for part in parts for path in part.without_mask]
-    masks = [path for part in parts for path in part.without_image]
-    same = [paths for part in parts for paths in part.same_name]
-    findings = [
-        _finding("images without a mask", images, LEFT_OUT),
-        _finding("masks without an image", masks, LEFT_OUT),
-        _finding("names of two images or two masks", same, LEFT_OUT),
-    ]
-    return [finding for finding in findings if finding.count]
+def _sum_counts(counts: Iterable[Mapping[int, int]]) -> Counter[int]:
+    total: Counter[int] = Counter()
+    for one in counts:
+        total.update(one)
+    return total
 
 
-def _beyond(
-    parts: Sequence[MaskSplit], seen: Sequence[Sequence[_Seen]], count: int, rule: Rule
-) -> list[Finding]:
-    """Masks with a value that is no class."""
-    places = []
-    for split, part in zip(parts, seen, strict=True):
-        for place, one in enumerate(part):
-            if max(one.classes, default=-1) >= count:
-                values = np.array(sorted(one.values))
-                largest = values[rule.to_classes(values) >= count][-1]
-                places.append(f"{split.pairs.masks[place]} (value {largest})")
-    what = f"masks with a value beyond the {count} classes"
-    return [_finding(what, places, FATAL)] if places else []
+def _count_unpaired(splits: Sequence[MaskSplit], notes: FindingCounter) -> None:
+    for what, field in (
+        ("images without a mask", "without_mask"),
+        ("masks without an image", "without_image"),
+        ("names of two images or two masks", "same_name"),
+    ):
+        for split in splits:
+            for paths in getattr(split, field):
+                notes.add(what, paths, "left out")
 
 
-def _sparse(
-    parts: Sequence[MaskSplit],
-    seen: Sequence[Sequence[_Seen]],
-    names: dict[int, str],
-    rule: Rule,
-    count: int,
-    names_file: Path | None,
-) -> Finding:
-    """Values so far apart that hardly any class would occur: one of them is no class."""
-    where = {rule.to_value(number): f"in {names_file}" for number in names}
-    for split, part in zip(parts, seen, strict=True):
-        for place, one in enumerate(part):
-            if not one.problem:
-                where |= dict.fromkeys(one.values, f"in {split.pairs.masks[place]}")
+def _count_unusable(pairs: Iterable[_PairFacts], notes: FindingCounter) -> None:
+    for pair in pairs:
+        if pair.problem:
+            example = f"{pair.mask} ({pair.detail})" if pair.detail else pair.mask
+            notes.add(pair.problem, example, "left out")
+
+
+def _count_values_beyond(
+    pairs: Sequence[_PairFacts], count: int, rule: Rule, notes: FindingCounter
+) -> None:
+    """Count masks with a value beyond the last class."""
+    for pair in pairs:
+        if max(pair.classes) >= count:
+            values = np.array(sorted(pair.values))
+            largest = values[rule.to_classes(values) >= count][-1]
+            what = f"masks with a value beyond the {count} classes"
+            notes.add(what, f"{pair.mask} (value {largest})", "stop")
+
+
+def _count_sparse_values(
+    where: dict[int, str], rule: Rule, count: int, notes: FindingCounter
+) -> None:
+    """Count values so far apart that hardly any class would occur: one of them is not a class."""
     values = np.array(sorted(where))
     values = values[rule.to_classes(values) != IGNORED]
     what = f"values, so far apart that {count} classes would be counted up to the largest"
-    examples = tuple(f"{value} {where[value]}" for value in values[::-1][:MAX_EXAMPLES].tolist())
-    return Finding(what, len(values), examples, FATAL)
+    for value in values[::-1].tolist():
+        notes.add(what, f"{value} {where[value]}", "stop")
 
 
-def _look_at(split: MaskSplit, advance: Callable[[int], object]) -> list[_Seen]:
-    """Every pair, read by a thread for each core: decoders let others run meanwhile."""
+def _read_pairs(split: MaskSplit, advance: Callable[[int], object]) -> list[_PairFacts]:
+    """Read every pair, in one thread per core: decoders release the interpreter lock."""
     pairs = split.pairs
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        found = threads.map(_seen, pairs.paths, pairs.masks)
-        looked = []
-        for one in found:
-            looked.append(one)
+        facts = []
+        for pair in threads.map(_read_pair, pairs.paths, pairs.masks):
+            facts.append(pair)
             advance(1)
-    return looked
+        return facts
 
 
-def _seen(image: str, mask: str) -> _Seen:
+def _read_pair(image: str, mask: str) -> _PairFacts:
     try:
-        height, width = read_image_size(image)
+        height, width = upright_size(image)
     except Exception as error:  # Pillow raises anything
-        return _Seen("images that cannot be read", _short(error), {}, {})
+        return _PairFacts(mask, "images that cannot be read", _one_line(error))
     try:
         values = read_values(mask)
     except ColourMaskError:
-        return _Seen("masks that are colour pictures, not numbers of classes", "", {}, {})
+        return _PairFacts(mask, "masks that are colour pictures, not class numbers")
     except UnreadableImageError as error:
-        return _Seen("masks that cannot be read", _short(error), {}, {})
+        return _PairFacts(mask, "masks that cannot be read", _one_line(error))
     if values.shape != (height, width):
         sizes = f"{values.shape[1]} x {values.shape[0]}, the image {width} x {height}"
-        return _Seen("masks of another size than their image", sizes, {}, {})
-    return _Seen("", "", count_values(values), {})
+        return _PairFacts(mask, "masks of a different size than their image", sizes)
+    return _PairFacts(mask, values=count_values(values))
 
 
-def _short(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:80] or type(error).__name__
 
 
-def read_image_size(image: str) -> tuple[int, int]:
-    """Height and width of an image, upright, from its header."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as where it is decoded
-        with Image.open(image, formats=FORMATS) as file:
-            width, height = file.size
-            turned = file.getexif().get(ORIENTATION) in TURNED
-    return (width, height) if turned else (height, width)
-
-
 def require_usable(found: FoundPairs, checked: CheckedMasks) -> None:
-    """Stop where the pairs cannot be used.
+    """Make sure that the pairs can be trained and tested on.
 
     Raises:
-        UserError: A value is no class, there are fewer than two classes, or fewer than half of a
-            part can be used.
+        UserError: A value is not a class, there are fewer than two classes, or fewer than half of
+            a split's pairs can be used.
     """
     for finding in checked.findings:
-        if finding.consequence == FATAL:
-            wider = "set --num-classes, or " if found.with_training else ""
+        if finding.remedy == "stop":
+            more_classes = "set --num-classes, or " if found.with_training else ""
             raise UserError(
-                f"{finding.count} {finding.what}, {finding.examples[0]} for one: "
-                f"{wider}--ignore-index for a value that counts for nothing"
+                f"{finding.count} {finding.what}, for example {finding.examples[0]}: "
+                f"{more_classes}set --ignore-index to a value that is not a class"
             )
-    for split, usable, part in zip(
-        (found.train, found.test), checked.usable, ("learn from", "test on"), strict=True
+    for split, usable, name in zip(
+        (found.train, found.test), checked.usable, ("training", "test"), strict=True
     ):
-        all_pairs = len(split.pairs) + len(split.same_name)
-        if (found.with_training or split is found.test) and len(usable) < max(1, all_pairs / 2):
+        total = len(split.pairs) + len(split.same_name)
+        is_needed = found.with_training or split is found.test
+        if is_needed and len(usable) < max(1, total / 2):
             worst = max(checked.findings, key=lambda finding: finding.count, default=None)
-            why = f"; {worst.count} {worst.what}, {worst.examples[0]} for one" if worst else ""
+            example = f", for example {worst.examples[0]}" if worst else ""
+            why = f"; {worst.count} {worst.what}{example}" if worst else ""
             raise UserError(
-                f"{all_pairs - len(usable)} of the {all_pairs} pairs to {part} cannot be used"
-                f"{why}{_remedy(found, checked)}"
+                f"{total - len(usable)} of the {total} {name} pairs cannot be used"
+                f"{why}{_ignore_index_hint(found, checked)}"
             )
     if checked.num_classes < 2:
+        values = ", ".join(map(str, sorted(checked.values)[:9]))
         raise UserError(
-            f"the masks of {found.test.pairs.name} hold 1 class only, of values "
-            f"{', '.join(map(str, sorted(checked.values)[:9]))}: classes are 0, 1, 2, ..., and "
-            f"{ALWAYS_IGNORED} never counts{_remedy(found, checked)}"
+            f"the masks of {found.test.pairs.name} have only 1 class, of values {values}: classes "
+            f"are 0, 1, 2, ..., and {ALWAYS_IGNORED} is always ignored"
+            f"{_ignore_index_hint(found, checked)}"
         )
 
 
-def _remedy(found: FoundPairs, checked: CheckedMasks) -> str:
-    """What an `--ignore-index` that was chosen has to do with it, if it has."""
+def _ignore_index_hint(found: FoundPairs, checked: CheckedMasks) -> str:
+    """Explain what another --ignore-index would change, if it would."""
     ignored = checked.rule.ignored
     if ignored is not None:
-        return f"; {ignored} counts for nothing here, and --ignore-index none makes it a class"
+        return f"; {ignored} is ignored here, and --ignore-index none makes it a class"
     if not found.alternatives and ALWAYS_IGNORED in checked.values and found.with_training:
-        return "; without --ignore-index masks of 0 and 255 alone have two classes"
+        return "; without --ignore-index, masks of only 0 and 255 have two classes"
     return ""
 
 
 def usable_data(found: FoundPairs, checked: CheckedMasks) -> SegmentationData:
-    """The pairs that can be used.
+    """Return the pairs that can be used.
 
     Raises:
-        UserError: See `refuse`.
+        UserError: As `require_usable`.
     """
     require_usable(found, checked)
     train, test = (
@@ -333,3 +310,34 @@ def usable_data(found: FoundPairs, checked: CheckedMasks) -> SegmentationData:
     )
     names = class_names(checked.names, checked.num_classes, checked.rule)
     return SegmentationData(train, test, found.split, names)
+
+
+def describe_values(checked: CheckedMasks, classes: Sequence[str]) -> str:
+    """Describe what each value in the masks means, with its share of the pixels."""
+    rule, values = checked.rule, checked.values
+    total = sum(values.values())
+    order = sorted(values, key=lambda value: -values[value])
+    numbers = rule.to_classes(np.array(order, dtype=np.int64)).tolist()
+    ignored, used = [], []
+    for value, number in zip(order, numbers, strict=True):
+        share = f"({100 * values[value] / total:.1f} %)"
+        if number == IGNORED:
+            ignored.append(f"{value} is ignored {share}")
+            continue
+        name = classes[number] if number < len(classes) else "not a class"
+        called = f"class {name}" if name.isdecimal() else name
+        used.append(f"{value} is {'a class' if name == str(value) else called} {share}")
+    shown = [*ignored[:MAX_DESCRIBED_VALUES], *used[:MAX_DESCRIBED_VALUES]]
+    if more := len(ignored) + len(used) - len(shown):
+        shown.append(f"and {more} more")
+    return f"{', '.join(shown)}{_meaning_hint(rule, values)}"
+
+
+def _meaning_hint(rule: Rule, values: Mapping[int, int]) -> str:
+    if rule.foreground is not None:
+        return "; black-and-white masks have two classes, --ignore-index none would leave one"
+    if rule.ignored == 0 and 0 in values:  # any other value was asked for by the user
+        return "; --ignore-index none makes 0 a class"
+    if ALWAYS_IGNORED in values:
+        return f"; {ALWAYS_IGNORED} is always ignored beside other classes"
+    return ""

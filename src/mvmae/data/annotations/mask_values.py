@@ -1,4 +1,4 @@
-"""What the numbers in a mask file mean, and what their classes are called.
+"""What the values in a mask file mean, and the names of their classes.
 
 Shapes: H x W pixels.
 """
@@ -18,61 +18,61 @@ from PIL import Image, UnidentifiedImageError
 from mvmae.data.reading.decode import FORMATS, UnreadableImageError
 from mvmae.errors import UserError
 
-IGNORED = -1
-ALWAYS_IGNORED = 255  # a value that no rule but that of two values makes a class
-MAX_CLASS = 2**15 - 1  # of int16; what is larger becomes this
-MAX_VALUE = 2**16 - 1  # of a mask file's 16 bit
-WHITE_VALUES = (ALWAYS_IGNORED, MAX_VALUE)  # the second value of black-and-white masks
+IGNORED = -1  # class of pixels that are neither trained nor tested on
+ALWAYS_IGNORED = 255  # value that only black-and-white masks use for a class
+MAX_CLASS = 2**15 - 1  # masks are int16; larger classes become this one
+MAX_VALUE = 2**16 - 1  # mask files have up to 16 bits
+WHITE_VALUES = (ALWAYS_IGNORED, MAX_VALUE)  # in black-and-white masks of 8 and 16 bits
 
 
 class Rule(NamedTuple):
     """What a value in a mask file means.
 
-    Values above the one that is ignored move down by one, so that classes count from 0 without a
-    gap; 255 never counts, and neither do negative values. In masks of two values, `foreground` is
-    class 1 in place of that, and so is 1; other values are no classes.
+    Values above the ignored one move down by one, so that classes count from 0 without a gap; 255
+    and negative values are always ignored. In black-and-white masks, `foreground` and 1 are both
+    class 1 instead, and other values are not classes.
     """
 
     ignored: int | None
     foreground: int | None = None
 
     def to_classes(self, values: np.ndarray) -> np.ndarray:
-        """Class of each value, as int16; values too large for that become the largest."""
+        """Convert values to classes, as int16; values too large for that become `MAX_CLASS`."""
         values = values.astype(np.int64)
         if self.foreground is not None:
             known = np.where(values == self.foreground, 1, values)
             known = np.where(known > 1, MAX_CLASS, known)
-            nothing = values < 0
+            is_ignored = values < 0
         else:
             known = values - (0 if self.ignored is None else (values > self.ignored))
-            nothing = (values == ALWAYS_IGNORED) | (values == self.ignored) | (values < 0)
-        return np.where(nothing, IGNORED, np.minimum(known, MAX_CLASS)).astype(np.int16)
+            is_ignored = (values == ALWAYS_IGNORED) | (values == self.ignored) | (values < 0)
+        return np.where(is_ignored, IGNORED, np.minimum(known, MAX_CLASS)).astype(np.int16)
 
     def to_values(self, classes: np.ndarray) -> np.ndarray:
-        """What `to_classes` undoes: the file's value of each class."""
+        """Convert classes back to the values of a file: the inverse of `to_classes`."""
         if self.foreground is not None:
             return np.where(classes == 1, self.foreground, classes)
         return classes + (0 if self.ignored is None else (classes >= self.ignored))
 
     def to_value(self, number: int) -> int:
-        """The file's value of one class."""
+        """Convert one class back to its value."""
         return int(self.to_values(np.array([number]))[0])
 
 
 class ColourMaskError(UnreadableImageError):
-    """A mask that is a picture: each class has a colour in place of a number."""
+    """A mask that is a picture, in which each class has a colour instead of a number."""
 
 
 def read_values(path: str) -> np.ndarray:
-    """The numbers in a mask file, H x W: gray of any depth, or a palette's indices.
+    """Read the values of a mask file, H x W: gray of any depth, or the indices of a palette.
 
     Raises:
-        UnreadableImageError: It cannot be decoded, or its colours are no numbers.
+        UnreadableImageError: It cannot be decoded, or its colours are not class numbers.
     """
     try:
         data = Path(path).read_bytes()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as for images: odd metadata that is then read
+            warnings.simplefilter("ignore")  # odd metadata, as in images
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 values = np.array(file)
     except UnidentifiedImageError as error:
@@ -87,17 +87,17 @@ def _one_channel(values: np.ndarray) -> np.ndarray:
     if values.ndim == 3:
         colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without transparency
         if (colours != colours[..., :1]).any():
-            raise ColourMaskError("colours, where numbers of classes should be")
+            raise ColourMaskError("it has colours instead of class numbers")
         values = colours[..., 0]
     if values.dtype.kind == "f":
-        raise UnreadableImageError("floating-point numbers, where classes should be")
+        raise UnreadableImageError("it has floating-point numbers instead of class numbers")
     return values.astype(np.int64) if values.dtype.kind != "b" else values.astype(np.uint8)
 
 
 def count_values(values: np.ndarray) -> dict[int, int]:
-    """How many pixels have each value."""
+    """Count the pixels of each value."""
     if values.size and values.min() >= 0 and values.max() <= MAX_VALUE:
-        counts = np.bincount(values.reshape(-1))  # a tenth of the time of sorting
+        counts = np.bincount(values.reshape(-1))  # ten times as fast as sorting
         numbers = counts.nonzero()[0]
         return dict(zip(numbers.tolist(), counts[numbers].tolist(), strict=True))
     numbers, counts = np.unique(values, return_counts=True)
@@ -105,13 +105,13 @@ def count_values(values: np.ndarray) -> dict[int, int]:
 
 
 def read_class_names(file: Path, rule: Rule) -> dict[int, str]:
-    """Names of classes from a file.
+    """Read the names of classes from a file.
 
-    A .csv has rows of a mask file's value and a name, objectInfo150.txt a table with tabs of the
-    same; any other file has a name a line, of class 0 first.
+    A .csv has rows of a mask value and a name, objectInfo150.txt a tab-separated table of the same;
+    any other file has one name a line, starting with class 0.
 
     Raises:
-        UserError: It cannot be read, names nothing, or has a value that no mask file can have.
+        UserError: It cannot be read, names no class, or has a value that masks cannot have.
     """
     try:
         text = file.read_text(encoding="utf-8-sig")
@@ -124,24 +124,24 @@ def read_class_names(file: Path, rule: Rule) -> dict[int, str]:
         else:
             return _printable_names(dict(enumerate(line.strip() for line in lines)), file)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read the classes' names in {file}: {error}") from error
-    named = ((_class_of(value, rule, file), name.strip()) for value, name in rows)
-    return _printable_names({at: name for at, name in named if at != IGNORED}, file)
+        raise UserError(f"cannot read class names from {file}: {error}") from error
+    named = ((_class_of_row(value, rule, file), name.strip()) for value, name in rows)
+    return _printable_names({number: name for number, name in named if number != IGNORED}, file)
 
 
-def _class_of(value: str, rule: Rule, file: Path) -> int:
-    """The class of a row; none for what is no number, such as a heading."""
+def _class_of_row(value: str, rule: Rule, file: Path) -> int:
+    """Class of a row's value; `IGNORED` for a heading or anything else that is not a number."""
     if not re.fullmatch(r"\s*\d+\s*", value):
         return IGNORED
     digits = value.strip().lstrip("0") or "0"
     if len(digits) > 5 or int(digits) > MAX_VALUE:
-        raise UserError(f"{file} names value {digits[:12]}: masks hold 0 to {MAX_VALUE}")
+        raise UserError(f"{file} names value {digits[:12]}: masks have values 0 to {MAX_VALUE}")
     return int(rule.to_classes(np.array(int(digits))))
 
 
 def _printable_names(names: dict[int, str], file: Path) -> dict[int, str]:
     if not names:
         raise UserError(
-            f"{file} names no classes: a .csv has rows of value,name; a .txt a name a line"
+            f"{file} names no classes: a .csv needs rows of value,name; a .txt needs a name a line"
         )
-    return {at: "".join(filter(str.isprintable, name)) for at, name in names.items()}
+    return {number: "".join(filter(str.isprintable, name)) for number, name in names.items()}

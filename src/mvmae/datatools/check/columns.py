@@ -1,7 +1,7 @@
-"""What is held of each file once it was looked at: columns of numbers.
+"""What each inspected file is, in columns of numbers, and a summary of them.
 
-A path, some 60 bytes in these columns and 768 of a thumbnail, which lie in a temporary file that
-the system may drop from memory: a million files take about 0.3 GB, beside 0.8 GB of disk.
+A million files take about 0.3 GB: a path, about 60 bytes in these columns and, in a temporary file
+that the system may drop from memory (0.8 GB), 768 bytes of a thumbnail.
 """
 
 from __future__ import annotations
@@ -9,25 +9,27 @@ from __future__ import annotations
 import contextlib
 import tempfile
 from collections.abc import Iterator, Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig
 from mvmae.data.reading.inspect_file import THUMB, Inspection, Inspector, Item, Problem
 from mvmae.data.reading.subprocess_pool import Lost, run_guarded
-from mvmae.data.sources.base import Source
+from mvmae.datatools.check.subjects import Subject
 
 PROBLEMS: tuple[str, ...] = get_args(Problem)
 FLAGS = ("rotated", "animated", "alpha")
+COLUMNS = ("problem", "digest", "size", "shape", "format", "mode", "bits", "channels")
+QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 
 
 class Columns:
-    """What the files are, by place.
+    """What the files are, by index.
 
     Args:
-        count: Files.
-        thumbs: Count x 16 x 16 x 3 zeros.
+        count: Number of files.
+        thumbs: Thumbnails, count x 16 x 16 x 3, or none of them.
     """
 
     def __init__(self, count: int, thumbs: np.ndarray) -> None:
@@ -46,7 +48,7 @@ class Columns:
         return len(self.problem)
 
     def put(self, index: int, found: Inspection) -> None:
-        """Keep what one file is."""
+        """Store what one file is."""
         self.problem[index] = PROBLEMS.index(found.problem)
         if found.reason:
             self.reasons[index] = found.reason
@@ -67,39 +69,39 @@ class Columns:
         return self.names.index(name)
 
     def head(self, count: int) -> Columns:
-        """The first so many files."""
+        """Return the first files, in the same memory."""
         part = Columns(0, self.thumbs[:count])
-        for name in (*("problem", "digest", "size", "shape", "format", "mode"), "bits", "channels"):
+        for name in COLUMNS:
             setattr(part, name, getattr(self, name)[:count])
         part.flags = {name: marks[:count] for name, marks in self.flags.items()}
         part.names, part.reasons = self.names, self.reasons
         return part
 
-    def settle(self, *, deep: bool) -> int:
-        """Decide on the files that cannot be read as gray or colour of 8 bit.
+    def settle_deep_files(self, *, can_be_read: bool) -> int:
+        """Decide whether files that are not 8-bit gray or colour are readable.
 
-        Where more files are so than not, they are what training is asked for, with the channels
-        that most of them have; else they are passed over.
+        If they are the majority, they are what training has to be set up for, with the number of
+        channels that most of them have; otherwise training skips them.
 
         Args:
-            deep: Whether training can be asked for such files.
+            can_be_read: Whether training can be set up for such files.
 
         Returns:
-            The channels that training is to be asked for; 3, the usual, stand for 1 too.
+            The number of channels that training has to be set up for; 3, the usual, includes 1.
         """
         is_deep, plain = self.is_problem("deep"), self.readable
-        if not deep or is_deep.sum() <= plain.sum():
-            self._call(is_deep, "other" if deep else "unread")
+        if not can_be_read or is_deep.sum() <= plain.sum():
+            self._set_problem(is_deep, "other" if can_be_read else "unread")
             return 3
         numbers, counts = np.unique(self.channels[is_deep], return_counts=True)
         wanted = int(numbers[counts.argmax()])
-        between = (1, 3) if wanted in (1, 3) else (wanted,)  # gray becomes colour
-        fits = np.isin(self.channels, between)
-        self._call(is_deep & fits, "")
-        self._call((is_deep | plain) & ~fits, "other")
+        fitting = (1, 3) if wanted in (1, 3) else (wanted,)  # gray is read as colour
+        fits = np.isin(self.channels, fitting)
+        self._set_problem(is_deep & fits, "")
+        self._set_problem((is_deep | plain) & ~fits, "other")
         return 3 if wanted == 1 else wanted
 
-    def _call(self, marked: np.ndarray, problem: Problem) -> None:
+    def _set_problem(self, marked: np.ndarray, problem: Problem) -> None:
         self.problem[marked] = PROBLEMS.index(problem)
         for at in np.flatnonzero(marked).tolist():
             if problem == "other":
@@ -108,8 +110,12 @@ class Columns:
                 self.reasons.pop(at, None)
 
     def is_problem(self, *problems: str) -> np.ndarray:
-        """Marks files that have one of the problems."""
+        """Mark files that have one of the problems."""
         return np.isin(self.problem, [PROBLEMS.index(one) for one in problems])
+
+    def lost(self) -> np.ndarray:
+        """Indices of files that stopped the process that read them."""
+        return np.flatnonzero(self.is_problem("died", "hung", "memory"))
 
     @property
     def readable(self) -> np.ndarray:
@@ -117,17 +123,17 @@ class Columns:
         return self.problem == 0
 
     def format_of(self, index: int) -> str:
-        """Pillow's name for a file's content."""
+        """Pillow's name for the format of a file's content."""
         return self.names[self.format[index]]
 
     def mode_of(self, index: int) -> str:
-        """How a file keeps pixels: Pillow's name for it, or words."""
+        """How a file stores pixels: Pillow's name for it, or words."""
         return self.names[self.mode[index]]
 
 
 @contextlib.contextmanager
-def columns_for(count: int, *, with_thumbs: bool) -> Iterator[Columns]:
-    """Room for what is found; the thumbnails' file is gone at the end."""
+def open_columns(count: int, *, with_thumbs: bool) -> Iterator[Columns]:
+    """Make room for what is found; the file of the thumbnails is removed at the end."""
     shape = (count if with_thumbs else 0, THUMB, THUMB, 3)
     if not shape[0]:
         yield Columns(count, np.zeros(shape, np.uint8))
@@ -136,49 +142,91 @@ def columns_for(count: int, *, with_thumbs: bool) -> Iterator[Columns]:
         yield Columns(count, np.memmap(file, np.uint8, "w+", shape=shape))
 
 
-def look_at(
-    items: Sequence[Item],
-    columns: Columns,
-    config: DataCheckConfig,
-    *,
-    sniff_from: int,
-    sources: Sequence[Source],
-    workers: int,
+def inspect_files(
+    subject: Subject, columns: Columns, config: DataCheckConfig, workers: int
 ) -> Iterator[int]:
-    """Look at every file, in processes that may be lost.
-
-    Args:
-        items: The files, or parts of files.
-        columns: Filled here.
-        config: Time and memory that a file may take.
-        sniff_from: Place from which on files are only asked whether they are images.
-        sources: Where the parts among the items come from.
-        workers: Processes.
+    """Inspect every file, in processes that may crash or hang, and store what it is.
 
     Yields:
-        The place of each file once it is done, in no certain order.
+        The index of each file when it is done, in any order.
     """
-    tasks = _Tasks(items, sniff_from)
-    memory = round(config.memory * 2**30)
-    for place, found in run_guarded(
-        Inspector(sources), tasks, workers=workers, timeout=config.timeout, memory=memory
+    items = [*subject.items, *subject.masks, *subject.passed_over]
+    tasks = _Tasks(items, len(items) - len(subject.passed_over))
+    for index, found in run_guarded(
+        Inspector(subject.sources),
+        tasks,
+        workers=workers,
+        timeout=config.timeout,
+        memory=round(config.memory * 2**30),
     ):
         if isinstance(found, Lost):
             found = Inspection("hung" if found.hung else "died", found.reason)
-        columns.put(place, found)
-        yield place
+        columns.put(index, found)
+        yield index
 
 
 class _Tasks(list):
-    """Pairs of an item and whether to sniff only, made when they are asked for."""
+    """Items and whether only their header is read, paired when asked for, to save memory."""
 
-    def __init__(self, items: Sequence[Item], sniff_from: int) -> None:
+    def __init__(self, items: Sequence[Item], headers_from: int) -> None:
         super().__init__()
-        self.items, self.sniff_from = items, sniff_from
+        self.items, self.headers_from = items, headers_from
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __getitem__(self, part: slice) -> list[tuple[Item, bool]]:  # type: ignore[override]
-        places = range(*part.indices(len(self.items)))
-        return [(self.items[at], at >= self.sniff_from) for at in places]
+        indices = range(*part.indices(len(self.items)))
+        return [(self.items[at], at >= self.headers_from) for at in indices]
+
+
+def summarise(subject: Subject, columns: Columns) -> dict[str, Any]:
+    """Count formats, modes, sizes and so on over the readable images of DATA."""
+    own = subject.own()
+    read = columns.readable & own
+    known = np.flatnonzero(read & (columns.shape[:, 0] > 0))
+    modes = _count_names(columns.names, columns.mode[read])
+    facts: dict[str, Any] = {
+        "files": int(own.sum()),
+        "readable": int(read.sum()),
+        "bytes": int(columns.size[own].sum()),
+        "formats": _count_names(columns.names, columns.format[read]),
+        "modes": modes,
+        "bits": {str(bits): count for bits, count in _count(columns.bits[read]) if bits},
+        "rotated by EXIF": int(columns.flags["rotated"][read].sum()),
+        "animated": int(columns.flags["animated"][read].sum()),
+        "with transparency": int(columns.flags["alpha"][read].sum()),
+        "CMYK": modes.get("CMYK", 0),
+    }
+    if len(subject.parts) > 1:
+        facts["parts"] = {
+            name: int((columns.readable & (subject.part == at)).sum())
+            for at, name in enumerate(subject.parts)
+        }
+    if len(known):
+        facts |= _summarise_sizes(subject, columns, known)
+    return facts
+
+
+def _count(values: np.ndarray) -> list[tuple[int, int]]:
+    """Distinct values with their counts, the most frequent first."""
+    numbers, counts = np.unique(values, return_counts=True)
+    rows = zip(numbers.tolist(), counts.tolist(), strict=True)
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def _count_names(names: list[str], codes: np.ndarray) -> dict[str, int]:
+    rows = [(names[code] or "unknown", count) for code, count in _count(codes)]
+    return dict(sorted(rows, key=lambda row: (-row[1], row[0])))
+
+
+def _summarise_sizes(subject: Subject, columns: Columns, known: np.ndarray) -> dict[str, Any]:
+    sides = columns.shape[known].astype(np.int64)
+    pixels = sides.prod(axis=1)
+    facts: dict[str, Any] = {"quantiles": list(QUANTILES)}
+    for name, side in (("shorter side", sides.min(axis=1)), ("longer side", sides.max(axis=1))):
+        facts[name] = np.quantile(side, QUANTILES, method="nearest").tolist()
+    for name, at in (("smallest", known[pixels.argmin()]), ("largest", known[pixels.argmax()])):
+        height, width = columns.shape[at].tolist()
+        facts[name] = {"path": subject.paths[at], "width": width, "height": height}
+    return facts

@@ -1,171 +1,344 @@
-"""What `data check` says: the facts, the findings by severity, the classes, one last line.
+"""What `data check` prints and writes: tables of what was found, and a list of clean images.
 
-Names come from people's disks: nothing in them is markup, and what cannot be printed is escaped.
+Names come from users' disks: nothing in them is markup, and unprintable characters are escaped.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import PurePath
-from typing import Any
+import csv
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any, BinaryIO
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mvmae.config.datatools import DataCheckConfig
+from mvmae.config.files import to_json
+from mvmae.data.annotations.findings import MAX_EXAMPLES, Finding
 from mvmae.datatools.check.annotations import Labels
-from mvmae.datatools.check.findings import SEVERITIES, Finding
+from mvmae.datatools.check.columns import Columns
+from mvmae.datatools.check.findings import SEVERITIES, class_counts, first_duplicates
 from mvmae.datatools.check.subjects import KINDS, Subject
-from mvmae.errors import shown
+from mvmae.errors import UserError, shown
+from mvmae.storage import marks
+from mvmae.storage.atomic import write_bytes, write_whole
 
-EXAMPLES = 3  # named of each kind
-MOST_CLASSES = 30  # in a table
-LONGEST = 90  # characters of a name that are shown
+MAX_CLASS_ROWS = 30
+MAX_LISTED = 8  # formats, modes and so on in a line
+MAX_DETAIL = 90  # characters
 TITLES = {
     "fatal": "fatal: training stops, stands still or loses processes",
     "skipped": "skipped: training passes over these",
     "look": "worth a look",
 }
+SPECIAL = {  # kinds of images that are changed when read, and how
+    "rotated by EXIF": "are turned upright",
+    "animated": "give their first frame",
+    "with transparency": "are laid on white",
+    "CMYK": "become colour",
+}
+HEADER = (
+    *("path", "part", "label", "severity", "finding", "detail"),
+    *("format", "mode", "bits", "width", "height", "bytes", "blake2b"),
+)
 
 
-def say(
-    console: Console,
-    subject: Subject,
-    facts: dict[str, Any],
-    findings: Sequence[Finding],
-    labels: Labels | None,
-    classes: np.ndarray | None,
-) -> None:
-    """Everything, on the screen."""
-    for name, said in rows_of_facts(subject, facts, labels):
-        console.print(f"{shown(name):15} {said}")
-    if classes is not None and classes.size:
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that was found."""
+
+    subject: Subject
+    columns: Columns
+    facts: dict[str, Any]
+    findings: list[Finding]
+    labels: Labels | None
+    """Boxes or masks."""
+
+    passed_formats: list[str]
+    """Format of each file passed over for its suffix; empty where it is not an image."""
+
+
+def require_writable(config: DataCheckConfig) -> None:
+    """Make sure before any work that --out and --quarantine can be written.
+
+    Raises:
+        UserError: A folder is missing or not writable, or images would be overwritten.
+    """
+    read = [*config.data, *config.against, *([str(config.classes)] if config.classes else [])]
+    for flag, file in (("--out", config.out), ("--quarantine", config.quarantine)):
+        if file is None:
+            continue
+        if not file.parent.is_dir():
+            raise UserError(f"{flag} {file}: there is no folder {file.parent}")
+        marks.require_place(file, flag)
+        if file.exists() and any(Path(one).exists() and file.samefile(one) for one in read):
+            raise UserError(f"{flag} {file} would overwrite what is checked: name another file")
+        marks.require_replaceable(file, flag)
+    if config.out is not None and config.out == config.quarantine:
+        raise UserError(f"--out and --quarantine are both {config.out}: name two files")
+
+
+def print_report(console: Console, report: Report) -> None:
+    """Print facts, classes and findings."""
+    subject, labels = report.subject, report.labels
+    for name, text in fact_rows(report):
+        console.print(f"{shown(name):15} {text}")
+    if subject.label is not None and (counts := class_counts(subject, report.columns)).size:
         parts = [name for at, name in enumerate(subject.parts) if at != subject.against]
-        rows = {part: classes[at].tolist() for at, part in enumerate(parts)}
-        console.print(table_of_classes("images", subject.classes, rows))
+        rows = {part: counts[at].tolist() for at, part in enumerate(parts)}
+        console.print(class_table("images", subject.classes, rows))
     if labels is not None and labels.counts:
-        console.print(table_of_classes(labels.unit, labels.classes, labels.counts))
+        console.print(class_table(labels.unit, labels.classes, labels.counts))
     for severity in SEVERITIES:
-        own = [finding for finding in findings if finding.severity == severity]
+        own = [finding for finding in report.findings if finding.severity == severity]
         if own:
-            console.print(_table_of_findings(subject, TITLES[severity], own))
+            console.print(_finding_table(subject, TITLES[severity], own))
 
 
-def rows_of_facts(
-    subject: Subject, facts: dict[str, Any], labels: Labels | None
-) -> list[tuple[str, str]]:
-    """Names and words."""
+def fact_rows(report: Report) -> list[tuple[str, str]]:
+    """Names and values of the facts."""
+    subject, facts = report.subject, report.facts
     what = "images" if subject.members else "files"
     rows = [
         ("DATA", f"{shown(subject.name)}: {KINDS[subject.kind]}"),
         (what, f"{facts['files']}, {_bytes(facts['bytes'])}; {facts['readable']} can be read"),
     ]
-    if "parts" in facts:
-        rows.append(("parts", _listed(facts["parts"])))
-    rows += [
-        ("formats", _listed(facts["formats"])),
-        ("modes", _listed(facts["modes"])),
-        ("bits", _listed(facts["bits"])),
-    ]
+    rows += [(name, _listed(facts[name])) for name in ("parts",) if name in facts]
+    rows += [(name, _listed(facts[name])) for name in ("formats", "modes", "bits")]
     if "channels" in facts:
         rows.append(("to be read with", f"--model.in-channels {facts['channels']}"))
-    kept = ("rotated by EXIF", "animated", "with transparency", "CMYK")
-    if special := {name: facts[name] for name in kept if facts[name]}:
-        words = {
-            "rotated by EXIF": "are turned upright",
-            "animated": "give their first frame",
-            "with transparency": "are laid on white",
-            "CMYK": "become colour",
-        }
-        rows.append(
-            ("and", "; ".join(f"{count} {name} {words[name]}" for name, count in special.items()))
-        )
+    special = [f"{facts[name]} {name} {how}" for name, how in SPECIAL.items() if facts[name]]
+    if special:
+        rows.append(("and", "; ".join(special)))
     if "smallest" in facts:
         rows += [(name, _quantiles(facts[name])) for name in ("shorter side", "longer side")]
         rows += [(name, _image(subject, facts[name])) for name in ("smallest", "largest")]
     if facts.get("passed over"):
         rows.append(("passed over", f"by their suffix: {_listed(facts['passed over'])}"))
-    if labels is not None:
-        rows += list(labels.facts.items())
+    if report.labels is not None:
+        rows += list(report.labels.facts.items())
     return rows
 
 
 def _quantiles(sides: list[int]) -> str:
-    least, low, middle, high, most = sides
-    if least == most:
-        return f"{least} pixels"
-    return f"{least} to {most} pixels, half up to {middle}, nine tenths {low} to {high}"
+    lowest, low, middle, high, highest = sides
+    if lowest == highest:
+        return f"{lowest} pixels"
+    return f"{lowest} to {highest} pixels, half up to {middle}, nine tenths {low} to {high}"
 
 
 def _image(subject: Subject, facts: dict[str, Any]) -> str:
-    return f"{facts['width']} x {facts['height']}  {shown(inside(subject, facts['path']))}"
+    return f"{facts['width']} x {facts['height']}  {shown(_relative(subject, facts['path']))}"
 
 
-def inside(subject: Subject, path: str) -> str:
-    """A path from the folder that is checked."""
-    root = str(PurePath(subject.root)) + "/" if subject.root else ""
-    return path.removeprefix(root)
+def _relative(subject: Subject, path: str) -> str:
+    """Path relative to the folder that is checked."""
+    return path.removeprefix(_root(subject))
 
 
-def _listed(counts: dict[str, int], most: int = 8) -> str:
-    said = [f"{count} {shown(name, 40)}" for name, count in list(counts.items())[:most]]
-    more = len(counts) - most
-    return ", ".join(said) + (f", {more} more" if more > 0 else "") or "none"
+def _root(subject: Subject) -> str:
+    return str(PurePath(subject.root)) + "/" if subject.root else ""
 
 
-def _bytes(size: int) -> str:
+def _listed(counts: dict[str, int]) -> str:
+    entries = [f"{count} {shown(name, 40)}" for name, count in list(counts.items())[:MAX_LISTED]]
+    more = len(counts) - len(entries)
+    return ", ".join(entries) + (f", {more} more" if more else "") or "none"
+
+
+def _bytes(size: float) -> str:
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"
-        size /= 1000  # type: ignore[assignment]
+        size /= 1000
     return f"{size:.3g} TB"
 
 
-def table_of_classes(unit: str, classes: Sequence[str], counts: dict[str, Any]) -> Table:
-    """A row a class with its count in each part, the most frequent first."""
+def class_table(unit: str, classes: Sequence[str], counts: dict[str, Any]) -> Table:
+    """Build a table of the count of each class in each part, the most frequent class first."""
     table = Table(title=f"{unit} of each class", title_justify="left")
     table.add_column("class", overflow="fold")
     for part in counts:
         table.add_column(Text(shown(part, 20) or unit), justify="right")
     sums = np.sum([list(own) for own in counts.values()], axis=0)
     order = np.argsort(-sums, kind="stable").tolist()
-    for at in order[:MOST_CLASSES]:
+    for at in order[:MAX_CLASS_ROWS]:
         cells = [f"{own[at]:,}" for own in counts.values()]
         table.add_row(Text(shown(classes[at], 40)), *cells)
-    if len(order) > MOST_CLASSES:
-        rest = order[MOST_CLASSES:]
+    if rest := order[MAX_CLASS_ROWS:]:
         cells = [f"{sum(own[at] for at in rest):,}" for own in counts.values()]
         table.add_row(f"and {len(rest)} rarer classes", *cells)
     return table
 
 
-def _table_of_findings(subject: Subject, title: str, findings: Sequence[Finding]) -> Table:
+def _finding_table(subject: Subject, title: str, findings: Sequence[Finding]) -> Table:
     table = Table(title=title, title_justify="left", show_lines=True, expand=True)
-    table.add_column("what, and what to do", overflow="fold", ratio=2)
+    table.add_column("finding, and what to do", overflow="fold", ratio=2)
     table.add_column("count", justify="right", min_width=5)
     table.add_column("for example", overflow="fold", ratio=3)
     for finding in findings:
         what = Text.assemble((shown(finding.what), "bold"), f"\n{finding.advice}")
-        examples = Text("\n".join(examples_of(subject, finding)))
+        examples = Text("\n".join(example_lines(subject, finding)))
         table.add_row(what, f"{finding.count:,}", examples)
     return table
 
 
-def examples_of(subject: Subject, finding: Finding) -> list[str]:
-    """Some of what was found, in words."""
-    said = [
-        f"{shown(inside(subject, subject.paths[at]), 60)}"
-        + (f": {_said(subject, detail)}" if detail else "")
-        for at, detail in list(finding.files.items())[:EXAMPLES]
+def example_lines(subject: Subject, finding: Finding) -> list[str]:
+    """Describe the first few files or examples of a finding."""
+    lines = [
+        f"{shown(_relative(subject, subject.paths[at]), 60)}"
+        + (f": {_shortened(subject, detail)}" if detail else "")
+        for at, detail in list(finding.files.items())[:MAX_EXAMPLES]
     ]
-    said += [shown(inside(subject, text)) for text in finding.examples[:EXAMPLES]]
-    more = finding.count - len(said)
-    return [*said, f"and {more:,} more"] if more > 0 and len(said) >= EXAMPLES else said
+    lines += [shown(_relative(subject, text)) for text in finding.examples[:MAX_EXAMPLES]]
+    more = finding.count - len(lines)
+    return [*lines, f"and {more:,} more"] if more > 0 and len(lines) >= MAX_EXAMPLES else lines
 
 
-def _said(subject: Subject, detail: str) -> str:
-    """What is said of a file; paths in it are shown from the folder too."""
-    root = str(PurePath(subject.root)) + "/" if subject.root else ""
+def _shortened(subject: Subject, detail: str) -> str:
+    """Shorten a detail, also the paths in it."""
+    root = _root(subject)
     text = shown(detail.replace(root, "") if root else detail, 1000)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}..."
+
+
+def write_report(file: Path, config: DataCheckConfig, report: Report) -> None:
+    """Write a row for each file as CSV, or the rows and all tables as JSON, row by row."""
+    rows = _rows(report)
+    if file.suffix.lower() == ".csv":
+        write_whole(file, lambda stream: _write_csv(stream, rows))
+        return
+    labels = None if report.labels is None else report.labels._asdict()
+    if labels is not None:
+        del labels["findings"]  # they are among all findings
+    head = {
+        "command": "data check",
+        "config": json.loads(to_json(config)),
+        "kind": report.subject.kind,
+        "facts": report.facts,
+        "labels": labels,
+        "findings": [_plain_finding(report.subject, one) for one in report.findings],
+    }
+    write_whole(file, lambda stream: _write_json(stream, head, rows))
+
+
+def _plain_finding(subject: Subject, one: Finding) -> dict[str, Any]:
+    return {
+        "severity": one.severity,
+        "finding": one.what,
+        "count": one.count,
+        "advice": one.advice,
+        "files": [{"path": subject.paths[at], "detail": text} for at, text in one.files.items()],
+        "examples": list(one.examples),
+    }
+
+
+def _rows(report: Report) -> Iterator[dict[str, Any]]:
+    """What is known of each file, in order; its findings are joined, the most severe first."""
+    subject, columns = report.subject, report.columns
+    details: dict[int, list[tuple[str, str, str]]] = {}
+    for one in report.findings:
+        for at, detail in one.files.items():
+            details.setdefault(at, []).append((one.severity, one.what, detail))
+    for at, path in enumerate(subject.paths):
+        own = details.get(at, [])
+        height, width = columns.shape[at].tolist()
+        yield {
+            "path": path,
+            "part": subject.parts[subject.part[at]],
+            "label": subject.class_of(at),
+            "severity": own[0][0] if own else "",
+            "finding": "; ".join(what for _, what, _ in own),
+            "detail": "; ".join(detail for _, _, detail in own if detail),
+            "format": columns.format_of(at),
+            "mode": columns.mode_of(at),
+            "bits": int(columns.bits[at]) or "",
+            "width": width or "",
+            "height": height or "",
+            "bytes": int(columns.size[at]),
+            "blake2b": columns.digest[at].tobytes().hex() if columns.digest[at].any() else "",
+        }
+    for path, content in zip(subject.passed_over, report.passed_formats, strict=True):
+        yield dict.fromkeys(HEADER, "") | {
+            "path": path,
+            "format": content,
+            "severity": "look" if content else "",
+            "finding": "passed over for its suffix",
+        }
+
+
+def _write_csv(stream: BinaryIO, rows: Iterator[dict[str, Any]]) -> None:
+    """Write UTF-8; bytes of a file name that are not UTF-8 are written unchanged."""
+    text = io.TextIOWrapper(stream, encoding="utf-8", errors="surrogateescape", newline="")
+    writer = csv.DictWriter(text, HEADER, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    text.flush()
+    text.detach()
+
+
+def _write_json(stream: BinaryIO, head: dict[str, Any], rows: Iterator[dict[str, Any]]) -> None:
+    """Write a file row by row, because a list of a million rows would take gigabytes."""
+    begin = json.dumps(head, indent=1)
+    stream.write(begin.removesuffix("\n}").encode() + b',\n "files": [')
+    for number, row in enumerate(rows):
+        stream.write(b",\n  " if number else b"\n  ")
+        stream.write(json.dumps(row).encode())
+    stream.write(b"\n ]\n}\n")
+
+
+def write_clean_list(file: Path, report: Report) -> tuple[int, list[str]]:
+    """List what can be read, one of each set of exact duplicates, for `mvmae pretrain`.
+
+    Returns:
+        The number of images in the list, and readable files whose names a list cannot hold.
+
+    Raises:
+        UserError: Nothing would be in it.
+    """
+    subject, columns = report.subject, report.columns
+    fatal = {at for one in report.findings if one.severity == "fatal" for at in one.files}
+    is_clean = subject.own() & columns.readable
+    is_clean &= first_duplicates(columns) == np.arange(len(columns))
+    is_csv = file.suffix.lower() == ".csv"
+    rows, unlistable = [], []
+    for at in np.flatnonzero(is_clean).tolist():
+        path = subject.paths[at]
+        # Relative to the list, as `pretrain` reads it.
+        name = path if os.path.isabs(path) else os.path.relpath(path, file.parent)  # noqa: PTH117
+        if at in fatal:
+            continue
+        if not _can_be_listed(name, is_csv):
+            unlistable.append(path)
+            continue
+        rows.append((name, subject.class_of(at)) if subject.label is not None else (name,))
+    if not rows:
+        raise UserError(f"no image is clean: {file} is not written")
+    write_bytes(file, _list_text(rows, is_csv).encode())
+    return len(rows), unlistable
+
+
+def _can_be_listed(name: str, is_csv: bool) -> bool:
+    """Whether a name is one line of UTF-8; a .txt also loses spaces at either end."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return name.splitlines() == [name] and (is_csv or name == name.strip()) and "\0" not in name
+
+
+def _list_text(rows: list[tuple[str, ...]], is_csv: bool) -> str:
+    if not is_csv:
+        return "".join(f"{row[0]}\n" for row in rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "label")[: len(rows[0])])
+    writer.writerows(rows)
+    return text.getvalue()

@@ -1,9 +1,9 @@
-"""What is checked: the kind of DATA, its files, the part and the class that each belongs to."""
+"""What is checked: the layout of DATA, its files, and the split and class of each."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,23 +28,23 @@ KINDS = {
 
 @dataclass(kw_only=True)
 class Subject:
-    """Files to look at. A path, two numbers and nothing else is held of each."""
+    """Files to check. Only a path and two numbers of each are held in memory."""
 
     kind: str
     name: str
     paths: list[str]
     parts: tuple[str, ...] = ("",)
-    """Names of the parts: splits, and what DATA is held against."""
+    """Names of the splits, and of what DATA is compared with."""
 
     part: np.ndarray
-    """Place in `parts` of each file."""
+    """Index in `parts` of each file."""
 
     classes: tuple[str, ...] = ()
     label: np.ndarray | None = None
-    """Place in `classes` of each file; none where there are no labels, -1 where one has none."""
+    """Index in `classes` of each file, -1 for a file without label; None without labels."""
 
     against: int | None = None
-    """Place in `parts` of what DATA is held against."""
+    """Index in `parts` of what DATA is compared with."""
 
     passed_over: list[str] = field(default_factory=list)
     """Files that training passes over for their suffix."""
@@ -53,10 +53,10 @@ class Subject:
     """Folders that cannot be listed, and why."""
 
     masks: list[str] = field(default_factory=list)
-    """Mask files: looked at, but no images of DATA."""
+    """Mask files: inspected, but not images of DATA."""
 
     members: list[Item] = field(default_factory=list)
-    """What is inspected in place of `paths`, where these are not separate files."""
+    """What is inspected instead of `paths`, where these are not separate files."""
 
     sources: list[Source] = field(default_factory=list)
     """Where the parts among `members` come from."""
@@ -65,30 +65,30 @@ class Subject:
     """Tar files of which only the beginning is read, and why."""
 
     root: str = ""
-    """The folder that paths are shown from."""
+    """The folder that paths are shown relative to."""
 
     @property
     def items(self) -> list[Item]:
-        """What is looked at, an item for each path."""
+        """What is inspected for each path."""
         return self.members or [*self.paths]
 
     def own(self) -> np.ndarray:
-        """Marks the files of DATA, without those it is held against."""
+        """Mark the files of DATA, without those it is compared with."""
         if self.against is None:
             return np.ones(len(self.paths), dtype=bool)
         return self.part != self.against
 
     def class_of(self, index: int) -> str:
-        """The name of a file's class; empty without one."""
-        known = self.label is not None and self.label[index] >= 0
-        return self.classes[self.label[index]] if known and self.label is not None else ""
+        """Name of a file's class; empty without one."""
+        label = -1 if self.label is None else self.label[index]
+        return self.classes[label] if label >= 0 else ""
 
 
-def kind_of(config: DataCheckConfig) -> str:
-    """What DATA is, by what lies there.
+def detect_layout(config: DataCheckConfig) -> str:
+    """Tell the layout of DATA by its files, unless --kind is given.
 
     Raises:
-        UserError: It is said to be of a layout that takes one folder, and is several.
+        UserError: --kind needs one folder, and there are several.
     """
     folder = Path(config.data[0])
     if config.kind != "auto":
@@ -104,41 +104,45 @@ def kind_of(config: DataCheckConfig) -> str:
 
 
 def open_images(config: DataCheckConfig) -> Subject:
-    """The images of folders, a list, tar files or an array, as `pretrain` finds them.
+    """Open the images of any source of files, tar files or arrays, as `pretrain` does.
 
     Raises:
-        UserError: There are none.
+        UserError: There are no images, or they cannot be checked.
     """
     source = open_source(config.data, 3)
-    members = _members_of(source, 0)
+    members = _members(source, 0)
     if members and config.quarantine is not None:
         raise UserError(
-            f"--quarantine lists files, and the images of {source.name} are none: "
+            f"--quarantine lists files, and the images of {source.name} are not separate files: "
             "mvmae data pack leaves out what cannot be read"
         )
     subject = Subject(
         kind="images",
         name=source.name,
-        paths=_paths_of(source),
+        paths=_paths(source),
         part=np.zeros(len(source), dtype=np.int16),
         members=members,
         sources=[source] if members else [],
         damaged=[*source.damage],
         root=config.data[0] if len(config.data) == 1 and Path(config.data[0]).is_dir() else "",
     )
-    names = [] if members else _split_names(config.data)
-    if names:
-        _divide(subject, names)
+    splits = [name for name in (*TRAIN, *TEST) if (Path(config.data[0]) / name).is_dir()]
+    if subject.root and not members and len(splits) > 1:
+        _assign_splits(subject, splits)
     elif source.classes:
         subject.classes = tuple(source.classes)
         subject.label = np.array([source.label(i) for i in range(len(source))], dtype=np.int32)
     if not members and (subject.root or len(config.data) > 1):
-        subject.passed_over, subject.unlisted = _others(config.data)
+        passed_over = set[str]()
+        for folder in config.data:
+            passed_over.update(_other_files(folder, subject.unlisted))
+        subject.passed_over = sorted(passed_over)
+        subject.unlisted = sorted(set(subject.unlisted))
     return subject
 
 
-def hold_against(subject: Subject, config: DataCheckConfig) -> None:
-    """Add the images that none of DATA may be.
+def add_comparison(subject: Subject, config: DataCheckConfig) -> None:
+    """Add the images of --against, none of which may be in DATA.
 
     Raises:
         UserError: There are none, or they are DATA itself.
@@ -149,9 +153,9 @@ def hold_against(subject: Subject, config: DataCheckConfig) -> None:
         if any(_is_same(name, own) for own in config.data):
             raise UserError(f"--against {name} is DATA itself: name other images")
     source = open_source(config.against, 3)
-    members = _members_of(source, len(subject.sources))
+    members = _members(source, len(subject.sources))
     subject.sources += [source] if members else []
-    paths = _paths_of(source)
+    paths = _paths(source)
     if members or subject.members:
         subject.members = [*subject.items, *(members or paths)]
     subject.damaged += source.damage
@@ -171,12 +175,12 @@ def _is_same(one: str, other: str) -> bool:
         return False
 
 
-def _paths_of(source: Source) -> list[str]:
+def _paths(source: Source) -> list[str]:
     return [source.path(index) for index in range(len(source))]
 
 
-def _members_of(source: Source, number: int) -> list[Item]:
-    """What is inspected of a source whose images are not separate files; empty for files.
+def _members(source: Source, number: int) -> list[Item]:
+    """Images of a source that are not separate files; an empty list for files.
 
     Args:
         source: The images.
@@ -192,47 +196,44 @@ def _members_of(source: Source, number: int) -> list[Item]:
     return [Part(number, index) for index in range(len(source))]
 
 
-def _split_names(data: Sequence[str]) -> list[str]:
-    """Names of the splits that lie in one folder; none where there are fewer than two."""
-    if len(data) != 1 or not Path(data[0]).is_dir():
-        return []
-    names = [name for name in (*TRAIN, *TEST) if (Path(data[0]) / name).is_dir()]
-    return names if len(names) > 1 else []
+def _assign_splits(subject: Subject, splits: Sequence[str]) -> None:
+    """Take the first folder of each path as its split, and the second as its class.
 
-
-def _divide(subject: Subject, names: list[str]) -> None:
-    """The first folder is a split, the second a class."""
+    Without classes where any image is outside the splits or directly in one.
+    """
     depth = len(Path(subject.root).parts)
-    subject.parts = (*names, "")
-    place = {name: at for at, name in enumerate(subject.parts)}
+    outside = len(splits)
+    index_of = {name: index for index, name in enumerate(splits)}
     labels = []
     for index, path in enumerate(subject.paths):
         inside = Path(path).parts[depth:]
-        subject.part[index] = place.get(inside[0], len(names)) if len(inside) > 1 else len(names)
+        subject.part[index] = index_of.get(inside[0], outside) if len(inside) > 1 else outside
         labels.append(inside[1] if len(inside) > 2 else "")
-    if not (subject.part == len(names)).any():
-        subject.parts = tuple(names)
-        if all(labels):
-            subject.classes = tuple(sorted(set(labels)))
-            order = {name: at for at, name in enumerate(subject.classes)}
-            subject.label = np.array([order[name] for name in labels], dtype=np.int32)
+    if (subject.part == outside).any():
+        subject.parts = (*splits, "")
+        return
+    subject.parts = tuple(splits)
+    if all(labels):
+        subject.classes = tuple(sorted(set(labels)))
+        order = {name: index for index, name in enumerate(subject.classes)}
+        subject.label = np.array([order[name] for name in labels], dtype=np.int32)
 
 
-def _others(folders: Iterable[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """Files that training passes over for their suffix, and folders that cannot be listed."""
-    unlisted: list[tuple[str, str]] = []
+def _other_files(folder: str, unlisted: list[tuple[str, str]]) -> Iterator[str]:
+    """Find files that training passes over for their suffix.
+
+    As in the search for images, hidden files are skipped and each folder is read once.
+
+    Args:
+        folder: Where to search.
+        unlisted: Gets the folders that cannot be listed, and why.
+    """
 
     def note(error: OSError) -> None:
         unlisted.append((str(error.filename), error.strerror or str(error)))
 
-    passed = [path for folder in folders for path in _other_files(folder, note)]
-    return sorted(set(passed)), sorted(set(unlisted))
-
-
-def _other_files(folder: str, note: object) -> Iterator[str]:
-    """As the walk that finds images: hidden ones are passed over, each folder is read once."""
     seen = set()
-    for where, folders, files in os.walk(folder, followlinks=True, onerror=note):  # type: ignore[arg-type]
+    for where, folders, files in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(where)
         if real in seen:
             folders.clear()

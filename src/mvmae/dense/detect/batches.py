@@ -19,8 +19,7 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as tv
 
 from mvmae.config.detect import DetectConfig
-from mvmae.data.annotations.coco import AnnotatedImage, CocoSplit, decode_masks
-from mvmae.data.annotations.coco_values import MIN_MASK_PIXELS
+from mvmae.data.annotations.coco import MIN_MASK_PIXELS, AnnotatedImage, CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
 from mvmae.data.reading.samples import readable

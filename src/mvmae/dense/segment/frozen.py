@@ -22,12 +22,13 @@ from torch import Generator, Tensor
 
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations.mask_check import describe_values
 from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
 from mvmae.dense import predictions
 from mvmae.dense.segment import crops, report
-from mvmae.dense.segment.data import data_name, describe_data, describe_values, open_segmentation
+from mvmae.dense.segment.data import data_name, describe_data, open_segmentation
 from mvmae.dense.segment.evaluate import (
     Evaluation,
     Predictor,

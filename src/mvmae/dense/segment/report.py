@@ -13,9 +13,9 @@ from rich.table import Table
 from torch import nn
 
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.mask_check import CheckedMasks
+from mvmae.data.annotations.mask_check import CheckedMasks, describe_values
 from mvmae.data.annotations.masks import SegmentationData, fingerprint
-from mvmae.dense.segment.data import data_name, describe_data, describe_values
+from mvmae.dense.segment.data import data_name, describe_data
 from mvmae.dense.segment.evaluate import Evaluation
 from mvmae.dense.train import Job, count_parameters, report_files
 from mvmae.figures import segmentation

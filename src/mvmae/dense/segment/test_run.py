@@ -8,7 +8,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from mvmae.config.segment import SegmentConfig
-from mvmae.data.annotations.mask_check import CheckedMasks, usable_data
+from mvmae.data.annotations.mask_check import CheckedMasks, describe_values, usable_data
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import (
     ALL_IMAGES_TEST,
@@ -19,7 +19,7 @@ from mvmae.data.annotations.masks import (
     hash_images,
 )
 from mvmae.dense.segment import report
-from mvmae.dense.segment.data import check_masks, data_name, describe_values, find_data
+from mvmae.dense.segment.data import check_masks, data_name, find_data
 from mvmae.dense.segment.evaluate import evaluate
 from mvmae.dense.segment.predict import SavedSegmenter, open_segmenter, saved_predictor
 from mvmae.errors import UserError
@@ -102,7 +102,7 @@ def value_rules(
     Unless the user sets one, it is the meaning in training.
     """
     if config.ignore_index != "auto":
-        rules = candidate_rules(config.ignore_index, has_parts=False)
+        rules = candidate_rules(config.ignore_index, has_splits=False)
         trained = "none" if saved.rule.ignored is None else saved.rule.ignored
         remark = (
             f"the run was trained with --ignore-index {trained}, and is tested with "

@@ -79,10 +79,18 @@ def test_without_a_validation_split_the_test_split_judges(tmp_path):
 @pytest.mark.parametrize(
     ("splits", "asked", "says"),
     [
-        (["train"], (None, None), "no split that begins with val or test .* has train"),
-        (["train", "val"], (None, "vall"), "--val-split vall: no such split .*train, val"),
-        (["train", "val"], ("val", None), "split val would be trained and judged on"),
-        (["train_a", "train_b", "val"], (None, None), "train_a, train_b could all be meant"),
+        (["train"], (None, None), "no split begins with val or test .* has train"),
+        (["train", "val"], (None, "vall"), "--val-split vall: unknown split .*train, val"),
+        (
+            ["train", "val"],
+            ("val", None),
+            "val is both the training and the validation",
+        ),
+        (
+            ["train_a", "train_b", "val"],
+            (None, None),
+            r"could be meant \(train_a, train_b\)",
+        ),
         ([], (None, None), "has no annotations/instances_SPLIT.json"),
     ],
 )
@@ -94,7 +102,7 @@ def test_splits_that_are_not_to_be_told_are_refused(tmp_path, splits, asked, say
 
 
 def test_no_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere is not there: name a folder with annotations"):
+    with pytest.raises(UserError, match="nowhere does not exist: name a folder with annotations"):
         find_splits(tmp_path / "nowhere", None, None)
     save(tmp_path, "train", {})
     with pytest.raises(UserError, match=r"no images for .*instances_train.json"):

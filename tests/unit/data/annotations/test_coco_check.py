@@ -47,11 +47,16 @@ def boxed(*box: float) -> dict:
         (with_(image_id=99), "annotations of unknown images", "left out", 1),
         (with_(image_id="1"), "annotations of unknown images", "left out", 1),
         (with_(category_id=4), "annotations of unknown categories", "stop", 1),
-        (with_(id=1), "annotations of the same id", "renumbered", 2),
-        (with_(segmentation=[[1, 2, 3, 4]]), "polygons of fewer than three points", "left out", 1),
+        (with_(id=1), "annotations with the same id", "renumbered", 2),
+        (
+            with_(segmentation=[[1, 2, 3, 4]]),
+            "polygons with fewer than three points",
+            "left out",
+            1,
+        ),
         (
             with_(segmentation={"size": [60, 40], "counts": [2400]}),
-            "masks of another size than their image",
+            "masks of a different size than their image",
             "left out",
             1,
         ),
@@ -68,16 +73,16 @@ def boxed(*box: float) -> dict:
             1,
         ),
         (with_(segmentation={"size": [40, 60]}), "masks that cannot be read", "left out", 1),
-        (with_(bbox=[30, 20, 10, 10]), "masks that lie outside their box", "left out", 1),
+        (with_(bbox=[30, 20, 10, 10]), "masks outside their box", "left out", 1),
         (
             with_(segmentation=[[0.1, 0.1, 0.9, 0.1, 0.9, 0.9]]),
-            "masks of fewer than 4 pixels in boxes of more: nothing is learnt of them",
+            "masks of fewer than 4 pixels in larger boxes: nothing is learnt from them",
             "kept",
             2,
         ),
         (
             with_(segmentation=[GOOD["segmentation"][0], [1, 2, 3, 4]]),
-            "polygons of fewer than three points beside good ones",
+            "polygons with fewer than three points beside valid ones",
             "left out",
             2,
         ),
@@ -112,17 +117,17 @@ def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
         ({"categories": [{"id": 3, "name": "a"}, {"id": 4, "name": "a"}]}, "occur twice"),
         (
             {"categories": [{"id": 3}]},
-            "categories whose id is no whole number of 64 bit, or without name",
+            "categories without a name, or whose id is not a 64-bit integer",
         ),
-        ({"images": []}, "no image is left"),
+        ({"images": []}, "no images are left"),
         (
             {"images": [{"id": 1, "height": 40, "width": 60}]},
-            "images whose id is no whole number of 64 bit, or without file_name",
+            "images without file_name, or whose id is not a 64-bit integer",
         ),
         ({"images": [{"id": 1, "file_name": "a.png"}]}, "images without a size"),
         (
             {"images": 2 * [{"id": 1, "file_name": "a.png", "height": 40, "width": 60}]},
-            "images of the same id",
+            "images with the same id",
         ),
         (
             {
@@ -131,22 +136,22 @@ def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
                     for number, name in ((1, "a.png"), (2, "./a.png"))
                 ]
             },
-            "images of the same file_name",
+            "images with the same file_name",
         ),
         (
             {"images": [{"id": 2**70, "file_name": "a.png", "height": 40, "width": 60}]},
-            "images whose id is no whole number of 64 bit, or without file_name",
+            "images without file_name, or whose id is not a 64-bit integer",
         ),
         (
             {"categories": [{"id": 2**70, "name": "a"}]},
-            "categories whose id is no whole number of 64 bit, or without name",
+            "categories without a name, or whose id is not a 64-bit integer",
         ),
         (
             {"annotations": [with_(segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])]},
             "more than half of the masks do not fit their boxes",
         ),
-        ({"annotations": []}, "no annotation is left"),
-        ({"annotations": [GOOD | {"iscrowd": 1}]}, "no annotation is left"),
+        ({"annotations": []}, "no annotations are left"),
+        ({"annotations": [GOOD | {"iscrowd": 1}]}, "no annotations are left"),
     ],
 )
 def test_what_cannot_be_repaired_stops(changes, what):
@@ -162,9 +167,9 @@ def test_image_files_are_looked_at(tmp_path):
     (tmp_path / "8.png").write_bytes(b"no image")
     found = check_coco(content, read_image_sizes(tmp_path, content))
     said = {one.what: one for one in found.findings}
-    assert said["image files that are missing"].examples == ("9.png",)
-    assert said["files that are no image"].examples == ("8.png",)
-    assert said["images of another size than the file says"].examples == (
+    assert said["missing image files"].examples == ("9.png",)
+    assert said["files that are not images"].examples == ("8.png",)
+    assert said["images of a different size than the file says"].examples == (
         "7.png is 40 x 60, not 60 x 40",
     )
     assert said["images without annotations"].count == 5
@@ -201,7 +206,7 @@ def test_a_crowd_without_a_mask_gets_its_box_where_others_have_masks():
     crowd = {**bare, "id": 2, "iscrowd": 1, "bbox": [20, 5, 30, 30]}
     found = check_coco(content_of(GOOD, crowd))
     assert [(one.what, one.remedy) for one in found.findings] == [
-        ("crowds without a mask: their box is it", "kept")
+        ("crowds without a mask: their box is used instead", "kept")
     ]
     good, _ = as_found(found.content)
     assert average_precision(found.content, [good], "segm").figures["AP"] == 100
@@ -239,7 +244,7 @@ def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
     for number in (1, 5, 6, 7, 8, 9):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{number}.png")
     found = check_coco(content, read_image_sizes(tmp_path, content))
-    (missing,) = (one for one in found.findings if one.what == "image files that are missing")
+    (missing,) = (one for one in found.findings if one.what == "missing image files")
     assert missing.count == 3
     assert missing.examples[1:] == ("\\ud800x.jpg", "a\\x00b\\x1b[31m.jpg")
     assert all(example.encode() for example in missing.examples)
@@ -255,7 +260,7 @@ def test_an_entry_that_is_no_object_is_named(tmp_path):
     file = tmp_path / "instances_train.json"
     file.write_text(json.dumps(content_of(GOOD, 3, GOOD, "x")))
     with pytest.raises(
-        UserError, match=r"entry 2 of 4 in 'annotations' is no object but 3 \(and 1"
+        UserError, match=r"entry 2 of 4 in 'annotations' is not an object but 3 \(and 1"
     ):
         load_coco(file)
 
@@ -266,7 +271,9 @@ def test_an_entry_that_is_no_object_is_named(tmp_path):
 def test_what_is_no_coco_file_is_one_line(tmp_path, text):
     file = tmp_path / "instances_train.json"
     file.write_text(text)
-    with pytest.raises(UserError, match=r"instances_train.json is (not in COCO's format|no JSON)"):
+    with pytest.raises(
+        UserError, match=r"instances_train.json is (not in COCO's format|not valid JSON)"
+    ):
         load_coco(file)
 
 

@@ -41,17 +41,17 @@ def test_everything_wrong_is_counted_and_named_and_left_out(ade):
         (
             "images without a mask",
             "masks without an image",
-            "masks of another size than their image",
-            "masks that are colour pictures, not numbers of classes",
-            "masks in which nothing counts",
+            "masks of a different size than their image",
+            "masks that are colour pictures, not class numbers",
+            "masks in which every pixel is ignored",
             "masks that cannot be read",
             "images that cannot be read",
         ),
         1,
     )
-    sizes = told["masks of another size than their image"].examples[0]
+    sizes = told["masks of a different size than their image"].examples[0]
     assert sizes.endswith("12.png (10 x 10, the image 30 x 20)")
-    assert {finding.consequence for finding in look.findings} == {"left out"}
+    assert {finding.remedy for finding in look.findings} == {"left out"}
     assert len(look.usable[0]) == 9  # 16 less one of each kind
     here = found(ade)
     names = [Path(path).stem for path in usable_data(here, look).train.paths]
@@ -78,14 +78,14 @@ def test_mostly_unusable_pairs_stop_with_the_commonest_reason(ade):
             ade / "annotations" / "training" / f"{index}.png"
         )
     told = complaint(ade)
-    assert "4 of the 6 pairs to learn from cannot be used" in told
+    assert "4 of the 6 training pairs cannot be used" in told
     assert "colour pictures" in told
 
 
 def test_one_class_is_nothing_to_tell(tmp_path):
     for index in range(4):
         save_pair(tmp_path, f"{index}", values_of(0), masks="masks")
-    assert "hold 1 class only, of values 0: classes are 0, 1, 2" in complaint(tmp_path)
+    assert "have only 1 class, of values 0: classes are 0, 1, 2" in complaint(tmp_path)
 
 
 def test_turned_photographs_are_as_large_as_they_look(ade):
@@ -170,8 +170,8 @@ def test_a_part_alone_is_no_reason_to_guess(ade):
 def test_who_says_otherwise_is_told_what_would_do(tmp_path):
     plain(tmp_path, 0, 255)
     told = complaint(tmp_path, ignore_index="none")
-    assert "hold 1 class only" in told
-    assert "without --ignore-index masks of 0 and 255 alone have two classes" in told
+    assert "have only 1 class" in told
+    assert "without --ignore-index, masks of only 0 and 255 have two classes" in told
 
 
 def test_in_splits_0_is_a_class_where_one_would_be_left(tmp_path):
@@ -180,7 +180,7 @@ def test_in_splits_0_is_a_class_where_one_would_be_left(tmp_path):
     here = found(tmp_path)
     assert usable_data(here, check_pairs(here)).classes == ("0", "1")
     told = complaint(tmp_path, ignore_index=0)
-    assert "0 counts for nothing here, and --ignore-index none makes it a class" in told
+    assert "0 is ignored here, and --ignore-index none makes it a class" in told
 
 
 def test_negative_values_count_for_nothing(tmp_path):
@@ -227,9 +227,9 @@ def test_many_classes_that_occur_are_no_gap(tmp_path):
     ("spoilt", "reason"),
     [
         (Image.new("RGB", (30, 20), (200, 10, 10)), "5 masks that are colour pictures"),
-        (Image.new("L", (9, 9)), "5 masks of another size"),
+        (Image.new("L", (9, 9)), "5 masks of a different size"),
         (Image.new("F", (30, 20)), "5 masks that cannot be read"),
-        (Image.new("L", (30, 20), 255), "5 masks in which nothing counts"),
+        (Image.new("L", (30, 20), 255), "5 masks in which every pixel is ignored"),
     ],
 )
 def test_where_no_mask_is_left_the_reason_is_told(tmp_path, spoilt, reason):
@@ -237,7 +237,7 @@ def test_where_no_mask_is_left_the_reason_is_told(tmp_path, spoilt, reason):
     for file in (tmp_path / "masks").iterdir():
         spoilt.save(file)
     told = complaint(tmp_path)
-    assert "4 of the 4 pairs to learn from cannot be used" in told
+    assert "4 of the 4 training pairs cannot be used" in told
     assert reason in told
 
 
@@ -266,8 +266,8 @@ def test_names_that_do_not_fit_are_shown(tmp_path):
     save_pair(tmp_path, "a", values_of(0, 1), masks="masks")
     (tmp_path / "masks" / "a.png").rename(tmp_path / "masks" / "a_mask.png")
     told = complaint(tmp_path)
-    assert "(1 there, such as a)" in told
-    assert "(1 there, such as a_mask;" in told
+    assert "(1 found, such as a)" in told
+    assert "(1 found, such as a_mask;" in told
 
 
 def test_a_test_looks_at_each_pair_once(ade):

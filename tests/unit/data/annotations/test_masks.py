@@ -146,9 +146,12 @@ def test_names_are_read_from_every_usual_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("0,a\n99999999999999999999999,b\n", "names value 999999999999: masks hold 0 to 65535"),
+        (
+            "0,a\n99999999999999999999999,b\n",
+            "999999999999: masks have values 0 to 65535",
+        ),
         ("0,a\n65536,b\n", "names value 65536"),
-        ('0,"' + "a" * 200_000 + "\n1,b", "cannot read the classes' names"),
+        ('0,"' + "a" * 200_000 + "\n1,b", "cannot read class names"),
         ("value;name\n0;a\n", "names no classes"),
     ],
 )
@@ -207,9 +210,9 @@ def test_names_in_the_folder_say_how_many_classes_there_are(ade):
 def test_where_there_is_nothing_the_layout_is_told(tmp_path, ade):
     assert "name a folder with images/" in complaint("")
     assert "no such folder" in complaint(tmp_path / "nowhere")
-    assert "holds no images/ and annotations/" in complaint(ade / "images")
+    assert "has no images/ and annotations/" in complaint(ade / "images")
     assert "and tset" in complaint(ade, test_split="tset")
-    assert "is what is learnt from" in complaint(ade, test_split="training")
+    assert "is the training split" in complaint(ade, test_split="training")
     (ade / "annotations" / "validation").rename(ade / "elsewhere")
     assert "no folder" in complaint(ade)
 
