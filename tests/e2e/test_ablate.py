@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -272,11 +273,9 @@ def test_a_cell_killed_before_its_first_checkpoint_begins_again(here):
 # Shared
 
 HOLD = (
-    "import fcntl, sys, time\n"
-    "file = open(sys.argv[1], 'r+')\n"
-    "fcntl.lockf(file, fcntl.LOCK_EX)\n"
-    'file.write(\'{"process": 77, "host": "lab"}\'); file.flush()\n'
-    "print('held', flush=True); time.sleep(600)\n"
+    "import sys, time; from pathlib import Path; from mvmae.storage.lock import try_lock\n"
+    "with try_lock(Path(sys.argv[1])):\n"
+    "    print('held', flush=True); time.sleep(600)\n"
 )
 
 
@@ -289,7 +288,10 @@ def test_a_cell_that_another_process_runs_is_left_to_it_until_it_dies(here, caps
         assert main(HEAD.split()) == 0
         assert not Path("table/base-0").exists()
         assert table()["missing"] == ["base-0"]
-        assert "base-0 is run by process 77 on lab" in capsys.readouterr().out
+        assert (
+            f"base-0 is run by process {other.pid} on {socket.gethostname()}"
+            in capsys.readouterr().out
+        )
         other.kill()
     assert main(HEAD.split()) == 0
     assert table()["missing"] == []

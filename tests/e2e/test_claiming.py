@@ -1,5 +1,6 @@
 """A run folder has one command at a time, and outlives images that go and come back."""
 
+import socket
 import subprocess
 import sys
 import threading
@@ -12,12 +13,11 @@ from run_folders import assert_same_run, metrics, state, wait_for_lines
 from mvmae.cli.main import main
 
 HOLD = (
-    "import fcntl, os, sys\n"
-    "file = open(sys.argv[1], 'w')\n"
-    "fcntl.lockf(file, fcntl.LOCK_EX)\n"
-    "file.write(str(os.getpid())); file.flush()\n"
-    "print('held', flush=True); sys.stdin.read()\n"
+    "import sys; from pathlib import Path; from mvmae.storage.lock import try_lock\n"
+    "with try_lock(Path(sys.argv[1])):\n"
+    "    print('held', flush=True); sys.stdin.read()\n"
 )
+HOST = socket.gethostname()
 COMMANDS = {
     "pretrain": "--recipe demo --model.image-size 16 --model.decoder-dim 32 --warmup-epochs 0",
     "finetune": "--recipe small-finetune --image-size 32 --warmup-epochs 0",
@@ -37,7 +37,6 @@ def held(folder: Path):
         other.communicate("")
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no fcntl")
 @pytest.mark.parametrize("command", COMMANDS)
 def test_two_runs_do_not_write_into_one_folder(
     tmp_path, image_folder, monkeypatch, capsys, command
@@ -50,12 +49,12 @@ def test_two_runs_do_not_write_into_one_folder(
     with held(Path("run")) as other:
         assert main(command) == 2
         assert capsys.readouterr().err == (
-            f"mvmae: another command (process {other}) is writing into run: wait for it, or "
-            "choose another --out\n"
+            f"mvmae: another command (process {other} on {HOST}) is writing into run: wait for it, "
+            "or choose another --out\n"
         )
-        assert [path.name for path in Path("run").iterdir()] == [".lock"]
+        assert {path.name for path in Path("run").iterdir()} == {".lock", ".lock.holder"}
     assert main(command) == 0  # a lock that nobody holds says nothing
-    assert not Path("run/.lock").exists()
+    assert not list(Path("run").glob(".lock*"))
     kept = Path("run/config.json").read_bytes()
     with held(Path("run")):
         for words in (["--resume"], ["--overwrite"]):

@@ -352,7 +352,7 @@ def test_two_at_once_into_one_folder_are_refused_and_other_settings_too(image_fo
     first.kill()
     first.communicate()
     assert second.returncode == 2
-    assert "another mvmae data pack is writing into" in second.stderr
+    assert f"another command (process {first.pid} on " in second.stderr
     other = subprocess.run([*words, "--quality", "50"], capture_output=True, text=True)
     assert other.returncode == 2
     assert "a stopped run of other --quality" in other.stderr

@@ -52,8 +52,8 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
         raise UserError(f"{folder} is a file, but {cell.name} needs a folder: choose another --out")
     if not run_folder.is_run(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
-        ours = {*run_folder.OURS, run_folder.LOCK.removeprefix(".")}
-        if {name.removeprefix(".").removesuffix(".tmp") for name in names} - ours:
+        names = {name for name in names if not name.startswith(run_folder.LOCK)}
+        if {name.removeprefix(".").removesuffix(".tmp") for name in names} - {*run_folder.OURS}:
             raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
         return "new"
     before = from_json(

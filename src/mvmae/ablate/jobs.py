@@ -14,8 +14,7 @@ import torch
 
 from mvmae import terminal
 from mvmae.ablate import cells
-from mvmae.ablate.locks import FOLDER
-from mvmae.ablate.plan import Plan, arguments
+from mvmae.ablate.plan import LOCKS, Plan, arguments
 from mvmae.ablate.work import Inputs, Outcome
 
 POLL_SECONDS = 1.0
@@ -28,7 +27,7 @@ def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
     Raises:
         KeyboardInterrupt: The command was stopped; so were the processes, with their states saved.
     """
-    folder = plan.config.folder / FOLDER
+    folder = plan.config.folder / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"job-{number}.log" for number in range(plan.config.jobs)]
     terminal.people().print(f"{len(logs)} processes; their output: {folder}/job-*.log")

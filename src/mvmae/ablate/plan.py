@@ -23,6 +23,7 @@ from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError, nearest
 from mvmae.storage.results import slug
 
+LOCKS = ".locks"  # folder of the locks of cells, in the folder of the table
 MAX_RUNS = 1000  # more are a mistake in --set or --seeds
 SET_BY_ABLATE = {"data", "out", "seed", "eval_data", "resume", "overwrite", "device", "workers"}
 PIXELS, COMPONENTS, UNTRAINED = "raw-pixels", "pca-pixels", "untrained"  # keys of the controls

@@ -9,14 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from mvmae import terminal
-from mvmae.ablate import cells, jobs, locks, summary, work
-from mvmae.ablate.plan import Plan, command_line, make_plan
+from mvmae.ablate import cells, jobs, summary, work
+from mvmae.ablate.plan import LOCKS, Plan, command_line, make_plan
 from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Inputs, Outcome
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.figures import MAX_RUNS
 from mvmae.errors import UserError, counted
 from mvmae.storage import run_folder
+from mvmae.storage.lock import holder, try_lock
 from mvmae.training import distributed, precision
 from mvmae.training.interrupt import exit_status
 
@@ -65,7 +66,7 @@ def run(config: AblateConfig) -> int:
         console.print(f"The table so far: {command_line(config, only_table=True, jobs=1)}")
         return outcome.status
     # Of several commands on one table, the last to end writes all of it.
-    with locks.taken(config.folder, "table", wait=True):
+    with try_lock(config.folder / LOCKS / "table", wait=True):
         summary.write(plan, summary.gather(plan, inputs.labelled_fingerprint))
     conclude(plan, outcome)
     return 0
@@ -119,8 +120,8 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
     if outcome.elsewhere:
         name = outcome.elsewhere[0]
         terminal.people().print(
-            f"{', '.join(outcome.elsewhere)} is run by {locks.holder(config.folder, name)}, which "
-            "writes the whole table when it ends"
+            f"{', '.join(outcome.elsewhere)} is run by {holder(config.folder / LOCKS / name)}, "
+            "which writes the whole table when it ends"
         )
     folders = [str(cell.folder) for cell in plan.trained() if cell.seed == config.seeds[0]]
     command = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])

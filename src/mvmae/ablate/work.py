@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from mvmae import terminal
-from mvmae.ablate import cells, locks
-from mvmae.ablate.plan import SEEDLESS, Cell, Plan
+from mvmae.ablate import cells
+from mvmae.ablate.plan import LOCKS, SEEDLESS, Cell, Plan
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels
 from mvmae.data.sources.base import Source, plain_channels
@@ -21,6 +21,7 @@ from mvmae.evaluation import shared
 from mvmae.method.knn_while_training import open_eval_data
 from mvmae.method.pretrain import make_plan
 from mvmae.storage import results, run_folder
+from mvmae.storage.lock import try_lock
 
 
 class Inputs(NamedTuple):
@@ -93,7 +94,7 @@ def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
     clock = Clock(todo)
     for cell in todo:
         name = cell.folder.name
-        with locks.taken(config.folder, name) as is_held:
+        with try_lock(config.folder / LOCKS / name) as is_held:
             if not is_held:
                 elsewhere.append(name)
                 continue

@@ -169,7 +169,9 @@ def check_folder(folder: Path, config: EmbedConfig) -> None:
             )
     elif config.resume:
         raise UserError(f"{folder} holds no embeddings to resume: leave out --resume to start")
-    elif folder.exists() and any(file.name != run_folder.LOCK for file in folder.iterdir()):
+    elif folder.exists() and any(
+        not file.name.startswith(run_folder.LOCK) for file in folder.iterdir()
+    ):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 

@@ -1,37 +1,133 @@
-"""One command at a time writes into a folder."""
+"""The lock: one command at a time writes into a folder, on Linux, macOS and Windows.
+
+The system releases a lock when its process ends, however it ends, so a file that a killed process
+left behind means nothing. filelock keeps forked readers, which outlive a killed parent by seconds,
+from inheriting it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import json
 import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
+from mvmae import terminal
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
 from mvmae.training import distributed
 
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a disk without locks answers
+
+
+@contextlib.contextmanager
+def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a lock if no other process does, until the block or the process ends.
+
+    Where the disk has no locks, a warning is printed and the lock counts as held: filelock would
+    use the mere existence of a file instead, which a killed process leaves behind for ever.
+
+    Args:
+        file: Of the lock; its folder is made if it is missing.
+        wait: Wait for the process that holds it.
+
+    Yields:
+        Whether it is held.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file, blocking=wait, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        terminal.warn(f"no locks in {file.parent}: make sure that no other command writes there")
+        yield True
+        return
+    note = _holder_file(file)
+    try:
+        note.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
+        yield True
+    finally:
+        note.unlink(missing_ok=True)
+        # While the lock is held: filelock notices that its file is gone and tries again. Windows
+        # refuses to remove an open file, so there it stays.
+        with contextlib.suppress(OSError):
+            file.unlink()
+        lock.release()
+
+
+def _holder_file(file: Path) -> Path:
+    """File that names the holder: on Windows no other process can read a locked file."""
+    return file.with_name(f"{file.name}.holder")
+
+
+def holder(file: Path) -> str:
+    """Name the process that holds a lock."""
+    try:
+        content = json.loads(_holder_file(file).read_text(encoding="utf-8"))
+        return f"process {content['process']} on {content['host']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "unknown process"
+
+
+@contextlib.contextmanager
+def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> Iterator[None]:
+    """Hold a folder, which is made if it is missing; folders that stay empty are removed again.
+
+    Args:
+        folder: To write into.
+        file: Of the lock. Default: in the folder.
+        flag: Option that names the folder, for the message.
+
+    Raises:
+        UserError: Another process holds it.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    run_folder.make(folder)
+    file = file or folder / run_folder.LOCK
+    try:
+        with try_lock(file) as is_held:
+            if not is_held:
+                raise UserError(
+                    f"another command ({holder(file)}) is writing into {folder}: wait for it, or "
+                    f"choose another {flag}"
+                )
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
+
 
 @contextlib.contextmanager
 def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold the folder of a run against other commands, once it is known that the run may go there.
+    """Hold a run folder against other commands, after checking that the run may write there.
 
-    Started twice, on a cluster for one, two runs would write one mixture, and neither would know.
+    Two runs started into one folder, which happens on clusters, would otherwise mix silently.
 
     Raises:
-        UserError: As `runs.claim`, or another process is at it.
+        UserError: As `run_folder.claim`, or another process holds it.
     """
     run_folder.claim(folder, resume=resume, overwrite=overwrite)
     distributed.barrier()  # or a quick process would find the folder begun by another
-    with contextlib.ExitStack() as held:
-        refused = None
+    with contextlib.ExitStack() as stack:
+        refusal = None
         if distributed.is_main():
             try:
-                held.enter_context(locked(folder))
+                stack.enter_context(locked(folder))
             except UserError as error:
-                refused = str(error)
-        if refused := distributed.from_main(refused):
-            raise UserError(refused)
+                refusal = str(error)
+        if refusal := distributed.from_main(refusal):
+            raise UserError(refusal)
         yield
 
 
@@ -39,7 +135,7 @@ def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
 def shared(folder: Path) -> Iterator[None]:
     """Hold a folder that the processes of one command write into, against other such commands.
 
-    One process alone needs no lock there: it writes nothing that it must find again.
+    A single process needs no lock there: it writes nothing that it has to find again.
 
     Raises:
         UserError: Another command holds it.
@@ -48,64 +144,8 @@ def shared(folder: Path) -> Iterator[None]:
         yield
         return
     with locked(folder) if distributed.is_main() else contextlib.nullcontext():
-        distributed.from_main(None)  # the others begin when it is held
+        distributed.from_main(None)  # the others begin once the folder is held
         yield
     if distributed.is_main():
-        with contextlib.suppress(OSError):  # not empty, or not there any more
+        with contextlib.suppress(OSError):  # not empty, or removed already
             folder.rmdir()
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made where it is not there; folders that stay empty go again.
-
-    The system lets go of the lock when a process dies, so a file that one left means nothing. It
-    is not handed on to the loader's workers, which outlive a killed process by seconds.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    run_folder.make(folder)
-    held = None if os.name == "nt" else _taken(folder)
-    try:
-        yield
-    finally:
-        if held is not None:
-            (folder / run_folder.LOCK).unlink(missing_ok=True)  # before another may take it
-            os.close(held)
-        with contextlib.suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
-
-
-def _taken(folder: Path) -> int | None:
-    """The open file that is locked; none where the disk knows no locks."""
-    import fcntl  # which Windows has not
-
-    file = folder / run_folder.LOCK
-    while True:
-        try:
-            opened = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
-        except FileNotFoundError:  # who had it took the empty folder away
-            run_folder.make(folder)
-            continue
-        try:
-            fcntl.lockf(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:  # POSIX allows both
-            holder = os.read(opened, 20).decode(errors="replace").strip()
-            os.close(opened)
-            raise UserError(
-                f"another command (process {holder or 'unknown'}) is writing into {folder}: "
-                "wait for it, or choose another --out"
-            ) from error
-        except OSError:
-            os.close(opened)
-            file.unlink(missing_ok=True)
-            return None
-        if file.exists() and file.stat().st_ino == os.fstat(opened).st_ino:
-            break
-        os.close(opened)  # of one who was just done
-    os.ftruncate(opened, 0)
-    os.write(opened, str(os.getpid()).encode())
-    return opened

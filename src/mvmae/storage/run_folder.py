@@ -49,7 +49,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
                 f"{folder} already holds a run: choose another --out, "
                 "--resume to continue it, or --overwrite to replace it"
             )
-    elif folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(LOCK) for path in folder.iterdir()):
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 

@@ -11,9 +11,7 @@ import contextlib
 import csv
 import itertools
 import json
-import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +31,8 @@ from mvmae.datatools.pack.order import in_order
 from mvmae.datatools.pack.share import assist, from_all
 from mvmae.datatools.pack.write import SKIPPED, STATE, State, Writer, read_state
 from mvmae.errors import UserError
-from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes, write_text
+from mvmae.storage.lock import locked
 from mvmae.training import distributed
 from mvmae.training.interrupt import Interrupt, exit_status
 
@@ -68,7 +66,8 @@ def write(source: Source, config: DataPackConfig, folder: Path) -> int:
     Raises:
         UserError: As `run`.
     """
-    with locked(folder):
+    # beside the folder, which gets another name at the end
+    with locked(folder, folder.with_name(f"{folder.name}.lock"), flag="DST"):
         state = begun(folder, source, config)
         if state.done:
             terminal.people().print(f"going on behind image {state.done:,} of {len(source):,}")
@@ -101,36 +100,6 @@ def opened(config: DataPackConfig) -> Source:
         source = open_source((config.data,), 3)
     class_list_text(source.classes)  # or it would fail when all is packed
     return source
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder, which is made, and which goes again if it stays empty.
-
-    The lock is beside the folder, for that gets another name, and goes with the process.
-
-    Raises:
-        UserError: Another process holds it.
-    """
-    run_folder.make(folder)
-    lock = folder.with_name(folder.name + ".lock")
-    with lock.open("wb") as stream:
-        if os.name != "nt":
-            import fcntl  # which Windows has not
-
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another mvmae data pack is writing into {folder}: wait for it, or choose "
-                    "another DST"
-                ) from error
-        try:
-            yield
-        finally:
-            lock.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # not empty, or all is done
-                folder.rmdir()
 
 
 def begun(folder: Path, source: Source, config: DataPackConfig) -> State:
