@@ -119,7 +119,7 @@ def test_a_run_prints_its_data_model_and_metrics(data, tmp_path, capsys):
         "Set --image-size 128,",
         "AP50",
         "COCO's metrics on the 4 images of val",
-        f"mvmae detect {tmp_path / 'run'} --predict IMAGES --out DIR",
+        f"mvmae detect {tmp_path / 'run'} --predict IMAGES --out FOLDER",
     ):
         assert words in said
 

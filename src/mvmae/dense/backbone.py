@@ -97,7 +97,7 @@ class Backbone(nn.Module):
         ]
         self.keeps_prefix = window is None
         self.recompute = recompute
-        rates = torch.linspace(0, drop_path, len(encoder.blocks)).tolist()
+        rates = torch.linspace(0, drop_path, len(encoder.blocks), device="cpu").tolist()
         for block, rate in zip(encoder.blocks, rates, strict=True):
             block.drop_path = rate
         self.relative = nn.ModuleList()

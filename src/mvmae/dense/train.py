@@ -24,42 +24,25 @@ from mvmae.data.augment import seeded
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.encoder_json import encoder_from_metadata
 from mvmae.errors import UserError
-from mvmae.storage import metrics_file, run_folder
+from mvmae.storage import metrics_file
 from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
-from mvmae.training import supervised as loop
-from mvmae.training.clock import Clock
-from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.log import Log
 from mvmae.training.log import require as require_log
+from mvmae.training.loop import Loop
 from mvmae.training.optim import layerwise_adamw, set_lr
-from mvmae.training.state import State
+from mvmae.training.plan import Plan
+from mvmae.training.run_checkpoints import RunCheckpoints
+from mvmae.training.run_start import begin_run, require_replaceable_run
 
-COUNTERS = ("step", "pending", "drawn", "unreadable", "judged_step")  # saved in checkpoints as is
-REMEDY = "begin a new run with a lower --lr, or with --clip-grad 1"
+DIVERGENCE_ADVICE = (
+    "look at ENCODER, whose weights may be damaged",
+    "begin a new run with a lower --lr, or with --clip-grad 1",
+)
 
 C = TypeVar("C", bound=DetectConfig | SegmentConfig)
 D = TypeVar("D")  # images with annotations
 P = TypeVar("P")  # part of a batch
-
-
-class Plan(NamedTuple):
-    """Length of a run, in steps, and the images it is for."""
-
-    steps_per_epoch: int
-    total: int
-    eval_interval: int
-    fingerprint: str
-    """Identifies the images and their annotations."""
-
-    def position(self, step: int, batch_size: int) -> dict[str, Any]:
-        """Progress after `step` steps, in the units that people compare."""
-        epoch = round(step / self.steps_per_epoch, 4)
-        return {"step": step, "epoch": epoch, "images": step * batch_size}
-
-    def is_evaluation(self, step: int) -> bool:
-        """Whether to evaluate after this step; the evaluation after the last step is separate."""
-        return step < self.total and step % self.eval_interval == 0
 
 
 @dataclass(frozen=True)
@@ -88,12 +71,12 @@ class Trained(NamedTuple):
     optimizer: torch.optim.Optimizer
 
 
-class TrainState(State):
-    """What a step changes apart from the weights."""
+@dataclass
+class Counters:
+    """State of a run apart from weights and steps; saved in checkpoints."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.judged_step = -1  # step of the last evaluation
+    judged_step: int = -1
+    """Step of the last evaluation."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +111,7 @@ class Task:
 
     save_model: Callable[[], None]
     report_start: Callable[[Log, int], None]
-    report_result: Callable[[Log, Any, State], None]
+    report_result: Callable[[Loop, Any], None]
 
 
 def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
@@ -149,135 +132,85 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
     device = precision.choose_device(config.device)
     held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), held:
-        loop.refuse_to_replace(config, config.out)
+        require_replaceable_run(config)
         require_log(config.log)
         task = open_task(config, device)
         job, trained, plan = task.job, task.trained, task.job.plan
-        state = TrainState()
-        if config.resume:
-            loop.resume(state, config, plan.fingerprint, trained._asdict(), COUNTERS, device)
-        else:
-            loop.begin_folder(
-                config,
-                device,
-                data_fingerprint=plan.fingerprint,
-                num_images=len(job.data.train),
-                encoder=encoders.encoder_metadata(job.opened),
-            )
+        if not config.resume:
+            facts = {"data_fingerprint": plan.fingerprint, "num_images": len(job.data.train)}
+            begin_run(config, device, **facts, encoder=encoders.encoder_metadata(job.opened))
         trained.model.train()
         wrapped = distributed.wrap(trained.model, device)
-        batches = task.batches(
-            range(state.step, plan.total),
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            cuda=device.type == "cuda",
-        )
 
-        log = Log(
-            config.out,
-            start=state.step,
-            total=plan.total,
-            also=config.log,
-            quiet=not distributed.is_main(),
+        def batches(steps: range) -> Iterable[Any]:
+            rank, processes = distributed.rank(), distributed.world_size()
+            return task.batches(steps, rank=rank, world_size=processes, cuda=device.type == "cuda")
+
+        counters = Counters()
+        with Loop(
+            config,
+            plan,
+            trained._asdict(),
+            batches,
+            device,
+            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            folder=config.out,
             title=task.command,
-        )
-        with log, Interrupt() as interrupt:
-            task.report_start(log, state.step)
-            if config.resume and state.judged_step < state.step and plan.is_evaluation(state.step):
-                evaluate(log, task, state)  # the run was stopped during this evaluation
-            clock = Clock()
-            for batch in clock.timed(batches):
-                note_reading(batch, state, task)
-                lr = task.learning_rate(state.step)
+            resume=config.resume,
+            advice=DIVERGENCE_ADVICE,
+            counters=counters,
+        ) as loop:
+            task.report_start(loop.log, loop.step)
+            if counters.judged_step < loop.step and is_interim_evaluation(loop):
+                evaluate(loop, task, counters)  # the run was stopped during this evaluation
+            for batch in loop:
+                lr = task.learning_rate(loop.step)
                 set_lr(trained.optimizer, lr)
-                losses = task.training_step(wrapped, trained, batch, job, state.step)
-                state.pending.append(losses)
-                state.step += 1
-                log.advance(state.step)
+                losses = task.training_step(wrapped, trained, batch, job, loop.step)
+                if loop.record(dict(zip(task.losses, losses, strict=True))):
+                    loop.write({"lr": lr} | loop.interval_means())
+                if is_interim_evaluation(loop):
+                    loop.save()  # a failing evaluation must not cost the steps before it
+                    evaluate(loop, task, counters)
+            if loop.signal:
+                return loop.status
 
-                if state.step % config.log_every == 0 or state.step == plan.total:
-                    record = {"lr": lr, **mean_losses(state, task)}
-                    speed = clock.lap(config.batch_size)
-                    log.write(plan.position(state.step, config.batch_size) | record | speed)
-                if plan.is_evaluation(state.step):
-                    save(state, task)  # a failing evaluation must not cost the steps before it
-                    evaluate(log, task, state)
-                if stopped := loop.stop_signal(interrupt, state, config, device):
-                    save(state, task)
-                    log.say(loop.farewell(task.command, stopped, config.out, state.step))
-                    return exit_status(stopped)
-                if state.step < plan.total and loop.is_due(state, config, device):
-                    save(state, task)
-
-            save(state, task)
+            loop.save()
             if distributed.is_main():
                 task.save_model()
-            evaluation = evaluate(log, task, state)
-            save(state, task)
-            if distributed.is_main() and evaluation is not None:
-                task.report_result(log, evaluation, state)
+            evaluation = evaluate(loop, task, counters)
+            loop.save()
+            if distributed.is_main():
+                task.report_result(loop, evaluation)
         distributed.barrier()
     return 0
 
 
-def note_reading(batch: Any, state: TrainState, task: Task) -> None:
-    """Count the images that could not be read.
-
-    Raises:
-        UserError: Too many cannot be read; the state is saved before.
-    """
-    try:
-        state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
-    except UserError:
-        if state.is_worth_saving():
-            save(state, task)
-        run_folder.append_skipped(task.job.folder, state.skipped)
-        raise
+def is_interim_evaluation(loop: Loop) -> bool:
+    """Whether to evaluate now; the evaluation after the last step is separate."""
+    return 0 < loop.step < loop.plan.total and loop.plan.is_evaluation(loop.step)
 
 
-def save(state: TrainState, task: Task) -> None:
-    """Write a checkpoint.
-
-    Raises:
-        UserError: A loss is not finite; the previous checkpoint stays.
-    """
-    job = task.job
-    parts = task.trained._asdict()
-    loop.save(state, job.config, job.plan.fingerprint, parts, COUNTERS, REMEDY)
-
-
-def mean_losses(state: TrainState, task: Task) -> dict[str, float]:
-    """Average the losses since the last line of metrics, over steps and processes.
-
-    Raises:
-        UserError: A loss is not finite.
-    """
-    loop.refuse_infinite(state, task.job.folder, REMEDY)
-    means = torch.stack(state.pending).double().mean(dim=0)
-    state.pending = []
-    return dict(zip(task.losses, distributed.mean_over_processes(means).tolist(), strict=True))
-
-
-def evaluate(log: Log, task: Task, state: TrainState) -> Any:
+def evaluate(loop: Loop, task: Task, counters: Counters) -> Any:
     """Evaluate the model and write the metrics; every process takes part.
 
     Raises:
         UserError: A loss is not finite, or most images cannot be read.
     """
-    job, model = task.job, task.trained.model
-    loop.refuse_infinite(state, job.folder, REMEDY)
+    model = task.trained.model
+    loop.require_finite()
     distributed.share_buffers(model)
-    evaluation = task.evaluate(state.step == job.plan.total)
+    evaluation = task.evaluate(loop.step == loop.plan.total)
     model.train()
-    is_new = state.judged_step < state.step  # a finished run that is resumed evaluates again
+    is_new = counters.judged_step < loop.step  # a finished run that is resumed evaluates again
     if evaluation is not None and is_new:
         figures = evaluation.figures()
-        if not has_metric(job.folder, state.step, next(iter(figures))):
-            position = job.plan.position(state.step, job.config.batch_size)
-            log.write(position | figures)
-            if log.shows_pictures:
-                log.picture(task.picture, task.draw(evaluation, f"step {state.step}"), state.step)
-    state.judged_step = state.step
+        if not has_metric(loop.folder, loop.step, next(iter(figures))):
+            loop.write(figures)
+            if loop.log.shows_pictures:
+                png = task.draw(evaluation, f"step {loop.step}")
+                loop.log.picture(task.picture, png, loop.step)
+    counters.judged_step = loop.step
     distributed.barrier()
     return evaluation
 
@@ -342,22 +275,6 @@ def build_trained(model: nn.Module, job: Job) -> Trained:
     return Trained(model, optimizer)
 
 
-def count_steps(config: DetectConfig | SegmentConfig, num_images: int) -> int:
-    """Return the number of full batches in an epoch.
-
-    Raises:
-        UserError: There are fewer images than in a batch, or a batch cannot be split evenly across
-            processes and parts.
-    """
-    loop.refuse_unequal_shares(config.batch_size, config.accumulate)
-    if num_images < config.batch_size:
-        raise UserError(
-            f"{num_images} training images are fewer than a batch of {config.batch_size}: "
-            f"set --batch-size {num_images} or less, or give more images"
-        )
-    return num_images // config.batch_size
-
-
 def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
     """Open the encoder that a run starts from; for a resumed run, only its shape.
 
@@ -400,12 +317,10 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def report_files(
-    job: Job, log: Log, state: State, skipped: Sequence[Any], files: Sequence[Path]
-) -> None:
+def report_files(loop: Loop, skipped: Sequence[Any], files: Sequence[Path]) -> None:
     """Print the duration of a run, its main files, and whether images could not be read."""
-    if state.unreadable or skipped:
-        log.say(f"images that could not be read: {job.folder / 'skipped.csv'}")
-    minutes, seconds = divmod(round(log.seconds()), 60)
+    if loop.unreadable or skipped:
+        loop.log.say(f"images that could not be read: {loop.folder / 'skipped.csv'}")
+    minutes, seconds = divmod(round(loop.log.seconds()), 60)
     written = " and ".join(map(str, files))
-    log.say(f"{state.step} steps in {minutes}:{seconds:02}. Written: {written}")
+    loop.log.say(f"{loop.step} steps in {minutes}:{seconds:02}. Written: {written}")

@@ -13,7 +13,7 @@ where one is due, and stops after SIGINT or SIGTERM with the state saved.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
@@ -123,7 +123,7 @@ class Loop(Generic[B]):
         config: TrainingOptions,
         plan: Plan,
         parts: Mapping[str, Any],
-        batches: Callable[[range], Iterator[B]],
+        batches: Callable[[range], Iterable[B]],
         device: torch.device,
         *,
         checkpoints: Checkpoints,
@@ -284,18 +284,14 @@ class Loop(Generic[B]):
         drawn = self.plan.batch_size // distributed.world_size()
         attempts = self._drawn + drawn + len(batch.skipped)
         failed = self._unreadable + len(batch.skipped)
-        if batch.is_whole and (attempts < MIN_ATTEMPTS or failed <= attempts / 2):
+        if batch.is_whole and not is_mostly_unreadable(failed, attempts):
             self._drawn, self._unreadable = attempts, failed
             return
         # The images may return: keep the steps taken. Only a single process can save alone.
         if distributed.world_size() == 1 and self.step > self.saved_step:
             self.save()
         run_folder.append_skipped(self.folder, self._skipped)
-        path, reason = self._last_skipped
-        raise UserError(
-            f"{failed} of the first {attempts} attempts to read an image failed, for example "
-            f"{path} ({reason}): is this the right DATA?"
-        )
+        raise unreadable_error(failed, attempts, self._last_skipped)
 
     def _is_save_due(self) -> bool:
         """Whether it is time for a checkpoint; asked only at lines of metrics, where all agree."""
@@ -313,3 +309,17 @@ class Loop(Generic[B]):
     def _farewell(self) -> str:
         name = {2: "SIGINT", 15: "SIGTERM"}.get(self.signal, f"signal {self.signal}")
         return f"stopped by {name} after step {self.step}, saved. Continue: {self.resume_hint}"
+
+
+def is_mostly_unreadable(failed: int, attempts: int) -> bool:
+    """Whether more than half of the attempts to read an image failed, once there are enough."""
+    return attempts >= MIN_ATTEMPTS and failed > attempts / 2
+
+
+def unreadable_error(failed: int, attempts: int, example: tuple[str, str]) -> UserError:
+    """Error for data that mostly cannot be read; `example` is a path with its reason."""
+    path, reason = example
+    return UserError(
+        f"{failed} of the first {attempts} attempts to read an image failed, for example "
+        f"{path} ({reason}): is this the right DATA?"
+    )

@@ -33,7 +33,7 @@ from mvmae.storage import atomic, results
 from mvmae.storage import run_folder as runs
 from mvmae.training import distributed
 from mvmae.training.log import Log
-from mvmae.training.state import State
+from mvmae.training.loop import Loop
 
 MAX_ROWS = 30  # classes in the printed table
 NUM_BEST = 3  # detections drawn in an image without any above DRAWN_SCORE
@@ -66,7 +66,7 @@ def report_start(job: DetectJob, model: nn.Module, log: Log, step: int) -> None:
         log.warn(warning)
     resumed = f", from step {step}" if step else ""
     log.say(
-        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.steps_per_epoch, 'step')} of "
+        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.per_epoch, 'step')} of "
         f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
@@ -104,13 +104,13 @@ def small_box_warning(sides: Sequence[float], image_size: int, patch_size: int) 
     )
 
 
-def report_result(job: DetectJob, log: Log, evaluation: Evaluation, state: State) -> None:
+def report_result(job: DetectJob, loop: Loop, evaluation: Evaluation) -> None:
     """Write predictions, result and picture; print the metrics and what to do next."""
     test = job.data.test
     runs.append_skipped(job.folder, evaluation.skipped)
     predictions = to_coco_results(evaluation.found, test)
     atomic.write_text(job.folder / "predictions.json", json.dumps(predictions) + "\n")
-    file = write_result(job, evaluation, log.seconds())
+    file = write_result(job, evaluation, loop.log.seconds())
     picture = job.folder / "figures" / "detections.png"
     runs.make(picture.parent)
     title = f"{job.config.encoder} on {job.config.data}"
@@ -119,12 +119,14 @@ def report_result(job: DetectJob, log: Log, evaluation: Evaluation, state: State
     if len(test.classes) > 1:
         Console().print(class_table(evaluation, job.data))
     Console().print(summary_table(evaluation))
-    log.say(f"in %, COCO's metrics on the {len(test)} images of {test.name}")
+    loop.log.say(f"in %, COCO's metrics on the {len(test)} images of {test.name}")
     worst = worst_classes(evaluation.mask or evaluation.box)
     if worst and len(test.classes) > MAX_ROWS:
-        log.say(worst)
-    report_files(job, log, state, evaluation.skipped, [file, picture])
-    log.say(f"Detect objects in other images: mvmae detect {job.folder} --predict IMAGES --out DIR")
+        loop.log.say(worst)
+    report_files(loop, evaluation.skipped, [file, picture])
+    loop.log.say(
+        f"Detect objects in other images: mvmae detect {job.folder} --predict IMAGES --out FOLDER"
+    )
 
 
 def summary_table(evaluation: Evaluation) -> Table:

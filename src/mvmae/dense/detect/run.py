@@ -22,11 +22,9 @@ from mvmae.dense.detect.report import DetectJob
 from mvmae.dense.pyramid import SCALES
 from mvmae.dense.train import (
     Job,
-    Plan,
     Task,
     Trained,
     build_trained,
-    count_steps,
     load_initial_encoder,
     optimise,
     train,
@@ -35,6 +33,7 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.views import normalized
 from mvmae.training import precision
+from mvmae.training.plan import Plan, steps_per_epoch
 from mvmae.training.schedule import warmup_cosine, warmup_drops
 
 DEFAULT_OUT = Path("runs/detect")
@@ -98,8 +97,14 @@ def open_job(config: DetectConfig, device: torch.device) -> DetectJob:
     require_whole_maps(config, opened)
     opened = opened._replace(encoder=encoders.resize_encoder(opened.encoder, config.image_size))
     data = open_detection(config, opened.encoder.in_channels)
-    epoch = count_steps(config, len(data.train))
-    plan = Plan(epoch, config.epochs * epoch, config.eval_every * epoch, data.fingerprint)
+    epoch = steps_per_epoch(len(data.train), config.batch_size, config.accumulate)
+    plan = Plan(
+        per_epoch=epoch,
+        total=config.epochs * epoch,
+        batch_size=config.batch_size,
+        fingerprint=data.fingerprint,
+        eval_every=config.eval_every * epoch,
+    )
     return Job(config, opened, data, plan, device)
 
 
@@ -156,7 +161,7 @@ def learning_rate(config: DetectConfig, plan: Plan, step: int) -> float:
     """Learning rate of the last layers in a step."""
     warmup = config.warmup_steps
     if warmup is None:
-        warmup = round(config.warmup_epochs * plan.steps_per_epoch)
+        warmup = round(config.warmup_epochs * plan.per_epoch)
     times = {"peak": config.lr, "warmup_steps": warmup, "total_steps": plan.total}
     if config.schedule == "cosine":
         return warmup_cosine(step, **times)

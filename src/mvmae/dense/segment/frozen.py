@@ -48,9 +48,9 @@ from mvmae.metrics.miou import pixel_confusion
 from mvmae.storage import results
 from mvmae.terminal import Bar
 from mvmae.training import precision
+from mvmae.training.loop import is_mostly_unreadable, unreadable_error
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.schedule import warmup_cosine
-from mvmae.training.state import State
 
 SEARCH_BATCH = 16  # images whose patches are searched for at once
 
@@ -129,11 +129,15 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
         world_size=1,
         cuda=device.type == "cuda",
     )
-    (mean, std, _), state = opened.preprocessing, State()
+    mean, std, _ = opened.preprocessing
+    skipped, attempts = [], 0
     with Bar(total + len(data.test)) as bar:
         bar.name(short_name(name))
         for step, batch in enumerate(batches):
-            state.note_reading(len(batch.images), batch.skipped, is_whole=batch.is_whole)
+            skipped += batch.skipped
+            attempts += len(batch.images) + len(batch.skipped)
+            if not batch.is_whole or is_mostly_unreadable(len(skipped), attempts):
+                raise unreadable_error(len(skipped), attempts, skipped[-1])
             lr = warmup_cosine(step, peak=config.linear_lr, warmup_steps=0, total_steps=total)
             set_lr(optimizer, lr)
             images = normalized(batch.images, mean, std, device)
@@ -148,8 +152,8 @@ def evaluate_linear(setting: Setting, name: str) -> Evaluation:
         predictor = Predictor(model, patch_size, preprocessing, config, device, config.multi_scale)
         evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
     # A training image is skipped in every epoch, but counts once.
-    skipped = [Skipped(*skip) for skip in dict(state.skipped).items()]
-    return evaluation._replace(skipped=[*skipped, *evaluation.skipped])
+    distinct = [Skipped(*skip) for skip in dict(skipped).items()]
+    return evaluation._replace(skipped=[*distinct, *evaluation.skipped])
 
 
 class Bank(NamedTuple):

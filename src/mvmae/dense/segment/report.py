@@ -23,7 +23,7 @@ from mvmae.storage import atomic, results
 from mvmae.storage import run_folder as runs
 from mvmae.training import distributed
 from mvmae.training.log import Log
-from mvmae.training.state import State
+from mvmae.training.loop import Loop
 
 MAX_ROWS = 30  # classes in the printed table
 MAX_CONFUSION = 200  # classes up to which the JSON has the confusion matrix
@@ -43,28 +43,28 @@ def report_start(
         f"{count_parameters(model) / 1e6:.1f} M parameters, crops of {config.crop} pixels"
     )
     resumed = f", from step {step}" if step else ""
-    epochs = config.iterations / job.plan.steps_per_epoch
+    epochs = config.iterations / job.plan.per_epoch
     log.say(
         f"{config.iterations} steps of {config.batch_size} crops, {epochs:.0f} epochs{resumed} "
         f"-> {config.out}"
     )
 
 
-def report_result(job: SegmentJob, log: Log, evaluation: Evaluation, state: State) -> None:
+def report_result(job: SegmentJob, loop: Loop, evaluation: Evaluation) -> None:
     """Write result and picture; print the metrics and what to do next."""
     config, data = job.config, job.data
     runs.append_skipped(job.folder, evaluation.skipped)
     Console().print(class_table(evaluation, data))
-    log.say(summary(evaluation))
+    loop.log.say(summary(evaluation))
     content = result_content(evaluation, data) | {
         "world_size": distributed.world_size(),
-        "seconds": round(log.seconds(), 1),
+        "seconds": round(loop.log.seconds(), 1),
     }
     file = write_result(job.folder, config, content, job.device, what="segment")
     title = f"{config.encoder} on {data_name(config)}"
     picture = write_picture(job.folder, evaluation, data, title=title)
-    report_files(job, log, state, evaluation.skipped, [file, picture])
-    log.say(f"Segment other images: mvmae segment {job.folder} --predict IMAGES --out FOLDER")
+    report_files(loop, evaluation.skipped, [file, picture])
+    loop.log.say(f"Segment other images: mvmae segment {job.folder} --predict IMAGES --out FOLDER")
 
 
 def write_result(

@@ -28,17 +28,16 @@ from mvmae.dense.segment.model import Segmenter, pixel_loss
 from mvmae.dense.segment.report import SegmentJob
 from mvmae.dense.train import (
     Job,
-    Plan,
     Task,
     Trained,
     build_trained,
-    count_steps,
     load_initial_encoder,
     optimise,
     train,
 )
 from mvmae.method.views import normalized
 from mvmae.training import precision
+from mvmae.training.plan import Plan, steps_per_epoch
 from mvmae.training.schedule import warmup_poly
 
 DEFAULT_OUT = Path("runs/segment")
@@ -111,8 +110,13 @@ def open_job(config: SegmentConfig, device: torch.device) -> tuple[SegmentJob, C
     """
     opened = resize_to_crop(config, load_initial_encoder(config))
     data, checked = open_segmentation(config, opened.encoder.in_channels)
-    epoch = count_steps(config, len(data.train))
-    plan = Plan(epoch, config.iterations, config.eval_every, fingerprint(data))
+    plan = Plan(
+        per_epoch=steps_per_epoch(len(data.train), config.batch_size, config.accumulate),
+        total=config.iterations,
+        batch_size=config.batch_size,
+        fingerprint=fingerprint(data),
+        eval_every=config.eval_every,
+    )
     return Job(config, opened, data, plan, device), checked
 
 
