@@ -24,7 +24,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Block
-from mvmae.training.memory import silence
 
 MARK = "part of a step: "
 LEAST = 0.005  # GFLOP that are shown
@@ -65,7 +64,7 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with ranges(model), silence(), profile(activities=activities, acc_events=True) as profiler:
+    with ranges(model), silencedd(), profile(activities=activities, acc_events=True) as profiler:
         _wait(device)
         began = time.perf_counter()
         step()

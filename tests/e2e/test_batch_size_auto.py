@@ -9,7 +9,7 @@ import pytest
 from run_folders import metrics, timeless
 
 from mvmae.cli.main import main
-from mvmae.method.preflight import dry_run
+from mvmae.method.preflight import measured_step
 from mvmae.training import memory
 
 AUTO = {"batch-size": "auto", "device": "cpu"}
@@ -46,15 +46,15 @@ def test_one_image_is_refused_as_it_is(image_folder, pretrain, tmp_path, capsys)
 def test_what_cannot_be_is_refused_before_anything_is_tried(
     images, pretrain, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr("mvmae.method.preflight.auto_batch_size.need_on_cpu", None)
+    monkeypatch.setattr("mvmae.method.preflight.auto_batch_size.measure_cpu_memory", None)
     given = {"batch-size": 64, "micro-batch-size": "auto", "device": "cpu"}
     assert pretrain(images, tmp_path / "run", given) == 2
-    assert "40 images are fewer than a batch of 64" in capsys.readouterr().err
+    assert "40 training images are fewer than a batch of 64" in capsys.readouterr().err
 
 
 def test_what_was_tried_leaves_no_trace_in_the_run(images, pretrain, tmp_path, capfd):
     assert pretrain(images, tmp_path / "found", AUTO) == 0
-    assert "batches of 16 images, 2 steps an epoch" in capfd.readouterr().out
+    assert "batches of 16 images, 2 steps per epoch" in capfd.readouterr().out
     assert pretrain(images, tmp_path / "given", AUTO | {"batch-size": 16}) == 0
     assert timeless(tmp_path / "found") == timeless(tmp_path / "given")
 
@@ -64,7 +64,7 @@ def test_a_run_goes_on_with_the_batches_it_found(images, pretrain, tmp_path, mon
     assert pretrain(images, run, AUTO | {"save-every-minutes": 0}) == 0
     whole = timeless(run)
     (run / "checkpoints" / "last.pt").unlink()  # on with the one before the end
-    monkeypatch.setattr(memory, "there", lambda _: 1)  # nobody looks again
+    monkeypatch.setattr(memory, "total", lambda _: 1)  # nobody looks again
     assert pretrain(images, run, AUTO | {"save-every-minutes": 0}, "--resume") == 0
     assert timeless(run) == whole
 
@@ -73,8 +73,8 @@ def test_parts_that_fit_make_the_same_run(images, pretrain, tmp_path, monkeypatc
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     given = {"batch-size": 16, "device": "cpu"}
     assert pretrain(images, whole, given) == 0
-    monkeypatch.setattr(dry_run, "resident_at_first", lambda: 0)
-    monkeypatch.setattr(memory, "there", lambda _: int(LITTLE / 0.9))
+    monkeypatch.setattr(measured_step, "initial_resident_bytes", lambda: 0)
+    monkeypatch.setattr(memory, "total", lambda _: int(LITTLE / 0.9))
     assert pretrain(images, parts, given | {"micro-batch-size": "auto"}) == 0
     part = settings(parts)["micro_batch_size"]
     assert part == 8
@@ -92,7 +92,7 @@ def test_what_fits_as_a_whole_is_not_taken_apart(images, pretrain, tmp_path):
 def test_a_machine_that_is_too_small_is_told_in_a_line(
     images, pretrain, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(memory, "there", lambda _: 2**20)
+    monkeypatch.setattr(memory, "total", lambda _: 2**20)
     assert pretrain(images, tmp_path / "run", AUTO) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
@@ -103,7 +103,7 @@ def test_a_machine_that_is_too_small_is_told_in_a_line(
 def test_a_system_that_tells_nothing_is_told_in_a_line(
     images, pretrain, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(memory, "there", lambda _: 0)
+    monkeypatch.setattr(memory, "total", lambda _: 0)
     assert pretrain(images, tmp_path / "run", AUTO) == 2
     assert "give a number" in capsys.readouterr().err
 

@@ -8,7 +8,7 @@ import torch
 from mvmae.cli.main import main
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
-from mvmae.method.preflight.dry_run import Cost, advice, half_of, on_line, prospect_of
+from mvmae.method.preflight.dry_run import Cost, advice, extrapolate, forecast, smaller_part
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def test_it_says_what_the_run_takes_and_writes_nothing(
     before = sorted(tmp_path.rglob("*"))
     assert main(pretrain_command(images, "run", {"dry-run": True})) == 0
     said = capfd.readouterr().out
-    for row in ("the whole run", "an epoch", "a step of 8 images", "images a second", "memory"):
+    for row in ("the whole run", "an epoch", "a step of 8 images", "images per second", "memory"):
         assert row in said
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -53,17 +53,19 @@ def test_nothing_is_resumed_to_be_measured(capsys):
 
 
 def prospect(config: PretrainConfig, cost: Cost, workers: int):
-    return prospect_of(config, cost, 10, CPU)._replace(memory_there_gib=24.0, readers=workers)
+    return forecast(config, cost, 10, CPU)._replace(memory_there_gib=24.0, readers=workers)
 
 
 def test_too_few_readers_are_named():
     config = PretrainConfig(batch_size=100, epochs=50, workers=2)
     cost = Cost(step_seconds=1.0, read_seconds=0.05, memory_gib=1.0, micro_batch_size=None)
-    found = prospect_of(config, cost, 10, CPU)
+    found = forecast(config, cost, 10, CPU)
     assert found.seconds_per_step == pytest.approx(2.5)  # 100 images of 0.05 s by two processes
     assert found.readers_needed == 5
     (line,) = advice(config, cost, prospect(config, cost, 2), CPU)
-    assert line.startswith("2 reading processes are too few, the network would wait: --workers 5")
+    assert line.startswith(
+        "2 reading processes are too few, the network would wait: use --workers 5"
+    )
     assert advice(config, cost, prospect(config, cost, 5), CPU) == ["nothing to change"]
 
 
@@ -71,7 +73,7 @@ def test_too_much_memory_is_named_and_what_would_do():
     config = PretrainConfig(batch_size=100, epochs=50, workers=2)
     cost = Cost(step_seconds=1.0, read_seconds=0.0, memory_gib=48.0, micro_batch_size=None)
     (line,) = advice(config, cost, prospect(config, cost, 2), CPU)
-    assert "--micro-batch-size 32 would do" in line  # 45 would just fit
+    assert "--micro-batch-size 32 would fit" in line  # 45 would just fit
 
 
 def test_days_on_a_cpu_are_named():
@@ -82,13 +84,13 @@ def test_days_on_a_cpu_are_named():
 
 
 def test_lines_through_two_sizes():
-    assert on_line([8, 24], [2.0, 4.0], 24) == 4.0
-    assert on_line([8, 24], [2.0, 4.0], 256) == pytest.approx(4 + 232 / 8)
-    assert on_line([8, 24], [4.0, 3.9], 256) == 3.9  # noise does not make a larger batch cheaper
-    assert on_line([4], [3.0], 4) == 3.0
+    assert extrapolate([8, 24], [2.0, 4.0], 24) == 4.0
+    assert extrapolate([8, 24], [2.0, 4.0], 256) == pytest.approx(4 + 232 / 8)
+    assert extrapolate([8, 24], [4.0, 3.9], 256) == 3.9  # noise makes no batch cheaper
+    assert extrapolate([4], [3.0], 4) == 3.0
 
 
 def test_parts_become_smaller_until_there_are_none():
-    assert [half_of(size) for size in (1000, 512, 3, 2)] == [512, 256, 2, 1]
+    assert [smaller_part(size) for size in (1000, 512, 3, 2)] == [512, 256, 2, 1]
     with pytest.raises(UserError, match="not even one image fits"):
-        half_of(1)
+        smaller_part(1)

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Int
 from torch import Generator, Tensor, nn
 
+from mvmae.config.checks import AUTO
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.reading.samples import Batch
@@ -77,7 +78,7 @@ def run(config: PretrainConfig) -> int:
             from mvmae.method.knn_while_training import open_knn
 
             knn_top1 = open_knn(config, source, device)
-        if "auto" in (config.batch_size, config.micro_batch_size):
+        if AUTO in (config.batch_size, config.micro_batch_size):
             from mvmae.method.preflight.auto_batch_size import find_batch_size
 
             config, note = find_batch_size(config, len(source), device, training_step)

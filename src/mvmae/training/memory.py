@@ -1,4 +1,4 @@
-"""Memory: what there is, and what work takes at its peak."""
+"""Memory of the machine, and what a piece of work takes at its peak."""
 
 from __future__ import annotations
 
@@ -13,31 +13,30 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
-GROUPS = Path("/sys/fs/cgroup")  # Linux's control groups, as a container sees its own
+CGROUPS = Path("/sys/fs/cgroup")  # as a container sees its own
 
 
-def there(device: torch.device) -> int:
-    """Bytes of the GPU; or of the machine, or as many as its container may have. 0: unknown."""
+def total(device: torch.device) -> int:
+    """Bytes of the GPU, or of the machine within its container's limit; 0 where unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     try:
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # Windows has none
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return 0
-    return min([machine, *_limits()])
+    return min([machine, *_container_limits()])
 
 
-def _limits() -> Iterator[int]:
-    """Of version 2 and version 1."""
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):
+def _container_limits() -> Iterator[int]:
+    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups version 2 and 1
         try:
-            yield int((GROUPS / file).read_text())
-        except (OSError, ValueError):  # not there, or "max"
+            yield int((CGROUPS / file).read_text())
+        except (OSError, ValueError):  # missing, or "max"
             continue
 
 
 def resident() -> int | None:
-    """Bytes of this process in memory; None where the system does not say."""
+    """Resident bytes of this process; None where the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):
@@ -46,7 +45,7 @@ def resident() -> int | None:
 
 
 def peak_on_gpu(work: Work, device: torch.device) -> int:
-    """Bytes of a GPU's tensors at their peak, those from before among them."""
+    """Bytes of the GPU's tensors at the peak of the work, including those from before."""
     torch.cuda.reset_peak_memory_stats(device)
     work()
     torch.cuda.synchronize(device)
@@ -54,30 +53,29 @@ def peak_on_gpu(work: Work, device: torch.device) -> int:
 
 
 def peak_on_cpu(work: Work) -> int:
-    """Bytes of a CPU's tensors at their peak, beyond what stays when the work is over.
+    """Bytes of CPU tensors at the peak of the work, beyond what stays allocated afterwards.
 
-    Summed up from the profiler's record of what is taken and given back, so that nothing else in
-    the process counts.
+    Summed from the profiler's record of allocations, so that nothing else in the process counts.
     """
     what: dict[str, Any] = {"activities": [ProfilerActivity.CPU], "profile_memory": True}
-    with silence(), profile(**what, acc_events=True) as profiler:  # without, torch 2.11 warns
+    with silenced(), profile(**what, acc_events=True) as profiler:  # or torch 2.11 warns
         work()
     assert profiler.profiler is not None
     assert profiler.profiler.kineto_results is not None
     changes: list[Any] = list(profiler.profiler.kineto_results.events())
-    taken = peak = 0
+    allocated = peak = 0
     for event in sorted(changes, key=lambda event: event.start_ns()):
         if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
-            taken += event.nbytes()
-            peak = max(peak, taken)
-    return peak - taken
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
+    return peak - allocated
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Keep what the profiler's library writes to stderr from the user.
+def silenced() -> Iterator[None]:
+    """Hide what the profiler's library writes to stderr.
 
-    It tells of GPUs that are not there, and of memory that was taken before it began.
+    It reports missing GPUs, and memory that was allocated before it started.
     """
     kept = os.dup(2)
     try:

@@ -8,8 +8,13 @@ import torch
 
 from mvmae import recipes
 from mvmae.config.model import ModelConfig
-from mvmae.method.preflight.auto_batch_size import power_of_two, random_views_of
-from mvmae.method.preflight.dry_run import Need, need_on_cpu, step_of
+from mvmae.method.preflight.auto_batch_size import power_of_two
+from mvmae.method.preflight.measured_step import (
+    CpuMemory,
+    make_step,
+    measure_cpu_memory,
+    random_views,
+)
 from mvmae.method.pretrain import training_step
 from mvmae.training import memory
 
@@ -41,49 +46,49 @@ def test_a_process_knows_what_it_holds():
     assert before is not None
     assert now is not None
     assert (now - before) / 2**20 == pytest.approx(200, abs=20)
-    assert len(held) < now < memory.there(CPU)
+    assert len(held) < now < memory.total(CPU)
 
 
 def test_a_container_s_limit_counts(monkeypatch, tmp_path):
-    assert memory.there(CPU) > 2**28
+    assert memory.total(CPU) > 2**28
     (tmp_path / "memory.max").write_text("268435456\n")
-    monkeypatch.setattr(memory, "GROUPS", tmp_path)
-    assert memory.there(CPU) == 2**28
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
+    assert memory.total(CPU) == 2**28
     (tmp_path / "memory.max").write_text("max\n")
-    assert memory.there(CPU) > 2**28
+    assert memory.total(CPU) > 2**28
 
 
 def test_need_grows_with_images_once_they_outweigh_the_gradients():
-    need = Need(process=100, weights=1000, an_image=10.0)
-    assert need.of(1) == need.of(100) == 100 + 4 * 1000
-    assert need.of(300) == 100 + 3 * 1000 + 3000
-    assert need.fitting(100.0 + 3 * 1000 + 3000) == 300
-    assert need.fitting(100.0 + 4 * 1000) == 100
-    assert need.fitting(100.0 + 4 * 1000 - 1) == 0
+    need = CpuMemory(process=100, weights=1000, per_image=10.0)
+    assert need.at_peak(1) == need.at_peak(100) == 100 + 4 * 1000
+    assert need.at_peak(300) == 100 + 3 * 1000 + 3000
+    assert need.images_within(100.0 + 3 * 1000 + 3000) == 300
+    assert need.images_within(100.0 + 4 * 1000) == 100
+    assert need.images_within(100.0 + 4 * 1000 - 1) == 0
 
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_need_found_with_few_images_holds_for_many(recompute):
     model = ModelConfig(encoder="vit_nano", image_size=64, patch_size=8, decoder_dim=64)
     config = replace(recipes.named("pretrain", "tiny-cpu"), model=model, recompute=recompute)
-    views = random_views_of(config)
-    need = need_on_cpu(config, 4, views, training_step)
+    views = random_views(config)
+    need = measure_cpu_memory(config, 4, views, training_step)
     assert need is not None
-    step = step_of(config, 128, None, views, CPU, training_step)
+    step = make_step(config, 128, None, views, CPU, training_step)
     step()
     beyond = memory.peak_on_cpu(step)
-    assert need.of(128) - need.process - 4 * need.weights == pytest.approx(beyond, rel=0.15)
+    assert need.at_peak(128) - need.process - 4 * need.weights == pytest.approx(beyond, rel=0.15)
 
 
 def test_random_pixels_are_of_the_depth_that_the_run_has():
     config = recipes.named("pretrain", "tiny-cpu")
-    assert random_views_of(config).dtype == torch.uint8
+    assert random_views(config).dtype == torch.uint8
     deep = replace(
         config,
         model=replace(config.model, in_channels=5),
         views=replace(config.views, depth="float", mean=(0.0,) * 5, std=(1.0,) * 5),
     )
-    views = random_views_of(deep)
+    views = random_views(deep)
     assert views.dtype == torch.float32
     assert views.shape == (2, 1, 5, 64, 64)
 

@@ -1,4 +1,4 @@
-"""Batch sizes that are left to the machine: the largest that fits into its memory."""
+"""`--batch-size auto` and `--micro-batch-size auto`: the largest that fits into memory."""
 
 from __future__ import annotations
 
@@ -6,139 +6,148 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mvmae import terminal
 from mvmae.config.checks import AUTO
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError
-from mvmae.method.preflight.dry_run import CPU_IMAGES, FULL, Train, need_on_cpu, step_of
+from mvmae.method.preflight.measured_step import (
+    CPU_BATCH_SIZES,
+    USABLE_MEMORY,
+    TrainingStep,
+    make_step,
+    measure_cpu_memory,
+    random_views,
+)
 from mvmae.training import distributed, memory
 from mvmae.training.plan import steps_per_epoch
 
-MOST = 4096  # images in a batch, up to which MAE scales the learning rate
-STEPS_AN_EPOCH = 8  # at least: a batch of nearly all images is gradient descent in slow motion
-LEAST = 16  # images in a batch all the same: the contrast needs others to compare with
+MAX_BATCH = 4096  # images; up to there MAE scales the learning rate
+MIN_STEPS_PER_EPOCH = 8  # with fewer, training approaches slow full-batch gradient descent
+MIN_BATCH = 16  # images, whatever the steps: the contrast needs others to compare with
 
 
 def find_batch_size(
-    config: PretrainConfig, num_images: int, device: torch.device, train: Train
+    config: PretrainConfig, num_images: int, device: torch.device, training_step: TrainingStep
 ) -> tuple[PretrainConfig, str]:
     """Find the batch size that the config leaves to the machine, with steps on random pixels.
 
     Args:
-        config: With the pixels' depth and statistics settled.
-        num_images: There are.
+        config: With pixel depth and statistics settled.
+        num_images: Images of the run.
         device: Of this process.
-        train: `pretrain.training_step`.
+        training_step: `pretrain.training_step`.
 
     Returns:
         The config with numbers; a note for the screen.
 
     Raises:
-        UserError: Not even the least batch fits, or the system does not tell what is used.
+        UserError: Not even the smallest batch fits, or the system does not report memory.
     """
     processes = distributed.world_size()
-    if config.batch_size == AUTO:
-        wanted = min(MOST, num_images, max(LEAST, num_images // STEPS_AN_EPOCH))
-        most = power_of_two(max(1, wanted // processes))
-        if wanted < max(2, processes):
-            raise UserError(
-                f"{num_images} images are too few: give at least {max(2, processes)}, and better "
-                "hundreds"
-            )
-    else:
-        steps_per_epoch(num_images, config.batch_size)  # raise before trying for long
-        most = config.batch_size // processes
+    largest = _largest_allowed(config, num_images)
     if distributed.is_main():
-        said = "trying how many images fit into memory"
-        long = (
-            ", with some steps: a minute or more for a large model" if device.type == "cpu" else ""
-        )
-        terminal.people().print(said + long, style="dim")
-    memory_share = FULL * memory.there(device)
+        slow = ": a minute or more for a large model" if device.type == "cpu" else ""
+        terminal.people().print(f"trying how many images fit into memory{slow}", style="dim")
+    limit = USABLE_MEMORY * memory.total(device)
     if device.type == "cpu":
-        memory_share /= distributed.processes_here()
+        limit /= distributed.processes_here()
     with distributed.apart():
-        size = largest_fitting(config, most, memory_share, device, train)
-    size = -distributed.largest(-size, device)  # the least of all processes
+        size = _largest_fitting(config, largest, limit, device, training_step)
+    size = -distributed.largest(-size, device)  # the smallest of all processes
     if config.batch_size == AUTO:
-        batch = power_of_two(min(size, most)) * processes
-        config = replace(config, batch_size=batch)
-        return config, _in_words(batch, num_images // batch, is_all=size >= most)
-    if size >= most:
-        note = f"all {most} images of a batch fit into memory at once"
+        batch_size = power_of_two(min(size, largest)) * processes
+        steps = num_images // batch_size
+        reason = f"{steps} steps per epoch" if size >= largest else "which fit into memory"
+        note = f"batches of {batch_size} images, {reason}; the learning rate is scaled to them"
+        return replace(config, batch_size=batch_size), note
+    if size >= largest:
+        note = f"all {largest} images of a batch fit into memory at once"
         return replace(config, micro_batch_size=None), note
     part = power_of_two(size)
     return replace(config, micro_batch_size=part), f"batches in parts of {part} images, which fit"
 
 
-def _in_words(batch: int, steps: int, *, is_all: bool) -> str:
-    if not is_all:
-        return f"batches of {batch} images, which fit into memory; the learning rate follows"
-    return f"batches of {batch} images, {steps} steps an epoch; the learning rate follows"
+def _largest_allowed(config: PretrainConfig, num_images: int) -> int:
+    """Images per process and step beyond which it is useless to try.
+
+    Raises:
+        UserError: There are too few images.
+    """
+    processes = distributed.world_size()
+    if config.batch_size != AUTO:
+        steps_per_epoch(num_images, config.batch_size)
+        return config.batch_size // processes
+    wanted = min(MAX_BATCH, num_images, max(MIN_BATCH, num_images // MIN_STEPS_PER_EPOCH))
+    if wanted < max(2, processes):
+        raise UserError(
+            f"{num_images} images are too few: give at least {max(2, processes)}, and better "
+            "hundreds"
+        )
+    return power_of_two(max(1, wanted // processes))
 
 
 def power_of_two(size: int) -> int:
-    """The largest up to a size, which is at least 1."""
+    """Return the largest power of two up to a size of at least 1."""
     return 2 ** (size.bit_length() - 1)
 
 
-def largest_fitting(
-    config: PretrainConfig, most: int, there: float, device: torch.device, train: Train
+def _largest_fitting(
+    config: PretrainConfig,
+    largest: int,
+    limit: float,
+    device: torch.device,
+    training_step: TrainingStep,
 ) -> int:
-    """Images in a step that take no more than so many bytes, `there`; at most `most`.
+    """Images in a step that takes at most `limit` bytes.
 
-    On a GPU by trying, doubling; on a CPU, where memory that is too little ends programs, from two
-    small steps.
+    A GPU is tried with doubled batches. A CPU is extrapolated from a small step, because a system
+    without memory ends programs.
 
     Raises:
-        UserError: The least is too much, or the system does not tell what is used.
+        UserError: The smallest batch does not fit, or the system does not report memory.
     """
-    least = min(most, 2)
-    views = random_views_of(config)
+    smallest = min(largest, 2)
+    views = random_views(config)
     if device.type == "cpu":
-        need = need_on_cpu(config, min(most, min(CPU_IMAGES)), views, train) if there else None
+        start = min(largest, min(CPU_BATCH_SIZES))
+        need = measure_cpu_memory(config, start, views, training_step) if limit else None
         if need is None:
-            raise UserError(
-                "auto needs a system that tells how much memory a process takes: give a number"
-            )
-        size = need.fitting(there)
+            raise UserError("auto needs a system that reports memory: give a number instead")
+        size = need.images_within(limit)
     else:
         size = 0
-        for tried in _sizes(least, most):
-            if _gpu_bytes(config, tried, views, device, train) > there:
+        for candidate in _doubled(smallest, largest):
+            if _gpu_bytes(config, candidate, views, device, training_step) > limit:
                 break
-            size = tried
-    if size < least:
+            size = candidate
+    if size < smallest:
         raise UserError(
-            f"not even {least} images fit into memory: choose a smaller model, or --recompute"
+            f"not even {smallest} images fit into memory: choose a smaller model, or --recompute"
         )
-    return min(size, most)
+    return min(size, largest)
 
 
-def random_views_of(config: PretrainConfig) -> Tensor:
-    """Pixels of one image, V x 1 x C x H x W, of the kind that the loader gives."""
-    shape = (config.views.num_views, 1, config.model.in_channels, *config.model.height_width)
-    if config.views.pixel_depth == "8":
-        return torch.randint(256, shape, dtype=torch.uint8, generator=Generator())
-    return torch.rand(shape, generator=Generator())
-
-
-def _sizes(least: int, most: int) -> Iterator[int]:
-    size = least
-    while size < most:
+def _doubled(smallest: int, largest: int) -> Iterator[int]:
+    size = smallest
+    while size < largest:
         yield size
         size *= 2
-    yield most
+    yield largest
 
 
 def _gpu_bytes(
-    config: PretrainConfig, size: int, views: Tensor, device: torch.device, train: Train
+    config: PretrainConfig,
+    batch_size: int,
+    views: Tensor,
+    device: torch.device,
+    training_step: TrainingStep,
 ) -> float:
-    """Bytes at the peak of a step; infinite where they are not to be had."""
+    """Bytes at the peak of a step; infinite where they cannot be allocated."""
     try:
-        return memory.peak_on_gpu(step_of(config, size, None, views, device, train), device)
+        step = make_step(config, batch_size, None, views, device, training_step)
+        return memory.peak_on_gpu(step, device)
     except torch.OutOfMemoryError:
         return float("inf")
     finally:

@@ -1,97 +1,94 @@
-"""What a run would cost, from a few measured steps; nothing is written."""
+"""`pretrain --dry-run`: what a run would cost, from a few measured steps; writes nothing."""
 
 from __future__ import annotations
 
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import cache
 from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from rich.table import Table
-from torch import Generator, Tensor
+from torch import Tensor
 
 from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import loading
-from mvmae.data.reading.samples import Batch, ViewsDataset
+from mvmae.data.reading.samples import ViewsDataset
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError, counted
-from mvmae.method.augmentations import draw_augmentations, stack_augmentations
-from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.views import mask_noise
+from mvmae.method.preflight.measured_step import (
+    CPU_BATCH_SIZES,
+    GIB,
+    USABLE_MEMORY,
+    TrainingStep,
+    make_step,
+    measure_cpu_memory,
+)
 from mvmae.terminal import duration
 from mvmae.training import distributed, memory
-from mvmae.training.optim import adamw
 
 READ_SECONDS = 3.0  # spent on reading images
-STEPS = 3  # timed of each size, after one to warm up
-CPU_IMAGES = (8, 32)  # in the steps measured on a CPU, from which larger ones are extrapolated
-SLOW = 5.0  # seconds of a step on a CPU, after which no larger one is tried
-MOST_TRIED = 256  # images in a step that is measured on a CPU for its memory
-FULL = 0.9  # share of the memory that a run should not exceed
-LONG = 2 * 86_400  # seconds on a CPU
-GIB = 2**30
-
-Train = Callable[..., Any]
+TIMED_STEPS = 3  # of each batch size, after one to warm up
+SLOW_STEP = 5.0  # seconds on a CPU; after such a step no larger one is tried
+LONG_RUN = 2 * 86_400  # seconds on a CPU
 
 
 class Cost(NamedTuple):
-    """What was measured, for one process on one device."""
+    """Measurements of one process on one device."""
 
     step_seconds: float
-    """Of the network and the optimiser, for a whole batch."""
+    """Network and optimiser, for a whole batch."""
 
     read_seconds: float
-    """Of one image: reading, decoding, its views; in one process."""
+    """One image in one process: reading, decoding, its views."""
 
     memory_gib: float | None
-    """At the peak of a step: on a CPU of the whole process; none where it is not known."""
+    """At the peak of a step, on a CPU of the whole process; None where unknown."""
 
     micro_batch_size: int | None
     """What fitted into the GPU's memory, where that is not what was asked for."""
 
 
-class Prospect(NamedTuple):
-    """What follows for the run."""
+class Forecast(NamedTuple):
+    """What the measurements mean for the run."""
 
     seconds_per_step: float
     seconds_per_epoch: float
     seconds: float
     images_per_second: float
     readers: int
-    """Processes that read, as asked for or by default."""
+    """Reading processes, as asked for or by default."""
 
     readers_needed: int
-    """So many that the network never waits."""
+    """Reading processes with which the network never waits."""
 
     memory_there_gib: float
+    """Memory of the device or machine."""
 
 
 def dry_run(
     config: PretrainConfig,
     source: Source,
-    per_epoch: int,
+    steps_per_epoch: int,
     device: torch.device,
-    train: Train,
+    training_step: TrainingStep,
     notes: Sequence[str] = (),
 ) -> int:
-    """Measure, and say what the run would take.
+    """Measure some steps and print what the run would take.
 
     Args:
         config: Of the run.
         source: Its images.
-        per_epoch: Steps in an epoch.
+        steps_per_epoch: Of the run.
         device: Where it would run.
-        train: `pretrain.training_step`.
-        notes: What was inferred already.
+        training_step: `pretrain.training_step`.
+        notes: Settings that were inferred.
 
     Raises:
-        UserError: There are several processes, nothing can be read, or one image is too much.
+        UserError: There are several processes, nothing can be read, or one image does not fit.
     """
     if distributed.world_size() > 1:
         share = config.batch_size // distributed.world_size()
@@ -99,72 +96,72 @@ def dry_run(
             "--dry-run measures one process: leave out torchrun, and give the part of the batch "
             f"that one process has (--batch-size {share})"
         )
-    views, read_seconds = views_read(config, source)
-    cost = measured(config, views, read_seconds, device, train)
-    prospect = prospect_of(config, cost, per_epoch, device)
-    facts = {"command": "pretrain", "dry_run": True} | cost._asdict() | prospect._asdict()
+    views, read_seconds = _read_views(config, source)
+    cost = _measure(config, views, read_seconds, device, training_step)
+    found = forecast(config, cost, steps_per_epoch, device)
+    facts = {"command": "pretrain", "dry_run": True} | cost._asdict() | found._asdict()
     terminal.emit("result", facts)
     console = terminal.people()
-    console.print(table_of(config, cost, prospect, device))
-    for line in [*notes, *advice(config, cost, prospect, device)]:
+    console.print(_table(config, cost, found, device))
+    for line in [*notes, *advice(config, cost, found, device)]:
         console.print(line, highlight=False, soft_wrap=True)
     return 0
 
 
-def views_read(config: PretrainConfig, source: Source) -> tuple[Tensor, float]:
-    """Views of some images, V x B x C x H x W, and the seconds that one image took.
+def _read_views(config: PretrainConfig, source: Source) -> tuple[Tensor, float]:
+    """Read views of some images, V x B x C x H x W, and time them in seconds per image.
 
     Raises:
         UserError: None of several images can be read.
     """
-    places = np.random.default_rng(config.seed).permutation(len(source))[: max(CPU_IMAGES)]
+    places = np.random.default_rng(config.seed).permutation(len(source))[: max(CPU_BATCH_SIZES)]
     images = ViewsDataset(source, config)
     views: list[Tensor] = []
-    began = time.perf_counter()
+    start = time.perf_counter()
     for place in places.tolist():
         sample = images[0, place]
         if not isinstance(sample.views, Tensor):
             path, reason = sample.skipped[-1]
             raise UserError(
-                f"no image of {len(sample.skipped)} can be read, {path} for one ({reason})"
+                f"none of {len(sample.skipped)} images can be read, for example {path} ({reason})"
             )
         views.append(sample.views)
-        if time.perf_counter() - began > READ_SECONDS:
+        if time.perf_counter() - start > READ_SECONDS:
             break
-    return torch.stack(views, dim=1), (time.perf_counter() - began) / len(views)
+    return torch.stack(views, dim=1), (time.perf_counter() - start) / len(views)
 
 
-def measured(
+def _measure(
     config: PretrainConfig,
     views: Tensor,
     read_seconds: float,
     device: torch.device,
-    train: Train,
+    training_step: TrainingStep,
 ) -> Cost:
-    """Take some steps.
+    """Take some steps; on a GPU with smaller and smaller parts until one fits.
 
     Raises:
         UserError: Not even one image fits into the GPU's memory.
     """
     if device.type == "cpu":
-        seconds, memory = measured_on_cpu(config, views, train)
-        return Cost(seconds, read_seconds, memory, None)
-    micro = config.micro_batch_size
+        seconds, gib = _measure_on_cpu(config, views, training_step)
+        return Cost(seconds, read_seconds, gib, None)
+    micro_batch_size = config.micro_batch_size
     while True:
         try:
-            seconds, memory = measured_on_gpu(config, micro, views, device, train)
+            seconds, gib = _measure_on_gpu(config, micro_batch_size, views, device, training_step)
         except torch.OutOfMemoryError:
-            micro = half_of(micro or config.batch_size)
+            micro_batch_size = smaller_part(micro_batch_size or config.batch_size)
             torch.cuda.empty_cache()
             continue
-        return Cost(seconds, read_seconds, memory, micro)
+        return Cost(seconds, read_seconds, gib, micro_batch_size)
 
 
-def half_of(size: int) -> int:
-    """The next power of two below.
+def smaller_part(size: int) -> int:
+    """Return the next power of two below a size.
 
     Raises:
-        UserError: There is none.
+        UserError: The size is 1.
     """
     if size <= 1:
         raise UserError(
@@ -173,151 +170,74 @@ def half_of(size: int) -> int:
     return 2 ** ((size - 1).bit_length() - 1)
 
 
-def measured_on_cpu(
-    config: PretrainConfig, views: Tensor, train: Train
+def _measure_on_cpu(
+    config: PretrainConfig, views: Tensor, training_step: TrainingStep
 ) -> tuple[float, float | None]:
-    """Seconds and GiB of a step: on a straight line through two small batches, and by `Need`."""
-    sizes = sorted({min(size, config.batch_size) for size in CPU_IMAGES})
+    """Seconds of a step, extrapolated from two small batches, and GiB."""
+    sizes = sorted({min(size, config.batch_size) for size in CPU_BATCH_SIZES})
     part = min(config.micro_batch_size or config.batch_size, config.batch_size)
-    need = need_on_cpu(config, sizes[0], views, train)
-    gib = None if need is None else need.of(part) / GIB
+    need = measure_cpu_memory(config, sizes[0], views, training_step)
+    gib = None if need is None else need.at_peak(part) / GIB
     seconds: list[float] = []
     for size in sizes:
-        step = step_of(config, size, None, views, torch.device("cpu"), train)
+        step = make_step(config, size, None, views, torch.device("cpu"), training_step)
         step()
-        seconds.append(min(_seconds(step) for _ in range(STEPS)))
-        if seconds[-1] > SLOW:  # then four times as many images take four times as long
+        seconds.append(min(_seconds(step) for _ in range(TIMED_STEPS)))
+        if seconds[-1] > SLOW_STEP:  # so large that time grows in proportion to the batch
             return seconds[-1] * config.batch_size / size, gib
-    return on_line(sizes, seconds, config.batch_size), gib
+    return extrapolate(sizes, seconds, config.batch_size), gib
 
 
-class Need(NamedTuple):
-    """Bytes that training takes on a CPU."""
-
-    process: int
-    """Before there is a model."""
-
-    weights: int
-    """Weights alone: gradients, and each of AdamW's two averages, are as many."""
-
-    an_image: float
-    """What the backward pass needs of an image, all its views together."""
-
-    def of(self, images: int) -> int:
-        """At the peak of a step: at its end, or before its backward pass frees activations.
-
-        There are no gradients yet at that moment, as the step before ended with their release.
-        """
-        return self.process + 3 * self.weights + max(self.weights, round(images * self.an_image))
-
-    def fitting(self, there: float) -> int:
-        """Images in a step that takes so many bytes."""
-        if (rest := there - self.process - 3 * self.weights) < self.weights:
-            return 0
-        return int(rest / self.an_image)
-
-
-@cache
-def resident_at_first() -> int | None:
-    """Bytes of this process when it is first asked; later it holds what was freed, for reuse."""
-    return memory.resident()
-
-
-def need_on_cpu(config: PretrainConfig, size: int, views: Tensor, train: Train) -> Need | None:
-    """What a step takes, from one of `size` images or more; None where the system does not say.
-
-    Few images hide behind the gradients, which come when their activations go; then their number
-    is doubled.
-    """
-    if (process := resident_at_first()) is None:
-        return None
-    with torch.device("meta"):
-        model = MaskedAutoencoder(config.model, Generator())
-        weights = 4 * sum(parameter.numel() for parameter in model.parameters())
-    while True:
-        step = step_of(config, size, None, views, torch.device("cpu"), train)
-        step()  # makes AdamW's averages
-        beyond = memory.peak_on_cpu(step)
-        if beyond > weights or size >= MOST_TRIED:
-            return Need(process, weights, (beyond + weights) / size)
-        size *= 2
-
-
-def on_line(sizes: list[int], values: list[float], size: int) -> float:
-    """The value at a size, on the line through those of the first and the last; never falling."""
+def extrapolate(sizes: list[int], values: list[float], size: int) -> float:
+    """Value at a size on the line through the first and the last point; never falling."""
     slope = (values[-1] - values[0]) / max(1, sizes[-1] - sizes[0])
     return values[-1] + max(0.0, slope) * (size - sizes[-1])
 
 
-def measured_on_gpu(
-    config: PretrainConfig, micro: int | None, views: Tensor, device: torch.device, train: Train
+def _measure_on_gpu(
+    config: PretrainConfig,
+    micro_batch_size: int | None,
+    views: Tensor,
+    device: torch.device,
+    training_step: TrainingStep,
 ) -> tuple[float, float]:
     """Seconds and GiB of a step of the whole batch."""
-    step = step_of(config, config.batch_size, micro, views, device, train)
+    step = make_step(config, config.batch_size, micro_batch_size, views, device, training_step)
     step()
 
-    def waited_for() -> None:
+    def synchronized_step() -> None:
         step()
         torch.cuda.synchronize(device)
 
     peak = memory.peak_on_gpu(step, device)
-    return min(_seconds(waited_for) for _ in range(STEPS)), peak / GIB
-
-
-def step_of(
-    config: PretrainConfig,
-    size: int,
-    micro: int | None,
-    views: Tensor,
-    device: torch.device,
-    train: Train,
-) -> Callable[[], Any]:
-    """A training step of a batch of a size, of weights that stay as they are."""
-    model = MaskedAutoencoder(config.model, Generator(), recompute=config.recompute).to(device)
-    if config.objective.rebuild == "none":
-        model.freeze_decoder()
-    optimizer = adamw(model, lr=0.0, betas=config.betas, weight_decay=0.0)
-    batch = batch_of(config, size, views)
-    config = replace(config, batch_size=size, micro_batch_size=micro)
-    return lambda: train(model, optimizer, batch, config, device)
-
-
-def batch_of(config: PretrainConfig, size: int, views: Tensor) -> Batch:
-    """A batch of a size; where fewer images were read, they come again."""
-    count = config.views.num_views
-    rng = np.random.default_rng(config.seed)
-    noise = [mask_noise(rng, count, config.model.num_patches) for _ in range(size)]
-    places = torch.arange(size) % views.shape[1]
-    drawn = [draw_augmentations((config.seed, i), config.views) for i in range(size)]
-    stacked = stack_augmentations(drawn)
-    return Batch(views[:, places], torch.stack(noise, dim=1), [], True, augmentations=stacked)
+    return min(_seconds(synchronized_step) for _ in range(TIMED_STEPS)), peak / GIB
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+    start = time.perf_counter()
     work()
-    return time.perf_counter() - began
+    return time.perf_counter() - start
 
 
-def prospect_of(
-    config: PretrainConfig, cost: Cost, per_epoch: int, device: torch.device
-) -> Prospect:
-    """What follows from the cost of a step and of an image."""
+def forecast(
+    config: PretrainConfig, cost: Cost, steps_per_epoch: int, device: torch.device
+) -> Forecast:
+    """Work out the run from the cost of a step and of an image."""
     readers = loading(config.workers, device.type == "cuda")["num_workers"]
     reading = config.batch_size * cost.read_seconds
     step = max(cost.step_seconds, reading / readers) if readers else cost.step_seconds + reading
-    return Prospect(
+    return Forecast(
         seconds_per_step=step,
-        seconds_per_epoch=step * per_epoch,
-        seconds=step * per_epoch * config.epochs,
+        seconds_per_epoch=step * steps_per_epoch,
+        seconds=step * steps_per_epoch * config.epochs,
         images_per_second=config.batch_size / step,
         readers=readers,
         readers_needed=ceil(reading / cost.step_seconds),
-        memory_there_gib=memory.there(device) / GIB,
+        memory_there_gib=memory.total(device) / GIB,
     )
 
 
-def table_of(config: PretrainConfig, cost: Cost, prospect: Prospect, device: torch.device) -> Table:
+def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> Table:
     """The figures that people ask for before a run."""
     where = "GPU" if device.type == "cuda" else "CPU"
     table = Table(
@@ -329,51 +249,60 @@ def table_of(config: PretrainConfig, cost: Cost, prospect: Prospect, device: tor
     table.add_column("")
     table.add_column("", justify="right")
     rows = {
-        "the whole run": duration(prospect.seconds),
-        "an epoch": duration(prospect.seconds_per_epoch),
-        f"a step of {config.batch_size} images": f"{prospect.seconds_per_step:.3g} s",
-        "images a second": f"{prospect.images_per_second:.3g}",
+        "the whole run": duration(found.seconds),
+        "an epoch": duration(found.seconds_per_epoch),
+        f"a step of {config.batch_size} images": f"{found.seconds_per_step:.3g} s",
+        "images per second": f"{found.images_per_second:.3g}",
         "reading an image, in one process": f"{1000 * cost.read_seconds:.3g} ms",
     }
     if cost.memory_gib is not None:
-        rows["memory"] = f"{cost.memory_gib:.2g} of {prospect.memory_there_gib:.0f} GiB"
+        rows["memory"] = f"{cost.memory_gib:.2g} of {found.memory_there_gib:.0f} GiB"
     for name, value in rows.items():
         table.add_row(name, value)
     return table
 
 
-def advice(
-    config: PretrainConfig, cost: Cost, prospect: Prospect, device: torch.device
-) -> list[str]:
-    """What to change, if anything."""
-    said = []
-    if cost.micro_batch_size != config.micro_batch_size and device.type == "cuda":
-        said.append(
-            f"a batch of {config.micro_batch_size or config.batch_size} does not fit into this "
-            f"GPU: --micro-batch-size {cost.micro_batch_size} does, with the same gradient"
-        )
-    elif 0 < FULL * prospect.memory_there_gib < (cost.memory_gib or 0):
-        part = config.micro_batch_size or config.batch_size
-        fits = max(1, int(part * FULL * prospect.memory_there_gib / (cost.memory_gib or 1)))
-        said.append(
-            f"that is more memory than there is: --micro-batch-size {2 ** (fits.bit_length() - 1)}"
-            " would do, with the same gradient"
-        )
-    if prospect.readers < prospect.readers_needed:
-        cores = os.cpu_count() or 1
-        said.append(
-            f"{prospect.readers} reading processes are too few, the network would wait: --workers "
-            f"{prospect.readers_needed} would do"
-            + (
-                f", more than the {cores} cores here; images of the size they are used at, in tar "
-                "files, are read faster (mvmae data pack --short-side)"
-                if prospect.readers_needed > cores
-                else ""
-            )
-        )
-    if device.type == "cpu" and prospect.seconds > LONG:
-        said.append(
+def advice(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> list[str]:
+    """Sentences on what to change, if anything."""
+    lines = [*_memory_advice(config, cost, found, device), *_reader_advice(found)]
+    if device.type == "cpu" and found.seconds > LONG_RUN:
+        lines.append(
             "that is long for a CPU: --recipe tiny-cpu is made for one, and fewer --epochs show "
             "whether it is worth it"
         )
-    return said or ["nothing to change"]
+    return lines or ["nothing to change"]
+
+
+def _memory_advice(
+    config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device
+) -> list[str]:
+    if cost.micro_batch_size != config.micro_batch_size and device.type == "cuda":
+        return [
+            f"a batch of {config.micro_batch_size or config.batch_size} does not fit into this "
+            f"GPU: --micro-batch-size {cost.micro_batch_size} does, with the same gradient"
+        ]
+    usable = USABLE_MEMORY * found.memory_there_gib
+    if not 0 < usable < (cost.memory_gib or 0):
+        return []
+    part = config.micro_batch_size or config.batch_size
+    fitting = max(1, int(part * usable / (cost.memory_gib or 1)))
+    return [
+        f"that is more memory than there is: --micro-batch-size {2 ** (fitting.bit_length() - 1)} "
+        "would fit, with the same gradient"
+    ]
+
+
+def _reader_advice(found: Forecast) -> list[str]:
+    if found.readers >= found.readers_needed:
+        return []
+    cores = os.cpu_count() or 1
+    line = (
+        f"{found.readers} reading processes are too few, the network would wait: use --workers "
+        f"{found.readers_needed}"
+    )
+    if found.readers_needed > cores:
+        line += (
+            f", more than the {cores} cores here; images stored at the size they are used at, in "
+            "tar files, are read faster (mvmae data pack --short-side)"
+        )
+    return [line]
