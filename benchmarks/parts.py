@@ -64,7 +64,7 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with ranges(model), silencedd(), profile(activities=activities, acc_events=True) as profiler:
+    with ranges(model), silenced(), profile(activities=activities, acc_events=True) as profiler:
         _wait(device)
         began = time.perf_counter()
         step()
