@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Block
+from mvmae.training.memory import silenced
 
 MARK = "part of a step: "
 LEAST = 0.005  # GFLOP that are shown
