@@ -30,7 +30,8 @@ from mvmae.embed.storage import Index
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError, encodable, printable
 from mvmae.figures import neighbours
-from mvmae.figures.neighbours import Cell, Row
+from mvmae.figures.neighbours import Row
+from mvmae.figures.sheet import Tile
 from mvmae.inspect.choose_images import render_image
 from mvmae.storage import atomic
 from mvmae.storage.atomic import write_bytes
@@ -252,14 +253,14 @@ def draw_results(results: list[Result], job: Job, index: Index, queries: Queries
         name = Path(queries.source.path(number)).name
         role = "query, in the data" if results[number].itself else "query"
         cells = [
-            Cell(
+            Tile(
                 render_image(job.source, images[near.path], job.opened),
                 near.label or Path(near.path).name,
                 f"{near.similarity:.3f}",
             )
             for near in nearest
         ]
-        rows.append(Row(Cell(render_image(queries.source, number, job.opened), name, role), cells))
+        rows.append(Row(Tile(render_image(queries.source, number, job.opened), name, role), cells))
     title = f"Nearest among {index.total('rows')} images of {index.facts['data']}"
     return neighbours.draw(rows, title=title, note=write_note(results, job.config, index))
 

@@ -1,107 +1,42 @@
-"""Queries and their nearest neighbours, a row of pictures for each query.
-
-Shapes: H and W pixels, C channels 1 or 3.
-"""
+"""Draw query images and their nearest neighbours: one row of pictures per query."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
-from jaxtyping import UInt8
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
+from mvmae.figures.sheet import MIN_WIDTH, SIDE, TOP, Sheet, Tile, cell_size
+from mvmae.figures.text import ACCENT, shortened
 
-from mvmae.figures.text import ACCENT, BOLD, FAINT, INK, shortened
-
-CELL, MIN_CELL_WIDTH = 1.25, 0.95  # inches; the captions need room below narrow pictures
-GAP = 0.08  # inches between neighbours
-AFTER_QUERY = 0.28  # inches between a query and its neighbours
-BELOW = 0.40  # inches for two lines of captions
-TOP, BOTTOM, SIDE = 0.48, 0.34, 0.12  # inches around everything
-DPI = 150
-
-
-class Cell(NamedTuple):
-    """A picture and its captions."""
-
-    image: UInt8[np.ndarray, "H W C"]
-    first: str
-    """Its middle is left out where it is too long."""
-
-    second: str
+CELL, MIN_CELL_WIDTH = 1.25, 0.95  # longer side of a picture; room for its captions, in inches
+GAP, QUERY_GAP = 0.08, 0.28  # between neighbours, and after the query
+CAPTION_HEIGHT = 0.4  # two lines below a picture
 
 
 class Row(NamedTuple):
-    """A query and its nearest neighbours, nearest first."""
+    """A query and its neighbours, nearest first."""
 
-    query: Cell
-    neighbours: Sequence[Cell]
+    query: Tile
+    neighbours: Sequence[Tile]
 
 
 def draw(rows: Sequence[Row], *, title: str, note: str) -> bytes:
-    """Draw a PNG with a row for each query: the query, a gap, its neighbours.
+    """Draw a row for each query: the query, a gap, its neighbours.
 
     Args:
         rows: At least one; all pictures have the same shape.
-        title: Above the figure.
-        note: Below it.
+        title: Heading of the page.
+        note: Small print at the bottom, shortened to one line.
     """
-    height, width = rows[0].query.image.shape[:2]
-    cell_w = max(CELL * width / max(height, width), MIN_CELL_WIDTH)
-    cell_h = cell_w * height / width
+    size = width, height = cell_size(rows[0].query.image, CELL, MIN_CELL_WIDTH)
     columns = max(len(row.neighbours) for row in rows)
-    size = (
-        max(2 * SIDE + cell_w + AFTER_QUERY + columns * (cell_w + GAP) - GAP, 5.0),
-        TOP + len(rows) * (cell_h + BELOW) + BOTTOM,
-    )
-    figure = Figure(figsize=size, dpi=DPI, facecolor="white")
-    FigureCanvasAgg(figure)
-
-    def axes(line: int, left: float) -> Axes:
-        bottom = size[1] - TOP - (line + 1) * (cell_h + BELOW) + BELOW
-        place = (left / size[0], bottom / size[1], cell_w / size[0], cell_h / size[1])
-        return figure.add_axes(place)
-
-    for line, row in enumerate(rows):
-        _show(axes(line, SIDE), row.query, cell_w, is_query=True)
-        for number, cell in enumerate(row.neighbours):
-            left = SIDE + cell_w + AFTER_QUERY + number * (cell_w + GAP)
-            _show(axes(line, left), cell, cell_w, is_query=False)
-    words = {"ha": "left", "parse_math": False}
-    left = SIDE / size[0]
-    heading = shortened(title, (size[0] - 2 * SIDE) / BOLD, 10.0)
-    figure.text(
-        left, 1 - 0.14 / size[1], heading, va="top", fontsize=10, weight="bold", color=INK, **words
-    )
-    small = shortened(note, size[0] - 2 * SIDE, 6.5)
-    figure.text(left, 0.1 / size[1], small, va="bottom", fontsize=6.5, color=FAINT, **words)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    return buffer.getvalue()
-
-
-def _show(axis: Axes, cell: Cell, width: float, *, is_query: bool) -> None:
-    """Draw a picture in a frame, with two captions no wider than it."""
-    axis.imshow(cell.image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="antialiased")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    for side in axis.spines.values():
-        side.set(color=ACCENT if is_query else "#d0d5da", linewidth=2.0 if is_query else 0.6)
-    lines = ((cell.first, -4, INK), (cell.second, -13.5, ACCENT if is_query else FAINT))
-    for text, below, colour in lines:
-        axis.annotate(
-            shortened(text, width, 7.0),
-            (0.5, 0),
-            (0, below),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=7,
-            color=colour,
-            parse_math=False,
-        )
+    page_width = 2 * SIDE + width + QUERY_GAP + columns * (width + GAP) - GAP
+    note = shortened(note, max(page_width, MIN_WIDTH) - 2 * SIDE, 6.5)
+    sheet = Sheet(page_width, len(rows) * (height + CAPTION_HEIGHT), title=title, note=note)
+    for number, row in enumerate(rows):
+        top = TOP + number * (height + CAPTION_HEIGHT)
+        sheet.tile(SIDE, top, size, row.query, points=7.0, frame=(ACCENT, 2.0))
+        for column, neighbour in enumerate(row.neighbours):
+            left = SIDE + width + QUERY_GAP + column * (width + GAP)
+            sheet.tile(left, top, size, neighbour, points=7.0, frame=("#d0d5da", 0.6))
+    return sheet.png()

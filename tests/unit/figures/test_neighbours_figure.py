@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mvmae.figures.neighbours import Cell, Row, draw
+from mvmae.figures.neighbours import Row, draw
+from mvmae.figures.sheet import Tile
 from mvmae.figures.text import drawable, shortened, width_of
 
 
-def cell(first: str = "cat", *, shape: tuple[int, int, int] = (32, 32, 3), shade: int = 0) -> Cell:
-    return Cell(np.full(shape, shade, np.uint8), first, "0.5")
+def cell(first: str = "cat", *, shape: tuple[int, int, int] = (32, 32, 3), shade: int = 0) -> Tile:
+    return Tile(np.full(shape, shade, np.uint8), first, "0.5")
 
 
 def pixels(png: bytes) -> np.ndarray:

@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.figures.page import wrapped
-from mvmae.figures.text import width_of
+from mvmae.figures.sheet import Tile
+from mvmae.figures.text import width_of, wrapped
 from mvmae.inspect.features.colours import summarise_variance
 from mvmae.inspect.features.figures import (
     EncoderRow,
-    Tile,
     draw_colours,
     draw_pairs,
     draw_typical,

@@ -14,9 +14,9 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from mvmae.config.figures import MIN_IMAGES
+from mvmae.figures.sheet import SIDE, TOP, Sheet, draw_frame
 from mvmae.figures.text import FAINT, INK, shortened
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, sample_indices
-from mvmae.inspect.features.figures import SIDE, TOP, Sheet
 from mvmae.metrics.plane import embed_in_plane
 
 METHODS = {"tsne": "t-SNE", "umap": "UMAP"}
@@ -152,7 +152,7 @@ def draw_map(
     sheet = Sheet(width, height + 0.1, title=title, note=note)
     axes = sheet.axes(SIDE, TOP, MAP_WIDTH, height)
     axes.set(xlim=(0, 1), ylim=(low, high), xticks=[], yticks=[])
-    _frame(axes, "#d0d5da", 0.6)
+    draw_frame(axes, "#d0d5da", 0.6)
     area = float(np.clip(14_000 / len(points), 5, 24))  # of a marker, in square points
     named = [] if labels is None else select_named_classes(labels)
     styles = dict(zip(named, STYLES, strict=False))
@@ -171,17 +171,10 @@ def draw_map(
         )
         axes_of_image = sheet.picture(SIDE + left, TOP + top, size, image)
         colour, _ = styles.get(int(shown[point]), ("#8a8f98", ""))
-        _frame(axes_of_image, colour, 1.2)
+        draw_frame(axes_of_image, colour, 1.2)
     if labels is not None:
         _legend(axes, labels, styles, classes)
     return sheet.png()
-
-
-def _frame(axes: Axes, colour: str, width: float) -> None:
-    axes.set_axis_on()
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-        spine.set(color=colour, linewidth=width)
 
 
 def _scatter(axes: Axes, points: np.ndarray, colour: str, marker: str, area: float) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from mvmae.config.figures import MIN_IMAGES
+from mvmae.figures.sheet import Tile
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, to_csv
-from mvmae.inspect.features.figures import Tile, draw_pairs, draw_typical
+from mvmae.inspect.features.figures import draw_pairs, draw_typical
 from mvmae.metrics.typicality import (
     MAX_PAIRS,
     NUM_NEIGHBOURS,
