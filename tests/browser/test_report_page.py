@@ -71,7 +71,7 @@ def file(request, pages) -> Path:
 
 
 class Opened:
-    """A page in the browser, with what it complained of and asked for."""
+    """A page in the browser, with its console messages and requests."""
 
     def __init__(self, browser, file: Path, **options) -> None:
         self.complaints: list[str] = []
@@ -86,7 +86,7 @@ class Opened:
 
 @pytest.fixture
 def opened(browser) -> Iterator:
-    """Opens pages, and closes them."""
+    """Open pages, and close them afterwards."""
     known = []
 
     def open_page(file: Path, **options) -> Opened:
@@ -100,7 +100,7 @@ def opened(browser) -> Iterator:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_page_is_whole_and_quiet_at_every_size_and_light(opened, file, width, scheme):
+def test_the_page_fits_and_loads_nothing_at_every_width_and_theme(opened, file, width, scheme):
     view = opened(file, viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = view.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -129,7 +129,7 @@ def test_axe_finds_nothing_serious(opened, file, axe, width, scheme):
     assert grave == []
 
 
-def test_theme_button_is_reached_by_keyboard_and_turns_the_light(opened, pages):
+def test_the_theme_button_works_by_keyboard(opened, pages):
     page = opened(pages["one"], color_scheme="light").page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the verdict"
@@ -145,7 +145,7 @@ def test_theme_button_is_reached_by_keyboard_and_turns_the_light(opened, pages):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == before
 
 
-def test_headings_sort_by_keyboard_and_say_so(opened, pages):
+def test_headings_sort_by_keyboard_and_announce_it(opened, pages):
     page = opened(pages["several"]).page
     table = page.locator("#ranking table")
     heading = table.locator("thead th").nth(2)
@@ -165,7 +165,7 @@ def test_headings_sort_by_keyboard_and_say_so(opened, pages):
     assert heading.get_attribute("aria-sort") is None
 
 
-def test_what_is_folded_opens_by_keyboard(opened, pages):
+def test_folded_parts_open_by_keyboard(opened, pages):
     page = opened(pages["one"]).page
     fold = page.locator("details", has_text="config.json: every setting")
     fold.locator("summary").focus()
@@ -174,7 +174,7 @@ def test_what_is_folded_opens_by_keyboard(opened, pages):
     assert '"mask_ratio"' in fold.inner_text()
 
 
-def test_curves_change_their_axis_and_tell_their_values(opened, pages):
+def test_curves_change_their_axis_and_show_their_values(opened, pages):
     page = opened(pages["one"]).page
     records = [
         json.loads(line)
@@ -196,7 +196,7 @@ def test_curves_change_their_axis_and_tell_their_values(opened, pages):
     assert figure.locator(".readout").inner_text().startswith(f"{records[-1]['images']} images")
 
 
-def test_pointing_at_a_curve_tells_its_values(opened, pages):
+def test_pointing_at_a_curve_shows_its_values(opened, pages):
     page = opened(pages["one"]).page
     figure = page.locator("figure.chart", has_text="Learning rate")
     figure.scroll_into_view_if_needed()
@@ -244,7 +244,7 @@ def test_names_that_look_like_markup_are_shown_as_they_are(opened, pages):
 
 
 def test_a_script_slipped_into_the_file_does_not_run(opened, pages, tmp_path):
-    """The policy is the second wall, behind the escaping."""
+    """The policy is the second line of defence, behind the escaping."""
     html = pages["one"].read_text()
     file = tmp_path / "changed.html"
     file.write_text(html.replace("</main>", "<script>document.title = 'run'</script></main>"))

@@ -25,7 +25,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_one_runs_curves_lie_in_its_folder(here, capsys):
+def test_curves_of_one_run_are_written_to_its_folder(here, capsys):
     assert main(["curves", "runs/a"]) == 0
     first, second = capsys.readouterr().out.splitlines()
     assert first == "a: 6 steps, epoch 3 of 3, 3:00  loss 0.500"
@@ -35,7 +35,7 @@ def test_one_runs_curves_lie_in_its_folder(here, capsys):
         assert picture.width > 400
 
 
-def test_several_runs_curves_lie_beside_them(here, capsys):
+def test_curves_of_several_runs_are_written_beside_them(here, capsys):
     assert main(["curves", "runs/a", "runs/b", "runs/empty", "--against", "hours"]) == 0
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "b: 1 steps, epoch 0.5 of 3, 0:30  loss 3.000"
@@ -44,7 +44,7 @@ def test_several_runs_curves_lie_beside_them(here, capsys):
         assert picture.format == "PNG"
 
 
-def test_figures_for_papers_are_of_the_kind_their_name_says(here):
+def test_the_suffix_of_out_chooses_the_format(here):
     assert main(["curves", "runs/a", "--out", "c.svg"]) == 0
     assert main(["curves", "runs/a", "--out", "deep/c.PDF", "--smooth", "3"]) == 0
     assert (here / "c.svg").read_text().startswith("<?xml")
@@ -52,7 +52,7 @@ def test_figures_for_papers_are_of_the_kind_their_name_says(here):
     assert (here / "deep" / "c.PDF").read_bytes().startswith(b"%PDF")
 
 
-def test_the_metrics_file_stands_for_its_run(here):
+def test_the_metrics_file_may_be_named_instead_of_its_run(here):
     assert main(["curves", "runs/a/metrics.jsonl"]) == 0
     assert (here / "runs/a/figures/curves.png").exists()
 
@@ -72,7 +72,7 @@ def test_the_metrics_file_stands_for_its_run(here):
         ("runs/a --out runs/a/config.json/c.png", "config.json"),
     ],
 )
-def test_what_cannot_be_drawn_is_told_in_a_line(here, capsys, words, complaint):
+def test_errors_are_one_line_and_write_nothing(here, capsys, words, complaint):
     (here / "runs.png").mkdir()
     assert main(["curves", *words.split()]) == 2
     said = capsys.readouterr()
@@ -82,7 +82,7 @@ def test_what_cannot_be_drawn_is_told_in_a_line(here, capsys, words, complaint):
     assert not (here / "runs/a/figures").exists()
 
 
-def test_a_run_that_does_not_say_its_images_is_drawn_against_steps(here, capsys):
+def test_metrics_without_images_can_be_drawn_against_steps_only(here, capsys):
     (here / "runs/a/metrics.jsonl").write_text('{"step": 1, "loss": 2.0}\n')
     assert main(["curves", "runs/a", "--against", "images"]) == 2
     assert "does not say its images: try --against steps" in capsys.readouterr().err

@@ -124,7 +124,7 @@ def test_page_says_where_it_is_and_how_to_open_it(here, capsys):
     assert page.headings[0] == "a"
 
 
-def test_figures_are_those_of_the_results(here):
+def test_scores_equal_those_of_the_results(here):
     result = json.loads(Path("runs/a/results/knn-images.json").read_text())
     page = quick("runs/a")
     table = next(
@@ -158,7 +158,7 @@ def test_verdict_is_that_of_the_run(here):
         assert health["sentence"] in page.text
 
 
-def test_scores_that_need_no_training_are_told_at_the_top(here):
+def test_baselines_are_named_at_the_top(here):
     file = Path("runs/a/results/knn-images.json")
     result = json.loads(file.read_text()) | {"headline": {"token": "mean", "top1": 39.3}}
     result["rows"] = [
@@ -183,7 +183,7 @@ def test_scores_that_need_no_training_are_told_at_the_top(here):
     )
 
 
-def test_a_run_that_stopped_at_a_loss_that_is_no_number_is_told_as_diverged(here):
+def test_a_run_that_stopped_at_a_loss_that_is_not_finite_has_diverged(here):
     command = f"pretrain images --out runs/far {A_SECOND} --base-lr 1e30"
     assert main(command.split()) == 2
     why = json.loads(Path("runs/far/health.json").read_text())["sentence"]
@@ -194,7 +194,7 @@ def test_a_run_that_stopped_at_a_loss_that_is_no_number_is_told_as_diverged(here
     assert "Still running" not in page.text
 
 
-def test_metrics_that_were_cut_are_not_told_as_the_end(here):
+def test_metrics_that_were_cut_short_are_not_taken_for_the_end(here):
     lines = Path("runs/a/metrics.jsonl").read_text().splitlines(keepends=True)
     Path("runs/a/metrics.jsonl").write_text("".join(lines[:4]))
     Path("runs/a/results/knn-images.json").unlink()
@@ -205,7 +205,7 @@ def test_metrics_that_were_cut_are_not_told_as_the_end(here):
     assert "metrics.jsonl ends at step 4 of 8" in page.text
 
 
-def test_metrics_are_drawn_with_what_guessing_gives(here):
+def test_metrics_are_drawn_with_their_chance_level(here):
     assert main(["report", "runs/a", "--no-pictures"]) == 0
     html = Path("runs/a/report.html").read_text()
     records = records_of("runs/a")
@@ -228,7 +228,7 @@ def test_metrics_are_drawn_with_what_guessing_gives(here):
         assert f'data-axis="{axis}"' in html
 
 
-def test_pictures_are_in_the_page_and_told_in_words(here):
+def test_pictures_are_in_the_page_and_described_in_words(here):
     page = report("runs/a", "--count", "3")
     assert len(page.images) == 3 * 5  # image, seen, rebuilt, attention, features
     assert all(image["src"].startswith("data:image/") for image in page.images)
@@ -247,7 +247,7 @@ def test_a_seed_gives_the_same_pictures(here):
     assert sources[0] == sources[1] != sources[2]
 
 
-def test_data_that_are_gone_are_replaced_and_it_is_said(here):
+def test_missing_images_are_replaced_and_the_page_says_so(here):
     shutil.rmtree("images")
     page = report("runs/a", "--count", "2")
     assert "The built-in photographs, because the training images are no" in page.text
@@ -271,7 +271,7 @@ def test_without_pictures_no_checkpoint_is_opened(here):
     assert "Curves" in page.headings
 
 
-def test_broken_weights_are_told_on_the_page(here):
+def test_broken_weights_are_reported_on_the_page(here):
     Path("runs/a/encoder.safetensors").write_bytes(b"broken")
     Path("runs/a/checkpoints/last.pt").write_bytes(b"broken")
     page = report("runs/a")
@@ -279,7 +279,7 @@ def test_broken_weights_are_told_on_the_page(here):
     assert "is damaged" in page.text
 
 
-def test_a_run_that_goes_on_says_how_far_it_is(here):
+def test_the_page_of_a_running_run_says_how_far_it_is(here):
     for name in ("encoder.safetensors", "encoder.json", "health.json"):
         Path("runs/a", name).unlink()
     lines = Path("runs/a/metrics.jsonl").read_text().splitlines()
@@ -312,7 +312,7 @@ def test_an_encoder_from_elsewhere_has_a_page_of_its_results(here):
     assert page.tables[0][0][0] == "encoder"
 
 
-def test_numbers_that_are_none_are_gaps_and_counted(here):
+def test_values_that_are_not_finite_are_gaps_and_are_counted(here):
     lines = records_of("runs/a")
     lines[1]["contrastive"] = float("nan")
     lines[2]["contrastive"] = float("inf")
@@ -435,7 +435,7 @@ def test_files_of_other_kinds_do_not_stop_the_page(here):
     assert "i" not in [tag for tag in page.tags if tag == "b"]
 
 
-def test_the_home_folder_is_nobodys_business(here, monkeypatch):
+def test_the_page_does_not_name_the_home_folder(here, monkeypatch):
     config = json.loads(Path("runs/a/config.json").read_text())
     config["data"] = [f"{here}/images"]
     Path("runs/a/config.json").write_text(json.dumps(config))
@@ -465,7 +465,7 @@ def test_runs_are_compared_by_what_differs(here):
         assert kind in page.headings
 
 
-def test_a_lead_is_called_one_only_where_it_is_more_than_chance(here):
+def test_a_run_is_called_ahead_only_beyond_the_sampling_error(here):
     shutil.copytree("runs/a/results", "runs/mae/results")
     file = Path("runs/mae/results/knn-images.json")
     result = json.loads(file.read_text())
@@ -485,7 +485,7 @@ def test_several_runs_are_written_beside_the_first(here):
     assert Path("runs/report.html").read_bytes().startswith(b"<!doctype html>")
 
 
-def test_runs_of_one_name_are_told_apart_by_their_folders(here):
+def test_runs_with_the_same_name_are_named_with_their_folders(here):
     shutil.copytree("runs/a", "old/a")
     page = quick("runs/a", "old/a", "--out", "cmp.html")
     assert [row[0] for row in page.tables[0][1:]] == ["runs/a", "old/a"]
@@ -520,14 +520,14 @@ def refused(capsys, words: list[str], says: str) -> None:
         (["runs/a", "--device", "cuda"], "CUDA"),
     ],
 )
-def test_mistakes_are_told_in_a_line_and_write_nothing(here, capsys, words, says):
+def test_mistakes_are_one_line_and_write_nothing(here, capsys, words, says):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is CUDA")
     refused(capsys, words, says)
     assert not list(here.rglob("*report.html"))
 
 
-def test_a_page_of_somebody_else_is_not_replaced(here, capsys):
+def test_a_page_that_report_did_not_write_is_not_replaced(here, capsys):
     Path("mine.html").write_text("<p>mine</p>")
     refused(capsys, ["runs/a", "--out", "mine.html"], "mine.html is no report of mvmae")
     assert Path("mine.html").read_text() == "<p>mine</p>"

@@ -18,7 +18,7 @@ from mvmae.figures.text import shortened
 from mvmae.storage import marks, metric_specs, metrics_file, run_folder
 from mvmae.storage.metric_specs import Metric
 from mvmae.storage.metrics_file import FILE, Column
-from mvmae.storage.outputs import write
+from mvmae.storage.outputs import headings, write
 from mvmae.training.log import in_words
 
 X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
@@ -42,7 +42,10 @@ def run(config: CurvesConfig) -> None:
     """
     file = output_file(config)
     paths = [folder_of(path) for path in config.runs]
-    opened = [opened_run(*both, config) for both in zip(paths, names_of(paths), strict=True)]
+    opened = [
+        opened_run(*both, config)
+        for both in zip(paths, headings(list(map(str, paths))), strict=True)
+    ]
     drawn = [run for run in opened if run.columns]
     if not drawn:
         raise UserError(
@@ -99,18 +102,6 @@ def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
     if records and not columns:
         raise UserError(f"{path} does not say its {config.against}: try --against steps")
     return Run(path, name, records, columns)
-
-
-def names_of(paths: Sequence[Path]) -> list[str]:
-    """Name runs by the shortest ends of their paths that tell them apart."""
-    parts = [path.resolve().parts for path in paths]
-    depth = 1
-    while depth < max(map(len, parts)):
-        names = ["/".join(one[-depth:]) for one in parts]
-        if len(set(names)) == len(names):
-            return names
-        depth += 1
-    return [str(path) for path in paths]
 
 
 def panels_of(drawn: Sequence[Run]) -> list[Panel]:

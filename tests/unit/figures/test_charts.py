@@ -1,4 +1,4 @@
-"""metrics.jsonl is read whatever became of the run; the curves show what it says."""
+"""metrics.jsonl is read however the run ended, and the curves show what it holds."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from mvmae.errors import UserError
 from mvmae.figures.charts import COLOURS, Line, Panel, draw, figure_of, grid, smoothed
 from mvmae.inspect import curves
 from mvmae.storage import metrics_file
+from mvmae.storage.outputs import headings
 
 SAID = {"title": "run", "note": "of a test", "x_label": "steps"}
 
@@ -45,12 +46,12 @@ def drawn_in(picture: np.ndarray, colour: str) -> np.ndarray:
 @pytest.mark.parametrize(
     "tail", ['{"step": 30, "lo', "\0\0\0", "no json\n", '[1]\n{"loss": 3}\n', ""]
 )
-def test_a_torn_or_foreign_line_is_passed_over(tmp_path, tail):
+def test_incomplete_or_foreign_lines_are_skipped(tmp_path, tail):
     run = folder(tmp_path / "run", [record(10), record(20)], tail)
     assert [line["step"] for line in metrics_file.read(run)] == [10, 20]
 
 
-def test_a_run_that_has_written_nothing_has_no_records(tmp_path):
+def test_a_run_without_metrics_has_no_records(tmp_path):
     assert metrics_file.read(tmp_path) == []
     assert metrics_file.read(folder(tmp_path / "run", [])) == []
 
@@ -61,7 +62,7 @@ def test_losses_and_knn_of_one_step_are_one_record(tmp_path):
     assert (line["loss"], line["knn_top1"], line["seconds"]) == (1.0, 40.0, 400.0)
 
 
-def test_what_was_done_again_after_a_resume_counts_as_it_went_the_last_time(tmp_path):
+def test_records_written_again_after_a_resume_replace_the_earlier_ones(tmp_path):
     again = [record(20, loss=7.0), record(30)]
     run = folder(tmp_path / "run", [record(10), record(20), record(30), *again])
     x, y = metrics_file.columns(metrics_file.read(run))["loss"]
@@ -72,12 +73,12 @@ def test_what_was_done_again_after_a_resume_counts_as_it_went_the_last_time(tmp_
 @pytest.mark.parametrize(
     ("against", "last"), [("steps", 30), ("images", 480), ("hours", 30 * 36 / 3600)]
 )
-def test_x_is_what_was_asked_for(against, last):
+def test_x_has_the_requested_unit(against, last):
     x, _ = metrics_file.columns([record(10), record(30)], against)["loss"]
     assert x[-1] == pytest.approx(last)
 
 
-def test_a_column_has_the_steps_where_it_was_measured_and_nan_for_what_is_not_finite():
+def test_a_column_has_its_own_steps_and_nan_where_not_finite():
     records = [
         record(1),
         record(2, knn_top1=3.0),
@@ -89,7 +90,7 @@ def test_a_column_has_the_steps_where_it_was_measured_and_nan_for_what_is_not_fi
     assert found.keys() == {"loss", "knn_top1"}
 
 
-def test_chance_of_the_partner_is_one_of_the_candidates():
+def test_chance_of_finding_the_partner_is_one_over_the_candidates():
     found = metrics_file.columns([record(1, chance=log(15), contrastive_top1=50.0)])
     assert metrics_file.level(found, "contrastive_top1").y[0] == pytest.approx(100 / 15)
     assert metrics_file.level(found, "loss") is None
@@ -102,7 +103,7 @@ def run_of(name, records, against="steps") -> curves.Run:
     return curves.Run(Path(name), name, records, metrics_file.columns(records, against))
 
 
-def test_chance_is_drawn_at_its_height_and_is_in_the_picture():
+def test_chance_is_drawn_at_its_height_and_within_the_axes():
     chance = log(2 * 64 - 1)
     records = [record(n, contrastive=4.0 / n, chance=chance) for n in (1, 2, 3, 4)]
     panels = curves.panels_of([run_of("a", records)])
@@ -115,7 +116,7 @@ def test_chance_is_drawn_at_its_height_and_is_in_the_picture():
     assert [text.get_text() for text in axes.texts] == ["chance 4.84"]
 
 
-def test_a_level_is_called_what_the_run_compared_with():
+def test_levels_that_differ_between_runs_are_drawn_for_each():
     runs = [
         run_of(name, [record(n, reconstruction=0.7, colour_error=error) for n in (1, 2)])
         for name, error in (("a", 0.6), ("b", 0.99))
@@ -142,7 +143,7 @@ def test_a_level_below_the_lines_has_its_name_below_it():
     assert axes.get_window_extent().y0 <= box.y0 < box.y1 <= lowest
 
 
-def test_similarities_are_shown_up_to_the_1_that_they_could_reach():
+def test_similarities_are_shown_up_to_1():
     records = [record(n, positive_similarity=0.1 * n, negative_similarity=0.0) for n in (1, 2, 3)]
     panels = curves.panels_of([run_of("a", records)])
     at = [panel.title for panel in panels].index("similarity of two crops")
@@ -166,7 +167,7 @@ def test_levels_that_differ_have_the_colours_of_their_runs():
     assert [level.y[0] for level in panel.levels] == pytest.approx([log(15), log(127)])
 
 
-def test_two_runs_have_two_colours_and_the_better_lies_below():
+def test_two_runs_have_two_colours_and_the_lower_loss_is_drawn_below():
     high, low = ([Line(np.arange(9.0), np.full(9, y), run)] for run, y in ((0, 5.0), (1, 1.0)))
     picture = pixels(draw([Panel("loss", "", [*high, *low])], ["a", "b"], **SAID))[120:]
     first, second = (np.nonzero(drawn_in(picture, COLOURS[run]))[0] for run in (0, 1))
@@ -195,7 +196,7 @@ def test_any_values_can_be_drawn(values):
     assert pixels(draw([Panel("a", "", [line])], ["a"], **SAID)).shape[2] == 3
 
 
-def test_what_was_measured_stays_behind_a_smoothed_line():
+def test_measured_values_stay_visible_behind_a_smoothed_line():
     y = np.array([0.0, 10.0] * 20)
     panel = Panel("loss", "", [Line(np.arange(40.0), y, 0)])
     raw, mean = figure_of([panel], ["a"], window=5, **SAID).axes[0].lines
@@ -204,7 +205,7 @@ def test_what_was_measured_stays_behind_a_smoothed_line():
     assert 3 < min(mean.get_ydata()[2:-2]) <= max(mean.get_ydata()[2:-2]) < 7
 
 
-def test_smoothing_is_a_centred_mean_of_what_there_is():
+def test_smoothing_is_a_centred_mean_of_finite_values():
     y = np.array([1.0, 2.0, np.nan, 4.0, 9.0])
     assert smoothed(y, 1)[[0, 1, 3, 4]].tolist() == [1, 2, 4, 9]
     got = smoothed(y, 3)
@@ -225,7 +226,7 @@ def test_the_same_curves_give_the_same_bytes():
         assert draw([panel], ["a"], kind=kind, **SAID) == draw([panel], ["a"], kind=kind, **SAID)
 
 
-def test_drawing_leaves_matplotlibs_settings_as_they_were():
+def test_drawing_restores_the_settings_of_matplotlib():
     before = mpl.rcParams["font.size"], mpl.rcParams["svg.hashsalt"]
     draw([Panel("a", "", [Line(np.arange(2.0), np.arange(2.0), 0)])], ["a"], **SAID)
     assert (mpl.rcParams["font.size"], mpl.rcParams["svg.hashsalt"]) == before
@@ -234,13 +235,13 @@ def test_drawing_leaves_matplotlibs_settings_as_they_were():
 # names
 
 
-def test_folders_of_one_name_are_told_apart(tmp_path):
+def test_folders_with_the_same_name_get_longer_names(tmp_path):
     paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
-    assert curves.names_of(paths) == ["a/run", "b/run"]
-    assert curves.names_of([*paths[:1], tmp_path / "other"]) == ["run", "other"]
+    assert headings(list(map(str, paths))) == ["a/run", "b/run"]
+    assert headings([str(paths[0]), str(tmp_path / "other")]) == ["run", "other"]
 
 
-def test_a_column_that_nobody_described_is_drawn_last_and_is_no_formula():
+def test_an_unknown_metric_is_drawn_last_and_is_not_a_formula():
     run = run_of("a", [record(n, **{"my_$x^{": 1.0}, lr=1.0) for n in (1, 2)])
     panels = curves.panels_of([run])
     assert [panel.title for panel in panels] == ["loss", "learning rate", "my ?x^{"]
@@ -257,6 +258,6 @@ def test_a_column_that_nobody_described_is_drawn_last_and_is_no_formula():
         ({"runs": (Path("a"),), "out": Path("a.jpg")}, "must end in .png, .svg or .pdf"),
     ],
 )
-def test_what_cannot_be_drawn_is_refused(options, words):
+def test_invalid_options_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         CurvesConfig(**options)

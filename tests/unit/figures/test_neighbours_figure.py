@@ -1,4 +1,4 @@
-"""The picture of neighbours: words stay under their picture, whatever they are."""
+"""The figure of neighbours: captions of any length stay below their picture."""
 
 import io
 
@@ -57,5 +57,5 @@ def test_shortened_text_keeps_both_ends_and_fits():
     assert width_of(long, 7.0) <= 1.0
 
 
-def test_what_the_font_lacks_and_line_breaks_are_replaced():
+def test_line_breaks_and_missing_characters_are_replaced():
     assert drawable("a\nb\t漢") == "a b ?"

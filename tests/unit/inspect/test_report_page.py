@@ -93,13 +93,13 @@ def test_page_may_load_nothing_and_run_its_own_script_only():
         ("a\ud83d", "a\\ud83d"),
     ],
 )
-def test_letters_that_deceive_or_cannot_be_written_are_numbers(letters, written):
+def test_characters_that_deceive_or_cannot_be_written_become_code_points(letters, written):
     html = rendered(Text([letters]), text=letters)
     assert written in html
     assert letters not in html
 
 
-def test_letters_of_every_language_stay():
+def test_letters_of_every_language_are_kept():
     said = "Köln 東京 עברית 🦆 naïve"
     assert said in rendered(Text([said]))
 
@@ -113,7 +113,7 @@ def test_numbers_of_a_table_are_kept_for_sorting():
     assert "<small>untrained 34.2 %</small>" in html
 
 
-def test_style_and_script_lie_beside_the_code_and_are_not_ignored():
+def test_style_and_script_are_packed_with_the_code():
     """Hatchling packs every file below src/mvmae that .gitignore does not name."""
     folder = Path(page.__file__).parent
     rules = (Path(__file__).parents[3] / ".gitignore").read_text().split()
@@ -122,7 +122,7 @@ def test_style_and_script_lie_beside_the_code_and_are_not_ignored():
         assert not any(Path(name).match(rule.strip("/")) for rule in rules)
 
 
-def test_style_reads_in_both_lights():
+def test_text_has_enough_contrast_in_light_and_dark():
     style = page.asset("style.css")
     colours = re.findall(r"(--[\w-]+): light-dark\((#\w+), (#\w+)\)", style)
     pairs = {name: (light, dark) for name, light, dark in colours}

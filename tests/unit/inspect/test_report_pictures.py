@@ -52,7 +52,7 @@ def test_runs_side_by_side_share_a_scale_and_say_their_peaks():
     assert corner[1] > corner[0] + 30
 
 
-def test_even_attention_is_of_one_colour():
+def test_even_attention_has_one_colour():
     heat = np.random.default_rng(0).normal(1, 0.01, (4, 4)).astype(np.float32)
     made = pixels(overlay_picture(Look(GRAY, heat), "a", "attention"))
     assert np.ptp(made, axis=(0, 1)).max() < 30
@@ -81,6 +81,6 @@ def test_large_pictures_are_shrunk_and_gray_stays_gray():
     assert np.abs(np.asarray(image).astype(int) - 128).max() <= 1
 
 
-def test_pixels_that_are_no_numbers_are_gray():
+def test_pixels_that_are_not_finite_are_gray():
     shown = picture(np.array([[[nan], [2.0], [-1.0]]]), alt="a", caption="b")
     assert np.asarray(decoded(shown)).tolist() == [[128, 255, 0]]

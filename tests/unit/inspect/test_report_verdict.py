@@ -60,7 +60,7 @@ def run(name: str = "run", *, command: str = "pretrain", **known) -> RunFacts:
         (2e5, "2.3 days"),
     ],
 )
-def test_durations_are_in_units_that_matter(seconds, said):
+def test_durations_are_written_in_their_two_largest_units(seconds, said):
     assert terminal.duration(seconds) == said
 
 
@@ -74,7 +74,7 @@ def test_durations_are_in_units_that_matter(seconds, said):
         ("/mnt/home/ann/x", "/mnt/home/ann/x"),
     ],
 )
-def test_home_is_a_tilde(monkeypatch, text, said):
+def test_the_home_folder_is_written_as_a_tilde(monkeypatch, text, said):
     monkeypatch.setenv("HOME", "/home/ann")
     assert wording.without_home(text) == said
 
@@ -83,14 +83,14 @@ def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
     return knn(top1, data, **baselines)._replace(command="probe")
 
 
-def test_baselines_are_those_of_the_same_number_of_neighbours():
+def test_baselines_have_the_same_number_of_neighbours():
     found = knn(57.1, untrained=34.2, pixels=27.1)
     assert scores.baseline(found, scores.UNTRAINED) == 34.2
     assert scores.baseline(found, scores.PIXELS) == 27.1
     assert scores.baseline(knn(57.1), scores.PIXELS) is None
 
 
-def test_an_untrained_encoder_has_the_better_of_its_tokens():
+def test_the_better_token_represents_an_untrained_encoder():
     found = knn(39.3, untrained=24.6, pixels=50.9)
     found.content["rows"][0]["top1"] = 29.5  # of its class token
     assert scores.baseline(found, scores.UNTRAINED) == 29.5
@@ -98,7 +98,7 @@ def test_an_untrained_encoder_has_the_better_of_its_tokens():
     assert "before training it was 29.5 %, with raw pixels 50.9 %" in said
 
 
-def test_verdict_says_what_must_be_beaten_and_whether_it_was():
+def test_the_verdict_names_the_baselines_and_whether_they_were_beaten():
     facts = run(results=[knn(57.1, untrained=34.2, pixels=27.1)], health={"status": "good"})
     (said,) = verdict.verdict(facts).reasons
     assert plain(said) == (
@@ -134,13 +134,13 @@ GOOD = {"status": "good", "contrastive": 0.2, "reconstruction": 0.5, "colour_err
         ([knn(9.0, "/data/dogs", pixels=50.0), knn(57.0, pixels=27.0)], "good", "worked"),
     ],
 )
-def test_what_does_not_beat_what_needs_no_training_is_not_called_a_success(results, status, word):
+def test_an_encoder_that_does_not_beat_its_baselines_is_not_a_success(results, status, word):
     said = verdict.verdict(run(results=results, health=GOOD, config={"data": ["/data/cats/train"]}))
     assert said.status == status
     assert said.word.endswith(word)
 
 
-def test_a_summary_names_what_the_encoder_does_not_beat():
+def test_the_summary_names_the_baseline_that_was_not_beaten():
     results = [knn(39.3, untrained=29.5, pixels=50.9), probe(37.1, untrained=37.1, pixels=30.0)]
     said = plain(verdict.verdict(run(results=results, health=GOOD)).summary)
     assert said.startswith(
@@ -152,20 +152,20 @@ def test_a_summary_names_what_the_encoder_does_not_beat():
     assert "ahead by no more than 200 test images make by chance" in verdict.verdict(small).summary
 
 
-def test_scores_that_are_clearly_ahead_outweigh_losses_that_are_early():
+def test_a_clear_lead_outweighs_weak_losses():
     facts = run(results=[knn(72.6, untrained=66.1, pixels=31.4)], health=GOOD | {"status": "weak"})
     said = verdict.verdict(facts)
     assert (said.status, said.word) == ("good", "Useful here already")
     assert said.summary.startswith("On cats it beats what needs no training. By its losses it")
 
 
-def test_a_health_that_is_not_good_is_told_before_any_score():
+def test_bad_health_takes_precedence_over_scores():
     for status, word in (("weak", "Pre-training is weak"), ("collapsed", "Pre-training collapsed")):
         facts = run(results=[knn(9.0, pixels=50.0)], health=GOOD | {"status": status})
         assert verdict.verdict(facts).word == word
 
 
-def test_result_on_the_images_of_the_training_comes_first():
+def test_the_result_on_the_training_images_comes_first():
     facts = run(
         results=[knn(10.0, "/data/dogs"), knn(20.0, "/data/cats")],
         config={"data": ["/data/cats/train"]},
@@ -183,7 +183,7 @@ def test_result_on_the_images_of_the_training_comes_first():
         ("colour_error", 1, "its mean"),
     ],
 )
-def test_rebuilding_is_compared_with_what_it_was_measured_against(level, channels, filled):
+def test_the_reconstruction_is_compared_with_its_own_level(level, channels, filled):
     records = [{"step": 1, "reconstruction": 1.05, level: 1.0}]
     config = {"model": {"in_channels": channels}}
     (said,) = verdict.verdict(run(records=records, config=config)).reasons
@@ -193,7 +193,7 @@ def test_rebuilding_is_compared_with_what_it_was_measured_against(level, channel
     )
 
 
-def test_a_summary_claims_no_rebuilding_that_there_is_not():
+def test_the_summary_does_not_overstate_the_reconstruction():
     health = {"status": "good", "reconstruction": 0.7, "colour_error": 0.6}
     for known, said in {
         "contrast and no": (health | {"contrastive": 0.2}, "tells images apart, and does not re"),
@@ -204,7 +204,7 @@ def test_a_summary_claims_no_rebuilding_that_there_is_not():
         assert verdict.verdict(run(health=known)).summary.startswith(f"The encoder {said}")
 
 
-def test_guessing_is_a_number_that_people_read():
+def test_chance_is_a_readable_number():
     records = [{"step": 1, "contrastive_top1": 96.1, "chance": math.log(8.2)}]
     (said,) = verdict.verdict(run(records=records)).reasons
     assert plain(said).endswith("in 96 % of cases (chance: 12 %).")
@@ -232,7 +232,7 @@ def planned(steps: int, **known) -> RunFacts:
     return run(config=config, environment={"num_images": 8 * steps}, **known)
 
 
-def test_a_loss_that_ends_as_no_number_is_a_divergence_whatever_health_says():
+def test_a_loss_that_ends_not_finite_is_a_divergence_whatever_health_says():
     records = [{"step": n, "loss": 1.0 if n < 30 else math.nan} for n in range(10, 60, 10)]
     for finished in (True, False):
         facts = run(records=records, finished=finished, age=1.0, health=GOOD | {"sentence": "fine"})
@@ -244,7 +244,7 @@ def test_a_loss_that_ends_as_no_number_is_a_divergence_whatever_health_says():
     assert verdict.verdict(run(records=records, health=GOOD)).word == "Pre-training worked"
 
 
-def test_a_run_that_stopped_since_it_diverged_says_so_and_why():
+def test_a_run_that_stopped_because_it_diverged_says_so_and_why():
     why = "the loss is not finite at step 12: begin a new run with a lower --base-lr"
     health = {"status": "diverged", "sentence": why, "step": 12}
     said = verdict.verdict(
@@ -256,7 +256,7 @@ def test_a_run_that_stopped_since_it_diverged_says_so_and_why():
     assert cell.text == "diverged"
 
 
-def test_metrics_that_end_before_the_run_did_are_told_and_not_believed():
+def test_metrics_that_end_before_the_run_are_reported_and_not_trusted():
     records = [{"step": 730, "reconstruction": 0.79, "seconds": 60.0, "contrastive": 1.0}]
     health = GOOD | {"colour_error": 1.0, "reconstruction": 0.76}
     said = verdict.verdict(planned(1460, records=records, health=health))
@@ -286,7 +286,7 @@ def test_clear_leads_need_more_images_for_smaller_gaps():
     assert word(50.0, 55.0, 10_000) == "b is ahead"
 
 
-def test_a_best_score_is_called_one_only_where_there_are_others_clearly_below():
+def test_a_score_is_called_best_only_where_others_are_clearly_below():
     runs = [
         run("a", results=[knn(60.0), knn(50.0, "/data/dogs", images=100)]),
         run("b", results=[knn(40.0), knn(49.0, "/data/dogs", images=100)]),
@@ -300,7 +300,7 @@ def test_a_best_score_is_called_one_only_where_there_are_others_clearly_below():
     }
 
 
-def test_errors_of_rebuilding_say_what_they_were_measured_on_where_that_differs():
+def test_reconstruction_errors_name_the_masking_where_it_differs():
     def notes(*ratios: float, level: str = "colour_error") -> list[str]:
         health = {"status": "good", "reconstruction": 0.5, level: 1.0}
         runs = [run(str(r), config={"model": {"mask_ratio": r}}, health=health) for r in ratios]
@@ -338,7 +338,7 @@ def test_runs_without_a_common_score_have_no_winner():
     assert compare.winner([run("a"), run("b")]).word == "2 runs"
 
 
-def test_differences_of_other_commands_are_what_both_have():
+def test_runs_of_different_commands_differ_only_in_shared_settings():
     runs = [
         run("a", config={"epochs": 3, "seed": 0, "model": {"mask_ratio": 0.8}, "out": "x"}),
         run("b", config={"epochs": 4, "seed": 0, "model": {"mask_ratio": 0.8}, "out": "y"}),
@@ -369,7 +369,7 @@ def test_label_curves_have_means_and_spreads():
     assert curves.label_curve(result("labels", cells=[{"name": 3}])) is None
 
 
-def test_commands_are_known_by_their_settings():
+def test_the_command_is_recognised_by_its_settings():
     assert command_of({"model": {}, "objective": {}, "views": {}, "epochs": 1}) == "pretrain"
     assert command_of({"encoder": "a", "mixup": 0.1, "layer_decay": 0.7}) == "finetune"
     assert command_of({"encoder": "a", "proposals": 100}) == "detect"

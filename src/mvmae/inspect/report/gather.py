@@ -19,6 +19,7 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.encoders import ENCODER_FILE
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file, run_folder
+from mvmae.storage.outputs import headings
 
 KINDS = {
     "pretrain": PretrainConfig,
@@ -99,7 +100,8 @@ def gather(names: Sequence[str]) -> list[RunFacts]:
         if place in known:
             raise UserError(f"{name} is the same run as {known[place]}: name each once")
         known[place] = name
-    return [_facts(folder, said) for folder, said in zip(folders, _names(folders), strict=True)]
+    names_shown = headings(list(map(str, folders)))
+    return [_facts(folder, name) for folder, name in zip(folders, names_shown, strict=True)]
 
 
 def _folder(name: str) -> Path:
@@ -115,17 +117,6 @@ def _folder(name: str) -> Path:
             f"{name} holds no run: neither {run_folder.CONFIG} nor {metrics_file.FILE} nor results/"
         )
     return folder
-
-
-def _names(folders: Sequence[Path]) -> list[str]:
-    """The shortest ends of the paths that tell the runs apart."""
-    parts = [folder.resolve().parts for folder in folders]
-    longest = max(map(len, parts))
-    for length in range(1, longest + 1):
-        names = ["/".join(part[-length:]) for part in parts]
-        if len(set(names)) == len(names):
-            return [name or "run" for name in names]
-    raise AssertionError("the same folder twice")
 
 
 def _facts(folder: Path, name: str) -> RunFacts:

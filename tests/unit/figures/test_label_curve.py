@@ -35,7 +35,7 @@ def drawn_in(picture: np.ndarray, colour: str) -> np.ndarray:
 RED, BLUE, GRAY = "#d1495b", "#2e6f95", "#8a8f98"
 
 
-def test_the_picture_is_of_one_size_and_white_around():
+def test_the_picture_has_a_fixed_size_and_white_margins():
     picture = pixels(curve())
     assert picture.shape == (750, 1200, 3)
     assert (picture[0] == 255).all()
@@ -60,7 +60,7 @@ def test_a_line_rises_where_the_accuracy_does():
     assert np.corrcoef(rows, columns)[0, 1] < -0.95
 
 
-def test_what_must_be_beaten_is_gray():
+def test_baselines_are_gray():
     assert not drawn_in(pixels(curve(baseline=True)), RED).any()
     assert drawn_in(pixels(curve(baseline=True)), GRAY).sum() > 1000
 
@@ -70,7 +70,7 @@ def test_a_band_shows_the_spread():
 
 
 @pytest.mark.parametrize("change", ["title", "note", "chance"])
-def test_everything_told_is_in_the_picture(change):
+def test_title_note_and_chance_are_in_the_picture(change):
     other = {"title": "other", "note": "otherwise", "chance": 20.0}[change]
     assert (pixels(curve(), **{change: other}) != pixels(curve())).any()
 
@@ -105,7 +105,7 @@ def test_names_of_curves_that_end_together_do_not_touch():
     assert ends.max() < reds.min() or reds.max() < ends.min()
 
 
-def test_chance_is_named_behind_the_points():
+def test_chance_is_named_after_the_last_points():
     """A curve that begins at chance has no word under it."""
     picture = pixels(curve(means=(10.0, 50.0, 80.0)), chance=10.0)
     gray = drawn_in(picture, GRAY)[:700]  # without the note
