@@ -25,7 +25,7 @@ from mvmae.config.datatools import DataPackConfig
 from mvmae.data.reading.decode import decode
 from mvmae.data.sources.base import labels
 from mvmae.data.sources.open import open_source
-from mvmae.datatools.pack import encode, waiting
+from mvmae.datatools.pack import encode, order
 from mvmae.datatools.pack.encode import Packed, Packer, Refused
 
 
@@ -332,9 +332,9 @@ def test_a_stopped_pack_goes_on_and_ends_with_the_same_bytes(image_folder, end):
     assert process.returncode == status
     assert not Path("packed").exists()
     if end != signal.SIGKILL:
-        assert "the same command goes on" in out
+        assert "the same command resumes" in out
     done = subprocess.run(words, capture_output=True, text=True, check=True)
-    assert "going on behind image" in done.stdout
+    assert "resuming after image" in done.stdout
     assert digests("whole") == digests("packed")
     assert not list(Path().glob(".packed*"))
 
@@ -355,7 +355,7 @@ def test_two_at_once_into_one_folder_are_refused_and_other_settings_too(image_fo
     assert f"another command (process {first.pid} on " in second.stderr
     other = subprocess.run([*words, "--quality", "50"], capture_output=True, text=True)
     assert other.returncode == 2
-    assert "a stopped run of other --quality" in other.stderr
+    assert "a stopped run with other --quality" in other.stderr
     pack(*OPTIONS, "--quality", "50", "--format", "png", "--overwrite")
     assert json.loads(Path("packed/pack.json").read_text())["settings"]["--quality"] == 50
 
@@ -384,7 +384,7 @@ def test_pretraining_on_tar_files_is_pretraining_on_the_folder(image_folder, pre
 
 def test_what_waits_beyond_the_limit_lies_on_the_disk_and_comes_back(tmp_path):
     contents = [bytes([number]) * 100 for number in range(20)]
-    with waiting.Waiting(250, tmp_path) as held:
+    with order.Waiting(250, tmp_path) as held:
         for number in range(19, 0, -1):
             held.put(number, Packed(contents[number], ".png", stays=number == 3))
         held.put(0, Refused("why"))

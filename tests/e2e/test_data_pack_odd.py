@@ -96,7 +96,7 @@ def test_what_comes_to_lie_in_dst_while_it_is_made_stays_there(image_folder, cap
     assert Path("packed/mine.txt").read_text() == "mine"
     Path("packed/mine.txt").unlink()
     pack("images", "packed")
-    assert "going on behind image 4 of 4" in capsys.readouterr().out
+    assert "resuming after image 4 of 4" in capsys.readouterr().out
     assert len(open_source(["packed"], 3)) == 4
 
 

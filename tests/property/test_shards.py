@@ -19,8 +19,7 @@ from mvmae.data.sources.base import labels
 from mvmae.data.sources.open import open_source
 from mvmae.data.sources.shards import Shards
 from mvmae.data.sources.tar_index import from_bytes, index_tar, split_name, to_bytes
-from mvmae.datatools.pack.encode import Packed
-from mvmae.datatools.pack.naming import Naming
+from mvmae.datatools.pack.encode import ImageNames, Packed
 from mvmae.datatools.pack.write import State, Writer
 
 PARTS = st.text(st.characters(codec="utf-8", exclude_characters="/\0\n\r"), min_size=1, max_size=12)
@@ -180,7 +179,7 @@ def test_keys_are_names_that_can_be_unpacked(names):
         def path(self, index: int) -> str:
             return f"set/{names[index]}.png"
 
-    naming = Naming(Some())
+    naming = ImageNames(Some())
     for index in range(len(names)):
         key = naming.key(index)
         assert split_name(key + ".png")[0] == key

@@ -11,9 +11,9 @@ from shard_files import image, tar
 from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.class_list import class_list_text, parse_class_list
 from mvmae.data.sources.open import open_source
-from mvmae.datatools.pack.claiming import claim, keep_apart
+from mvmae.datatools.pack.destination import require_destination, require_source_survives
 from mvmae.datatools.pack.encode import Packed
-from mvmae.datatools.pack.waiting import Waiting
+from mvmae.datatools.pack.order import Waiting
 from mvmae.datatools.pack.write import State, Writer
 from mvmae.errors import UserError
 
@@ -61,9 +61,9 @@ def test_no_file_of_the_source_goes_with_what_is_replaced(data):
     Path("a.png").write_bytes(image())
     (folder / "classes.txt").write_text("../a.png\n")
     Path("list.txt").write_text("a.png\npacked/000000.tar\n")
-    claim(config(data))
-    with pytest.raises(UserError, match="is of SRC and lies where DST is written"):
-        keep_apart(open_source([data], 3), config(data))
+    require_destination(config(data))
+    with pytest.raises(UserError, match="is part of SRC and lies where DST is written"):
+        require_source_survives(open_source([data], 3), config(data))
 
 
 @pytest.mark.parametrize("data", ["other/*.tar", "list.txt", "images", "stack.tar"])
@@ -75,19 +75,19 @@ def test_what_lies_elsewhere_may_be_packed_over_tar_files(data):
     Path("images").mkdir()
     Path("images/a.png").write_bytes(image())
     Path("list.txt").write_text("images/a.png\n")
-    claim(config(data))
-    keep_apart(open_source([data], 3), config(data))
+    require_destination(config(data))
+    require_source_survives(open_source([data], 3), config(data))
 
 
 @pytest.mark.parametrize(
     ("data", "out", "message"),
     [
-        ("packed", "packed/small", "packed/small lies inside of packed: choose a DST outside"),
+        ("packed", "packed/small", "packed/small lies inside packed: choose a DST outside"),
         ("packed/000000.tar", "packed/a/b", "whose tar files could not be read with a folder"),
-        ("images", "images/packed", "images/packed lies inside of images"),
+        ("images", "images/packed", "images/packed lies inside images"),
         (".", "new", "new lies inside of"),
-        ("images", "link/new", "link/new lies inside of images"),
-        ("hf:images", "images/new", "images/new lies inside of images"),
+        ("images", "link/new", "link/new lies inside images"),
+        ("hf:images", "images/new", "images/new lies inside images"),
     ],
 )
 def test_nothing_is_written_into_a_folder_that_is_read_as_a_whole(data, out, message):
@@ -95,16 +95,16 @@ def test_nothing_is_written_into_a_folder_that_is_read_as_a_whole(data, out, mes
     Path("images").mkdir()
     Path("link").symlink_to("images")
     with pytest.raises(UserError, match=message):
-        claim(config(data, out))
+        require_destination(config(data, out))
 
 
 @pytest.mark.parametrize("name", ["000002.tar", "mine.tar", "000002.tar.index", "0.tar", "x.txt"])
 def test_a_tar_file_that_somebody_put_beside_the_packed_ones_is_not_replaced(name):
     folder = packed_folder("packed")
-    claim(config("images"))
+    require_destination(config("images"))
     (folder / name).touch()
     with pytest.raises(UserError, match=f"holds other files \\({name}\\)"):
-        claim(config("images"))
+        require_destination(config("images"))
 
 
 def test_a_folder_that_is_called_like_a_tar_file_is_not_replaced():
@@ -112,13 +112,13 @@ def test_a_folder_that_is_called_like_a_tar_file_is_not_replaced():
     (folder / "000001.tar").unlink()
     (folder / "000001.tar").mkdir()
     with pytest.raises(UserError, match=r"holds other files \(000001\.tar\)"):
-        claim(config("images"))
+        require_destination(config("images"))
 
 
 def test_a_tar_file_beside_the_folder_that_is_new_may_be_packed():
     tar(Path("a.tar"), {"a.png": image()})
-    claim(config("a.tar", "new"))
-    keep_apart(open_source(["a.tar"], 3), config("a.tar", "new"))
+    require_destination(config("a.tar", "new"))
+    require_source_survives(open_source(["a.tar"], 3), config("a.tar", "new"))
 
 
 @pytest.fixture

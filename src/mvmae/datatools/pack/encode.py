@@ -1,4 +1,7 @@
-"""One image as it goes into a tar file; called in processes that may be lost."""
+"""The file and the name of one image in a tar file.
+
+`Packer` runs in processes that may crash or hang.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ from mvmae.data.reading.decode import (
 from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.base import Source
 
-PLAIN = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
-GRAY = ("1", "L")
+PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
+GRAY_MODES = ("1", "L")
 SUFFIXES = {  # by Pillow's name of a format
     "JPEG": ".jpg",
     "MPO": ".jpg",
@@ -38,6 +41,7 @@ SUFFIXES = {  # by Pillow's name of a format
     "JPEG2000": ".jp2",
     "TGA": ".tga",
 }
+MAX_NAME_BYTES = 200  # of a folder or file: file systems take 255 when unpacked
 NUMPY = b"\x93NUMPY"
 
 
@@ -49,7 +53,7 @@ class Packed(NamedTuple):
     """With its dot."""
 
     stays: bool = False
-    """Whether it was to be written anew and could not without loss."""
+    """Whether it was kept as it was, because re-encoding would have lost something."""
 
 
 class Refused(NamedTuple):
@@ -59,69 +63,66 @@ class Refused(NamedTuple):
 
 
 class Packer:
-    """Makes of an image of a source what goes into a tar file.
-
-    Args:
-        source: The images.
-        config: What is asked for.
-    """
+    """Makes the file that goes into a tar file from an image of a source."""
 
     def __init__(self, source: Source, config: DataPackConfig) -> None:
         self.source, self.config = source, config
 
     def __call__(self, index: int) -> Packed | Refused:
-        """An image that is known to be readable, or why it is not."""
+        """Return a file that is known to be readable, or why the image cannot be read."""
         try:
             content = self.source.content(index)
             if isinstance(content, Values):
-                return self._of_pixels(content, index)
-            return self._of_file(content, self.source.path(index))
+                return self._pack_array(content, index)
+            return self._pack_file(content, self.source.path(index))
         except UnreadableImageError as error:
             return Refused(str(error))
         except MemoryError:
             return Refused("needs more memory than --memory")
 
-    def _of_pixels(self, content: Values, index: int) -> Packed | Refused:
-        """Of a source that holds arrays: without loss unless asked otherwise."""
+    def _pack_array(self, content: Values, index: int) -> Packed | Refused:
+        """Pack an array, without loss unless a lossy format was asked for."""
         image = content.array
         rows, _, channels = image.shape
         if channels > max(3, rows):
-            return Refused(f"{channels} channels of {rows} rows, which a .npy file cannot tell")
+            return Refused(
+                f"{channels} channels of {rows} rows, which a .npy file cannot tell apart"
+            )
         if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
             stream = io.BytesIO()
             np.save(stream, image)
-            return Packed(stream.getvalue(), ".npy", stays=self._asks_for_more)
+            return Packed(stream.getvalue(), ".npy", stays=self._must_reencode)
         pixels = self.source.read(index)
         is_gray = bool((pixels[:1] == pixels[1:]).all())
-        return self._written(self._shrunken(_picture(pixels[:1] if is_gray else pixels)), "png")
+        return self._encode(self._shrink(_to_picture(pixels[:1] if is_gray else pixels)), "png")
 
-    def _of_file(self, content: bytes, path: str) -> Packed:
+    def _pack_file(self, content: bytes, path: str) -> Packed:
         suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
         found, mode = _header(content)
         suffix = suffix if suffix in EXTENSIONS else SUFFIXES.get(found, ".png")
         suffix = ".npy" if content.startswith(NUMPY) else suffix
         as_it_is = Packed(content, suffix)
         try:
-            image = decode(content, 1 if mode in GRAY else 3)
+            image = decode(content, 1 if mode in GRAY_MODES else 3)
         except UnreadableImageError:
-            # With more channels, or numbers deeper than 8 bit: what other settings read is kept.
+            # More channels or deeper than 8 bits: kept, because other settings may read it.
             decode_deep(content, Wanted(None, "float"))
-            return as_it_is._replace(stays=self._asks_for_more)
+            return as_it_is._replace(stays=self._must_reencode)
         short = self.config.short_side
         is_large = short is not None and min(image.shape[1:]) > short
         if self.config.format == "keep" and not is_large:
             return as_it_is
-        if mode not in PLAIN:
+        if mode not in PLAIN_MODES:
             return as_it_is._replace(stays=True)
         own = "jpeg" if found in ("JPEG", "MPO") else "png"
-        return self._written(self._shrunken(_picture(image)), own)
+        return self._encode(self._shrink(_to_picture(image)), own)
 
     @property
-    def _asks_for_more(self) -> bool:
+    def _must_reencode(self) -> bool:
         return self.config.format != "keep" or self.config.short_side is not None
 
-    def _shrunken(self, picture: Image.Image) -> Image.Image:
-        """With the short side that is asked for; smaller ones as they are."""
+    def _shrink(self, picture: Image.Image) -> Image.Image:
+        """Shrink a picture to --short-side; a smaller one stays as it is."""
         short, width, height = self.config.short_side, *picture.size
         if short is None or min(width, height) <= short:
             return picture
@@ -129,8 +130,8 @@ class Packer:
         size = (max(short, round(width * scale)), max(short, round(height * scale)))
         return picture.resize(size, Image.Resampling.BICUBIC)
 
-    def _written(self, picture: Image.Image, own: str) -> Packed:
-        """In the format that is asked for, or in its own."""
+    def _encode(self, picture: Image.Image, own: str) -> Packed:
+        """Encode in the format that was asked for, or in its own."""
         name = own if self.config.format == "keep" else self.config.format
         stream = io.BytesIO()
         options = {} if name == "png" else {"quality": self.config.quality}
@@ -141,19 +142,19 @@ class Packer:
         return Packed(stream.getvalue(), ".jpg" if name == "jpeg" else f".{name}")
 
 
-def _picture(image: Pixels) -> Image.Image:
+def _to_picture(image: Pixels) -> Image.Image:
     array = image.permute(1, 2, 0).contiguous().numpy()
     return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def _header(content: bytes) -> tuple[str, str]:
-    """Pillow's names for the format and for how pixels are kept.
+    """Return Pillow's names for the format and the mode.
 
-    Empty for what is deeper than 8 bit, has other channels than colour, or is not read by Pillow.
+    Empty where pixels are deeper than 8 bits, have other channels than colour, or Pillow fails.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as where it is decoded
+            warnings.simplefilter("ignore")  # as when it is decoded
             with Image.open(io.BytesIO(content), formats=FORMATS) as file:
                 tiles = [str(tile) for tile in getattr(file, "tile", ())]
                 is_deep = any(";16" in tile for tile in tiles)
@@ -161,3 +162,59 @@ def _header(content: bytes) -> tuple[str, str]:
                 return str(file.format), "" if is_deep or is_stack else file.mode
     except Exception:  # Pillow raises anything
         return "", ""
+
+
+class ImageNames:
+    """Names of images in tar files, by WebDataset's rules.
+
+    The name is the path below the folder that all images have in common, without dots in its last
+    part: the files of one image share everything up to the first dot.
+
+    Args:
+        source: The images.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        base: str | None = None
+        for index in range(len(source)):
+            folder = self.source.member(index).rpartition("/")[0] + "/"
+            if base is None:
+                base = folder
+            elif not folder.startswith(base):
+                base = _common_folder(base, folder)
+        self.base = base or ""
+
+    def key(self, index: int) -> str:
+        """Name of an image, without suffix; two images may have the same."""
+        inside = self.source.member(index)[len(self.base) :]
+        parts = [_safe_part(part) for part in inside.split("/") if part not in ("", ".", "..")]
+        stem = os.path.splitext(parts[-1])[0] if parts else ""  # noqa: PTH122
+        return "/".join([*parts[:-1], stem.replace(".", "_") or "image"])
+
+
+def _common_folder(one: str, other: str) -> str:
+    """Longest common folder of two folders that end in a slash."""
+    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
+    return one[: one.rfind("/", 0, length) + 1]
+
+
+def _safe_part(part: str) -> str:
+    """Remove a leading dot, which would hide the file, and cut a name too long to unpack."""
+    part = part.lstrip(".") or "image"
+    name = part.encode("utf-8", "surrogateescape")
+    if len(name) <= MAX_NAME_BYTES:
+        return part
+    stem, dot, suffix = part.rpartition(".")
+    kept = (stem if dot else part).encode("utf-8", "surrogateescape")[: MAX_NAME_BYTES - 20]
+    return kept.decode("utf-8", "ignore") + dot + suffix[:16]
+
+
+def unique_key(key: str, taken: set[str]) -> str:
+    """Return the key, numbered if another image of the tar file has it, and mark it as taken."""
+    found, number = key, 1
+    while found in taken:
+        number += 1
+        found = f"{key}-{number}"
+    taken.add(found)
+    return found

@@ -1,8 +1,7 @@
-"""Images into tar files: fewer files, read in long pieces, with labels and groups in them.
+"""`mvmae data pack`: write images into tar files, with their labels and groups.
 
-`run` is read from top to bottom. Images are opened in processes that may die or hang
-(`data/guarded.py`) and written in their order by this one; what `torchrun` starts besides makes
-images ready too (`packing/sharing.py`).
+Images are opened in processes that may crash or hang, and written in their order by this process.
+Under `torchrun`, the other processes pack images too (`share.py`).
 """
 
 from __future__ import annotations
@@ -24,11 +23,16 @@ from mvmae.data.sources.class_list import CLASSES, class_list_text
 from mvmae.data.sources.lists import from_list
 from mvmae.data.sources.open import LISTS, open_source
 from mvmae.data.sources.shards import open_images
-from mvmae.datatools.pack.claiming import FACTS, claim, keep_apart, replaced, unfinished
-from mvmae.datatools.pack.encode import Packed
-from mvmae.datatools.pack.naming import Naming
-from mvmae.datatools.pack.order import in_order
-from mvmae.datatools.pack.share import assist, from_all
+from mvmae.datatools.pack.destination import (
+    FACTS,
+    replaced_folder,
+    require_destination,
+    require_source_survives,
+    unfinished_folder,
+)
+from mvmae.datatools.pack.encode import ImageNames, Packed
+from mvmae.datatools.pack.order import pack_in_order
+from mvmae.datatools.pack.share import assist_main, pack_with_all
 from mvmae.datatools.pack.write import SKIPPED, STATE, State, Writer, read_state
 from mvmae.errors import UserError
 from mvmae.storage.atomic import write_bytes, write_text
@@ -41,24 +45,24 @@ def run(config: DataPackConfig) -> int:
     """Pack the images of SRC into tar files in DST.
 
     Returns:
-        0 when done; 130 or 143 when stopped, after which the same command goes on.
+        0 when done; 130 or 143 when stopped; the same command then resumes.
 
     Raises:
         UserError: There are no images, none can be read, or DST holds something else.
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         if distributed.is_main():
-            claim(config)
-        source, folder = opened(config), unfinished(config.out)
+            require_destination(config)
+        source, folder = open_images_of(config), unfinished_folder(config.out)
         if not distributed.is_main():
-            signal = assist(source, config, folder)
+            signal = assist_main(source, config, folder)
             return exit_status(signal) if signal else 0
-        keep_apart(source, config)
+        require_source_survives(source, config)
         return write(source, config, folder)
 
 
 def write(source: Source, config: DataPackConfig, folder: Path) -> int:
-    """Pack into a folder that gets its name when it is whole.
+    """Pack into a folder that gets its name when it is complete.
 
     Returns:
         An exit status.
@@ -66,49 +70,49 @@ def write(source: Source, config: DataPackConfig, folder: Path) -> int:
     Raises:
         UserError: As `run`.
     """
-    # beside the folder, which gets another name at the end
+    # The lock is beside the folder, because the folder is renamed at the end.
     with locked(folder, folder.with_name(f"{folder.name}.lock"), flag="DST"):
-        state = begun(folder, source, config)
+        state = load_or_start(folder, source, config)
         if state.done:
-            terminal.people().print(f"going on behind image {state.done:,} of {len(source):,}")
+            terminal.people().print(f"resuming after image {state.done:,} of {len(source):,}")
         writer = Writer(folder, state, config.shard_size * 1e6)
-        distributed.from_main(state.done)  # the others begin when the folder is in order
+        distributed.from_main(state.done)  # the other processes start when the folder is ready
         with Interrupt() as interrupt, writer:
             pack(source, config, writer, interrupt)
         if interrupt.signal:
             terminal.people().print(
                 f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
-                "same command goes on"
+                "same command resumes"
             )
             return exit_status(interrupt.signal)
-        conclude(folder, source, state, config)
+        finish(folder, source, state, config)
     return 0
 
 
-def opened(config: DataPackConfig) -> Source:
-    """The images of SRC.
+def open_images_of(config: DataPackConfig) -> Source:
+    """Open the images of SRC.
 
     Raises:
-        UserError: There are none, or one lies outside of --root, or a class cannot be listed.
+        UserError: There are none, one lies outside --root, or a class name cannot be written.
     """
     is_list = Path(config.data).suffix.lower() in LISTS and Path(config.data).is_file()
     if config.root is not None and not is_list:
-        raise UserError(f"--root is for lists of paths, and {config.data} is none")
+        raise UserError(f"--root is for lists of paths, and {config.data} is not a list")
     if config.root is not None:
         source: Source = from_list(config.data, 3, config.root)
     else:
         source = open_source((config.data,), 3)
-    class_list_text(source.classes)  # or it would fail when all is packed
+    class_list_text(source.classes)  # fails now instead of after hours of packing
     return source
 
 
-def begun(folder: Path, source: Source, config: DataPackConfig) -> State:
-    """How far a stopped run came, or the beginning.
+def load_or_start(folder: Path, source: Source, config: DataPackConfig) -> State:
+    """Load the progress of a stopped run, or start a new one.
 
     Raises:
-        UserError: It was of other settings or images, and --overwrite does not say that it may go.
+        UserError: It had other settings or images, and --overwrite is not given.
     """
-    settings = settings_of(source, config)
+    settings = settings_for_resume(source, config)
     try:
         if (state := read_state(folder, settings)) is not None:
             return state
@@ -120,8 +124,8 @@ def begun(folder: Path, source: Source, config: DataPackConfig) -> State:
     return State(settings=settings)
 
 
-def settings_of(source: Source, config: DataPackConfig) -> dict[str, Any]:
-    """What the bytes depend on, by the names that a person knows."""
+def settings_for_resume(source: Source, config: DataPackConfig) -> dict[str, Any]:
+    """Everything that the bytes depend on, by its name on the command line."""
     return {
         "images": stamp(source),
         "--shard-size": config.shard_size,
@@ -132,13 +136,13 @@ def settings_of(source: Source, config: DataPackConfig) -> dict[str, Any]:
 
 
 def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Interrupt) -> None:
-    """Write every image that is left, or until a signal comes."""
-    naming, begin = Naming(source), writer.state.done
+    """Write all remaining images, or until a signal comes."""
+    names, begin = ImageNames(source), writer.state.done
     if distributed.world_size() > 1:
-        images = from_all(source, config, writer.folder, begin, interrupt)
+        images = pack_with_all(source, config, writer.folder, begin, interrupt)
     else:
-        images = in_order(source, config, range(begin, len(source)))
-    first = list(itertools.islice(images, 1))  # before the clock runs: processes begin with this
+        images = pack_in_order(source, config, range(begin, len(source)))
+    first = list(itertools.islice(images, 1))  # starts the processes, before the bar's clock runs
     with (
         contextlib.closing(images),
         terminal.Bar(len(source) - writer.state.done, "images") as bar,
@@ -149,7 +153,7 @@ def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Inte
                 return
             if isinstance(packed, Packed):
                 label = source.label(index)
-                writer.add(naming.key(index), packed, label, source.group(index), index)
+                writer.add(names.key(index), packed, label, source.group(index), index)
             else:
                 writer.skip(source.path(index), packed.reason)
             bar.advance(1)
@@ -158,18 +162,18 @@ def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Inte
     writer.finish(len(source))
 
 
-def conclude(folder: Path, source: Source, state: State, config: DataPackConfig) -> None:
-    """Give the finished folder its name, and say what is in it.
+def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -> None:
+    """Give the finished folder its name, and print what is in it.
 
     Raises:
-        UserError: None of the images can be read, or something else came to lie in DST.
+        UserError: None of the images can be read, or other files appeared in DST.
     """
     if not state.packed:
         with (folder / SKIPPED).open(newline="", encoding="utf-8") as rows:
             path, reason = list(itertools.islice(csv.reader(rows), 2))[-1]
         shutil.rmtree(folder)
         raise UserError(
-            f"none of the {len(source):,} images of {source.name} can be read: {path} for one "
+            f"none of the {len(source):,} images of {source.name} can be read: for example {path} "
             f"({reason})"
         )
     names = class_list_text(source.classes)
@@ -183,19 +187,21 @@ def conclude(folder: Path, source: Source, state: State, config: DataPackConfig)
         "classes": len(source.classes),
         "settings": state.settings,
     }
-    check(folder, source, state)
+    verify(folder, source, state)
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
-    claim(config)  # again: packing may have taken hours
-    _rename(folder, config.out)
-    (config.out.resolve() / STATE).unlink()  # now, or what ended before could not be gone on with
-    _say(facts, source, config)
+    require_destination(config)  # again, because packing may have taken hours
+    _move_into_place(folder, config.out)
+    (
+        config.out.resolve() / STATE
+    ).unlink()  # last, so that a run stopped before this line can resume
+    _print_result(facts, source, config)
 
 
-def check(folder: Path, source: Source, state: State) -> None:
-    """Read back what is in the tar files: as many images, of the same classes.
+def verify(folder: Path, source: Source, state: State) -> None:
+    """Read the tar files back: the same number of images, of the same classes.
 
     Raises:
-        RuntimeError: It is something else, and our fault.
+        RuntimeError: They differ, which is a bug.
     """
     packed = open_images([str(folder / name) for name in state.shards], 3)
     if len(packed) != state.packed:
@@ -208,9 +214,9 @@ def check(folder: Path, source: Source, state: State) -> None:
         )
 
 
-def _rename(folder: Path, out: Path) -> None:
+def _move_into_place(folder: Path, out: Path) -> None:
     whole = out.resolve()
-    old = replaced(out)
+    old = replaced_folder(out)
     shutil.rmtree(old, ignore_errors=True)
     if whole.exists():
         whole.rename(old)
@@ -218,7 +224,7 @@ def _rename(folder: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _say(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
+def _print_result(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
     console = terminal.people()
     size = facts["bytes"] / 1e6
     console.print(
@@ -229,7 +235,7 @@ def _say(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
     if facts["as they were"]:
         console.print(
             f"{facts['as they were']:,} images stay as they were: they have more than 8 bits, or "
-            "other channels than gray and colour"
+            "channels other than gray and colour"
         )
     if facts["skipped"]:
         terminal.warn(

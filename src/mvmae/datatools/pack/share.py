@@ -1,9 +1,10 @@
-"""Images made ready by several processes, and put in their order by the main one.
+"""Images packed by several processes, and written in their order by the main one.
 
-Which tar file an image goes into depends on the sizes of all before it, so one process writes them,
-as one alone does. What costs time, reading and decoding, is shared: each process makes the images
-of every so-manieth block ready and writes them into a file beside the tar files, which the main
-one copies and removes. Nobody is more than `AHEAD` blocks ahead of it: the disk stays small.
+The tar file of an image depends on the sizes of all images before it, so one process writes the tar
+files, exactly as a single process would. Reading and decoding, which take the time, are shared: of
+n processes each packs every n-th block of images into a file beside the tar files, which the main
+process copies and removes. No process is more than `MAX_BLOCKS_AHEAD` blocks ahead of it, so that
+the disk does not fill up.
 """
 
 from __future__ import annotations
@@ -19,30 +20,30 @@ from pathlib import Path
 from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.base import Source
 from mvmae.datatools.pack.encode import Packed, Refused
-from mvmae.datatools.pack.order import in_order
-from mvmae.datatools.pack.write import naming
+from mvmae.datatools.pack.order import pack_in_order
+from mvmae.datatools.pack.write import with_filename
 from mvmae.training import distributed, process_store
 from mvmae.training.interrupt import Interrupt
 
-BLOCK = 64  # images
-AHEAD = 16  # blocks of each process that wait to be written, at most
-POLL = 0.02  # seconds
+BLOCK_IMAGES = 64
+MAX_BLOCKS_AHEAD = 16  # of each process, waiting to be copied
+POLL_SECONDS = 0.02
 
 
-def from_all(
+def pack_with_all(
     source: Source, config: DataPackConfig, folder: Path, first: int, interrupt: Interrupt
 ) -> Generator[tuple[int, Packed | Refused], None, None]:
-    """What becomes of each image from `first` on, by all processes; called in the main one.
+    """Yield each image from `first` on, packed by all processes; called in the main process.
 
-    It ends early at a signal that any process got, which `interrupt` then has.
+    Ends early if any process gets a signal, which `interrupt` then holds.
 
     Raises:
-        UserError: Another process failed, or is gone.
+        UserError: Another process failed or disappeared.
     """
     ready, at, over = set[int](), 0, threading.Event()
     with ThreadPoolExecutor(1, "packing") as pool:
         ours = pool.submit(
-            make_ready,
+            write_blocks,
             *(source, config, folder, first),
             done=lambda: at,
             made=ready.add,
@@ -51,7 +52,7 @@ def from_all(
         try:
             for at, span in enumerate(_blocks(first, len(source))):
                 process_store.current().publish("packed", at)
-                if not _has_come(at, ready, ours, interrupt):
+                if not _wait_for_block(at, ready, ours, interrupt):
                     return
                 file = _file(folder, at)
                 yield from zip(span, _read(file), strict=True)
@@ -60,8 +61,8 @@ def from_all(
             over.set()
 
 
-def _has_come(number: int, ready: set[int], ours: Future[None], interrupt: Interrupt) -> bool:
-    """Wait for a block; whether it came, and no signal."""
+def _wait_for_block(number: int, ready: set[int], ours: Future[None], interrupt: Interrupt) -> bool:
+    """Wait for a block; return whether it came before any signal."""
     while number not in ready:
         ready.update(process_store.current().read_posts())
         if ours.done():
@@ -69,22 +70,22 @@ def _has_come(number: int, ready: set[int], ours: Future[None], interrupt: Inter
         if signal := process_store.current().check(interrupt.signal):
             interrupt.signal = signal
             return False
-        time.sleep(POLL)
+        time.sleep(POLL_SECONDS)
     return True
 
 
-def assist(source: Source, config: DataPackConfig, folder: Path) -> int:
-    """Make this process's images ready; called in every process but the main one.
+def assist_main(source: Source, config: DataPackConfig, folder: Path) -> int:
+    """Pack this process's images; called in every process but the main one.
 
     Returns:
-        The signal that some process got, or 0.
+        The signal that a process got, or 0.
 
     Raises:
         UserError: Another process failed.
     """
     first = distributed.from_main(0)
     with Interrupt() as interrupt:
-        make_ready(
+        write_blocks(
             *(source, config, folder, first),
             done=lambda: max(0, process_store.current().latest("packed")),
             made=process_store.current().post,
@@ -93,7 +94,7 @@ def assist(source: Source, config: DataPackConfig, folder: Path) -> int:
         return process_store.current().check(interrupt.signal)
 
 
-def make_ready(
+def write_blocks(
     source: Source,
     config: DataPackConfig,
     folder: Path,
@@ -103,16 +104,16 @@ def make_ready(
     made: Callable[[int], None],
     is_over: Callable[[], bool],
 ) -> None:
-    """Write this process's blocks, each whole before it is told of.
+    """Write this process's blocks, and announce each when it is complete.
 
     Args:
         source: The images.
-        config: What is asked for.
-        folder: For the blocks.
-        first: The image that the first block begins with.
-        done: The block that is being copied.
-        made: Told the number of a block that is there.
-        is_over: Whether to stop, and take away what nobody will read.
+        config: Options of `data pack`.
+        folder: Where the blocks are written.
+        first: Index of the first image of the first block.
+        done: Returns the number of the block that is being copied.
+        made: Called with the number of each complete block.
+        is_over: Returns whether to stop, and to remove blocks that will not be copied.
     """
     size = distributed.world_size()
     own = list(enumerate(_blocks(first, len(source))))[distributed.rank() :: size]
@@ -120,12 +121,12 @@ def make_ready(
     there: list[int] = []
     with contextlib.ExitStack() as stack:
         stack.callback(lambda: [_file(folder, at).unlink(missing_ok=True) for at in there])
-        images = stack.enter_context(contextlib.closing(in_order(source, config, places)))
+        images = stack.enter_context(contextlib.closing(pack_in_order(source, config, places)))
         for number, span in own:
-            while number - done() > AHEAD * size:
+            while number - done() > MAX_BLOCKS_AHEAD * size:
                 if is_over():
                     return
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
             there.append(number)
             if not _write(_file(folder, number), len(span), images, is_over):
                 return
@@ -134,7 +135,10 @@ def make_ready(
 
 
 def _blocks(first: int, count: int) -> list[range]:
-    return [range(begin, min(begin + BLOCK, count)) for begin in range(first, count, BLOCK)]
+    return [
+        range(begin, min(begin + BLOCK_IMAGES, count))
+        for begin in range(first, count, BLOCK_IMAGES)
+    ]
 
 
 def _file(folder: Path, number: int) -> Path:
@@ -147,8 +151,8 @@ def _write(
     images: Iterator[tuple[int, Packed | Refused]],
     is_over: Callable[[], bool],
 ) -> bool:
-    """Write so many images behind each other; whether it came to the end."""
-    with naming(file), file.open("wb") as stream:
+    """Write the next images one after another; return whether all were written."""
+    with with_filename(file), file.open("wb") as stream:
         for _ in range(count):
             if is_over():
                 return False

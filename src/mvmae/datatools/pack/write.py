@@ -1,7 +1,7 @@
-"""Tar files, one after another, and how far a stopped run came.
+"""Writing tar files one after another, and resuming a stopped run.
 
-Which image goes into which tar file follows from the images and their order alone, so that a run
-that begins again behind a finished file writes what it would have written.
+The tar file of an image depends only on the images and their order, so a run that resumes after a
+finished tar file writes the same bytes as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -19,43 +19,42 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from mvmae.data.sources import tar_index
-from mvmae.datatools.pack.encode import Packed
-from mvmae.datatools.pack.naming import unlike
+from mvmae.datatools.pack.encode import Packed, unique_key
 from mvmae.errors import UserError
 from mvmae.storage.atomic import write_bytes, write_text
 
 STATE = "unfinished.json"
 SKIPPED = "skipped.csv"
-BLOCK = 512  # a tar file's unit, in bytes
+BLOCK = 512  # bytes; tar files consist of whole blocks
 
 
 @dataclass(kw_only=True)
 class State:
-    """How far a run is, as of its last finished tar file."""
+    """Progress of a run as of its last finished tar file."""
 
     settings: dict[str, Any]
-    """What the bytes depend on, the images included."""
+    """Everything that the bytes depend on, including the images."""
 
     done: int = 0
-    """Images of the source."""
+    """Number of images of the source that are done."""
 
     packed: int = 0
     stays: int = 0
-    """Images that were to be written anew and could not be."""
+    """Number of images that could not be re-encoded as asked."""
 
     skipped: int = 0
     skipped_bytes: int = 0
-    """Length of the list of skipped images."""
+    """Size of the list of skipped images."""
 
     bytes: int = 0
     shards: list[str] = field(default_factory=list)
 
 
 def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
-    """How far a stopped run of these settings came; none where there is none, or files are gone.
+    """Read the progress of a stopped run; None if there is none, or its files are gone.
 
     Raises:
-        UserError: It was of other settings or other images.
+        UserError: The run had other settings or other images.
     """
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -68,26 +67,26 @@ def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
     differs = [key for key, value in settings.items() if state.settings.get(key) != value]
     if differs:
         raise UserError(
-            f"{folder} holds a stopped run of other {' and '.join(differs)}: give the same "
-            "command, or --overwrite to begin anew"
+            f"{folder} holds a stopped run with other {' and '.join(differs)}: give the same "
+            "command, or --overwrite to start again"
         )
     return state
 
 
 class Writer:
-    """Writes samples into tar files of a limited size; a context, which leaves none half-written.
+    """Writes images into tar files of a limited size; as a context, it leaves none half-written.
 
     Args:
-        folder: For the tar files.
-        state: How far a run came.
-        limit: Of a tar file, in bytes.
+        folder: Where the tar files are written.
+        state: Progress of the run.
+        limit: Largest size of a tar file, in bytes.
     """
 
     def __init__(self, folder: Path, state: State, limit: float) -> None:
         self.folder, self.state, self.limit = folder, state, limit
         for file in folder.iterdir():
-            if file.name not in {STATE, SKIPPED, *_with_indexes(state.shards)}:
-                file.unlink()  # of a tar file that was not finished
+            if file.name not in {STATE, SKIPPED, *_with_index_files(state.shards)}:
+                file.unlink()  # part of an unfinished tar file
         self._cut_skipped()
         self._file: BinaryIO | None = None
         self._size, self._taken = 0, set[str]()
@@ -106,14 +105,14 @@ class Writer:
         self.abandon()
 
     def add(self, key: str, packed: Packed, label: int, group: str | None, index: int) -> None:
-        """Write an image with what is known of it.
+        """Write an image with its label and group.
 
         Args:
             key: Its name, without a suffix.
             packed: The file.
-            label: Its class; -1 for none.
-            group: What it belongs to besides.
-            index: Its place in the source.
+            label: Index of its class; -1 for none.
+            group: What else it belongs to, such as a patient.
+            index: Its index in the source.
         """
         parts = [(packed.suffix, packed.content)]
         if label >= 0:
@@ -121,30 +120,30 @@ class Writer:
         if group is not None:
             parts.append((".json", json.dumps({"group": group}).encode()))
         size = sum(len(_member(key + suffix, b"")) + len(content) for suffix, content in parts)
-        size += BLOCK * len(parts)  # at most, of zeros that fill up
+        size += BLOCK * len(parts)  # upper limit of the padding
         if self._file is not None and self._size + size + 2 * BLOCK > self.limit:
             self.finish(index)
         if self._file is None:
             self._file = self._temporary.open("wb")
-        key = unlike(key, self._taken)
-        with naming(self._temporary):
+        key = unique_key(key, self._taken)
+        with with_filename(self._temporary):
             for suffix, content in sorted(parts):
                 self._size += self._file.write(_member(key + suffix, content))
         self._count += 1
         self._stays += packed.stays
 
     def skip(self, path: str, reason: str) -> None:
-        """Note an image that cannot be read."""
+        """Record an image that cannot be read."""
         self._skipped.append((path, reason))
 
     def finish(self, done: int) -> None:
-        """Make the tar file whole, then note how far the run is.
+        """Complete the tar file, then record the progress.
 
         Args:
-            done: Images of the source that are in it or in one before, or skipped.
+            done: Number of images of the source that are written or skipped.
         """
         if self._file is not None:
-            with naming(self._temporary):
+            with with_filename(self._temporary):
                 self._file.write(b"\0" * 2 * BLOCK)
                 self._file.flush()
                 os.fsync(self._file.fileno())
@@ -164,9 +163,9 @@ class Writer:
         write_text(self.folder / STATE, json.dumps(asdict(self.state)))
 
     def abandon(self) -> None:
-        """Leave the tar file that is not finished; it is written again."""
+        """Remove an unfinished tar file; a resumed run writes it again."""
         if self._file is not None:
-            with contextlib.suppress(OSError):  # on a full disk, what is not written yet
+            with contextlib.suppress(OSError):  # unwritten data on a full disk
                 self._file.close()
             self._temporary.unlink(missing_ok=True)
             self._file = None
@@ -176,7 +175,7 @@ class Writer:
         return self.folder / ".tar.tmp"
 
     def _cut_skipped(self) -> None:
-        """Drop what was noted behind the last finished tar file."""
+        """Drop what was recorded after the last finished tar file."""
         file = self.folder / SKIPPED
         if file.exists():
             with file.open("r+b") as stream:
@@ -192,7 +191,7 @@ class Writer:
         rows.writerows(self._skipped)
         content = text.getvalue().encode("utf-8", "backslashreplace")
         file = self.folder / SKIPPED
-        with naming(file), file.open("ab") as stream:
+        with with_filename(file), file.open("ab") as stream:
             stream.write(content)
         self.state.skipped_bytes += len(content)
         self.state.skipped += len(self._skipped)
@@ -200,8 +199,8 @@ class Writer:
 
 
 @contextlib.contextmanager
-def naming(path: Path) -> Iterator[None]:
-    """Let an error of a write say of which file it is, which the system does not."""
+def with_filename(path: Path) -> Iterator[None]:
+    """Add the file to errors of writing, which the system leaves out."""
     try:
         yield
     except OSError as error:
@@ -209,12 +208,12 @@ def naming(path: Path) -> Iterator[None]:
         raise
 
 
-def _with_indexes(shards: Iterable[str]) -> list[str]:
+def _with_index_files(shards: Iterable[str]) -> list[str]:
     return [name for shard in shards for name in (shard, shard + tar_index.SUFFIX)]
 
 
 def _member(name: str, content: bytes) -> bytes:
-    """A member with its header, of no owner and no time, so that equal content has equal bytes."""
+    """A member with its header, without owner and time, so that equal content has equal bytes."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(content), 0o644
     header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
@@ -222,7 +221,7 @@ def _member(name: str, content: bytes) -> bytes:
 
 
 def _write_index(shard: Path, size: int) -> None:
-    """The index beside a tar file, which it knows again by its headers, wherever it is copied."""
+    """Write the index beside a tar file; it also recognises copies, by their headers."""
     with shard.open("rb") as file:
         index = tar_index.index_tar(file, size, str(shard))
         probe = tar_index.probe_of(file, size, index.starts)
