@@ -78,6 +78,19 @@ def test_imports_in_examples_exist(page):
                     assert resolves(f"{node.module}.{alias.name}"), f"{page.name}: {alias.name}"
 
 
+def test_the_design_lists_every_import_inside_a_function():
+    page = (ROOT / "docs" / "design.md").read_text()
+    listed = page.split("## Imports inside functions")[1].split("\n## ")[0]
+    for path in sorted(SOURCE.rglob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                has_import = any(
+                    isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(function)
+                )
+                name = path.relative_to(SOURCE).as_posix()
+                assert not has_import or f"`{name}`" in listed, f"{name}: {function.name}"
+
+
 def test_a_name_that_does_not_exist_is_noticed():
     assert resolves("mvmae.method.losses.nt_xent")
     assert not resolves("mvmae.method.losses.no_such_loss")
