@@ -69,7 +69,7 @@ SEGMENT: dict[str, Recipe] = {
         "Table 4: UperNet, ADE20K, 160,000 steps of batch 16; paper 50.2 mIoU, MAE 48.1.",
         PAPER_ADE20K,
     ),
-    "small": Recipe("Some hundred images on a laptop: crops of 128, 2,000 steps.", SMALL_SEGMENT),
+    "small": Recipe("A few hundred images on a laptop: crops of 128, 2,000 steps.", SMALL_SEGMENT),
 }
 
 
@@ -118,5 +118,5 @@ DETECT: dict[str, Recipe] = {
         "ViTDet: simple pyramid, layer-wise decay, learning rate in steps; MAE 51.6, 45.9.",
         VITDET,
     ),
-    "small": Recipe("Some hundred images on a laptop: 256 pixels, 30 epochs.", SMALL_DETECT),
+    "small": Recipe("A few hundred images on a laptop: 256 pixels, 30 epochs.", SMALL_DETECT),
 }
