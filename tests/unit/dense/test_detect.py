@@ -172,7 +172,7 @@ def test_anchors_are_centred_on_the_positions_of_their_level(patch):
 
 
 def test_regions_are_pooled_from_their_position_even_after_a_batch_of_small_images():
-    """In a map of its own coordinates, the mean of a pooled region is the centre of its box."""
+    """Where a map holds coordinates, the mean of a pooled region is the centre of its box."""
     strides = [4.0, 8.0, 16.0, 32.0, 64.0]
     pool = roi_align(7, strides)
     maps = {}
