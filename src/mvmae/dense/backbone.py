@@ -176,8 +176,8 @@ class Backbone(nn.Module):
             windows = to_windows(y.unflatten(1, grid), side)
             bias = partial(relative, grid=(side, side)) if relative else None
             y = from_windows(block.attn(windows, bias), side, grid).flatten(1, 2)
-        whole = whole + block.dropped(block.ls1(y))
-        whole = whole + block.dropped(block.ls2(block.mlp(block.norm2(whole))))
+        whole = whole + block.drop_branch(block.ls1(y))
+        whole = whole + block.drop_branch(block.ls2(block.mlp(block.norm2(whole))))
         return whole[:, : prefix.shape[1]], whole[:, prefix.shape[1] :]
 
 

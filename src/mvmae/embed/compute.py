@@ -183,7 +183,7 @@ def select_vectors(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str
     kept = (
         tokens[:, encoder.num_prefix :]
         if kind == "patch"
-        else encoder.pooled(tokens, "cls" if kind == "cls" else "mean")
+        else encoder.pool(tokens, "cls" if kind == "cls" else "mean")
     )
     with np.errstate(over="ignore"):  # _check_finite reports what float16 cannot hold
         return kept.cpu().numpy().astype(dtype)

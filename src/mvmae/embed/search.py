@@ -108,7 +108,7 @@ def open_queries(
     ):
         for path, reason in batch.skipped:
             raise UserError(f"--query {path} cannot be read as an image: {reason}")
-        rows.append(opened.encoder.pooled(batch.tokens.float(), pool).cpu().numpy())
+        rows.append(opened.encoder.pool(batch.tokens.float(), pool).cpu().numpy())
     return Queries(source, np.concatenate(rows))
 
 

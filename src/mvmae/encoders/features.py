@@ -137,8 +137,8 @@ def encoder_extractor(
                 none = torch.empty(0, encoder.embed_dim)
                 yield Features(none, none if has_cls else None, labels, batch.skipped)
                 continue
-            mean = encoder.pooled(batch.tokens, "mean").float().cpu()
-            cls = encoder.pooled(batch.tokens, "cls").float().cpu() if has_cls else None
+            mean = encoder.pool(batch.tokens, "mean").float().cpu()
+            cls = encoder.pool(batch.tokens, "cls").float().cpu() if has_cls else None
             yield Features(mean, cls, labels, batch.skipped)
 
     return FeatureExtractor(batches, batch_size)

@@ -135,7 +135,7 @@ def _open_random(
 
 def untrained_copy(encoder: Encoder, seed: int) -> Encoder:
     """Build an encoder of the same shape with random weights."""
-    other = encoder.rebuilt()
+    other = encoder.new_like()
     initialize(other, Generator().manual_seed(seed))
     return other.eval()
 

@@ -43,7 +43,7 @@ def resize_encoder(encoder: Encoder, image_size: int | tuple[int, int] | None) -
     size = height_width(image_size, encoder.patch_size)
     if size == encoder.image_size:
         return encoder
-    other = encoder.rebuilt(image_size=size)
+    other = encoder.new_like(image_size=size)
     positions = resample_positions(
         encoder.pos_embed, encoder.grid, other.grid, has_cls=encoder.variant.cls_token
     )
@@ -77,7 +77,7 @@ def adapt_channels(opened: OpenedEncoder, in_channels: int | None) -> OpenedEnco
     encoder = opened.encoder
     if in_channels is None or in_channels == encoder.in_channels:
         return opened
-    other = encoder.rebuilt(in_channels=in_channels)
+    other = encoder.new_like(in_channels=in_channels)
     weight = adapt_patch_weight(encoder.patch_embed.proj.weight, in_channels)
     other.load_state_dict(encoder.state_dict() | {"patch_embed.proj.weight": weight})
     mean, std, interpolation = opened.preprocessing

@@ -205,9 +205,9 @@ def frozen_tokens(
         pixels = normalized(chunk, mean, std, setting.device)
         with precision.autocast(setting.device, config.precision):
             tokens = encoder(pixels)
-        parts["mean"].append(encoder.pooled(tokens, "mean").float())
+        parts["mean"].append(encoder.pool(tokens, "mean").float())
         if encoder.variant.cls_token:
-            parts["cls"].append(encoder.pooled(tokens, "cls").float())
+            parts["cls"].append(encoder.pool(tokens, "cls").float())
     return {token: torch.cat(chunks) for token, chunks in parts.items() if chunks}
 
 

@@ -72,7 +72,7 @@ class Format(NamedTuple):
 def encoder_outputs(opened: OpenedEncoder, images: Tensor) -> Outputs:
     """Pooled features, B x D, and patch features, B x N x D."""
     tokens = opened.encoder(images)
-    return opened.encoder.pooled(tokens, opened.pool), tokens[:, opened.encoder.num_prefix :]
+    return opened.encoder.pool(tokens, opened.pool), tokens[:, opened.encoder.num_prefix :]
 
 
 def _load_safetensors(folder: Path, _opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:

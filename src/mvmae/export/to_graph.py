@@ -33,7 +33,7 @@ class Graph(nn.Module):
     ) -> tuple[Float[Tensor, "B D"], Float[Tensor, "B N D"]]:
         """Encode images."""
         tokens = self.encoder(images)
-        return self.encoder.pooled(tokens, self.pool), tokens[:, self.encoder.num_prefix :]
+        return self.encoder.pool(tokens, self.pool), tokens[:, self.encoder.num_prefix :]
 
 
 def _trace(opened: OpenedEncoder) -> torch.export.ExportedProgram:

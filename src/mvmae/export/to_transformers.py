@@ -251,7 +251,7 @@ def load(folder: Path, opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:
 
     def compute(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images).last_hidden_state
-        return opened.encoder.pooled(tokens, opened.pool), tokens[:, 1:]
+        return opened.encoder.pool(tokens, opened.pool), tokens[:, 1:]
 
     return compute
 

@@ -22,8 +22,13 @@ from mvmae.encoders import OpenedAutoencoder
 from mvmae.errors import UserError
 from mvmae.inspect.choose_images import displayed
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.patches import masking_from_noise, patchify, unpatchify
-from mvmae.method.pixels import Statistics, denormalized_patches
+from mvmae.method.patches import (
+    Statistics,
+    denormalize_patches,
+    masking_from_noise,
+    patchify,
+    unpatchify,
+)
 from mvmae.method.views import normalized, shown_range
 
 BATCH_SIZE = 16
@@ -120,7 +125,7 @@ def _panels(
     target = patchify(inputs, patch)
     prediction = model.decode(model.encoder.encode(target, masking.ids_keep), masking)
     if trained.objective.normalize_targets:
-        prediction = denormalized_patches(prediction, target, masking.mask, grid, statistics)
+        prediction = denormalize_patches(prediction, target, masking.mask, grid, statistics)
     hidden = masking.mask[..., None]
 
     def pixels_of(patches: Tensor) -> np.ndarray:

@@ -18,39 +18,39 @@ from mvmae.method.vit import (
     Block,
     Encoder,
     initialize,
-    pooled,
+    pool_tokens,
     positions_with_cls,
-    through,
+    run_blocks,
 )
 
-HEAD_WIDTH = 128  # of what the projection head gives, as in SimCLR
+HEAD_WIDTH = 128  # outputs of the projection head, as in SimCLR
 Rebuild = Literal["masked", "all", "none"]
 
 
 class View(NamedTuple):
-    """What the model makes of masked views."""
+    """Output of the model for masked views."""
 
     embedding: Float[Tensor, "B E"]
-    """What is contrasted: the latent, behind the projection head where there is one."""
+    """What the contrast compares: the latent, after the projection head where there is one."""
 
     prediction: Float[Tensor, "B M P"] | None = None
-    """The hidden patches in the order of their noise, or all in their own, as the decoder sees
-    them; none where it was not asked."""
+    """The hidden patches in the order of their noise, or all patches in image order; None where
+    nothing is reconstructed."""
 
     target: Float[Tensor, "B M P"] | None = None
-    """The same patches as they are."""
+    """The same patches of the input."""
 
 
 class MaskedAutoencoder(nn.Module):
-    """Encoder of the visible patches and shallow decoder of all.
+    """Encoder of the visible patches and shallow decoder of all patches.
 
-    The two views of an image are rows of one batch, so that one pass encodes both. The state dict
-    has MAE's keys: the encoder's stand in it without a prefix.
+    All views of an image are rows of one batch, so that one pass encodes them. The state dict has
+    MAE's keys: those of the encoder have no prefix.
 
     Args:
         config: Sizes, mask ratio, latent and head.
         generator: Draws the initial weights. Default: seeded with 0.
-        recompute: Whether blocks keep no activations for the backward pass.
+        recompute: Whether the backward pass computes the activations of blocks again.
     """
 
     decoder_pos_embed: Tensor
@@ -91,46 +91,46 @@ class MaskedAutoencoder(nn.Module):
         *,
         rebuild: Rebuild = "masked",
     ) -> View:
-        """Mask, encode and rebuild views; the patches of largest noise are hidden.
+        """Mask, encode and reconstruct views; the patches with the largest noise are hidden.
 
-        With `decoded_share` below 1, "masked" are the hidden ones of least noise. The decoder sees
-        no others then: a mask token tells the rest nothing but where it is.
+        With `decoded_share` below 1, "masked" means the hidden patches with the least noise. The
+        decoder then sees no other hidden ones: a mask token carries nothing but its position.
         """
         masking = masking_from_noise(noise, self.config.num_visible)
         patches = self.encoder.patches(images)
         tokens = self.encoder.encode(patches, masking.ids_keep, recompute=self.recompute)
-        embedding = self.projection_head(pooled(tokens, self.config.latent))
+        embedding = self.projection_head(pool_tokens(tokens, self.config.latent))
         if rebuild == "none":
             return View(embedding)
         if rebuild == "all":
             return View(embedding, self.decode(tokens, masking), patches)
         some = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
-        hidden = self._decoded(tokens, some)[:, tokens.shape[1] :]
-        return View(embedding, self._predicted(hidden), take_rows(patches, some.ids_hidden))
+        hidden = self._run_decoder(tokens, some)[:, tokens.shape[1] :]
+        return View(embedding, self._predict(hidden), take_rows(patches, some.ids_hidden))
 
     def decode(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking
     ) -> Float[Tensor, "B N P"]:
         """Predict every patch from the class token and the visible patches."""
-        patches = self._predicted(self._decoded(tokens, masking)[:, 1:])
+        patches = self._predict(self._run_decoder(tokens, masking)[:, 1:])
         return take_rows(patches, masking.ids_restore)
 
-    def _decoded(
+    def _run_decoder(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking
     ) -> Float[Tensor, "B all d"]:
-        """The class token, the visible and the hidden patches, each in the order of their noise.
+        """Decode the class token, the visible and the hidden patches, each in order of their noise.
 
-        Attention does not mind the order, so tokens are not sorted back: a patch's place is in its
-        position alone.
+        Attention ignores the order of tokens, so they are not sorted back: only the position says
+        where a patch belongs.
         """
         positions = self.decoder_pos_embed[0, 1:]
-        x = self.decoder_embed(tokens)  # the class token's position is 0
+        x = self.decoder_embed(tokens)  # the class token has position 0
         visible = x[:, 1:] + positions[masking.ids_keep]
         hidden = self.mask_token + positions[masking.ids_hidden]
         x = torch.cat([x[:, :1].to(visible.dtype), visible, hidden], dim=1)
-        return through(self.decoder_blocks, x, recompute=self.recompute)
+        return run_blocks(self.decoder_blocks, x, recompute=self.recompute)
 
-    def _predicted(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
+    def _predict(self, x: Float[Tensor, "B M d"]) -> Float[Tensor, "B M P"]:
         return self.decoder_pred(self.decoder_norm(x))
 
     def freeze_decoder(self) -> None:
@@ -141,7 +141,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def _projection_head(config: ModelConfig) -> nn.Module:
-    """Nothing, as in equations 2 and 4, or SimCLR's MLP without its batch norm."""
+    """Identity, as in equations 2 and 4, or SimCLR's MLP without batch norm."""
     if config.head == "none":
         return nn.Identity()
     width = config.size.width
@@ -149,7 +149,7 @@ def _projection_head(config: ModelConfig) -> nn.Module:
 
 
 def _drop_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Write the encoder's keys as MAE does, without a prefix of their own."""
+    """Write the encoder's keys as MAE does, without a prefix."""
     for key in [key for key in state if key.startswith(f"{prefix}encoder.")]:
         state[prefix + key.removeprefix(f"{prefix}encoder.")] = state.pop(key)
 

@@ -42,7 +42,7 @@ def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
     if not sharding.is_shared_out(state):
         return encoder
     whole = sharding.whole(state)
-    gathered = encoder.rebuilt().to(device)
+    gathered = encoder.new_like().to(device)
     if whole:
         gathered.load_state_dict(whole)
     return gathered

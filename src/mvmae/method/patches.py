@@ -1,14 +1,17 @@
-"""Images to patches and back, and random masking.
+"""Images to patches and back, random masking, and predictions to pixels.
 
 Shapes: B images, C channels, H and W pixels, N patches, K kept and M hidden patches, P = p * p * C.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
+import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
+
+Statistics = Literal["visible", "target"]
 
 
 def patchify(images: Shaped[Tensor, "B C H W"], patch_size: int) -> Shaped[Tensor, "B N P"]:
@@ -38,14 +41,14 @@ class Masking(NamedTuple):
     """Indices of the others, in the order of their noise."""
 
     ids_restore: Int[Tensor, "B N"]
-    """Where each patch sits after shuffling; undoes the shuffle."""
+    """Place of each patch after shuffling; undoes the shuffle."""
 
     mask: Float[Tensor, "B N"]
     """1 where a patch is hidden."""
 
 
 def masking_from_noise(noise: Float[Tensor, "B N"], num_visible: int) -> Masking:
-    """Show each image's `num_visible` patches that drew the smallest noise, as MAE does."""
+    """Keep the `num_visible` patches of each image with the smallest noise, as MAE does."""
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
     ids_keep, ids_hidden = ids_shuffle[:, :num_visible], ids_shuffle[:, num_visible:]
@@ -53,5 +56,47 @@ def masking_from_noise(noise: Float[Tensor, "B N"], num_visible: int) -> Masking
 
 
 def take_rows(x: Shaped[Tensor, "B N D"], ids: Int[Tensor, "B K"]) -> Shaped[Tensor, "B K D"]:
-    """The rows of each image at its own indices."""
+    """Take rows of each image at its own indices."""
     return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
+
+
+def denormalize_patches(
+    prediction: Float[Tensor, "B N P"],
+    target: Float[Tensor, "B N P"],
+    mask: Float[Tensor, "B N"],
+    grid: tuple[int, int],
+    statistics: Statistics,
+) -> Float[Tensor, "B N P"]:
+    """Undo the normalisation of target patches, as far as that can be known.
+
+    A model trained on normalised patches predicts their pattern, not their brightness and
+    contrast. These are estimated from the visible patches around each hidden one, or taken from
+    the hidden patch itself. Published pictures do the latter, which adds information that the
+    model never saw.
+
+    Args:
+        prediction: Normalised patches.
+        target: Patches of the input.
+        mask: 1 where a patch was hidden.
+        grid: Rows and columns of patches.
+        statistics: `visible` or `target`.
+    """
+    mean, deviation = target.mean(-1), (target.var(-1) + 1e-6).sqrt()
+    if statistics == "visible":
+        mean, deviation = (_from_visible(values, mask, grid) for values in (mean, deviation))
+    return prediction * deviation[..., None] + mean[..., None]
+
+
+def _from_visible(
+    values: Float[Tensor, "B N"], mask: Float[Tensor, "B N"], grid: tuple[int, int]
+) -> Float[Tensor, "B N"]:
+    """Return each visible patch's own value, and for hidden ones an average of visible patches.
+
+    The weights fall with the fourth power of the distance, so that the nearest patches decide.
+    """
+    rows, columns = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
+    places = torch.stack([rows.flatten(), columns.flatten()], dim=1).to(values)
+    nearness = 1 / torch.cdist(places, places).clamp_min(1e-3) ** 4  # 1e12 for itself
+    visible = 1 - mask
+    weighted = (nearness * (values * visible)[:, None]).sum(-1)
+    return weighted / (nearness * visible[:, None]).sum(-1)

@@ -1,4 +1,4 @@
-"""Vision Transformer that can be shown any subset of an image's patches.
+"""Vision Transformer that encodes any subset of an image's patches.
 
 Parameter names are timm's and MAE's, so checkpoints of either load without renaming.
 Shapes: B images, C channels, N tokens, K visible patches, D width, P numbers in a patch.
@@ -21,40 +21,40 @@ from mvmae.method.patches import patchify, take_rows
 
 
 class Variant(NamedTuple):
-    """Where Vision Transformers of other makers differ from MAE's."""
+    """Where other Vision Transformers differ from MAE's."""
 
     mlp_ratio: float = 4.0
-    """Width of the MLP's hidden layer over that of a token."""
+    """Width of the MLP's hidden layer divided by that of a token."""
 
     cls_token: bool = True
-    """Whether a class token stands first."""
+    """Whether the first token is a class token."""
 
     num_registers: int = 0
-    """Further tokens without a place, behind the class token (DINOv2's registers)."""
+    """Further tokens without a position, after the class token (DINOv2's registers)."""
 
     layer_scale: bool = False
     """Whether a learnt factor scales each branch (CaiT, DeiT III, DINOv2)."""
 
     final_norm: bool = True
-    """Whether tokens are normalised at the end; fine-tuned models pool first."""
+    """Whether tokens are normalised at the end; fine-tuned models pool first instead."""
 
     norm_eps: float = 1e-6
-    """What layer norms add to the variance; transformers' ViT has 1e-12."""
+    """Added to the variance in layer norms; transformers' ViT uses 1e-12."""
 
 
 PLAIN = Variant()
 
 
-def attended(
+def attend(
     q: Float[Tensor, "B h N d"],
     k: Float[Tensor, "B h M d"],
     v: Float[Tensor, "B h M d"],
     mask: Float[Tensor, ...] | None = None,
 ) -> Float[Tensor, "B h N d"]:
-    """Scaled dot-product attention, by the kernel that is faster on this device in this type.
+    """Scaled dot-product attention, with the faster kernel for this device and data type.
 
-    In bf16 on a CPU torch's fused kernel takes 1 to 28 times as long as the plain products, forward
-    and backward, on the shapes of this model; in fp32 the fused one is up to four times as fast.
+    On the shapes of this model, forward and backward, torch's fused kernel takes 1 to 28 times as
+    long as plain products in bf16 on a CPU; in fp32 it is up to four times as fast.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -76,17 +76,17 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], bias: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Mix tokens; `bias` makes what is added to the logits of the queries, B heads N d."""
+        """Mix tokens; `bias` maps the queries, B heads N d, to what is added to their logits."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         mask = None if bias is None else bias(q)
-        mixed = attended(q, k, v, mask)
+        mixed = attend(q, k, v, mask)
         return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
 
 
 class Mlp(nn.Module):
-    """Two linear layers with a GELU between."""
+    """Two linear layers with a GELU in between."""
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
@@ -129,30 +129,30 @@ class Block(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
         """Attend, then transform."""
-        x = x + self.dropped(self.ls1(self.attn(self.norm1(x))))
-        return x + self.dropped(self.ls2(self.mlp(self.norm2(x))))
+        x = x + self.drop_branch(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_branch(self.ls2(self.mlp(self.norm2(x))))
 
-    def dropped(self, branch: Tensor) -> Tensor:
-        """A branch, left out of some images in training."""
+    def drop_branch(self, branch: Tensor) -> Tensor:
+        """Leave the branch out of some images while training."""
         if self.drop_path == 0 or not self.training:
             return branch
         kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))
         kept.bernoulli_(1 - self.drop_path)
         if self.drop_path < 1:
-            kept.div_(1 - self.drop_path)  # the mean stays the same
+            kept.div_(1 - self.drop_path)  # keeps the mean
         return branch * kept
 
 
-def through(
+def run_blocks(
     blocks: Iterable[nn.Module], x: Float[Tensor, "B N D"], *, recompute: bool = False
 ) -> Float[Tensor, "B N D"]:
-    """Pass tokens through blocks, one after the other.
+    """Pass tokens through blocks one after the other.
 
     Args:
         blocks: Of equal width.
         x: The tokens.
-        recompute: Whether only what is between blocks is kept for the backward pass, which then
-            computes them again (Chen et al. 2016, arXiv 1604.06174).
+        recompute: Whether to keep only the tokens between blocks for the backward pass, which
+            then computes the rest again (Chen et al. 2016, arXiv 1604.06174).
     """
     for block in blocks:
         if recompute and torch.is_grad_enabled():
@@ -165,8 +165,8 @@ def through(
 class PatchEmbed(nn.Module):
     """Linear embedding of patches, kept under the name and shape of ViT's strided convolution.
 
-    A convolution must embed the whole image; a product with the patches at hand embeds only the
-    visible ones, a fifth of them.
+    A convolution would have to embed the whole image; a matrix product embeds only the visible
+    patches, a fifth of them.
     """
 
     def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
@@ -174,7 +174,7 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_channels, dim, kernel_size=patch_size, stride=patch_size)
 
     def forward(self, patches: Float[Tensor, "B N P"]) -> Float[Tensor, "B N D"]:
-        """Embed patches cut by `patchify`, whose channels run fastest."""
+        """Embed patches from `patchify`, in which channels run fastest."""
         weight_DP = self.proj.weight.permute(0, 2, 3, 1).flatten(1)
         return F.linear(patches, weight_DP, self.proj.bias)
 
@@ -190,19 +190,19 @@ def sincos_positions(dim: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
 
 
 def positions_with_cls(dim: int, grid: tuple[int, int]) -> Float[Tensor, "1 N D"]:
-    """Sine-cosine positions behind a row of zeros for the class token."""
+    """Sine-cosine positions after a row of zeros for the class token."""
     return torch.cat([torch.zeros(1, dim), sincos_positions(dim, grid)])[None]
 
 
 class Encoder(nn.Module):
-    """Vision Transformer with fixed 2-D positions and, unless its variant says not, a class token.
+    """Vision Transformer with fixed 2-D positions and, in most variants, a class token.
 
     Args:
         size: Width, depth and heads.
         image_size: Height and width of the images in pixels.
         patch_size: Side of a patch in pixels; divides both.
         in_channels: Channels of the images.
-        variant: Where it differs from MAE's.
+        variant: How it differs from MAE's.
     """
 
     pos_embed: Tensor
@@ -234,10 +234,10 @@ class Encoder(nn.Module):
         if variant.final_norm:
             self.norm = nn.LayerNorm(size.width, eps=variant.norm_eps)
 
-    def rebuilt(
+    def new_like(
         self, *, image_size: tuple[int, int] | None = None, in_channels: int | None = None
     ) -> Encoder:
-        """An encoder of the same shape, or for other images; its weights are not set."""
+        """Make an encoder of the same shape, or for other images, with untrained weights."""
         return Encoder(
             self.size,
             image_size=image_size or self.image_size,
@@ -253,21 +253,25 @@ class Encoder(nn.Module):
 
     @property
     def num_prefix(self) -> int:
-        """Tokens before the patches: the class token and the registers, where there are any."""
+        """Number of tokens before the patches: class token and registers."""
         return int(self.variant.cls_token) + self.variant.num_registers
 
     def forward(
         self, images: Float[Tensor, "B C H W"], ids_keep: Int[Tensor, "B K"] | None = None
     ) -> Float[Tensor, "B tokens D"]:
-        """The prefix tokens and the patches at `ids_keep` (default: all), after the last norm.
+        """Encode the patches at `ids_keep` (default: all); prefix tokens come first.
 
         Raises:
-            ValueError: The images have another size or number of channels than the encoder.
+            ValueError: The images have a different size or number of channels.
         """
         return self.encode(self.patches(images), ids_keep)
 
     def patches(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B N P"]:
-        """Cut images into patches; see `forward` for what is raised."""
+        """Cut images into patches.
+
+        Raises:
+            ValueError: The images have a different size or number of channels.
+        """
         if (shape := tuple(images.shape[1:])) != (self.in_channels, *self.image_size):
             raise ValueError(
                 f"images are {shape}, this encoder takes {(self.in_channels, *self.image_size)}: "
@@ -282,8 +286,10 @@ class Encoder(nn.Module):
         *,
         recompute: bool = False,
     ) -> Float[Tensor, "B tokens D"]:
-        """As `forward`, from patches. Those to be seen are picked before they are embedded."""
-        return self.norm(through(self.blocks, self._embed(patches, ids_keep), recompute=recompute))
+        """Encode patches from `patches`; hidden ones are dropped before they are embedded."""
+        return self.norm(
+            run_blocks(self.blocks, self._embed(patches, ids_keep), recompute=recompute)
+        )
 
     def _embed(self, patches: Tensor, ids_keep: Tensor | None) -> Tensor:
         prefix = []
@@ -297,28 +303,32 @@ class Encoder(nn.Module):
             patches = take_rows(patches, ids_keep)
             positions = positions[0][ids_keep]
         x = self.patch_embed(patches) + positions
-        # len() would be a constant to torch.export.
+        # torch.export would record len() as a constant.
         first = [tokens.to(x.dtype).expand(x.shape[0], -1, -1) for tokens in prefix]
         return torch.cat([*first, x], dim=1)
 
     def embed(self, images: Float[Tensor, "B C H W"], pool: Pool = "mean") -> Float[Tensor, "B D"]:
-        """One vector an image: the mean of the patch tokens, or the class token.
+        """Embed each image as the mean of its patch tokens, or its class token.
 
         Raises:
             UserError: There is no class token.
         """
-        return self.pooled(self(images), pool)
+        return self.pool(self(images), pool)
 
-    def pooled(self, tokens: Float[Tensor, "B tokens D"], pool: Pool) -> Float[Tensor, "B D"]:
-        """What `embed` makes of this encoder's tokens, and raises."""
+    def pool(self, tokens: Float[Tensor, "B tokens D"], pool: Pool) -> Float[Tensor, "B D"]:
+        """Pool this encoder's tokens to one vector per image.
+
+        Raises:
+            UserError: There is no class token.
+        """
         if pool == "cls" and not self.variant.cls_token:
             raise UserError("this encoder has no class token: pool the mean of the patch tokens")
-        return pooled(tokens, pool, self.num_prefix)
+        return pool_tokens(tokens, pool, self.num_prefix)
 
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], indices: Sequence[int]
     ) -> list[Float[Tensor, "B D rows columns"]]:
-        """Maps of patch tokens after the blocks at `indices`, before the last norm."""
+        """Return maps of patch tokens after the blocks at `indices`, before the last norm."""
         x = self._embed(self.patches(images), None)
         outputs = []
         for block in self.blocks:
@@ -330,15 +340,17 @@ class Encoder(nn.Module):
         ]
 
 
-def pooled(tokens: Float[Tensor, "B N D"], pool: Pool, num_prefix: int = 1) -> Float[Tensor, "B D"]:
-    """The mean of the patch tokens, which follow the prefix, or the class token, the first."""
+def pool_tokens(
+    tokens: Float[Tensor, "B N D"], pool: Pool, num_prefix: int = 1
+) -> Float[Tensor, "B D"]:
+    """Return the mean of the patch tokens, after the prefix, or the class token, the first."""
     return tokens[:, 0] if pool == "cls" else tokens[:, num_prefix:].mean(dim=1)
 
 
 def initialize(model: nn.Module, generator: Generator) -> None:
-    """MAE's initial weights: Xavier-uniform matrices, zero biases, tokens of deviation 0.02.
+    """Set MAE's initial weights: Xavier-uniform matrices, zero biases, tokens with std 0.02.
 
-    The patch embedding counts as a matrix of one column a pixel, not as a convolution.
+    The patch embedding counts as a matrix with one column per pixel, not as a convolution.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

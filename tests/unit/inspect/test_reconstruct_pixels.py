@@ -20,8 +20,7 @@ from mvmae.inspect.model_pictures import HIDDEN, Panels, panels_of
 from mvmae.inspect.reconstruct import Model
 from mvmae.method.losses import normalize_patches
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.patches import masking_from_noise, patchify
-from mvmae.method.pixels import denormalized_patches
+from mvmae.method.patches import denormalize_patches, masking_from_noise, patchify
 
 GRID = (4, 6)
 
@@ -42,13 +41,13 @@ def mask(num_visible: int = 5, count: int = 24) -> torch.Tensor:
 
 def test_target_statistics_undo_the_normalisation():
     target = patches()
-    back = denormalized_patches(normalize_patches(target), target, mask(), GRID, "target")
+    back = denormalize_patches(normalize_patches(target), target, mask(), GRID, "target")
     torch.testing.assert_close(back, target)
 
 
 def test_target_statistics_undo_the_normalisation_of_flat_patches():
     target = torch.full((2, 24, 12), 0.3)
-    back = denormalized_patches(normalize_patches(target), target, mask(), GRID, "target")
+    back = denormalize_patches(normalize_patches(target), target, mask(), GRID, "target")
     torch.testing.assert_close(back, target)
 
 
@@ -57,7 +56,7 @@ def test_visible_statistics_do_not_depend_on_hidden_pixels():
     other = torch.where(hidden[..., None] == 1, patches(2) * 50, target)
     assert not torch.equal(other, target)
     first, second = (
-        denormalized_patches(prediction, pixels, hidden, GRID, "visible")
+        denormalize_patches(prediction, pixels, hidden, GRID, "visible")
         for pixels in (target, other)
     )
     assert torch.equal(first, second)
@@ -67,7 +66,7 @@ def test_target_statistics_do_depend_on_hidden_pixels():
     target, prediction, hidden = patches(), patches(1), mask()
     other = torch.where(hidden[..., None] == 1, patches(2), target)
     first, second = (
-        denormalized_patches(prediction, pixels, hidden, GRID, "target")
+        denormalize_patches(prediction, pixels, hidden, GRID, "target")
         for pixels in (target, other)
     )
     assert not torch.allclose(first, second)
@@ -75,7 +74,7 @@ def test_target_statistics_do_depend_on_hidden_pixels():
 
 def test_visible_patches_keep_their_own_statistics():
     target, hidden = patches(), mask()
-    back = denormalized_patches(normalize_patches(target), target, hidden, GRID, "visible")
+    back = denormalize_patches(normalize_patches(target), target, hidden, GRID, "visible")
     seen = hidden == 0
     torch.testing.assert_close(back[seen], target[seen], atol=1e-4, rtol=1e-4)
 
@@ -86,7 +85,7 @@ def test_hidden_patch_takes_after_the_nearest_visible_one():
     target[0, 9] = 100
     hidden = torch.tensor([[0.0, *[1.0] * 8, 0.0]])
     prediction = torch.zeros(1, 10, 4)
-    means = denormalized_patches(prediction, target, hidden, (1, 10), "visible").mean(-1)[0]
+    means = denormalize_patches(prediction, target, hidden, (1, 10), "visible").mean(-1)[0]
     assert (means[:4] < 20).all()
     assert (means[6:] > 80).all()
     assert (means.diff() > 0).all()
@@ -100,7 +99,7 @@ def test_rows_and_columns_are_not_mixed_up():
     hidden = torch.ones(1, 8)
     hidden[0, [0, 3]] = 0  # of 2 rows of 4: the two upper corners
     prediction = torch.zeros(1, 8, 4)
-    means = denormalized_patches(prediction, target, hidden, (2, 4), "visible").mean(-1)[0]
+    means = denormalize_patches(prediction, target, hidden, (2, 4), "visible").mean(-1)[0]
     assert means[4] > 80
     assert means[7] < 20
 
@@ -108,7 +107,7 @@ def test_rows_and_columns_are_not_mixed_up():
 def test_patches_seen_alike_make_hidden_ones_alike():
     target = torch.full((2, 24, 12), 0.25)
     prediction = torch.zeros(2, 24, 12)
-    back = denormalized_patches(prediction, target, mask(), GRID, "visible")
+    back = denormalize_patches(prediction, target, mask(), GRID, "visible")
     torch.testing.assert_close(back, target)
 
 

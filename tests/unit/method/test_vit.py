@@ -10,9 +10,9 @@ from mvmae.method.patches import patchify
 from mvmae.method.vit import (
     Encoder,
     PatchEmbed,
-    attended,
+    attend,
     initialize,
-    pooled,
+    pool_tokens,
     sincos_positions,
 )
 
@@ -73,8 +73,8 @@ def test_images_of_another_shape_are_refused_with_the_right_one(encoder, shape):
 
 def test_pooling_takes_the_mean_of_the_patches_or_the_class_token(encoder):
     tokens = torch.arange(12.0).reshape(1, 3, 4)
-    assert pooled(tokens, "cls").tolist() == [[0, 1, 2, 3]]
-    assert pooled(tokens, "mean").tolist() == [[6, 7, 8, 9]]
+    assert pool_tokens(tokens, "cls").tolist() == [[0, 1, 2, 3]]
+    assert pool_tokens(tokens, "mean").tolist() == [[6, 7, 8, 9]]
     assert torch.equal(encoder.embed(IMAGES), encoder(IMAGES)[:, 1:].mean(1))
     assert torch.equal(encoder.embed(IMAGES, "cls"), encoder(IMAGES)[:, 0])
 
@@ -177,9 +177,9 @@ def test_attention_in_bf16_is_torchs_own_to_its_rounding(masked):
     q, k, v = torch.randn(3, 2, 4, 17, 32, generator=generator)
     mask = torch.randn(2, 4, 17, 17, generator=generator) if masked else None
     exact = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-    torch.testing.assert_close(attended(q, k, v, mask), exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(attend(q, k, v, mask), exact, rtol=1e-6, atol=1e-6)
     half = [None if one is None else one.bfloat16() for one in (q, k, v, mask)]
     with torch.autocast("cpu", torch.bfloat16):
-        found = attended(*half)
+        found = attend(*half)
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.03)

@@ -100,7 +100,7 @@ def patch_tokens(networks: Networks, tokens: Float[Tensor, "B tokens D"]) -> Flo
 
 def embedding(networks: Networks, tokens: Float[Tensor, "B tokens D"]) -> Float[Tensor, "B D"]:
     """One vector per image, of length 1, from the token that training shaped."""
-    return F.normalize(networks.opened.encoder.pooled(tokens, networks.opened.pool), dim=-1)
+    return F.normalize(networks.opened.encoder.pool(tokens, networks.opened.pool), dim=-1)
 
 
 def reconstruct(
