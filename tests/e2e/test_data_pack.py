@@ -250,7 +250,7 @@ def test_files_that_cannot_be_read_are_listed_and_left_out(image_folder, capsys)
         "path",
         *("images/blue/1.jpg", "images/red/pipe.png", "images/red/text.png"),
     ]
-    assert "no regular file" in rows[2][1]
+    assert "not a regular file" in rows[2][1]
     assert len(open_source(["packed"], 3)) == 7
 
 
@@ -272,7 +272,7 @@ def test_where_nothing_can_be_read_nothing_is_left(tmp_path, capsys):
         (("images", "packed"), "already holds tar files"),
         (("packed", "packed", "--overwrite"), "SRC and DST are both packed"),
         (("images", "x", "--root", "images"), "--root is for lists of paths"),
-        (("list.txt", "x", "--root", "full"), "lies outside of full"),
+        (("list.txt", "x", "--root", "full"), "is outside of full"),
         (("images", "x", "--shard-size", "nan"), "shard_size is in MB"),
         (("images", "x", "--short-side", "0"), "short_side must be between"),
         (("images", "x", "--quality", "101"), "quality must be between"),

@@ -1,6 +1,6 @@
 """Augmentation for supervised training: RandAugment, random erasing, MixUp and CutMix.
 
-torchvision's transforms draw from torch's global generator: `seeded` lends it to them.
+torchvision's transforms draw from torch's global generator, which `seeded` sets and restores.
 Shapes: B images, C channels, K classes.
 """
 
@@ -16,10 +16,10 @@ from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 
-MAX_MAGNITUDE = 10  # of timm's scale of magnitudes
+MAX_MAGNITUDE = 10  # on timm's scale
 BINS = 100  # steps between torchvision's weakest and strongest operation
-DEVIATION = 5  # of the magnitude, in those steps: timm's mstd0.5
-OPERATIONS = 2  # tried on an image, each applied with probability 0.5
+DEVIATION = 5  # standard deviation of the magnitude in steps: timm's mstd0.5
+OPERATIONS = 2  # per image, each applied with probability 0.5
 
 ERASED_SHARE = (0.02, 1 / 3)  # of the image's area
 ERASED_RATIO = (0.3, 1 / 0.3)  # height to width
@@ -28,11 +28,11 @@ ERASING_ATTEMPTS = 10
 
 @contextmanager
 def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
-    """Set torch's global generators for what is inside, and restore them after it.
+    """Seed torch's global generators in the block, and restore them afterwards.
 
     Args:
         seed: Below 2**63.
-        device: Whose generator is set too. Default: the CPU's alone.
+        device: Device whose generator is seeded too. Default: the CPU only.
     """
     is_cuda = device is not None and device.type == "cuda"
     with torch.random.fork_rng(devices=[device] if is_cuda else []):
@@ -52,19 +52,20 @@ def rand_augment(
 ) -> UInt8[Tensor, "C h w"]:
     """RandAugment as in MAE's fine-tuning: timm's rand-m9-mstd0.5-inc1 for a magnitude of 9.
 
-    timm's magnitude m is m tenths of each operation's strongest, and varies; each of two operations
-    is applied with probability one half. torchvision always applies and counts in steps, so its
-    RandAugment is called for one operation at a time, out of a hundred steps.
+    timm's magnitude m is m tenths of each operation's strongest setting, plus noise, and each of
+    two operations is applied with probability one half. torchvision always applies an operation and
+    counts strength in steps, so its RandAugment is called for one operation at a time, with a
+    hundred steps.
 
-    What differs: torchvision has Identity and lacks timm's Invert and SolarizeAdd; its Posterize
-    keeps 4 to 8 bits, timm's 0 to 4; it turns and shears with bilinear interpolation, as it has
-    no bicubic for tensors. Of a gray image Color changes nothing.
+    Differences: torchvision has Identity and lacks timm's Invert and SolarizeAdd; its Posterize
+    keeps 4 to 8 bits, timm's 0 to 4; it rotates and shears with bilinear interpolation, as it has
+    no bicubic for tensors. Color does not change a gray image.
 
     Args:
         image: One image.
-        magnitude: Timm's m, from 0 to 10.
+        magnitude: timm's m, from 0 to 10.
         rng: Draws the strength, whether each operation is applied, and torchvision's seed.
-        fill: What comes in from outside the image, a value of [0, 255] a channel.
+        fill: Colour from outside the image, a value in [0, 255] per channel.
     """
     for _ in range(OPERATIONS):
         steps = int(
@@ -88,12 +89,12 @@ def rand_augment(
 def random_erasing(
     images: Float[Tensor, "B C H W"], probability: float, rng: np.random.Generator
 ) -> Float[Tensor, "B C H W"]:
-    """Noise in place of a random box of some images, in all B at once (timm's mode "pixel").
+    """Replace a random box of some images with noise (timm's mode "pixel").
 
     Args:
-        images: Normalised; the noise has mean 0 and deviation 1, from torch's generator.
-        probability: With which an image is erased.
-        rng: Draws which, and where.
+        images: Normalised images; the noise has mean 0 and deviation 1, from torch's generator.
+        probability: Probability that a box of an image is erased.
+        rng: Draws which images, and where.
     """
     if probability == 0:
         return images
@@ -109,7 +110,7 @@ def random_erasing(
 
 
 def _erased_box(rng: np.random.Generator, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """Top, left, height and width; nothing where no box fits."""
+    """Top, left, height and width of a box; all 0 if no drawn box fits."""
     height, width = size
     for _ in range(ERASING_ATTEMPTS):
         area = height * width * rng.uniform(*ERASED_SHARE)
@@ -128,17 +129,16 @@ def mix_images(
     mixup: float,
     cutmix: float,
 ) -> tuple[Float[Tensor, "B C H W"], Float[Tensor, "B K"]]:
-    """Images blended with others of the batch, or with a box of them, and the classes' shares.
+    """Apply MixUp or CutMix to a batch; return the images and the share of each class.
 
-    Each batch gets MixUp or CutMix; where both are on, each with probability one half. Draws from
-    torch's global generator.
+    If both are on, each has probability one half. Draws from torch's global generator.
 
     Args:
-        images: Of the batch.
-        labels: Their classes.
-        num_classes: K.
+        images: Images of the batch.
+        labels: Their labels.
+        num_classes: Number of classes K.
         mixup: Alpha of MixUp's beta distribution; 0: no MixUp.
-        cutmix: Alpha of CutMix's; 0: no CutMix.
+        cutmix: Alpha of CutMix's beta distribution; 0: no CutMix.
     """
     use_mixup = mixup > 0 and (cutmix == 0 or bool(torch.rand(()) < 0.5))
     if use_mixup:

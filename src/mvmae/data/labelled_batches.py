@@ -1,7 +1,7 @@
 """Batches of labelled images for supervised training: random crops, mirrored and augmented.
 
-As in pre-training, the order is a function of (seed, epoch) and what becomes of an image one of
-(seed, epoch, index): any number of workers and of processes see the same.
+As in pre-training, the order is a function of (seed, epoch) and the crop of an image one of
+(seed, epoch, index), so any number of workers and processes sees the same images.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from mvmae.method.views import crop, random_box
 
 
 class LabelledBatch(NamedTuple):
-    """What one process trains on in one step."""
+    """The images of one process in one step."""
 
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     labels: Int[Tensor, " B"]
 
     skipped: list[Skipped]
-    """Images that were to be in the batch and could not be read."""
+    """Images that should have been in the batch and could not be read."""
 
     is_whole: bool
-    """Whether something readable was found for every place."""
+    """Whether a readable image was found for every row."""
 
 
 class Training(NamedTuple):
-    """What happens to an image before it is trained on."""
+    """Options of the order, the crops and the augmentation."""
 
     seed: int
     batch_size: int
-    """Images in a step, over all processes."""
+    """Images per step, over all processes."""
 
     size: tuple[int, int]
     """Height and width in pixels."""
@@ -83,7 +83,7 @@ class LabelledDataset(Dataset):
 
 
 def _fill(channels: int) -> tuple[float, ...]:
-    """What comes in at the edges: ImageNet's mean, as timm has it."""
+    """The fill colour at the edges: ImageNet's mean, as in timm."""
     mean = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,) * channels
     return tuple(float(round(255 * value)) for value in mean)
 
@@ -117,17 +117,17 @@ def labelled_batches(
     """Batches for the given steps of a run; iterating yields `LabelledBatch`.
 
     Args:
-        source: Labelled images; an epoch is as many whole batches as they give.
-        seed: Of the order, the crops and the augmentation.
-        steps: Of the run, 0 the first of the first epoch.
-        batch_size: Images in a step, over all processes.
+        source: Labelled images; an epoch has as many whole batches as they fill.
+        seed: Seed of the order, the crops and the augmentation.
+        steps: Steps of the run; 0 is the first of the first epoch.
+        batch_size: Images per step, over all processes.
         size: Height and width in pixels.
         crop_scale: Smallest and largest share of the image's area in a crop.
         interpolation: "bicubic" or "bilinear".
-        augment: RandAugment's magnitude, timm's from 0 to 10; False: crops and flips only.
-        rank: Of this process.
-        world_size: Processes that share a batch.
-        workers: Processes that read. None: by the machine.
+        augment: Magnitude of RandAugment on timm's scale, 0 to 10; False: crops and flips only.
+        rank: Number of this training process.
+        world_size: Training processes that share a batch.
+        workers: Reader processes. None: chosen for the machine.
         cuda: Whether the batches go to a GPU.
         flip: Whether half of the crops are mirrored.
         upside_down: Whether half of them are flipped top to bottom.

@@ -137,7 +137,7 @@ def test_without_groups_there_are_none(patients):
 
 
 def test_an_expression_that_no_path_has_is_refused(patients):
-    with pytest.raises(UserError, match=r"'patient_\(\\d\+\)' is found in none of the 40 paths"):
+    with pytest.raises(UserError, match=r"'patient_\(\\d\+\)' matches none of the 40 paths"):
         group_numbers(open_source([str(patients)], 3), r"patient_(\d+)")
 
 

@@ -45,9 +45,9 @@ def test_a_killed_process_is_named_with_its_item_and_the_rest_goes_on():
     items = [("say", number) for number in range(40)]
     items[5], items[6], items[39] = ("die", 9), ("die", 11), ("exit", 3)
     found = results(items)
-    assert found[5] == Lost(False, "the process that read it was ended by signal 9 (Killed)")
-    assert found[6].reason.startswith("the process that read it was ended by signal 11")
-    assert found[39] == Lost(False, "the process that read it ended with status 3")
+    assert found[5] == Lost(False, "its reader process was ended by signal 9 (Killed)")
+    assert found[6].reason.startswith("its reader process was ended by signal 11")
+    assert found[39] == Lost(False, "its reader process ended with status 3")
     assert {at: value for at, value in found.items() if at not in (5, 6, 39)} == {
         at: at for at in range(40) if at not in (5, 6, 39)
     }

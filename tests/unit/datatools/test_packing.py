@@ -170,8 +170,8 @@ def test_classes_are_read_as_they_were_written(names):
         (["a\0"], r"'a\\x00'"),
         (["\ud800"], r"'\\ud800'"),
         (["\ufeffa"], r"'\\ufeffa'"),
-        (["a\u2028b"], "cannot stand in"),
-        (["crane", "ape", "crane"], "two classes are called 'crane'"),
+        (["a\u2028b"], "cannot be written to"),
+        (["crane", "ape", "crane"], "two classes have the name 'crane'"),
     ],
 )
 def test_classes_that_could_not_be_read_again_are_refused_before(names, message):

@@ -1,4 +1,4 @@
-"""What kind of images there are, from the headers, or the arrays, of some of them."""
+"""Channels and depth of images, from the headers or arrays of some of them."""
 
 from __future__ import annotations
 
@@ -15,68 +15,68 @@ from mvmae.data.reading.pixel_depth import depth_of
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError
 
-MAX_HEADERS = 32  # images whose headers say how deep all are
+MAX_HEADERS = 32  # images that stand for all
 
 
 class ImageKind(NamedTuple):
-    """Of images."""
+    """Channels and depth of a set of images."""
 
-    facts: list[FileFormat]
-    """Of those looked at that have a header."""
+    formats: list[FileFormat]
+    """Formats of the inspected images that have a readable header."""
 
     @property
     def channels(self) -> int:
-        """What most have; where there is colour and gray, colour."""
-        counts = Counter(one.channels for one in self.facts)
+        """The most frequent number of channels; for a mix of colour and gray, colour."""
+        counts = Counter(one.channels for one in self.formats)
         if not counts or set(counts) <= {1, 3}:
             return max(counts, default=3)
         return counts.most_common(1)[0][0]
 
     @property
     def pages(self) -> int:
-        """The most pages of a file, which may be channels."""
-        return max((one.pages for one in self.facts), default=1)
+        """The largest number of pages of a file; pages may be channels."""
+        return max((one.pages for one in self.formats), default=1)
 
     @property
     def has_alpha(self) -> bool:
-        """Whether any has something transparent."""
-        return any(one.alpha for one in self.facts)
+        """Whether any image has transparency."""
+        return any(one.alpha for one in self.formats)
 
     @property
     def depth(self) -> Depth:
-        """The least that loses nothing.
+        """The smallest depth that keeps all values.
 
         Raises:
-            UserError: Some hold shares of a full range, and some values of their own.
+            UserError: Some images hold shares of a full range, and others plain values.
         """
-        found = {one.depth for one in self.facts}
+        found = {one.depth for one in self.formats}
         if "float" not in found:
             return "16" if "16" in found else "8"
         if len(found) > 1:
             raise UserError(
-                "some images hold whole numbers of 8 or 16 bit, others floating-point, signed or "
-                "32-bit values: --views.depth float takes all as they are, --views.depth 16 passes "
-                "the others over"
+                "some images hold integers of 8 or 16 bit, others floating-point, signed or "
+                "32-bit values: --views.depth float takes all as they are, --views.depth 16 skips "
+                "the others"
             )
         return "float"
 
     def fits(self, channels: int) -> bool:
-        """Whether any can be read with so many channels."""
-        return not self.facts or any(_fits(one, channels) for one in self.facts)
+        """Whether any image can be read with this number of channels."""
+        return not self.formats or any(_fits(one, channels) for one in self.formats)
 
 
 def _fits(one: FileFormat, channels: int) -> bool:
-    between = {1, 3}  # gray becomes colour, and colour gray
+    convertible = {1, 3}  # gray becomes colour, and colour gray
     return (
         one.channels == channels
-        or {one.channels, channels} <= between
+        or {one.channels, channels} <= convertible
         or (one.alpha and one.channels + 1 == channels)
-        or (one.pages > 1 and channels in between)
+        or (one.pages > 1 and channels in convertible)
     )
 
 
 def sample_indices(count: int, most: int, seed: int) -> list[int]:
-    """So many places at most, drawn at random, in order."""
+    """At most `most` of `count` indices, drawn at random, in ascending order."""
     if count <= most:
         return list(range(count))
     drawn = np.random.default_rng((seed, count)).choice(count, most, replace=False)
@@ -84,13 +84,13 @@ def sample_indices(count: int, most: int, seed: int) -> list[int]:
 
 
 def detect_kind(source: Source, seed: int) -> ImageKind:
-    """Look at some images' headers or arrays; those that have neither are passed over."""
+    """Inspect the headers or arrays of some images, drawn at random."""
     facts = [format_at(source, place) for place in sample_indices(len(source), MAX_HEADERS, seed)]
     return ImageKind([one for one in facts if one is not None])
 
 
 def format_at(source: Source, place: int) -> FileFormat | None:
-    """What an image's header or its array says; None where it cannot be read."""
+    """The format of an image from its header or array; None if it cannot be read."""
     try:
         content = source.content(place)
         if isinstance(content, bytes):
@@ -98,21 +98,21 @@ def format_at(source: Source, place: int) -> FileFormat | None:
         return FileFormat(content.array.shape[2], depth_of(content.array.dtype), content.alpha)
     except UnreadableImageError:
         return None
-    except Exception:  # decoders raise anything, and training will say of which image
+    except Exception:  # decoders raise anything; training will name the image
         return None
 
 
 def require_channels(kind: ImageKind, channels: int, data: Sequence[str], flag: str = "") -> None:
-    """Make sure that some images can be read with so many channels.
+    """Make sure that some images can be read with this number of channels.
 
     Args:
-        kind: Of the images.
-        channels: Asked for.
-        data: What the user called them.
-        flag: By which another number can be asked for, if it can.
+        kind: Channels and depth of the images.
+        channels: Requested channels.
+        data: What the user called the images.
+        flag: The flag that sets the number of channels, if there is one.
 
     Raises:
-        UserError: None looked at can.
+        UserError: None of the inspected images can.
     """
     if not kind.fits(channels):
         raise UserError(

@@ -1,6 +1,7 @@
-"""One file looked at: can training read it, what is it, and what does it look like from afar?
+"""Inspect one image: whether training can read it, what it is, and a thumbnail.
 
-`look` runs in processes that may be lost (`guarded`); it says everything in plain values.
+`Inspector` runs in subprocesses that may be lost (`subprocess_pool`), so its results are plain
+values.
 """
 
 from __future__ import annotations
@@ -32,10 +33,10 @@ Problem = Literal[
     "", "special", "unopened", "empty", "no image", "bomb", "truncated", "unread", "damaged",
     "memory", "hung", "died", "deep", "other",
 ]  # fmt: skip
-THUMB = 16  # side of a thumbnail in pixels
-HEADER_BYTES = 1 << 16  # bytes that tell whether a file of another suffix is an image
+THUMB = 16  # pixels, the side of a thumbnail
+HEADER_BYTES = 1 << 16  # read of a file with another suffix
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
-SUFFIXES = {  # by Pillow's name of a format; those of which only one suffix is usual
+SUFFIXES = {  # by Pillow's name of the format
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jfif"),
     "PNG": (".png",),
@@ -51,7 +52,7 @@ SUFFIXES = {  # by Pillow's name of a format; those of which only one suffix is 
     "NPY": (".npy",),
 }
 CUT_SHORT = ("truncated", "broken data stream", "premature", "not enough", "incomplete", "overrun")
-BEGINNINGS = (  # of files that are images, whatever else is wrong with them
+BEGINNINGS = (  # first bytes of image files, even damaged ones
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
@@ -72,43 +73,43 @@ Item = str | Part
 
 
 class Inspection(NamedTuple):
-    """What a file is."""
+    """What is known of an image."""
 
     problem: Problem = ""
-    """Why training cannot read it; empty where it can. "deep": not as gray or colour of 8 bit, but
-    with its own channels and numbers. "other", which is known once all are seen: it can be read,
-    but not as most of them."""
+    """Why training cannot read it; empty if it can. "deep": only with its own channels and depth,
+    not as 8-bit gray or colour. "other", known once all files are inspected: readable, but with
+    other settings than most files."""
 
     reason: str = ""
-    """In the decoder's words."""
+    """The decoder's message."""
 
     digest: bytes = b""
-    """Of its bytes, 16 long."""
+    """Hash of its bytes, 16 bytes long."""
 
     size: int = 0
-    """In bytes."""
+    """Size in bytes."""
 
     shape: tuple[int, int] | None = None
-    """Height and width, upright, from its header; none where that cannot be read."""
+    """Height and width of the upright image from the header; None if it cannot be read."""
 
     format: str = ""
-    """Pillow's name for what the content is; of numpy's files NPY."""
+    """Pillow's name of the format; NPY for numpy's files."""
 
     mode: str = ""
-    """How the pixels are kept: Pillow's name for it or, of deep ones, in words."""
+    """Pillow's mode or, for deep files, a description."""
 
     bits: int = 0
-    """Of a channel."""
+    """Bits per channel."""
 
     channels: int = 0
 
     rotated: bool = False
-    """Whether EXIF says that it is not upright as it is."""
+    """Whether EXIF says that the stored pixels are not upright."""
 
     animated: bool = False
     alpha: bool = False
     thumb: bytes = b""
-    """`THUMB` x `THUMB` x 3 bytes of colour."""
+    """`THUMB` x `THUMB` x 3 bytes."""
 
 
 class Inspector:
@@ -126,7 +127,7 @@ class Inspector:
         item, only_header = task
         if isinstance(item, str):
             return inspect_header(item) if only_header else inspect_file(item)
-        return _look_at_part(self.sources[item.source], item.index)
+        return _inspect_part(self.sources[item.source], item.index)
 
 
 def inspect_file(path: str) -> Inspection:
@@ -142,10 +143,10 @@ def inspect_file(path: str) -> Inspection:
         return Inspection("unopened", getattr(error, "strerror", None) or str(error))
     except MemoryError:
         return Inspection("memory", "the file is larger than the memory")
-    return _look_into(data)
+    return _inspect_bytes(data)
 
 
-def _look_at_part(source: Source, index: int) -> Inspection:
+def _inspect_part(source: Source, index: int) -> Inspection:
     try:
         content = source.content(index)
     except UnreadableImageError as error:
@@ -153,10 +154,10 @@ def _look_at_part(source: Source, index: int) -> Inspection:
         return Inspection("truncated" if "ends before" in reason else "unopened", reason)
     except MemoryError:
         return Inspection("memory", "the file is larger than the memory")
-    return _look_into(content) if isinstance(content, bytes) else _look_at_values(content)
+    return _inspect_bytes(content) if isinstance(content, bytes) else _inspect_values(content)
 
 
-def _look_at_values(values: Values) -> Inspection:
+def _inspect_values(values: Values) -> Inspection:
     data = values.array.tobytes()
     found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     try:
@@ -166,7 +167,7 @@ def _look_at_values(values: Values) -> Inspection:
     return _of_values(found, lambda: values, "NPY")
 
 
-def _look_into(data: bytes) -> Inspection:
+def _inspect_bytes(data: bytes) -> Inspection:
     found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
     if not data:
         return found._replace(problem="empty", reason="no bytes")
@@ -184,9 +185,9 @@ def _look_into(data: bytes) -> Inspection:
 
 
 def inspect_header(path: str) -> Inspection:
-    """Whether a file that training passes over for its suffix is an image: `format` says so.
+    """Inspect the header of a file that training ignores because of its suffix.
 
-    Only its beginning is read.
+    `format` of the result is empty if it is not an image.
     """
     try:
         if not stat.S_ISREG(Path(path).stat().st_mode):
@@ -198,7 +199,7 @@ def inspect_header(path: str) -> Inspection:
 
 
 def suffix_fits(path: str, format_name: str) -> bool:
-    """Whether a file is what its suffix says."""
+    """Whether a file's suffix matches its format."""
     return os.path.splitext(path)[1].lower() in SUFFIXES.get(format_name, ())  # noqa: PTH122
 
 
@@ -210,7 +211,7 @@ def _kind_of(mode: int) -> str:
         stat.S_IFSOCK: "a socket",
         stat.S_IFDIR: "a folder",
     }
-    return kinds.get(stat.S_IFMT(mode), "no regular file")
+    return kinds.get(stat.S_IFMT(mode), "not a regular file")
 
 
 def _reason(error: UnreadableImageError, problem: Problem) -> str:
@@ -242,7 +243,7 @@ def _thumb(pixels: Pixels) -> bytes:
 
 
 def _deep(found: Inspection, data: bytes) -> Inspection:
-    """A file with its own channels and numbers; as it is where it cannot be read so either."""
+    """Add what is known of a deep file; return it unchanged if it cannot be read as such."""
     kind = found.format or ("NPY" if is_array(data) else "TIFF")
     return _of_values(found, lambda: values_of(data, None if found.problem else 3), kind)
 
@@ -253,10 +254,10 @@ def _of_values(found: Inspection, values_in: Callable[[], Values], format_name: 
         pixels = convert_values(values, Wanted(None, "float"))
     except UnreadableImageError as error:
         return found._replace(reason=str(error)) if found.problem == "unread" else found
-    except Exception:  # decoders raise anything, and it is known already what is wrong
+    except Exception:  # decoders raise anything, and the problem is known already
         return found
     kind, channels = values.array.dtype, len(pixels)
-    if kind.name == "uint8" and found.mode and not found.problem:  # Pillow made less of it
+    if kind.name == "uint8" and found.mode and not found.problem:  # Pillow reduced it
         return found
     several = f", {channels} channels" if channels > 1 else ""
     known = found._replace(
@@ -273,7 +274,7 @@ def _of_values(found: Inspection, values_in: Callable[[], Values], format_name: 
 
 
 def _as_gray(pixels: Pixels) -> Pixels:
-    """The mean of all channels, from black to white, whatever their values are."""
+    """The mean of all channels, stretched from black to white."""
     mean = pixels.float().mean(0, keepdim=True)
     low, high = float(mean.min()), float(mean.max())
     gray = (mean - low) * (255 / (high - low) if high > low else 0.0)
@@ -281,10 +282,10 @@ def _as_gray(pixels: Pixels) -> Pixels:
 
 
 def _with_header(found: Inspection, data: bytes) -> Inspection:
-    """What the header says; nothing where Pillow cannot read it."""
+    """Add the facts from the header, if Pillow can read it."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as where it is decoded
+            warnings.simplefilter("ignore")  # as in decoding
             with Image.open(io.BytesIO(data), formats=FORMATS) as file:
                 turn = file.getexif().get(ORIENTATION, 1)
                 width, height = file.size
@@ -303,7 +304,7 @@ def _with_header(found: Inspection, data: bytes) -> Inspection:
 
 
 def _bits(file: Image.Image) -> int:
-    """Bits of a channel in the file; Pillow opens colour of 16 bit as 8."""
+    """Bits per channel in the file; Pillow opens 16-bit colour as 8-bit."""
     known = {"1": 1, "I": 32, "F": 32, "I;16": 16, "I;16B": 16, "I;16L": 16}
     tiles = [str(tile) for tile in getattr(file, "tile", ())]
     wide = any(";16" in tile for tile in tiles)

@@ -1,7 +1,7 @@
 """Batches for pre-training and for evaluation, read by worker processes.
 
-The order of the images is a function of (seed, epoch), and a batch is a slice of it, so that a run
-continues at any step, on any number of processes, with what it would have seen.
+The order of the images is a function of (seed, epoch) and a batch is a slice of it, so that a run
+resumes at any step, on any number of processes, with the batches it would have seen.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
 
 @runtime_checkable  # beartype asks in tests
 class Order(Protocol):
-    """What the order of the images follows from, besides their number."""
+    """What determines the order of the images, besides their number."""
 
     @property
     def seed(self) -> int:
-        """Of the shuffling."""
+        """Seed of the shuffling."""
         ...
 
     @property
@@ -49,9 +49,9 @@ class Order(Protocol):
 
 
 class StepSampler:
-    """For each step from `start`, the (epoch, index) pairs of this process's share of the batch.
+    """The (epoch, index) pairs of this process's share of each batch.
 
-    Images at an epoch's end that fill no batch are left out of that epoch, as in MAE.
+    Images at the end of an epoch that do not fill a batch are left out, as in MAE.
     """
 
     def __init__(
@@ -67,14 +67,14 @@ class StepSampler:
         batch_size = self.order.batch_size
         per_epoch = self.num_images // batch_size
         first = batch_size * self.rank // self.world_size  # shares need not be equal
-        behind = batch_size * (self.rank + 1) // self.world_size
+        stop = batch_size * (self.rank + 1) // self.world_size
         known, order = -1, np.empty(0, dtype=np.int64)
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
                 known, order = epoch, epoch_order(self.order.seed, epoch, self.num_images)
             begin = place * batch_size
-            own = order[begin + first : begin + behind]
+            own = order[begin + first : begin + stop]
             yield [(epoch, int(index)) for index in own]
 
 
@@ -114,7 +114,7 @@ def view_batches(
 
 
 class WholeBatch(NamedTuple):
-    """Whole images with their place in the source."""
+    """Whole images with their indices in the source."""
 
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"]
     indices: Int[Tensor, " B"]
@@ -122,7 +122,7 @@ class WholeBatch(NamedTuple):
 
 
 class WholeDataset(Dataset):
-    """Images as they are judged, by index."""
+    """Images as they are evaluated, by index."""
 
     def __init__(
         self, source: Source, size: tuple[int, int], interpolation: str, share: float = 1.0
@@ -158,7 +158,7 @@ def whole_batches(
     cuda: bool,
     share: float = 1.0,
 ) -> DataLoader:
-    """Every image once, in order, as `whole_view` shows it; iterating yields `WholeBatch`."""
+    """Every image once, in order, as `whole_view` shows it; yields `WholeBatch`."""
     return DataLoader(
         WholeDataset(source, size, interpolation, share),
         batch_size=batch_size,
@@ -168,14 +168,14 @@ def whole_batches(
 
 
 def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
-    """Options for DataLoader; on a CPU the network wants the cores, so one process reads."""
+    """Options for DataLoader. On a CPU the network needs the cores, so one process reads."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)
     options: dict = {"num_workers": workers, "pin_memory": cuda}
     if workers:
         options |= {
-            "worker_init_fn": partial(_leave_signals_to_the_parent, _ending()),
+            "worker_init_fn": partial(_leave_signals_to_the_parent, _exit_flag()),
             "prefetch_factor": 4,
         }
         options["timeout"] = timeout
@@ -183,17 +183,18 @@ def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
 
 
 @cache
-def _ending() -> Tensor:
-    """A number that all processes see, and that is 1 when the program ends."""
+def _exit_flag() -> Tensor:
+    """A number in shared memory that becomes 1 when the program ends."""
     flag = torch.zeros(1, dtype=torch.uint8).share_memory_()
     atexit.register(flag.fill_, 1)
     return flag
 
 
-def _leave_signals_to_the_parent(ending: Tensor, _worker: int) -> None:
-    """Terminals and Slurm signal every process; the parent saves, then ends its workers.
+def _leave_signals_to_the_parent(exit_flag: Tensor, _worker: int) -> None:
+    """Ignore signals that terminals and Slurm send to every process; the parent handles them.
 
-    Python too ends workers with SIGTERM, where an error kept the loader from doing it.
+    SIGTERM still ends a worker once the parent exits: Python sends it if an error kept the loader
+    from ending its workers.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.item() else None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if exit_flag.item() else None)

@@ -1,8 +1,8 @@
-"""Means, deviations, quantiles of the pixels of many images, a channel at a time, in one pass.
+"""Mean, deviation and quantiles of the pixels of many images, per channel, in one pass.
 
-Whole numbers are counted, so that everything follows exactly. Of floats the sums are kept in double
-precision. What comes out does not depend on the number of processes: they take fixed pieces of the
-images, which are joined in order.
+Integers are counted, so all results are exact. For floats, sums are kept in double precision. The
+results do not depend on the number of processes: each takes fixed pieces of the images, which are
+merged in order.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from mvmae.data.reading.loader import Skipped, loading
 from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.sources.base import Source
 
-PIECE = 16  # images that a process looks at before it answers
-MAX_KEPT_VALUES = 200_000  # values of a channel from which the quantiles of floats are estimated
+PIECE = 16  # images that a process reads before it answers
+MAX_KEPT_VALUES = 200_000  # per channel, to estimate the quantiles of floats
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 LEVELS: dict[Depth, int] = {"8": 256, "16": 65536}
 
 
 class Sums(NamedTuple):
-    """What is kept of floats, a number for each channel."""
+    """Sums over floats, one number per channel."""
 
     count: Int[np.ndarray, " C"]
     mean: Float[np.ndarray, " C"]
@@ -44,16 +44,16 @@ class Sums(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """What a process found in some images."""
+    """The results of one process for some images."""
 
     levels: list[tuple[np.ndarray, np.ndarray]]
-    """Of whole numbers, for each channel: those that occur, and how often."""
+    """For integers, per channel: the values that occur, and how often."""
 
     sums: Sums | None
-    """Of floats."""
+    """For floats."""
 
     kept: list[np.ndarray]
-    """Of floats: some values, channels x values."""
+    """For floats: some values, channels x values."""
 
     sizes: list[tuple[int, int]]
     skipped: list[Skipped]
@@ -73,22 +73,22 @@ class Channel(NamedTuple):
     """Share of the values."""
 
     saturated: float
-    """Share that is the largest which fits the bits in use; of floats, that is the largest."""
+    """Share of values equal to the largest that fits the used bits; for floats, to the maximum."""
 
     bits: int | None
-    """In use: 12 where 16 could hold more. None of floats."""
+    """Used bits, such as 12 in a file of 16; None for floats."""
 
     values: int
-    """How many there are."""
+    """Number of values."""
 
 
 class PixelStatistics(NamedTuple):
-    """What many images hold."""
+    """Statistics of many images."""
 
     depth: Depth
     channels: list[Channel]
     sizes: Counter[tuple[int, int]]
-    """Height and width."""
+    """Number of images by height and width."""
 
     skipped: list[Skipped]
 
@@ -102,15 +102,15 @@ def measure_pixels(
     timeout: float = 600.0,
     advance: Callable[[int], object] = lambda count: None,
 ) -> PixelStatistics:
-    """Look at every pixel of some images.
+    """Measure every pixel of some images.
 
     Args:
-        source: Opened at that depth.
-        indices: Of the images.
-        depth: Of the pixels.
-        workers: Processes that read. None: by the machine.
+        source: The images, opened at this depth.
+        indices: Indices of the images.
+        depth: Depth of the pixels.
+        workers: Reader processes. None: chosen for the machine.
         timeout: Seconds that reading one image may take.
-        advance: Told how many more images are done.
+        advance: Called with the number of images that were finished.
     """
     indices = list(indices)
     begins = range(0, len(indices), PIECE)
@@ -121,26 +121,26 @@ def measure_pixels(
     def loader(rest: range) -> DataLoader:
         options = loading(workers, cuda=False, timeout=POLL)
         return DataLoader(
-            found, sampler=[pieces[at] for at in rest], batch_size=None, collate_fn=_as_it_is,
+            found, sampler=[pieces[at] for at in rest], batch_size=None, collate_fn=_identity,
             **options,
         )  # fmt: skip
 
     everything = resilient_batches(loader, range(len(pieces)), watched, timeout=timeout)
-    return _joined(_told(everything, advance), depth)
+    return _merge(_report_progress(everything, advance), depth)
 
 
-def _as_it_is(piece: Any) -> Any:
+def _identity(piece: Any) -> Any:
     return piece
 
 
-def _told(pieces: Iterator[Piece], advance: Callable[[int], object]) -> Iterator[Piece]:
+def _report_progress(pieces: Iterator[Piece], advance: Callable[[int], object]) -> Iterator[Piece]:
     for piece in pieces:
         advance(len(piece.sizes) + len(piece.skipped))
         yield piece
 
 
 class PieceDataset(Dataset):
-    """What some images hold, by their places in the source."""
+    """Results for a piece, by the indices of its images."""
 
     def __init__(self, source: Source, depth: Depth, count: int) -> None:
         self.source, self.depth, self.count = source, depth, count
@@ -160,11 +160,11 @@ class PieceDataset(Dataset):
             levels = [(used := np.flatnonzero(row), row[used]) for row in np.asarray(counted)]
             return Piece(levels, None, [], sizes, skipped)
         sums = reduce(merge_sums, (_sums(image) for _, image in images))
-        kept = [one for place, image in images if len(one := self._some(place, image))]
+        kept = [one for place, image in images if len(one := self._spread_values(place, image))]
         return Piece([], sums, kept, sizes, skipped)
 
-    def _some(self, place: int, image: Pixels) -> np.ndarray:
-        """Values spread over an image, fewer of each the more images there are."""
+    def _spread_values(self, place: int, image: Pixels) -> np.ndarray:
+        """Values spread over an image, fewer per image the more images there are."""
         quota, every = max(1, MAX_KEPT_VALUES // self.count), max(1, self.count // MAX_KEPT_VALUES)
         if place % every:
             return np.empty(0)
@@ -173,7 +173,7 @@ class PieceDataset(Dataset):
 
 
 def _counts(image: Pixels, levels: int) -> Int[np.ndarray, "C levels"]:
-    """How often each whole number occurs in each channel."""
+    """How often each integer occurs in each channel."""
     whole = image if image.dtype == torch.uint8 else (image.double() * (levels - 1)).round()
     flat = whole.flatten(1).numpy().astype(np.int64)
     return np.stack([np.bincount(row, minlength=levels) for row in flat])
@@ -188,7 +188,7 @@ def _sums(image: Pixels) -> Sums:
 
 
 def merge_sums(a: Sums, b: Sums) -> Sums:
-    """The sums of two sets of values from those of each (Chan, Golub and LeVeque 1983)."""
+    """Merge the sums of two sets of values (Chan, Golub and LeVeque 1983)."""
     count, apart = a.count + b.count, b.mean - a.mean
     return Sums(
         count,
@@ -200,7 +200,7 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
     )
 
 
-def _joined(pieces: Iterator[Piece], depth: Depth) -> PixelStatistics:
+def _merge(pieces: Iterator[Piece], depth: Depth) -> PixelStatistics:
     counts: list[np.ndarray] = []
     sums: Sums | None = None
     kept: list[np.ndarray] = []
@@ -215,20 +215,20 @@ def _joined(pieces: Iterator[Piece], depth: Depth) -> PixelStatistics:
             total[used] += times
         if piece.sums is not None:
             sums = piece.sums if sums is None else merge_sums(sums, piece.sums)
-    channels = [_of_counts(total) for total in counts]
+    channels = [_from_counts(total) for total in counts]
     if sums is not None:
-        channels = _of_sums(sums, np.concatenate(kept, axis=1))
+        channels = _from_sums(sums, np.concatenate(kept, axis=1))
     return PixelStatistics(depth, channels, sizes, skipped)
 
 
-def _of_counts(counts: Int[np.ndarray, " levels"]) -> Channel:
-    """Everything about whole numbers follows from how often each occurs, in whole numbers."""
+def _from_counts(counts: Int[np.ndarray, " levels"]) -> Channel:
+    """Statistics of integers from their counts, computed in integers."""
     used = np.flatnonzero(counts).tolist()
     times = [int(counts[value]) for value in used]
     total, full = sum(times), len(counts) - 1
     first = sum(value * n for value, n in zip(used, times, strict=True))
     second = sum(value * value * n for value, n in zip(used, times, strict=True))
-    # 8 bit spread over 16 are all multiples of 257, and 12 bit are often multiples of 16.
+    # 8 bits spread over 16 are multiples of 257, and 12 bits are often multiples of 16.
     step = gcd(*used) or 1
     bits = (used[-1] // step).bit_length()
     top = (2**bits - 1) * step
@@ -246,7 +246,7 @@ def _of_counts(counts: Int[np.ndarray, " levels"]) -> Channel:
     )
 
 
-def _of_sums(sums: Sums, kept: Float[np.ndarray, "C values"]) -> list[Channel]:
+def _from_sums(sums: Sums, kept: Float[np.ndarray, "C values"]) -> list[Channel]:
     found = []
     for at, values in enumerate(kept):
         total = int(sums.count[at])

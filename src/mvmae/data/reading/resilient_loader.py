@@ -1,8 +1,8 @@
-"""Reading that goes on when a process that reads dies or hangs.
+"""Batches from reader processes that may die or hang.
 
-A file can bring a decoder down or, on a network disk, keep it for ever. Each process notes the
-image that it holds in memory that all share. When one dies or hangs, that image is tried once more
-by fresh processes, then passed over, with its path and the reason in skipped.csv.
+A file can crash a decoder or, on a network disk, block it for ever. Each reader process notes in
+shared memory which image it is reading. When it dies or hangs, that image is tried once more by
+new processes and then skipped, with its path and the reason in skipped.csv.
 """
 
 from __future__ import annotations
@@ -26,31 +26,31 @@ from mvmae.data.reading.decode import Pixels, UnreadableImageError
 from mvmae.data.sources.base import Forwarding, Source
 from mvmae.errors import UserError, printable
 
-POLL = 5.0  # seconds between two looks at the processes that read
-MAX_FAILURES = 10  # in one run, before the machine is to blame and not the images
-FAILED = re.compile(r"DataLoader (?:(worker \(pid)|timed out)")  # torch's own words
-PLACE, SINCE, PID = range(3)
+POLL = 5.0  # seconds between two checks of the reader processes
+MAX_FAILURES = 10  # in one run; more of them are the machine's fault and not the images'
+FAILURE = re.compile(r"DataLoader (?:(worker \(pid)|timed out)")  # torch's messages
+INDEX, SINCE, PID = range(3)  # columns of `Watched.slots`
 
 
 def note_reading(source: Source, index: int) -> contextlib.AbstractContextManager[None]:
-    """Note that an image is being read, where the source is watched."""
+    """Note that this process reads an image, if the source is `Watched`."""
     return source.note_reading(index) if isinstance(source, Watched) else contextlib.nullcontext()
 
 
 class Held(NamedTuple):
-    """An image that a process began to read and did not finish."""
+    """An image that a process started to read and has not finished."""
 
-    place: int
+    index: int
     seconds: float
     pid: int
 
 
 class Watched(Forwarding):
-    """A source whose readers note what they hold; images known to be deadly are not read.
+    """A source whose readers note what they are reading; images known to be deadly are refused.
 
     Args:
         source: The images.
-        workers: Processes that read; 0: nothing is noted.
+        workers: Number of reader processes; with 0, nothing is noted.
     """
 
     def __init__(self, source: Source, workers: int) -> None:
@@ -64,10 +64,10 @@ class Watched(Forwarding):
 
     @contextlib.contextmanager
     def note_reading(self, index: int) -> Iterator[None]:
-        """Note that this process reads an image, while it does.
+        """Note during the block that this process reads an image.
 
         Raises:
-            UnreadableImageError: The image is known to be deadly.
+            UnreadableImageError: The image killed or blocked its readers before.
         """
         if index in self.deadly:
             raise UnreadableImageError(self.deadly[index])
@@ -77,42 +77,42 @@ class Watched(Forwarding):
             return
         slot = self.slots[worker.id].numpy()
         slot[PID], slot[SINCE] = os.getpid(), time.monotonic()
-        slot[PLACE] = index
+        slot[INDEX] = index
         try:
             yield
         finally:
-            slot[PLACE] = -1
+            slot[INDEX] = -1
 
     def held(self) -> list[Held]:
-        """What the readers hold now."""
+        """The images that are being read now."""
         now = time.monotonic()
         return [
-            Held(int(place), now - since, int(pid))
-            for place, since, pid in self.slots.tolist()
-            if place >= 0
+            Held(int(index), now - since, int(pid))
+            for index, since, pid in self.slots.tolist()
+            if index >= 0
         ]
 
 
 def resilient_batches(
     open_loader: Callable[[range], DataLoader], steps: range, watched: Watched, *, timeout: float
 ) -> Iterator[Any]:
-    """The batches of the steps, whatever becomes of the processes that read.
+    """The batches of the steps, even if reader processes die or hang.
 
-    What comes is a function of the images alone: a file that kills its reader, or hangs, is passed
-    over wherever the run begins or goes on.
+    The batches depend on the images alone: a file that kills or blocks its reader is skipped
+    wherever the run starts or resumes.
 
     Args:
-        open_loader: A loader of the batches of some steps, that reads from `watched` and times out
-            every `POLL` seconds.
-        steps: Of the run.
+        open_loader: Makes a loader for some steps, which reads from `watched` and times out after
+            `POLL` seconds.
+        steps: Steps of the run.
         watched: The images.
         timeout: Seconds that reading one image may take.
 
     Raises:
-        UserError: Processes die again and again.
+        UserError: Processes died or hung `MAX_FAILURES` times.
     """
     step, failures, suspects = steps.start, 0, set[int]()
-    end = atexit.register(partial(_end, watched))  # where an error keeps this from being closed
+    end = atexit.register(partial(_end, watched))  # in case an error prevents the clean-up below
     while step < steps.stop:
         watched.slots[:] = -1
         batches = iter(open_loader(range(step, steps.stop)))
@@ -131,43 +131,43 @@ def resilient_batches(
 
 
 class _FailedError(Exception):
-    """Processes that read died or hang; `lost` is what they held."""
+    """Reader processes died or hung; `lost` is what they were reading."""
 
     def __init__(self, lost: list[Held]) -> None:
         self.lost = lost
 
 
 def _next(batches: Iterator[Any], watched: Watched, timeout: float) -> Any:
-    """The next batch, however slow the images are, or `_FailedError`."""
+    """The next batch, however slow the images are; raises `_FailedError`."""
     began = time.monotonic()
     while True:
         try:
             return next(batches)
         except RuntimeError as error:
-            failure = FAILED.match(str(error))
+            failure = FAILURE.match(str(error))
             if failure is None:
                 raise
             held = watched.held()
-            if failure[1]:  # one died
+            if failure[1]:  # a process died
                 raise _FailedError([one for one in held if not _is_alive(one.pid)]) from error
             lost = [one for one in held if one.seconds >= timeout]
-            # Where none reads for so long, one died with a lock that the others wait for.
+            # If nobody reads for so long, a process died holding a lock that the others wait for.
             if lost or (not held and time.monotonic() - began >= timeout):
                 _end(watched)
                 raise _FailedError(lost) from error
 
 
 def _leave_deaths_to_the_loader() -> None:
-    """Undo torch's handler, which raises wherever the program is when a reader dies.
+    """Remove torch's signal handler, which raises anywhere in the program when a reader dies.
 
-    The loader finds out too, within `POLL` seconds, where it can be caught.
+    The loader notices within `POLL` seconds too, at a place where the error can be caught.
     """
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _end(watched: Watched) -> None:
-    """End what is left of the processes that read, or the program could not end."""
+    """Kill the remaining reader processes, which would keep the program from ending."""
     for pid in watched.slots[:, PID].int().tolist():
         if pid > 0:
             with contextlib.suppress(ProcessLookupError):
@@ -185,22 +185,24 @@ def _is_alive(pid: int) -> bool:
 def _blame(
     watched: Watched, lost: list[Held], suspects: set[int], failures: int, *, timeout: float
 ) -> None:
-    """Say what was being read; what has been so before is not read again.
+    """Report what was being read; an image reported before is not read again.
 
     Raises:
-        UserError: It has happened too often.
+        UserError: This has happened too often.
     """
-    for one in lost:
-        path = watched.path(one.place)
+    # Two readers may have held the same image, of two epochs.
+    for one in {held.index: held for held in lost}.values():
+        path = watched.path(one.index)
         reason = f"not read within {timeout:g} s" if one.seconds >= timeout else "kills its reader"
-        if one.place in suspects:
-            watched.deadly[one.place] = reason
-        outcome = "passed over" if one.place in suspects else "tried once more"
-        suspects.add(one.place)
+        is_repeated = one.index in suspects
+        if is_repeated:
+            watched.deadly[one.index] = reason
+        outcome = "skipped" if is_repeated else "tried once more"
+        suspects.add(one.index)
         print(f"mvmae: {printable(path)}: {reason}; {outcome}", file=sys.stderr)
     if failures >= MAX_FAILURES:
-        last = f", the last with {watched.path(lost[-1].place)}" if lost else ""
+        last = f", the last with {watched.path(lost[-1].index)}" if lost else ""
         raise UserError(
-            f"{failures} times a process that reads images died or hung{last}: is the memory too "
-            "small for --workers, or the disk gone?"
+            f"reader processes died or hung {failures} times{last}: is there too little memory "
+            "for --workers, or is the disk gone?"
         )

@@ -1,7 +1,7 @@
-"""A function applied to many items by processes that may die or hang: what they held is named.
+"""Apply a function to many items in subprocesses that may die or hang.
 
-Made for files that nobody can vouch for. A decoder that crashes, loops or asks for all memory
-takes its own process along and nothing else.
+Made for untrusted files: a decoder that crashes, loops or allocates all memory brings down its own
+process and nothing else, and the item that it was working on is reported.
 """
 
 from __future__ import annotations
@@ -18,34 +18,34 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-CHUNK = 16  # items handed to a process at once, so that it need not wait for each next one
-START_SECONDS = 300.0  # for a process to begin: torch is imported from a disk that may be slow
-END_SECONDS = 5.0  # for one to go; on a dead network disk even SIGKILL may not reach it
-STACKS_PER_WORKER = 64 << 20  # bytes that a fresh process may ask for before it holds anything
+CHUNK = 16  # items sent to a process at once, so that it does not wait for each
+START_SECONDS = 300.0  # for a process to start: the disk with torch may be slow
+END_SECONDS = 5.0  # for a process to end; on a dead network disk even SIGKILL may not reach it
+STACK_BYTES = 64 << 20  # that a new process may allocate before its first item
 
 
 class Lost(NamedTuple):
-    """What became of an item whose process did not answer."""
+    """An item whose process did not answer."""
 
     hung: bool
-    """Whether it took too long, and else its process died."""
+    """Whether it took too long; otherwise its process died."""
 
     reason: str
 
 
 class _Worker:
-    """A process, and the items it has been given and not answered yet."""
+    """A subprocess, and the items that were sent to it and not answered yet."""
 
     def __init__(self, function: Callable[[Any], Any], memory: int) -> None:
         # Forked from a small server that has imported torch once: a dead process is replaced in
-        # some milliseconds, and nothing of this process (threads, locks) is inherited.
+        # milliseconds, and inherits no threads and locks of this process.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([__name__, function.__module__])
         self.connection, theirs = context.Pipe()
         self.process = context.Process(
             target=_serve, args=(theirs, function, memory), daemon=True, name="mvmae-reader"
         )
-        with _signals_wait():
+        with _blocked_signals():
             self.process.start()
         theirs.close()
         self.held: deque[tuple[int, Any]] = deque()
@@ -54,11 +54,11 @@ class _Worker:
     def give(self, items: list[tuple[int, Any]]) -> None:
         self.held.extend(items)
         self.since = time.monotonic()
-        with contextlib.suppress(OSError):  # it died meanwhile, which the next answer shows
+        with contextlib.suppress(OSError):  # it died meanwhile, which the next read shows
             self.connection.send(items)
 
     def end(self) -> int | None:
-        """Stop the process; its exit code, negative for a signal."""
+        """Stop the process and return its exit code, negative for a signal."""
         self.connection.close()
         code = self.process.exitcode
         self.process.kill()
@@ -67,16 +67,16 @@ class _Worker:
 
 
 @contextlib.contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Signals come when it is over; what is started within never sees those to end it.
+def _blocked_signals() -> Iterator[None]:
+    """Block SIGINT and SIGTERM; child processes started in the block inherit the mask.
 
-    They go to all processes of a terminal, and Python's server only shields itself when it has
-    imported what it is to preload: until then Ctrl-C ended it, and every start after that.
+    A terminal sends Ctrl-C to all of its processes. Python's fork server protects itself only after
+    its preloaded imports; a signal before that ended it, and failed every later start.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # which would let signals through again when it begins
+    resource_tracker.ensure_running()  # its start would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
@@ -92,26 +92,26 @@ def run_guarded(
     timeout: float,
     memory: int,
 ) -> Iterator[tuple[int, Any]]:
-    """What a function says of each item.
+    """Apply a function to each item in subprocesses.
 
     Args:
-        function: Of a module that can be imported; called in the processes.
-        items: Picklable.
-        workers: Processes.
+        function: A picklable callable from an importable module.
+        items: Picklable items.
+        workers: Number of subprocesses.
         timeout: Seconds for one item.
-        memory: Bytes that a process may take beyond what it has when it begins.
+        memory: Bytes that a process may allocate beyond what it has at its start.
 
     Yields:
-        An item's place and what the function returned, or `Lost`; in no certain order.
+        The index of an item with the result or `Lost`, in arbitrary order.
     """
     waiting = deque(range(0, len(items), CHUNK))
-    again: deque[list[tuple[int, Any]]] = deque()  # what a lost process held besides
-    crew = [_Worker(function, memory) for _ in range(min(workers, len(waiting)))]
+    again: deque[list[tuple[int, Any]]] = deque()  # other items of a lost process
+    pool = [_Worker(function, memory) for _ in range(min(workers, len(waiting)))]
     try:
-        while crew:
-            limit = min(_seconds_left(one, timeout) for one in crew)
-            answered = wait([one.connection for one in crew], max(0.0, limit))
-            for worker in list(crew):
+        while pool:
+            limit = min(_seconds_left(one, timeout) for one in pool)
+            answered = wait([one.connection for one in pool], max(0.0, limit))
+            for worker in list(pool):
                 answer: tuple[int, Any] | None = None
                 if worker.connection in answered:
                     answer = _answer(worker)
@@ -119,19 +119,19 @@ def run_guarded(
                     continue
                 if answer is None:
                     yield _lost(worker, timeout, hung=worker.connection not in answered)
-                    crew.remove(worker)
+                    pool.remove(worker)
                     if rest := list(worker.held):
                         again.append(rest)
                     if again or waiting:
-                        crew.append(_Worker(function, memory))
+                        pool.append(_Worker(function, memory))
                     continue
                 if answer[0] >= 0:
                     yield answer
                 if not worker.held and not _feed(worker, items, waiting, again):
                     worker.end()
-                    crew.remove(worker)
+                    pool.remove(worker)
     finally:
-        for worker in crew:
+        for worker in pool:
             worker.end()
 
 
@@ -140,7 +140,7 @@ def _seconds_left(worker: _Worker, timeout: float) -> float:
 
 
 def _answer(worker: _Worker) -> tuple[int, Any] | None:
-    """The next answer, with place -1 for the first sign of life; none from a dead process."""
+    """The next answer, with index -1 for the first sign of life; None from a dead process."""
     try:
         answer = worker.connection.recv()
     except (EOFError, OSError):
@@ -159,7 +159,7 @@ def _feed(
     waiting: deque[int],
     again: deque[list[tuple[int, Any]]],
 ) -> bool:
-    """Give a process more to do, if there is more."""
+    """Send a process more items, if there are any."""
     if again:
         worker.give(again.popleft())
         return True
@@ -171,56 +171,56 @@ def _feed(
 
 
 def _lost(worker: _Worker, timeout: float, *, hung: bool) -> tuple[int, Lost]:
-    """End a process that is of no use any more; the item it held, and why it is lost."""
+    """End a dead or hanging process; return the item it was working on, and why it is lost."""
     if not hung:
         worker.process.join(END_SECONDS)
     code = worker.end()
     if not worker.is_ready or not worker.held:
-        raise RuntimeError(f"a process that reads files could not be started (exit code {code})")
-    place, _ = worker.held.popleft()
+        raise RuntimeError(f"a reader process could not be started (exit code {code})")
+    index, _ = worker.held.popleft()
     if hung:
-        return place, Lost(True, f"not done after {timeout:g} seconds")
-    return place, Lost(False, _how_it_ended(code))
+        return index, Lost(True, f"not done after {timeout:g} seconds")
+    return index, Lost(False, _exit_reason(code))
 
 
-def _how_it_ended(code: int | None) -> str:
+def _exit_reason(code: int | None) -> str:
     if code is None or code >= 0:
-        return f"the process that read it ended with status {code}"
+        return f"its reader process ended with status {code}"
     name = signal.strsignal(-code) or "unknown"
-    return f"the process that read it was ended by signal {-code} ({name})"
+    return f"its reader process was ended by signal {-code} ({name})"
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], memory: int) -> None:
-    """What a process does: answer for one item after another."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to answer
-    _limit(memory)
-    _be_silent()
+    """The main function of a subprocess: answer one item after another."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
+    _limit_resources(memory)
+    _silence_output()
     connection.send((-1, None))
     while True:
         try:
             items = connection.recv()
-        except (EOFError, OSError):  # the main process is gone, or needs nothing more
+        except (EOFError, OSError):  # the main process is gone or has no more items
             return
-        for place, item in items:
-            connection.send((place, function(item)))
+        for index, item in items:
+            connection.send((index, function(item)))
 
 
-def _limit(memory: int) -> None:
-    """So much more memory, no core files and one thread."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows, or a lower limit is set
+def _limit_resources(memory: int) -> None:
+    """Limit additional memory, core files and threads; not on Windows."""
+    with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # Linux counts private writable memory here; RLIMIT_AS would count the gigabytes of
+        # On Linux this is private writable memory. RLIMIT_AS would count the gigabytes of
         # libraries that torch only maps.
-        limit = _taken() + memory + STACKS_PER_WORKER
+        limit = _private_bytes() + memory + STACK_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-    if torch := sys.modules.get("torch"):  # which came with the function, if it needs it
+    if torch := sys.modules.get("torch"):  # imported with the function, if it uses it
         torch.set_num_threads(1)
 
 
-def _taken() -> int:
-    """Bytes of private writable memory that this process has."""
+def _private_bytes() -> int:
+    """Bytes of private writable memory of this process."""
     try:
         with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
             return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
@@ -228,8 +228,8 @@ def _taken() -> int:
         return 1 << 30
 
 
-def _be_silent() -> None:
-    """Decoders in C write what they think of a file to the screen."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)
-    os.dup2(nowhere, 2)
+def _silence_output() -> None:
+    """Discard stdout and stderr, to which decoders in C write warnings."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)

@@ -1,6 +1,6 @@
-"""Images in one .npy file: N x H x W, N x H x W x C or N x C x H x W; read as they are needed.
+"""Images in one .npy file, N x H x W, N x H x W x C or N x C x H x W, read on demand.
 
-Labels lie beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (a label a line).
+Labels are beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (one label per line).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from mvmae.data.sources.base import Source
 from mvmae.data.sources.string_table import CodedWords, label_order
 from mvmae.errors import UserError
 
-KINDS = "buif"  # truths, whole numbers and floats
+KINDS = "buif"  # numpy's letters for booleans, integers and floats
 
 
 class ArrayFile(Source):
-    """The images of an array in a file, which is mapped and not loaded.
+    """The images of an array in a file, which is mapped rather than loaded.
 
     Args:
         file: The .npy file.
-        channels: What the pixels are read as: 3 for colour, 1 for gray.
+        channels: Channels of the pixels: 3 for colour, 1 for gray.
 
     Raises:
-        UserError: It holds no images, or other labels than images.
+        UserError: The array does not hold images, or the labels do not match them.
     """
 
     def __init__(self, file: str, channels: int) -> None:
@@ -48,7 +48,7 @@ class ArrayFile(Source):
         return self._images
 
     def __getstate__(self) -> dict[str, object]:
-        """Without the array, which would go as a copy of the whole file."""
+        """Omit the array, which would be pickled as a copy of the whole file."""
         return self.__dict__ | {"_images": None}
 
     def __len__(self) -> int:
@@ -77,14 +77,14 @@ def open_images(names: Sequence[str], channels: int) -> ArrayFile:
 
 
 def _mapped(file: str) -> np.ndarray:
-    """The array of a file.
+    """Map the array of images in a file, channels last.
 
     Raises:
-        UserError: It is none of images.
+        UserError: The array does not hold images.
     """
     array = _array(file, "images")
     if array.dtype.kind not in KINDS:
-        raise UserError(f"{file} holds {array.dtype}: images are whole numbers or floats")
+        raise UserError(f"{file} holds {array.dtype}: images are integers or floats")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
             f"{file} holds an array of shape {_shape(array)}: images are N x H x W, "
@@ -111,30 +111,30 @@ def _shape(array: np.ndarray) -> str:
 
 
 def _array(file: str, what: str) -> np.ndarray:
-    """What lies in a .npy file, mapped.
+    """Map the array in a .npy file.
 
     Raises:
-        UserError: It is no such file, or one of Python objects, which are not mapped.
+        UserError: It is not such a file, or holds Python objects, which cannot be mapped.
     """
     try:
         return np.lib.format.open_memmap(file, mode="r")
     except Exception as error:  # a damaged header raises anything: ValueError, TokenError, ...
         first = next(iter(str(error).splitlines()), type(error).__name__)
         why = "it holds Python objects" if "Python objects" in first else first
-        raise UserError(f"{file} is no .npy file of {what}: {why}") from error
+        raise UserError(f"{file} is not a .npy file of {what}: {why}") from error
 
 
 def _label_files(file: str) -> tuple[Path, Path]:
-    """Where labels may lie, as an array and as a table."""
+    """Where labels may be, as an array and as a table."""
     stem = Path(file).with_suffix("")
     return stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
 
 
 def _labels(file: str, count: int) -> CodedWords | None:
-    """The class of each image, from beside the file; none where nothing lies there.
+    """Read the label of each image from beside the file; None without such a file.
 
     Raises:
-        UserError: There are too few or too many, or they are no labels.
+        UserError: The number of labels is wrong, or they are not labels.
     """
     numbers, table = _label_files(file)
     if numbers.is_file():
@@ -146,19 +146,19 @@ def _labels(file: str, count: int) -> CodedWords | None:
     if len(words) != count:
         raise UserError(f"{beside} has {len(words):,} labels, and {file} {count:,} images")
     if not all(words):
-        raise UserError(f"{beside}, entry {words.index('') + 1}: no label")
+        raise UserError(f"{beside}, entry {words.index('') + 1}: the label is empty")
     return CodedWords(words, label_order(words))
 
 
 def _of_array(file: Path) -> list[str]:
     values = _array(str(file), "labels")
     if values.ndim != 1 or values.dtype.kind not in "iuU":
-        raise UserError(f"{file} must hold one whole number, or one word, for each image")
+        raise UserError(f"{file} must hold one whole number, or one text, for each image")
     return [str(value) for value in values.tolist()]
 
 
 def _of_table(file: Path) -> list[str]:
-    """The column called label (or class), or the only one, without a header of that name."""
+    """The column with the header label or class, or the only column if there is no header."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:
             rows = [[cell.strip() for cell in row] for row in csv.reader(stream) if row]
@@ -170,5 +170,5 @@ def _of_table(file: Path) -> list[str]:
             at = header.index(name)
             return [row[at] if at < len(row) else "" for row in rows[1:]]
     if any(len(row) != 1 for row in rows):
-        raise UserError(f"{file} has several columns: one must be called label")
+        raise UserError(f"{file} has several columns: name one of them label in the first row")
     return [row[0] for row in rows]

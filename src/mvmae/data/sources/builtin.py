@@ -1,4 +1,4 @@
-"""Images that come with the packages this project needs: nothing is downloaded.
+"""Images from packages that mvmae depends on; nothing is downloaded.
 
 `photos`: windows of the photographs in scikit-image's and scikit-learn's wheels, labelled by the
 photograph. `digits`: scikit-learn's handwritten digits.
@@ -31,13 +31,16 @@ PHOTOGRAPHS = {file.split(".")[0]: ("skimage.data", file) for file in SCIKIT_IMA
 }
 
 WINDOW_SIDES = (72, 128)  # pixels in the photograph
-STORED_SIDE = 64  # pixels that a window is shrunk to: twice the demo's input
-NUM_WINDOWS = {"train": 200, "val": 60}  # of each photograph
-SHARE = {"train": (0.0, 0.6), "val": (0.62, 1.0)}  # of the photograph's width: no pixel in both
+STORED_SIDE = 64  # pixels of a stored window: twice the demo's input
+NUM_WINDOWS = {"train": 200, "val": 60}  # per photograph
+SHARE = {
+    "train": (0.0, 0.6),
+    "val": (0.62, 1.0),
+}  # of the width; no pixel is in both
 
 
 class InMemory(Source):
-    """Images held as one array."""
+    """Images in one array, N x channels x height x width."""
 
     def __init__(
         self,
@@ -74,8 +77,8 @@ class InMemory(Source):
 def photos(split: Split, channels: int) -> InMemory:
     """Square windows of 18 photographs; the label is the photograph.
 
-    The windows that train come from the left 60 % of each photograph, those that validate from the
-    right 38 %. They are drawn with a fixed seed, the same on every machine.
+    Training windows come from the left 60 % of each photograph, validation windows from the right
+    38 %. They are drawn with a fixed seed, the same on every machine.
     """
     windows, labels = [], []
     for label, (package, file) in enumerate(PHOTOGRAPHS.values()):
@@ -93,7 +96,7 @@ def photos(split: Split, channels: int) -> InMemory:
 
 
 def _windows(photograph: np.ndarray, split: Split, label: int) -> np.ndarray:
-    """Windows of one photograph, shrunk: count x side x side x channels."""
+    """Windows of one photograph at the stored size: count x side x side x channels."""
     rng = np.random.default_rng((label, split == "val"))
     height, width, channels = photograph.shape
     low, high = (round(share * width) for share in SHARE[split])
@@ -109,8 +112,8 @@ def _windows(photograph: np.ndarray, split: Split, label: int) -> np.ndarray:
 
 
 def digits(split: Split, channels: int) -> InMemory:
-    """1,797 handwritten digits of 8 x 8 pixels; every fifth validates."""
-    from sklearn.datasets import load_digits  # half a second that only this source costs
+    """1,797 handwritten digits of 8 x 8 pixels; every fifth is for validation."""
+    from sklearn.datasets import load_digits  # half a second, for this source only
 
     values, labels = load_digits(return_X_y=True)
     validates = np.arange(len(labels)) % 5 == 4

@@ -1,4 +1,4 @@
-"""Where things are kept that can be made again: indexes of shards, parts of remote files."""
+"""The folder for files that can be made again: indexes of shards, blocks of remote files."""
 
 from __future__ import annotations
 
@@ -12,47 +12,49 @@ from mvmae.errors import UserError
 
 CACHE = "MVMAE_CACHE"  # a folder
 CONSENT = "MVMAE_DOWNLOAD"  # 1: named sets that are missing may be downloaded
-CACHE_GB = "MVMAE_CACHE_GB"  # what parts of remote files may take of it
+CACHE_GB = "MVMAE_CACHE_GB"  # the limit for blocks of remote files
 DEFAULT_GB = 20.0
 
 
 def cache_folder() -> Path:
-    """`MVMAE_CACHE`, or a folder of the user's; it need not be there."""
+    """`MVMAE_CACHE`, or a folder below the user's home; it may not exist yet."""
     if own := os.environ.get(CACHE):
         return Path(own).expanduser()
     try:
         above = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except RuntimeError:  # no home
+    except RuntimeError:  # the user has no home
         above = Path(tempfile.gettempdir())
     return above / "mvmae"
 
 
 def cache_bytes() -> int:
-    """How many bytes of remote files may be kept.
+    """The largest number of bytes of remote files to keep.
 
     Raises:
-        UserError: `MVMAE_CACHE_GB` is no number.
+        UserError: `MVMAE_CACHE_GB` is not a number.
     """
-    said = os.environ.get(CACHE_GB) or str(DEFAULT_GB)
+    text = os.environ.get(CACHE_GB) or str(DEFAULT_GB)
     try:
-        size = float(said)
+        size = float(text)
     except ValueError:
         size = -1.0
     if not 0 <= size < 1e9:
-        raise UserError(f"{CACHE_GB}={said}: say how many GB may be kept, such as 20, or 0")
+        raise UserError(
+            f"{CACHE_GB}={text} is not a size: set the number of GB to keep, such as 20, or 0"
+        )
     return int(size * 1e9)
 
 
 def short_name(text: str) -> str:
-    """A file's name for a text of any kind."""
+    """A short file name that stands for a text."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 
 def write_whole(file: Path, content: bytes) -> None:
-    """Write a file at once, while other processes may read or write it too.
+    """Write a file atomically: other processes see all of it or nothing.
 
     Raises:
-        OSError: It cannot be.
+        OSError: It cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=file.parent)

@@ -13,13 +13,13 @@ MAX_SHOWN = 40  # characters of a class name in a message
 
 
 def parse_class_list(content: bytes, name: str) -> list[str]:
-    """The names of classes, a line each; they may be of bytes that are no UTF-8, as paths may.
+    """Read class names, one per line; like paths, they may contain bytes that are not UTF-8.
 
     Raises:
-        UserError: It is no text, or names a class twice.
+        UserError: The content is not text, or names a class twice.
     """
     if b"\0" in content:
-        raise UserError(f"{name} is no text of class names: it holds zero bytes")
+        raise UserError(f"{name} is not a list of class names: it contains zero bytes")
     found = content.decode("utf-8-sig", "surrogateescape").splitlines()
     if len(set(found)) < len(found) or "" in found:
         raise UserError(f"{name} names a class twice, or has an empty line")
@@ -27,24 +27,26 @@ def parse_class_list(content: bytes, name: str) -> list[str]:
 
 
 def class_list_text(names: Sequence[str]) -> bytes:
-    """What `parse_class_list` reads as these names.
+    """Write class names so that `parse_class_list` reads them.
 
     Raises:
-        UserError: A name cannot stand there, or stands there twice.
+        UserError: A name occurs twice, or cannot be written as a line.
     """
     if len(set(names)) < len(names):
         twice = next(name for name, times in Counter(names).items() if times > 1)
         raise UserError(
-            f"two classes are called {twice!r}, and {CLASSES} tells them by their names"
+            f"two classes have the name {twice!r}, and {CLASSES} distinguishes classes by name"
         )
     for name in names:
         if not _is_a_line(name):
-            raise UserError(f"the class {name!r} cannot stand in {CLASSES}, a line for each class")
+            raise UserError(
+                f"the class name {name!r} cannot be written to {CLASSES}, one line per class"
+            )
     return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
 
 
 def _is_a_line(name: str) -> bool:
-    """Whether a name can be written as a line and is itself when that is read."""
+    """Whether a name can be written as a line and read back unchanged."""
     try:
         line = name.encode("utf-8", "surrogateescape")
         return bool(name.strip()) and parse_class_list(line, CLASSES) == [name]
@@ -53,15 +55,24 @@ def _is_a_line(name: str) -> bool:
 
 
 def class_names(words: list[str], listed: list[str], name: str) -> list[str]:
-    """What stands for each word, which is a name or, where all words are numbers, a place."""
-    places = {str(at): word for at, word in enumerate(listed)}
+    """The class name of each label: the label itself or, if all are numbers, the listed name.
+
+    Args:
+        words: The label of each image.
+        listed: Names of the classes.
+        name: What the user called the images, for messages.
+
+    Raises:
+        UserError: A label is not in the list.
+    """
+    by_number = {str(number): word for number, word in enumerate(listed)}
     if are_numbers(set(words)):
-        words, names = [str(int(word)) for word in words], places
+        words, names = [str(int(word)) for word in words], by_number
     else:
         names = {word: word for word in listed}
     unknown = set(words) - names.keys()
     if unknown:
-        strange = min(unknown - places.keys() or unknown)  # among numbers, what is none
+        strange = min(unknown - by_number.keys() or unknown)  # a word rather than a number
         strange = strange if len(strange) <= MAX_SHOWN else f"{strange[:MAX_SHOWN]}..."
         raise UserError(f"{name} has the class {strange}, which {CLASSES} does not name")
     return [names[word] for word in words]

@@ -1,4 +1,4 @@
-"""Image files: a folder to its bottom, or several folders. Lists of files: `lists.py`."""
+"""Image files below one or several folders."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from mvmae.errors import UserError
 
 
 class Files(Source):
-    """Image files, and the class of each where there are classes.
+    """Image files, with their classes and groups.
 
     Args:
         name: What the user called them.
         paths: The files.
-        channels: What the pixels are decoded to: 3 for colour, 1 for gray.
-        class_names: The name of each file's class, or none.
-        group_names: What each file belongs to besides (a patient, a film), empty where to nothing;
-            or none.
+        channels: Channels of the pixels: 3 for colour, 1 for gray.
+        class_names: The class name of each file; None without classes.
+        group_names: What each file belongs to besides its class, such as a patient or a film; empty
+            for a file without a group; None without groups.
     """
 
     has_own_files = True
@@ -44,7 +44,7 @@ class Files(Source):
 
     @cached_property
     def paths(self) -> list[str]:
-        """The files, all as strings: for few files, or who needs every one of them."""
+        """All paths as strings, which takes more memory than `names`."""
         return list(self.names)
 
     def __len__(self) -> int:
@@ -73,22 +73,22 @@ class Files(Source):
 
 
 def read_file(path: str) -> bytes:
-    """All bytes of a file.
+    """Read all bytes of a file.
 
     Raises:
         UnreadableImageError: It cannot be read, or is a pipe or a device, which may never end.
     """
     try:
-        with open(path, "rb", opener=_without_waiting) as stream:
+        with open(path, "rb", opener=_open_without_waiting) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
-                raise UnreadableImageError("no regular file")
+                raise UnreadableImageError("not a regular file")
             return stream.read()
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise UnreadableImageError(getattr(error, "strerror", None) or str(error)) from error
 
 
 def file_version(path: str) -> str:
-    """Size and time of a file, which change with its content; empty where it cannot be asked."""
+    """Size and time of a file, which change with its content; empty if they are unknown."""
     try:
         facts = os.stat(path)  # noqa: PTH116  # a third of pathlib's time
     except (OSError, ValueError):  # gone, or a zero byte in the name
@@ -96,19 +96,19 @@ def file_version(path: str) -> str:
     return f"{facts.st_size} {facts.st_mtime_ns}"
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a pipe without waiting for somebody who writes."""
+def _open_without_waiting(path: str, flags: int) -> int:
+    """Open a file; of a pipe, do not wait for a writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_images(folders: Sequence[str], channels: int) -> Files:
     """Open every image below the folders, in the order of their paths.
 
-    A first-level folder is a class, as in torchvision's ImageFolder; where any image lies directly
-    in its folder there are no classes.
+    First-level folders are classes, as in torchvision's ImageFolder. If any image is directly in
+    its folder, there are no classes.
 
     Raises:
-        UserError: A folder is missing or holds no image.
+        UserError: A folder is missing or contains no images.
     """
     class_names: list[str] = []
     unique = {os.path.realpath(folder): folder for folder in folders}.values()
@@ -117,11 +117,11 @@ def open_images(folders: Sequence[str], channels: int) -> Files:
 
 
 def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str]:
-    """Paths of images; the class of each, or an empty word, goes to `class_names`."""
+    """Yield paths of images; append the class of each, or an empty text, to `class_names`."""
     for folder in folders:
         base = _prefix(folder)
         before = len(class_names)
-        known: dict[str, str] = {}  # one string for a class, not one for an image
+        known: dict[str, str] = {}  # one string per class, not one per image
         for path in _images_below(base):
             label, inside, _ = path[len(base) :].partition(os.sep)
             class_names.append(known.setdefault(label, label) if inside else "")
@@ -131,17 +131,17 @@ def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str
 
 
 def _prefix(folder: str) -> str:
-    """What stands before a name in the folder, as pathlib would write it."""
+    """The path up to a name in the folder, as pathlib writes it."""
     plain = str(Path(folder))
     return "" if plain == os.curdir else plain if plain.endswith(os.sep) else plain + os.sep
 
 
 def _images_below(base: str) -> Iterator[str]:
-    """Paths of image files, sorted; links to folders are followed, each folder is read once.
+    """Yield sorted paths of image files. Links to folders are followed, each folder is read once.
 
-    A folder is sorted as if its name ended in a slash: then what comes, a folder at a time, is in
-    the order of whole paths, and no more than the folders on the way are held in memory. The
-    system says with a name whether it is a folder, so that files are not asked for it one by one.
+    Folders are sorted as if their names ended in a slash: this gives the order of whole paths one
+    folder at a time, with only the folders on the way in memory. `scandir` tells with each name
+    whether it is a folder, which saves a system call per file.
     """
     seen, rest = {os.path.realpath(base)}, _entries(base)
     while rest:
@@ -154,7 +154,7 @@ def _images_below(base: str) -> Iterator[str]:
 
 
 def _entries(prefix: str) -> list[str]:
-    """Images and folders, which end in a slash, that a folder holds: sorted, the first one last."""
+    """Images and folders (with a trailing slash) in a folder, in descending order."""
     found = []
     try:
         with os.scandir(prefix or os.curdir) as entries:
@@ -165,7 +165,7 @@ def _entries(prefix: str) -> list[str]:
                     found.append(entry.name + os.sep)
                 elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
                     found.append(entry.name)
-    except OSError:  # a folder that may not be read
+    except OSError:  # no permission to read the folder
         return []
     return [prefix + name for name in sorted(found, reverse=True)]
 

@@ -1,4 +1,4 @@
-"""Which images belong together, such as those of one patient: a list's column, or their paths."""
+"""Groups of images, such as those of one patient, from a list's column or from paths."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from mvmae.errors import UserError
 
 
 def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " images"] | None:
-    """A number for each image, the same for those of one group; none where there are no groups.
+    """Number the groups of images; None without groups.
 
-    An image of no group is one of its own.
+    An image without a group gets a number of its own, below zero.
 
     Args:
-        source: The images; a list may have a column of groups.
-        pattern: A regular expression, searched for in each path: what its brackets match is the
-            group, or all that it matches where it has none. None: the source's own groups.
+        source: The images.
+        pattern: A regular expression that is searched for in each path. The group is what its
+            brackets match, or the whole match without brackets. None: the source's own groups.
 
     Raises:
         UserError: The expression matches no path.
     """
     names = [
-        source.group(index) if pattern is None else _found(pattern, source.path(index))
+        source.group(index) if pattern is None else _match_group(pattern, source.path(index))
         for index in range(len(source))
     ]
     if not any(names):
         if pattern is None:
             return None
         raise UserError(
-            f"group_regex '{pattern}' is found in none of the {len(source)} paths, "
-            f"{source.path(0)} for one"
+            f"group_regex '{pattern}' matches none of the {len(source)} paths, such as "
+            f"{source.path(0)}"
         )
     known: dict[str, int] = {}
     return np.array(
@@ -45,8 +45,8 @@ def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " imag
     )
 
 
-def _found(pattern: str, path: str) -> str | None:
-    """What says the group: brackets' matches joined, so that two pairs make finer groups."""
+def _match_group(pattern: str, path: str) -> str | None:
+    """The matches of all brackets joined, so that two pairs of brackets make finer groups."""
     match = re.search(pattern, path)
     if match is None:
         return None
@@ -54,7 +54,7 @@ def _found(pattern: str, path: str) -> str | None:
 
 
 def describe_groups(groups: Int[np.ndarray, " images"]) -> str:
-    """How many there are, for the screen."""
+    """Number and sizes of the groups, in words."""
     _, counts = np.unique(groups[groups >= 0], return_counts=True)
     alone = int((groups < 0).sum())
     rest = f", {alone} images belong to none" if alone else ""

@@ -1,7 +1,7 @@
 """hf:NAME, data sets of the package `datasets`: a folder of `save_to_disk`, or from its cache.
 
-Only sets that can be read at any place; streams cannot, and a shuffle over all images, or going on
-at a step, would be lost with them.
+Streams are not supported: without random access there is neither a shuffle over all images nor a
+resume at any step.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LABELS = ("label", "labels", "fine_label", "class")
 
 
 class HubSet(Source):
-    """A part of a data set of `datasets`, image files as they are in it.
+    """One split of a data set of `datasets`, with the image files that it contains.
 
     Args:
-        name: What the user called it, with the part.
-        rows: The part, of `datasets`.
-        channels: What the pixels are decoded to.
+        name: What the user called it, with the name of the split.
+        rows: The split, a `datasets.Dataset`.
+        channels: Channels of the pixels.
 
     Raises:
-        UserError: It has no column of images.
+        UserError: There is no column of images.
     """
 
     def __init__(self, name: str, rows: Any, channels: int) -> None:
@@ -65,7 +65,7 @@ class HubSet(Source):
         elif isinstance(kind, Value):
             codes = CodedWords([str(value) for value in rows[label][:]])
             self._labels, self.classes = codes.codes, codes.table
-        if self._labels is not None and (self._labels < 0).any():  # a test part without answers
+        if self._labels is not None and (self._labels < 0).any():  # a test split without labels
             self._labels, self.classes = None, ()
 
     def __len__(self) -> int:
@@ -91,7 +91,7 @@ class HubSet(Source):
 
 
 def open_images(names: Sequence[str], channels: int) -> HubSet:
-    """The training part of the set that `hf:NAME` names, or all of it where it has no parts.
+    """Open the training split of the set that `hf:NAME` names, or the whole set without splits.
 
     Raises:
         UserError: `datasets` is missing, or the set is not on this machine.
@@ -103,10 +103,10 @@ def open_images(names: Sequence[str], channels: int) -> HubSet:
 
 
 def open_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
-    """Training and test part; none where the set has not both.
+    """Open the training and the test split; None if the set does not have both.
 
     Raises:
-        UserError: As `open_set`.
+        UserError: As `open_images`.
     """
     parts = _parts(data)
     names = [next((one for one in part if one in parts), "") for part in (TRAIN, TEST)]
@@ -117,10 +117,12 @@ def open_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
 
 
 def _parts(data: str) -> dict[str, Any]:
-    """The parts of a set by their names."""
+    """The splits of a set by name."""
     name = data.removeprefix(PREFIX)
     if not name:
-        raise UserError("hf: names no data set: write hf:NAME, or hf:FOLDER for one saved to disk")
+        raise UserError(
+            "hf: is not followed by a name: write hf:NAME, or hf:FOLDER for a set saved to disk"
+        )
     try:
         import datasets
     except ImportError as error:
@@ -132,11 +134,11 @@ def _parts(data: str) -> dict[str, Any]:
         else:
             with _offline(not consent):
                 found = datasets.load_dataset(name)
-    except Exception as error:  # it raises anything, and errors of the network's packages
+    except Exception as error:  # it raises anything, including errors of network packages
         said = " ".join(str(error).split())[:200]
         raise UserError(
-            f"{data} cannot be opened: {said}. It is a folder of save_to_disk, or in the cache of "
-            f"the package datasets; with {CONSENT}=1 it is downloaded"
+            f"{data} cannot be opened: {said}. Name a folder written by save_to_disk, or a set in "
+            f"the cache of the package datasets; set {CONSENT}=1 to download it"
         ) from error
     if not isinstance(found, datasets.DatasetDict):
         return {"train": found}
@@ -144,13 +146,13 @@ def _parts(data: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _offline(wanted: bool) -> Iterator[None]:
-    """Keep `datasets` to its cache; it asks its own config and that of its hub each time."""
+def _offline(is_offline: bool) -> Iterator[None]:
+    """Restrict `datasets` to its cache; it and its hub read these settings at each call."""
     import datasets.config  # pyrefly: ignore[missing-import]
     import huggingface_hub.constants as hub
 
     before = datasets.config.HF_HUB_OFFLINE, hub.HF_HUB_OFFLINE
-    if wanted:
+    if is_offline:
         datasets.config.HF_HUB_OFFLINE = hub.HF_HUB_OFFLINE = True
     try:
         yield

@@ -1,6 +1,6 @@
 """Lists of image files: .txt, .csv, .tsv and .parquet.
 
-A list may have ten million rows: it is read a row at a time, and paths are kept as bytes.
+A list may have ten million rows, so it is read row by row, and paths are stored as bytes.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from mvmae.errors import UserError, printable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-PATH = ("path", "file", "filename", "image")  # cells that make the first row a header
+PATH = ("path", "file", "filename", "image")  # cells of the first row that make it a header
 LABEL = ("label", "class")
 GROUP = ("group",)
-UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
-MAX_SHOWN = 200  # characters of what a list says that are shown
-ROWS = 65536  # of a Parquet file held at once
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # byte order marks
+MAX_SHOWN = 200  # characters of a cell in a message
+ROWS = 65536  # of a Parquet file in memory at once
 
 
 class Row(NamedTuple):
-    """What a list says of an image; empty where it says nothing."""
+    """One row of a list; fields that it does not have are empty."""
 
     path: str
     label: str = ""
     group: str = ""
     line: int = 0
-    """Where it begins; 0 where entries have no lines."""
+    """Line number in the file; 0 for formats without lines."""
 
 
 def open_images(names: Sequence[str], channels: int) -> Files:
@@ -44,20 +44,20 @@ def open_images(names: Sequence[str], channels: int) -> Files:
 
 
 def from_list(file: str, channels: int, root: str | None = None) -> Files:
-    """The files named in a list of path[,label[,group]]; a .txt has a path a line.
+    """Open the files in a list of path[,label[,group]]; a .txt has one path per line.
 
-    Paths are relative to the list. A .csv or .tsv may begin with a header; a header, or the names
-    of a .parquet's columns, say where the path, the label and the group stand. Blanks around a path
-    are no part of it, unless a file is called so.
+    Paths are relative to the list. A .csv or .tsv may start with a header. The header, or the
+    column names of a .parquet, tell the columns of path, label and group. Blanks around a path are
+    ignored, unless a file has them in its name.
 
     Args:
         file: The list.
-        channels: As for `Files`.
-        root: A folder that no file may lie outside of, wherever links lead.
+        channels: Channels of the pixels: 3 for colour, 1 for gray.
+        root: A folder that all files must be in, after links are resolved. Default: no limit.
 
     Raises:
-        UserError: The list cannot be read, is empty, names a file that is not there or lies
-            outside of `root`, or gives labels to some files only.
+        UserError: The list cannot be read, is empty, names a file that is missing or outside of
+            `root`, or has labels for some files only.
     """
     labels: list[str] = []
     groups: list[str] = []
@@ -66,7 +66,7 @@ def from_list(file: str, channels: int, root: str | None = None) -> Files:
         raise UserError(f"{file} lists no images")
     if any(labels) and not all(labels):
         entry = labels.index("") + 1
-        raise UserError(f"{file}, entry {entry}: no label, though other entries have one")
+        raise UserError(f"{file}, entry {entry}: no label, but other entries have one")
     has_labels, has_groups = any(labels), any(groups)
     return Files(
         file, names, channels, labels if has_labels else None, groups if has_groups else None
@@ -74,11 +74,11 @@ def from_list(file: str, channels: int, root: str | None = None) -> Files:
 
 
 def _paths(file: str, labels: list[str], groups: list[str], root: str | None) -> Iterator[str]:
-    """The path of each row; what else it says goes to `labels` and `groups`."""
+    """Yield the path of each row; append its label and group to `labels` and `groups`."""
     prefix = str(Path(file).parent)
     prefix = "" if prefix == os.curdir else prefix.rstrip(os.sep) + os.sep
     bounds = None if root is None else Bounds(root)
-    known: dict[str, str] = {}  # one string for a class, not one for a row
+    known: dict[str, str] = {}  # one string per class, not one per row
 
     def found(path: str) -> str | None:
         return next((one for one in _spellings(prefix, path) if _is_file(one)), None)
@@ -90,39 +90,37 @@ def _paths(file: str, labels: list[str], groups: list[str], root: str | None) ->
             hint = _hint(row, is_first=entry == 1)
             raise UserError(f"{file}, entry {entry}: no such file {missing}{hint}")
         if bounds is not None and not bounds.hold(path):
-            raise UserError(f"{file}, entry {entry}: {path} lies outside of {root}")
+            raise UserError(f"{file}, entry {entry}: {path} is outside of {root}")
         labels.append(known.setdefault(row.label, row.label))
         groups.append(known.setdefault(row.group, row.group))
         yield path
 
 
 def _spellings(prefix: str, path: str) -> Iterator[str]:
-    """What a path may stand for: itself, and then without the blanks around it."""
+    """The path as written, then without blanks around it."""
     yield _joined(prefix, path)
     if (plain := path.strip()) != path:
         yield _joined(prefix, plain)
 
 
 def _shown(text: str) -> str:
-    """The first line of what a list says, not all of what may be a whole file."""
+    """The first line of a cell, shortened: a missing quote can make a cell of the whole file."""
     first = text.partition("\n")[0]
     return text if text == first[:MAX_SHOWN] else f"{first[:MAX_SHOWN]}..."
 
 
 def _hint(row: Row, *, is_first: bool) -> str:
-    """Why a path of a table may be none; empty where nothing is to be guessed."""
+    """A likely reason why a path of a table does not exist; empty without one."""
     if not row.line:
         return ""
     if "\n" in row.path:
-        return f": it goes over several lines; is the quote in line {row.line} closed?"
+        return f": the cell spans several lines; is the quote in line {row.line} closed?"
     other = next((mark for mark in ";\t|" if mark in row.path), None)
     if other is not None:
         mark = "tabs" if other == "\t" else f"'{other}'"
-        return (
-            f": are the columns parted by {mark}? Those of a .csv are by commas, of a .tsv by tabs"
-        )
+        return f": are the columns separated by {mark}? A .csv needs commas, a .tsv tabs"
     if is_first and not os.path.splitext(row.path)[1]:  # noqa: PTH122
-        return f": if this is a header, the column of paths must be called {_either(PATH)}"
+        return f": if this is a header, name the column of paths {_either(PATH)}"
     return ""
 
 
@@ -131,7 +129,7 @@ def _either(names: tuple[str, ...]) -> str:
 
 
 def _joined(prefix: str, path: str) -> str:
-    """A path from where the list lies, as pathlib would write it, in a fifth of the time."""
+    """A path relative to the list, as pathlib writes it, in a fifth of the time."""
     if path.startswith((os.sep, ".")) or "//" in path or "/." in path or path.endswith(os.sep):
         return str(Path(prefix, path))
     return prefix + path if os.sep == "/" else str(Path(prefix, path))
@@ -145,23 +143,23 @@ def _is_file(path: str) -> bool:
 
 
 class Bounds:
-    """A folder that files have to lie in, wherever links lead.
+    """A folder that files must be in, after links are resolved.
 
     Args:
         root: The folder.
 
     Raises:
-        UserError: It is none.
+        UserError: It is not a folder.
     """
 
     def __init__(self, root: str) -> None:
         if not Path(root).is_dir():
-            raise UserError(f"--root {root} is no folder")
+            raise UserError(f"--root {root} is not a folder")
         self.root = os.path.realpath(root).rstrip(os.sep) + os.sep
-        self._folders: dict[str, str] = {}  # resolved once: many files lie in each
+        self._folders: dict[str, str] = {}  # resolved once, as many files are in each
 
     def hold(self, path: str) -> bool:
-        """Whether a file lies in the folder."""
+        """Whether a file is in the folder."""
         folder, name = os.path.split(path)
         if folder not in self._folders:
             self._folders[folder] = os.path.realpath(folder)
@@ -174,7 +172,7 @@ def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
     suffix = Path(file).suffix.lower()
     try:
         if suffix == ".parquet":
-            yield from _of_parquet(file)
+            yield from _parquet_rows(file)
             return
         _refuse_utf_16(file)
         with Path(file).open(encoding="utf-8-sig", newline=None if suffix == ".txt" else "") as at:
@@ -182,7 +180,7 @@ def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
                 yield from (Row(line.rstrip("\n")) for line in at if line.strip())
             else:
                 reader = csv.reader(at, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
-                yield from _of_table(file, _numbered(file, reader), is_path)
+                yield from _table_rows(file, _with_line_numbers(file, reader), is_path)
     except UserError:
         raise
     except (OSError, ValueError, csv.Error) as error:
@@ -195,8 +193,8 @@ def _refuse_utf_16(file: str) -> None:
             raise UserError(f"cannot read the list {file}: it is UTF-16; save it as UTF-8")
 
 
-def _numbered(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
-    """Rows, and the line that each begins in; a row with a quote may have several."""
+def _with_line_numbers(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
+    """Rows with the number of their first line; a quoted row may span several lines."""
     while True:
         line = reader.line_num + 1
         try:
@@ -205,60 +203,60 @@ def _numbered(file: str, reader: Any) -> Iterator[tuple[int, list[str]]]:
             return
         except csv.Error as error:
             raise UserError(
-                f"cannot read the list {file}: a quote that opens in line {line} is not closed, or "
-                f"not before the end of its cell ({error})"
+                f"cannot read the list {file}: the quote that opens in line {line} is not closed "
+                f"at the end of its cell ({error})"
             ) from error
         if any(cell.strip() for cell in row):
             yield line, row
 
 
-def _of_table(
+def _table_rows(
     file: str, rows: Iterator[tuple[int, list[str]]], is_path: Callable[[str], bool]
 ) -> Iterator[Row]:
-    """Rows of path[,label[,group]], or as the header says."""
+    """Rows of path[,label[,group]], or of the columns that the header names."""
     path, label, group = 0, 1, 2
     for number, (line, row) in enumerate(rows):
         if number == 0 and _is_header(row, is_path):
-            path, label, group = _by_header(file, row)
+            path, label, group = _header_columns(file, row)
             continue
         if path >= len(row) or not row[path].strip():
             continue
         found = Row(row[path], _cell(row, label), _cell(row, group), line)
         if "\n" in found.label or "\n" in found.group:
             raise UserError(
-                f"{file}: an entry in line {line} goes over several lines: is a quote not closed?"
+                f"{file}: the entry in line {line} spans several lines: is a quote not closed?"
             )
         yield found
 
 
 def _is_header(row: list[str], is_path: Callable[[str], bool]) -> bool:
-    """Whether a cell is called as a column of paths is, and the first one is no file."""
+    """Whether a cell names the column of paths, and the first cell is not a file."""
     cells = [cell.strip().lower() for cell in row]
     return cells[0] in PATH or (any(cell in PATH for cell in cells) and not is_path(row[0]))
 
 
-def _by_header(file: str, row: list[str]) -> tuple[int, int, int]:
-    """Where path, label and group stand; -1 for nowhere.
+def _header_columns(file: str, row: list[str]) -> tuple[int, int, int]:
+    """Column numbers of path, label and group; -1 for a missing column.
 
     Raises:
-        UserError: There is no label, and a column that may be meant to be one.
+        UserError: There is no label, but a column that may be meant as the label.
     """
     header = [cell.strip().lower() for cell in row]
     path, label, group = (_place(header, names) for names in (PATH, LABEL, GROUP))
     others = [_shown(one) for one in header if one not in (*PATH, *LABEL, *GROUP, "")]
     if others and label < 0:
         raise UserError(
-            f"{file}: what is the column {others[0]}? A header may name {_either(PATH)}, "
-            f"{_either(LABEL)}, and {_either(GROUP)}; others only beside a label"
+            f"{file}: unknown column {others[0]}. A header may name {_either(PATH)}, "
+            f"{_either(LABEL)}, and {_either(GROUP)}; other columns only beside a label"
         )
-    _say_passed_over(file, others)
+    _report_ignored_columns(file, others)
     return path, label, group
 
 
-def _say_passed_over(file: str, columns: list[str]) -> None:
+def _report_ignored_columns(file: str, columns: list[str]) -> None:
     if columns:
         said = _shown(printable(", ".join(columns)))
-        print(f"mvmae: columns of {file} that are passed over: {said}", file=sys.stderr)
+        print(f"mvmae: ignored columns of {file}: {said}", file=sys.stderr)
 
 
 def _place(header: list[str], names: tuple[str, ...]) -> int:
@@ -269,21 +267,21 @@ def _cell(row: list[str], at: int) -> str:
     return row[at].strip() if 0 <= at < len(row) else ""
 
 
-def _of_parquet(file: str) -> Iterator[Row]:
-    """Rows of the columns called path (or file, filename, image), label (or class) and group.
+def _parquet_rows(file: str) -> Iterator[Row]:
+    """Rows of the columns named path (or file, filename, image), label (or class) and group.
 
     Raises:
-        UserError: There is no column of paths, or one holds no words.
+        UserError: There is no column of paths, or a column does not hold text.
     """
     import pyarrow as pa  # a tenth of a second, for these lists only
 
     try:
-        yield from _rows_of_parquet(file)
+        yield from _read_parquet(file)
     except pa.ArrowException as error:
         raise UserError(f"cannot read the list {file}: {error}") from error
 
 
-def _rows_of_parquet(file: str) -> Iterator[Row]:
+def _read_parquet(file: str) -> Iterator[Row]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(file) as parquet:
@@ -291,12 +289,12 @@ def _rows_of_parquet(file: str) -> Iterator[Row]:
         lower = [name.lower() for name in header]
         places = [_place(lower, names) for names in (PATH, LABEL, GROUP)]
         if places[0] < 0:
-            raise UserError(f"{file} has no column of paths: one must be called {_either(PATH)}")
+            raise UserError(f"{file} has no column of paths: name one {_either(PATH)}")
         wanted = [header[at] for at in places if at >= 0]
         for name in wanted:
             kind = parquet.schema_arrow.field(name).type
-            if not _is_of_words(kind):
-                raise UserError(f"{file}: the column {name} holds {kind}, and no words")
+            if not _is_text(kind):
+                raise UserError(f"{file}: the column {name} holds {kind}, not text")
         for batch in parquet.iter_batches(ROWS, columns=wanted):
             columns = [
                 [_word(value) for value in batch.column(header[at]).to_pylist()]
@@ -309,7 +307,7 @@ def _rows_of_parquet(file: str) -> Iterator[Row]:
                     yield Row(path, label.strip(), group.strip())
 
 
-def _is_of_words(kind: pa.DataType) -> bool:
+def _is_text(kind: pa.DataType) -> bool:
     """Whether a column holds text, whole numbers or truth values."""
     import pyarrow as pa
 

@@ -1,8 +1,8 @@
 """Shards at an address: http(s)://, s3:// and gs://, through fsspec.
 
-Where all of them fit into the cache, blocks of some megabytes are fetched and kept: each byte comes
-once, and what lies beside an image comes with it. Where they do not, single images are fetched and
-nothing is kept: a shuffle over all images would throw nearly every block away before its use.
+If all of them fit into the cache, blocks of a few megabytes are fetched and kept: each byte is
+fetched once, together with its neighbours. If they do not fit, single images are fetched and
+nothing is kept: a shuffle over all images would evict nearly every block before its next use.
 """
 
 from __future__ import annotations
@@ -25,43 +25,43 @@ from mvmae.errors import UserError
 
 BLOCK = 4 << 20  # bytes fetched at once
 TRIES = (0.0, 1.0, 4.0)  # seconds before each try
-SWEEP = 64  # blocks that a process writes between two looks at how many there are
+SWEEP = 64  # blocks that a process writes between two checks of the limit
 NEEDS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 
 T = TypeVar("T")
 
 
 class Cache:
-    """Blocks of files in a folder, the least used of which go when it grows beyond a limit.
+    """Blocks of files in a folder; beyond a size limit the least recently used are removed.
 
-    Several processes may use it: a block is there whole or not at all, and one that is gone is
-    fetched again.
+    Several processes may share it: a block exists whole or not at all, and a removed block is
+    fetched again. fsspec's own block cache has no limit and is not shared while files are open.
 
     Args:
-        folder: For the blocks.
-        limit: Of all of them, in bytes.
+        folder: Folder of the blocks.
+        limit: Size of all blocks in bytes.
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
         self.folder, self.limit, self._written = folder, limit, 0
 
     def block(self, file: str, number: int, size: int, fetch: Callable[[], bytes]) -> bytes:
-        """A block from the folder, or else fetched, and then kept.
+        """Read a block from the folder, or fetch and keep it.
 
         Args:
-            file: What it is a part of: its address, and what tells that it is the same.
-            number: Which block.
-            size: Of the block, in bytes.
-            fetch: Gives the bytes.
+            file: The address of the file, with a mark that changes with its content.
+            number: Number of the block.
+            size: Size of the block in bytes.
+            fetch: Fetches the bytes.
         """
         path = self.folder / cache_dir.short_name(file) / f"{number}"
         with contextlib.suppress(OSError):
             content = path.read_bytes()
             if len(content) == size:
-                os.utime(path)  # used now
+                os.utime(path)  # marks it as used now
                 return content
         content = fetch()
-        with contextlib.suppress(OSError):  # a full disk: it was only to save time
+        with contextlib.suppress(OSError):  # a full disk: keeping it only saves time
             cache_dir.write_whole(path, content)
             self._written += 1
             if self._written % SWEEP == 1:
@@ -69,7 +69,7 @@ class Cache:
         return content
 
     def sweep(self) -> None:
-        """Remove the blocks that were not used for longest, down to nine tenths of the limit."""
+        """Remove the least recently used blocks, down to nine tenths of the limit."""
         blocks = []
         for path in self.folder.glob("*/*"):
             with contextlib.suppress(OSError):
@@ -91,34 +91,34 @@ class Remote:
 
     Args:
         shards: The addresses.
-        cache: For their blocks.
+        cache: The cache for their blocks.
     """
 
     def __init__(self, shards: Sequence[str], cache: Cache) -> None:
         self.shards, self.cache = list(shards), cache
         self.sizes = [0] * len(shards)
-        self.marks = [""] * len(shards)  # what tells that a file is the same
+        self.marks = [""] * len(shards)  # changes with the content of a shard
         self.keeps_blocks = True
         self._system: Any = None
         self._pid = 0
 
     @classmethod
     def opened(cls, shards: Sequence[str]) -> Remote:
-        """The shards that addresses, which may hold a pattern, stand for; each is asked for.
+        """Find the shards that addresses and patterns stand for, and their sizes.
 
         Raises:
-            UserError: One is not there, or a package is missing.
+            UserError: A shard does not exist, or a package is missing.
         """
         limit = cache_dir.cache_bytes()
         made = cls(shards, Cache(cache_dir.cache_folder() / "blocks", limit))
         made = cls(made.expanded(), made.cache)
-        made.look()
+        made.find_sizes()
         total = sum(made.sizes)
         made.keeps_blocks = total <= limit
         if not made.keeps_blocks:
             print(
-                f"mvmae: the shards have {total / 1e9:.1f} GB and {limit / 1e9:.1f} are kept: each "
-                f"image is fetched when it is needed, and again in each epoch. "
+                f"mvmae: the shards have {total / 1e9:.1f} GB and the cache {limit / 1e9:.1f} GB: "
+                f"each image is fetched when it is needed, and again in each epoch. "
                 f"{cache_dir.CACHE_GB}={-(-total // 10**9)} keeps all of them in "
                 f"{cache_dir.cache_folder()}",
                 file=sys.stderr,
@@ -126,18 +126,18 @@ class Remote:
         return made
 
     def __getstate__(self) -> dict[str, object]:
-        """Connections are not handed on."""
+        """Omit connections."""
         return self.__dict__ | {"_system": None}
 
     @property
     def system(self) -> Any:
-        """The file system; each process has its own, for its loop of events is not shared."""
+        """The file system; each process has its own, as event loops cannot be shared."""
         if self._system is None or self._pid != os.getpid():
             self._system, self._pid = _system(self.shards[0]), os.getpid()
         return self._system
 
     def expanded(self) -> list[str]:
-        """The addresses, with what each pattern stands for, sorted."""
+        """The addresses, with each pattern replaced by its matches, sorted."""
         found: list[str] = []
         for shard in self.shards:
             kind, _, place = shard.partition("://")
@@ -146,38 +146,39 @@ class Remote:
                 found.append(shard)
                 continue
             if is_web:
-                raise UserError(f"{shard}: a web server lists no files; write {{000..146}}")
-            matching = self._asked(shard, lambda one=shard: self.system.glob(one))
+                raise UserError(
+                    f"{shard}: web servers cannot list files; write a range such as {{000..146}}"
+                )
+            matching = self._ask(shard, lambda one=shard: self.system.glob(one))
             if not matching:
                 raise UserError(f"nothing matches {shard}")
             found += [f"{kind}://{name}" for name in sorted(matching)]
         return found
 
-    def look(self) -> None:
-        """Ask how large each shard is.
+    def find_sizes(self) -> None:
+        """Ask for the size of each shard.
 
         Raises:
-            UserError: One is not there.
+            UserError: A shard does not exist.
         """
         for at, shard in enumerate(self.shards):
-            facts = self._asked(shard, lambda one=shard: self.system.info(one))
+            facts = self._ask(shard, lambda one=shard: self.system.info(one))
             size = facts.get("size")
             if not isinstance(size, int):
-                raise UserError(f"{_plain(shard)}: the server does not say how large it is")
+                raise UserError(f"{_plain(shard)}: the server does not tell its size")
             mark = facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
             self.sizes[at], self.marks[at] = size, f"{shard} {size} {mark}"
 
-    def _asked(self, shard: str, question: Callable[[], T]) -> T:
+    def _ask(self, shard: str, question: Callable[[], T]) -> T:
         try:
-            return _insisting(question)
+            return _retry(question)
         except FileNotFoundError as error:
-            # What fsspec says too where no server answers.
+            # fsspec raises this too if no server answers.
             raise UserError(f"no such file: {_plain(shard)}, or nothing answers there") from error
-        except Exception as error:  # of the network's packages
+        except Exception as error:  # of network packages
             raise UserError(f"{_plain(shard)} cannot be reached: {_short(error)}") from error
 
     def read(self, shard: int, start: int, size: int) -> bytes:
-        """See `Storage`."""
         end = min(start + size, self.sizes[shard])
         if end - start < size:
             raise UnreadableImageError("the tar file ends before it")
@@ -195,7 +196,7 @@ class Remote:
 
     def _fetched(self, shard: int, start: int, end: int) -> bytes:
         try:
-            content = _insisting(lambda: self.system.cat_file(self.shards[shard], start, end))
+            content = _retry(lambda: self.system.cat_file(self.shards[shard], start, end))
         except Exception as error:
             raise UnreadableImageError(f"cannot be fetched: {_short(error)}") from error
         if len(content) != end - start:
@@ -203,20 +204,20 @@ class Remote:
         return content
 
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
-        """See `Storage`: from beside the shard, from the cache, or by reading all of the shard."""
+        """Find the index in the cache, beside the shard, or by reading the whole shard."""
         name, size = self.shards[shard], self.sizes[shard]
         stamp = Stamp(size, int(cache_dir.short_name(self.marks[shard])[:15], 16))
         elsewhere = cache_dir.cache_folder() / "indexes" / cache_dir.short_name(name)
         file = io.BufferedReader(_Reader(self, shard), BLOCK)
         if (index := kept_index(elsewhere, stamp, file)) is not None:
             return index, stamp
-        with contextlib.suppress(Exception):  # none there is usual
+        with contextlib.suppress(Exception):  # usually there is none
             content = self.system.cat_file(_beside(name))
             kept = tar_index.from_bytes(content)
             if kept is not None and kept.size == size:
                 self._keep(kept.index, stamp, size, elsewhere)
                 return kept.index, stamp
-        print(f"mvmae: {_plain(name)} has no index: looking through it", file=sys.stderr)
+        print(f"mvmae: {_plain(name)} has no index: reading the whole file", file=sys.stderr)
         try:
             index = tar_index.index_tar(file, size, name)
         except UnreadableImageError as error:
@@ -229,20 +230,19 @@ class Remote:
             cache_dir.write_whole(file, tar_index.to_bytes(index, stamp, "", size))
 
     def classes(self) -> list[str] | None:
-        """See `Storage`."""
         folders = {shard.rpartition("/")[0] for shard in self.shards}
         name = f"{folders.pop()}/{CLASSES}"
         if folders:
             return None
         try:
             content = self.system.cat_file(name)
-        except Exception:  # a server that has none may say so in any way
+        except Exception:  # servers report a missing file in many ways
             return None
         return parse_class_list(content, name)
 
 
 class _Reader(io.RawIOBase):
-    """A shard as a file; what is read of it is kept in blocks."""
+    """A shard as a file object; its blocks are cached."""
 
     def __init__(self, remote: Remote, shard: int) -> None:
         self.remote, self.shard, self.at = remote, shard, 0
@@ -267,13 +267,13 @@ class _Reader(io.RawIOBase):
 
 
 def _beside(shard: str) -> str:
-    """The address of a shard's index; what a server is asked besides stays at the end."""
+    """The address of a shard's index, with the query string at the end."""
     place, mark, query = shard.partition("?")
     return place + tar_index.SUFFIX + mark + query
 
 
 def _plain(address: str) -> str:
-    """Without its query, which may hold a key."""
+    """An address without its query string, which may contain a key."""
     return address.partition("?")[0]
 
 
@@ -292,8 +292,8 @@ def _system(address: str) -> Any:
         raise UserError(f"{kind}:// needs {NEEDS[kind]}: pip install 'mvmae[cloud]'") from error
 
 
-def _insisting(question: Callable[[], T]) -> T:
-    """Ask again where a network fails for a while; not for what is not there or not allowed."""
+def _retry(question: Callable[[], T]) -> T:
+    """Ask up to three times, except after errors that a retry cannot fix."""
     for wait in TRIES:
         time.sleep(wait)
         try:
@@ -307,6 +307,6 @@ def _insisting(question: Callable[[], T]) -> T:
 
 
 def _short(error: Exception) -> str:
-    """What an error says, without an address's query."""
+    """The message of an error, without the query string of an address."""
     said = " ".join(str(error).split()) or type(error).__name__
     return _plain(said)[:160]

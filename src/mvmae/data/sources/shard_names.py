@@ -1,4 +1,4 @@
-"""Which tar files the user means: one, several, a pattern, a range in braces, a folder of them."""
+"""Tar files that the user names: one, several, a pattern, a range in braces, a folder of them."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ MAX_SHARDS = 1_000_000
 
 
 def is_remote(name: str) -> bool:
-    """Whether it is an address and no path."""
+    """Whether a name is an address rather than a path."""
     return REMOTE.match(name) is not None
 
 
 def names_shards(name: str) -> bool:
-    """Whether DATA is meant to be tar files.
+    """Whether a name stands for tar files.
 
     Raises:
-        UserError: They are compressed, or at an address of a kind that is not read.
+        UserError: They are compressed, or at an address of an unsupported kind.
     """
     if "://" in name and not is_remote(name):
         kind = name.partition("://")[0]
-        raise UserError(f"{name}: {kind}:// is not read; http(s)://, s3:// and gs:// are")
+        raise UserError(f"{name}: {kind}:// is not supported; http(s)://, s3:// and gs:// are")
     if COMPRESSED.search(name):
         raise UserError(
-            f"{name} is a compressed tar, and single images cannot be read out of it: unpack it to "
-            "a plain .tar; images hardly shrink anyway"
+            f"{name} is a compressed tar file, from which single images cannot be read: unpack it "
+            "to a plain .tar; images hardly shrink anyway"
         )
     if is_remote(name) or name.lower().endswith(".tar"):
         return not Path(name).is_dir() if not is_remote(name) else True
@@ -44,10 +44,10 @@ def names_shards(name: str) -> bool:
 
 
 def expand(names: Sequence[str]) -> list[str]:
-    """The tar files that are meant, in the order of the names and, within each, sorted.
+    """List the tar files that names stand for, in the order of the names, each sorted.
 
     Raises:
-        UserError: There is none, or one that is named is not there.
+        UserError: There are none, or a named file does not exist.
     """
     found: list[str] = []
     for name in names:
@@ -67,7 +67,7 @@ def expand(names: Sequence[str]) -> list[str]:
 
 
 def _tars_in(folder: str) -> list[str]:
-    """The tar files of a folder that holds no images and no folders beside them."""
+    """The tar files in a folder; none if it also contains images or folders."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -92,7 +92,7 @@ def _matching(pattern: str) -> list[str]:
 
 
 def expand_braces(name: str) -> list[str]:
-    """A name with every {000..146} and {a,b} written out; leading zeros stay.
+    """Expand every {000..146} and {a,b} in a name, with leading zeros.
 
     Raises:
         UserError: A range counts down, or there are too many names.
@@ -118,6 +118,8 @@ def _parts(inside: str, name: str) -> list[str]:
         return inside.split(",")
     low, high = int(limits[1]), int(limits[2])
     if high < low or high - low >= MAX_SHARDS:
-        raise UserError(f"{name}: {{{inside}}} must count upwards, to at most {MAX_SHARDS:,}")
+        raise UserError(
+            f"{name}: {{{inside}}} must count upwards, with at most {MAX_SHARDS:,} numbers"
+        )
     width = len(limits[1]) if limits[1].startswith("0") or len(limits[1]) == len(limits[2]) else 0
     return [f"{number:0{width}}" for number in range(low, high + 1)]

@@ -1,7 +1,7 @@
 """Images in tar files (WebDataset's shards), each read by itself, in any order.
 
-An index says where each image lies, so a shuffle is over all images and a run goes on at any step,
-as with files in folders; and a million images are some hundred files.
+An index tells where each image is. So a shuffle is over all images and a run resumes at any step,
+as with files in folders, while a million images are a few hundred files.
 """
 
 from __future__ import annotations
@@ -24,32 +24,32 @@ from mvmae.data.sources.string_table import CodedWords, label_order
 from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
-MAX_OPEN = 64  # files that a process keeps open
-MAX_SHOWN = 3  # damaged shards that are named
+MAX_OPEN = 64  # files per process
+MAX_SHOWN = 3  # damaged shards named in messages
 
 
 @runtime_checkable  # beartype asks in tests
 class Storage(Protocol):
-    """Where shards lie, on a disk or elsewhere; picklable."""
+    """Where shards are, on a disk or elsewhere; picklable."""
 
     def read(self, shard: int, start: int, size: int) -> bytes:
-        """Some bytes of a shard.
+        """Read some bytes of a shard.
 
         Raises:
-            UnreadableImageError: They cannot be had.
+            UnreadableImageError: They cannot be read.
         """
         ...
 
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
-        """What lies in a shard, and what tells whether the shard is still the same.
+        """The index of a shard, and the stamp that tells whether the shard is unchanged.
 
         Raises:
-            UserError: It is no shard.
+            UserError: It is not a tar file.
         """
         ...
 
     def classes(self) -> list[str] | None:
-        """Names of the classes, where they are written beside the shards."""
+        """Class names from the list beside the shards; None without a list."""
         ...
 
 
@@ -59,11 +59,11 @@ class Shards(Source):
     Args:
         name: What the user called them.
         shards: The files.
-        storage: Where they lie.
-        channels: What the pixels are decoded to.
+        storage: Where they are.
+        channels: Channels of the pixels.
 
     Raises:
-        UserError: A file is no tar file, or there is no image in any.
+        UserError: A file is not a tar file, or none contains an image.
     """
 
     def __init__(self, name: str, shards: Sequence[str], storage: Storage, channels: int) -> None:
@@ -75,7 +75,7 @@ class Shards(Source):
             index, stamp = storage.open_index(shard)
             indexes.append(index)
             self._stamps.append(stamp)
-        _say(self.shards, indexes)
+        _report_skipped(self.shards, indexes)
         known = zip(self.shards, indexes, strict=True)
         self.damage = [(shard, index.damage) for shard, index in known if index.damage]
         self.has_local_files = not any(map(is_remote, shards))
@@ -83,7 +83,7 @@ class Shards(Source):
             self.refuses_check = f"{name} is at an address: copy the tar files here to check them"
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
         if not len(self):
-            raise UserError(f"no images in {name}: looked into {len(self.shards)} tar file(s)")
+            raise UserError(f"no images in {name}: searched {len(self.shards)} tar file(s)")
         self._names = [index.names for index in indexes]
         self._starts = np.concatenate([index.starts for index in indexes])
         self._sizes = np.concatenate([index.sizes for index in indexes])
@@ -109,7 +109,6 @@ class Shards(Source):
         return f"{self.shards[self._shard(index)]}/{self.member(index)}"
 
     def member(self, index: int) -> str:
-        """The name in the shard."""
         shard = self._shard(index)
         return self._names[shard][index - int(self.begins[shard])]
 
@@ -127,43 +126,43 @@ class Shards(Source):
 
 
 def open_images(names: Sequence[str], channels: int) -> Shards:
-    """The images of the tar files that are meant: paths, patterns, folders, or addresses.
+    """Open the images of tar files, named by paths, patterns, folders or addresses.
 
     Raises:
-        UserError: There are none, or one is damaged from its beginning on, or compressed.
+        UserError: There are none, or one is damaged from its beginning, or compressed.
     """
     shards = expand(names)
     remote = [is_remote(name) for name in shards]
     if any(remote) and not all(remote):
         raise UserError("some of DATA are addresses and some are files: name one kind")
     if any(remote):
-        from mvmae.data.sources.remote import Remote  # which loads an optional package
+        from mvmae.data.sources.remote import Remote  # loads an optional package
 
         return Shards(" ".join(names), shards, Remote.opened(shards), channels)
     return Shards(" ".join(names), shards, Local(shards), channels)
 
 
-def _say(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
-    """What was not taken; nothing of what is usual in a tar file."""
+def _report_skipped(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
+    """Report damaged files and members that were not read, except usual ones."""
     damaged = [at for at, index in enumerate(indexes) if index.damage]
     for at in damaged[:MAX_SHOWN]:
         kept = f"{len(indexes[at].names):,} before that"
         print(f"mvmae: {shards[at]} is {indexes[at].damage}; images read: {kept}", file=sys.stderr)
     if len(damaged) > MAX_SHOWN:
         rest = len(damaged) - MAX_SHOWN
-        print(f"mvmae: damaged tar files besides: {rest:,}", file=sys.stderr)
+        print(f"mvmae: more damaged tar files: {rest:,}", file=sys.stderr)
     passed: Counter[str] = sum((Counter(index.passed_over) for index in indexes), Counter())
-    told = {what: number for what, number in passed.items() if what not in USUAL}
-    if told:
-        listed = ", ".join(f"{number:,} {what}" for what, number in sorted(told.items()))
-        print(f"mvmae: passed over in the tar files: {listed}", file=sys.stderr)
+    unusual = {what: number for what, number in passed.items() if what not in USUAL}
+    if unusual:
+        listed = ", ".join(f"{number:,} {what}" for what, number in sorted(unusual.items()))
+        print(f"mvmae: skipped in the tar files: {listed}", file=sys.stderr)
 
 
 USUAL = ("folders", "other files", "hidden files")
 
 
 def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
-    """The word of every image; empty for none."""
+    """The label or group of every image; empty for none."""
     words: list[str] = []
     for index in indexes:
         table = [*getattr(index, names), ""]
@@ -172,12 +171,12 @@ def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
 
 
 def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> CodedWords | None:
-    """Labels from .cls or .json where every image has one, and else from folders, likewise.
+    """Labels from .cls or .json if every image has one, else from folders if every image has one.
 
-    Images whose list of classes names none have no labels, whatever folders they lie in.
+    With an empty list of classes images have no labels, whatever folders they are in.
 
     Raises:
-        UserError: A number has no name in the list of classes.
+        UserError: A label is not in the list of classes.
     """
     words = _words(indexes, "labels", "label_names")
     if all(words):
@@ -191,16 +190,16 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
 
 
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
-    """First-level folders, below what all images have in common; empty for none."""
+    """The folder of each image below the folders common to all; empty for none."""
     every = [name.split("/")[:-1] for index in indexes for name in index.names]
-    first, last = min(every), max(every)  # what these have in common, all have
+    first, last = min(every), max(every)  # all paths share what these two share
     ends = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
     common = next(ends, min(len(first), len(last)))
     return [parts[common] if len(parts) > common else "" for parts in every]
 
 
 class _Opened:
-    """An open file, which is closed when nobody reads from it any more."""
+    """An open file, closed when the last reference to it is gone."""
 
     def __init__(self, path: str) -> None:
         self.handle = -1
@@ -212,7 +211,7 @@ class _Opened:
 
 
 class Local:
-    """Shards on a disk, or on one that looks like one.
+    """Shards in a file system.
 
     Args:
         shards: The files.
@@ -224,13 +223,12 @@ class Local:
         self._opened: dict[int, _Opened] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Open files are not handed on."""
+        """Omit open files."""
         return self.__dict__ | {"_opened": {}}
 
     def read(self, shard: int, start: int, size: int) -> bytes:
-        """See `Storage`."""
         try:
-            opened = self._file(shard)  # held here, or another thread's _file could end it
+            opened = self._file(shard)  # referenced here, so that no other thread closes it
             content = _pread(opened.handle, start, size)
         except OSError as error:
             raise UnreadableImageError(error.strerror or str(error)) from error
@@ -239,20 +237,19 @@ class Local:
         return content
 
     def _file(self, shard: int) -> _Opened:
-        """Threads may share it: who still reads from a file holds it open."""
+        """An open file; threads may share it."""
         opened = self._opened.get(shard)
         if opened is None:
             opened = _Opened(self.shards[shard])
             facts = os.fstat(opened.handle)
             if self.stamps[shard] not in (None, Stamp(facts.st_size, facts.st_mtime_ns)):
-                raise UnreadableImageError("the tar file was changed after it was looked through")
+                raise UnreadableImageError("the tar file changed after it was indexed")
             self._opened[shard] = opened
-            for oldest in list(self._opened)[:-MAX_OPEN]:  # a copy, for threads change it
+            for oldest in list(self._opened)[:-MAX_OPEN]:  # a copy, as other threads change it
                 self._opened.pop(oldest, None)
         return opened
 
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
-        """See `Storage`."""
         path = Path(self.shards[shard])
         with path.open("rb") as file:
             facts = os.fstat(file.fileno())
@@ -271,7 +268,6 @@ class Local:
         return index, stamp
 
     def classes(self) -> list[str] | None:
-        """See `Storage`."""
         folders = {Path(shard).parent for shard in self.shards}
         file = folders.pop() / CLASSES
         if folders or not file.is_file():
@@ -283,7 +279,7 @@ class Local:
 
 
 def _keep(content: bytes, files: Sequence[Path]) -> None:
-    """Write to the first of the places that can be written to; without any, the next asks again."""
+    """Write to the first writable file; without one, the next run indexes the shard again."""
     for file in files:
         try:
             cache_dir.write_whole(file, content)
@@ -293,7 +289,7 @@ def _keep(content: bytes, files: Sequence[Path]) -> None:
 
 
 def _pread(handle: int, start: int, size: int) -> bytes:
-    """So many bytes from a place, or what there is of them; one call gives at most 2 GB."""
+    """Read bytes from an offset, fewer at the end of the file; one system call reads up to 2 GB."""
     parts, done = [], 0
     while done < size:
         part = os.pread(handle, size - done, start + done)

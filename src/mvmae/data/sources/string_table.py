@@ -1,4 +1,4 @@
-"""Many strings in little memory."""
+"""Millions of strings in little memory."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 
 
 class StringTable(Sequence[str]):
-    """Strings, as paths are, kept as one run of bytes and where each of them ends.
+    """Strings, such as paths, stored as one run of bytes and the end of each string.
 
-    A path of 60 letters takes 68 bytes here and 117 as a string in a list; and the processes that
-    read, which are forked, never copy a page of it: no counter of references lies in between.
+    A path of 60 letters takes 68 bytes here and 117 as a string in a list. Forked reader processes
+    never copy its memory pages, because there are no reference counts in between.
 
     Args:
-        strings: Read once.
+        strings: The strings; iterated once.
     """
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
@@ -28,12 +28,12 @@ class StringTable(Sequence[str]):
         self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
 
     @classmethod
-    def of_bytes(cls, blob: bytes, ends: np.ndarray) -> StringTable:
-        """Strings that lie in `blob` one after another, and where each ends."""
-        made = cls()
-        made._blob = blob
-        made._starts = np.concatenate([[0], ends]).astype(np.int64)
-        return made
+    def from_bytes(cls, blob: bytes, ends: np.ndarray) -> StringTable:
+        """Strings that follow each other in `blob`, with the end of each."""
+        table = cls()
+        table._blob = blob
+        table._starts = np.concatenate([[0], ends]).astype(np.int64)
+        return table
 
     def __len__(self) -> int:
         return len(self._starts) - 1
@@ -56,32 +56,32 @@ class StringTable(Sequence[str]):
 
     @property
     def blob(self) -> bytes:
-        """All of them, without anything in between."""
+        """All strings without separators."""
         return self._blob
 
     @property
     def ends(self) -> np.ndarray:
-        """Where in `blob` each ends, as int64."""
+        """The end of each string in `blob`, as int64."""
         return self._starts[1:]
 
 
 def label_order(words: Iterable[str]) -> list[str]:
-    """Words of labels, each once: numbers by what they are worth, anything else by letters."""
+    """Distinct labels in order: by value if all are numbers, else alphabetically."""
     table = sorted(set(words))
     return sorted(table, key=int) if are_numbers(table) else table
 
 
 def are_numbers(words: Iterable[str]) -> bool:
-    """Whether all are whole numbers, of a length that labels may have."""
+    """Whether all words are whole numbers of at most 18 digits."""
     return all(word.isascii() and word.isdecimal() and len(word) <= 18 for word in words)
 
 
 class CodedWords:
-    """A word for each image, such as its class, as a number in a table of the words there are.
+    """A word for each image, such as its class, stored as an index in a table of words.
 
     Args:
-        words: Read once; an empty one stands for none.
-        table: The words in the order of their numbers. Default: those that occur, sorted.
+        words: The words; iterated once. Empty for an image without a word.
+        table: The distinct words in the order of their indices. Default: sorted.
     """
 
     def __init__(self, words: Iterable[str], table: Sequence[str] | None = None) -> None:
@@ -92,11 +92,11 @@ class CodedWords:
         self.codes = np.array([place[word] for word in seen], dtype=np.int32)[found]
 
     def word(self, index: int) -> str | None:
-        """The word of an image; none where it has none."""
+        """The word of an image; None if it has none."""
         code = int(self.codes[index])
         return None if code < 0 else self.table[code]
 
     @property
     def is_whole(self) -> bool:
-        """Whether every image has one."""
+        """Whether every image has a word."""
         return bool((self.codes >= 0).all())

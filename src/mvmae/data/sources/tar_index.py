@@ -1,7 +1,7 @@
-"""Which images lie in a tar file, and where: read once, then kept beside it as FILE.tar.index.
+"""The index of a tar file: which images it contains, and where. Kept as FILE.tar.index.
 
-What a tar file says of itself is not trusted: members are never written to a disk, what is no plain
-file is passed over and counted, and sizes are held against the file's own.
+Tar headers are not trusted: members are never written to a disk, whatever is not a plain file is
+skipped and counted, and sizes are compared with the size of the tar file.
 """
 
 from __future__ import annotations
@@ -26,89 +26,89 @@ SUFFIX = ".index"
 MAGIC = b"mvmae tar index 2\n"
 DIGEST = 32  # bytes, of BLAKE2b
 BLOCK = 512  # of a tar file
-MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records; some hundred are usual
-MAX_TEXT = 1 << 16  # bytes of .cls and .json that are read
-MAX_BYTES = 1 << 31  # of an image
-PROBES = 16  # headers that tell whether a copied file is the one that was indexed
+MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records; a few hundred are usual
+MAX_TEXT = 1 << 16  # bytes of a .cls or .json file
+MAX_BYTES = 1 << 31  # bytes of an image
+PROBES = 16  # headers by which a copy is recognised as the indexed file
 COMPRESSED = {
     b"\x1f\x8b": "gzip -d",
     b"BZh": "bzip2 -d",
     b"\xfd7zXZ": "xz -d",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
-DAMAGE = (  # what tarfile raises; IndexError: of a sparse file's header that is cut short
+DAMAGE = (  # what tarfile raises; IndexError for a truncated header of a sparse file
     *(tarfile.TarError, ValueError, OverflowError, RecursionError, OSError, IndexError),
 )
-INTEGERS = ("starts", "sizes", "ends")  # of what follows the facts, 8 bytes for an image
-CODES = ("labels", "groups")  # 4 bytes for an image
+INTEGERS = ("starts", "sizes", "ends")  # arrays in the index file, 8 bytes per image
+CODES = ("labels", "groups")  # 4 bytes per image
 
 
 class TarIndex(NamedTuple):
-    """The images of a tar file, in its order."""
+    """The images of a tar file, in the file's order."""
 
     names: StringTable
-    """Members, without a leading ./."""
+    """Member names without a leading ./."""
 
     starts: np.ndarray
-    """Of their bytes in the file."""
+    """Offsets of the images in the tar file."""
 
     sizes: np.ndarray
-    """In bytes."""
+    """Sizes in bytes."""
 
     labels: np.ndarray
-    """Of .cls or .json, as a place in `label_names`; -1 for none."""
+    """From .cls or .json, as an index in `label_names`; -1 for none."""
 
     groups: np.ndarray
-    """Of .json, likewise."""
+    """From .json, as an index in `group_names`; -1 for none."""
 
     label_names: list[str]
     group_names: list[str]
     passed_over: dict[str, int]
-    """How many members were not taken, by what they are."""
+    """Number of skipped members by kind."""
 
     damage: str
-    """What is wrong with the file from some place on; empty where nothing is."""
+    """What is wrong with the file from some offset on; empty if it is sound."""
 
 
 class Stamp(NamedTuple):
-    """What tells whether a file is still the one that was indexed."""
+    """Tells whether a file is still the one that was indexed."""
 
     size: int
     mtime_ns: int
 
 
 class _Bounded:
-    """A file of which tarfile, told so by a header, cannot read everything into memory."""
+    """A file wrapper that limits how much a tar header can make tarfile read at once."""
 
     def __init__(self, file: BufferedIOBase) -> None:
         self.file = file
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """Some bytes.
+        """Read some bytes.
 
         Raises:
-            tarfile.ReadError: They are too many to be a header's.
+            tarfile.ReadError: They are more than a header can have.
         """
         if not 0 <= size <= MAX_HEADER:
-            raise tarfile.ReadError("a header says it is longer than any is")
+            raise tarfile.ReadError("a header claims an impossible length")
         return self.file.read(size)
 
 
 def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
-    """Look through a tar file.
+    """Index a tar file.
 
-    A sample is what shares a name up to the first dot of its last part, as in WebDataset; its
-    label is in KEY.cls or else in KEY.json under `label`, its group in KEY.json under `group`. Of
-    two members of one name the last counts, as where tar unpacks them.
+    As in WebDataset, the files of a sample share a key, the name up to the first dot of its last
+    part. The label is in KEY.cls or else in KEY.json under `label`, the group in KEY.json under
+    `group`. Of several members with one name the last counts, as when tar unpacks them.
 
     Args:
         file: The tar file.
-        size: Of the whole of it, in bytes.
-        name: For messages.
+        size: Size of the tar file in bytes.
+        name: What to call it in messages.
 
     Raises:
-        UserError: It is no tar file, or a compressed one.
+        UserError: It is not a tar file, or a compressed one.
     """
     _refuse_compressed(file, name)
     passed, damage = Counter[str](), list[str]()
@@ -172,7 +172,7 @@ def _codes(words: list[str]) -> tuple[np.ndarray, list[str]]:
 
 
 def split_name(name: str) -> tuple[str, str, str]:
-    """The key of a member, up to the first dot of its last part; that dot; and what follows it."""
+    """Split a member name at the first dot of its last part: key, dot, suffix."""
     folder, slash, last = name.rpartition("/")
     stem, dot, suffix = last.partition(".")
     return folder + slash + stem, dot, suffix
@@ -184,7 +184,7 @@ def _refuse_compressed(file: BufferedIOBase, name: str) -> None:
     for magic, command in COMPRESSED.items():
         if head.startswith(magic):
             raise UserError(
-                f"{name} is compressed, and single images cannot be read out of it: unpack it to a "
+                f"{name} is compressed, so single images cannot be read from it: unpack it to a "
                 f"plain .tar ({command}); images hardly shrink anyway"
             )
 
@@ -192,21 +192,21 @@ def _refuse_compressed(file: BufferedIOBase, name: str) -> None:
 def _members(
     file: BufferedIOBase, size: int, name: str, damage: list[str]
 ) -> Iterator[tarfile.TarInfo]:
-    """The members that lie in the file as a whole; what stopped the reading goes to `damage`.
+    """Yield the members that are complete; append what stopped the reading to `damage`.
 
     Raises:
-        UserError: Not even the first can be read.
+        UserError: Not even the first member can be read.
     """
     file.seek(0)
     last = -1
     try:
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
-                tar.members = []  # it would keep all of them
+                tar.members = []  # tarfile would keep all members in memory
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("a header points backwards")
                 last = member.offset
-                # The size of a sparse file is that of what it stands for; the next header tells.
+                # The size of a sparse member is that of the expanded file.
                 end = member.offset_data + member.size
                 if member.isreg() and not _is_sparse(member) and end > size:
                     raise tarfile.ReadError("cut short")
@@ -214,42 +214,42 @@ def _members(
             end = tar.offset
     except DAMAGE as error:
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's fault and not the file's
+            raise  # the disk's fault, not the file's
         if last < 0:
-            raise UserError(f"{name} is no tar file, or damaged from its beginning on") from error
-        damage.append(f"damaged after byte {last:,} ({_in_words(error)})")
+            raise UserError(f"{name} is not a tar file, or damaged from its beginning") from error
+        damage.append(f"damaged after byte {last:,} ({_describe(error)})")
         return
     file.seek(end)
     rest = file.read(BLOCK)
     if 0 < len(rest) < BLOCK:
         damage.append(f"cut short at byte {end:,}")
     elif rest.strip(b"\0"):
-        damage.append(f"damaged at byte {end:,} (no header of a member)")
+        damage.append(f"damaged at byte {end:,} (not a header)")
     elif not rest and size:
-        damage.append("without the mark at its end, and may be cut short")
+        damage.append("without an end marker, and may be cut short")
 
 
 def _is_sparse(member: tarfile.TarInfo) -> bool:
     return member.sparse is not None or member.type == tarfile.GNUTYPE_SPARSE
 
 
-def _in_words(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     if isinstance(error, RecursionError):
         return "too many headers before one member"
     return "cut short" if "unexpected end" in str(error) else str(error)[:80]
 
 
 def _plain_name(member: tarfile.TarInfo) -> tuple[str, str]:
-    """A member's name, and why it is not taken, or an empty word; folders are other files."""
+    """A member's name, and why it is skipped; the reason is empty for plain files."""
     if member.isdir():
         return "", "folders"
     if _is_sparse(member):
         return "", "sparse files"
     if not member.isreg():
-        return "", "links" if member.issym() or member.islnk() else "no files"
+        return "", "links" if member.issym() or member.islnk() else "devices and pipes"
     parts = [part for part in member.name.split("/") if part not in ("", ".")]
     if member.name.startswith("/") or ".." in parts or "\0" in member.name or not parts:
-        return "", "names that lead elsewhere"
+        return "", "names that lead out of the folder"
     if any(part.startswith(".") for part in parts):
         return "", "hidden files"
     return "/".join(parts), ""
@@ -260,7 +260,7 @@ def _of_cls(text: bytes) -> str:
 
 
 def _of_json(text: bytes) -> tuple[str, str]:
-    """What is under `label` and `group`, where it is a word or a whole number."""
+    """The values of `label` and `group` that are texts or whole numbers."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
@@ -275,13 +275,13 @@ def _of_json(text: bytes) -> tuple[str, str]:
 
 
 def to_bytes(index: TarIndex, stamp: Stamp | None, probe: str, size: int) -> bytes:
-    """An index as it is kept.
+    """The content of an index file.
 
     Args:
-        index: What is kept.
-        stamp: Of the file; none where `probe` is to tell whether it is the same.
-        probe: Of `probe_of`.
-        size: Of the file, in bytes.
+        index: The index.
+        stamp: Stamp of the tar file; None if `probe` alone tells whether it is the same.
+        probe: The result of `probe_of`.
+        size: Size of the tar file in bytes.
     """
     facts = {
         "size": size,
@@ -302,7 +302,7 @@ def to_bytes(index: TarIndex, stamp: Stamp | None, probe: str, size: int) -> byt
 
 
 class KeptIndex(NamedTuple):
-    """An index as it was kept, and of which file."""
+    """An index from an index file, with the facts of its tar file."""
 
     index: TarIndex
     size: int
@@ -311,7 +311,7 @@ class KeptIndex(NamedTuple):
 
 
 def from_bytes(content: bytes) -> KeptIndex | None:
-    """An index that was kept; none where a single bit of it is not as it was written."""
+    """Read an index file; None if a single bit of it is not as it was written."""
     start = len(MAGIC) + DIGEST
     digest, whole = content[len(MAGIC) : start], content[start:]
     if not content.startswith(MAGIC):
@@ -321,11 +321,11 @@ def from_bytes(content: bytes) -> KeptIndex | None:
     try:
         return _parsed(whole)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        return None  # made by somebody else, with a checksum that fits
+        return None  # made by another program, with a matching checksum
 
 
 def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:
-    """An index of a file that is still the same; none where there is none, or it is damaged."""
+    """The index in a file; None if it is missing, damaged, or the shard has changed."""
     try:
         kept = from_bytes(file.read_bytes())
     except OSError:
@@ -365,7 +365,7 @@ def _parsed(whole: bytes) -> KeptIndex | None:
     if not is_sound:
         return None
     passed = {str(what): int(number) for what, number in facts["passed_over"].items()}
-    names = StringTable.of_bytes(blob, ends)
+    names = StringTable.from_bytes(blob, ends)
     codes = labels.astype(np.int32), groups.astype(np.int32)
     index = TarIndex(names, starts, sizes, *codes, *tables, passed, str(facts["damage"]))
     mtime = None if facts["mtime_ns"] is None else int(facts["mtime_ns"])
@@ -377,14 +377,14 @@ def _words(values: list[Any]) -> list[str]:
 
 
 def probe_of(file: BufferedIOBase, size: int, starts: np.ndarray) -> str:
-    """A hash of some headers of a tar file, and of its end.
+    """A hash of some headers of a tar file and of its end.
 
-    Headers hold names and sizes, so a file in which these agree has its members where they were.
+    Headers contain names and sizes, so members are where they were if the headers agree.
 
     Args:
         file: The tar file.
-        size: Of the whole of it, in bytes.
-        starts: Where its images begin.
+        size: Size of the tar file in bytes.
+        starts: Offsets of its images.
     """
     digest = hashlib.blake2b(str(size).encode(), digest_size=16)
     if len(starts):

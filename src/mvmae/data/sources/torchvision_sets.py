@@ -1,4 +1,4 @@
-"""torchvision:NAME, the data sets that torchvision knows, where they are on the disk already."""
+"""torchvision:NAME, data sets of torchvision that are on the disk already."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Split = Literal["train", "test"]
 BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
 TRAIN_TEST = ("Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM")
 ALSO = ("RenderedSST2", "STL10", "SVHN", "StanfordCars")
-WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "SUN397")  # without parts
+WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "SUN397")  # without a split
 Options = dict[Split, dict[str, Any]]
 BY_SPLIT: Options = {"train": {"split": "train"}, "test": {"split": "test"}}
 BY_FLAG: Options = {"train": {"train": True}, "test": {"train": False}}
@@ -40,17 +40,17 @@ PARTS: dict[str, Options] = {
 
 
 class TorchvisionSet(Source):
-    """A part of one of torchvision's data sets.
+    """One split of one of torchvision's data sets.
 
     Args:
-        name: Of the class in torchvision.
-        split: Which part.
-        root: The folder that holds it.
-        channels: What the pixels are read as.
-        download: Whether what is missing may be downloaded.
+        name: Name of the class in torchvision.
+        split: The split.
+        root: The folder that contains the set.
+        channels: Channels of the pixels.
+        download: Whether a missing set may be downloaded.
 
     Raises:
-        UserError: It is not there, or damaged.
+        UserError: The set is missing or damaged.
     """
 
     def __init__(self, name: str, split: Split, root: Path, channels: int, download: bool) -> None:
@@ -60,7 +60,7 @@ class TorchvisionSet(Source):
         options = dict(PARTS[name][split])
         if "download" in inspect.signature(kind).parameters:
             options["download"] = download
-        if not download and not root.is_dir():  # some would make it
+        if not download and not root.is_dir():  # some classes would create it
             raise UserError(_missing(name, root, FileNotFoundError("not found")))
         try:
             if download:
@@ -80,10 +80,10 @@ class TorchvisionSet(Source):
         except Exception as error:  # Pillow raises anything
             raise UnreadableImageError(" ".join(str(error).split())[:200]) from error
         if not isinstance(picture, Image.Image):
-            raise UnreadableImageError("no picture")
+            raise UnreadableImageError("not an image")
         gray = picture.mode in ("1", "L")
         array = np.asarray(picture.convert("L" if gray else "RGB"))
-        # Gray sets count as colour where colour is wanted, as their channels are not looked at.
+        # As wide as requested, so that `detect_kind` does not make a gray set gray by itself.
         whole = np.repeat(array[..., None], self.wanted.channels or 1, axis=2) if gray else array
         return Values(whole)
 
@@ -103,16 +103,16 @@ def open_images(names: Sequence[str], channels: int) -> TorchvisionSet:
 
 
 def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
-    """A part of the set that `torchvision:NAME` names.
+    """Open one split of the set that `torchvision:NAME` names.
 
     Raises:
-        UserError: There is no such set, or it is not on the disk.
+        UserError: The set is unknown, or not on the disk.
     """
     name = data.removeprefix(PREFIX)
     known = {one.lower(): one for one in PARTS}
     if name.lower() not in known:
         raise UserError(
-            f"no data set '{name}' of torchvision is read{nearest(name, PARTS)} (there are: "
+            f"unknown torchvision set '{name}'{nearest(name, PARTS)} (supported: "
             f"{', '.join(sorted(PARTS))})"
         )
     consent = os.environ.get(CONSENT, "") not in ("", "0")
@@ -120,7 +120,7 @@ def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
 
 
 def open_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet] | None:
-    """Training and test part; none where the set has one part only.
+    """Open the training and the test split; None if the set has no split.
 
     Raises:
         UserError: As `open_set`.
@@ -131,7 +131,7 @@ def open_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet
 
 
 def folder() -> Path:
-    """Where torchvision's data sets are looked for."""
+    """The folder that contains torchvision's data sets."""
     own = os.environ.get(ROOT)
     return Path(own).expanduser() if own else cache_dir.cache_folder() / "torchvision"
 
@@ -141,18 +141,18 @@ def _missing(name: str, root: Path, error: Exception) -> str:
         return f"{PREFIX}{name} needs another package: {error}"
     said = " ".join(str(error).split())
     if "not found" in said.lower() or "no such file" in said.lower():
-        said = "it is not there"
+        said = "the folder or file is missing"
     return (
-        f"{PREFIX}{name} cannot be read from {root}: {said[:200]}. {ROOT} names the folder that "
-        f"holds it; with {CONSENT}=1 it is downloaded to there"
+        f"{PREFIX}{name} cannot be read from {root}: {said[:200]}. Set {ROOT} to the folder that "
+        f"contains it, or {CONSENT}=1 to download it"
     )
 
 
 def _labels(images: Any) -> np.ndarray:
-    """The label of each image, without an image being read where torchvision holds them."""
-    for name in ("targets", "labels", "_labels", "y"):  # what its classes call them
+    """The label of each image; images are read only if torchvision does not keep the labels."""
+    for name in ("targets", "labels", "_labels", "y"):  # names in torchvision's classes
         if (values := getattr(images, name, None)) is not None:
-            # QMNIST has eight numbers for an image, of which the first is its label.
+            # QMNIST has eight numbers per image, of which the first is the label.
             return np.asarray(values, dtype=np.int64).reshape(len(images), -1)[:, 0]
     if (samples := getattr(images, "_samples", None)) is not None:
         return np.array([label for _, label in samples], dtype=np.int64)
@@ -160,7 +160,7 @@ def _labels(images: Any) -> np.ndarray:
 
 
 def _class_names(images: Any, labels: np.ndarray) -> tuple[str, ...]:
-    """The names that torchvision has, or the numbers where it has none."""
+    """Torchvision's class names, or numbers if it has none."""
     names: Sequence[Any] = getattr(images, "classes", None) or getattr(images, "categories", ())
     words = [" ".join(one) if isinstance(one, tuple) else str(one) for one in names]
     if len(words) <= int(labels.max(initial=-1)) or len(set(words)) < len(words):

@@ -275,7 +275,7 @@ def test_odd_files_of_the_wild_are_those_of_exact(data_root, tmp_path, monkeypat
     exact, quick = (ViewsDataset(source, replace(config, decode=way)) for way in ("exact", "fast"))
     for index in range(len(source)):
         ours, theirs = quick[0, index], exact[0, index]
-        assert (ours.skipped, ours.place) == (theirs.skipped, theirs.place), source.path(index)
+        assert (ours.skipped, ours.index) == (theirs.skipped, theirs.index), source.path(index)
         assert torch.equal(ours.views, theirs.views), source.path(index)
     taken = [fast_views(source.content(index), config, rng()) for index in range(len(source))]
     assert sum(views is not None for views in taken) > len(source) / 2

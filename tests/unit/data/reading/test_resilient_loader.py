@@ -1,4 +1,4 @@
-"""Reading goes on when a process that reads dies or hangs, and says with which image."""
+"""Reading goes on when a reader process dies or hangs, and the image is named."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ from mvmae.errors import UserError
 
 
 class Deadly(Forwarding):
-    """Images some of which kill or keep the process that reads them, so many times."""
+    """A source of which some images kill or block their reader a given number of times."""
 
     classes = ()
     name = "deadly"
@@ -68,7 +68,7 @@ def test_image_that_kills_its_reader_is_tried_twice_and_passed_over(images, tiny
     said = capfd.readouterr().err.splitlines()
     assert [line for line in said if line.startswith("mvmae: ")] == [
         f"mvmae: {images.path(3)}: kills its reader; tried once more",
-        f"mvmae: {images.path(3)}: kills its reader; passed over",
+        f"mvmae: {images.path(3)}: kills its reader; skipped",
     ]
     # another number of readers, and a beginning in the middle, see the same
     again = Deadly(images, tmp_path / "again", kills=(3,))
@@ -91,7 +91,7 @@ def test_image_that_is_never_read_is_passed_over(images, tiny, tmp_path, capfd):
     batches = read(source, replace(tiny, workers=1, read_timeout=1.0))
     skipped = {skip for batch in batches for skip in batch.skipped}
     assert skipped == {(images.path(5), "not read within 1 s")}
-    assert f"{images.path(5)}: not read within 1 s; passed over" in capfd.readouterr().err
+    assert f"{images.path(5)}: not read within 1 s; skipped" in capfd.readouterr().err
 
 
 class Slow(Deadly):
@@ -116,7 +116,7 @@ def test_slow_images_are_waited_for(images, tiny, tmp_path, capfd):
 @pytest.mark.slow
 def test_readers_that_die_again_and_again_stop_the_run(images, tiny, tmp_path):
     source = Deadly(images, tmp_path / "marks", keeps=range(20))
-    with pytest.raises(UserError, match=f"{MAX_FAILURES} times a process that reads images died"):
+    with pytest.raises(UserError, match=f"reader processes died or hung {MAX_FAILURES} times"):
         read(source, replace(tiny, workers=1, read_timeout=1.0))
 
 

@@ -82,7 +82,7 @@ def test_the_column_of_paths_may_stand_anywhere(four, name, capsys):
     source = open_source([written(name, rows, ("id", "Path", "label"))], 3)
     assert [source.path(index) for index in range(2)] == ["a.png", "b.png"]
     assert [source.classes[label] for label in labels(source)] == ["cat", "ape"]
-    assert capsys.readouterr().err == f"mvmae: columns of {name} that are passed over: id\n"
+    assert capsys.readouterr().err == f"mvmae: ignored columns of {name}: id\n"
 
 
 def test_a_first_row_with_a_class_called_image_is_no_header(four):
@@ -104,15 +104,15 @@ QUOTE = "a quote that opens in line 2 is not closed"
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("path,patient\na.png,p1\n", "what is the column patient. A header may name path, file"),
-        ("path;label\na.png;cat\n", "parted by ';'. Those of a .csv are by commas"),
-        ("a.png\tcat\n", "parted by tabs"),
-        ("img,what\na.png,cat\n", "if this is a header, the column of paths must be called path"),
+        ("path,patient\na.png,p1\n", "unknown column patient. A header may name path, file"),
+        ("path;label\na.png;cat\n", "separated by ';'. A .csv needs commas"),
+        ("a.png\tcat\n", "separated by tabs"),
+        ("img,what\na.png,cat\n", "if this is a header, name the column of paths path"),
         ('a.png,cat\n"b.png,cat\nc.png,cat\n', QUOTE),
         ('a.png,cat\n"b.png,cat\n"c.png",cat\n', QUOTE),
         ('a.png,cat\n"b.png,' + "x" * 200_000, QUOTE),
-        ('a.png,"cat\nb.png,ape"\n', "an entry in line 1 goes over several lines"),
-        ('"x.png\nb.png",ape\n', r"no such file x.png\.\.\.: it goes over several lines"),
+        ('a.png,"cat\nb.png,ape"\n', "the entry in line 1 spans several lines"),
+        ('"x.png\nb.png",ape\n', r"no such file x.png\.\.\.: the cell spans several lines"),
         ("a" * 5000 + ".png", "no such file a{200}"),
     ],
 )
@@ -153,7 +153,7 @@ def test_columns_of_a_parquet_file_may_be_numbers_and_dictionaries(four):
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"where": ["a.png"]}, "no column of paths: one must be called path, file, filename or"),
+        ({"where": ["a.png"]}, "no column of paths: name one path, file, filename or"),
         ({"path": [["a.png"]]}, "column path holds list"),
         ({"path": [b"a.png"]}, "column path holds binary"),
         ({"path": pa.array([b"a.png"], pa.binary(5))}, "column path holds fixed_size_binary"),
@@ -214,7 +214,7 @@ def test_files_below_the_root_are_read(inside_and_out, path):
 )
 def test_files_that_lie_elsewhere_are_refused(inside_and_out, path):
     (inside_and_out / "list.txt").write_text(path.format(inside_and_out))
-    with pytest.raises(UserError, match=r"list\.txt, entry 1: .* lies outside of root"):
+    with pytest.raises(UserError, match=r"list\.txt, entry 1: .* is outside of root"):
         from_list("list.txt", 3, "root")
 
 
@@ -222,7 +222,7 @@ def test_a_folder_whose_name_begins_like_the_root_is_outside(inside_and_out):
     (inside_and_out / "root2").mkdir()
     Image.new("RGB", (4, 4)).save(inside_and_out / "root2" / "x.png")
     assert not Bounds("root").hold("root2/x.png")
-    with pytest.raises(UserError, match="--root gone is no folder"):
+    with pytest.raises(UserError, match="--root gone is not a folder"):
         Bounds("gone")
 
 
@@ -422,8 +422,8 @@ def test_files_that_are_no_arrays_are_refused(four, content, message):
         (np.arange(6) / 2, "one whole number, or one word"),
         (np.zeros((6, 2), int), "one whole number, or one word"),
         ("a\n" * 7, "x.csv has 7 labels"),
-        ("a,1\n" * 6, "several columns: one must be called label"),
-        ("id,label\n" + "1,a\n" * 5 + "6\n", "entry 6: no label"),
+        ("a,1\n" * 6, "several columns: name one of them label"),
+        ("id,label\n" + "1,a\n" * 5 + "6\n", "entry 6: the label is empty"),
     ],
 )
 def test_labels_that_do_not_fit_an_array_are_refused(four, given, message):
