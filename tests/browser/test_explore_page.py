@@ -63,11 +63,11 @@ def url(home):
 
 
 @pytest.fixture
-def opened(browser, url):
+def open_page(browser, url):
     """Open the page and wait until it is complete; no error may be logged meanwhile."""
     contexts, errors = [], []
 
-    def open_page(width=1440, height=900, **options):
+    def open_one(width=1440, height=900, **options):
         context = browser.new_context(viewport={"width": width, "height": height}, **options)
         contexts.append(context)
         page = context.new_page()
@@ -90,8 +90,8 @@ def opened(browser, url):
         wait_until_idle(page)
         return page
 
-    open_page.errors = errors
-    yield open_page
+    open_one.errors = errors
+    yield open_one
     for context in contexts:
         context.close()
     assert not errors
@@ -123,8 +123,8 @@ def violations(page, axe: str) -> list[str]:
     ]
 
 
-def test_every_image_loads_and_is_described(opened):
-    page = opened()
+def test_every_image_loads_and_is_described(open_page):
+    page = open_page()
     page.evaluate("Promise.all([...document.images].map((one) => one.decode()))")
     sizes = page.eval_on_selector_all("img", "all => all.map((one) => one.naturalWidth)")
     assert len(sizes) == 1 + 6 + 1 + 18 + 16 + 16  # current, panels, attention, lists
@@ -135,8 +135,8 @@ def test_every_image_loads_and_is_described(opened):
     assert page.locator("#status").inner_text() != ""
 
 
-def test_the_slider_changes_the_mask_and_the_prediction(opened):
-    page = opened()
+def test_the_slider_changes_the_mask_and_the_prediction(open_page):
+    page = open_page()
     before = [source(page, one) for one in ("#masked", "#prediction", "#original")]
     assert "81 %, 13 of 16" in page.locator("#ratio-text").inner_text()
     page.locator("#ratio").fill("0.25")
@@ -152,8 +152,8 @@ def test_the_slider_changes_the_mask_and_the_prediction(opened):
     assert source(page, "#masked") != after[0]
 
 
-def test_patches_are_hidden_and_shown_by_hand(opened):
-    page = opened()
+def test_patches_are_hidden_and_shown_by_hand(open_page):
+    page = open_page()
     page.locator("#ratio").fill("0.5")
     wait_until_idle(page)
     before = source(page, "#masked")
@@ -169,8 +169,8 @@ def test_patches_are_hidden_and_shown_by_hand(opened):
     assert source(page, "#masked") == before
 
 
-def test_clicking_a_patch_changes_the_similarity_map(opened):
-    page = opened()
+def test_clicking_a_patch_changes_the_similarity_map(open_page):
+    page = open_page()
     before = source(page, "#similar")
     area = page.locator("#patches").bounding_box()
     page.locator("#patches").click(position={"x": area["width"] * 7 / 8, "y": area["height"] / 8})
@@ -179,8 +179,8 @@ def test_clicking_a_patch_changes_the_similarity_map(opened):
     assert page.locator("#patch-text").inner_text().startswith("Row 1, column 4.")
 
 
-def test_attention_of_blocks_and_heads(opened):
-    page = opened()
+def test_attention_of_blocks_and_heads(open_page):
+    page = open_page()
     rollout = source(page, "#attention-maps img")
     page.get_by_text("One block").click()
     wait_until_idle(page)
@@ -195,8 +195,8 @@ def test_attention_of_blocks_and_heads(opened):
     assert "Head 2" in page.locator("#attention-maps").inner_text()
 
 
-def test_images_are_chosen_from_the_gallery_and_the_neighbours(opened):
-    page = opened()
+def test_images_are_chosen_from_the_gallery_and_the_neighbours(open_page):
+    page = open_page()
     for place in ("#gallery button >> nth=3", "#nearest button >> nth=0"):
         before, name = source(page, "#original"), page.locator(place).get_attribute("title")
         page.locator(place).click()
@@ -205,8 +205,8 @@ def test_images_are_chosen_from_the_gallery_and_the_neighbours(opened):
     assert page.locator("#gallery button[aria-current=true]").count() == 1
 
 
-def test_the_address_names_the_image(opened, url):
-    page = opened()
+def test_the_address_names_the_image(open_page, url):
+    page = open_page()
     page.locator("#gallery button >> nth=5").click()
     name = page.locator("#gallery button >> nth=5").get_attribute("title")
     wait_for_image(page, name)
@@ -217,16 +217,16 @@ def test_the_address_names_the_image(opened, url):
     )
 
 
-def test_file_names_are_text(opened):
-    page = opened()
+def test_file_names_are_text(open_page):
+    page = open_page()
     page.locator("button[title*='onclick'] >> nth=0").click()
     wait_for_image(page, "red/<b onclick=alert(1)>.png")
     assert page.locator("#current-name").inner_text() == "red/<b onclick=alert(1)>.png"
     assert page.locator("b").count() == 0
 
 
-def test_an_uploaded_image_is_explored(opened, home):
-    page = opened()
+def test_an_uploaded_image_is_explored(open_page, home):
+    page = open_page()
     page.locator("#file").set_input_files(home / "green.png")
     wait_for_image(page, "green.png")
     assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
@@ -250,8 +250,8 @@ GIVE = """([kind, bytes, name]) => {
 
 
 @pytest.mark.parametrize("how", ["drop", "paste"])
-def test_dropped_and_pasted_images_are_explored(opened, home, how):
-    page = opened()
+def test_dropped_and_pasted_images_are_explored(open_page, home, how):
+    page = open_page()
     content = list((home / "green.png").read_bytes())
     if how == "drop":
         page.evaluate(GIVE, ["dragover", content, "mine.png"])
@@ -262,8 +262,8 @@ def test_dropped_and_pasted_images_are_explored(opened, home, how):
     assert page.locator("#original").evaluate(COLOUR) == pytest.approx([20, 160, 60], abs=3)
 
 
-def test_a_bad_upload_is_reported_on_the_page(opened, home):
-    page = opened()
+def test_a_bad_upload_is_reported_on_the_page(open_page, home):
+    page = open_page()
     name = page.locator("#current-name").inner_text()
     page.locator("#file").set_input_files(home / "notes.png")
     page.wait_for_selector("#upload-message:not([hidden])")
@@ -271,16 +271,16 @@ def test_a_bad_upload_is_reported_on_the_page(opened, home):
     assert said == "That file cannot be read as an image: not an image of a supported kind."
     assert page.locator("#upload-message").get_attribute("role") == "alert"
     assert page.locator("#current-name").inner_text() == name
-    (refused,) = opened.errors  # the browser itself logs each answer of 400
+    (refused,) = open_page.errors  # the browser itself logs each answer of 400
     assert "400" in refused
-    opened.errors.clear()
+    open_page.errors.clear()
     page.locator("#file").set_input_files(home / "green.png")
     page.wait_for_selector("#upload-message", state="hidden")
     wait_until_idle(page)
 
 
-def test_the_page_works_by_keyboard_alone(opened):
-    page = opened()
+def test_the_page_works_by_keyboard_alone(open_page):
+    page = open_page()
     reached = []
     for _ in range(70):
         page.keyboard.press("Tab")
@@ -328,16 +328,16 @@ def test_the_page_works_by_keyboard_alone(opened):
         pytest.param(1440, "dark", marks=pytest.mark.slow),
     ],
 )
-def test_the_page_fits_and_is_accessible(opened, axe, width, scheme):
-    page = opened(width, color_scheme=scheme, has_touch=width < 500)
+def test_the_page_fits_and_is_accessible(open_page, axe, width, scheme):
+    page = open_page(width, color_scheme=scheme, has_touch=width < 500)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert violations(page, axe) == []
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert (sum(map(int, re.findall(r"\d+", light)[:3])) > 380) is (scheme == "light")
 
 
-def test_the_theme_button_works_and_reduced_motion_is_respected(opened):
-    page = opened(color_scheme="light", reduced_motion="reduce")
+def test_the_theme_button_works_and_reduced_motion_is_respected(open_page):
+    page = open_page(color_scheme="light", reduced_motion="reduce")
     background = "getComputedStyle(document.body).backgroundColor"
     before = page.evaluate(background)
     page.locator("#theme").click()
@@ -348,9 +348,9 @@ def test_the_theme_button_works_and_reduced_motion_is_respected(opened):
     assert page.evaluate(spinner) == "appear"
 
 
-def test_outdated_answers_are_dropped(opened):
+def test_outdated_answers_are_dropped(open_page):
     """The last move of the slider counts, however slow the answers are."""
-    page = opened()
+    page = open_page()
     sent = []
     page.route(
         "**/api/reconstruct",

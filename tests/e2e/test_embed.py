@@ -70,7 +70,7 @@ def whole(folder: Path | str = "e") -> tuple[list, list, np.ndarray]:
     return paths, labels, np.concatenate([part.embeddings for part in parts])
 
 
-def expected(pool: str = "mean", data: str = "images", size=32, encoder: str = ENCODER):
+def compute_expected(pool: str = "mean", data: str = "images", size=32, encoder: str = ENCODER):
     """The embeddings computed in another way: all images in one batch."""
     opened = encoders.open_encoder(encoder, size)
     source = open_source([data], opened.encoder.in_channels)
@@ -86,7 +86,7 @@ def expected(pool: str = "mean", data: str = "images", size=32, encoder: str = E
     return getattr(found, pool).numpy()
 
 
-def refused(capsys, *words: str, says: str, **options: str) -> None:
+def refuse(capsys, *words: str, says: str, **options: str) -> None:
     before = snapshot()
     assert embed(*words, **options) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -110,7 +110,7 @@ def test_every_format_returns_paths_labels_and_embeddings(here, format, tokens):
     paths, labels, rows = whole()
     assert paths == [f"images/{label}/{n}.jpg" for label in ("blue", "red") for n in range(5)]
     assert labels == ["blue"] * 5 + ["red"] * 5
-    np.testing.assert_allclose(rows, expected(tokens), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows, compute_expected(tokens), rtol=1e-5, atol=1e-6)
     said = index()
     assert [part["rows"] for part in said["parts"]] == [4, 4, 2]
     assert said["complete"]
@@ -127,7 +127,7 @@ def test_patch_tokens_average_to_the_mean_token(here, format):
     assert embed("--format", format, "--tokens", "patch") == 0
     rows = whole()[2]
     assert rows.shape == (10, 4, 64)
-    np.testing.assert_allclose(rows.mean(axis=1), expected(), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(rows.mean(axis=1), compute_expected(), rtol=1e-5, atol=1e-6)
     assert index()["shape"] == [4, 64]
 
 
@@ -163,14 +163,14 @@ def test_float16_takes_half_the_space(here, format):
     assert embed("--format", format, "--dtype", "float16") == 0
     rows = whole()[2]
     assert rows.dtype == np.float16
-    np.testing.assert_array_equal(rows, expected().astype(np.float16))
+    np.testing.assert_array_equal(rows, compute_expected().astype(np.float16))
 
 
 def test_bf16_is_stored_as_float32(here):
     assert embed("--precision", "bf16", "--tokens", "patch") == 0
     rows = whole()[2]
     assert rows.dtype == np.float32
-    assert 0 < np.abs(rows.mean(axis=1) - expected()).max() < 0.05
+    assert 0 < np.abs(rows.mean(axis=1) - compute_expected()).max() < 0.05
     assert index()["precision"] == "bf16"
 
 
@@ -246,7 +246,7 @@ def test_encoders_of_any_shape_embed_and_search(here, channels):
 def test_class_token_is_refused_for_encoders_without_one(here, capsys):
     save_encoder("enc", cls=False)
     words = ("--image-size", "16")
-    refused(capsys, *words, "--tokens", "cls", encoder="enc", says="no class token.*mean or patch")
+    refuse(capsys, *words, "--tokens", "cls", encoder="enc", says="no class token.*mean or patch")
     assert embed(*words, encoder="enc") == 0
     assert index()["tokens"] == "mean"
 
@@ -287,7 +287,7 @@ def test_a_part_without_readable_images_is_empty(here):
 def test_mostly_unreadable_images_stop_and_leave_no_files(here, capsys):
     for file in list(Path("images").rglob("*.jpg"))[:6]:
         file.write_bytes(b"no image")
-    refused(capsys, "--part-size", "2", "--batch-size", "2", says="more than half of the 10 images")
+    refuse(capsys, "--part-size", "2", "--batch-size", "2", says="more than half of the 10 images")
 
 
 def test_an_embedding_that_is_not_finite_stops_and_leaves_no_files(here, capsys):
@@ -296,7 +296,7 @@ def test_an_embedding_that_is_not_finite_stops_and_leaves_no_files(here, capsys)
     opened.encoder.norm.bias.data[0] = 1e6
     encoders.save_encoder(Path("enc"), opened)
     words = ("--dtype", "float16", "--image-size", "16")
-    refused(
+    refuse(
         capsys,
         *words,
         encoder="enc",
@@ -304,7 +304,7 @@ def test_an_embedding_that_is_not_finite_stops_and_leaves_no_files(here, capsys)
     )
     opened.encoder.norm.bias.data[0] = float("nan")
     encoders.save_encoder(Path("enc"), opened)
-    refused(capsys, "--image-size", "16", encoder="enc", says="weights .*damaged")
+    refuse(capsys, "--image-size", "16", encoder="enc", says="weights .*damaged")
 
 
 # resuming
@@ -370,11 +370,11 @@ def test_resume_refuses_other_settings(here, capsys):
         (["--batch-size", "3", "--part-size", "9"], "--batch-size 64, not 3; --part-size 4096"),
         (["--image-size", "48"], r"weights \w+, not \w+; image_size \[32, 32\], not \[48, 48\]"),
     ):
-        refused(capsys, "--resume", *words, says=says)
-    refused(capsys, "--resume", encoder="random:vit_nano", says=r"weights \w+, not \w+; .*width 64")
-    refused(capsys, "--resume", data="images/red", says="images .*, not")
+        refuse(capsys, "--resume", *words, says=says)
+    refuse(capsys, "--resume", encoder="random:vit_nano", says=r"weights \w+, not \w+; .*width 64")
+    refuse(capsys, "--resume", data="images/red", says="images .*, not")
     Path("images/blue").rename("images/green")
-    refused(capsys, "--resume", says="images .*; labels .*, not")
+    refuse(capsys, "--resume", says="images .*; labels .*, not")
 
 
 def test_resume_notices_changed_labels_of_a_list(here, capsys):
@@ -382,7 +382,7 @@ def test_resume_notices_changed_labels_of_a_list(here, capsys):
     Path("list.csv").write_text("\n".join(rows))
     assert embed(data="list.csv") == 0
     Path("list.csv").write_text("\n".join([rows[0], rows[1].replace(",b", ",a")]))
-    refused(capsys, "--resume", data="list.csv", says="with labels .*, not")
+    refuse(capsys, "--resume", data="list.csv", says="with labels .*, not")
 
 
 # folders
@@ -390,7 +390,7 @@ def test_resume_notices_changed_labels_of_a_list(here, capsys):
 
 def test_embeddings_are_not_overwritten_unasked(here, capsys):
     assert embed() == 0
-    refused(capsys, says="e already holds embeddings: .*--resume.*--query.*--overwrite")
+    refuse(capsys, says="e already holds embeddings: .*--resume.*--query.*--overwrite")
     Path("e/mine.txt").write_text("mine")
     Path("e/parts/mine.txt").write_text("mine")
     assert embed("--format", "npz", "--overwrite") == 0
@@ -428,7 +428,7 @@ def test_a_damaged_index_can_be_replaced(here, capsys, damage):
     Path("e/index.json").write_text(damage)
     says = "damaged or was not written by mvmae embed: replace the embeddings with --overwrite"
     for words in ([], ["--resume"], ["--query", "images/red/0.jpg"]):
-        refused(capsys, *words, says=says)
+        refuse(capsys, *words, says=says)
     assert embed("--overwrite") == 0
     assert content("e") == before
 
@@ -437,7 +437,7 @@ def test_an_index_of_another_program_is_not_replaced(here, capsys):
     assert embed() == 0
     Path("e/index.json").write_text('{"kind": "books"}')
     for words in (["--overwrite"], ["--resume"]):
-        refused(capsys, *words, says="was not written by mvmae embed: choose another --out")
+        refuse(capsys, *words, says="was not written by mvmae embed: choose another --out")
 
 
 HOLD = """
@@ -458,7 +458,7 @@ def test_two_commands_do_not_write_into_one_folder(here, capsys, ends):
     )
     assert other.stdout is not None
     assert other.stdout.readline() == "held\n"
-    refused(capsys, says=rf"another command \(process {other.pid} on .*\) is writing into e: wait")
+    refuse(capsys, says=rf"another command \(process {other.pid} on .*\) is writing into e: wait")
     if ends == "killed":
         other.kill()
     other.communicate()
@@ -478,10 +478,10 @@ def test_folders_of_other_programs_are_left_alone(here, capsys):
     Path("e").mkdir()
     Path("e/index.json").write_text("{}")
     for words in ([], ["--overwrite"], ["--resume"], ["--query", "images/red/0.jpg"]):
-        refused(capsys, *words, says="index.json is damaged or was not written by mvmae embed")
-    refused(capsys, "--overwrite", out="images", says="images holds other files")
-    refused(capsys, out="images/red/0.jpg", says="is a file: --out must name a folder")
-    refused(capsys, "--resume", out="new", says="new holds no embeddings to resume")
+        refuse(capsys, *words, says="index.json is damaged or was not written by mvmae embed")
+    refuse(capsys, "--overwrite", out="images", says="images holds other files")
+    refuse(capsys, out="images/red/0.jpg", says="is a file: --out must name a folder")
+    refuse(capsys, "--resume", out="new", says="new holds no embeddings to resume")
     with pytest.raises(UserError, match="new holds no embeddings"):
         list(read_embeddings("new"))
 
@@ -504,18 +504,18 @@ def test_folders_of_other_programs_are_left_alone(here, capsys):
 )
 def test_mistakes_are_refused_before_anything_is_written(here, capsys, words, says):
     Path("list.csv").write_text("images/red/0.jpg\n")
-    refused(capsys, *words, says=says)
+    refuse(capsys, *words, says=says)
 
 
 def test_too_little_disk_space_is_noticed_first(here, capsys, monkeypatch):
     usage = shutil.disk_usage(here)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2559))
-    refused(capsys, says="need 0.00 GB, but .* GB free")
+    refuse(capsys, says="need 0.00 GB, but .* GB free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=2560))
     assert embed() == 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1))
     assert embed("--overwrite") == 0  # replaces the old files
-    refused(capsys, "--overwrite", "--tokens", "patch", says="GB free")
+    refuse(capsys, "--overwrite", "--tokens", "patch", says="GB free")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device of Linux")
@@ -536,7 +536,7 @@ def test_a_disk_that_fills_up_leaves_complete_parts_to_resume_from(here, capsys)
     assert content("e") == before
 
 
-def limited() -> None:
+def limit_file_size() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (12_000, 12_000))
 
 
@@ -545,7 +545,7 @@ def test_a_file_size_limit_leaves_no_partial_part(here):
     command = f"embed {ENCODER} digits --image-size 32 --part-size 500 --out e --workers 0"
     done = subprocess.run(
         [sys.executable, "-m", "mvmae", *command.split()],
-        preexec_fn=limited,
+        preexec_fn=limit_file_size,
         capture_output=True,
         text=True,
         check=False,
@@ -559,7 +559,7 @@ def test_a_file_size_limit_leaves_no_partial_part(here):
 # search
 
 
-def by_hand(query: int) -> list[tuple[str, float]]:
+def compare_all(query: int) -> list[tuple[str, float]]:
     paths, _, rows = whole()
     rows = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     similarity = rows @ rows[query]
@@ -573,7 +573,7 @@ def test_neighbours_match_a_full_comparison(here, capsys, format):
     assert embed(*words, "--query", "images/red/1.jpg", "images/blue/0.jpg", "--k", "4") == 0
     kept = json.loads(Path("e/neighbours.json").read_text())
     for answer, query in zip(kept["queries"], (6, 0), strict=True):
-        ours = by_hand(query)[:4]
+        ours = compare_all(query)[:4]
         assert [near["path"] for near in answer["neighbours"]] == [path for path, _ in ours]
         assert [near["rank"] for near in answer["neighbours"]] == [1, 2, 3, 4]
         np.testing.assert_allclose(
@@ -615,24 +615,24 @@ def test_the_query_is_recognised_under_any_of_its_names(here):
 def test_search_refuses_embeddings_of_other_images_or_encoders(here, capsys):
     assert embed() == 0
     query = ("--query", "images/red/1.jpg")
-    refused(capsys, *query, "--tokens", "cls", says="made with --tokens mean, not cls")
-    refused(capsys, *query, encoder="random:vit_nano", says="weights")
-    refused(capsys, *query, data="images/red", says="images .*, not")
+    refuse(capsys, *query, "--tokens", "cls", says="made with --tokens mean, not cls")
+    refuse(capsys, *query, encoder="random:vit_nano", says="weights")
+    refuse(capsys, *query, data="images/red", says="images .*, not")
     part = Path("e/parts/part-00000.parquet")
     part.write_bytes(part.read_bytes()[:-1])
-    refused(
+    refuse(
         capsys, *query, says="part-00000.parquet is damaged: mvmae embed .* --resume makes it again"
     )
     part.unlink()
-    refused(capsys, *query, says="part-00000.parquet is missing")
+    refuse(capsys, *query, says="part-00000.parquet is missing")
     assert embed(*query, "--resume") == 0
     assert Path("e/neighbours.png").exists()
 
 
 def test_the_picture_is_not_written_among_the_images(here, capsys):
     query = ("--query", "images/red/1.jpg")
-    refused(capsys, *query, out="images/e", says="is among the images.*--out elsewhere")
-    refused(capsys, *query, out="images", says="is among the images")
+    refuse(capsys, *query, out="images/e", says="is among the images.*--out elsewhere")
+    refuse(capsys, *query, out="images", says="is among the images")
     assert embed(out="images/e") == 0
 
 

@@ -77,7 +77,7 @@ def read(url: str, values: dict | None = None, **headers: str) -> dict:
         return json.load(answer)
 
 
-def finished(url: str) -> dict:
+def wait_until_finished(url: str) -> dict:
     """Wait until everything is embedded and return the progress."""
     for _ in range(10 * SOON):
         if (progress := read(f"{url}api/progress"))["finished"]:
@@ -96,7 +96,7 @@ def test_a_run_is_explored_until_control_c(start, home, free_port):
         assert f"port {free_port} is in use: using {port} instead" in output
     assert "run on images: 16 images" in output
     assert read(f"{url}api/about")["decoder"]["mask_ratio"] == 0.8
-    assert finished(url)["done"] == 16
+    assert wait_until_finished(url)["done"] == 16
     assert len(read(f"{url}api/reconstruct", {"image": "d0", "mask_ratio": 0.5})["visible"]) == 8
     near = read(f"{url}api/neighbours", {"image": "d0", "count": 7})["images"]
     assert {one["label"] for one in near} == {"blue"}
@@ -167,7 +167,7 @@ def is_free(port: int) -> bool:
         ("run images --host http://127.0.0.1", "is not an address: name one such as 127.0.0.1"),
         ("run images --host nothing.invalid", "is not a known address"),
         ("run images --host 192.0.2.7", "cannot be served on"),
-        ("run images --host 127.0.0.1:80", "is not an address"),
+        ("run images --host 127.0.0.1:80", "is not a known address"),
         ("run images --most 0", "most must be at least 1"),
         ("run images --image-size 17", "17"),
         ("run images --prot 8000", "unknown option --prot: did you mean --port"),

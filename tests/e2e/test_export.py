@@ -36,7 +36,7 @@ def shaken(model):
     return model.eval()
 
 
-def begun(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
+def make_run(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder]:
     """Make a run folder with the files that training writes."""
     objective = ObjectiveConfig(**changes.pop("objective", {}))
     model_config = ModelConfig(
@@ -87,15 +87,15 @@ def here(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def exported(*words: str) -> None:
+def export(*words: str) -> None:
     assert main(["export", *words, "--data", "images"]) == 0
 
 
-def left(folder: Path) -> list[str]:
+def list_files(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
-def made_by(text: str, name: str):
+def run_snippet(text: str, name: str):
     """Run a snippet of Python and return its variable `name`."""
     scope: dict = {}
     exec(text, scope)
@@ -110,8 +110,8 @@ def snippet(readme: Path) -> str:
 
 
 def test_several_formats_print_the_paths_of_their_cards(here, capsys):
-    begun(here / "run")
-    exported("run", "--format", "pt2", "safetensors")
+    make_run(here / "run")
+    export("run", "--format", "pt2", "safetensors")
     out = capsys.readouterr().out
     assert "\n  run/export/pt2/README.md\n  run/export/safetensors/README.md\n" in out
     assert "import" not in out
@@ -119,15 +119,15 @@ def test_several_formats_print_the_paths_of_their_cards(here, capsys):
 
 def test_the_printed_line_creates_a_timm_model_from_a_run(here, capsys):
     pytest.importorskip("timm")
-    _, model = begun(here / "run")
-    exported("run", "--format", "safetensors")
-    exported("run", "--format", "timm")
+    _, model = make_run(here / "run")
+    export("run", "--format", "safetensors")
+    export("run", "--format", "timm")
     out = capsys.readouterr().out
     line = next(line for line in out.splitlines() if line.startswith("model = timm"))
-    theirs = made_by(f"import timm\n{line}", "model")
+    theirs = run_snippet(f"import timm\n{line}", "model")
     expected = model.encoder.embed(IMAGES)
     torch.testing.assert_close(theirs(IMAGES), expected, rtol=1e-4, atol=1e-5)
-    assert left(here / "run" / "export") == [
+    assert list_files(here / "run" / "export") == [
         "safetensors/README.md",
         "safetensors/encoder.json",
         "safetensors/encoder.safetensors",
@@ -155,9 +155,9 @@ VARIANTS = {
 def test_every_kind_of_encoder_becomes_a_timm_model(here, variant):
     pytest.importorskip("timm")
     opened = odd_encoder(here / "odd", variant, image_size=(16, 24), in_channels=1)
-    exported("odd", "--format", "timm", "--out", "out")
+    export("odd", "--format", "timm", "--out", "out")
     os.chdir(here / "out" / "timm")
-    theirs = made_by(snippet(Path("README.md")), "model")
+    theirs = run_snippet(snippet(Path("README.md")), "model")
     images = torch.randn(2, 1, 16, 24)
     expected = opened.encoder.embed(images, opened.pool)
     torch.testing.assert_close(theirs(images), expected, rtol=1e-4, atol=1e-5)
@@ -183,14 +183,14 @@ def test_the_model_names_of_timm_are_used_where_they_exist(name, size, expected)
 
 def test_the_safetensors_card_loads_with_mvmae_and_with_timm(here):
     pytest.importorskip("timm")
-    _, model = begun(here / "run", latent="cls")
-    exported("run", "--format", "safetensors")
+    _, model = make_run(here / "run", latent="cls")
+    export("run", "--format", "safetensors")
     os.chdir(here / "run" / "export" / "safetensors")
     text = Path("README.md").read_text()
     assert torch.equal(
-        made_by(snippet(Path("README.md")), "encoder")(IMAGES), model.encoder(IMAGES)
+        run_snippet(snippet(Path("README.md")), "encoder")(IMAGES), model.encoder(IMAGES)
     )
-    theirs = made_by(snippet(Path("README.md")), "model")
+    theirs = run_snippet(snippet(Path("README.md")), "model")
     torch.testing.assert_close(theirs(IMAGES), model.encoder(IMAGES)[:, 0], rtol=1e-4, atol=1e-5)
     for words in (
         "20 steps of 256 images",
@@ -206,8 +206,8 @@ def test_the_safetensors_card_loads_with_mvmae_and_with_timm(here):
 
 def test_a_run_becomes_a_transformers_vit(here):
     transformers = pytest.importorskip("transformers")
-    _, model = begun(here / "run")
-    exported("run", "--format", "hf")
+    _, model = make_run(here / "run")
+    export("run", "--format", "hf")
     theirs, report = transformers.ViTModel.from_pretrained(
         "run/export/hf", add_pooling_layer=False, output_loading_info=True
     )
@@ -222,8 +222,8 @@ def test_a_run_becomes_a_transformers_vit(here):
 def test_transformers_does_not_complain_about_our_key(here):
     """Its complaints go to a logger and not to warnings."""
     pytest.importorskip("transformers")
-    begun(here / "run", latent="cls")
-    exported("run", "--format", "hf", "hf-mae")
+    make_run(here / "run", latent="cls")
+    export("run", "--format", "hf", "hf-mae")
     code = (
         "import transformers as t\n"
         "vit = t.ViTModel.from_pretrained('run/export/hf', add_pooling_layer=False)\n"
@@ -246,8 +246,8 @@ def test_transformers_preprocesses_images_as_mvmae_does(here):
     from mvmae.data.sources.open import open_source
     from mvmae.method.views import normalized, whole_view
 
-    begun(here / "run", image_size=32)
-    exported("run", "--format", "hf")
+    make_run(here / "run", image_size=32)
+    export("run", "--format", "hf")
     processor = transformers.AutoImageProcessor.from_pretrained("run/export/hf")
     mean, std, _ = encoders.open_encoder("run").preprocessing
     # transformers crops other shapes than squares after resizing, mvmae before.
@@ -263,8 +263,8 @@ def test_transformers_preprocesses_images_as_mvmae_does(here):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
     transformers = pytest.importorskip("transformers")
-    config, model = begun(here / "run", objective={"normalize_targets": normalize}, **options)
-    exported("run", "--format", "hf-mae")
+    config, model = make_run(here / "run", objective={"normalize_targets": normalize}, **options)
+    export("run", "--format", "hf-mae")
     theirs, report = transformers.ViTMAEForPreTraining.from_pretrained(
         "run/export/hf-mae", output_loading_info=True
     )
@@ -291,8 +291,8 @@ def test_a_run_becomes_a_vitmae_with_its_decoder(here, options, normalize):
 def test_a_run_becomes_an_onnx_file_for_any_number_of_images(here):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    _, model = begun(here / "run")
-    exported("run", "--format", "onnx")
+    _, model = make_run(here / "run")
+    export("run", "--format", "onnx")
     session = runtime.InferenceSession("run/export/onnx/encoder.onnx")
     assert [(one.name, one.shape[1:]) for one in session.get_inputs()] == [("images", [3, 16, 16])]
     facts = json.loads(session.get_modelmeta().custom_metadata_map["encoder"])
@@ -308,8 +308,8 @@ def test_a_run_becomes_an_onnx_file_for_any_number_of_images(here):
 
 
 def test_a_run_becomes_a_torch_program_for_any_number_of_images(here):
-    _, model = begun(here / "run", latent="cls")
-    exported("run", "--format", "pt2")
+    _, model = make_run(here / "run", latent="cls")
+    export("run", "--format", "pt2")
     facts = {"encoder.json": ""}
     program = torch.export.load("run/export/pt2/encoder.pt2", extra_files=facts)
     assert json.loads(facts["encoder.json"])["pool"] == "cls"
@@ -324,7 +324,7 @@ def test_a_run_becomes_a_torch_program_for_any_number_of_images(here):
 # refused exports, and files that stay
 
 
-def refused(command: str, capsys) -> str:
+def refuse(command: str, capsys) -> str:
     capsys.readouterr()
     assert main(command.split()) == 2
     error = capsys.readouterr().err
@@ -344,21 +344,21 @@ def refused(command: str, capsys) -> str:
 )
 def test_encoders_that_transformers_cannot_hold_are_refused(here, capsys, variant, says):
     odd_encoder(here / "odd", variant)
-    text = refused("export odd --format timm hf", capsys)
+    text = refuse("export odd --format timm hf", capsys)
     assert f"odd has {says}, which transformers' ViTModel cannot hold" in text
     assert not Path("runs").exists()
 
 
 def test_a_missing_decoder_is_refused(here, capsys):
-    begun(here / "contrast", objective={"reconstruction_weight": 0.0})
-    assert "trained without reconstruction" in refused("export contrast --format hf-mae", capsys)
-    begun(here / "wide", image_size=(16, 32))
-    assert "squares only" in refused("export wide --format hf-mae", capsys)
+    make_run(here / "contrast", objective={"reconstruction_weight": 0.0})
+    assert "trained without reconstruction" in refuse("export contrast --format hf-mae", capsys)
+    make_run(here / "wide", image_size=(16, 32))
+    assert "squares only" in refuse("export wide --format hf-mae", capsys)
     odd_encoder(here / "odd", Variant())
-    assert "holds the encoder alone" in refused("export odd --format hf-mae", capsys)
-    text = refused("export wide/encoder.safetensors --format hf-mae", capsys)
+    assert "holds the encoder alone" in refuse("export odd --format hf-mae", capsys)
+    text = refuse("export wide/encoder.safetensors --format hf-mae", capsys)
     assert "holds the encoder alone" in text
-    text = refused("export random:vit_pico --format hf-mae", capsys)
+    text = refuse("export random:vit_pico --format hf-mae", capsys)
     assert "--format hf-mae writes the decoder of a pretrain run, and random:" in text
     assert not list(here.rglob("export"))
 
@@ -382,31 +382,31 @@ def test_a_missing_decoder_is_refused(here, capsys):
     ],
 )
 def test_mistakes_are_refused_and_leave_no_files(here, capsys, command, says):
-    begun(here / "run")
+    make_run(here / "run")
     (here / "file").write_text("")
     (here / "empty").mkdir()
     (here / "bad").mkdir()
     for name in ("a.png", "b.jpg"):
         (here / "bad" / name).write_bytes(b"no image")
-    before = left(here)
-    assert says in refused(command, capsys)
-    assert left(here) == before
+    before = list_files(here)
+    assert says in refuse(command, capsys)
+    assert list_files(here) == before
     assert not (here / "run" / "export").exists()
 
 
 def test_existing_exports_are_replaced_only_with_overwrite(here, capsys):
-    begun(here / "run")
-    exported("run", "--format", "safetensors", "--out", "out")
+    make_run(here / "run")
+    export("run", "--format", "safetensors", "--out", "out")
     file = here / "out" / "safetensors" / "encoder.safetensors"
     (file.parent / "notes.txt").write_text("mine")
     before = file.stat().st_mtime_ns
-    text = refused("export run --format pt2 safetensors --out out", capsys)
+    text = refuse("export run --format pt2 safetensors --out out", capsys)
     assert "out/safetensors already exists: replace it with --overwrite" in text
     assert file.stat().st_mtime_ns == before
-    exported("run", "--format", "safetensors", "--out", "out", "--overwrite")
+    export("run", "--format", "safetensors", "--out", "out", "--overwrite")
     assert file.stat().st_mtime_ns > before
     assert sorted(path.name for path in (here / "out").iterdir()) == ["safetensors"]
-    assert left(here / "out" / "safetensors") == [
+    assert list_files(here / "out" / "safetensors") == [
         *("README.md", "encoder.json", "encoder.safetensors")
     ]
 
@@ -415,52 +415,54 @@ def test_an_encoder_with_weights_that_are_not_finite_is_refused(here, capsys):
     opened = odd_encoder(here / "odd", Variant())
     opened.encoder.norm.bias.data[3] = float("nan")
     encoders.save_encoder(here / "odd", opened)
-    assert "holds infinite numbers" in refused("export odd --format safetensors --out a/b", capsys)
+    assert "holds infinite or NaN values" in refuse(
+        "export odd --format safetensors --out a/b", capsys
+    )
     assert not Path("a").exists()
 
 
 @pytest.mark.parametrize("failure", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_export_leaves_existing_files(here, monkeypatch, failure):
-    begun(here / "run")
-    exported("run", "--format", "safetensors", "--out", "out")
-    before = left(here)
+    make_run(here / "run")
+    export("run", "--format", "safetensors", "--out", "out")
+    before = list_files(here)
 
-    def interrupted(*_):
+    def interrupt(*_):
         raise failure
 
-    monkeypatch.setattr(safetensors.torch, "save", interrupted)
+    monkeypatch.setattr(safetensors.torch, "save", interrupt)
     status = 130 if failure is KeyboardInterrupt else 2
     command = ["export", "run", "--format", "safetensors", "--data", "images", "--out"]
     assert main([*command, "out", "--overwrite"]) == status
-    assert left(here) == before
+    assert list_files(here) == before
     assert main([*command, "new/er"]) == status
-    assert left(here) == before
+    assert list_files(here) == before
     assert not Path("new").exists()
 
 
 def test_a_file_that_computes_something_else_is_removed(here, monkeypatch):
-    begun(here / "run")
+    make_run(here / "run")
     save = safetensors.torch.save
 
-    def spoiled(tensors):
+    def spoil(tensors):
         return save(tensors | {"norm.bias": tensors["norm.bias"] + 0.01})
 
-    monkeypatch.setattr(safetensors.torch, "save", spoiled)
+    monkeypatch.setattr(safetensors.torch, "save", spoil)
     with pytest.raises(RuntimeError, match="safetensors: the written file computes something else"):
         main(["export", "run", "--format", "safetensors"])
     assert not (here / "run" / "export").exists()
 
 
 def test_a_missing_package_is_named(here, capsys, monkeypatch):
-    begun(here / "run")
+    make_run(here / "run")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
-    text = refused("export run --format pt2 onnx", capsys)
+    text = refuse("export run --format pt2 onnx", capsys)
     assert text == "mvmae: --format onnx needs onnxscript: pip install 'mvmae[onnx]'\n"
 
 
 def test_an_encoder_with_four_channels_is_compared_on_noise(here, capsys):
     opened = odd_encoder(here / "odd", Variant(), in_channels=4)
-    exported("odd", "--format", "pt2", "--out", "out")
+    export("odd", "--format", "pt2", "--out", "out")
     assert "8 images of noise" in capsys.readouterr().out
     images = torch.randn(3, 4, 16, 16)
     program = torch.export.load("out/pt2/encoder.pt2").module()
@@ -469,8 +471,8 @@ def test_an_encoder_with_four_channels_is_compared_on_noise(here, capsys):
 
 @pytest.mark.parametrize("format", ["timm", "hf", "hf-mae"])
 def test_an_export_records_which_token_is_the_feature(here, format):
-    begun(here / "run")  # its feature is the mean, not the class token as in other makers' files
-    exported("run", "--format", format)
+    make_run(here / "run")  # its feature is the mean, not the class token as in other makers' files
+    export("run", "--format", format)
     folder = Path("run/export") / format
     opened = encoders.open_encoder(folder / "model.safetensors" if format == "timm" else folder)
     assert opened.pool == "mean"
@@ -490,7 +492,7 @@ for name in ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"):
 
 @pytest.mark.slow
 def test_a_full_disk_prints_one_line_and_leaves_no_files(here):
-    begun(here / "run")
+    make_run(here / "run")
     command = [sys.executable, "-W", "ignore", "-c", FULL_DISK]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     names = ("timm", "hf", "hf-mae", "onnx", "pt2", "safetensors")

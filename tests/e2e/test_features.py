@@ -62,7 +62,7 @@ def rows(file: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def height_of(file: str) -> int:
+def height(file: str) -> int:
     with Image.open(file) as picture:
         return picture.height
 
@@ -162,7 +162,7 @@ def test_other_encoders_get_a_row_and_larger_input_a_finer_grid(here):
         "32",
     ]
     assert features("run", "images", *words) == 0
-    assert height_of("b/features-pca.png") - height_of("a/features-pca.png") > 2 * 1.1 * 150
+    assert height("b/features-pca.png") - height("a/features-pca.png") > 2 * 1.1 * 150
     grids = {one["encoder"]: one["grid"] for one in facts("b")["pca"]["encoders"]}
     own = facts("a")["pca"]["encoders"][0]["grid"]
     assert grids == {
@@ -188,7 +188,7 @@ def test_identical_images_are_duplicates_without_a_map(here, capsys):
     assert features("run", "same", "--out", "a") == 0
     printed = capsys.readouterr().out
     assert "no map: the features of all images are the same" in printed
-    assert "15 pairs, 6 of 6 images in 1 group; with so many" in printed
+    assert "15 pairs, 6 of 6 images in 1 group; this is suspiciously many" in printed
 
 
 def test_gray_and_unreadable_images_do_no_harm(here, capsys):

@@ -1,7 +1,7 @@
 """Embed images: write one vector per image or patch to files, and search them.
 
-Read `run` from top to bottom. Several processes share out whole parts of the data, so that they
-write the same bytes as a single process.
+Read `run` from top to bottom. The parts are split across the processes, which therefore write the
+same bytes as a single process.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         f"- input: {format_input(facts)}",
         f"- preprocessing: the largest centred crop of the right shape, resized "
         f"{format_preprocessing(facts)}",
-        f"- pooled features: {_pooled(facts)}",
+        f"- pooled features: {_describe_pool(facts)}",
         f"- weights from: {facts['maker']} ({facts['encoder']})",
     ]
     if facts["variant"]:
@@ -51,7 +51,7 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
     parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(lines)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
-        parts += ["## Training", _training(facts["run"])]
+        parts += ["## Training", _describe_training(facts["run"])]
     if facts["results"]:
         rows = [
             f"- {one['command']} on {one['data']}: {format_headline(one['headline'])}"
@@ -62,12 +62,12 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _pooled(facts: dict[str, Any]) -> str:
+def _describe_pool(facts: dict[str, Any]) -> str:
     text = POOLED[facts["pool"]]
     return text if facts["variant"].get("final_norm", True) else text.partition(" after")[0]
 
 
-def _training(trained: dict[str, Any]) -> str:
+def _describe_training(trained: dict[str, Any]) -> str:
     """How a run was trained, from the files of its folder."""
     data = trained["data"]
     names = " ".join(data) if isinstance(data, list) else str(data)

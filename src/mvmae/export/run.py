@@ -261,7 +261,7 @@ def open_models(config: ExportConfig) -> Models:
 
 
 def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
-    """Load images spread over the data, normalised; unreadable ones are passed over.
+    """Load images spread over the data, normalised; unreadable ones are skipped.
 
     Image files have 1 or 3 channels: an encoder with another number is compared on noise.
 

@@ -247,7 +247,7 @@ def load(folder: Path, opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:
     """
     from transformers import ViTModel
 
-    model = _loaded(ViTModel, folder, add_pooling_layer=False)
+    model = _load_model(ViTModel, folder, add_pooling_layer=False)
 
     def compute(images: Tensor) -> Outputs:
         tokens = model(pixel_values=images).last_hidden_state
@@ -264,7 +264,7 @@ def load_mae(folder: Path, _opened: OpenedAutoencoder) -> Callable[[Tensor], Out
     """
     from transformers import ViTMAEForPreTraining
 
-    model = _loaded(ViTMAEForPreTraining, folder)
+    model = _load_model(ViTMAEForPreTraining, folder)
 
     def compute(images: Tensor) -> Outputs:
         num_patches = model.vit.embeddings.patch_embeddings.num_patches
@@ -288,7 +288,7 @@ def _noise(count: int, num_patches: int) -> Tensor:
     return mask_noise(np.random.default_rng(0), count, num_patches)
 
 
-def _loaded(kind: Any, folder: Path, **options: Any) -> Any:
+def _load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """Load a model, and check that every key was found."""
     with _quiet(), torch.random.fork_rng(devices=[]):
         model, report = kind.from_pretrained(folder, output_loading_info=True, **options)

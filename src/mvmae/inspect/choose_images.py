@@ -120,7 +120,7 @@ def render_image(
         index: Number of the image in the source.
         opened: The encoder.
         long_side: Pixels on the longer side of the picture, usually more than the encoder sees.
-        unreadable: Gray level, 0 to 255, of a picture in the place of an image that cannot be read.
+        unreadable: Gray level, 0 to 255, of a picture in place of an image that cannot be read.
     """
     height, width = opened.encoder.image_size
     scale = long_side / max(height, width)

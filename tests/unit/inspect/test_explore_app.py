@@ -1,4 +1,4 @@
-"""What the server of `mvmae explore` answers, and which requests it refuses."""
+"""The answers of the server of `mvmae explore`, and the requests it refuses."""
 
 import asyncio
 import base64
@@ -366,7 +366,7 @@ def jpeg_bomb() -> bytes:
     return content[: at + 5] + b"\xff\xff\xff\xff" + content[at + 9 :]
 
 
-def truncated() -> bytes:
+def truncated_png() -> bytes:
     stream = io.BytesIO()
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(stream, "PNG")
@@ -385,7 +385,7 @@ def truncated() -> bytes:
         ),
         pytest.param(bomb(), "bomb|pixels", id="bomb"),
         pytest.param(jpeg_bomb(), "bomb", id="jpeg bomb"),
-        pytest.param(truncated(), "cannot be read", id="truncated"),
+        pytest.param(truncated_png(), "cannot be read", id="truncated"),
         pytest.param(b"%!PS-Adobe-3.0 EPSF-3.0\n", "not an image of a supp", id="postscript"),
         pytest.param(
             b"<svg xmlns='http://www.w3.org/2000/svg'/>",

@@ -57,7 +57,7 @@ def build_app(
             BadRequestError: _bad_request,
             ImageNotFoundError: _image_not_found,
             HTTPException: _http_error,
-            ClientDisconnect: _disconnected,
+            ClientDisconnect: _client_left,
             Exception: _internal_error,
         },
     )
@@ -131,7 +131,7 @@ def _post_routes(session: Session, workers: Workers) -> list[Route]:
         image = await _run_in(workers.reading, lambda: session.upload(content))
         return JSONResponse({"image": image})
 
-    def answer_with(prepare: Callable[[Session, Values], Callable[[], Any]]) -> Any:
+    def answer_route(prepare: Callable[[Session, Values], Callable[[], Any]]) -> Any:
         async def answer(request: Request) -> Response:
             workers.touch()
             work = prepare(session, await request_values.read_json(request))
@@ -151,7 +151,7 @@ def _post_routes(session: Session, workers: Workers) -> list[Route]:
     }
     return [
         Route("/api/images", upload, methods=["POST"]),
-        *(Route(f"/api/{k}", answer_with(v), methods=["POST"]) for k, v in answers.items()),
+        *(Route(f"/api/{k}", answer_route(v), methods=["POST"]) for k, v in answers.items()),
     ]
 
 
@@ -221,7 +221,7 @@ async def _http_error(_: Request, error: Exception) -> Response:
     )
 
 
-async def _disconnected(_: Request, __: Exception) -> Response:
+async def _client_left(_: Request, __: Exception) -> Response:
     """The browser left before it had sent everything, for example to reload the page."""
     return Response(status_code=400)
 

@@ -66,10 +66,10 @@ class Cache:
                 self._values.move_to_end(key)
                 return self._values[key]
         value = make()
-        self.put(key, value)
+        self.store(key, value)
         return value
 
-    def put(self, key: Hashable, value: Any) -> None:
+    def store(self, key: Hashable, value: Any) -> None:
         """Store a value, and drop the least recently used one."""
         with self._lock:
             self._values[key] = value
@@ -199,7 +199,7 @@ class Session:
                 raise ImageNotFoundError(
                     f"That file cannot be read as an image: {read_problem(error)}."
                 ) from error
-            self._uploads.put(name, model.prepare(pixels, self.networks))
+            self._uploads.store(name, model.prepare(pixels, self.networks))
         return name
 
     def views(self, image: str) -> ImageViews:

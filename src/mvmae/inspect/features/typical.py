@@ -123,7 +123,7 @@ def summarise_pairs(facts: dict[str, Any]) -> str:
     )
     if grouped > IMPLAUSIBLE_SHARE * facts["images"]:
         summary += (
-            "; with so many, the encoder may be bad at telling these images apart: try a "
+            "; this is suspiciously many: the encoder may not tell these images apart. Try a "
             f"--threshold above {facts['threshold']:g}, or an encoder trained on such images"
         )
     return summary
