@@ -113,7 +113,7 @@ def dash(style: int) -> str:
 
 
 def _shapes(node: Element, kind: str, panel: Panel) -> Iterator[Element]:
-    """Copy what is drawn below a node, with classes in place of styles.
+    """Copy the shapes below a node, with classes in place of styles.
 
     Args:
         node: Of matplotlib's SVG.

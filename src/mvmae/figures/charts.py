@@ -30,7 +30,7 @@ COLOURS = (
 )
 GRID = "#e4e7eb"
 PANEL = (2.95, 2.05)  # inches
-FEW_POINTS = 30  # a line of at most so many points marks them
+MAX_MARKED = 30  # points of a line; longer lines have no markers
 NOTE_DENSITY = 16  # characters of the note per inch
 STYLE: dict[str, Any] = {
     "font.size": 8,
@@ -259,7 +259,7 @@ def spaced_points(lines: Sequence[Line]) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """Return a value as it stands at a tick, short: 1,500 and 2M and 0.05."""
+    """Format a tick's value briefly, for example 1,500, 2M or 0.05."""
     if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
         mantissa, exponent = f"{value:.1e}".split("e")
         return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
@@ -272,7 +272,7 @@ def tick_label(value: float) -> str:
 
 def _draw_line(axes: Axes, line: Line, window: int) -> None:
     colour, style = COLOURS[line.run], "--" if line.dashed else "-"
-    marker = "o" if len(line.x) <= FEW_POINTS else None
+    marker = "o" if len(line.x) <= MAX_MARKED else None
     y = line.y
     if window > 1 and len(y) > 2:
         axes.plot(line.x, y, style, color=colour, lw=0.8, alpha=0.3)

@@ -124,7 +124,7 @@ def _panel(rows: Sequence[Metric], drawn: Sequence[Run]) -> Panel:
 
 
 def _title(row: Metric) -> str:
-    """Return a panel's title; the name of an unknown metric is no formula and may be long."""
+    """Return a panel's title; the name of an unknown metric is not a formula and may be long."""
     if row.name in metric_specs.METRICS:
         return row.figure_title
     return shortened(row.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
@@ -151,25 +151,25 @@ def _levels(name: str, drawn: Sequence[Run]) -> list[Level]:
 
 def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
     """Say how far each run is, and how the lines are smoothed."""
-    said = [f"{run.name}: {how_far(run)}" if len(drawn) > 1 else how_far(run) for run in drawn]
+    parts = [f"{run.name}: {how_far(run)}" if len(drawn) > 1 else how_far(run) for run in drawn]
     if config.smooth > 1:
         window = config.smooth // 2 * 2 + 1
-        said.append(f"lines: mean of {window} records, faint: each record")
-    return "; ".join(said)
+        parts.append(f"lines: mean of {window} records, faint: each record")
+    return "; ".join(parts)
 
 
 def how_far(run: Run) -> str:
     """Write the steps, epochs and time of a run, and where its loss stopped being finite."""
     last = metrics_file.last(run.records)
-    said = [f"{last['step']:.0f} steps"]
+    parts = [f"{last['step']:.0f} steps"]
     if "epoch" in last:
         planned = epochs_of(run.path)
-        said.append(f"epoch {last['epoch']:.4g}" + (f" of {planned:g}" if planned else ""))
+        parts.append(f"epoch {last['epoch']:.4g}" + (f" of {planned:g}" if planned else ""))
     if "seconds" in last:
-        said.append(terminal.clock(last["seconds"]))
+        parts.append(terminal.clock(last["seconds"]))
     loss = metrics_file.columns(run.records).get("loss")
     lost = [] if loss is None else loss.x[np.isnan(loss.y)]
-    return ", ".join(said) + (f", loss not finite from step {lost[0]:.0f}" if len(lost) else "")
+    return ", ".join(parts) + (f", loss not finite from step {lost[0]:.0f}" if len(lost) else "")
 
 
 def epochs_of(path: Path) -> float | None:
@@ -184,13 +184,13 @@ def epochs_of(path: Path) -> float | None:
 def tell(opened: Sequence[Run], file: Path) -> None:
     """Print a line for each run, and the file."""
     console = terminal.people()
-    said: list[Mapping[str, Any]] = []
+    results: list[Mapping[str, Any]] = []
     for run in opened:
         last = metrics_file.last(run.records)
-        said.append({"run": str(run.path), **last})
+        results.append({"run": str(run.path), **last})
         figures = "  ".join(filter(None, in_words(last).values())) or "no metrics yet"
         console.print(
             f"{run.name}: {how_far(run)}  {figures}" if last else f"{run.name}: {figures}"
         )
     console.print(f"written: {file}")
-    terminal.emit("result", {"command": "curves", "file": str(file), "runs": said})
+    terminal.emit("result", {"command": "curves", "file": str(file), "runs": results})

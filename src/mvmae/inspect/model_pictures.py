@@ -183,7 +183,7 @@ def peak(heat: Float[np.ndarray, ...]) -> str:
 def scaled(heat: Float[np.ndarray, ...], ends: Limits) -> Float[np.ndarray, ...]:
     """Scale heat between its ends to [0, 1]; 0 everywhere where the ends are equal."""
     low, high = ends
-    if high - low <= 1e-6 * max(abs(high), abs(low)):  # rounding errors are no pattern
+    if high - low <= 1e-6 * max(abs(high), abs(low)):  # rounding errors are not a pattern
         return np.zeros_like(heat)
     return ((heat - low) / (high - low)).clip(0, 1)
 

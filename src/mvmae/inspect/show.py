@@ -29,8 +29,8 @@ def run(config: ShowConfig) -> None:
     facts = describe_encoder(config.encoder, encoders.open_encoder(config.encoder))
     terminal.emit("result", {"command": "show"} | facts)
     console = terminal.people()
-    for label, said in rows(facts):
-        console.print(f"{label:14}{said}")
+    for label, text in rows(facts):
+        console.print(f"{label:14}{text}")
 
 
 def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:

@@ -78,8 +78,8 @@ def ranking(runs: Sequence[RunFacts]) -> Table:
     """Return a table with one row for each run, best first by the first score."""
     asked = scores(runs)
     alike = len({facts.command for facts in runs}) == 1
-    told = [("rebuilding error", _rebuilding(runs)), ("other crop found", _found)]
-    extra = [(name, of) for name, of in told if any(of(facts) for facts in runs)]
+    columns = [("rebuilding error", _rebuilding(runs)), ("other crop found", _found)]
+    extra = [(name, of) for name, of in columns if any(of(facts) for facts in runs)]
     lines = [
         Row(
             [
@@ -161,9 +161,9 @@ def _found(facts: RunFacts) -> Cell | None:
     return None if value is None else Cell(percent(value), value)
 
 
-def _last_cell(facts: RunFacts, name: str, said: Any) -> Cell:
+def _last_cell(facts: RunFacts, name: str, write: Any) -> Cell:
     value = metrics_file.last(facts.records).get(name)
-    return Cell("-") if value is None else Cell(said(value), value)
+    return Cell("-") if value is None else Cell(write(value), value)
 
 
 def winner(runs: Sequence[RunFacts]) -> Verdict:
@@ -172,14 +172,14 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
         score for score in scores(runs) if sum(answer(one, score) is not None for one in runs) > 1
     ]
     tiles = [
-        Tile(percent(best), score.title, said)
+        Tile(percent(best), score.title, note)
         for score in scores(runs)
-        for best, said in [_best(runs, score)]
+        for best, note in [_best(runs, score)]
     ]
     if not shared:
         hint = (
-            "No two of these runs were judged on the same images. The command mvmae knn RUN "
-            "LABELLED_IMAGES, given for each, makes a score to compare."
+            "No two of these runs were judged on the same images. Run mvmae knn RUN "
+            "LABELLED_IMAGES for each of them to compare their scores."
         )
         return Verdict("none", f"{len(runs)} runs", hint, tiles, [])
     judged = sorted(
@@ -189,7 +189,7 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     (first, leader), (second, next_one) = judged[0], judged[1]
     assert first is not None
     assert second is not None
-    said = (
+    note = (
         f"On {short(shared[0].data)} ({COMMAND_NAMES.get(first.command, first.command)}) "
         f"{leader.name} "
         f"reaches {percent(_value(first))}, {next_one.name} {percent(_value(second))}"
@@ -197,10 +197,10 @@ def winner(runs: Sequence[RunFacts]) -> Verdict:
     gap = _value(first) - _value(second)
     error = standard_error(first, second)
     if error is not None and not _is_clear(first, second):
-        sentence = f"{said}: within the sampling error at this size (±{error:.1f} points)."
+        sentence = f"{note}: within the sampling error at this size (±{error:.1f} points)."
         return Verdict("weak", "No clear winner", one_line(sentence), tiles, [])
     extra = f" (one standard error: {error:.1f})" if error is not None else ""
-    sentence = f"{said}: {gap:.1f} points less{extra}."
+    sentence = f"{note}: {gap:.1f} points less{extra}."
     return Verdict("good", f"{one_line(leader.name)} is ahead", one_line(sentence), tiles, [])
 
 
@@ -248,9 +248,9 @@ def _differs(name: str, runs: Sequence[RunFacts], flat: Sequence[dict[str, Any]]
 
 def _flat(facts: RunFacts) -> dict[str, Any]:
     found = dict(_flattened(facts.config, ""))
-    for name, said in OF_MACHINE.items():
+    for name, label in OF_MACHINE.items():
         if name in facts.environment:
-            found[said] = facts.environment[name]
+            found[label] = facts.environment[name]
     return {"command": facts.command} | found
 
 

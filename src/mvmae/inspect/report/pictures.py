@@ -114,8 +114,8 @@ def draw(facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.devi
     reasons: list[str] = []
     panels = _attempt(lambda: reconstruct(facts, shown, config, device), reasons)
     looks, features = _attempt(lambda: look(facts, shown, device), reasons) or (None, None)
-    told = [without_home(reason) for reason in dict.fromkeys(reasons)]
-    return Drawn(facts.name, panels, looks, features, told)
+    missing = [without_home(reason) for reason in dict.fromkeys(reasons)]
+    return Drawn(facts.name, panels, looks, features, missing)
 
 
 def _attempt(work: Callable[[], T], reasons: list[str]) -> T | None:

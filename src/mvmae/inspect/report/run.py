@@ -222,7 +222,7 @@ def _pictures_side_by_side(known: Sequence[RunFacts], config: ReportConfig) -> I
             reading = SEVERAL_REBUILT + _estimated(known)
         lead = f"{shown.origin} {reading}" if place == 0 else reading
         yield Section(kind, title, lead, [gallery])
-    reasons = [f"{one_line(one.name)}: {said}" for one in drawn for said in one.reasons]
+    reasons = [f"{one_line(one.name)}: {reason}" for one in drawn for reason in one.reasons]
     if reasons:
         yield Section("missing", "What is not drawn", "", [Text(reasons, "note")])
 
@@ -246,8 +246,8 @@ def _skipped(facts: RunFacts) -> Iterator[Section]:
 
 def _each(known: Sequence[RunFacts]) -> Iterator[Block]:
     for facts in known:
-        said = verdict(facts)
-        parts: list[Block] = [Text([f"{said.word}. {said.summary}", *said.reasons])]
+        judged = verdict(facts)
+        parts: list[Block] = [Text([f"{judged.word}. {judged.summary}", *judged.reasons])]
         parts += list(settings.what_was_run(facts))
         parts += list(tables.judgements(facts))
         yield Fold(one_line(facts.name), parts)

@@ -163,7 +163,8 @@ def num_test(result: Result) -> int | None:
 def standard_error(first: Result, second: Result) -> float | None:
     """Return the standard error of a difference of two accuracies, in points.
 
-    The test images are the same, so the true error is smaller: what is called clear is clear.
+    The test images are the same, so the true error is smaller: the
+    comparison is conservative.
     """
     images = num_test(first), num_test(second)
     if images[0] is None or images[1] is None:

@@ -98,22 +98,22 @@ def _views(trained: PretrainConfig) -> str:
 
 def _objective(trained: PretrainConfig) -> str:
     goal = trained.objective
-    said = []
+    terms = []
     if goal.reconstruction_weight > 0:
-        said.append(f"rebuilding what is hidden (weight {goal.reconstruction_weight:g})")
+        terms.append(f"rebuilding what is hidden (weight {goal.reconstruction_weight:g})")
     if goal.contrastive_weight > 0:
-        said.append(
+        terms.append(
             f"telling images apart (weight {goal.contrastive_weight:g}, temperature "
             f"{goal.temperature:g})"
         )
-    return " and ".join(said)
+    return " and ".join(terms)
 
 
 def _supervised(facts: RunFacts) -> Iterator[tuple[str, str]]:
-    for name, said in MAIN.items():
+    for name, label in MAIN.items():
         value = facts.config.get(name)
         if value is not None:
-            yield said, value_in_words(name, value)
+            yield label, value_in_words(name, value)
 
 
 def value_in_words(name: str, value: Any) -> str:
@@ -185,8 +185,8 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
         )
     if not (facts.folder / ENCODER_FILE).exists():
         if facts.command not in PREDICT or not facts.finished:
-            said = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."
-            yield Text([said], "note")
+            note = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."
+            yield Text([note], "note")
         return
     yield Code(
         "from mvmae import load_encoder\n\n"

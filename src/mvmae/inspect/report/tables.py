@@ -83,17 +83,17 @@ def _more(result: Result, folded: list[Block]) -> Iterator[Block]:
 def data_in_words(result: Result) -> str:
     """Name the images of a result, their numbers and their split."""
     data = result.content.get("data")
-    said = one_line(short(result.data))
+    name = one_line(short(result.data))
     if not isinstance(data, dict):
-        return said
+        return name
     numbers = [
-        f"{count(data[key])} {name}"
-        for key, name in (("num_train", "for training"), ("num_test", "for testing"))
+        f"{count(data[key])} {purpose}"
+        for key, purpose in (("num_train", "for training"), ("num_test", "for testing"))
         if isinstance(data.get(key), int)
     ]
     split = [str(data["split"])] if isinstance(data.get("split"), str) else []
     extra = ", ".join(numbers + split)
-    return f"{said} ({extra})" if extra else said
+    return f"{name} ({extra})" if extra else name
 
 
 def headline_rows(result: Result, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -139,12 +139,12 @@ def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Tabl
 def _setting(row: dict[str, Any], *, many: bool) -> str:
     """Name what distinguishes rows of one encoder."""
     notes = _notes(row)
-    said = []
+    parts = []
     if many and "k" in notes:
-        said.append(f"{notes['k']} neighbours")
+        parts.append(f"{notes['k']} neighbours")
     if notes.get("converged") is False:
-        said.append("stopped before it converged")
-    return ", ".join(said)
+        parts.append("stopped before it converged")
+    return ", ".join(parts)
 
 
 def _is_headline(row: dict[str, Any], own: Any, result: Result) -> bool:

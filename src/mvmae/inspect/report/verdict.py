@@ -43,8 +43,9 @@ def verdict(facts: RunFacts) -> Verdict:
     status, word = status_of(facts)
     reasons = list(_judgements(facts))
     if not diverged(facts):
-        said = facts.health.get("sentence")
-        measured = [f"Measured at the end: {said}."] if isinstance(said, str) and said else []
+        sentence = facts.health.get("sentence")
+        has_sentence = isinstance(sentence, str) and bool(sentence)
+        measured = [f"Measured at the end: {sentence}."] if has_sentence else []
         reasons = [*_health(facts), *reasons, *_cut(facts), *measured]
     return Verdict(status, word, _summary(facts), tiles(facts), reasons)
 
@@ -81,9 +82,9 @@ def status_of(facts: RunFacts) -> tuple[Literal["good", "weak", "bad", "none"], 
 
 def diverged(facts: RunFacts) -> str:
     """Say how the loss stopped being finite; empty where it did not."""
-    said = facts.health.get("sentence")
-    if facts.health.get("status") == "diverged" and isinstance(said, str) and said:
-        return f"{said[:1].upper()}{said[1:]}."
+    sentence = facts.health.get("sentence")
+    if facts.health.get("status") == "diverged" and isinstance(sentence, str) and sentence:
+        return f"{sentence[:1].upper()}{sentence[1:]}."
     step = lost_from(facts)
     if step is None:
         return ""
@@ -124,8 +125,8 @@ def _cut(facts: RunFacts) -> Iterator[str]:
 
 def _summary(facts: RunFacts) -> str:
     """Sum up a run in one or two sentences."""
-    if said := diverged(facts):
-        return said
+    if sentence := diverged(facts):
+        return sentence
     if not facts.finished:
         return _progress(facts)
     if facts.command != "pretrain":
@@ -168,8 +169,8 @@ def _filled_with(facts: RunFacts) -> str:
     """Name what the reconstruction is compared with; empty where there is nothing."""
     model = facts.config.get("model")
     channels = model.get("in_channels") if isinstance(model, dict) else None
-    said = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
-    return said.replace("each", "each patch", 1)
+    words = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
+    return words.replace("each", "each patch", 1)
 
 
 def _useless_in_words(judged: list[Judgement]) -> str:
@@ -182,11 +183,12 @@ def _useless_in_words(judged: list[Judgement]) -> str:
     data, images = short(judged[0].result.data), num_test(judged[0].result)
     if use(judged) == "none":
         rivals = " or ".join(dict.fromkeys(RIVALS[one.rival] for one in judged))
-        said = f"it does no better than {rivals}"
+        outcome = f"it does no better than {rivals}"
     else:
-        said = f"it is ahead by no more than the sampling error of {count(images or 0)} test images"
+        number = count(images or 0)
+        outcome = f"it is ahead by no more than the sampling error of {number} test images"
     return (
-        f"Its losses fell as they should, but on {data} {said} ({'; '.join(shown)}). Longer "
+        f"Its losses fell as they should, but on {data} {outcome} ({'; '.join(shown)}). Longer "
         "training, more images, or crops that keep more of them (--views.crop-scale) may help."
     )
 
@@ -275,9 +277,9 @@ def _judgements(facts: RunFacts) -> Iterator[str]:
     data = main_data(facts)
     chosen.sort(key=lambda one: one.data != data)
     for result in chosen[:MAX_RESULTS]:
-        said = result.content.get("verdict")
-        if result.command == "labels" and isinstance(said, str):
-            yield f"On {short(result.data)}, {said}{'' if said.endswith('.') else '.'}"
+        sentence = result.content.get("verdict")
+        if result.command == "labels" and isinstance(sentence, str):
+            yield f"On {short(result.data)}, {sentence}{'' if sentence.endswith('.') else '.'}"
         elif result.command in JUDGING and "top1" in result.headline:
             yield _score_in_words(result)
         elif result is not chosen[0] and headline_of(result):
@@ -292,21 +294,21 @@ READ = {
 
 def _score_in_words(result: Result) -> str:
     own = result.headline["top1"]
-    said = (
+    sentence = (
         f"{READ[result.command]}, {percent(own)} of the test images of "
         f"{short(result.data)} are classified correctly"
     )
     before, pixels = (baseline(result, name) for name in (UNTRAINED, PIXELS))
     if before is not None:
-        said += f"; before training it was {percent(before)}"
+        sentence += f"; before training it was {percent(before)}"
     if pixels is not None:
-        said += f"{',' if before is not None else ';'} with raw pixels {percent(pixels)}"
+        sentence += f"{',' if before is not None else ';'} with raw pixels {percent(pixels)}"
     if pixels is not None and pixels >= own:
         better = "do better" if pixels > own else "do as well"
-        said += f". Raw pixels {better}: the encoder does not suit these images yet"
+        sentence += f". Raw pixels {better}: the encoder does not suit these images yet"
     elif before is not None and before >= own:
-        said += ". Training did not help on these images"
-    return f"{said}."
+        sentence += ". Training did not help on these images"
+    return f"{sentence}."
 
 
 def tiles(facts: RunFacts) -> list[Tile]:
@@ -318,8 +320,8 @@ def _score_tile(facts: RunFacts) -> Iterator[Tile]:
     last = metrics_file.last(facts.records)
     if result := main_knn(facts):
         known = {"untrained": baseline(result, UNTRAINED), "raw pixels": baseline(result, PIXELS)}
-        said = ", ".join(f"{name} {percent(v)}" for name, v in known.items() if v is not None)
-        note = f"{said}; on {short(result.data)}" if said else f"on {short(result.data)}"
+        baselines = ", ".join(f"{name} {percent(v)}" for name, v in known.items() if v is not None)
+        note = f"{baselines}; on {short(result.data)}" if baselines else f"on {short(result.data)}"
         yield Tile(percent(result.headline["top1"]), "kNN top-1", note)
     elif "knn_top1" in last:
         data = short(str(facts.config.get("eval_data") or "the labelled images"))

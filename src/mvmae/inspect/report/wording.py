@@ -23,11 +23,6 @@ def count(value: int | float) -> str:
     return f"{round(value):,}"
 
 
-def sentence(text: str) -> str:
-    """Begin a text with a capital and end it with a full stop."""
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith('.') else '.'}"
-
-
 def without_home(text: str) -> str:
     """Replace the user's home folder by `~`: a page that is passed on should not name it."""
     home = str(Path.home()).rstrip("/")
