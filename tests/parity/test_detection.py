@@ -18,7 +18,7 @@ from mvmae.data.annotations.coco import compress_mask, encode_mask
 from mvmae.data.annotations.coco_check import check_coco, load_coco
 from mvmae.dense.backbone import Backbone
 from mvmae.dense.detect.model import DetectorShape, build_detector
-from mvmae.evaluation.finetune.classifier import encoder_copy
+from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 from mvmae.metrics.coco_ap import NAMES, average_precision
 
@@ -128,7 +128,7 @@ def test_maps_of_a_timm_checkpoint_equal_timms(tmp_path):
     torch.nn.init.normal_(theirs.pos_embed, std=0.1)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     encoder = load_encoder(tmp_path / "timm.pth")
-    backbone = Backbone(encoder_copy(encoder), out_blocks=[3, 11]).eval()
+    backbone = Backbone(finetuning_copy(encoder), out_blocks=[3, 11]).eval()
     images = torch.randn(2, 3, 64, 64)
     with torch.inference_mode():
         wanted = theirs.forward_intermediates(images, indices=[3, 11], intermediates_only=True)

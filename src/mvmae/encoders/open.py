@@ -7,7 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Generator
+from torch import Generator, nn
 
 from mvmae.config.files import from_json
 from mvmae.config.model import ENCODERS, ModelConfig
@@ -138,6 +138,26 @@ def untrained_copy(encoder: Encoder, seed: int) -> Encoder:
     other = encoder.new_like()
     initialize(other, Generator().manual_seed(seed))
     return other.eval()
+
+
+def finetuning_copy(encoder: Encoder) -> Encoder:
+    """Return a copy without the last norm, whose position embeddings are a trained parameter.
+
+    Fine-tuned models have their own norm, and pre-training leaves the positions fixed.
+    """
+    copy = Encoder(
+        encoder.size,
+        image_size=encoder.image_size,
+        patch_size=encoder.patch_size,
+        in_channels=encoder.in_channels,
+        variant=encoder.variant._replace(final_norm=False),
+    )
+    weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norm.")}
+    copy.load_state_dict(weights)
+    positions = copy.pos_embed
+    del copy.pos_embed  # a buffer, which a parameter cannot replace by assignment
+    copy.pos_embed = nn.Parameter(positions.clone())
+    return copy
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:

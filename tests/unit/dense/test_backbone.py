@@ -13,7 +13,7 @@ from mvmae.config.model import ENCODERS, Size
 from mvmae.dense.backbone import Backbone, RelativePositions, from_windows, to_windows
 from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
 from mvmae.dense.pyramid import ChannelNorm
-from mvmae.evaluation.finetune.classifier import encoder_copy
+from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder, Variant, initialize
 from mvmae.training.optim import layer_groups
 
@@ -194,7 +194,7 @@ def test_layer_decay_covers_the_backbone_but_not_the_pyramid():
         def __init__(self) -> None:
             super().__init__()
             self.backbone = Backbone(
-                encoder_copy(make_encoder()),
+                finetuning_copy(make_encoder()),
                 out_blocks=[3],
                 window=4,
                 relative_positions=True,

@@ -28,7 +28,7 @@ from torchvision.ops.poolers import LevelMapper
 from mvmae.dense.backbone import Backbone
 from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
 from mvmae.dense.pyramid import SCALES, ChannelNorm, Norm
-from mvmae.evaluation.finetune.classifier import encoder_copy
+from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 
 ANCHOR_SIDE = 8  # anchor side over its level's stride: 32 to 512 pixels for patches of 16
@@ -168,7 +168,7 @@ def build_backbone(
 ) -> PyramidBackbone:
     """Build a new pyramid on a copy of the encoder; see `build_detector` for the arguments."""
     depth = encoder.size.depth
-    body = encoder_copy(encoder)
+    body = finetuning_copy(encoder)
     is_fpn = shape.pyramid == "fpn"
     backbone = Backbone(
         body,

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
+from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 
 HEAD_STD = 2e-5  # MAE: so small that the first predictions are even
@@ -39,7 +40,7 @@ class Classifier(nn.Module):
         generator: Generator | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = encoder_copy(encoder)
+        self.encoder = finetuning_copy(encoder)
         self.fc_norm = nn.LayerNorm(encoder.embed_dim, eps=encoder.variant.norm_eps)
         self.head = nn.Linear(encoder.embed_dim, num_classes)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD, generator=generator)
@@ -51,23 +52,6 @@ class Classifier(nn.Module):
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
         """A score for each class."""
         return self.head(self.fc_norm(self.encoder.embed(images, "mean")))
-
-
-def encoder_copy(encoder: Encoder) -> Encoder:
-    """A copy of an encoder without its last norm, whose positions are a parameter."""
-    body = Encoder(
-        encoder.size,
-        image_size=encoder.image_size,
-        patch_size=encoder.patch_size,
-        in_channels=encoder.in_channels,
-        variant=encoder.variant._replace(final_norm=False),
-    )
-    weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norm.")}
-    body.load_state_dict(weights)
-    positions = body.pos_embed
-    del body.pos_embed
-    body.pos_embed = nn.Parameter(positions.clone())
-    return body
 
 
 def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
