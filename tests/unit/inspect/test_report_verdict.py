@@ -112,7 +112,7 @@ def test_the_verdict_names_the_baselines_and_whether_they_were_beaten():
     said = plain(verdict.verdict(run(results=[probe(60.1, untrained=45.2)])).reasons[0])
     assert said == (
         "With a linear classifier on its frozen features, 60.1 % of the test images of cats are "
-        "given the right class; before training it was 45.2 %."
+        "classified correctly; before training it was 45.2 %."
     )
 
 
@@ -149,14 +149,19 @@ def test_the_summary_names_the_baseline_that_was_not_beaten():
         "encoder 37.1 %). "
     )
     small = run(results=[knn(55.0, pixels=50.0, images=200)], health=GOOD)
-    assert "ahead by no more than 200 test images make by chance" in verdict.verdict(small).summary
+    assert (
+        "ahead by no more than the sampling error of 200 test images"
+        in verdict.verdict(small).summary
+    )
 
 
 def test_a_clear_lead_outweighs_weak_losses():
     facts = run(results=[knn(72.6, untrained=66.1, pixels=31.4)], health=GOOD | {"status": "weak"})
     said = verdict.verdict(facts)
     assert (said.status, said.word) == ("good", "Useful here already")
-    assert said.summary.startswith("On cats it beats what needs no training. By its losses it")
+    assert said.summary.startswith(
+        "On cats it beats the untrained encoder and raw pixels. Its losses"
+    )
 
 
 def test_bad_health_takes_precedence_over_scores():
