@@ -27,8 +27,7 @@ from mvmae.errors import UserError
 from mvmae.storage import metrics_file
 from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
-from mvmae.training.log import Log
-from mvmae.training.log import require as require_log
+from mvmae.training.log import Log, require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import layerwise_adamw, set_lr
 from mvmae.training.plan import Plan

@@ -1,4 +1,4 @@
-"""Is the pre-training working: what to watch, and what it means in plain words.
+"""Whether pre-training works: what to watch, and what it means in plain words.
 
 Shapes: B images, D embedding width, N and M patches, P = p * p * C numbers in a patch.
 """
@@ -18,23 +18,23 @@ from mvmae.errors import counted
 
 
 def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> float:
-    """NT-Xent of a model that cannot tell images apart: log(2N - 1) candidates.
+    """NT-Xent of a model that cannot tell images apart: log(2N - 1), the number of candidates.
 
     Args:
         num_images: N.
-        groups: Images with the same number are no candidates for each other. The mean then.
+        groups: Images of one group are not candidates for each other; the mean over images then.
     """
     if groups is None:
         return log(2 * num_images - 1)
-    _, of, sizes = groups.unique(return_inverse=True, return_counts=True)
-    return (2 * (num_images - sizes[of].double()) + 1).log().mean().item()
+    _, members, sizes = groups.unique(return_inverse=True, return_counts=True)
+    return (2 * (num_images - sizes[members].double()) + 1).log().mean().item()
 
 
 def effective_rank(z: Float[Tensor, "B D"]) -> float:
-    """Directions that the embeddings use: the exponential of the entropy of singular values.
+    """Number of directions the embeddings use: the exponential of the singular values' entropy.
 
-    RankMe (Garrido et al. 2023), of the centred embeddings, so that a constant counts for none.
-    1 is a collapse to a line; the most is the smaller of B and D.
+    RankMe (Garrido et al. 2023) of the centred embeddings, so that a constant part does not count.
+    1 is a collapse to a line; the maximum is the smaller of B and D.
     """
     singular = torch.linalg.svdvals((z - z.mean(dim=0)).double())
     share = singular / singular.sum().clamp_min(1e-12)
@@ -44,15 +44,15 @@ def effective_rank(z: Float[Tensor, "B D"]) -> float:
 def contrast_health(
     z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], groups: Int[Tensor, " B"] | None = None
 ) -> dict[str, float]:
-    """How alike two views of one image are, and views of different images (mean cosines).
+    """Measure mean cosine similarities of views of one image and of different images.
 
-    Also how often a view's partner is the nearest of all 2B - 1 others (percent), and the
+    Also how often a view's partner is the nearest of all 2B - 1 others, in percent, and the
     effective rank.
 
     Args:
         z1: Embeddings of the first views.
-        z2: Embeddings of the second views, row by row of the same images.
-        groups: Images with the same number are not compared. Default: all are.
+        z2: Embeddings of the second views of the same images.
+        groups: Images of one group are not compared. Default: all images are.
     """
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     cosine = z @ z.T
@@ -73,87 +73,76 @@ def contrast_health(
 
 
 def colour_error(target: Float[Tensor, "B M P"], channels: int) -> Float[Tensor, ""]:
-    """Squared error of filling each patch with its average colour: the best that a blur could do.
+    """Squared error of filling each patch with its average colour, the best that a blur can do.
 
     Args:
-        target: Patches to be rebuilt; channels run fastest.
-        channels: C. Each has a mean of its own.
+        target: Patches to reconstruct; channels run fastest.
+        channels: C; the mean is taken per channel.
     """
     return target.unflatten(-1, (-1, channels)).var(dim=-2, unbiased=False).mean()
 
 
 class Verdict(NamedTuple):
-    """What the numbers mean."""
+    """Whether a run works, in one word and one sentence."""
 
     status: Literal["good", "weak", "collapsed"]
     sentence: str
 
 
-FEW_IMAGES = 8  # that are compared: each of so few is easily told from the others
-FEW_STEPS = 20  # of the optimiser
+MIN_COMPARED = 8  # images; each of fewer is easily told from the others
+MIN_STEPS = 20  # of training, before anything is called good
 
 
 def verdict(
     metrics: Mapping[str, float], width: int, channels: int = 3, steps: int | None = None
 ) -> Verdict:
-    """Read the last line of metrics as a person would.
+    """Judge the last line of metrics.
 
     Args:
         metrics: `contrastive`, `chance`, the four of `contrast_health`, `reconstruction` and
-            `colour_error`, as far as the run has them.
+            `colour_error`, where the run has them.
         width: Width of the embeddings.
-        channels: Of the images.
-        steps: That were trained; of fewer than `FEW_STEPS` nothing good is said. Default: enough.
+        channels: Channels of the images.
+        steps: Steps trained; after fewer than `MIN_STEPS` nothing is called good. Default: enough.
     """
-    said, status = [], "good"
+    sentences, status = [], "good"
     if "contrastive" in metrics:
         status, words = _contrast_words(metrics, width)
-        said.append(words)
-    if filled := filled_with(metrics, channels):
-        share = rebuilt_share(metrics)
-        said.append(f"masked patches are rebuilt with {share:.0%} of the error of {filled}")
+        sentences.append(words)
+    if baseline := reconstruction_baseline(metrics, channels):
+        share = reconstruction_share(metrics)
+        sentences.append(f"masked patches are rebuilt with {share:.0%} of the error of {baseline}")
         if share >= 1:
-            said[-1] += ", and no better than that yet"
-            if "contrastive" not in metrics:  # which is there to say whether it learns
+            sentences[-1] += ", and no better than that yet"
+            if "contrastive" not in metrics:  # nothing else shows whether it learns
                 status = "weak"
     elif "reconstruction" in metrics:
-        said.append("the patches have one colour each, so there is nothing to rebuild")
+        sentences.append("the patches have one colour each, so there is nothing to rebuild")
         status = status if "contrastive" in metrics else "weak"
-    if steps is not None and steps < FEW_STEPS:
-        said.append(f"but after {counted(steps, 'step')} of training that says little")
+    if steps is not None and steps < MIN_STEPS:
+        sentences.append(f"but after {counted(steps, 'step')} of training that says little")
         status = "weak" if status == "good" else status
-    return Verdict(status, "; ".join(said))
+    return Verdict(status, "; ".join(sentences))
 
 
-BLURS = ("colour_error", "mean_error")  # the latter of runs before there was the former
+def reconstruction_share(metrics: Mapping[str, float]) -> float:
+    """Error of the reconstruction divided by that of each patch's average colour.
 
-
-def rebuilt_share(metrics: Mapping[str, float]) -> float:
-    """The reconstruction's error as a share of what needs no structure.
-
-    That is each patch's average colour. It is not much to stay above it for a while: the average
-    colour is the hidden patch's own, which the decoder has to guess.
+    A run may stay above 1 for a while: the average colour belongs to the hidden patch itself, and
+    the decoder has to guess it.
     """
-    return metrics["reconstruction"] / max(_blur(metrics), 1e-12)
+    return metrics["reconstruction"] / max(metrics["colour_error"], 1e-12)
 
 
-def filled_with(metrics: Mapping[str, float], channels: int) -> str:
-    """What `rebuilt_share` compares with, in words; empty where there is nothing to compare."""
-    if "reconstruction" not in metrics or _blur(metrics) <= 0:
+def reconstruction_baseline(metrics: Mapping[str, float], channels: int) -> str:
+    """Name what `reconstruction_share` compares with; empty where nothing can be compared."""
+    if "reconstruction" not in metrics or metrics.get("colour_error", 0.0) <= 0:
         return ""
-    if channels == 1:
-        return "filling each with its mean"
-    if "colour_error" not in metrics:  # the variance over all pixels and channels of a patch
-        return "filling each with one gray value"
-    return "filling each with its average colour"
-
-
-def _blur(metrics: Mapping[str, float]) -> float:
-    return next((metrics[name] for name in BLURS if name in metrics), 0.0)
+    return "filling each with its mean" if channels == 1 else "filling each with its average colour"
 
 
 def is_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether different images are embedded alike, and the loss says so too."""
+    """Whether different images get the same embedding, and the loss agrees."""
     return "contrastive" in metrics and (
         metrics["effective_rank"] < 2
         or (
@@ -175,9 +164,12 @@ def _contrast_words(
     if is_collapsed(metrics):
         return "collapsed", f"{numbers}: all images look the same to the encoder"
     if chance <= 0:
-        return "weak", f"{numbers}: no other image of the batch was of another group"
+        return "weak", f"{numbers}: no batch had images of two groups"
     if loss > 0.8 * chance:
-        return "weak", f"{numbers}: it hardly tells images apart yet; train longer"
-    if chance < chance_level(FEW_IMAGES):
-        return "weak", f"{numbers}: so few images are easily told apart; a larger batch says more"
+        return "weak", f"{numbers}: it can hardly tell images apart yet; train longer"
+    if chance < chance_level(MIN_COMPARED):
+        return (
+            "weak",
+            f"{numbers}: so few images are easily told apart; a larger batch would say more",
+        )
     return "good", numbers

@@ -30,7 +30,7 @@ from mvmae.method.parallel import gather_encoder, parallelize
 from mvmae.method.preflight.resolve_config import resolve_config
 from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
-from mvmae.training.log import require as require_log
+from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan, steps_per_epoch

@@ -1,4 +1,4 @@
-"""Where the time of a training run goes."""
+"""Speed of a training run, and the time it waits for data."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ B = TypeVar("B")  # a batch
 
 
 class Clock:
-    """Where the time goes between two lines of metrics."""
+    """Measures the time between two lines of metrics."""
 
     def __init__(self) -> None:
-        self.began, self.waited, self.steps = time.perf_counter(), 0.0, 0
+        self.start, self.waited, self.steps = time.perf_counter(), 0.0, 0
 
     def timed(self, batches: Iterable[B]) -> Iterator[B]:
-        """The batches, with the waiting for each noted."""
+        """Yield the batches, and measure how long each was waited for."""
         iterator = iter(batches)
         while True:
-            began = time.perf_counter()
+            start = time.perf_counter()
             batch = next(iterator, None)
             if batch is None:
                 return
-            self.waited += time.perf_counter() - began
+            self.waited += time.perf_counter() - start
             self.steps += 1
             yield batch
 
     def lap(self, batch_size: int) -> dict[str, float]:
-        """Images a second, and the share of time that steps waited for data; starts anew."""
+        """Return images per second and the share of time spent waiting; start a new interval."""
         now = time.perf_counter()
-        passed = max(now - self.began, 1e-9)
+        passed = max(now - self.start, 1e-9)
         speed = {
             "images_per_second": round(self.steps * batch_size / passed, 2),
             "data_wait": round(self.waited / passed, 4),
         }
-        self.began, self.waited, self.steps = now, 0.0, 0
+        self.start, self.waited, self.steps = now, 0.0, 0
         return speed

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a wish to stop after the current step."""
+"""SIGINT and SIGTERM as requests to stop after the current step."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from types import FrameType
 
 
 class Interrupt:
-    """While entered, notes the first SIGINT or SIGTERM instead of dying of it.
+    """Context in which the first SIGINT or SIGTERM is recorded instead of ending the program.
 
-    A second SIGINT ends the program at once, for who cannot wait.
+    A second SIGINT ends the program at once.
     """
 
     def __init__(self) -> None:
@@ -18,19 +18,19 @@ class Interrupt:
 
     def __enter__(self) -> Interrupt:
         for number in (signal.SIGINT, signal.SIGTERM):
-            self._before[number] = signal.signal(number, self._note)
+            self._before[number] = signal.signal(number, self._record)
         return self
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
+    def _record(self, number: int, _frame: FrameType | None) -> None:
         if self.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = self.signal or number
 
 
 def exit_status(number: int) -> int:
-    """The status by which a shell knows the signal: 130 or 143."""
+    """Exit status for a signal, as shells expect it: 130 or 143."""
     return 128 + number

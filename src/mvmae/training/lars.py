@@ -1,4 +1,4 @@
-"""LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888): each weight's step by its own size."""
+"""LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888): steps scaled by each weight's norm."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from torch import Tensor, nn
 class Lars(torch.optim.Optimizer):
     """SGD with momentum whose step for a matrix is scaled by trust * |w| / |gradient|.
 
-    As in MAE and MoCo v3, what has one dimension (biases) is neither scaled nor decayed, the norm
-    of the gradient includes the weight decay, and the learning rate stands outside the momentum.
+    As in MAE and MoCo v3, parameters with one dimension (biases) are neither scaled nor decayed,
+    the norm of the gradient includes the weight decay, and the learning rate multiplies the
+    momentum buffer, not the gradient.
 
     Args:
-        parameters: What is trained.
+        parameters: To train.
         lr: Learning rate.
-        momentum: Share of the last step that is kept.
-        weight_decay: Added to the gradient, times the weight.
+        momentum: Share of the previous velocity.
+        weight_decay: Times the weight, added to the gradient.
         trust: The paper's eta.
     """
 
@@ -37,7 +38,7 @@ class Lars(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update."""
+        """Update the parameters once."""
         loss = closure() if closure else None
         for group in self.param_groups:
             for parameter in group["params"]:
@@ -45,17 +46,18 @@ class Lars(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 velocity = state.setdefault("momentum", torch.zeros_like(parameter))
-                velocity.mul_(group["momentum"]).add_(_scaled(parameter, group))
+                velocity.mul_(group["momentum"]).add_(_scaled_gradient(parameter, group))
                 parameter.sub_(velocity, alpha=group["lr"])
         return loss
 
 
-def _scaled(parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+def _scaled_gradient(parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None
     if parameter.ndim < 2:
         return gradient
     gradient = gradient.add(parameter, alpha=group["weight_decay"])
-    size, steepness = parameter.norm(), gradient.norm()
-    ratio = group["trust"] * size / steepness
-    return gradient * torch.where((size > 0) & (steepness > 0), ratio, torch.ones_like(ratio))
+    weight_norm, gradient_norm = parameter.norm(), gradient.norm()
+    ratio = group["trust"] * weight_norm / gradient_norm
+    is_defined = (weight_norm > 0) & (gradient_norm > 0)
+    return gradient * torch.where(is_defined, ratio, torch.ones_like(ratio))

@@ -1,4 +1,4 @@
-"""What a run says while it runs: metrics.jsonl, a bar or some lines, TensorBoard."""
+"""Progress of a run: metrics.jsonl, a bar or a few lines, TensorBoard."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from mvmae.storage.atomic import write_text
 from mvmae.storage.metric_specs import in_order
 
 PLAIN_LINES = 20  # lines in a whole run where there is no terminal
-LONG_WAIT = 0.1  # share of the time spent waiting for data from which people should know
+LONG_WAIT = 0.1  # share of time waiting for data from which it is shown
 
 
 class Log:
-    """Writes metrics, and shows them; on other processes than the main one it is silent.
+    """Writes and shows metrics; silent in all processes but the main one.
 
     Args:
         folder: The run folder.
-        start: Steps done already; later lines of metrics.jsonl are dropped.
+        start: Steps already taken; later lines of metrics.jsonl are dropped.
         total: Steps in the whole run.
         also: Other places for the metrics.
-        quiet: Whether this process says nothing.
-        title: Before the bar.
+        quiet: Whether this process prints nothing.
+        title: Shown before the bar.
     """
 
     def __init__(
@@ -52,7 +52,7 @@ class Log:
         )
         self.console = Console(quiet=quiet, soft_wrap=True)
         self.began, self._seconds_before, self._said = time.perf_counter(), 0.0, 0
-        require(also)
+        require_log(also)
         self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
         if not quiet:
             self._seconds_before = _keep_until(self.file, start)
@@ -70,19 +70,19 @@ class Log:
             self._board.close()
 
     def seconds(self) -> float:
-        """Time that the run has taken, what came before a resume included."""
+        """Seconds that the run has taken, including the time before a resume."""
         return self._seconds_before + time.perf_counter() - self.began
 
     def end_bar(self) -> None:
-        """Leave the bar as it is; what is said from now on stands below it."""
+        """Stop the bar where it is; later lines appear below it."""
         self._bar.stop()
 
     def say(self, text: str) -> None:
-        """A line for a person, above the bar."""
+        """Print a line above the bar."""
         self.console.print(printable(text), markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
-        """As `say`, also to those who asked to hear nothing."""
+        """Print a warning, with --quiet too."""
         if not self.quiet:
             terminal.warn(text)
 
@@ -91,7 +91,7 @@ class Log:
         self._bar.update(self._bar.task, completed=step)
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Add a line of metrics and the seconds so far; `record` has at least `step`."""
+        """Append a line of metrics with the seconds so far; `record` has at least `step`."""
         if self.quiet:
             return
         record = {**record, "seconds": round(self.seconds(), 3)}
@@ -109,7 +109,7 @@ class Log:
         self._plain_line(record["step"], "  ".join(filter(None, said.values())))
 
     def picture(self, name: str, png: bytes, step: int) -> None:
-        """Show a picture, a PNG file's bytes, where there is a place for pictures."""
+        """Log a picture, given as the bytes of a PNG file, where pictures can be shown."""
         if self._board:
             with Image.open(io.BytesIO(png)) as file:
                 pixels = np.asarray(file.convert("RGB"))
@@ -117,11 +117,11 @@ class Log:
 
     @property
     def shows_pictures(self) -> bool:
-        """Whether `picture` has a place to show them."""
+        """Whether `picture` shows pictures anywhere."""
         return self._board is not None
 
     def _plain_line(self, step: int, said: str) -> None:
-        """Where there is no terminal, about twenty lines tell the run."""
+        """Print about twenty lines in a whole run where there is no terminal."""
         due = step * PLAIN_LINES // self.total
         if not self._bar.disable or due == self._said:
             return
@@ -139,7 +139,7 @@ def in_words(known: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _keep_until(file: Path, step: int) -> float:
-    """Drop lines after `step`, which a resumed run writes again; seconds at the last line kept."""
+    """Drop lines after `step`, which a resumed run writes again; return the last line's seconds."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("}")]
     kept = [record for record in records if record["step"] <= step]
@@ -147,8 +147,8 @@ def _keep_until(file: Path, step: int) -> float:
     return max((record.get("seconds", 0.0) for record in kept), default=0.0)
 
 
-def require(also: Sequence[str]) -> None:
-    """Make sure that metrics can go to the other places.
+def require_log(also: Sequence[str]) -> None:
+    """Check that the metrics can go to the other places.
 
     Raises:
         UserError: A package is missing.

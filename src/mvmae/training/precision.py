@@ -1,4 +1,4 @@
-"""Where to compute, and in which arithmetic."""
+"""Device and number format of a run."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from mvmae.training import distributed
 
 
 def choose_device(name: str) -> torch.device:
-    """The device for `auto`, `cpu` or `cuda`; with several processes, each its own GPU.
+    """Return the device for `auto`, `cpu` or `cuda`; each of several processes gets its own GPU.
 
     Raises:
-        UserError: CUDA is asked for and not there.
+        UserError: CUDA was asked for and is not available.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("no CUDA device here: use --device cpu, or auto")
+        raise UserError("no CUDA device found: use --device cpu, or auto")
     device = torch.device("cuda", distributed.local_rank())
     torch.cuda.set_device(device)
     return device
 
 
 def compiled(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
-    """The model, compiled in place where `choice` (`auto`, `on`, `off`) and the device say so.
+    """Compile the model in place where `choice` (`auto`, `on`, `off`) and the device allow it.
 
-    Around `DistributedDataParallel` and not within it, so that gradients travel while the rest of
-    the backward pass is computed.
+    Compile around `DistributedDataParallel`, not inside it, so that gradients are sent while the
+    rest of the backward pass is computed.
 
     Raises:
-        UserError: Asked for where there is nothing to compile with.
+        UserError: Compiling was asked for, and there is no compiler.
     """
     if not compiles(choice, device):
         return model
@@ -47,15 +47,15 @@ def compiled(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
 
 
 def compiles(choice: str, device: torch.device) -> bool:
-    """Whether a choice of `auto`, `on` or `off` means that models are compiled on a device."""
+    """Whether a choice of `auto`, `on` or `off` compiles models on a device."""
     return choice == "on" or (choice == "auto" and device.type == "cuda")
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
-    """The arithmetic for the networks.
+    """Context for the number format of the networks.
 
     `auto` is bf16 on CUDA and fp32 on a CPU, where bf16 doubles the speed of ViT-B and halves that
-    of tiny models. fp16 is not offered: its overflows are the field's most reported fault.
+    of tiny models. fp16 is not offered: its overflows are among the most reported problems.
     """
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" else "fp32"

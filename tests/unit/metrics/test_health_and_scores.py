@@ -12,7 +12,6 @@ from mvmae.method.health import (
     contrast_health,
     effective_rank,
     is_collapsed,
-    rebuilt_share,
     verdict,
 )
 from mvmae.method.patches import patchify
@@ -263,14 +262,6 @@ def test_the_verdict_of_mae_speaks_of_reconstruction_alone():
     assert verdict(known, 64, channels=1) == ("good", f"{said} its mean")
     assert not is_collapsed(known)
     assert verdict(known | {"reconstruction": 0.9}, 64).status == "weak"
-
-
-def test_what_older_runs_compared_with_is_called_what_it_is():
-    old = {"reconstruction": 0.4, "mean_error": 0.8}
-    assert verdict(old, 64).sentence.endswith(
-        "50% of the error of filling each with one gray value"
-    )
-    assert rebuilt_share(old | {"colour_error": 0.5}) == pytest.approx(0.8)  # resumed by this one
 
 
 def test_patches_without_structure_are_no_success_and_no_division_by_zero():

@@ -34,8 +34,7 @@ from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
 from mvmae.training.clock import Clock
 from mvmae.training.interrupt import Interrupt, exit_status
-from mvmae.training.log import Log
-from mvmae.training.log import require as require_log
+from mvmae.training.log import Log, require_log
 from mvmae.training.optim import set_lr
 from mvmae.training.supervised import (
     begin_folder,

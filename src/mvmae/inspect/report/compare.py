@@ -133,17 +133,17 @@ def _score_cell(facts: RunFacts, score: Score) -> Cell:
 
 def _rebuilding(runs: Sequence[RunFacts]) -> Callable[[RunFacts], Cell | None]:
     """Return the cell of the reconstruction error, which names the masking where runs differ."""
-    masks = {_hidden(facts) for facts in runs if health.filled_with(numbers_of(facts), 3)}
+    masks = {
+        _hidden(facts) for facts in runs if health.reconstruction_baseline(numbers_of(facts), 3)
+    }
 
     def cell(facts: RunFacts) -> Cell | None:
         values = numbers_of(facts)
-        if not health.filled_with(values, 3):
+        if not health.reconstruction_baseline(values, 3):
             return None
-        part = 100 * health.rebuilt_share(values)
+        part = 100 * health.reconstruction_share(values)
         hidden = _hidden(facts)
         notes = [f"{share(hidden)} hidden"] if len(masks) > 1 and hidden is not None else []
-        if "colour_error" not in values:
-            notes.append("beside one gray value a patch")
         return Cell(percent(part), part, note=", ".join(notes))
 
     return cell

@@ -156,7 +156,7 @@ def _summary(facts: RunFacts) -> str:
 def _good_in_words(facts: RunFacts) -> str:
     values = numbers_of(facts)
     filled = _filled_with(facts)
-    if filled and health.rebuilt_share(values) < 1:
+    if filled and health.reconstruction_share(values) < 1:
         rebuilds = f"rebuilds what is hidden better than {filled} would"
     else:
         rebuilds = f"does not rebuild what is hidden better than {filled} yet" if filled else ""
@@ -169,7 +169,8 @@ def _filled_with(facts: RunFacts) -> str:
     """Name what the reconstruction is compared with; empty where there is nothing."""
     model = facts.config.get("model")
     channels = model.get("in_channels") if isinstance(model, dict) else None
-    words = health.filled_with(numbers_of(facts), channels if isinstance(channels, int) else 3)
+    channels = channels if isinstance(channels, int) else 3
+    words = health.reconstruction_baseline(numbers_of(facts), channels)
     return words.replace("each", "each patch", 1)
 
 
@@ -237,7 +238,7 @@ def _health(facts: RunFacts) -> Iterator[str]:
             f"{values['contrastive_top1']:.0f}{PERCENT} of cases{chance}."
         )
     if filled := _filled_with(facts):
-        part = health.rebuilt_share(values)
+        part = health.reconstruction_share(values)
         worse = ": no better than that yet" if part >= 1 else ""
         yield (
             f"Hidden parts of an image are rebuilt with {share(part)} of the error of "
