@@ -77,6 +77,14 @@ def read(url: str, values: dict | None = None, **headers: str) -> dict:
         return json.load(answer)
 
 
+def read_rest(process: subprocess.Popen) -> str:
+    """Read the output to its end; `communicate` would lose lines that are already buffered."""
+    assert process.stdout is not None
+    output = process.stdout.read()
+    process.wait(timeout=SOON)
+    return output
+
+
 def wait_until_finished(url: str) -> dict:
     """Wait until everything is embedded and return the progress."""
     for _ in range(10 * SOON):
@@ -107,7 +115,7 @@ def test_a_run_is_explored_until_control_c(start, home, free_port):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=SOON)
+    out = read_rest(process)
     assert process.returncode == 0
     assert out == "stopped\n"
     assert is_free(port)
@@ -119,7 +127,7 @@ def test_with_json_the_last_line_is_the_result(start):
     process, url, output = start(*words)
     read(f"{url}api/progress")
     process.send_signal(signal.SIGINT)
-    out, _ = process.communicate(timeout=SOON)
+    out = read_rest(process)
     emitted = [json.loads(line) for line in (output + out).splitlines() if line.startswith("{")]
     address, result = {"event": "address"}, {"event": "result", "command": "explore"}
     assert emitted == [address | {"url": url}, result | {"url": url}]
