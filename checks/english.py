@@ -60,7 +60,7 @@ PHRASES = {
     r"in the place of\b": "in place of, instead of",
     r"there where\b": "where",
     r", for (?:there|it|they|its|nothing|nobody) (?:is|are|was|has|have|can|did)\b": "because",
-    r"(?<!\")(?<!')(?<!`)(?<![_.])\bverbs?\b(?![\"'`_=])": "command",
+    r"(?<!\")(?<!')(?<!`)(?<![_.{])\bverbs?\b(?![\"'`_=}]| =)": "command",
     r"control letters\b": "control characters",
     r"laid on white\b": "composited onto white",
     rf"{BE} passed over\b": "skipped",
