@@ -1,4 +1,4 @@
-"""A Vision Transformer that names classes: an encoder, a norm and a linear layer.
+"""A classifier for fine-tuning: an encoder, a norm and a linear layer, as in MAE.
 
 Shapes: B images, C channels, D width, K classes.
 """
@@ -14,21 +14,21 @@ from torch import Generator, Tensor, nn
 from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 
-HEAD_STD = 2e-5  # MAE: so small that the first predictions are even
-ENCODER_PREFIX = "encoder."  # before the body's keys in the state dict
+HEAD_STD = 2e-5  # as in MAE: near zero, so that the first predictions are uniform
+ENCODER_PREFIX = "encoder."  # of the encoder's keys in the state dict
 
 
 class Classifier(nn.Module):
-    """MAE's fine-tuned model: patch tokens are averaged, normalised and classified.
+    """Average the patch tokens, normalise and classify them, as in MAE's fine-tuning.
 
-    The encoder's last norm gives way to one after the averaging, as in MAE, and its positions are
-    trained.
+    As in MAE, the encoder's final norm is replaced by one after the average, and the position
+    embeddings are trained.
 
     Args:
         encoder: Its weights are copied.
         num_classes: K.
-        drop_path: Probability of skipping a branch of the last block; rises in a line from 0.
-        generator: Draws the head.
+        drop_path: Probability of skipping a branch of the last block; it rises linearly from 0.
+        generator: Draws the head's weights.
     """
 
     def __init__(
@@ -50,10 +50,10 @@ class Classifier(nn.Module):
             block.drop_path = rate
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> Float[Tensor, "B K"]:
-        """A score for each class."""
+        """Compute a score for each class."""
         return self.head(self.fc_norm(self.encoder.embed(images, "mean")))
 
 
 def timm_keys(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict of a `Classifier` under the names of timm's ViT with global_pool="avg"."""
+    """Rename a `Classifier`'s state dict to the keys of timm's ViT with global_pool="avg"."""
     return {key.removeprefix(ENCODER_PREFIX): tensor for key, tensor in state.items()}
