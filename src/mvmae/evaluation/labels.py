@@ -168,7 +168,7 @@ def draws_per_amount(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dic
 def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
     """Lines on options that had no effect, or not the full one."""
     lines, requested = [], config.per_class or config.shares
-    if config.per_class and config.shares != LabelsConfig(encoder="").shares:
+    if config.per_class and config.shares != LabelsConfig.shares:
         lines.append("--shares is not used, because --per-class replaces it")
     amounts = draws_per_amount(labels, config)
     if same := [f"{amount:g}" for amount in requested if amount not in amounts]:

@@ -237,11 +237,14 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("model.head", "none", "foo"), "--set model.head foo: foo is none of 'none', 'mlp'"),
-        (("views.crop-scale", "0.2", "0.6"), "a list is written 0.2,1"),
+        (("model.head", "none", "foo"), "--set model.head foo: foo is not one of 'none', 'mlp'"),
+        (("views.crop-scale", "0.2", "0.6"), "write a list as 0.2,1"),
         (("views.num-views", "two", "one"), "'two' is not a whole number"),
         (("base-lr", "much", "little"), "'much' is not a number"),
-        (("views.color-jitter", "0", "0.0"), "one and the same: nothing to compare"),
+        (
+            ("views.color-jitter", "0", "0.0"),
+            "give the same config, so there is nothing to compare",
+        ),
     ],
 )
 def test_values_that_cannot_be_are_refused_in_plain_words(words, message):
@@ -274,13 +277,16 @@ def test_none_and_numbers_are_words_where_the_field_takes_words():
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ({"epohcs": "3"}, "--set epohcs: pretrain has no such field: did you mean 'epochs'"),
-        ({"model": "3"}, "--set model: pretrain has no such field"),
+        (
+            {"epohcs": "3"},
+            "--set epohcs: pretrain has no field of this name: did you mean 'epochs'",
+        ),
+        ({"model": "3"}, "--set model: pretrain has no field of this name"),
         ({"epochs": "many"}, "^--set epochs many: 'many' is not a whole number$"),
         ({"epochs": "4", "model.mask-ratio": "2"}, "^--set model.mask-ratio 2: mask_ratio must"),
         ({"betas": "0.9"}, "--set betas 0.9: "),
-        ({"seed": "3"}, "ablate itself decides seed for each run"),
-        ({"out": "x"}, "ablate itself decides out"),
+        ({"seed": "3"}, "ablate sets seed for each run itself"),
+        ({"out": "x"}, "ablate sets out for each run itself"),
     ],
 )
 def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
@@ -309,7 +315,7 @@ def test_the_list_says_what_each_table_varies_and_is_there_for_programs(capsys):
     found = json.loads(capsys.readouterr().out)["tables"]
     assert found.keys() == ABLATIONS.keys()
     assert found["table6"]["rows"]["one target"] == TABLE_6["one target"]
-    said = run.listing()
+    said = run.list_tables()
     for name, ablation in ABLATIONS.items():
         assert f"{name}: {ablation.varies}" in said
     assert "paper, not ours" in said

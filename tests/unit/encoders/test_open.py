@@ -311,7 +311,7 @@ def test_a_json_that_is_no_object_is_damaged(tmp_path):
         ({"width": -1}, "sizes must be whole numbers of at least 1"),
         ({"depth": 2.5}, "sizes must be whole numbers of at least 1"),
         ({"std": [0.0, 1.0, 1.0]}, "std above 0"),
-        ({"mean": [0.5]}, "a number for each channel"),
+        ({"mean": [0.5]}, "one number per channel"),
         ({"image_size": [30, 30]}, "patch_size does not divide image_size"),
     ],
 )

@@ -1,51 +1,60 @@
-"""Fine-tuning: MAE's recipe, an encoder and a classifier trained end to end. Read `run`."""
+"""Run `mvmae finetune`: train an encoder and a classifier end to end, as MAE. Read `run`."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Generator, Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mvmae import encoders
 from mvmae.config.finetune import FinetuneConfig
 from mvmae.data.augment import mix_images, random_erasing, seeded
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import whole_batches
-from mvmae.data.sources.labelled import open_labelled
+from mvmae.data.sources.base import fingerprint
+from mvmae.data.sources.labelled import Labelled, open_labelled
 from mvmae.errors import UserError
 from mvmae.evaluation.finetune import report
 from mvmae.evaluation.finetune.classifier import Classifier
-from mvmae.evaluation.finetune.report import Judgement
-from mvmae.evaluation.finetune.state import (
-    REMEDY,
-    FinetuneState,
-    Job,
-    Trained,
-    plan_of,
-    resume,
-    save,
-    trained_of,
-)
+from mvmae.evaluation.finetune.report import Counters, Evaluation, Job
 from mvmae.method.views import normalized
-from mvmae.storage import run_folder
 from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
-from mvmae.training.clock import Clock
-from mvmae.training.interrupt import Interrupt, exit_status
-from mvmae.training.log import Log, require_log
-from mvmae.training.optim import set_lr
-from mvmae.training.supervised import (
-    begin_folder,
-    farewell,
-    is_due,
-    refuse_infinite,
-    refuse_to_replace,
-    stop_signal,
-)
+from mvmae.training.log import require_log
+from mvmae.training.loop import Loop
+from mvmae.training.optim import layerwise_adamw, set_lr
+from mvmae.training.plan import Plan, steps_per_epoch
+from mvmae.training.run_checkpoints import RunCheckpoints
+from mvmae.training.run_start import begin_run, require_replaceable_run
+from mvmae.training.schedule import warmup_cosine
 
-MOST_AT_ONCE = 256  # test images
+MAX_EVALUATION_BATCH = 256
+LOWER_RATE = "begin a new run with a lower --base-lr, or with --clip-grad 1"
+ADVICE = (LOWER_RATE, LOWER_RATE)  # if the loss diverges, before and after the first update
+
+
+class Trained(NamedTuple):
+    """The model, its optimiser, and the average of its weights if the config asks for one."""
+
+    model: Classifier
+    optimizer: torch.optim.Optimizer
+    average: AveragedModel | None
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Objects whose state a checkpoint holds."""
+        return {name: part for name, part in self._asdict().items() if part is not None}
+
+    @property
+    def final(self) -> Classifier:
+        """The model that is evaluated and kept."""
+        return self.average.module if self.average else self.model  # type: ignore[return-value]
 
 
 def run(config: FinetuneConfig) -> int:
@@ -55,200 +64,214 @@ def run(config: FinetuneConfig) -> int:
         0 when done; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
 
     Raises:
-        UserError: The encoder, the data, the folder or the settings cannot work, or the loss
-            stopped being finite.
+        UserError: The encoder, the data, the folder or the settings are invalid, or the loss
+            diverged.
     """
     device = precision.choose_device(config.device)
     held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), held:
-        refuse_to_replace(config, config.out)
+        require_replaceable_run(config)
         require_log(config.log)
-        job = job_of(config, device)
-        trained = trained_of(classifier_of(job), config)
-        if config.resume:
-            state = resume(config, trained, job.plan.fingerprint)
-        else:
-            state = FinetuneState()
-            begin_folder(
-                config,
-                device,
-                data_fingerprint=job.plan.fingerprint,
-                num_images=len(job.data.train),
-            )
+        job = open_job(config, device)
+        plan, trained = job.plan, build_trained(job)
+        if not config.resume:
+            num_images = len(job.data.train)
+            begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=num_images)
         wrapped = distributed.wrap(trained.model, device)
-        total = job.plan.total
-        batches = labelled_batches(
-            job.data.train,
-            seed=config.seed,
-            steps=range(state.step, total),
-            batch_size=config.batch_size,
-            size=job.opened.encoder.image_size,
-            crop_scale=config.crop_scale,
-            interpolation=job.opened.preprocessing.interpolation,
-            augment=config.rand_augment,
-            flip=config.flip != "none",
-            upside_down=config.flip == "both",
-            rank=distributed.rank(),
-            world_size=distributed.world_size(),
-            workers=config.workers,
-            cuda=device.type == "cuda",
-        )
-
-        quiet = not distributed.is_main()
-        log = Log(
-            config.out,
-            start=state.step,
-            total=total,
-            also=config.log,
-            quiet=quiet,
+        counters = Counters()
+        with Loop(
+            config,
+            plan,
+            trained.parts,
+            lambda steps: read_batches(job, steps),
+            device,
+            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            folder=config.out,
             title="finetune",
-        )
-        with log, Interrupt() as interrupt:
-            report.introduce(log, job, trained, state)
-            clock = Clock()
-            for batch in clock.timed(batches):
-                try:
-                    state.note_reading(len(batch.labels), batch.skipped, is_whole=batch.is_whole)
-                except UserError:
-                    if state.is_worth_saving():
-                        save(state, config, trained, job.plan.fingerprint)
-                    run_folder.append_skipped(config.out, state.skipped)
-                    raise
-                lr = job.plan.lr(state.step, config)
+            resume=config.resume,
+            advice=ADVICE,
+            counters=counters,
+        ) as loop:
+            report.introduce(loop, job, trained.model)
+            for batch in loop:
+                lr = learning_rate(loop.step, plan, config)
                 set_lr(trained.optimizer, lr)
-                state.pending.append(training_step(wrapped, trained, batch, job, state.step))
-                state.step += 1
-                log.advance(state.step)
-
-                if state.step % config.log_every == 0 or state.step == total:
-                    record = {"lr": lr, "loss": mean_loss(state, config)}
-                    speed = clock.lap(config.batch_size)
-                    log.write(job.plan.place(state.step, config) | record | speed)
-                if job.plan.is_evaluation(state.step, config):
-                    judge(log, job, trained, state)
-                if stopped := stop_signal(interrupt, state, config, device):
-                    save(state, config, trained, job.plan.fingerprint)
-                    log.say(farewell("finetune", stopped, config.out, state.step))
-                    return exit_status(stopped)
-                if state.step < total and is_due(state, config, device):
-                    save(state, config, trained, job.plan.fingerprint)
-
-            judgement = judge(log, job, trained, state)
-            save(state, config, trained, job.plan.fingerprint)
-            if judgement is not None:
-                report.keep(job, trained.product)
-                report.conclude(log, job, judgement, state)
+                loss = training_step(wrapped, trained, batch, job, loop.step)
+                if loop.record({"loss": loss}):
+                    loop.write({"lr": lr} | loop.interval_means())
+                if plan.is_evaluation(loop.step) and loop.step < plan.total:
+                    evaluate(loop, job, trained, counters)
+            if loop.signal:
+                return loop.status
+            evaluation = evaluate(loop, job, trained, counters)
+            loop.save()
+            if evaluation is not None:
+                report.save_final(job, trained.final)
+                report.conclude(loop, job, evaluation, counters)
         distributed.barrier()
     return 0
 
 
-def job_of(config: FinetuneConfig, device: torch.device) -> Job:
+def open_job(config: FinetuneConfig, device: torch.device) -> Job:
     """Open the encoder and the images, and count the steps.
 
     Raises:
-        UserError: Something cannot be opened, or the images do not make a batch.
+        UserError: Something cannot be opened, or there are fewer images than a batch needs.
     """
     opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
     channels, depth = opened.encoder.in_channels, opened.depth
     if config.rand_augment > 0 and (depth != "8" or channels not in (1, 3)):
         raise UserError(
-            "RandAugment is made for gray and colour of 8 bit, and these images are "
-            f"{'float' if depth == 'float' else depth + ' bit'} of {channels} channels: set "
-            "--rand-augment 0"
+            "RandAugment needs 8-bit images, gray or colour, but these have "
+            f"{'float values' if depth == 'float' else depth + ' bits'} and {channels} channels: "
+            "set --rand-augment 0"
         )
     data = open_labelled(config.data, channels, depth)
-    return Job(config, opened, data, plan_of(config, data), device)
+    return Job(config, opened, data, make_plan(config, data), device)
 
 
-def classifier_of(job: Job) -> Classifier:
-    """The encoder with a fresh head, on the device."""
-    return Classifier(
+def make_plan(config: FinetuneConfig, data: Labelled) -> Plan:
+    """Count the steps.
+
+    Raises:
+        UserError: There are fewer images than a batch needs, or the batch cannot be divided.
+    """
+    per_epoch = steps_per_epoch(len(data.train), config.batch_size, config.accumulate)
+    return Plan(
+        per_epoch=per_epoch,
+        total=per_epoch * config.epochs,
+        batch_size=config.batch_size,
+        fingerprint=f"{fingerprint(data.train)}-{fingerprint(data.test)}",
+        eval_every=config.eval_every * per_epoch,
+    )
+
+
+def build_trained(job: Job) -> Trained:
+    """Build the encoder with a fresh head, its optimiser and its average."""
+    config = job.config
+    model = Classifier(
         job.opened.encoder,
         len(job.data.train.classes),
-        drop_path=job.config.drop_path,
-        generator=Generator().manual_seed(job.config.seed),
+        drop_path=config.drop_path,
+        generator=Generator().manual_seed(config.seed),
     ).to(job.device)
+    optimizer = layerwise_adamw(
+        model,
+        lr=config.lr,
+        betas=config.betas,
+        weight_decay=config.weight_decay,
+        layer_decay=config.layer_decay,
+    )
+    if config.ema is None:
+        return Trained(model, optimizer, None)
+    update = get_ema_multi_avg_fn(config.ema)
+    return Trained(model, optimizer, AveragedModel(model, multi_avg_fn=update))
+
+
+def read_batches(job: Job, steps: range) -> Iterator[LabelledBatch]:
+    """Read this process's share of the training batches."""
+    config = job.config
+    loader = labelled_batches(
+        job.data.train,
+        seed=config.seed,
+        steps=steps,
+        batch_size=config.batch_size,
+        size=job.opened.encoder.image_size,
+        crop_scale=config.crop_scale,
+        interpolation=job.opened.preprocessing.interpolation,
+        augment=config.rand_augment,
+        flip=config.flip != "none",
+        upside_down=config.flip == "both",
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=config.workers,
+        cuda=job.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def learning_rate(step: int, plan: Plan, config: FinetuneConfig) -> float:
+    """Learning rate of the head in a step; layers below have shares of it."""
+    return warmup_cosine(
+        step,
+        peak=config.lr,
+        warmup_steps=round(config.warmup_epochs * plan.per_epoch),
+        total_steps=plan.total,
+        final=config.min_lr,
+    )
 
 
 def training_step(
     wrapped: nn.Module, trained: Trained, batch: LabelledBatch, job: Job, step: int
 ) -> Float[Tensor, ""]:
-    """One update, and its loss; what is random in it is a function of (seed, step, rank)."""
+    """Update the weights once and return the loss.
+
+    All randomness is a function of (seed, step, rank), so that a resumed run repeats it.
+    """
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
     rng = np.random.default_rng((config.seed, step, distributed.rank()))
     images = normalized(batch.images, mean, std, device)
     labels = batch.labels.to(device, non_blocking=True)
     num_classes = trained.model.head.out_features
     trained.optimizer.zero_grad(set_to_none=True)
-    whole = torch.zeros((), device=device)
+    total = torch.zeros((), device=device)
     with seeded(int(rng.integers(2**63)), device):
         images = random_erasing(images, config.erasing, rng)
-        images, shares = mix_images(
+        images, targets = mix_images(
             images, labels, num_classes, mixup=config.mixup, cutmix=config.cutmix
         )
         parts = config.accumulate
-        for some, wanted in zip(
-            images.tensor_split(parts), shares.tensor_split(parts), strict=True
+        for part, target in zip(
+            images.tensor_split(parts), targets.tensor_split(parts), strict=True
         ):
             with precision.autocast(device, config.precision):
-                scores = wrapped(some)
-            loss = loss_of(scores, wanted, config.label_smoothing) * (len(some) / len(images))
+                scores = wrapped(part)
+            loss = soft_cross_entropy(scores, target, config.label_smoothing)
+            loss = loss * (len(part) / len(images))
             loss.backward()
-            whole += loss.detach()
+            total += loss.detach()
     if config.clip_grad is not None:
         nn.utils.clip_grad_norm_(trained.model.parameters(), config.clip_grad)
     trained.optimizer.step()
     if trained.average:
         trained.average.update_parameters(trained.model)
-    return whole
+    return total
 
 
-def loss_of(
-    scores: Float[Tensor, "B K"], shares: Float[Tensor, "B K"], smoothing: float
+def soft_cross_entropy(
+    scores: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], smoothing: float
 ) -> Float[Tensor, ""]:
-    """Cross-entropy with classes' shares, of which `smoothing` is spread evenly, in fp32."""
-    return F.cross_entropy(scores.float(), shares, label_smoothing=smoothing)
+    """Cross-entropy in fp32 with class probabilities, of which `smoothing` is spread evenly."""
+    return F.cross_entropy(scores.float(), targets, label_smoothing=smoothing)
 
 
-def mean_loss(state: FinetuneState, config: FinetuneConfig) -> float:
-    """Of the steps since the last line of metrics, over all processes.
+def evaluate(loop: Loop, job: Job, trained: Trained, counters: Counters) -> Evaluation | None:
+    """Score the test images, write the figures, and keep the weights if they are the best so far.
 
-    Raises:
-        UserError: One is not finite.
-    """
-    refuse_infinite(state, config.out, REMEDY)
-    mean = torch.stack(state.pending).double().mean()
-    state.pending = []
-    return distributed.mean_over_processes(mean).item()
-
-
-def judge(log: Log, job: Job, trained: Trained, state: FinetuneState) -> Judgement | None:
-    """Look at the test images, write the figures down, and keep the weights if they are the best.
-
-    The main process does it; the others wait, and get none.
+    The main process does this while the others wait; they get None.
 
     Raises:
-        UserError: A loss before it is not finite, or most test images cannot be read.
+        UserError: An earlier loss is not finite, or most test images cannot be read.
     """
-    refuse_infinite(state, job.config.out, REMEDY)
-    judgement = None
+    loop.require_finite()
+    evaluation = None
     if distributed.is_main():
-        judgement = judgement_of(trained.product, job)
-        place = job.plan.place(state.step, job.config)
-        figures = judgement.figures()
-        if state.judged_step < state.step:  # not so for a run that had ended and is resumed
-            log.write(place | figures)
-        state.judged_step = state.step
-        if figures["top1"] > state.best_top1:
-            state.best_top1, state.best_top5 = figures["top1"], figures["top5"]
-            state.best_epoch = float(place["epoch"])
-            report.save_classifier(job, "best", trained.product)
+        evaluation = score_test_images(trained.final, job)
+        figures = evaluation.figures()
+        # A finished run that is resumed evaluates again, but has written these figures already.
+        if counters.evaluated_step < loop.step:
+            loop.write(figures)
+        counters.evaluated_step = loop.step
+        if figures["top1"] > counters.best_top1:
+            counters.best_top1, counters.best_top5 = figures["top1"], figures["top5"]
+            counters.best_epoch = float(job.plan.position(loop.step)["epoch"])
+            report.save_classifier(job, "best", trained.final)
     distributed.barrier()
-    return judgement
+    return evaluation
 
 
-def judgement_of(model: Classifier, job: Job) -> Judgement:
-    """Scores of the test images, whole but for their edges.
+def score_test_images(model: Classifier, job: Job) -> Evaluation:
+    """Score the centres of the test images, as large as --test-share says.
 
     Raises:
         UserError: More than half of them cannot be read.
@@ -256,12 +279,12 @@ def judgement_of(model: Classifier, job: Job) -> Judgement:
     config, test, (mean, std, interpolation) = job.config, job.data.test, job.opened.preprocessing
     was_training = model.training
     model.eval()
-    scores, places, skipped = [], [], []
+    scores, indices, skipped = [], [], []
     for batch in whole_batches(
         test,
         model.encoder.image_size,
         interpolation=interpolation,
-        batch_size=min(config.batch_size, MOST_AT_ONCE),
+        batch_size=min(config.batch_size, MAX_EVALUATION_BATCH),
         workers=config.workers,
         cuda=job.device.type == "cuda",
         share=config.test_share,
@@ -272,9 +295,9 @@ def judgement_of(model: Classifier, job: Job) -> Judgement:
         images = normalized(batch.images, mean, std, job.device)
         with torch.inference_mode(), precision.autocast(job.device, config.precision):
             scores.append(model(images).float().cpu())
-        places.append(batch.indices)
+        indices.append(batch.indices)
     model.train(was_training)
     encoders.require_readable(test, skipped)
-    indices = torch.cat(places)
-    labels = torch.tensor([test.label(index) for index in indices.tolist()])
-    return Judgement(torch.cat(scores), indices, labels, skipped)
+    read = torch.cat(indices)
+    labels = torch.tensor([test.label(index) for index in read.tolist()])
+    return Evaluation(torch.cat(scores), read, labels, skipped)
