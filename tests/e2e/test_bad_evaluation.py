@@ -120,7 +120,7 @@ OF_ALL = [
     case("no labels", "enc flat", "flat has no labels: put each class into a folder"),
     case("one class", "enc one", "one has one class only, 'red'"),
     case("a class that is in train alone", "enc split", "different classes: green in one of them"),
-    case("images that are none", "enc broken", "images of .* cannot be read"),
+    case("unreadable images", "enc broken", "images of .* cannot be read"),
     case("one image of each class", "enc few.csv", "few.csv has too few images to test on"),
     case("built in or not", "enc digits", "write ./digits for the folder, builtin:digits"),
     case("the encoder for the data", "images enc", "images holds no encoder"),

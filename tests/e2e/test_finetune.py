@@ -66,7 +66,7 @@ def predictions(run: Path) -> list[dict]:
 
 @pytest.fixture
 def images(image_folder) -> Path:
-    """24 images in two colours: 19 learn, 5 test."""
+    """24 images in two colours: 18 for training, 6 for testing."""
     return image_folder(per_class=12)
 
 
@@ -80,9 +80,9 @@ def test_run_learns_and_leaves_its_folder(tmp_path, images, capsys):
     assert said.startswith(f"recipe: small-finetune ({FINETUNE['small-finetune'].summary}")
     assert names(run) == WHOLE
     for words in (
-        "18 images of 2 classes learn, 6 test (every fifth image of each class tests)",
+        "18 training and 6 test images of 2 classes (every fifth image of each class tests)",
         "8 epochs of 2 steps of 8 images",
-        "chance 50.0",
+        "chance level 50.0",
         "sampling error of one figure ±",
         "report the last",
         f"mvmae knn {run} OTHER_LABELLED_IMAGES",
@@ -233,7 +233,7 @@ def test_stopped_and_resumed_is_never_stopped(
     step = state(stopped)["step"]
     assert 3 <= step < 18
     assert capsys.readouterr().out.splitlines()[-1] == (
-        f"stopped by {number.name} after step {step}, saved. Go on with: "
+        f"stopped by {number.name} after step {step}, saved. Continue: "
         f"mvmae finetune --resume --out {stopped}"
     )
     assert names(stopped) in (LEFT, LEFT | BEST)
@@ -357,7 +357,7 @@ def test_run_of_another_command_is_not_overwritten(tmp_path, images, capsys, pre
     before = {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
     capsys.readouterr()
     assert finetune(images, run, {}, "--overwrite") == 2
-    assert "which is no run of finetune: choose another --out" in complaint(capsys)
+    assert "which is not a run of finetune: choose another --out" in complaint(capsys)
     assert {file: file.read_bytes() for file in run.rglob("*") if file.is_file()} == before
 
 

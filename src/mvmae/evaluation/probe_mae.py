@@ -1,11 +1,17 @@
-"""The linear probe of MAE and of the paper (section 4.1.3): crops, batch norm, LARS, 100 epochs."""
+"""Run the linear probe of MAE and of the paper (section 4.1.3): crops, batch norm, LARS.
+
+Shapes: B images of this process, G images of a step over all processes, D width, Q test images,
+K classes.
+"""
 
 from __future__ import annotations
 
+import csv
 import json
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,165 +30,232 @@ from mvmae.method.views import normalized
 from mvmae.storage import lock, run_folder
 from mvmae.storage.results import slug
 from mvmae.training import checkpoint, distributed, precision, process_store
-from mvmae.training.interrupt import Interrupt, exit_status
 from mvmae.training.lars import Lars
-from mvmae.training.log import Log
+from mvmae.training.loop import Loop
 from mvmae.training.optim import set_lr
+from mvmae.training.plan import Plan
 from mvmae.training.schedule import warmup_cosine
 
-EVAL_SHARE = 224 / 256  # of the image's sides that is judged: MAE resizes to 256 and cuts out 224
-LOG_EVERY = 10  # steps between two lines of metrics
-LITTLE, ENOUGH = 5.0, 20.0  # of `growth`; ImageNet's 100 epochs have 250
+TEST_SHARE = 224 / 256  # of a test image's sides: MAE resizes to 256 and crops the central 224
+MIN_GROWTH, GOOD_GROWTH = 5.0, 20.0  # of `weight_growth`; ImageNet's 100 epochs have 250
+# Options that do not change the heads, so that a command with others resumes the same state.
 MAY_DIFFER = {"out", "device", "workers", "save_every_minutes", "baselines", "pool", "batch_size"}
+LOWER_RATE = "try a lower --base-lr"
 
 
 def run(config: ProbeConfig) -> int:
-    """Train a linear layer on each token of the frozen encoder, and judge both.
+    """Train a linear layer on each token of the frozen encoder, and evaluate both.
 
-    Interrupted, the same command goes on at the exact step. Several processes share the images of
-    each step and encode theirs; then each has the tokens of all, and takes the same step.
+    The same command resumes an interrupted one at the exact step. Several processes share the
+    images of each step; each then has the tokens of all and takes the same step.
 
     Returns:
         0; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
 
     Raises:
-        UserError: The encoder or the images cannot be read, or the loss stopped being finite.
+        UserError: The encoder or the images cannot be read, or the loss diverged.
     """
-    with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged there
+    with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged on it
         setting = shared.open_setting(config)
-        heads = heads_of(setting, config.seed).to(setting.device)
-        folder = folder_of(config, setting)
         with lock.shared(setting.home / "cache"):
-            return train(config, setting, heads, folder)
+            return train(config, setting)
 
 
-def train(config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, folder: Path) -> int:
-    """Train the heads from where they were left, and judge them.
+def train(config: ProbeConfig, setting: Setting) -> int:
+    """Train the heads from their last checkpoint, and evaluate them.
 
     Returns:
         An exit status.
 
     Raises:
-        UserError: The images cannot be read, or the loss stopped being finite.
+        UserError: The images cannot be read, or the loss diverged.
     """
-    device, source = setting.device, setting.data.train
-    step_size = min(config.step_size, len(source))
-    if step_size < 2:
-        raise UserError("batch norm needs at least 2 training images, and a --step-size of 2")
-    if step_size < distributed.world_size():
-        raise UserError(
-            f"{step_size} images in a step cannot be shared by {distributed.world_size()} "
-            f"processes: start {step_size} or fewer"
-        )
-    per_epoch = len(source) // step_size
-    total = per_epoch * config.epochs
-    peak = config.base_lr * step_size / 256
-
-    encoder = setting.opened.encoder.to(device).eval()
+    plan, device = make_plan(config, setting), setting.device
+    setting.opened.encoder.to(device).eval()
+    heads = build_heads(setting, config.seed).to(device)
     optimizer = Lars(heads.parameters(), lr=0.0)
-    step, skipped = taken_up(folder, heads, optimizer)
-    rank, world_size = distributed.rank(), distributed.world_size()
-    sizes = [
-        len(process_store.partition(step_size, each, world_size)) for each in range(world_size)
-    ]
-    batches = labelled_batches(
-        source,
-        seed=config.seed,
-        steps=range(step, total),
-        batch_size=step_size,
-        size=encoder.image_size,
-        crop_scale=config.crop_scale,
-        interpolation=setting.opened.preprocessing.interpolation,
-        augment=0.0,
-        rank=rank,
-        world_size=world_size,
-        workers=config.workers,
-        cuda=device.type == "cuda",
-    )
-
+    folder = state_folder(config, setting)
     run_folder.make(folder)
-    quiet = not distributed.is_main()
-    log = Log(folder, start=step, total=total, also=(), quiet=quiet, title="probe")
-    with log, Interrupt() as interrupt:
-        log.say(
-            f"{len(source)} images, {config.epochs} epochs of {per_epoch} steps of {step_size}, "
-            f"learning rate {peak:g}" + (f", from step {step}" if step else "")
-        )
-        if (growth := growth_of(total, peak)) < LITTLE:
-            log.say(
-                f"{total} steps at this rate hardly move LARS's weights: --base-lr "
-                f"{config.base_lr * ENOUGH / growth:.2g} would; --protocol cached needs no rate"
-            )
-        saved_at = time.monotonic()
-        for batch in batches:
-            if not batch.is_whole:
-                path, reason = batch.skipped[-1]
-                raise UserError(f"images of {config.data} cannot be read: {path} ({reason})")
-            skipped |= dict(batch.skipped)
-            warmup = round(config.warmup_epochs * per_epoch)
-            set_lr(
-                optimizer, warmup_cosine(step, peak=peak, warmup_steps=warmup, total_steps=total)
-            )
-            tokens, labels = of_all(frozen_tokens(batch.images, config, setting), batch, sizes)
-            loss = update(heads, optimizer, on_device(tokens, device), labels.to(device))
-            step += 1
-            log.advance(step)
-            if step % LOG_EVERY == 0 or step == total:
-                log.write({"step": step, "loss": finite(loss.item(), step)})
-            late = time.monotonic() - saved_at >= 60 * config.save_every_minutes
-            signal, late = agreed(interrupt.signal, late=late)
-            if signal or late or step == total:
-                skipped = dict(distributed.gather_objects(list(skipped.items())))
-                if distributed.is_main():
-                    keep(folder, heads, optimizer, step, skipped)
-                saved_at = time.monotonic()
-            if signal:
-                log.say(f"stopped after step {step}, saved. Go on with the same command")
-                return exit_status(signal)
-
-    judge(config, setting, heads, log, skipped)
+    checkpoints = ProbeCheckpoints(folder)
+    with Loop(
+        LoopOptions(config.save_every_minutes),
+        plan,
+        {"heads": heads, "optimizer": optimizer},
+        lambda steps: read_batches(config, setting, steps, plan.batch_size),
+        torch.device("cpu"),  # processes exchange there; see `run`
+        checkpoints=checkpoints,
+        folder=folder,
+        title="probe",
+        resume=checkpoints.newest.exists(),
+        advice=(LOWER_RATE, LOWER_RATE),
+        resume_hint="run the same command again",
+    ) as loop:
+        introduce(loop, config, setting)
+        for batch in loop:
+            set_lr(optimizer, learning_rate(loop.step, plan, config))
+            tokens = pool_frozen(batch.images, config, setting)
+            tokens, labels = gather_step(tokens, batch, plan.batch_size)
+            tokens = {token: rows.to(device) for token, rows in tokens.items()}
+            loss = update(heads, optimizer, tokens, labels.to(device)).cpu()
+            if loop.record({"loss": loss}):
+                loop.write(loop.interval_means() | {"loss": loss.item()})
+        if loop.signal:
+            return loop.status
+        loop.save()
+        evaluate(loop, config, setting, heads)
     return 0
 
 
-def of_all(
-    tokens: dict[str, Float[Tensor, "B D"]], batch: LabelledBatch, sizes: Sequence[int]
-) -> tuple[dict[str, Float[Tensor, "G D"]], Int[Tensor, " G"]]:
-    """The tokens and labels of a step's images of all processes, in the order of one process.
+@dataclass(frozen=True)
+class LoopOptions:
+    """Options of the loop, of which a probe sets only one."""
 
-    The encoder is frozen, so nothing need flow back, and batch norm sees the whole step.
+    save_every_minutes: float
+    log: tuple[str, ...] = ()
+    log_every: int = 10
+
+
+class ProbeCheckpoints:
+    """The state of a probe in its cache folder, whose name depends on all settings."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def newest(self) -> Path:
+        """The newest checkpoint."""
+        return self.folder / "last.pt"
+
+    def save(
+        self,
+        parts: Mapping[str, Any],
+        plain: dict[str, Any],
+        *,
+        keep_as: str | None = None,
+        in_background: bool = False,
+    ) -> None:
+        """Write a checkpoint in the main process; none is kept for good."""
+        del keep_as, in_background
+        if distributed.is_main():
+            states = {name: part.state_dict() for name, part in parts.items()}
+            checkpoint.save(self.folder, states | plain)
+
+    def load(self, parts: Mapping[str, Any], names: object) -> dict[str, Any]:
+        """Restore the parts and return the plain values."""
+        del names
+        state, _ = checkpoint.newest(self.folder)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
+        return state
+
+    def finish(self) -> None:
+        """Return at once, as nothing is written in the background."""
+
+
+def make_plan(config: ProbeConfig, setting: Setting) -> Plan:
+    """Count the steps.
+
+    Raises:
+        UserError: A step has too few images for batch norm, or for the processes.
     """
-    if len(sizes) == 1:
+    num_images, processes = len(setting.data.train), distributed.world_size()
+    step_size = min(config.step_size, num_images)
+    if step_size < 2:
+        raise UserError(
+            "batch norm needs at least 2 images: give more training images, and a --step-size of "
+            "at least 2"
+        )
+    if step_size < processes:
+        raise UserError(
+            f"{step_size} images in a step cannot be shared by {processes} processes: start "
+            f"{step_size} or fewer"
+        )
+    per_epoch = num_images // step_size
+    total = per_epoch * config.epochs
+    return Plan(per_epoch, total, step_size, setting.stamps["train"], eval_every=total)
+
+
+def peak_rate(config: ProbeConfig, plan: Plan) -> float:
+    """Largest learning rate, by MAE's rule for the batch size."""
+    return config.base_lr * plan.batch_size / 256
+
+
+def learning_rate(step: int, plan: Plan, config: ProbeConfig) -> float:
+    """Learning rate of a step."""
+    warmup_steps = round(config.warmup_epochs * plan.per_epoch)
+    peak = peak_rate(config, plan)
+    return warmup_cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=plan.total)
+
+
+def introduce(loop: Loop, config: ProbeConfig, setting: Setting) -> None:
+    """Print the schedule, and warn if it is too short for LARS."""
+    plan, peak = loop.plan, peak_rate(config, loop.plan)
+    loop.log.say(
+        f"{len(setting.data.train)} images, {config.epochs} epochs of {plan.per_epoch} steps of "
+        f"{plan.batch_size}, learning rate {peak:g}"
+        + (f", from step {loop.step}" if loop.step else "")
+    )
+    if (growth := weight_growth(plan.total, peak)) < MIN_GROWTH:
+        loop.log.say(
+            f"{plan.total} steps at this rate hardly change LARS's weights: use --base-lr "
+            f"{config.base_lr * GOOD_GROWTH / growth:.2g}, or --protocol cached, which needs no "
+            "rate"
+        )
+
+
+def weight_growth(steps: int, peak: float) -> float:
+    """How far LARS can grow its weights in a run, in e-foldings of their norm.
+
+    A step changes a weight by lr * trust coefficient (0.001) of its norm. Momentum 0.9 makes that
+    ten times as much, and the cosine schedule halves it. Smaller batches do not help: they take
+    more steps at a proportionally lower rate.
+    """
+    return steps * peak * 0.001 * 10 / 2
+
+
+def read_batches(
+    config: ProbeConfig, setting: Setting, steps: range, step_size: int
+) -> Iterator[LabelledBatch]:
+    """Read this process's share of the training batches: random crops and flips."""
+    loader = labelled_batches(
+        setting.data.train,
+        seed=config.seed,
+        steps=steps,
+        batch_size=step_size,
+        size=setting.opened.encoder.image_size,
+        crop_scale=config.crop_scale,
+        interpolation=setting.opened.preprocessing.interpolation,
+        augment=0.0,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        workers=config.workers,
+        cuda=setting.device.type == "cuda",
+    )
+    return iter(loader)
+
+
+def gather_step(
+    tokens: dict[str, Float[Tensor, "B D"]], batch: LabelledBatch, step_size: int
+) -> tuple[dict[str, Float[Tensor, "G D"]], Int[Tensor, " G"]]:
+    """Gather a step's tokens and labels from all processes, in the order of a single process.
+
+    No gradient needs to flow back, as the encoder is frozen, and batch norm sees the whole step.
+    """
+    processes = distributed.world_size()
+    if processes == 1:
         return tokens, batch.labels
+    sizes = [len(process_store.share(step_size, rank, processes)) for rank in range(processes)]
     gathered = {
         token: distributed.gather_unequal_rows(rows.cpu(), sizes) for token, rows in tokens.items()
     }
     return gathered, distributed.gather_unequal_rows(batch.labels, sizes)
 
 
-def on_device(
-    tokens: dict[str, Float[Tensor, "B D"]], device: torch.device
-) -> dict[str, Float[Tensor, "B D"]]:
-    """The tokens, where the heads are."""
-    return {token: rows.to(device) for token, rows in tokens.items()}
+def build_heads(setting: Setting, seed: int) -> nn.ModuleDict:
+    """Build a head for each token: batch norm without weights, and a linear layer.
 
-
-def agreed(signal: int, *, late: bool) -> tuple[int, bool]:
-    """What any process found, so that all stop, and save, at the same step."""
-    signal, is_late = distributed.largest_of([signal, int(late)], torch.device("cpu"))
-    return signal, bool(is_late)
-
-
-def growth_of(steps: int, peak: float) -> float:
-    """How far LARS can take its weights in a run, in e-foldings of their norm.
-
-    A step changes a weight by lr * trust of its norm, ten times that with a momentum of 0.9, and
-    the cosine halves it. A smaller batch makes more steps of a smaller rate: it changes nothing.
+    The linear layer's weights have a standard deviation of 0.01, as in MAE.
     """
-    return steps * peak * 0.001 * 10 / 2
-
-
-def heads_of(setting: Setting, seed: int) -> nn.ModuleDict:
-    """For each token a batch norm without weights and a linear layer, of deviation 0.01 (MAE)."""
     width, classes = setting.opened.encoder.embed_dim, len(setting.data.train.classes)
     generator = Generator().manual_seed(seed)
     heads = nn.ModuleDict()
@@ -195,10 +268,10 @@ def heads_of(setting: Setting, seed: int) -> nn.ModuleDict:
 
 
 @torch.inference_mode()
-def frozen_tokens(
+def pool_frozen(
     images: UInt8[Tensor, "B C H W"], config: ProbeConfig, setting: Setting
 ) -> dict[str, Float[Tensor, "B D"]]:
-    """The encoder's pooled tokens, `batch_size` images at a time."""
+    """Compute the frozen encoder's pooled tokens, `config.batch_size` images at a time."""
     encoder, (mean, std, _) = setting.opened.encoder, setting.opened.preprocessing
     parts: dict[str, list[Tensor]] = {"mean": [], "cls": []}
     for chunk in images.split(config.batch_size):
@@ -214,15 +287,16 @@ def frozen_tokens(
 def update(
     heads: nn.ModuleDict,
     optimizer: Lars,
-    tokens: dict[str, Float[Tensor, "B D"]],
-    labels: Int[Tensor, " B"],
+    tokens: dict[str, Float[Tensor, "G D"]],
+    labels: Int[Tensor, " G"],
 ) -> Float[Tensor, ""]:
-    """One step of every head; they share nothing, so the sum of their losses trains each alone.
+    """Update every head once. They share no weights, so the sum of losses trains each alone.
 
     Returns:
         The mean of the heads' losses.
     """
     heads.train()
+    # Tokens were made in inference mode; autograd needs a copy.
     losses = [F.cross_entropy(head(tokens[token].clone()), labels) for token, head in heads.items()]
     optimizer.zero_grad(set_to_none=True)
     torch.stack(losses).sum().backward()
@@ -230,19 +304,8 @@ def update(
     return torch.stack(losses).mean().detach()
 
 
-def finite(loss: float, step: int) -> float:
-    """The loss, if it is a number.
-
-    Raises:
-        UserError: It is none.
-    """
-    if loss != loss or abs(loss) == float("inf"):
-        raise UserError(f"the loss is not finite at step {step}: try a lower --base-lr")
-    return loss
-
-
-def folder_of(config: ProbeConfig, setting: Setting) -> Path:
-    """Where the state is kept until the result is written: a place for these settings alone."""
+def state_folder(config: ProbeConfig, setting: Setting) -> Path:
+    """Folder of the state until the result is written, separate for all other settings."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     facts = (
         encoders.weights_digest(setting.opened.encoder),
@@ -255,41 +318,20 @@ def folder_of(config: ProbeConfig, setting: Setting) -> Path:
     return folder
 
 
-def keep(
-    folder: Path, heads: nn.Module, optimizer: Lars, step: int, skipped: dict[str, str]
-) -> None:
-    """Save the state, whole or not at all."""
-    state = {"heads": heads.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    checkpoint.save(folder, state | {"skipped": skipped})
-
-
-def taken_up(folder: Path, heads: nn.Module, optimizer: Lars) -> tuple[int, dict[str, str]]:
-    """Take up what was kept: the step to go on from, and images that could not be read."""
-    if not (folder / "last.pt").exists():
-        return 0, {}
-    state, _ = checkpoint.newest(folder)
-    heads.load_state_dict(state["heads"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"], state["skipped"]
-
-
-def judge(
-    config: ProbeConfig, setting: Setting, heads: nn.ModuleDict, log: Log, unread: dict[str, str]
-) -> None:
-    """Score the test images, and write the result with the course of the loss."""
-    found = test_scores(config, setting, heads.eval())
+def evaluate(loop: Loop, config: ProbeConfig, setting: Setting, heads: nn.ModuleDict) -> None:
+    """Score the test images, and write the result with the curve of the loss."""
+    scores, labels, skipped = score_test_images(config, setting, heads.eval())
     if not distributed.is_main():
         return
-    scores, labels, skipped = found
     rows = [
         shared.score_row(config.encoder, token, values, labels) for token, values in scores.items()
     ]
     row = next(row for row in rows if row.token == setting.pool)
     predictions = scores[setting.pool].argmax(dim=1)
-    num_train = len(setting.data.train) - len(unread)
-    skipped = [*(Skipped(*one) for one in sorted(unread.items())), *skipped]
-    headline = Headline(row, predictions, labels, num_train, skipped)
-    curve = [json.loads(line) for line in log.file.read_text(encoding="utf-8").splitlines()]
+    unreadable = read_skipped(loop.folder / "skipped.csv")
+    num_train = len(setting.data.train) - len(unreadable)
+    headline = Headline(row, predictions, labels, num_train, [*unreadable, *skipped])
+    records = map(json.loads, loop.log.file.read_text(encoding="utf-8").splitlines())
     shared.report(
         config,
         setting,
@@ -298,22 +340,32 @@ def judge(
         command="probe",
         title=f"linear probe on {config.data} (MAE's protocol, {config.epochs} epochs)",
         name=f"probe-mae-{slug(config.data)}",
-        more={"loss": curve},
+        more={"loss": [{"step": one["step"], "loss": one["loss"]} for one in records]},
     )
 
 
+def read_skipped(file: Path) -> list[Skipped]:
+    """Read the training images that the loop could not read, sorted by path."""
+    if not file.exists():
+        return []
+    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+        _, *rows = csv.reader(stream)
+    return [Skipped(*row) for row in sorted(rows)]
+
+
 @torch.inference_mode()
-def test_scores(
+def score_test_images(
     config: ProbeConfig, setting: Setting, heads: nn.ModuleDict
 ) -> tuple[dict[str, Float[Tensor, "Q K"]], Int[Tensor, " Q"], list[Skipped]]:
-    """Each head's logits for the test images' centres; each process takes its share of them.
+    """Compute each head's logits of the test images' centres; each process takes its share.
 
-    They are whole in the main process only.
+    Returns:
+        Logits by token, labels and unreadable images; complete in the main process only.
     """
-    whole, size = setting.data.test, config.batch_size
-    batches = -(-len(whole) // size)
-    own = process_store.partition(batches, distributed.rank(), distributed.world_size())
-    source = Subset(whole, range(own.start * size, min(own.stop * size, len(whole))))
+    test, size = setting.data.test, config.batch_size
+    batches = -(-len(test) // size)
+    own = process_store.share(batches, distributed.rank(), distributed.world_size())
+    source = Subset(test, range(own.start * size, min(own.stop * size, len(test))))
     scores: dict[str, list[Tensor]] = {token: [] for token in heads}
     labels, skipped = [], []
     for batch in whole_batches(
@@ -323,19 +375,19 @@ def test_scores(
         batch_size=size,
         workers=config.workers,
         cuda=setting.device.type == "cuda",
-        share=EVAL_SHARE,
+        share=TEST_SHARE,
     ):
         skipped += batch.skipped
         labels += [source.label(index) for index in batch.indices.tolist()]
         if len(batch.images):
-            tokens = frozen_tokens(batch.images, config, setting)
+            tokens = pool_frozen(batch.images, config, setting)
             for token, head in heads.items():
                 scores[token].append(head(tokens[token]).float().cpu())
-        process_store.current().check()
+        process_store.check()  # stop if another process failed
     scores = {token: distributed.gather_objects(parts) for token, parts in scores.items()}
     labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
     if distributed.is_main():
-        encoders.require_readable(whole, skipped)
-    none = torch.empty(0, len(whole.classes))
+        encoders.require_readable(test, skipped)
+    none = torch.empty(0, len(test.classes))
     joined = {token: torch.cat([none, *parts]) for token, parts in scores.items()}
     return joined, torch.tensor(labels, dtype=torch.int64), skipped

@@ -243,7 +243,7 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
         (("base-lr", "much", "little"), "'much' is not a number"),
         (
             ("views.color-jitter", "0", "0.0"),
-            "give the same config, so there is nothing to compare",
+            "the same config, so there is nothing to compare",
         ),
     ],
 )
