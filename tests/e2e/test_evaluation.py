@@ -83,7 +83,7 @@ both = pytest.mark.parametrize("command", ["knn", "probe"])
 def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, command):
     assert judge(command, "run", "images") == 0
     text = said(capsys)
-    for words in (*ROWS, "mean", "cls", "16 images learn, 4 test", "2 classes, chance 50.0"):
+    for words in (*ROWS, "mean", "cls", "16 training and 4 test images", "2 classes, chance level 50.0"):
         assert words in text
     assert "every fifth image of each class tests" in text
     assert f"written: run/results/{command}-images.json" in text
@@ -265,7 +265,7 @@ def test_each_data_has_a_result_of_its_own(here):
 
 def test_fewer_images_can_be_asked_for(here, capsys):
     assert judge("knn", "run", "images", "--max-train", "6", "--max-test", "3") == 0
-    assert "6 images learn, 3 test" in said(capsys)
+    assert "6 training and 3 test images" in said(capsys)
     kept = result("run/results/knn-images.json")["data"]
     assert (kept["num_train"], kept["num_test"]) == (6, 3)
 
@@ -310,7 +310,7 @@ def test_folders_of_both_parts_are_judged_as_they_are(here, capsys):
     for part in ("train", "val"):
         shutil.copytree("images", f"split/{part}")
     assert judge("knn", "run", "split") == 0
-    assert "20 images learn, 20 test (train/ and val/)" in said(capsys)
+    assert "20 training and 20 test images (train/ and val/)" in said(capsys)
 
 
 @both
@@ -319,7 +319,7 @@ def test_images_that_cannot_be_judged_are_mentioned(here, capsys, command):
         Path(f"images/{name}.png").write_bytes(b"no image")
     assert judge(command, "run", "images") == 0
     text = said(capsys)
-    assert "15 images learn, 3 test" in text
+    assert "15 training and 3 test images" in text
     assert "2 images could not be read" in text
     assert [
         Path(skip["path"]).name for skip in result(f"run/results/{command}-images.json")["skipped"]

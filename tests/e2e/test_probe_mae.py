@@ -71,7 +71,7 @@ def test_both_tokens_are_judged_and_the_course_is_kept(here, capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "16 images, 30 epochs of 2 steps of 8, learning rate 0.09375" in text
     assert "linear probe on images (MAE's protocol, 30 epochs)" in text
-    assert "16 images learn, 4 test" in text
+    assert "16 training and 4 test images" in text
     assert "written: runs/enc/results/probe-mae-images.json" in text
     kept = result()
     assert kept["command"] == "probe"
