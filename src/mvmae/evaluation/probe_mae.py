@@ -244,7 +244,7 @@ def gather_step(
     processes = distributed.world_size()
     if processes == 1:
         return tokens, batch.labels
-    sizes = [len(process_store.share(step_size, rank, processes)) for rank in range(processes)]
+    sizes = [len(process_store.partition(step_size, rank, processes)) for rank in range(processes)]
     gathered = {
         token: distributed.gather_unequal_rows(rows.cpu(), sizes) for token, rows in tokens.items()
     }
@@ -364,7 +364,7 @@ def score_test_images(
     """
     test, size = setting.data.test, config.batch_size
     batches = -(-len(test) // size)
-    own = process_store.share(batches, distributed.rank(), distributed.world_size())
+    own = process_store.partition(batches, distributed.rank(), distributed.world_size())
     source = Subset(test, range(own.start * size, min(own.stop * size, len(test))))
     scores: dict[str, list[Tensor]] = {token: [] for token in heads}
     labels, skipped = [], []
@@ -383,7 +383,7 @@ def score_test_images(
             tokens = pool_frozen(batch.images, config, setting)
             for token, head in heads.items():
                 scores[token].append(head(tokens[token]).float().cpu())
-        process_store.check()  # stop if another process failed
+        process_store.current().check()  # stop if another process failed
     scores = {token: distributed.gather_objects(parts) for token, parts in scores.items()}
     labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
     if distributed.is_main():
