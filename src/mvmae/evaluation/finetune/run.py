@@ -35,8 +35,10 @@ from mvmae.training.run_start import begin_run, require_replaceable_run
 from mvmae.training.schedule import warmup_cosine
 
 MAX_EVALUATION_BATCH = 256
-LOWER_RATE = "begin a new run with a lower --base-lr, or with --clip-grad 1"
-ADVICE = (LOWER_RATE, LOWER_RATE)  # if the loss diverges, before and after the first update
+DIVERGENCE_ADVICE = (
+    "look at ENCODER, whose weights may be damaged",
+    "begin a new run with a lower --base-lr, or with --clip-grad 1",
+)
 
 
 class Trained(NamedTuple):
@@ -89,7 +91,7 @@ def run(config: FinetuneConfig) -> int:
             folder=config.out,
             title="finetune",
             resume=config.resume,
-            advice=ADVICE,
+            advice=DIVERGENCE_ADVICE,
             counters=counters,
         ) as loop:
             report.introduce(loop, job, trained.model)
