@@ -56,7 +56,7 @@ def make_run(folder: Path, **changes) -> tuple[PretrainConfig, MaskedAutoencoder
     checkpoint.save(folder / "checkpoints", state)
     encoders.save_encoder(folder, encoders.attach_preprocessing(model.encoder, config))
     (folder / "config.json").write_text(to_json(config))
-    atomic.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0"})
+    atomic.write_json(folder / "environment.json", {"num_images": 99, "mvmae": "0", "format": 1})
     atomic.write_json(folder / "health.json", {"status": "healthy", "sentence": "it learns"})
     (folder / "metrics.jsonl").write_text('{"step": 10}\n{"step": 20}\n')
     return config, model

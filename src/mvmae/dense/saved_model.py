@@ -67,6 +67,7 @@ def open_model(source: str, command: str, noun: str, build: Build[T]) -> T:
         UserError: The run has not finished, is of another command, or its files are damaged.
     """
     path = Path(source)
+    run_folder.require_format(path)
     file = path / FILE if path.is_dir() else path
     if not file.exists():
         raise UserError(

@@ -26,6 +26,7 @@ from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder, initialize
+from mvmae.storage import run_folder
 from mvmae.training import checkpoint, sharded_checkpoint
 
 RANDOM_PATCH_SIZE = 16  # of random:NAME, in pixels
@@ -175,6 +176,7 @@ def random_encoder(config: ModelConfig, seed: int) -> Encoder:
 def _open_path(path: Path) -> OpenedEncoder:
     """Load an encoder from a run folder, a transformers folder or a checkpoint file."""
     if path.is_dir():
+        run_folder.require_format(path)
         if (path / ENCODER_FILE).exists():
             path = path / ENCODER_FILE
         elif (newest := _checkpoint_in(path)).exists():
@@ -321,6 +323,7 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
         )
     path = Path(source)
     if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
+        run_folder.require_format(path)
         newest = _checkpoint_in(path)
         has_encoder_alone = (path / ENCODER_FILE).exists() and not newest.exists()
         path = path / ENCODER_FILE if has_encoder_alone else newest

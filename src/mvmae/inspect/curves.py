@@ -97,6 +97,7 @@ def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
         raise UserError(f"no folder {path}: name a run folder")
     if not (path / FILE).exists() and not run_folder.is_run(path):
         raise UserError(f"{path} is not a run folder: it has no {FILE}")
+    run_folder.require_format(path)
     records = metrics_file.read(path)
     columns = metrics_file.columns(records, config.against)
     if records and not columns:

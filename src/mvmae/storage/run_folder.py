@@ -1,8 +1,9 @@
-"""The folder of a run: claiming it, and what it says of itself."""
+"""Run folders: whether a run may write there, their format number, and their environment."""
 
 from __future__ import annotations
 
 import csv
+import json
 import platform
 import shutil
 import subprocess
@@ -17,9 +18,11 @@ from mvmae.errors import UserError
 from mvmae.version import __version__
 
 CONFIG = "config.json"
-LOCK = ".lock"  # with the id of the process that writes into a folder
+ENVIRONMENT = "environment.json"
+LOCK = ".lock"  # held by the process that writes into a folder; .lock.holder names it
+FORMAT = 1  # of run folders; raised when an older version could not read them
 OURS = (
-    *(CONFIG, "environment.json", "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
+    *(CONFIG, ENVIRONMENT, "metrics.jsonl", "skipped.csv", "checkpoints", "tensorboard"),
     *("encoder.safetensors", "encoder.json", "health.json", "figures", "report.html"),
     *("results", "cache", "export"),
     *("model.safetensors", "model.json", "best.safetensors", "best.json", "predictions.csv"),
@@ -32,17 +35,45 @@ def is_run(folder: Path) -> bool:
     return (folder / CONFIG).is_file()
 
 
+def require_format(folder: Path) -> None:
+    """Make sure that this version can read a run folder.
+
+    Folders that mvmae did not write, which have no environment.json of its own, pass.
+
+    Raises:
+        UserError: It was written before run folders had a format number, or by a newer version.
+    """
+    try:
+        facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return
+    if not isinstance(facts, dict) or "mvmae" not in facts or facts.get("format") == FORMAT:
+        return
+    written = f"{folder} was written by mvmae {facts['mvmae']}"
+    found = facts.get("format")
+    if isinstance(found, int) and found > FORMAT:
+        raise UserError(
+            f"{written} in format {found}, and this is mvmae {__version__}, which reads format "
+            f"{FORMAT}: install a newer mvmae"
+        )
+    raise UserError(
+        f"{written}, whose run folders mvmae {__version__} does not read: read it with that "
+        "version, or train again"
+    )
+
+
 def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
     """Make sure that a run may write into the folder; change nothing yet.
 
     Raises:
-        UserError: The folder holds another run or other files, or nothing to resume.
+        UserError: The folder holds another run or other files, or nothing that can be resumed.
     """
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file: --out must name a folder")
     if resume:
         if not is_run(folder):
             raise UserError(f"no run in {folder} to resume: leave out --resume to begin one")
+        require_format(folder)
     elif is_run(folder):
         if not overwrite:
             raise UserError(
@@ -54,7 +85,7 @@ def claim(folder: Path, *, resume: bool, overwrite: bool) -> None:
 
 
 def make(folder: Path) -> None:
-    """Make the run folder.
+    """Make a folder, with its parents.
 
     Raises:
         UserError: It cannot be made.
@@ -66,7 +97,7 @@ def make(folder: Path) -> None:
 
 
 def clear(folder: Path) -> None:
-    """Remove what a run left, and nothing else."""
+    """Remove the files of a run, and nothing else."""
     for name in OURS:
         path = folder / name
         if path.is_dir() and not path.is_symlink():
@@ -76,9 +107,10 @@ def clear(folder: Path) -> None:
 
 
 def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str, Any]:
-    """Versions, machine and commit: what a number depends on and the config does not say."""
+    """Describe what results depend on besides the config: versions, machine and commit."""
     return {
         "mvmae": __version__,
+        "format": FORMAT,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torchvision": metadata.version("torchvision"),
@@ -92,7 +124,7 @@ def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str
 
 
 def _git_commit() -> str | None:
-    """The commit of the code that runs, where it runs from a checkout."""
+    """Return the commit of the running code, if it runs from a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     here = Path(__file__).resolve().parent
     if not (here.parents[2] / ".git").exists():  # installed, perhaps inside another repository

@@ -160,3 +160,31 @@ def test_names_that_are_no_utf8_come_back_as_they_are(tmp_path):
     run_folder.append_skipped(tmp_path, [(name, "empty")])
     run_folder.append_skipped(tmp_path, [(name, "empty")])
     assert skipped(tmp_path) == [["path", "reason"], [name, "empty"]]
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"mvmae": "0.1.0"}, "written by mvmae 0.1.0, whose run folders mvmae .* does not read"),
+        ({"mvmae": "9.0", "format": 99}, "in format 99, .* install a newer mvmae"),
+    ],
+)
+def test_a_run_folder_of_another_format_is_refused(tmp_path, facts, says):
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=says):
+        run_folder.claim(tmp_path, resume=True, overwrite=False)
+
+
+@pytest.mark.parametrize("text", [None, "[]", "{", "{}", '{"python": "3"}'])
+def test_a_folder_without_our_environment_has_no_format_to_refuse(tmp_path, text):
+    if text is not None:
+        (tmp_path / "environment.json").write_text(text)
+    run_folder.require_format(tmp_path)
+
+
+def test_the_format_is_in_the_environment(tmp_path):
+    facts = run_folder.environment(torch.device("cpu"), 1)
+    (tmp_path / "environment.json").write_text(json.dumps(facts))
+    run_folder.require_format(tmp_path)
+    assert facts["format"] == run_folder.FORMAT

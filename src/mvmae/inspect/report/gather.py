@@ -116,6 +116,7 @@ def _folder(name: str) -> Path:
         raise UserError(
             f"{name} holds no run: neither {run_folder.CONFIG} nor {metrics_file.FILE} nor results/"
         )
+    run_folder.require_format(folder)
     return folder
 
 
