@@ -84,7 +84,7 @@ def test_leaving_early_ends_the_processes():
 
 STARTED_UNDER_SIGNALS = """
 import os, signal, threading
-from mvmae.data.reading.subprocess_pool import guarded
+from mvmae.data.reading.subprocess_pool import run_guarded
 
 signal.signal(signal.SIGINT, lambda *_: None)  # as a command that ends in its own time
 
@@ -95,7 +95,7 @@ def interrupt():
 
 threading.Thread(target=interrupt).start()
 items = [-number for number in range(40)]
-answers = dict(guarded(abs, items, workers=2, timeout=60, memory=1 << 30))
+answers = dict(run_guarded(abs, items, workers=2, timeout=60, memory=1 << 30))
 assert answers == {number: number for number in range(40)}, answers
 """
 

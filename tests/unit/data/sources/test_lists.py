@@ -98,7 +98,7 @@ def test_blanks_around_a_path_are_no_part_of_it_unless_a_file_is_called_so(four,
     assert [source.path(index) for index in range(3)] == ["a.png", " c.png", "d.png"]
 
 
-QUOTE = "a quote that opens in line 2 is not closed"
+QUOTE = "the quote that opens in line 2 is not closed"
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ def test_names_are_a_list_of_strings_in_fewer_bytes():
     assert (len(names), names[-1], names[999]) == (1003, "\0", strings[999])
     assert list(names[3:1000:100]) == strings[3:1000:100]
     assert list(pickle.loads(pickle.dumps(names))) == strings
-    assert list(StringTable.of_bytes(names.blob, names.ends)) == strings
+    assert list(StringTable.from_bytes(names.blob, names.ends)) == strings
     assert len(pickle.dumps(names)) < len("".join(strings).encode(errors="surrogateescape")) + 9500
     for index in (1003, -1004):
         with pytest.raises(IndexError):
@@ -386,7 +386,7 @@ def object_file() -> bytes:
         (np.zeros((0, 4, 4), np.uint8), "shape 0 x 4 x 4"),
         (np.zeros((), np.uint8), "shape none"),
         (np.zeros((2, 224, 300, 224), np.uint8), "shape 2 x 224 x 300 x 224, of 224 channels"),
-        (np.zeros((2, 4, 4), "U3"), "holds <U3: images are whole numbers or floats"),
+        (np.zeros((2, 4, 4), "U3"), "holds <U3: images are integers or floats"),
         (np.zeros((2, 4, 4), np.complex64), "holds complex64"),
     ],
 )
@@ -399,14 +399,14 @@ def test_arrays_that_are_no_images_are_refused(four, array, message):
     ("content", "message"),
     [
         (object_file(), "it holds Python objects"),
-        (b"", "no .npy file of images"),
-        (b"\x93NUMPY\x01\x00\xff\xff", "no .npy file of images"),
+        (b"", "not a .npy file of images"),
+        (b"\x93NUMPY\x01\x00\xff\xff", "not a .npy file of images"),
         (b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (9, 9, 9)}"
-         + b" " * 56 + b"\n" + bytes(10), "no .npy file of images"),
-        (b"PK\x03\x04 no archive", "no .npy file of images"),
+         + b" " * 56 + b"\n" + bytes(10), "not a .npy file of images"),
+        (b"PK\x03\x04 no archive", "not a .npy file of images"),
         # Found by the fuzzer:
         (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4', 'fortran_order': False, 'shape': (1, "
-         + b" " * 57 + b"\n\x00\x00  \n" + bytes(99), "no .npy file of images"),
+         + b" " * 57 + b"\n\x00\x00  \n" + bytes(99), "not a .npy file of images"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_arrays_are_refused(four, content, message):
@@ -419,8 +419,8 @@ def test_files_that_are_no_arrays_are_refused(four, content, message):
     ("given", "message"),
     [
         (np.arange(5), "has 5 labels, and x.npy 6 images"),
-        (np.arange(6) / 2, "one whole number, or one word"),
-        (np.zeros((6, 2), int), "one whole number, or one word"),
+        (np.arange(6) / 2, "one whole number, or one text"),
+        (np.zeros((6, 2), int), "one whole number, or one text"),
         ("a\n" * 7, "x.csv has 7 labels"),
         ("a,1\n" * 6, "several columns: name one of them label"),
         ("id,label\n" + "1,a\n" * 5 + "6\n", "entry 6: the label is empty"),

@@ -209,7 +209,7 @@ def test_signed_addresses_keep_their_key_to_themselves(server, shards, capsys):
     ],
 )
 def test_addresses_without_tar_files_say_so(server, shards, name, message):
-    (shards / "text.tar").write_text("no tar file" * 100)
+    (shards / "text.tar").write_text("not a tar file" * 100)
     with pytest.raises(UserError, match=message):
         opened(server, name)
 
