@@ -1,4 +1,4 @@
-"""A contact sheet of what the network will see: each image, its views, what the masks leave."""
+"""`mvmae data show`: draw images, their views, and what the masks leave of them."""
 
 from __future__ import annotations
 
@@ -27,42 +27,42 @@ from mvmae.method.preflight.resolve_config import resolve_config
 from mvmae.method.views import crop, for_people, whole_box
 from mvmae.storage.outputs import require_picture, write
 
-LONG_SIDE = 256  # pixels of a whole image as it is drawn
+WHOLE_IMAGE_SIDE = 256  # pixels of its longer side on the sheet
 
 
 def run(config: DataShowConfig) -> None:
     """Draw the sheet.
 
     Raises:
-        UserError: No image can be read, or there is nowhere to write.
+        UserError: No image can be read, or --out cannot be written.
     """
     require_picture(config.out, config.data)
     source = open_source(config.data, plain_channels(config.model.in_channels))
-    own = channels_of(config, source)
-    asked = PretrainConfig(
+    own = choose_channels(config, source)
+    settings = PretrainConfig(
         data=config.data,
         model=replace(config.model, head="none", in_channels=own),
         views=config.views,
         objective=ObjectiveConfig(
             contrastive_weight=0.0, normalize_targets=False
-        ),  # nothing learns
+        ),  # nothing is trained
         seed=config.seed,
         workers=0,
     )
-    trained, source, remarks = resolve_config(asked, source)
+    trained, source, remarks = resolve_config(settings, source)
     chosen = choose(source, config.count, config.seed)
     picture = contact_sheet.draw(
-        whole_images(source, chosen, trained, config.channels),
-        views_of(source, chosen, trained, config.channels),
+        read_whole_images(source, chosen, trained, config.channels),
+        draw_views(source, chosen, trained, config.channels),
         names=chosen.names,
-        title=title_of(trained, len(source)),
-        note=note_of(trained),
+        title=make_title(trained, len(source)),
+        note=describe_views(trained),
     )
     write(config.out, picture)
     console = terminal.people()
     if own != config.model.in_channels:
         remarks = [
-            f"the images have {own} channels: pretrain takes them by --model.in-channels {own}",
+            f"the images have {own} channels: pretrain reads them with --model.in-channels {own}",
             *remarks,
         ]
     for remark in remarks:
@@ -73,11 +73,11 @@ def run(config: DataShowConfig) -> None:
     terminal.emit("result", {"command": "data show", "file": str(config.out)})
 
 
-def channels_of(config: DataShowConfig, source: Source) -> int:
-    """As asked for; where that is colour, which is the default, and no image has it, their own.
+def choose_channels(config: DataShowConfig, source: Source) -> int:
+    """Return --model.in-channels; where its default of 3 does not fit, the images' own number.
 
     Raises:
-        UserError: Others are to be drawn.
+        UserError: --channels names a channel beyond these.
     """
     own = config.model.in_channels
     if own == 3 and not (kind := detect_kind(source, config.seed)).fits(own):
@@ -85,20 +85,20 @@ def channels_of(config: DataShowConfig, source: Source) -> int:
     if max(config.channels, default=1) > own:
         raise UserError(
             f"--channels {' '.join(map(str, config.channels))} are counted from 1 to {own}, the "
-            "images' channels; --model.in-channels says how many are read"
+            "images' channels; --model.in-channels sets how many are read"
         )
     return own
 
 
-def whole_images(
+def read_whole_images(
     source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
 ) -> list[Float[np.ndarray, "_ _ C"]]:
-    """The images in their own shapes, small."""
+    """Read the images in their own shapes, shrunk to the size on the sheet."""
     found = []
     for index in chosen.indices:
         pixels = source.read(index)
         height, width = pixels.shape[1:]
-        scale = min(1.0, LONG_SIDE / max(height, width))
+        scale = min(1.0, WHOLE_IMAGE_SIDE / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         small = crop(pixels, whole_box(pixels), size, trained.views.interpolation)
         shown = for_people(small[None], *trained.pixel_statistics, like=pixels[None])
@@ -106,14 +106,14 @@ def whole_images(
     return found
 
 
-def views_of(
+def draw_views(
     source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
 ) -> list[Views]:
-    """The views of the first epoch, as they are and under their masks."""
+    """Draw the views of the first epoch, with and without their masks."""
     dataset = ViewsDataset(source, trained)
     samples = [dataset[0, index] for index in chosen.indices]
     rows = [  # views of each image, in its own range of brightness
-        for_people(as_trained_on(sample, trained), *trained.pixel_statistics, like=own[None])
+        for_people(augment_views(sample, trained), *trained.pixel_statistics, like=own[None])
         for sample, own in zip(samples, map(source.read, chosen.indices), strict=True)
         if isinstance(sample.views, torch.Tensor)
     ]
@@ -121,7 +121,7 @@ def views_of(
     for view in range(trained.views.num_views):
         shown = torch.stack([row[view] for row in rows])
         noise = torch.stack([sample.noise[view] for sample in samples])
-        visible = visible_area(noise, trained, shown)
+        visible = visible_pixels(noise, trained, shown)
         whole, masked = (
             displayed(one.permute(0, 2, 3, 1).numpy(), channels)
             for one in (shown, shown * visible + HIDDEN * (1 - visible))
@@ -130,10 +130,10 @@ def views_of(
     return found
 
 
-def as_trained_on(
+def augment_views(
     sample: Sample, trained: PretrainConfig
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """The views in the colours that they are given on the device."""
+    """Apply the colour augmentations, which training applies on the device."""
     assert isinstance(sample.views, Tensor)
     if sample.augmentations is None:
         return sample.views
@@ -142,18 +142,18 @@ def as_trained_on(
     return (255 * changed).round().byte() if sample.views.dtype == torch.uint8 else changed
 
 
-def visible_area(
+def visible_pixels(
     noise: Float[Tensor, "B N"], trained: PretrainConfig, images: Float[Tensor, "B C H W"]
 ) -> Float[Tensor, "B C H W"]:
-    """1 where an encoder sees a pixel, else 0."""
+    """Mark pixels that the encoder sees with 1, others with 0."""
     shape = trained.model
     hidden = masking_from_noise(noise, shape.num_visible).mask[..., None]
     target = patchify(images, shape.patch_size)
     return 1 - unpatchify(hidden.expand_as(target).contiguous(), shape.patch_size, shape.grid)
 
 
-def title_of(trained: PretrainConfig, count: int) -> str:
-    """What is shown, and how much of it is seen."""
+def make_title(trained: PretrainConfig, count: int) -> str:
+    """Name the data, the size of the views and the number of visible patches."""
     height, width = trained.model.height_width
     name = " ".join(trained.data)
     return (
@@ -162,8 +162,8 @@ def title_of(trained: PretrainConfig, count: int) -> str:
     )
 
 
-def note_of(trained: PretrainConfig) -> str:
-    """How the views came about."""
+def describe_views(trained: PretrainConfig) -> str:
+    """Describe how the views are made."""
     views = trained.views
     low, high = views.crop_scale
     mirrored = {"none": "not mirrored", "horizontal": "half are mirrored"}

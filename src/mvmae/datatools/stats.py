@@ -1,4 +1,4 @@
-"""The pixels of images in numbers: what to normalise them by, and whether their range is used."""
+"""`mvmae data stats`: measure pixel values, to normalise them and to see if their range is used."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from mvmae.method.preflight.resolve_config import rounded_statistics
 from mvmae.storage import atomic
 from mvmae.storage.marks import require_place, require_replaceable
 
-SHOWN = (0.01, 0.5, 0.99)  # of the quantiles, on the screen
+PRINTED_QUANTILES = (0.01, 0.5, 0.99)  # on the screen; the file has all
 UNITS: dict[Depth, str] = {
-    "8": "shares of the full range of 8 bit",
-    "16": "shares of the full range",
+    "8": "fractions of the full range of 8 bits",
+    "16": "fractions of the full range",
     "float": "the values of the files",
 }
 
@@ -30,7 +30,7 @@ def run(config: DataStatsConfig) -> None:
     """Measure DATA.
 
     Raises:
-        UserError: There is nothing that can be read, or nowhere to write.
+        UserError: No image can be read, or --out cannot be written.
     """
     if config.out is not None:
         require_place(config.out)
@@ -52,20 +52,22 @@ def run(config: DataStatsConfig) -> None:
         )
     if not found.channels:
         path, reason = found.skipped[0]
-        raise UserError(f"none of the {len(indices)} images can be read, {path} for one ({reason})")
-    told = facts_of(config, found, kind, len(source))
+        raise UserError(
+            f"none of the {len(indices)} images can be read, for example {path} ({reason})"
+        )
+    facts = collect_facts(config, found, kind, len(source))
     console = terminal.people()
-    say(console, told)
+    print_facts(console, facts)
     if config.out is not None:
-        atomic.write_json(config.out, told)
+        atomic.write_json(config.out, facts)
         console.print(f"written: {config.out}")
-    terminal.emit("result", {name: one for name, one in told.items() if name != "skipped"})
+    terminal.emit("result", {name: one for name, one in facts.items() if name != "skipped"})
 
 
-def facts_of(
+def collect_facts(
     config: DataStatsConfig, found: PixelStatistics, kind: ImageKind, images: int
 ) -> dict[str, Any]:
-    """All that is known, as JSON has it."""
+    """Collect everything measured, in the form of the JSON file."""
     mean, std = rounded_statistics(found.channels)
     heights, widths = zip(*found.sizes.elements(), strict=True)
     return {
@@ -84,49 +86,59 @@ def facts_of(
             | {"quantiles": dict(zip(map(str, QUANTILES), one.quantiles, strict=True))}
             for one in found.channels
         ],
-        "height": _spread(heights),
-        "width": _spread(widths),
+        "height": _summarise_sides(heights),
+        "width": _summarise_sides(widths),
         "sizes": len(found.sizes),
         "skipped": [one._asdict() for one in found.skipped],
     }
 
 
-def _spread(sides: tuple[int, ...]) -> dict[str, int]:
+def _summarise_sides(sides: tuple[int, ...]) -> dict[str, int]:
     ordered = sorted(sides)
     return {"least": ordered[0], "median": ordered[len(ordered) // 2], "most": ordered[-1]}
 
 
-def say(console: Console, told: dict[str, Any]) -> None:
-    """Tables and sentences for people."""
-    height, width = told["height"], told["width"]
+def print_facts(console: Console, facts: dict[str, Any]) -> None:
+    """Print a table, remarks and the options for `pretrain`."""
+    height, width = facts["height"], facts["width"]
     console.print(
-        f"{told['measured']} of {told['images']} images, {told['in_channels']} channels, "
-        f"{'float' if told['depth'] == 'float' else told['depth'] + ' bit'}; "
+        f"{facts['measured']} of {facts['images']} images, {facts['in_channels']} channels, "
+        f"{'float' if facts['depth'] == 'float' else facts['depth'] + ' bit'}; "
         f"height {height['least']} to {height['most']} (median {height['median']}), "
         f"width {width['least']} to {width['most']} (median {width['median']})"
     )
-    console.print(f"in {told['units']}:")
-    for line in table_of(told):
+    console.print(f"in {facts['units']}:")
+    for line in table_lines(facts):
         console.print(line)
-    for remark in remarks_on(told):
+    for remark in list_remarks(facts):
         console.print(remark)
-    words = [" ".join(f"{value:.15g}" for value in told[name]) for name in ("mean", "std")]
-    own = told["in_channels"] not in (1, 3)
-    asked = f" --model.in-channels {told['in_channels']}" if own or told["in_channels"] == 1 else ""
+    mean, std = (" ".join(f"{value:.15g}" for value in facts[name]) for name in ("mean", "std"))
+    channels = facts["in_channels"]
+    option = "" if channels == 3 else f" --model.in-channels {channels}"
     console.print(
-        f"mvmae pretrain {' '.join(told['data'])}{asked} --views.depth {told['depth']} "
-        f"--views.mean {words[0]} --views.std {words[1]}"
+        f"mvmae pretrain {' '.join(facts['data'])}{option} --views.depth {facts['depth']} "
+        f"--views.mean {mean} --views.std {std}"
     )
 
 
-def table_of(told: dict[str, Any]) -> list[str]:
-    """A line for each channel, under a heading; a terminal that is narrow breaks them."""
-    is_float = told["depth"] == "float"
+def table_lines(facts: dict[str, Any]) -> list[str]:
+    """Build a heading and a line for each channel, in aligned columns."""
+    is_float = facts["depth"] == "float"
     shares = ["zero", "at max" if is_float else "saturated", *([] if is_float else ["bits"])]
-    rows = [["channel", "mean", "std", "min", *(f"{100 * q:g} %" for q in SHOWN), "max", *shares]]
-    for number, one in enumerate(told["channels"], 1):
+    rows = [
+        [
+            "channel",
+            "mean",
+            "std",
+            "min",
+            *(f"{100 * q:g} %" for q in PRINTED_QUANTILES),
+            "max",
+            *shares,
+        ]
+    ]
+    for number, one in enumerate(facts["channels"], 1):
         values = [one["mean"], one["std"], one["low"]]
-        values += [one["quantiles"][str(q)] for q in SHOWN] + [one["high"]]
+        values += [one["quantiles"][str(q)] for q in PRINTED_QUANTILES] + [one["high"]]
         row = [str(number), *(f"{value:.4g}" for value in values)]
         row += [f"{one['zeros']:.1%}", f"{one['saturated']:.1%}"]
         rows.append(row if is_float else [*row, str(one["bits"])])
@@ -137,24 +149,24 @@ def table_of(told: dict[str, Any]) -> list[str]:
     ]
 
 
-def remarks_on(told: dict[str, Any]) -> list[str]:
-    """What is worth a thought."""
-    said = []
-    flat = [str(at) for at, one in enumerate(told["channels"], 1) if one["std"] == 0]
+def list_remarks(facts: dict[str, Any]) -> list[str]:
+    """List what the user should know before training."""
+    remarks = []
+    flat = [str(at) for at, one in enumerate(facts["channels"], 1) if one["std"] == 0]
     if flat:
-        said.append(f"one value only: channel {', '.join(flat)}")
-    bits = max(one["bits"] or 0 for one in told["channels"])
-    if told["depth"] == "16" and 0 < bits < 16:
-        said.append(
-            f"no more than {bits} of 16 bits are in use: mean and deviation as measured make up "
-            "for it, ImageNet's would not"
+        remarks.append(f"one value only: channel {', '.join(flat)}")
+    bits = max(one["bits"] or 0 for one in facts["channels"])
+    if facts["depth"] == "16" and 0 < bits < 16:
+        remarks.append(
+            f"no more than {bits} of 16 bits are in use: the measured mean and standard deviation "
+            "account for that, ImageNet's would not"
         )
-    if told["transparent"]:
-        said.append("what is transparent in some images is laid on white")
-    if told["skipped"]:
-        first = told["skipped"][0]
-        said.append(
-            f"{len(told['skipped'])} images cannot be read, {first['path']} for one "
+    if facts["transparent"]:
+        remarks.append("transparent parts of some images are laid on white")
+    if facts["skipped"]:
+        first = facts["skipped"][0]
+        remarks.append(
+            f"{len(facts['skipped'])} images cannot be read, for example {first['path']} "
             f"({first['reason']})"
         )
-    return said
+    return remarks
