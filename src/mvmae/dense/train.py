@@ -25,14 +25,13 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.encoder_json import encoder_from_metadata
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file
-from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
 from mvmae.training.log import Log, require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import layerwise_adamw, set_lr
 from mvmae.training.plan import Plan
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run, require_replaceable_run
+from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
 
 DIVERGENCE_ADVICE = (
     "look at ENCODER, whose weights may be damaged",
@@ -129,7 +128,7 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
     """
     assert config.out is not None
     device = precision.choose_device(config.device)
-    held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
+    held = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), held:
         require_replaceable_run(config)
         require_log(config.log)

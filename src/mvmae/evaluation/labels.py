@@ -34,6 +34,7 @@ from mvmae.metrics.label_curve import class_counts, labels_needed, stratified_dr
 from mvmae.metrics.linear import logistic_regression
 from mvmae.storage import results, run_folder
 from mvmae.storage.atomic import write_bytes
+from mvmae.training import distributed
 
 PIXEL_SIDE = 16  # as for `probe`
 UNTRAINED, PIXELS = BASELINES = ("the same, untrained", "raw pixels")
@@ -103,6 +104,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
             "data": shared.data_facts(setting.data),
             "seconds": round(time.perf_counter() - setting.began, 1),
         },
+        world_size=distributed.world_size(),
         device=setting.device,
     )
     cache.file.unlink(missing_ok=True)

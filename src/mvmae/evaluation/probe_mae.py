@@ -27,13 +27,14 @@ from mvmae.errors import UserError
 from mvmae.evaluation import shared
 from mvmae.evaluation.shared import Headline, Setting
 from mvmae.method.views import normalized
-from mvmae.storage import lock, run_folder
+from mvmae.storage import run_folder
 from mvmae.storage.results import slug
 from mvmae.training import checkpoint, distributed, precision, process_store
 from mvmae.training.lars import Lars
 from mvmae.training.loop import Loop
 from mvmae.training.optim import set_lr
 from mvmae.training.plan import Plan
+from mvmae.training.run_start import claim_shared_folder
 from mvmae.training.schedule import warmup_cosine
 
 TEST_SHARE = 224 / 256  # of a test image's sides: MAE resizes to 256 and crops the central 224
@@ -57,7 +58,7 @@ def run(config: ProbeConfig) -> int:
     """
     with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged on it
         setting = shared.open_setting(config)
-        with lock.shared(setting.home / "cache"):
+        with claim_shared_folder(setting.home / "cache"):
             return train(config, setting)
 
 

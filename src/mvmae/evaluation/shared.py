@@ -40,9 +40,9 @@ from mvmae.metrics.accuracy import (
     topk_accuracy,
 )
 from mvmae.storage import results
-from mvmae.storage.lock import shared
 from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
+from mvmae.training.run_start import claim_shared_folder
 
 MAX_CLASSES_WITHOUT_TOP5 = 5  # top-5 of five classes is always 100 %
 NUM_MISTAKES = 3  # of the most frequent ones, printed
@@ -136,7 +136,7 @@ def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         setting = open_setting(config)
-        with shared(setting.home / "cache"):
+        with claim_shared_folder(setting.home / "cache"):
             yield setting
 
 
@@ -377,7 +377,12 @@ def report(
         "seconds": round(time.perf_counter() - setting.began, 1),
         **(more or {}),
     }
-    file = results.write(setting.home, command, config, content, device=setting.device, name=name)
+    file = results.write(
+        *(setting.home, command, config, content),
+        device=setting.device,
+        world_size=distributed.world_size(),
+        name=name,
+    )
     clear_caches(setting)
     console.print(f"written: {file}")
 

@@ -28,14 +28,13 @@ from mvmae.method.losses import embedding_terms, equation_7, patch_terms
 from mvmae.method.model import MaskedAutoencoder, View
 from mvmae.method.parallel import gather_encoder, parallelize
 from mvmae.method.preflight.resolve_config import resolve_config
-from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
 from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan, steps_per_epoch
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run
+from mvmae.training.run_start import begin_run, claim_run
 from mvmae.training.schedule import warmup_cosine
 
 DIVERGENCE_ADVICE = (
@@ -65,7 +64,7 @@ def run(config: PretrainConfig) -> int:
         UserError: The data, the folder or the settings cannot work, or the loss diverged.
     """
     device = precision.choose_device(config.device)
-    claim = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
+    claim = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), nullcontext() if config.dry_run else claim:
         require_log(config.log)
         source = open_source(config.data, plain_channels(config.model.in_channels))

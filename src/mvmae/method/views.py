@@ -18,7 +18,6 @@ from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
 from mvmae.config.views import ViewsConfig
-from mvmae.data.reading.decode import Pixels
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
 INTERPOLATIONS = ("bicubic", "bilinear")
@@ -26,6 +25,8 @@ DEVIATIONS = 2.5  # about the mean that are shown of deep pixels: 99 % of a norm
 
 
 View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
+Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
+"""An image before it is cropped: 8-bit values, or deeper ones as floats."""
 
 
 class Box(NamedTuple):

@@ -20,7 +20,6 @@ from filelock import FileLock, Timeout
 from mvmae import terminal
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
-from mvmae.training import distributed
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a disk without locks answers
 
@@ -106,46 +105,3 @@ def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> It
         with contextlib.suppress(OSError):  # not empty
             for path in made:
                 path.rmdir()
-
-
-@contextlib.contextmanager
-def claimed(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold a run folder against other commands, after checking that the run may write there.
-
-    Two runs started into one folder, which happens on clusters, would otherwise mix silently.
-
-    Raises:
-        UserError: As `run_folder.claim`, or another process holds it.
-    """
-    run_folder.claim(folder, resume=resume, overwrite=overwrite)
-    distributed.barrier()  # or a quick process would find the folder begun by another
-    with contextlib.ExitStack() as stack:
-        refusal = None
-        if distributed.is_main():
-            try:
-                stack.enter_context(locked(folder))
-            except UserError as error:
-                refusal = str(error)
-        if refusal := distributed.from_main(refusal):
-            raise UserError(refusal)
-        yield
-
-
-@contextlib.contextmanager
-def shared(folder: Path) -> Iterator[None]:
-    """Hold a folder that the processes of one command write into, against other such commands.
-
-    A single process needs no lock there: it writes nothing that it has to find again.
-
-    Raises:
-        UserError: Another command holds it.
-    """
-    if distributed.world_size() == 1:
-        yield
-        return
-    with locked(folder) if distributed.is_main() else contextlib.nullcontext():
-        distributed.from_main(None)  # the others begin once the folder is held
-        yield
-    if distributed.is_main():
-        with contextlib.suppress(OSError):  # not empty, or removed already
-            folder.rmdir()

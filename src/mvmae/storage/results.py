@@ -16,7 +16,6 @@ from mvmae import terminal
 from mvmae.config.files import command_line, to_plain
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
-from mvmae.training import distributed
 
 LONGEST = 80  # bytes of a file's name that are taken from what the user called things
 
@@ -76,6 +75,7 @@ def write(
     content: dict[str, Any],
     *,
     device: torch.device,
+    world_size: int,
     name: str = "",
 ) -> Path:
     """Write a result as JSON, whole or not at all.
@@ -86,6 +86,7 @@ def write(
         config: What was asked; `mvmae COMMAND --recipe FILE` asks it again.
         content: The figures, and the data's name, fingerprint and sizes.
         device: Where it was computed.
+        world_size: Number of processes that computed it.
         name: Of the file, without .json. Default: the command and the data.
 
     Returns:
@@ -98,7 +99,7 @@ def write(
         "command_line": command_line(command, config),
         "config": to_plain(config),
     }
-    environment = run_folder.environment(device, distributed.world_size())
+    environment = run_folder.environment(device, world_size)
     atomic.write_json(file, frame | content | {"environment": environment})
     emit(command, file, content)
     return file

@@ -1,7 +1,9 @@
-"""The start of a run: what --overwrite may delete, and the first files of its folder."""
+"""The start of a run: holding its folder, what --overwrite may delete, its first files."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,51 @@ import torch
 from mvmae.config.files import from_json, to_json
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
+from mvmae.storage.lock import locked
 from mvmae.training import distributed
+
+
+@contextmanager
+def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
+    """Hold a run folder against other commands, after checking that the run may write there.
+
+    Two runs started into one folder, which happens on clusters, would otherwise mix silently.
+
+    Raises:
+        UserError: The folder holds another run or other files, or another process holds it.
+    """
+    run_folder.claim(folder, resume=resume, overwrite=overwrite)
+    distributed.barrier()  # or a quick process would find the folder begun by another
+    with ExitStack() as stack:
+        refusal = None
+        if distributed.is_main():
+            try:
+                stack.enter_context(locked(folder))
+            except UserError as error:
+                refusal = str(error)
+        if refusal := distributed.from_main(refusal):
+            raise UserError(refusal)
+        yield
+
+
+@contextmanager
+def claim_shared_folder(folder: Path) -> Iterator[None]:
+    """Hold a folder that the processes of one command write into, against other such commands.
+
+    A single process needs no lock there: it writes nothing that it has to find again.
+
+    Raises:
+        UserError: Another command holds it.
+    """
+    if distributed.world_size() == 1:
+        yield
+        return
+    with locked(folder) if distributed.is_main() else nullcontext():
+        distributed.from_main(None)  # the others begin once the folder is held
+        yield
+    if distributed.is_main():
+        with suppress(OSError):  # not empty, or removed already
+            folder.rmdir()
 
 
 def begin_run(config: Any, device: torch.device, **facts: Any) -> None:

@@ -15,8 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mvmae.config.views import Depth
-
-Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
+from mvmae.method.views import Pixels as Pixels
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # Pillow's limit
 MAX_VALUES = 4 * MAX_PIXELS  # pixels times channels: 2.9 GB as float32

@@ -199,7 +199,11 @@ def write_result(job: DetectJob, evaluation: Evaluation, seconds: float) -> Path
         "world_size": distributed.world_size(),
         "seconds": round(seconds, 1),
     }
-    return results.write(job.folder, "detect", config, content, device=job.device)
+    return results.write(
+        *(job.folder, "detect", config, content),
+        device=job.device,
+        world_size=distributed.world_size(),
+    )
 
 
 def draw_evaluation(evaluation: Evaluation, split: CocoSplit, *, title: str) -> bytes:

@@ -72,7 +72,12 @@ def write_result(
 ) -> Path:
     """Write a JSON file in results/, named after `what` and the data."""
     name = f"{what}-{results.slug(data_name(config))}"
-    return results.write(folder, "segment", config, content, device=device, name=name)
+    return results.write(
+        *(folder, "segment", config, content),
+        device=device,
+        world_size=distributed.world_size(),
+        name=name,
+    )
 
 
 def result_content(evaluation: Evaluation, data: SegmentationData) -> dict[str, Any]:

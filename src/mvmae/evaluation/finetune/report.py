@@ -180,7 +180,11 @@ def write_result(
         "world_size": distributed.world_size(),
         "seconds": round(seconds, 1),
     }
-    return results.write(config.out, "finetune", config, content, device=job.device)
+    return results.write(
+        *(config.out, "finetune", config, content),
+        device=job.device,
+        world_size=distributed.world_size(),
+    )
 
 
 def build_table(last: dict[str, Any], counters: Counters, epochs: int, num_classes: int) -> Table:

@@ -24,14 +24,13 @@ from mvmae.evaluation.finetune import report
 from mvmae.evaluation.finetune.classifier import Classifier
 from mvmae.evaluation.finetune.report import Counters, Evaluation, Job
 from mvmae.method.views import normalized
-from mvmae.storage.lock import claimed
 from mvmae.training import distributed, precision
 from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import layerwise_adamw, set_lr
 from mvmae.training.plan import Plan, steps_per_epoch
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run, require_replaceable_run
+from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
 from mvmae.training.schedule import warmup_cosine
 
 MAX_EVALUATION_BATCH = 256
@@ -70,7 +69,7 @@ def run(config: FinetuneConfig) -> int:
             diverged.
     """
     device = precision.choose_device(config.device)
-    held = claimed(config.out, resume=config.resume, overwrite=config.overwrite)
+    held = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
     with distributed.process_group(device), held:
         require_replaceable_run(config)
         require_log(config.log)

@@ -27,9 +27,9 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.shared import cache_key, short_name
 from mvmae.inspect.choose_images import class_name, render_image
-from mvmae.storage.lock import shared
 from mvmae.terminal import Bar
 from mvmae.training import distributed
+from mvmae.training.run_start import claim_shared_folder
 
 
 class Job(NamedTuple):
@@ -160,7 +160,7 @@ def _cache_folder(job: Job, source: Source) -> Iterator[Path]:
     settings = (job.device.type, config.precision, config.batch_size, images)
     parent = job.folder / ".cache"
     folder = parent / f"features-{cache_key((*facts, *settings))}"
-    with shared(parent):
+    with claim_shared_folder(parent):
         yield folder
         if distributed.is_main():
             shutil.rmtree(folder, ignore_errors=True)
