@@ -191,7 +191,7 @@ def describe_embeddings(
     arithmetic = config.precision
     if arithmetic == "auto":
         arithmetic = "bf16" if device.type == "cuda" else "fp32"
-    repeated = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig(encoder="").k)
+    repeated = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig.k)
     return {
         "command": "embed",
         "command_line": command_line("embed", repeated),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -28,6 +29,7 @@ from mvmae.method.losses import embedding_terms, equation_7, patch_terms
 from mvmae.method.model import MaskedAutoencoder, View
 from mvmae.method.parallel import gather_encoder, parallelize
 from mvmae.method.preflight.resolve_config import resolve_config
+from mvmae.method.vit import Encoder
 from mvmae.training import distributed, precision
 from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
@@ -72,16 +74,8 @@ def run(config: PretrainConfig) -> int:
         groups = read_groups(config, source)
         if groups is not None:
             notes.append(describe_groups(groups))
-        knn_top1 = None
-        if config.eval_data is not None:
-            from mvmae.method.knn_while_training import open_knn
-
-            knn_top1 = open_knn(config, source, device)
-        if AUTO in (config.batch_size, config.micro_batch_size):
-            from mvmae.method.preflight.auto_batch_size import find_batch_size
-
-            config, note = find_batch_size(config, len(source), device, training_step)
-            notes.append(note)
+        knn_top1 = open_knn(config, source, device)
+        config = settle_batch_size(config, len(source), device, notes)
         plan = make_plan(config, source)
         if config.dry_run:
             from mvmae.method.preflight.dry_run import dry_run
@@ -97,31 +91,21 @@ def run(config: PretrainConfig) -> int:
         if not config.resume:
             facts = {"data_fingerprint": plan.fingerprint, "num_images": len(source)}
             begin_run(config, device, **facts)
-
-        def batches(steps: range) -> Iterator[Batch]:
-            rank, processes = distributed.rank(), distributed.world_size()
-            on_gpu = device.type == "cuda"
-            return view_batches(
-                source, config, steps, rank=rank, world_size=processes, cuda=on_gpu, groups=groups
-            )
-
         counters = Counters()
-        with (
-            messages.divergence_recorded(config.out),
-            Loop(
-                config,
-                plan,
-                {"model": model, "optimizer": optimizer},
-                batches,
-                device,
-                checkpoints=RunCheckpoints(config, plan.fingerprint),
-                folder=config.out,
-                title="pretrain",
-                resume=config.resume,
-                advice=DIVERGENCE_ADVICE,
-                counters=counters,
-            ) as loop,
-        ):
+        loop = Loop(
+            config,
+            plan,
+            {"model": model, "optimizer": optimizer},
+            partial(read_batches, source, config, device, groups),
+            device,
+            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            folder=config.out,
+            title="pretrain",
+            resume=config.resume,
+            advice=DIVERGENCE_ADVICE,
+            counters=counters,
+        )
+        with messages.divergence_recorded(config.out), loop:
             messages.introduce(loop, config, model, len(source), notes)
             for batch in loop:
                 lr = learning_rate(loop.step, plan, config)
@@ -147,6 +131,49 @@ def run(config: PretrainConfig) -> int:
                 messages.conclude(loop, config, counters)
         distributed.barrier()
     return 0
+
+
+def open_knn(
+    config: PretrainConfig, source: Source, device: torch.device
+) -> Callable[[Encoder], float] | None:
+    """Open --eval-data; return what scores an encoder on it, or None where there is none."""
+    if config.eval_data is None:
+        return None
+    from mvmae.method import knn_while_training
+
+    return knn_while_training.open_knn(config, source, device)
+
+
+def settle_batch_size(
+    config: PretrainConfig, num_images: int, device: torch.device, notes: list[str]
+) -> PretrainConfig:
+    """Find the batch sizes that are "auto" and note them; return the config with numbers."""
+    if AUTO not in (config.batch_size, config.micro_batch_size):
+        return config
+    from mvmae.method.preflight.auto_batch_size import find_batch_size
+
+    config, note = find_batch_size(config, num_images, device, training_step)
+    notes.append(note)
+    return config
+
+
+def read_batches(
+    source: Source,
+    config: PretrainConfig,
+    device: torch.device,
+    groups: Int[np.ndarray, " images"] | None,
+    steps: range,
+) -> Iterable[Batch]:
+    """Read this process's share of the batches of some steps."""
+    return view_batches(
+        source,
+        config,
+        steps,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        cuda=device.type == "cuda",
+        groups=groups,
+    )
 
 
 def make_plan(config: PretrainConfig, source: Source) -> Plan:
