@@ -143,7 +143,12 @@ def _deviation(values: Shaped[np.ndarray, " S"]) -> float:
 
 
 def _write(
-    axes: Axes, text: str, at: tuple[float, float], colour: str, va: str = "center", **options: Any
+    axes: Axes,
+    text: str,
+    at: tuple[float, float | int],
+    colour: str,
+    va: str = "center",
+    **options: Any,
 ) -> None:
     axes.annotate(text, at, va=va, fontsize=7.5, color=colour, **options)
 

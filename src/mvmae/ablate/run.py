@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mvmae import terminal
-from mvmae.ablate import cells, jobs, summary, work
+from mvmae.ablate import cells, jobs, results, summary, work
 from mvmae.ablate.plan import LOCKS, Plan, command_line, make_plan
 from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Inputs, Outcome
@@ -43,13 +43,13 @@ def run(config: AblateConfig) -> int:
     precision.choose_device(config.device)
     plan = make_plan(config)
     if config.only_table:
-        results = summary.gather(plan)
-        if results.is_empty:
+        finished = results.gather(plan)
+        if finished.is_empty:
             raise UserError(
                 f"nothing of {config.table} is finished in {config.folder}: leave out --only-table "
                 "to run it"
             )
-        summary.write(plan, results)
+        summary.write(plan, finished)
         return 0
     inputs = work.check_inputs(plan)
     run_folder.make(config.folder)
@@ -67,7 +67,7 @@ def run(config: AblateConfig) -> int:
         return outcome.status
     # Of several commands on one table, the last to end writes all of it.
     with try_lock(config.folder / LOCKS / "table", wait=True):
-        summary.write(plan, summary.gather(plan, inputs.labelled_fingerprint))
+        summary.write(plan, results.gather(plan, inputs.labelled_fingerprint))
     conclude(plan, outcome)
     return 0
 
@@ -101,7 +101,7 @@ def introduce(plan: Plan, inputs: Inputs) -> None:
     console.print(f"{config.table}: {plan.ablation.varies}")
     console.print(
         f"{counted(len(plan.rows), 'row')} x {counted(len(config.seeds), 'seed')} of recipe "
-        f"{plan.recipe}, compared with '{summary.baseline_name(plan)}'; {done} of {len(every)} are "
+        f"{plan.recipe}, compared with '{results.baseline_name(plan)}'; {done} of {len(every)} are "
         f"done, including raw pixels and untrained encoders -> {config.folder}"
     )
 

@@ -17,7 +17,7 @@ from mvmae.data.sources.groups import group_numbers
 from mvmae.data.sources.labelled import Labelled
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
-from mvmae.evaluation import shared
+from mvmae.evaluation import result_text, shared
 from mvmae.method.knn_while_training import open_eval_data
 from mvmae.method.pretrain import make_plan
 from mvmae.storage import results, run_folder
@@ -71,7 +71,7 @@ def check_inputs(plan: Plan) -> Inputs:
     fingerprint = make_plan(plan.baseline_config, source).fingerprint
     for cell in plan.trained():
         cells.training_progress(cell, fingerprint)
-    return Inputs(labelled, shared.data_facts(labelled)["fingerprint"])
+    return Inputs(labelled, result_text.data_facts(labelled)["fingerprint"])
 
 
 def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> None:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from mvmae.config.evaluation import KnnConfig
 from mvmae.evaluation import shared
-from mvmae.evaluation.shared import Candidate, Method, Row, Setting
+from mvmae.evaluation.result_text import Row
+from mvmae.evaluation.shared import Candidate, Method, Setting
 from mvmae.metrics.knn import knn_votes, nearest_neighbours
 
 PIXEL_SIDE = 32  # images shrunk to this side are the raw-pixel baseline

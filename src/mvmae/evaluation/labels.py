@@ -26,7 +26,7 @@ from mvmae.config.evaluation import LabelsConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation import shared
+from mvmae.evaluation import result_text, shared
 from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.figures import label_curve
 from mvmae.metrics.accuracy import NORMAL_QUANTILE, sampling_error, significance_threshold
@@ -92,7 +92,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
     verdict = describe_gain(cells, config.encoder, num_test)
     for line in (*remarks(train_labels, config), verdict):
         console.print(line)
-    shared.print_skipped(console, skipped)
+    result_text.print_skipped(console, skipped)
     file = results.write(
         setting.home,
         "labels",
@@ -101,7 +101,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
             "verdict": verdict,
             "cells": [cell._asdict() for cell in cells],
             "skipped": [skip._asdict() for skip in skipped],
-            "data": shared.data_facts(setting.data),
+            "data": result_text.data_facts(setting.data),
             "seconds": round(time.perf_counter() - setting.began, 1),
         },
         world_size=distributed.world_size(),
@@ -252,7 +252,7 @@ def build_table(cells: Sequence[Cell]) -> Table:
             f"{point.mean:.1f}" + (f" ±{point.spread:.1f}" if point.spread else "")
             for point in curve_points(cells, name)
         ]
-        table.add_row(escape(shared.short_name(name, names)), *figures)
+        table.add_row(escape(result_text.short_name(name, names)), *figures)
     return table
 
 
@@ -359,7 +359,7 @@ def write_figure(cells: Sequence[Cell], config: LabelsConfig, setting: Setting) 
         points: list[Any] = curve_points(cells, name)
         counts, means, spreads = zip(*points, strict=True)
         is_baseline = name in BASELINES
-        label = shared.short_name(name, names)
+        label = result_text.short_name(name, names)
         drawn.append(label_curve.Curve(label, counts, means, spreads, is_baseline))
     classes = len(setting.data.test.classes)
     draws = max(cell.draw for cell in cells) + 1

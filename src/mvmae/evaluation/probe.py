@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mvmae.config.evaluation import ProbeConfig
 from mvmae.evaluation import probe_mae, shared
-from mvmae.evaluation.shared import Candidate, Method, Row, Setting
+from mvmae.evaluation.result_text import Row
+from mvmae.evaluation.shared import Candidate, Method, Setting
 from mvmae.metrics.linear import logistic_regression
 
 PIXEL_SIDE = 16  # 768 numbers for colour, so that a fit takes seconds

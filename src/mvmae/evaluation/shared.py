@@ -20,22 +20,26 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 from torch import Tensor
 
 from mvmae import encoders, terminal
 from mvmae.config.evaluation import EvaluateConfig
 from mvmae.config.model import Pool
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source, Subset, fingerprint, stamp
+from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.data.sources.labelled import Labelled, open_labelled
-from mvmae.encoders import ENCODER_FILE, Features, OpenedEncoder
-from mvmae.errors import UserError, printable, shown
+from mvmae.encoders import Features, OpenedEncoder
+from mvmae.errors import UserError, shown
+from mvmae.evaluation.result_text import (
+    Row,
+    build_table,
+    class_accuracies,
+    data_facts,
+    describe_mistakes,
+    print_skipped,
+)
 from mvmae.metrics.accuracy import (
     confusion_matrix,
-    most_confused,
-    per_class_accuracy,
     sampling_error,
     topk_accuracy,
 )
@@ -43,9 +47,6 @@ from mvmae.storage import results
 from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
 from mvmae.training.run_start import claim_shared_folder
-
-MAX_CLASSES_WITHOUT_TOP5 = 5  # top-5 of five classes is always 100 %
-NUM_MISTAKES = 3  # of the most frequent ones, printed
 
 
 class Setting(NamedTuple):
@@ -74,16 +75,6 @@ class Candidate(NamedTuple):
     test: Features
     pool: Pool | None = None
     """The token whose figure is the headline; None for raw pixels."""
-
-
-class Row(NamedTuple):
-    """One line of a result: accuracies in percent."""
-
-    name: str
-    token: str
-    top1: float
-    top5: float
-    notes: dict[str, Any]
 
 
 class Method(NamedTuple):
@@ -387,84 +378,9 @@ def report(
     console.print(f"written: {file}")
 
 
-def print_skipped(console: Console, skipped: Sequence[Skipped]) -> None:
-    """Mention images that could not be read, if there are any."""
-    if skipped:
-        path, reason = (" ".join(text.split()) for text in skipped[0])
-        console.print(f"{len(skipped)} images could not be read, for example {path} ({reason})")
-
-
 def clear_caches(setting: Setting) -> None:
     """Remove the partial results that an interrupted command would resume from."""
     for folder in setting.caches:
         shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):  # missing, or used by another command
         (setting.home / "cache").rmdir()
-
-
-def data_facts(data: Labelled) -> dict[str, Any]:
-    """Describe the labelled images for a result file."""
-    return {
-        "name": data.test.name,
-        "split": data.split,
-        "fingerprint": f"{fingerprint(data.train)}-{fingerprint(data.test)}",
-        "classes": list(data.test.classes),
-    }
-
-
-def class_accuracies(
-    confusion: Int[Tensor, "K K"], classes: Sequence[str]
-) -> dict[str, float | None]:
-    """Accuracy of each class in percent; None for a class without a test image."""
-    values = per_class_accuracy(confusion).tolist()
-    return {
-        name: None if value != value else round(value, 4)
-        for name, value in zip(classes, values, strict=True)
-    }
-
-
-def describe_mistakes(confusion: Int[Tensor, "K K"], classes: Sequence[str]) -> str:
-    """Describe the worst class and the most frequent mistakes in one line."""
-    known = {name: v for name, v in class_accuracies(confusion, classes).items() if v is not None}
-    common = most_confused(confusion, NUM_MISTAKES)
-    if not common or len(classes) < 3:
-        return ""
-    worst = min(known, key=lambda name: known[name])
-    names = [shown(name, 40) for name in classes]
-    listed = ", ".join(f"{names[a]} taken for {names[b]} {n} times" for a, b, n in common)
-    return f"worst class: {shown(worst, 40)} ({known[worst]:.1f} %); {listed}"
-
-
-def short_name(name: str, others: Sequence[str] = ()) -> str:
-    """Shorten a path to its last part for tables, unless another name ends in the same part."""
-    if "/" not in name or ":" in name:
-        return name
-    ends = [_last_part(other) for other in {name, *others}]
-    return _last_part(name) if ends.count(_last_part(name)) == 1 else name
-
-
-def _last_part(name: str) -> str:
-    uninformative = ("checkpoints", "last.pt", ENCODER_FILE)
-    parts = [part for part in Path(name).parts if part not in uninformative]
-    return parts[-1] if parts else name
-
-
-def build_table(rows: Sequence[Row], num_classes: int) -> Table:
-    """Build the table for the terminal; rows that differ only in `k` become columns."""
-    table = Table()
-    table.add_column("encoder")
-    table.add_column("token")
-    several = list(dict.fromkeys(row.notes["k"] for row in rows if "k" in row.notes))
-    for k in several:
-        table.add_column(f"k = {k}", justify="right")
-    if not several:
-        table.add_column("top-1", justify="right")
-    if has_top5 := num_classes > MAX_CLASSES_WITHOUT_TOP5:
-        table.add_column("top-5", justify="right")
-    for name, token in dict.fromkeys((row.name, row.token) for row in rows):
-        own = [row for row in rows if (row.name, row.token) == (name, token)]
-        figures = [f"{row.top1:.1f}" for row in own]
-        top5 = [f"{own[len(own) // 2].top5:.1f}"] if has_top5 else []
-        cell = escape(printable(short_name(name, [row.name for row in rows])))
-        table.add_row(cell, "" if token == "pixels" else token, *figures, *top5)
-    return table

@@ -40,7 +40,7 @@ from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
 from mvmae.dense.train import require_8_bit
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import short_name
+from mvmae.evaluation.result_text import short_name
 from mvmae.figures.segmentation import Shown
 from mvmae.method.views import normalized, resize
 from mvmae.metrics.knn import knn_votes, nearest_neighbours

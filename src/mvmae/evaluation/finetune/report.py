@@ -26,7 +26,7 @@ from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import counted
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
-from mvmae.evaluation.shared import MAX_CLASSES_WITHOUT_TOP5, class_accuracies, data_facts
+from mvmae.evaluation.result_text import MAX_CLASSES_WITHOUT_TOP5, class_accuracies, data_facts
 from mvmae.metrics.accuracy import confusion_matrix, sampling_error, topk_accuracy
 from mvmae.storage import results, run_folder
 from mvmae.storage.atomic import write_whole

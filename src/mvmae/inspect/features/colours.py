@@ -16,7 +16,7 @@ from mvmae import encoders
 from mvmae.data.sources.base import Subset
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import counted
-from mvmae.evaluation.shared import short_name
+from mvmae.evaluation.result_text import short_name
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.features.feature_cache import Drawing, Job
 from mvmae.inspect.features.figures import EncoderRow, draw_colours

@@ -25,7 +25,8 @@ from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import cache_key, short_name
+from mvmae.evaluation.result_text import short_name
+from mvmae.evaluation.shared import cache_key
 from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.terminal import Bar
 from mvmae.training import distributed

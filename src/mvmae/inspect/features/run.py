@@ -14,7 +14,8 @@ from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.evaluation.shared import print_skipped, random_subset, require_results_outside
+from mvmae.evaluation.result_text import print_skipped
+from mvmae.evaluation.shared import random_subset, require_results_outside
 from mvmae.inspect.features import colours, map, typical
 from mvmae.inspect.features.feature_cache import (
     Drawing,
