@@ -198,7 +198,7 @@ def test_names_of_files_are_only_text(here):
         ("attention red images --out a.png --against gone", "no such encoder: gone"),
         ("attention red images --out a.png --image-size 33", "33 x 33 is not a multiple"),
         ("attention red images --out a.png --channels 1 2 4", "images of red have 3"),
-        ("attention red images --out a.png --channels 1 2", "1 channel, shown gray, or 3"),
+        ("attention red images --out a.png --channels 1 2", "1 channel, drawn gray, or 3"),
         ("attention red images --out a.png --kind mean", "--kind"),
         ("attention red broken --out a.png", "none of the 2 images of broken can be read"),
         ("attention red images --out a.png --count 1000", "count must be at most 200"),

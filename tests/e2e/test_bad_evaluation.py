@@ -117,7 +117,7 @@ OF_ALL = [
     case("nothing", "enc gone", "no such folder: gone"),
     case("an empty name", "enc=", "no such encoder: enc="),
     case("an empty folder", "enc empty", "no images below empty"),
-    case("no labels", "enc flat", "flat has no labels: put each class into a folder"),
+    case("no labels", "enc flat", "flat has no labels: put each class into its own folder"),
     case("one class", "enc one", "one has one class only, 'red'"),
     case("a class that is in train alone", "enc split", "different classes: green in one of them"),
     case("unreadable images", "enc broken", "images of .* cannot be read"),
@@ -156,10 +156,12 @@ OF_ONE = [
     case("iterations", "probe enc images --max-iterations 0", "at least 1"),
     case("protocol", "probe enc images --protocol moco", "invalid choice 'moco'"),
     case("short", "probe enc images --epochs 5", "warmup_epochs 10 must be less than epochs 5"),
-    case("one image", "probe enc images --protocol mae --max-train 1", "at least 2 training"),
-    case("step of one", "probe enc images --protocol mae --step-size 1", "--step-size of 2"),
+    case("one image", "probe enc images --protocol mae --max-train 1", "give more training images"),
+    case(
+        "step of one", "probe enc images --protocol mae --step-size 1", "--step-size of at least 2"
+    ),
     case("rate", "probe enc images --protocol mae --base-lr 0", "base_lr must be finite and above"),
-    case("crops", "probe enc images --crop-scale 0 1", "crop_scale 0.0 1.0 must be two rising"),
+    case("crops", "probe enc images --crop-scale 0 1", "crop_scale 0.0 1.0 must be two increasing"),
     case("minutes", "probe enc images --save-every-minutes=-1", "save_every_minutes must not be"),
     case("shares", "labels enc images --shares 10", r"shares must be in \(0, 1\]"),
     case("no shares", "labels enc images --shares", "name shares, or numbers with --per-class"),
@@ -204,7 +206,7 @@ def test_an_empty_encoder_is_refused(here, capsys):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("command", ["knn", "probe", "labels"])
 def test_cuda_that_is_not_there_is_refused(here, capsys, command):
-    refused(here, capsys, [command, "enc", "images", "--device", "cuda"], "no CUDA device here")
+    refused(here, capsys, [command, "enc", "images", "--device", "cuda"], "no CUDA device found")
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")

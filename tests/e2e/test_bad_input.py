@@ -130,7 +130,11 @@ SETTINGS = [
     case("channels", "--model.in-channels 2", "have 3 channels, not 2|has 3 values for 2"),
     case("batch of one", "--batch-size 1", "batch_size must be at least 2"),
     case("no batch", "--batch-size 0", "--batch-size: at least 1, or auto, not 0"),
-    case("batch larger than the data", "--batch-size 17", "16 images are fewer than a batch of 17"),
+    case(
+        "batch larger than the data",
+        "--batch-size 17",
+        "16 training images are fewer than a batch of 17",
+    ),
     case("no epochs", "--epochs 0", "epochs must be at least 1"),
     case("long warm-up", "--warmup-epochs 2", "warmup_epochs 2 must be less than epochs 2"),
     case("no learning rate", "--base-lr 0", "base_lr must be finite and above 0"),
@@ -224,7 +228,7 @@ def test_setting_is_refused(here, capsys, options, says):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("command", ["pretrain images", "reconstruct run images"])
 def test_cuda_that_is_not_there_is_refused(here, capsys, command):
-    refused(here, capsys, f"{command} --device cuda --out new.png", "no CUDA device here")
+    refused(here, capsys, f"{command} --device cuda --out new.png", "no CUDA device found")
 
 
 def test_missing_tensorboard_is_refused(here, capsys, monkeypatch):
@@ -343,7 +347,7 @@ def damaged(what: str, command: str, says: str):
         damaged("removed", RESUME, "no checkpoint run/checkpoints/last.pt"),
         damaged("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
         damaged("another model", RESUME, "another model: missing keys: norm.weight"),
-        damaged("older", RESUME, "no checkpoint"),
+        damaged("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
         damaged("foreign", RESUME, "last.pt is damaged or of another program: it has no checksum"),
         damaged("list", RESUME, "last.pt is no checkpoint: it holds a list"),
         damaged("hostile", RESUME, "last.pt is damaged or no checkpoint"),
@@ -352,7 +356,11 @@ def damaged(what: str, command: str, says: str):
         damaged("config cut", RESUME, "run/config.json is not a config"),
         damaged("truncated", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
         damaged("another shape", RECONSTRUCT, "last.pt is of another shape: norm.weight is"),
-        damaged("foreign", RECONSTRUCT, "no checkpoint of mvmae: of another program"),
+        damaged(
+            "foreign",
+            RECONSTRUCT,
+            "is not a training checkpoint of mvmae but another program's file",
+        ),
         damaged("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
         damaged("no decoder", RECONSTRUCT, "was trained without reconstruction"),
         damaged("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),

@@ -394,14 +394,19 @@ BAD = {
     "shares": (
         break_polygons,
         {},
-        "more than half of the masks do not fit .*points must be in pixels",
+        "more than half of the masks do not fit .*points must be in pixels, "
+        "not in fractions of the image",
     ),
     "one file twice": (
         repeat_file_name,
         {},
         "images with the same file_name .*0001.png: 10 and 20",
     ),
-    "large id": (enlarge_ids, {}, "whose id is not a 64-bit integer"),
+    "large id": (
+        enlarge_ids,
+        {},
+        "images without file_name, or whose id is not a 64-bit integer",
+    ),
     "another image size": (
         no_change,
         ["detect", FINISHED, "--predict", "data/images/val", "--image-size", "96"],

@@ -499,7 +499,10 @@ def test_folders_of_other_programs_are_left_alone(here, capsys):
         (["--in-channels", "2"], "have 3 channels, not 2"),
         (["--query", "gone.jpg"], "--query gone.jpg cannot be read as an image: No such file"),
         (["--query", "images"], "--query images cannot be read as an image: Is a directory"),
-        (["--query", "list.csv"], "--query list.csv cannot be read as an image: no image"),
+        (
+            ["--query", "list.csv"],
+            "--query list.csv cannot be read as an image: not an image of a supported kind",
+        ),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_written(here, capsys, words, says):

@@ -69,7 +69,7 @@ def test_a_run_on_five_channels_serves_every_command(
     views = config_in(run)["views"]
     assert views["depth"] == facts.get("pixel_depth", "8") == kind
     assert f"--model.in-channels {CHANNELS}" not in said
-    assert "of 20 images mean" in said
+    assert "over 20 images mean" in said
     every = [
         tifffile.imread(file) if kind != "float" else np.load(file)
         for file in sorted(images.rglob("*.*"))

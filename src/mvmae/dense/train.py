@@ -166,7 +166,7 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
                 set_lr(trained.optimizer, lr)
                 losses = task.training_step(wrapped, trained, batch, job, loop.step)
                 if loop.record(dict(zip(task.losses, losses, strict=True))):
-                    loop.write({"lr": lr} | loop.interval_means())
+                    loop.write({"lr": lr} | loop.interval_means() | loop.interval_speed())
                 if is_interim_evaluation(loop):
                     loop.save()  # a failing evaluation must not cost the steps before it
                     evaluate(loop, task, counters)

@@ -99,7 +99,7 @@ def train(config: ProbeConfig, setting: Setting) -> int:
             tokens = {token: rows.to(device) for token, rows in tokens.items()}
             loss = update(heads, optimizer, tokens, labels.to(device)).cpu()
             if loop.record({"loss": loss}):
-                loop.write(loop.interval_means() | {"loss": loss.item()})
+                loop.write(loop.interval_means() | {"loss": loss.item()} | loop.interval_speed())
         if loop.signal:
             return loop.status
         loop.save()

@@ -115,7 +115,7 @@ def run(config: PretrainConfig) -> int:
                     means = loop.interval_means()
                     health = messages.embedding_health(view, config, batch.groups)
                     counters.last_record = means | health
-                    loop.write({"lr": lr} | counters.last_record)
+                    loop.write({"lr": lr} | counters.last_record | loop.interval_speed())
                     messages.warn_of_collapse(loop, counters, warmup_steps(plan, config))
                 if knn_top1 and plan.is_evaluation(loop.step):
                     top1 = knn_top1(gather_encoder(model, device))

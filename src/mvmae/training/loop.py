@@ -4,7 +4,7 @@
         for batch in loop:
             losses = training_step(...)
             if loop.record(losses):
-                loop.write({"lr": lr} | loop.interval_means())
+                loop.write({"lr": lr} | loop.interval_means() | loop.interval_speed())
 
 The command keeps its own `for` and its own step. Between two steps the loop saves a checkpoint
 where one is due, and stops after SIGINT or SIGTERM with the state saved.
@@ -194,7 +194,7 @@ class Loop(Generic[B]):
         return self.step % self.config.log_every == 0 or self.step == self.plan.total
 
     def interval_means(self) -> dict[str, float]:
-        """Mean losses since the last line, over all processes, and images per second.
+        """Mean losses since the last line of metrics, over all processes.
 
         Raises:
             DivergedError: A loss is not finite.
@@ -203,7 +203,11 @@ class Loop(Generic[B]):
         means = torch.stack(self._pending).double().mean(dim=0)
         self._pending = []
         losses = distributed.mean_over_processes(means).tolist()
-        return dict(zip(self._names, losses, strict=True)) | self._clock.lap(self.plan.batch_size)
+        return dict(zip(self._names, losses, strict=True))
+
+    def interval_speed(self) -> dict[str, float]:
+        """Images per second since the last call, and the share of time spent waiting for data."""
+        return self._clock.lap(self.plan.batch_size)
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Add a line of metrics for the current step."""

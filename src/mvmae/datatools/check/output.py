@@ -153,7 +153,8 @@ def _listed(counts: dict[str, int]) -> str:
     return ", ".join(entries) + (f", {more} more" if more else "") or "none"
 
 
-def _bytes(size: float) -> str:
+def _bytes(count: int) -> str:
+    size = float(count)
     for unit in ("bytes", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -99,7 +99,7 @@ def run(config: FinetuneConfig) -> int:
                 set_lr(trained.optimizer, lr)
                 loss = training_step(wrapped, trained, batch, job, loop.step)
                 if loop.record({"loss": loss}):
-                    loop.write({"lr": lr} | loop.interval_means())
+                    loop.write({"lr": lr} | loop.interval_means() | loop.interval_speed())
                 if plan.is_evaluation(loop.step) and loop.step < plan.total:
                     evaluate(loop, job, trained, counters)
             if loop.signal:
