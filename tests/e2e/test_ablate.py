@@ -246,7 +246,7 @@ def test_stopped_and_gone_on_with_is_never_stopped(here, capsys, number):
     assert main(command.split()) == 128 + number
     thread.join()
     said = capsys.readouterr().out
-    assert "Go on with: mvmae ablate head images" in said
+    assert "To resume: mvmae ablate head images" in said
     so_far = said[said.index("The table so far: ") :].splitlines()[0].split()[4:]
     assert main(so_far[1:]) == 0
     assert "head-mlp-1" in table("other/head.json")["missing"]
@@ -374,26 +374,29 @@ def refused(here: Path, capsys, command: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("command", "says"),
     [
-        ("ablate", "no TABLE: table6, for one"),
-        ("ablate tabel6", "no table 'tabel6': did you mean 'table6'"),
-        ("ablate head images", "no labelled images to judge by: name them with --eval-data"),
+        ("ablate", "no TABLE: name one such as table6"),
+        ("ablate tabel6", "unknown table 'tabel6': did you mean 'table6'"),
+        ("ablate head images", "no labelled images to judge on: name them with --eval-data"),
         ("ablate head gone --eval-data labelled", "no such folder: gone"),
         (HEAD.replace("labelled", "gone"), "no such folder: gone"),
         (HEAD.replace("labelled", "images"), "are also trained on"),
         (HEAD.replace("--out table", "--out labelled/x"), "among the images of labelled"),
-        (HEAD.replace("--out table", "--out table/base-0"), "is a run itself"),
+        (HEAD.replace("--out table", "--out table/base-0"), "is itself a run"),
         (HEAD.replace("--out table", "--out images/a/0.png"), "is a file"),
         (HEAD.replace("--out table", "--out new --only-table"), "nothing of head is finished"),
-        (HEAD.replace("epochs 2", "epochs 3"), "was run with epochs 2, not 3: ask as before"),
+        (
+            HEAD.replace("epochs 2", "epochs 3"),
+            "was run with epochs 2, not 3: repeat those settings",
+        ),
         (HEAD.replace("batch-size 8", "batch-size 19"), "18 images are fewer than its batch of 19"),
-        (f"{HEAD} --baseline mpl", "no row 'mpl': did you mean 'mlp'"),
+        (f"{HEAD} --baseline mpl", "--baseline: unknown row 'mpl': did you mean 'mlp'"),
         (f"{HEAD} --set betas 0.9 0.99", "2 values, which only grid takes"),
         (f"{HEAD} --set model.in-channels 5", "have 3 channels, not 5"),
-        (f"{HEAD} --set group-regex zzz", "found in none of the 18 paths"),
+        (f"{HEAD} --set group-regex zzz", "matches none of the 18 paths"),
         (f"{HEAD} --jobs 2 --only-table", "--only-table needs no --jobs"),
         (HEAD.replace("--seeds 0 1", "--seeds 1 1"), "seeds names one twice"),
         (HEAD.replace("--recipe demo", "--recipe dmo"), "no recipe 'dmo': did you mean 'demo'"),
-        (HEAD.replace("--recipe demo", "--recipe table/head.json"), "is no config of"),
+        (HEAD.replace("--recipe demo", "--recipe table/head.json"), "is not a config of"),
         (HEAD.replace("ablate head", "ablate grid"), "a grid needs a field with two"),
     ],
 )

@@ -90,6 +90,7 @@ def train(config: ProbeConfig, setting: Setting) -> int:
         resume=checkpoints.newest.exists(),
         advice=(LOWER_RATE, LOWER_RATE),
         resume_hint="run the same command again",
+        agree_every=1,  # a step reads thousands of images
     ) as loop:
         introduce(loop, config, setting)
         for batch in loop:

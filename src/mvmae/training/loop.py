@@ -113,6 +113,9 @@ class Loop(Generic[B]):
         resume: Whether to continue from the newest checkpoint.
         counters: A dataclass of plain values that the command counts; part of the checkpoint.
         advice: What to do when the loss diverges, before and after the first update.
+        resume_hint: How to continue after a signal. Default: the command with --resume.
+        agree_every: Steps after which the processes agree on signals and checkpoints. Default: at
+            lines of metrics.
 
     Raises:
         UserError: The checkpoint is damaged, or belongs to another run.
@@ -133,11 +136,13 @@ class Loop(Generic[B]):
         advice: tuple[str, str],
         counters: Any = None,
         resume_hint: str | None = None,
+        agree_every: int | None = None,
     ) -> None:
         self.config, self.plan, self.parts, self.device = config, plan, parts, device
         self.checkpoints, self.folder, self.counters = checkpoints, folder, counters
         self.advice = advice
         self.resume_hint = resume_hint or f"mvmae {title} --resume --out {folder}"
+        self.agree_every = agree_every or config.log_every
         self.step = self.saved_step = self.signal = 0
         self._drawn = self._unreadable = 0
         self._pending: list[Tensor] = []  # a row of losses for each step since the last line
@@ -227,7 +232,7 @@ class Loop(Generic[B]):
             return
         step = self.step - len(values) + int(bad[0]) + 1
         kept = (
-            f"{self.checkpoints.newest}, saved at step {self.saved_step}, is from before"
+            f"{self.checkpoints.newest}, saved at step {self.saved_step}, is from before it"
             if self.saved_step
             else "no checkpoint had been saved yet"
         )
@@ -298,15 +303,15 @@ class Loop(Generic[B]):
         raise unreadable_error(failed, attempts, self._last_skipped)
 
     def _is_save_due(self) -> bool:
-        """Whether it is time for a checkpoint; asked only at lines of metrics, where all agree."""
-        if self.step % self.config.log_every:
+        """Whether it is time for a checkpoint; asked only at steps where all processes agree."""
+        if self.step % self.agree_every:
             return False
         late = time.monotonic() - self._saved_at >= 60 * self.config.save_every_minutes
         return bool(distributed.largest(int(late), self.device))
 
     def _agreed_signal(self) -> int:
         """The signal that any process received; several processes ask each other now and then."""
-        if distributed.world_size() > 1 and self.step % self.config.log_every:
+        if distributed.world_size() > 1 and self.step % self.agree_every:
             return 0
         return distributed.largest(self._interrupt.signal, self.device)
 
