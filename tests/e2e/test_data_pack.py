@@ -276,9 +276,9 @@ def test_where_nothing_can_be_read_nothing_is_left(tmp_path, capsys):
         (("images", "x", "--shard-size", "nan"), "shard_size is in MB"),
         (("images", "x", "--short-side", "0"), "short_side must be between"),
         (("images", "x", "--quality", "101"), "quality must be between"),
-        (("images", "."), "DST is the folder we are in"),
+        (("images", "."), "DST is the current folder"),
         (("torchvision:MNISTT", "x"), "did you mean"),
-        (("torchvision:MNIST", "x"), "MVMAE_TORCHVISION names the folder"),
+        (("torchvision:MNIST", "x"), "Set MVMAE_TORCHVISION to the folder"),
         (("x.tar.gz", "x"), "is a compressed tar"),
     ],
 )

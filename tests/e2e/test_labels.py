@@ -66,7 +66,7 @@ def test_labels_prints_a_table_and_a_verdict_and_draws(here, capsys):
     kept = result()
     assert kept["command"] == "labels"
     assert kept["command_line"].startswith(
-        "mvmae labels enc images --workers 0 --shares 0.1 0.5 1.0"
+        "mvmae labels enc images --workers 0 --costs 1.0 --shares 0.1 0.5 1.0"
     )
     assert kept["verdict"] in text
     assert "pre-training was" in kept["verdict"]

@@ -529,7 +529,11 @@ def test_mistakes_are_one_line_and_write_nothing(here, capsys, words, says):
 
 def test_a_page_that_report_did_not_write_is_not_replaced(here, capsys):
     Path("mine.html").write_text("<p>mine</p>")
-    refused(capsys, ["runs/a", "--out", "mine.html"], "mine.html is no report of mvmae")
+    refused(
+        capsys,
+        ["runs/a", "--out", "mine.html"],
+        "mine.html was not written by mvmae report and is not replaced",
+    )
     assert Path("mine.html").read_text() == "<p>mine</p>"
     Path("folder.html").mkdir()
     refused(capsys, ["runs/a", "--out", "folder.html"], "folder.html is a folder")

@@ -132,7 +132,7 @@ def test_damaged_last_falls_back_and_both_are_refused(run, capsys, name):
     DAMAGES[name](checkpoints / "last")
     assert resumed(run) == 0
     said = capsys.readouterr()
-    assert f"{checkpoints / 'last'} is damaged or gone: going on from" in said.err
+    assert f"{checkpoints / 'last'} is damaged or missing: resuming from" in said.err
     assert ", from step 9" in said.out
     assert (run / "encoder.safetensors").read_bytes() == product
     assert ("damaged" in names(checkpoints)) == (name != "nothing")

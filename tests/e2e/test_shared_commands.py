@@ -268,7 +268,7 @@ def test_packing_that_is_stopped_goes_on_alone(here, free_port):
         process.send_signal(signal.SIGINT)
     statuses, out, _ = ended(processes)
     assert statuses == [130, 130]
-    assert "the same command goes on" in out[0]
+    assert "the same command resumes" in out[0]
     assert not list(Path(".shared.unfinished").glob(".block*"))
     assert main([*pack, "shared", "--workers", "1"]) == 0
     assert_same(here / "whole", here / "shared")

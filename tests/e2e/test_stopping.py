@@ -49,7 +49,7 @@ def test_stopped_and_resumed_is_never_stopped(
     step = state(stopped)["step"]
     assert 6 <= step < 45
     assert said == (
-        f"stopped by {number.name} after step {step}, saved. Go on with: "
+        f"stopped by {number.name} after step {step}, saved. Continue: "
         f"mvmae pretrain --resume --out {stopped}"
     )
     assert names(stopped) == RUN - PRODUCTS
@@ -252,7 +252,7 @@ def test_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
     assert main(["pretrain", "--resume", "--out", str(run)]) == 0
     said = capsys.readouterr().err.splitlines()
     assert said == [
-        f"mvmae: {last} is damaged or gone: going on from {run}/checkpoints/previous.pt"
+        f"mvmae: {last} is damaged or missing: resuming from {run}/checkpoints/previous.pt"
     ]
     assert_same_run(run, whole)
     assert "damaged.pt" in names(run / "checkpoints")
