@@ -338,7 +338,7 @@ def test_another_shape_of_image_is_shown_beside_its_maps():
         ({"against": ("",)}, "--against is empty"),
         ({"against": ("run",)}, "names an encoder twice"),
         ({"against": tuple("abcdefghijkl")}, "names 12: a figure has room for 11"),
-        ({"channels": (1, 2)}, "1 channel, shown gray, or 3"),
+        ({"channels": (1, 2)}, "1 channel, drawn gray, or 3"),
         ({"channels": (0,)}, "counted from 1"),
     ],
     ids=str,

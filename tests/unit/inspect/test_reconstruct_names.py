@@ -42,7 +42,7 @@ def test_a_title_names_three_and_counts_more():
     [
         ({"count": 201}, "count must be at most 200"),
         ({"against": ("run",)}, "names an encoder twice"),
-        ({"channels": (1, 2, 3, 4)}, "1 channel, shown gray, or 3"),
+        ({"channels": (1, 2, 3, 4)}, "1 channel, drawn gray, or 3"),
         ({"mask_ratio": 1.0}, "between 0 and 1"),
     ],
     ids=str,

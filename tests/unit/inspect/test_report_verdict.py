@@ -102,8 +102,8 @@ def test_the_verdict_names_the_baselines_and_whether_they_were_beaten():
     facts = run(results=[knn(57.1, untrained=34.2, pixels=27.1)], health={"status": "good"})
     (said,) = verdict.verdict(facts).reasons
     assert plain(said) == (
-        "With nearest neighbours alone, 57.1 % of the test images of cats are given the right "
-        "class; before training it was 34.2 %, with raw pixels 27.1 %."
+        "With nearest neighbours alone, 57.1 % of the test images of cats are classified "
+        "correctly; before training it was 34.2 %, with raw pixels 27.1 %."
     )
     worse = run(results=[knn(40.0, untrained=34.2, pixels=50.9)])
     assert "Raw pixels do better" in verdict.verdict(worse).reasons[0]

@@ -22,9 +22,10 @@ from mvmae.data.reading.loader import Batch, ViewsDataset
 from mvmae.method.losses import embedding_terms, normalize_patches, nt_xent
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import masking_from_noise, patchify
-from mvmae.method.pretrain import Plan, training_step
+from mvmae.method.pretrain import learning_rate, training_step
 from mvmae.recipes import named
 from mvmae.training.optim import adamw
+from mvmae.training.plan import Plan
 
 SMALL = ModelConfig(
     encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32, decoder_depth=2
@@ -413,8 +414,14 @@ def test_one_target_with_equal_masks_is_refused(tiny):
 @pytest.mark.parametrize("batch_size", [256, 512, 4096])
 def test_the_learning_rate_after_warmup_is_scaled_by_the_batch(batch_size):
     config = replace(named("pretrain", "paper"), batch_size=batch_size)
-    plan = Plan(per_epoch=5, total=5 * config.epochs, fingerprint="")
-    rates = [plan.lr(step, config) for step in range(plan.total + 1)]
+    plan = Plan(
+        per_epoch=5,
+        total=5 * config.epochs,
+        batch_size=batch_size,
+        fingerprint="",
+        eval_every=1,
+    )
+    rates = [learning_rate(step, plan, config) for step in range(plan.total + 1)]
     assert rates[40 * 5] == max(rates) == pytest.approx(1.5e-4 * batch_size / 256)
     assert rates[20 * 5] == pytest.approx(rates[40 * 5] / 2)
     assert rates[0] == 0

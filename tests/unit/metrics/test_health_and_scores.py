@@ -238,8 +238,8 @@ BLURRED = "110% of the error of filling each with its average colour, and no bet
     ("change", "status", "words"),
     [
         ({}, "good", "effective rank 30 of 64"),
-        ({"contrastive": 5.5}, "weak", "hardly tells images apart yet"),
-        ({"contrastive": 0.0, "chance": 0.0}, "weak", "no other image of the batch was of another"),
+        ({"contrastive": 5.5}, "weak", "it can hardly tell images apart yet"),
+        ({"contrastive": 0.0, "chance": 0.0}, "weak", "no batch had images of two groups"),
         ({"reconstruction": 1.1}, "good", BLURRED),  # the contrast says that it learns
         ({"reconstruction": 1.1, "contrastive": 5.5}, "weak", BLURRED),
         ({"effective_rank": 1.2}, "collapsed", "all images look the same"),
@@ -281,7 +281,7 @@ def test_the_verdict_of_contrast_alone_speaks_of_no_reconstruction():
 def test_a_batch_of_two_images_or_a_few_steps_earn_no_praise():
     two = GOOD | {"contrastive": 0.0001, "chance": chance_level(2)}
     assert verdict(two, 64).status == "weak"
-    assert "a larger batch says more" in verdict(two, 64).sentence
+    assert "a larger batch would say more" in verdict(two, 64).sentence
     assert verdict(two | {"chance": chance_level(8)}, 64).status == "good"
     early = verdict(GOOD, 64, steps=1)
     assert early.status == "weak"

@@ -106,7 +106,7 @@ def test_a_long_name_is_cut_by_its_bytes(text, tmp_path):
 def test_a_result_says_what_repeats_it(tmp_path):
     config = KnnConfig(encoder="my run", data="pets", k=(3, 5), seed=4)
     content = {"rows": [1, 2]}
-    file = results.write(tmp_path, "knn", config, content, device=torch.device("cpu"))
+    file = results.write(tmp_path, "knn", config, content, device=torch.device("cpu"), world_size=1)
     assert file == tmp_path / "results" / "knn-pets.json"
     kept = json.loads(file.read_text())
     assert kept["command"] == "knn"
@@ -117,6 +117,8 @@ def test_a_result_says_what_repeats_it(tmp_path):
     assert kept["rows"] == [1, 2]
     assert kept["environment"]["mvmae"] == __version__
     assert {"python", "torch", "torchvision", "device", "git_commit"} <= set(kept["environment"])
-    other = results.write(tmp_path, "knn", config, {}, device=torch.device("cpu"), name="mine")
+    other = results.write(
+        tmp_path, "knn", config, {}, device=torch.device("cpu"), world_size=1, name="mine"
+    )
     assert other.name == "mine.json"
     assert [path.name for path in (tmp_path / "results").glob(".*")] == []

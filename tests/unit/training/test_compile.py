@@ -16,7 +16,7 @@ SMALL = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim
 # In a process of its own: the checks of shapes that tests switch on are no part of the graph.
 COMPARE = """
 import sys, torch
-from mvmae.config import ModelConfig
+from mvmae.config.model import ModelConfig
 from mvmae.training.precision import compiled
 from mvmae.method.model import MaskedAutoencoder
 

@@ -27,7 +27,7 @@ def test_auto_is_the_cpu_where_there_is_no_cuda():
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_that_is_not_there_is_the_users_mistake():
-    with pytest.raises(UserError, match="no CUDA device here: use --device cpu, or auto"):
+    with pytest.raises(UserError, match="no CUDA device found: use --device cpu, or auto"):
         precision.choose_device("cuda")
 
 

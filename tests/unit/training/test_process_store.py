@@ -142,7 +142,10 @@ def test_a_process_without_a_sign_of_life_is_missed(three, monkeypatch):
             main.check()
             time.sleep(0.01)
 
-    with pytest.raises(OtherFailedError, match="process 2 of this command is gone"):
+    with pytest.raises(
+        OtherFailedError,
+        match="process 2 of this command died: it was killed, or its machine is lost",
+    ):
         watch()
 
 
