@@ -217,9 +217,9 @@ def test_metrics_are_drawn_with_their_chance_level(here):
         + (value - float(low)) / (float(high) - float(low)) * (float(end) - float(begin))
         for value in [records[0]["contrastive"], records[-1]["contrastive"], records[-1]["chance"]]
     }
-    d = re.search(r'class="line[^>]* d="M([^"]*)"', chart)[1]
-    ys = [float(point.split(",")[1]) for point in re.split("[L ]", d)]
-    level = float(re.search(r'class="level"[^>]* y1="([\d.]+)"', chart)[1])
+    d = re.search(r'class="line[^>]* d="([^"]*)"', chart)[1]
+    ys = [float(y) for y in re.findall(r"[ML] [\d.]+ ([\d.]+)", d)]
+    level = float(re.search(r'class="level"[^>]* d="M [\d.]+ ([\d.]+)', chart)[1])
     assert len(ys) == len(records)
     assert ys[0] == pytest.approx(height[records[0]["contrastive"]], abs=0.01)
     assert ys[-1] == pytest.approx(height[records[-1]["contrastive"]], abs=0.01)
