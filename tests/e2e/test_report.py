@@ -512,7 +512,10 @@ def refused(capsys, words: list[str], says: str) -> None:
         (["runs/a/config.json"], "is a file: name the run folder"),
         (["runs/a", "./runs/../runs/a"], "is the same run as runs/a"),
         (["runs/a", "--out", "page.pdf"], "must end in .html"),
-        (["runs/a", "--out", "images/blue/0.png/x.html"], "0.png is a file: name another place"),
+        (
+            ["runs/a", "--out", "images/blue/0.png/x.html"],
+            "0.png is a file, not a folder: name another place",
+        ),
         (["runs/a", "--count", "0"], "count must be between 1 and 64, not 0"),
         (["runs/a", "--data", "nowhere"], "no such folder: nowhere"),
         (["runs/a", "--data", "images", "--no-pictures"], "--data has no effect with"),
