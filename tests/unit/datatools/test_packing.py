@@ -3,6 +3,8 @@
 import json
 import os
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -85,7 +87,7 @@ def test_what_lies_elsewhere_may_be_packed_over_tar_files(data):
         ("packed", "packed/small", "packed/small lies inside packed: choose a DST outside"),
         ("packed/000000.tar", "packed/a/b", "whose tar files could not be read with a folder"),
         ("images", "images/packed", "images/packed lies inside images"),
-        (".", "new", "new lies inside of"),
+        (".", "new", r"new lies inside \.: choose a DST outside of SRC"),
         ("images", "link/new", "link/new lies inside images"),
         ("hf:images", "images/new", "images/new lies inside images"),
     ],
@@ -121,35 +123,41 @@ def test_a_tar_file_beside_the_folder_that_is_new_may_be_packed():
     require_source_survives(open_source(["a.tar"], 3), config("a.tar", "new"))
 
 
-@pytest.fixture
-def full_disk():
-    """No file may grow beyond 6,000 bytes, as if the disk were full there."""
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow beyond 6,000 bytes, as if the disk were full there.
+
+    This is not a fixture: pytest would still be under the limit when it prints the outcome, and
+    crash if its own output goes to a file.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("size", [5600, 9000])  # too large when it is made whole, or before
-def test_a_full_disk_names_the_tar_file_and_keeps_no_part_of_it(tmp_path, full_disk, size):
+def test_a_full_disk_names_the_tar_file_and_keeps_no_part_of_it(tmp_path, size):
     def write() -> None:
         with Writer(tmp_path, State(settings={}), 1e9) as writer:
             writer.add("0", Packed(bytes(size), ".png"), -1, None, 0)
             writer.finish(1)
 
-    with pytest.raises(OSError, match="File too large") as caught:
+    with full_disk(), pytest.raises(OSError, match="File too large") as caught:
         write()
     assert caught.value.filename == str(tmp_path / ".tar.tmp")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_names_the_folder_of_what_waits(tmp_path, full_disk):
+def test_a_full_disk_names_the_folder_of_what_waits(tmp_path):
     def wait() -> None:
         with Waiting(10, tmp_path) as waiting:
             for number in range(3):
                 waiting.put(number, Packed(bytes(9000), ".png"))
 
-    with pytest.raises(OSError, match="File too large") as caught:
+    with full_disk(), pytest.raises(OSError, match="File too large") as caught:
         wait()
     assert caught.value.filename == str(tmp_path)
 
