@@ -18,7 +18,6 @@ from typing import Any
 import tyro
 
 from mvmae import recipes
-from mvmae.cli.cli_errors import one_line
 from mvmae.cli.commands import COMMANDS
 from mvmae.errors import UserError, counted
 
@@ -82,6 +81,8 @@ def parse_config(kind: type, default: Any, args: list[str], *, prog: str) -> Any
             return tyro.cli(kind, args=args, prog=prog, **options)
     except SystemExit as end:
         if end.code:
+            from mvmae.cli.cli_errors import one_line
+
             raise UserError(one_line(box.getvalue(), prog)) from None
         return None
 

@@ -10,11 +10,15 @@ from mvmae import terminal
 from mvmae.config.datatools import DataStatsConfig
 from mvmae.config.views import Depth
 from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels, sample_indices
-from mvmae.data.reading.pixel_statistics import QUANTILES, PixelStatistics, measure_pixels
+from mvmae.data.reading.pixel_statistics import (
+    QUANTILES,
+    PixelStatistics,
+    measure_pixels,
+    rounded_statistics,
+)
 from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
-from mvmae.method.preflight.resolve_config import rounded_statistics
 from mvmae.storage import atomic
 from mvmae.storage.marks import require_place, require_replaceable
 

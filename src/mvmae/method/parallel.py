@@ -8,7 +8,7 @@ from torch import nn
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder
-from mvmae.training import distributed, precision, sharding
+from mvmae.training import distributed, precision
 
 
 def parallelize(
@@ -23,6 +23,8 @@ def parallelize(
         UserError: Compiling was asked for where it is not possible.
     """
     if config.sharding == "full" and distributed.world_size() > 1:
+        from mvmae.training import sharding
+
         blocks = [*model.encoder.blocks, *model.decoder_blocks]
         for block in blocks:
             precision.compiled(block, config.compile, device)
@@ -38,6 +40,10 @@ def parallelize(
 def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
     """Gather the whole encoder on the main process; all processes take part."""
     encoder = model.encoder
+    if distributed.world_size() == 1:
+        return encoder
+    from mvmae.training import sharding
+
     state = encoder.state_dict()
     if not sharding.is_shared_out(state):
         return encoder

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from mvmae.config.files import from_json, to_json
 from mvmae.errors import UserError
-from mvmae.training import checkpoint, distributed, sharded_checkpoint
-from mvmae.training.sharding import training_tensors
+from mvmae.training import checkpoint, distributed
 
 MAY_DIFFER = {  # options that a resumed run may change
     *("out", "device", "workers", "read_timeout", "log", "resume", "overwrite"),
@@ -68,6 +67,9 @@ class RunCheckpoints:
         kept = to_json(replace(self.config, resume=False, overwrite=False))
         content = {"config": kept, "fingerprint": self.fingerprint} | plain
         if self.is_sharded:
+            from mvmae.training import sharded_checkpoint
+            from mvmae.training.sharding import training_tensors
+
             content["pending"] = distributed.gather_objects([plain["pending"]])
             tensors = training_tensors(parts["model"], parts["optimizer"])
             sharded_checkpoint.save(self.folder, tensors, content)
@@ -106,6 +108,9 @@ class RunCheckpoints:
             UserError: There is none, it is damaged, or it belongs to other settings or images.
         """
         if self.is_sharded:
+            from mvmae.training import sharded_checkpoint
+            from mvmae.training.sharding import training_tensors
+
             saved, folder = self._find_newest(sharded_checkpoint)
             self._require_same_run(saved, folder, names)
             tensors = training_tensors(parts["model"], parts["optimizer"])

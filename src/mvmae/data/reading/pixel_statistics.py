@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
-from math import gcd
+from math import floor, gcd, log10
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -265,3 +265,26 @@ def _from_sums(sums: Sums, kept: Float[np.ndarray, "C values"]) -> list[Channel]
             )
         )
     return found
+
+
+def rounded_statistics(channels: list[Channel]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation to six digits; a constant channel gets the deviation 1.
+
+    A mean far above its deviation keeps more digits, so that six digits of the deviation count.
+    """
+    mean = tuple(float(f"{one.mean:.{_digits(one)}g}") for one in channels)
+    return mean, tuple(float(f"{one.std:.6g}") if one.std > 0 else 1.0 for one in channels)
+
+
+def _digits(one: Channel) -> int:
+    ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
+    return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
+
+
+def constant_notes(channels: list[Channel]) -> list[str]:
+    """Return a note on constant channels, from which nothing can be learnt, or none."""
+    flat = [str(at) for at, one in enumerate(channels, 1) if one.std == 0]
+    if not flat:
+        return []
+    which = f"channels {', '.join(flat)} have" if len(flat) > 1 else f"channel {flat[0]} has"
+    return [f"{which} the same value in every pixel measured"]

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode_content
 from mvmae.data.reading.resilient_loader import note_reading
 from mvmae.data.sources.base import Source
@@ -26,6 +25,7 @@ from mvmae.method.views import mask_noise, random_views
 AUGMENTATIONS = 1  # seeds their draws apart from those of crops and masks
 ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
+FastViews = Callable[[bytes, PretrainConfig, np.random.Generator], Tensor | None]
 
 
 class Skipped(NamedTuple):
@@ -76,7 +76,11 @@ class ViewsDataset(Dataset):
 
     def __init__(self, source: Source, config: PretrainConfig) -> None:
         self.source, self.config = source, config
-        self.is_fast = config.decode == "fast" and reduced_jpeg.applies(config)
+        self.fast_views: FastViews | None = None
+        if config.decode == "fast":
+            from mvmae.data.reading import reduced_jpeg
+
+            self.fast_views = reduced_jpeg.fast_views if reduced_jpeg.applies(config) else None
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
         config, (epoch, place) = self.config, index
@@ -95,12 +99,12 @@ class ViewsDataset(Dataset):
         """
         config = self.config
         with note_reading(self.source, index):
-            if not self.is_fast:
+            if self.fast_views is None:
                 image = self.source.read(index)
             else:
                 content = self.source.content(index)
                 if isinstance(content, bytes):
-                    views = reduced_jpeg.fast_views(content, config, rng)
+                    views = self.fast_views(content, config, rng)
                     if views is not None:
                         return views
                 image = decode_content(content, self.source.wanted)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from math import floor, log10
 from typing import NamedTuple
 
 from mvmae.config.checks import AUTO
 from mvmae.config.files import from_json
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels, sample_indices
-from mvmae.data.reading.pixel_statistics import Channel, measure_pixels
 from mvmae.data.sources.base import Source, with_depth
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
@@ -95,8 +92,10 @@ def _infer(config: PretrainConfig, source: Source) -> Inferred:
     notes = _kind_notes(kind, channels)
     if not _needs_measuring(views, channels):
         return Inferred(views, notes)
+    from mvmae.data.reading import pixel_statistics
+
     deep = with_depth(source, channels, views.pixel_depth)
-    found = measure_pixels(
+    found = pixel_statistics.measure_pixels(
         deep,
         sample_indices(len(source), NUM_MEASURED, config.seed),
         views.pixel_depth,
@@ -109,10 +108,10 @@ def _infer(config: PretrainConfig, source: Source) -> Inferred:
             f"none of the {len(found.skipped)} images tried can be read, for example {path} "
             f"({reason})"
         )
-    mean, std = rounded_statistics(found.channels)
+    mean, std = pixel_statistics.rounded_statistics(found.channels)
     views = replace(views, mean=views.mean or mean, std=views.std or std)
     count = sum(found.sizes.values())
-    notes += [_statistics_note(views, count), *_constant_channel_notes(found.channels)]
+    notes += [_statistics_note(views, count), *pixel_statistics.constant_notes(found.channels)]
     return Inferred(views, notes)
 
 
@@ -122,20 +121,6 @@ def _needs_measuring(views: ViewsConfig, channels: int) -> bool:
         return False
     usual = views.pixel_depth == "8" and channels in (1, 3)
     return views.statistics == "measured" or (views.statistics == "auto" and not usual)
-
-
-def rounded_statistics(channels: list[Channel]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation to six digits; a constant channel gets the deviation 1.
-
-    A mean far above its deviation keeps more digits, so that six digits of the deviation count.
-    """
-    mean = tuple(float(f"{one.mean:.{_digits(one)}g}") for one in channels)
-    return mean, tuple(float(f"{one.std:.6g}") if one.std > 0 else 1.0 for one in channels)
-
-
-def _digits(one: Channel) -> int:
-    ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
-    return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
 
 
 def _kind_notes(kind: ImageKind, channels: int) -> list[str]:
@@ -153,7 +138,11 @@ def _kind_notes(kind: ImageKind, channels: int) -> list[str]:
 
 def _decoding_notes(config: PretrainConfig) -> list[str]:
     """A note where --decode has no effect."""
-    if config.decode == "exact" or reduced_jpeg.applies(config):
+    if config.decode == "exact":
+        return []
+    from mvmae.data.reading import reduced_jpeg
+
+    if reduced_jpeg.applies(config):
         return []
     return [
         f"--decode {config.decode} has no effect: it works only for gray and colour images at 8 "
@@ -167,12 +156,3 @@ def _statistics_note(views: ViewsConfig, count: int) -> str:
         " ".join(f"{value:.4g}" for value in values or ()) for values in (views.mean, views.std)
     )
     return f"pixels: {kept[views.pixel_depth]}; over {count} images mean {mean}, deviation {std}"
-
-
-def _constant_channel_notes(channels: list[Channel]) -> list[str]:
-    """A note on channels from which nothing can be learnt."""
-    flat = [str(at) for at, one in enumerate(channels, 1) if one.std == 0]
-    if not flat:
-        return []
-    which = f"channels {', '.join(flat)} have" if len(flat) > 1 else f"channel {flat[0]} has"
-    return [f"{which} the same value in every pixel measured"]

@@ -12,9 +12,9 @@ from mvmae.data.reading.pixel_statistics import (
     _sums,
     measure_pixels,
     merge_sums,
+    rounded_statistics,
 )
 from mvmae.data.sources.open import open_source
-from mvmae.method.preflight.resolve_config import rounded_statistics
 
 
 def folder_of(tmp_path, kind, count=20, channels=3, top=None):

@@ -242,7 +242,7 @@ def test_deep_images_are_those_of_exact(tmp_path):
     config = config_for(16, depth="16", mean=(0.5,) * 3, std=(0.2,) * 3)
     assert not reduced_jpeg.applies(config)
     assert_same_batches(str(tmp_path / "stack.npy"), config, size_of_batch=2)
-    assert not ViewsDataset(open_source([str(tmp_path)], 3), config).is_fast
+    assert ViewsDataset(open_source([str(tmp_path)], 3), config).fast_views is None
 
 
 def test_processes_that_read_give_the_same(image_folder, tiny):
