@@ -27,7 +27,7 @@ from mvmae.method.vit import Encoder, Variant, initialize
 QUICK = ["--device", "cpu", "--workers", "0", "--batch-size", "3"]
 MAE = ["--protocol", "mae", "--epochs", "3", "--step-size", "9", "--base-lr", "3"]
 MAE += ["--warmup-epochs", "1"]
-COMMANDS = {  # by the name of their folder: what is asked, of which several processes make the same
+COMMANDS = {  # by folder name: arguments with which several processes must give the same result
     "knn": ["knn", "enc", "images", *QUICK],
     "few": ["knn", "enc", "images", "--max-train", "4", "--max-test", "2", "--k", "1", *QUICK],
     "probe": ["probe", "enc", "images", *QUICK],

@@ -53,7 +53,7 @@ SETTING_S_AS_MAE = replace(  # as many views, as many steps, the same rate of 1e
 
 @pytest.fixture
 def cifar(data_root, tmp_path) -> Path:
-    """Some thousand photographs of 32 pixels: SPLIT/CLASS/NUMBER.jpg."""
+    """A few thousand photographs of 32 pixels: SPLIT/CLASS/NUMBER.jpg."""
     with tarfile.open(data_root / "cifar10.tar.gz") as archive:
         for member in archive:
             path = Path(member.name)

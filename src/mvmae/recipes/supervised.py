@@ -33,7 +33,7 @@ FINETUNE: dict[str, Recipe] = {
         PAPER_FINETUNE,
     ),
     "small-finetune": Recipe(
-        "Some thousand images on a laptop: 20 epochs, light augmentation.", SMALL_FINETUNE
+        "A few thousand images on a laptop: 20 epochs, light augmentation.", SMALL_FINETUNE
     ),
 }
 
