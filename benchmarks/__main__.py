@@ -18,8 +18,7 @@ from mvmae.cli.main import exit_status, num_processes
 from mvmae.cli.parse import parse_config
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
-from mvmae.storage.marks import require_place, require_replaceable
-from mvmae.storage.outputs import write
+from mvmae.storage.outputs import require_output, write
 from mvmae.training import precision
 
 
@@ -83,12 +82,11 @@ def require_writable(out: Path, part: str) -> None:
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder: --out must name a JSON file")
-    require_place(out)
-    require_replaceable(out)
+    require_output(out)
     if part == "scale":
         if picture_of(out) == out:
             raise UserError(f"--out {out} must name a JSON file; the picture goes beside it")
-        require_replaceable(picture_of(out))
+        require_output(picture_of(out))
 
 
 def picture_of(out: Path) -> Path:

@@ -189,7 +189,7 @@ def test_names_of_files_are_only_text(here):
     [
         ("attention gone images --out a.png", "no such encoder: gone"),
         ("attention gone images", "no such encoder: gone"),
-        ("attention red images", "red is no run folder: say where .* --out FILE.png"),
+        ("attention red images", "red is not a run folder: say where .* --out FILE.png"),
         ("attention red gone --out a.png", "no such folder: gone"),
         ("attention red images --out a.jpg", "must end in .png"),
         ("attention red images --out red.png", "red.png is a folder"),

@@ -74,7 +74,7 @@ def test_a_picture_is_not_drawn_among_the_images(here, capsys, command):
         assert main(f"{command} images --count 1 --out {out}".split()) == 2
     refusals = capsys.readouterr().err.splitlines()
     assert "no mark of mvmae" in refusals[0]
-    assert "lies among the images of images" in refusals[1]
+    assert "is among the images of images" in refusals[1]
     assert image.read_bytes() == before
     assert not Path("images/new.png").exists()
 

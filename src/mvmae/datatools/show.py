@@ -24,7 +24,7 @@ from mvmae.inspect.choose_images import Chosen, choose, displayed, missing
 from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
 from mvmae.method.preflight.resolve_config import resolve_config
-from mvmae.method.views import crop, for_people, whole_box
+from mvmae.method.views import Box, crop, for_people
 from mvmae.storage.outputs import require_picture, write
 
 WHOLE_IMAGE_SIDE = 256  # pixels of its longer side on the sheet
@@ -100,7 +100,7 @@ def read_whole_images(
         height, width = pixels.shape[1:]
         scale = min(1.0, WHOLE_IMAGE_SIDE / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
-        small = crop(pixels, whole_box(pixels), size, trained.views.interpolation)
+        small = crop(pixels, Box(0, 0, *pixels.shape[1:]), size, trained.views.interpolation)
         shown = for_people(small[None], *trained.pixel_statistics, like=pixels[None])
         found.append(displayed(shown.permute(0, 2, 3, 1).numpy(), channels)[0])
     return found

@@ -20,7 +20,7 @@ from mvmae.data.sources.base import plain_channels, with_depth
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.storage import atomic
-from mvmae.storage.marks import require_place, require_replaceable
+from mvmae.storage.outputs import require_output
 
 PRINTED_QUANTILES = (0.01, 0.5, 0.99)  # on the screen; the file has all
 UNITS: dict[Depth, str] = {
@@ -37,8 +37,7 @@ def run(config: DataStatsConfig) -> None:
         UserError: No image can be read, or --out cannot be written.
     """
     if config.out is not None:
-        require_place(config.out)
-        require_replaceable(config.out)
+        require_output(config.out)
     source = open_source(config.data, plain_channels(config.channels or 3))
     kind = detect_kind(source, config.seed)
     channels = config.channels or kind.channels

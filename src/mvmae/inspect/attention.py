@@ -41,7 +41,7 @@ from mvmae.inspect.model_pictures import (
 )
 from mvmae.method.views import for_people, normalized
 from mvmae.method.vit import Encoder
-from mvmae.storage.outputs import headings, picture_file, together, write
+from mvmae.storage.outputs import headings, join_names, picture_file, write
 from mvmae.training import precision
 
 DRAWN_SIDE = 256  # pixels of a drawn image's longer side, at least: one cell of the figure
@@ -152,7 +152,7 @@ def heat_of(
 def title_of(config: AttentionConfig) -> str:
     """Name the encoders."""
     names = headings((config.encoder, *config.against))
-    return f"Where {together(names)} {'looks' if len(names) == 1 else 'look'}"
+    return f"Where {join_names(names)} {'looks' if len(names) == 1 else 'look'}"
 
 
 def note_of(config: AttentionConfig, shown: Sequence[Encoder]) -> str:

@@ -15,10 +15,10 @@ from mvmae.errors import UserError
 from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Level, Line, Panel
 from mvmae.figures.text import shortened
-from mvmae.storage import marks, metric_specs, metrics_file, run_folder
+from mvmae.storage import metric_specs, metrics_file, run_folder
 from mvmae.storage.metric_specs import Metric
 from mvmae.storage.metrics_file import FILE, Column
-from mvmae.storage.outputs import headings, write
+from mvmae.storage.outputs import headings, require_output, require_place, write
 from mvmae.training.log import in_words
 
 X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
@@ -76,9 +76,9 @@ def output_file(config: CurvesConfig) -> Path:
     file = config.out or here / "curves.png"
     if file.is_dir():
         raise UserError(f"{file} is a folder: --out must name a .png, .svg or .pdf file")
-    marks.require_place(file)
-    if config.out is not None or len(config.runs) > 1:  # and else among the run's own figures
-        marks.require_replaceable(file)
+    # Among the run's own figures, whatever is there may be replaced.
+    is_own = config.out is None and len(config.runs) == 1
+    (require_place if is_own else require_output)(file)
     return file
 
 

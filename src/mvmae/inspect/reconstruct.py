@@ -19,7 +19,7 @@ from mvmae.figures.page import Column, Group
 from mvmae.inspect.choose_images import Chosen, choose, missing, require_channels, views
 from mvmae.inspect.model_pictures import Panels, open_with_decoder, panels_of
 from mvmae.method.views import mask_noise
-from mvmae.storage.outputs import headings, picture_file, together, write
+from mvmae.storage.outputs import headings, join_names, picture_file, write
 from mvmae.training import precision
 
 
@@ -131,7 +131,7 @@ def errors_of(models: Sequence[Model]) -> dict[str, float]:
 
 def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
     """Name the runs, and say how much of each image they saw."""
-    names = together(headings((config.encoder, *config.against)))
+    names = join_names(headings((config.encoder, *config.against)))
     shown = {(num_visible(shape.num_patches, mask_ratio), shape.num_patches) for shape in shapes}
     if len(shown) > 1:
         return f"{names}: {mask_ratio:.0%} of the patches hidden"

@@ -1,1 +1,1 @@
-"""What commands leave on disk: run folders, metrics, results, outputs."""
+"""Files that commands write: run folders, metrics, results, outputs."""

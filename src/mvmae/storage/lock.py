@@ -21,15 +21,15 @@ from mvmae import terminal
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
 
-NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # what a disk without locks answers
+NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # errors of a disk without locks
 
 
 @contextlib.contextmanager
 def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
     """Hold a lock if no other process does, until the block or the process ends.
 
-    Where the disk has no locks, a warning is printed and the lock counts as held: filelock would
-    use the mere existence of a file instead, which a killed process leaves behind for ever.
+    On a disk without locks this prints a warning, and the lock counts as held: filelock would use
+    the mere existence of a file instead, which a killed process leaves behind for ever.
 
     Args:
         file: Of the lock; its folder is made if it is missing.
@@ -80,7 +80,7 @@ def holder(file: Path) -> str:
 
 @contextlib.contextmanager
 def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> Iterator[None]:
-    """Hold a folder, which is made if it is missing; folders that stay empty are removed again.
+    """Make a folder and lock it for this process; new folders that stay empty are removed again.
 
     Args:
         folder: To write into.
@@ -90,18 +90,11 @@ def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> It
     Raises:
         UserError: Another process holds it.
     """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    run_folder.make(folder)
     file = file or folder / run_folder.LOCK
-    try:
-        with try_lock(file) as is_held:
-            if not is_held:
-                raise UserError(
-                    f"another command ({holder(file)}) is writing into {folder}: wait for it, or "
-                    f"choose another {flag}"
-                )
-            yield
-    finally:
-        with contextlib.suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
+    with run_folder.make_for_now(folder), try_lock(file) as is_held:
+        if not is_held:
+            raise UserError(
+                f"another command ({holder(file)}) is writing into {folder}: wait for it, or "
+                f"choose another {flag}"
+            )
+        yield

@@ -149,7 +149,7 @@ def in_order(names: Iterable[str]) -> list[Metric]:
 def charts(names: Iterable[str]) -> list[list[Metric]]:
     """Group metrics into charts, in the order of the table.
 
-    Metrics that have no chart of their own are left out.
+    Metrics without a chart are left out.
     """
     found: dict[str, list[Metric]] = {}
     for row in in_order(names):

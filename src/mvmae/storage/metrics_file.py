@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -53,16 +54,20 @@ def read(run: Path) -> list[dict[str, Any]]:
         return []
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
-    return merged([record for line in text.splitlines() if (record := _parsed(line))])
-
-
-def _parsed(line: str) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_one = isinstance(record, dict) and _is_number(record.get("step"))
-    return record if is_one else None
+    kept: list[dict[str, Any]] = []
+    for line in text.splitlines():
+        record = None
+        with suppress(ValueError, RecursionError):
+            record = json.loads(line)
+        if not (isinstance(record, dict) and _is_number(record.get("step"))):
+            continue
+        while kept and kept[-1]["step"] > record["step"]:
+            kept.pop()
+        if kept and kept[-1]["step"] == record["step"]:
+            kept[-1] |= record
+        else:
+            kept.append(record)
+    return kept
 
 
 def _is_number(value: Any) -> bool:
@@ -70,19 +75,6 @@ def _is_number(value: Any) -> bool:
     return (
         isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_FINITE
     )
-
-
-def merged(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Merge records, in the order in which they were written, into one for each step."""
-    kept: list[dict[str, Any]] = []
-    for record in records:
-        while kept and kept[-1]["step"] > record["step"]:
-            kept.pop()
-        if kept and kept[-1]["step"] == record["step"]:
-            kept[-1] |= record
-        else:
-            kept.append(dict(record))
-    return kept
 
 
 def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") -> dict[str, Column]:
@@ -98,7 +90,7 @@ def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") ->
     """
     found: dict[str, tuple[list[float], list[float]]] = {}
     for record in records:
-        x = place(record, against)
+        x = position(record, against)
         if x is None:
             continue
         for name, value in record.items():
@@ -112,7 +104,7 @@ def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") ->
     }
 
 
-def place(record: Mapping[str, Any], against: Against) -> float | None:
+def position(record: Mapping[str, Any], against: Against) -> float | None:
     """Return the x of a record; None where the record lacks it."""
     value = record.get({"steps": "step", "images": "images", "hours": "seconds"}[against])
     if value is None or not _is_number(value):

@@ -1,96 +1,188 @@
-"""What drawn encoders are called, and where a picture goes."""
+"""Output files: where pictures go, what may be replaced, and how encoders are called in titles.
+
+Every picture, table and JSON file that a command writes to --out carries a mark, and a command
+replaces only files with the mark: a mistyped --out must not cost somebody's file.
+"""
 
 from __future__ import annotations
 
+import re
+import struct
+import tempfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
 from mvmae.errors import UserError
-from mvmae.storage import marks, run_folder
+from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes
 
-KINDS = ("random:", "timm:", "hf:")
-OF_A_RUN = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
-MOST_NAMED = 3  # in a title
+PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"
+FIRST_CHUNKS = 8 + 25  # bytes at the beginning of a PNG file: magic number and IHDR
+TEXT = b"tEXtSoftware\0mvmae"  # PNG specification, 11.3.4.3
+SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # after the end of a PDF comments are free
+HEAD, TAIL = 4096, 64  # bytes that are searched for a mark
+TABLE = b"path,part,label,severity,"  # how the CSV of `data check` begins
+JSON = re.compile(
+    rb'\{\s*("command": "(data check|data stats|features)"|'
+    rb'"config": \{\s*"part": "(step|input|scale)")'  # of the benchmarks
+)
+KINDS = ("random:", "timm:", "hf:")  # prefixes of encoders that are not paths
+RUN_PARTS = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
+MAX_NAMES = 3  # in a title
 
 
-def headings(encoders: Sequence[str]) -> list[str]:
-    """A short name for each, no two alike unless the encoders are: last parts of their paths."""
-    parts = [_parts(encoder) for encoder in encoders]
-    lengths = [1] * len(parts)
-    while True:
-        names = [_joined(part, length) for part, length in zip(parts, lengths, strict=True)]
-        doubled = [
-            at
-            for at, name in enumerate(names)
-            if names.count(name) > 1 and lengths[at] < len(parts[at][1])
-        ]
-        if not doubled:
-            return names
-        for at in doubled:
-            lengths[at] += 1
+def add_mark(content: bytes) -> bytes:
+    """Return a picture (PNG, SVG or PDF) with our mark."""
+    if content.startswith(PNG):
+        chunk = struct.pack(">I", len(TEXT) - 4) + TEXT + struct.pack(">I", zlib.crc32(TEXT))
+        return content[:FIRST_CHUNKS] + chunk + content[FIRST_CHUNKS:]
+    if content.startswith(PDF):
+        return content + PDF_MARK
+    before, tag, after = content.partition(b"<svg")
+    return before + SVG_MARK + tag + after
 
 
-def _parts(encoder: str) -> tuple[str, list[str]]:
-    """What stands before a path, and its parts without those that every run has."""
-    kind = next((kind for kind in KINDS if encoder.startswith(kind)), "")
-    if kind in KINDS[1:]:
-        return "", [encoder]
-    path = Path(encoder.removeprefix(kind))
-    known = [part for part in path.resolve().parts if part not in OF_A_RUN]
-    if kind and not path.exists():  # random:vit_small
-        known = [encoder.removeprefix(kind)]
-    if path.is_file() and path.name not in OF_A_RUN and len(known) > 1:
-        known = [*known[:-2], "/".join(known[-2:])]  # its run says more than previous.pt
-    return kind, known
+def is_ours(file: Path) -> bool:
+    """Whether a file has our mark; an empty file is nobody's and counts as ours."""
+    with file.open("rb") as stream:
+        head = stream.read(HEAD)
+        stream.seek(max(0, file.stat().st_size - TAIL))
+        tail = stream.read()
+    if head.startswith(PNG):
+        return TEXT in head[: FIRST_CHUNKS + 64]
+    if head.startswith(PDF):
+        return tail.endswith(PDF_MARK)
+    return not head or SVG_MARK in head or head.startswith(TABLE) or bool(JSON.match(head))
 
 
-def _joined(parts: tuple[str, list[str]], length: int) -> str:
-    return parts[0] + "/".join(parts[1][-length:])
+def require_place(file: Path, flag: str = "--out") -> None:
+    """Require that a file can be written there, by making one without a name.
+
+    Raises:
+        UserError: It is a folder, is below a file, or is where no file can be made.
+    """
+    if file.is_dir():
+        raise UserError(f"{flag} {file} is a folder: name a file")
+    nearest = next(place for place in file.absolute().parents if place.exists())
+    if not nearest.is_dir():
+        raise UserError(f"{flag} {file}: {nearest.name} is a file, not a folder")
+    try:
+        with tempfile.TemporaryFile(dir=nearest):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{flag} {file}: no file can be made in {nearest} ({error.strerror}): name another "
+            "place"
+        ) from error
 
 
-def together(names: Sequence[str]) -> str:
-    """The names in a title, of many the first."""
-    if len(names) > MOST_NAMED:
-        return f"{names[0]} and {len(names) - 1} more"
-    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+def require_output(file: Path, flag: str = "--out", *, data: Sequence[str] = ()) -> None:
+    """Require that a file can be written there, and that an existing one is ours.
+
+    Args:
+        file: To write.
+        flag: Option that names it.
+        data: Sources of images; a picture in one of their folders would be an image the next time.
+
+    Raises:
+        UserError: It cannot be written there, or there is a file that is not ours.
+    """
+    require_place(file, flag)
+    if file.exists():
+        if not file.is_file():
+            raise UserError(f"{flag} {file} is not a regular file: name another")
+        try:
+            ours = is_ours(file)
+        except OSError as error:
+            raise UserError(f"{flag} {file} exists and is unreadable: {error.strerror}") from error
+        if not ours:
+            raise UserError(
+                f"{flag} {file} exists and has no mark of mvmae, so it is not replaced: name "
+                "another file, or remove this one first"
+            )
+    for folder in map(Path, data):
+        if folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{flag} {file} is among the images of {folder} and would be one of them: name "
+                "another place"
+            )
+
+
+def require_picture(file: Path, data: Sequence[str]) -> None:
+    """Require that a PNG of images in `data` can be written there.
+
+    Raises:
+        UserError: It is not a .png, or as `require_output`.
+    """
+    if file.suffix.lower() != ".png":
+        raise UserError(f"--out {file} must end in .png")
+    require_output(file, data=data)
 
 
 def picture_file(encoder: str, out: Path | None, name: str, data: Sequence[str]) -> Path:
-    """Where a picture goes: `out`, or `name` among the run's figures.
+    """Return where a picture goes: `out`, or `name` among the run's figures.
 
     Raises:
-        UserError: ENCODER is not there, or no run folder and no --out is given, or --out cannot be
-            a PNG, or a file there is not ours.
+        UserError: ENCODER does not exist, or there is neither a run folder nor --out, or as
+            `require_picture`.
     """
-    if out is None:
-        if not encoder.startswith(KINDS) and not Path(encoder).exists():
-            raise UserError(f"no such encoder: {encoder}")
-        if not run_folder.is_run(Path(encoder)):
-            raise UserError(f"{encoder} is no run folder: say where to draw with --out FILE.png")
-        file = Path(encoder) / "figures" / name
-        marks.require_place(file)
-        return file
-    require_picture(out, data)
-    return out
-
-
-def require_picture(out: Path, data: Sequence[str]) -> None:
-    """Make sure that a picture of DATA can go there.
-
-    Raises:
-        UserError: It is no PNG, can be no file, lies among the images, or would replace a file that
-            is not ours.
-    """
-    if out.suffix.lower() != ".png":
-        raise UserError(f"--out {out} must end in .png")
-    marks.require_place(out)
-    marks.require_replaceable(out)
-    marks.require_outside(out, tuple(data))
+    if out is not None:
+        require_picture(out, data)
+        return out
+    if not encoder.startswith(KINDS) and not Path(encoder).exists():
+        raise UserError(f"no such encoder: {encoder}")
+    if not run_folder.is_run(Path(encoder)):
+        raise UserError(
+            f"{encoder} is not a run folder: say where to write the picture with --out FILE.png"
+        )
+    file = Path(encoder) / "figures" / name
+    require_place(file)  # figures/ belongs to the run, so what is there may be replaced
+    return file
 
 
 def write(file: Path, picture: bytes) -> None:
     """Write a PNG, SVG or PDF with our mark, whole or not at all."""
     run_folder.make(file.parent)
-    content = marks.signed(picture)
-    write_bytes(file, content)
+    write_bytes(file, add_mark(picture))
+
+
+def headings(encoders: Sequence[str]) -> list[str]:
+    """Return a short name for each encoder: as many last parts of its path as make it unique."""
+    kinds_and_parts = [_split(encoder) for encoder in encoders]
+    lengths = [1] * len(encoders)
+    while True:
+        names = [
+            kind + "/".join(parts[-length:])
+            for (kind, parts), length in zip(kinds_and_parts, lengths, strict=True)
+        ]
+        ambiguous = [
+            at
+            for at, (_, parts) in enumerate(kinds_and_parts)
+            if names.count(names[at]) > 1 and lengths[at] < len(parts)
+        ]
+        if not ambiguous:
+            return names
+        for at in ambiguous:
+            lengths[at] += 1
+
+
+def _split(encoder: str) -> tuple[str, list[str]]:
+    """Split an encoder into the prefix of its path, and the path's parts that tell runs apart."""
+    kind = next((kind for kind in KINDS if encoder.startswith(kind)), "")
+    if kind in KINDS[1:]:
+        return "", [encoder]
+    path = Path(encoder.removeprefix(kind))
+    if kind and not path.exists():  # random:vit_small
+        return kind, [encoder.removeprefix(kind)]
+    parts = [part for part in path.resolve().parts if part not in RUN_PARTS]
+    if path.is_file() and path.name not in RUN_PARTS and len(parts) > 1:
+        parts = [*parts[:-2], "/".join(parts[-2:])]  # its run says more than previous.pt
+    return kind, parts
+
+
+def join_names(names: Sequence[str]) -> str:
+    """Join names for a title; if they are many, the first and the number of others."""
+    if len(names) > MAX_NAMES:
+        return f"{names[0]} and {len(names) - 1} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

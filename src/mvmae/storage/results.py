@@ -1,4 +1,4 @@
-"""What a judgement leaves: RESULTS/results/COMMAND-DATA.json, with all that repeats it."""
+"""Results of evaluations: RESULTS/results/COMMAND-DATA.json, with everything that repeats them."""
 
 from __future__ import annotations
 
@@ -16,55 +16,58 @@ from mvmae import terminal
 from mvmae.config.files import command_line, to_plain
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
+from mvmae.storage.outputs import KINDS
 
-LONGEST = 80  # bytes of a file's name that are taken from what the user called things
+# File systems allow 255 bytes. A name gets a command before it and a suffix after it.
+MAX_NAME_BYTES = 80
+OMITTED = {"confusion", "skipped"}  # entries that are only in the file: they may be very long
+# Options that do not change a result, so that a repeated command replaces its file.
+IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}
 
 
 def home(encoder: str, out: Path | None) -> Path:
-    """The folder that gets results/, cache/ and figures/ of what judges an encoder.
+    """Return the folder that gets results/, cache/ and figures/ of an encoder's evaluations.
 
-    The one asked for; else the run that the encoder is or lies in; else runs/ENCODER.
+    It is `out`, or the run that contains the encoder, or runs/ENCODER.
 
     Raises:
-        UserError: It is a file, lies below one, or may not be written to.
+        UserError: It is a file, is below a file, or is not writable.
     """
-    run = None if _is_named(encoder) else _run_of(Path(encoder))
-    folder = out or run or Path("runs") / slug(_short(encoder))
+    folder = out or _find_run(encoder) or Path("runs") / slug(_short_name(encoder))
     if folder.suffix == ".json":
         raise UserError(f"--out names a folder, which gets results/: leave out {folder.name}")
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
     if not nearest.is_dir():
         raise UserError(f"{nearest} is a file: --out must name a folder")
     if not os.access(nearest, os.W_OK):
-        raise UserError(f"{nearest} may not be written to: name another folder with --out")
+        raise UserError(f"{nearest} is not writable: name another folder with --out")
     return folder
 
 
-def _is_named(encoder: str) -> bool:
-    """Whether it is `timm:NAME` or the like, and no path."""
-    return encoder.split(":")[0] in ("random", "timm", "hf")
-
-
-def _run_of(path: Path) -> Path | None:
-    for folder in (path, *path.parents):
-        if run_folder.is_run(folder) and (folder / "environment.json").exists():
+def _find_run(encoder: str) -> Path | None:
+    """Find the run folder that an encoder is, or is in."""
+    if encoder.startswith(KINDS):
+        return None
+    for folder in (Path(encoder), *Path(encoder).parents):
+        # transformers' folders have a config.json too, but no environment.json.
+        if run_folder.is_run(folder) and (folder / run_folder.ENVIRONMENT).exists():
             return folder
     return None
 
 
-def _short(encoder: str) -> str:
-    """A file's or folder's own name; `timm:NAME` and the like whole."""
-    if _is_named(encoder):
+def _short_name(encoder: str) -> str:
+    """Return a file's or folder's own name; `timm:NAME` and the like stay whole."""
+    if encoder.startswith(KINDS):
         return encoder
     path = Path(encoder)
     if path.is_file() and path.stem in ("encoder", "model", "best", "last"):
-        path = path.resolve().parent  # whose name says more
+        path = path.resolve().parent  # its name says more
     return path.stem if path.is_file() else path.resolve().name
 
 
 def slug(text: str) -> str:
-    """What can be a file's name of what the user called something."""
-    plain = re.sub(r"[^\w.]+", "-", text).encode()[-LONGEST:].decode(errors="ignore")
+    """Turn a name that the user gave into a file name that any disk takes."""
+    plain = re.sub(r"[^\w.]+", "-", text).encode()[-MAX_NAME_BYTES:].decode(errors="ignore")
     return plain.strip("-.") or "data"
 
 
@@ -83,7 +86,7 @@ def write(
     Args:
         folder: From `home`.
         command: Of the command line.
-        config: What was asked; `mvmae COMMAND --recipe FILE` asks it again.
+        config: Of the command; `mvmae COMMAND --recipe FILE` repeats it.
         content: The figures, and the data's name, fingerprint and sizes.
         device: Where it was computed.
         world_size: Number of processes that computed it.
@@ -93,7 +96,9 @@ def write(
         The file.
     """
     run_folder.make(folder / "results")
-    file = _free(folder / "results" / f"{name or f'{command}-{slug(config.data)}'}.json", config)
+    file = _choose_file(
+        folder / "results" / f"{name or f'{command}-{slug(config.data)}'}.json", config
+    )
     frame = {
         "command": command,
         "command_line": command_line(command, config),
@@ -105,34 +110,28 @@ def write(
     return file
 
 
-LONG = {"confusion", "skipped"}  # what is left to the file
-
-
 def emit(command: str, file: Path, content: Mapping[str, Any]) -> None:
-    """Print the result for programs: the headline as COMMAND_NAME, then all but `LONG`."""
+    """Print the result for programs: the headline as COMMAND_NAME, then all but `OMITTED`."""
     figures = {f"{command}_{name}": value for name, value in content.get("headline", {}).items()}
-    rest = {name: value for name, value in content.items() if name not in LONG}
+    rest = {name: value for name, value in content.items() if name not in OMITTED}
     terminal.emit("result", {"command": command, "file": str(file)} | figures | rest)
 
 
-IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}
-
-
-def _free(first: Path, config: Any) -> Path:
-    """The file, or one with a number behind its name where another question has that one."""
-    asked = _question(to_plain(config))
+def _choose_file(first: Path, config: Any) -> Path:
+    """Return the file, or one with a number if that has the result of another question."""
+    question = _question(to_plain(config))
     for number in count(1):
         file = first if number == 1 else first.with_name(f"{first.stem}-{number}.json")
         try:
             known = json.loads(file.read_text(encoding="utf-8"))["config"]
         except (OSError, ValueError, KeyError, TypeError):
-            break  # none there, or nothing worth keeping
-        if _question(known) == asked:
+            break  # missing, or nothing worth keeping
+        if _question(known) == question:
             break
     return file
 
 
 def _question(config: dict[str, Any]) -> dict[str, Any]:
-    """What decides a result; a path written otherwise is the same path."""
+    """Return the options that decide a result, with each path in one spelling."""
     paths = {name: os.path.normpath(str(config.get(name))) for name in ("encoder", "data")}
     return {name: value for name, value in config.items() if name not in IDLE} | paths

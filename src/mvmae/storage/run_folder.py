@@ -7,7 +7,8 @@ import json
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ OURS = (
     *("results", "cache", "export"),
     *("model.safetensors", "model.json", "best.safetensors", "best.json", "predictions.csv"),
     *("predictions.json", "predictions"),
-)
+)  # what --overwrite deletes: everything that any command writes into a run folder, nothing else
 
 
 def is_run(folder: Path) -> bool:
@@ -38,7 +39,7 @@ def is_run(folder: Path) -> bool:
 def require_format(folder: Path) -> None:
     """Make sure that this version can read a run folder.
 
-    Folders that mvmae did not write, which have no environment.json of its own, pass.
+    Folders without our environment.json pass, because mvmae did not write them.
 
     Raises:
         UserError: It was written before run folders had a format number, or by a newer version.
@@ -49,8 +50,7 @@ def require_format(folder: Path) -> None:
         return
     if not isinstance(facts, dict) or "mvmae" not in facts or facts.get("format") == FORMAT:
         return
-    written = f"{folder} was written by mvmae {facts['mvmae']}"
-    found = facts.get("format")
+    written, found = f"{folder} was written by mvmae {facts['mvmae']}", facts.get("format")
     if isinstance(found, int) and found > FORMAT:
         raise UserError(
             f"{written} in format {found}, and this is mvmae {__version__}, which reads format "
@@ -99,11 +99,32 @@ def make(folder: Path) -> None:
 def clear(folder: Path) -> None:
     """Remove the files of a run, and nothing else."""
     for name in OURS:
-        path = folder / name
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+        remove(folder / name)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a folder or a link, if it exists; what a link points to stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def make_for_now(folder: Path) -> Iterator[None]:
+    """Make a folder; at the end, remove the new folders that stayed empty.
+
+    Raises:
+        UserError: It cannot be made.
+    """
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    make(folder)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()
 
 
 def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str, Any]:
@@ -127,7 +148,8 @@ def _git_commit() -> str | None:
     """Return the commit of the running code, if it runs from a checkout."""
     command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
     here = Path(__file__).resolve().parent
-    if not (here.parents[2] / ".git").exists():  # installed, perhaps inside another repository
+    # Code that is installed inside another repository must not report that one's commit.
+    if not (here.parents[2] / ".git").exists():
         return None
     try:
         done = subprocess.run(
@@ -140,8 +162,10 @@ def _git_commit() -> str | None:
 
 def append_skipped(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
     """Add images that could not be read to skipped.csv, each once."""
-    file = folder / "skipped.csv"
-    known = _skipped_paths(file)
+    file, known = folder / "skipped.csv", set()
+    if file.exists():
+        with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
+            known = {row[0] for row in csv.reader(stream) if row}
     fresh = {path: reason for path, reason in rows if path not in known}
     if not fresh:
         return
@@ -150,10 +174,3 @@ def append_skipped(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
         if not known and stream.tell() == 0:
             writer.writerow(("path", "reason"))
         writer.writerows(fresh.items())
-
-
-def _skipped_paths(file: Path) -> set[str]:
-    if not file.exists():
-        return set()
-    with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
-        return {row[0] for row in csv.reader(stream) if row}

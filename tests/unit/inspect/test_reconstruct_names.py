@@ -4,7 +4,7 @@ import pytest
 
 from mvmae.config.figures import ReconstructConfig
 from mvmae.errors import UserError
-from mvmae.storage.outputs import headings, together
+from mvmae.storage.outputs import headings, join_names
 
 
 @pytest.mark.parametrize(
@@ -32,9 +32,9 @@ def test_a_checkpoint_in_a_run_is_called_by_both(tmp_path):
 
 
 def test_a_title_names_three_and_counts_more():
-    assert together(["a"]) == "a"
-    assert together(["a", "b", "c"]) == "a, b and c"
-    assert together(["a", "b", "c", "d"]) == "a and 3 more"
+    assert join_names(["a"]) == "a"
+    assert join_names(["a", "b", "c"]) == "a, b and c"
+    assert join_names(["a", "b", "c", "d"]) == "a and 3 more"
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from mvmae.errors import UserError
-from mvmae.storage import marks
+from mvmae.storage import outputs
 
 
 def picture(kind: str) -> bytes:
@@ -24,20 +24,20 @@ def picture(kind: str) -> bytes:
 def test_only_pictures_with_the_mark_are_ours(tmp_path, kind):
     file = tmp_path / f"a.{kind}"
     file.write_bytes(picture(kind))
-    assert not marks.is_ours(file)
+    assert not outputs.is_ours(file)
     with pytest.raises(UserError, match="has no mark of mvmae, so it is not replaced"):
-        marks.require_replaceable(file)
-    file.write_bytes(marks.signed(file.read_bytes()))
-    assert marks.is_ours(file)
-    marks.require_replaceable(file)
+        outputs.require_output(file)
+    file.write_bytes(outputs.add_mark(file.read_bytes()))
+    assert outputs.is_ours(file)
+    outputs.require_output(file)
 
 
 def test_a_marked_png_is_a_whole_png_of_the_same_pixels():
     plain = Image.open(io.BytesIO(picture("png")))
-    ours = Image.open(io.BytesIO(marks.signed(picture("png"))))
+    ours = Image.open(io.BytesIO(outputs.add_mark(picture("png"))))
     ours.load()  # which verifies the sums of chunks
     assert ours.tobytes() == plain.tobytes()
-    assert b"Software\0mvmae" in marks.signed(picture("png"))[:80]
+    assert b"Software\0mvmae" in outputs.add_mark(picture("png"))[:80]
 
 
 @pytest.mark.parametrize(
@@ -55,11 +55,11 @@ def test_a_marked_png_is_a_whole_png_of_the_same_pixels():
 def test_tables_are_known_by_their_beginning(tmp_path, content, ours):
     file = tmp_path / "a.json"
     file.write_text(content)
-    assert marks.is_ours(file) == ours
+    assert outputs.is_ours(file) == ours
 
 
 def test_a_file_goes_where_one_can_be_made(tmp_path):
-    marks.require_place(tmp_path / "new" / "folder" / "a.png")
+    outputs.require_place(tmp_path / "new" / "folder" / "a.png")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     for file, says in (
@@ -67,4 +67,4 @@ def test_a_file_goes_where_one_can_be_made(tmp_path):
         (tmp_path / "file" / "a.png", "file is a file, not a folder"),
     ):
         with pytest.raises(UserError, match=says):
-            marks.require_place(file)
+            outputs.require_place(file)

@@ -27,7 +27,7 @@ from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import SEVERITIES, class_counts, first_duplicates
 from mvmae.datatools.check.subjects import KINDS, Subject
 from mvmae.errors import UserError, shown
-from mvmae.storage import marks
+from mvmae.storage import outputs
 from mvmae.storage.atomic import write_bytes, write_whole
 
 MAX_CLASS_ROWS = 30
@@ -77,10 +77,9 @@ def require_writable(config: DataCheckConfig) -> None:
             continue
         if not file.parent.is_dir():
             raise UserError(f"{flag} {file}: there is no folder {file.parent}")
-        marks.require_place(file, flag)
         if file.exists() and any(Path(one).exists() and file.samefile(one) for one in read):
             raise UserError(f"{flag} {file} would overwrite what is checked: name another file")
-        marks.require_replaceable(file, flag)
+        outputs.require_output(file, flag)
     if config.out is not None and config.out == config.quarantine:
         raise UserError(f"--out and --quarantine are both {config.out}: name two files")
 

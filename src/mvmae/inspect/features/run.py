@@ -27,7 +27,7 @@ from mvmae.inspect.features.feature_cache import (
 from mvmae.metrics.plane import require_map_library
 from mvmae.storage import atomic, results, run_folder
 from mvmae.storage.atomic import write_whole
-from mvmae.storage.marks import is_ours, require_replaceable, signed
+from mvmae.storage.outputs import add_mark, is_ours, require_output
 from mvmae.training import distributed, precision
 
 IMAGE_PICTURES = {  # pictures of image features; `pca` needs patches instead
@@ -109,7 +109,7 @@ def _require_own_files(folder: Path) -> None:
     if any(file.suffix == ".png" and is_ours(file) for file in files):  # left by an interruption
         return
     for file in (facts, *files):
-        require_replaceable(file)
+        require_output(file)
 
 
 def needed_images(job: Job) -> list[int]:
@@ -156,7 +156,7 @@ def _write_drawing(folder: Path, name: str, drawing: Drawing) -> Iterator[Path]:
         if content is None:
             file.unlink(missing_ok=True)
             continue
-        content = signed(content) if suffix == ".png" else content
+        content = add_mark(content) if suffix == ".png" else content
         write_whole(file, lambda stream, content=content: stream.write(content))
         yield file
 

@@ -24,7 +24,7 @@ from mvmae.inspect.report.verdict import COMMANDS, verdict
 from mvmae.inspect.report.wording import count, one_line, without_home
 from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes
-from mvmae.storage.marks import require_place
+from mvmae.storage.outputs import require_place
 from mvmae.training import precision
 from mvmae.version import __version__
 
