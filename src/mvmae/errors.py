@@ -1,4 +1,4 @@
-"""The one error that is the user's to mend, and what may be shown of what he gave."""
+"""Errors that the user can fix, and text that is safe to print."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from difflib import get_close_matches
 
 
 class UserError(ValueError):
-    """Something the user set or gave cannot work.
+    """An option, a file or the machine is at fault, and the user can fix it.
 
-    The message is one plain line: what is wrong, and what would be right. The command line
+    The message is one plain line: what is wrong, what was expected, what to do. The command line
     prints it and exits with status 2; any other exception is our own fault.
     """
 
 
 class OtherFailedError(UserError):
-    """Another process of the same command failed, or is gone; what was done is as good as ever."""
+    """Another process of the same command failed or died; finished work is still valid."""
 
 
 class ToldError(UserError):
-    """As another process of the same command says it, or said it: nothing is left to print."""
+    """Another process of the same command prints this error, so that this one must not."""
 
 
 MACHINE_SAYS_NO = {
@@ -30,12 +30,12 @@ MACHINE_SAYS_NO = {
 
 
 def line_of(error: BaseException) -> str | None:
-    """What a person is told of an error who can do something about it; none of our own faults."""
+    """Return the one-line message of an error that the user can fix; None for our own faults."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:
         return f"{error.strerror}: {error.filename or 'no file named'}"
-    # torch's own class and its CPU allocator's words; torch is not loaded here
+    # torch's error class by its name, or the message of its CPU allocator: torch is not loaded here
     is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     if isinstance(error, RuntimeError) and is_memory:
         return (
@@ -49,9 +49,9 @@ KEPT = "\n\t\u00a0"  # a no-break space counts as not printable
 
 
 def printable(text: str) -> str:
-    r"""Text as a terminal can show it: what it would obey, or cannot write, becomes `\x1b`.
+    r"""Escape what a terminal would obey or cannot write, such as `\x1b`.
 
-    Names of files may hold anything: colours, a command to the terminal, bytes that are no UTF-8.
+    Names of files may contain colours, commands to the terminal, and bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -62,7 +62,7 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become `\udcff`."""
+    r"""Return text that UTF-8 can hold: other bytes of a file name become `\udcff`."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -80,18 +80,18 @@ class DivergedError(UserError):
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
-    """The end of an error message that names what was probably meant; empty if nothing is near."""
+    """Return the end of an error message: ": did you mean 'NAME'?", or "" if nothing is near."""
     close = get_close_matches(word, list(names), n=1)
     return f": did you mean '{close[0]}'?" if close else ""
 
 
 def counted(number: int, what: str) -> str:
-    """A number of things, in words: 1 image, 2 images."""
+    """Write a number of things: 1 image, 2 images."""
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def shown(text: str, longest: int = 90) -> str:
-    """A name as it can be printed: control characters and broken bytes escaped, the middle cut."""
+    """Make a name printable: escape control characters and broken bytes, cut a long middle."""
     plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
     if len(plain) <= longest:
         return plain

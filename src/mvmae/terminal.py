@@ -1,7 +1,7 @@
-"""Where words, bars and figures go: a terminal, the log of a machine, a program that reads JSON.
+"""Output of commands: text, bars and JSON, for a terminal, the log of a machine or a program.
 
-`MVMAE_OUTPUT`, or `--quiet` and `--json` of the command line, chooses. `output` holds for all that
-runs inside of it, whatever prints: with JSON nothing else can get on stdout.
+`MVMAE_OUTPUT`, or `--quiet` and `--json` of the command line, chooses. `output` affects everything
+that runs inside of it, whatever prints: with JSON nothing else can get on stdout.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ from mvmae.errors import UserError, printable
 VARIABLE = "MVMAE_OUTPUT"
 WORDS = ("auto", "plain", "quiet", "json")
 WIDE = 72  # columns from which a bar has room for its title and more
-STEADY = 300.0  # seconds over which a bar measures its speed, so that slow steps have one
-FIRST_LINE = 10.0  # seconds of work without a terminal before a line says how far it is
-MOST_LINES = 10
+# Seconds over which a bar measures its speed. Rich's 30 would show none for steps that take longer.
+SPEED_SECONDS = 300.0
+FIRST_LINE = 10.0  # seconds of work without a terminal before the first line of progress
+MAX_LINES = 10  # of progress
 
 
 class _Output(NamedTuple):
-    """What `output` was told."""
+    """Arguments of the innermost `output`."""
 
     words: frozenset[str]
     json: TextIO | None
@@ -42,67 +43,61 @@ class _Output(NamedTuple):
 _now = _Output(frozenset(), None)
 
 
-def asked(words: Collection[str] = ()) -> frozenset[str]:
-    """The words given, or else those of the environment.
+def requested_words(words: Collection[str] = ()) -> frozenset[str]:
+    """Return the words given, or else those of the environment.
 
     Raises:
-        UserError: The environment's are none of `WORDS`, or cannot go together.
+        UserError: A word is not in `WORDS`.
     """
-    said = frozenset(words) or frozenset(os.environ.get(VARIABLE, "").replace(",", " ").split())
-    if unknown := sorted(said - set(WORDS)):
-        raise UserError(f"{VARIABLE}={unknown[0]}: choose of {', '.join(WORDS)}")
-    return said - {"auto"}
+    found = frozenset(words) or frozenset(os.environ.get(VARIABLE, "").replace(",", " ").split())
+    if unknown := sorted(found - set(WORDS)):
+        raise UserError(f"{VARIABLE}={unknown[0]}: choose from {', '.join(WORDS)}")
+    return found - {"auto"}
 
 
 def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
-    """The words for `output` that are among a command's arguments, and the arguments without them.
+    """Split a command's arguments into words for `output` and the other arguments.
 
-    Returns:
-        `auto` where help is asked for: it is always shown.
+    Help is always shown: with it the only word is `auto`.
     """
     given = {flag for flag in ("--quiet", "--json") if flag in args}
-    rest = [word for word in args if word not in given]
-    if {"-h", "--help"} & set(args):
-        return {"auto"}, rest
-    return {flag.removeprefix("--") for flag in given}, rest
+    words = {flag.removeprefix("--") for flag in given}
+    is_help = not {"-h", "--help"}.isdisjoint(args)
+    return {"auto"} if is_help else words, [word for word in args if word not in given]
 
 
 @contextlib.contextmanager
 def output(words: Collection[str] = (), *, silent: bool = False) -> Iterator[None]:
-    """What is printed meanwhile goes where `words`, or else `MVMAE_OUTPUT`, say.
+    """Send what is printed in the block where `words`, or else `MVMAE_OUTPUT`, say.
 
     Args:
-        words: `quiet`: nothing, but for errors and warnings that matter, on stderr. `json`: stdout
-            gets a JSON object a line, from `emit`; what is for people goes to stderr. Both: JSON,
-            and nothing for people. `plain`: lines and no bars, even in a terminal.
-        silent: Not even warnings and JSON, for another process says all there is to say.
+        words: `quiet`: only errors and important warnings, on stderr. `json`: stdout gets one JSON
+            object per line, from `emit`; text for people goes to stderr. Both: JSON, and nothing
+            for people. `plain`: lines and no bars, even in a terminal.
+        silent: Not even warnings and JSON, because another process prints everything.
 
     Raises:
-        UserError: As `asked`.
+        UserError: As `requested_words`.
     """
     global _now
-    before, words = _now, frozenset(("quiet", "silent")) if silent else asked(words)
-    with contextlib.ExitStack() as stack:
-        _now = _Output(words, sys.stdout if "json" in words else None)
-        stack.callback(_restore, before)
-        if "quiet" in words:
-            opened = Path(os.devnull).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115
-            nowhere = stack.enter_context(opened)
-            stack.enter_context(contextlib.redirect_stdout(nowhere))
-        elif "json" in words:
-            stack.enter_context(contextlib.redirect_stdout(sys.stderr))
-        yield
-
-
-def _restore(before: _Output) -> None:
-    global _now
-    _now = before
+    before, words = _now, frozenset(("quiet", "silent")) if silent else requested_words(words)
+    _now = _Output(words, sys.stdout if "json" in words else None)
+    try:
+        with contextlib.ExitStack() as stack:
+            if "quiet" in words:
+                file = Path(os.devnull).open("w", encoding="utf-8", errors="replace")  # noqa: SIM115
+                stack.enter_context(contextlib.redirect_stdout(stack.enter_context(file)))
+            elif "json" in words:
+                stack.enter_context(contextlib.redirect_stdout(sys.stderr))
+            yield
+    finally:
+        _now = before
 
 
 def emit(event: str, content: Mapping[str, Any]) -> None:
-    """Write one JSON object, `event` first, to a stdout that carries JSON; else nothing.
+    """Write one JSON object, `event` first, if stdout carries JSON.
 
-    A number that is not finite, which JSON does not know, is null.
+    JSON has no infinity and no NaN: they become null.
     """
     if _now.json is None:
         return
@@ -121,7 +116,7 @@ def _finite(value: Any) -> Any:
 
 
 class _People(Console):
-    """A console that shows text and never obeys it."""
+    """A console that shows control characters and never obeys them."""
 
     def print(self, *objects: Any, **options: Any) -> None:
         """As Rich's, with strings made `printable`."""
@@ -129,15 +124,16 @@ class _People(Console):
 
 
 def people() -> Console:
-    """For lines that people read: nothing in them is markup, and a terminal breaks long ones.
+    """Return the console for lines that people read.
 
-    Names of files may stand in them: control characters are shown, not obeyed.
+    Such lines contain names of files, so nothing in them is markup, and control characters are
+    shown. The terminal breaks long lines.
     """
     return _People(soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(text: str) -> None:
-    """Say what matters even to those who want to hear nothing."""
+    """Print a warning that matters, with --quiet too."""
     if "silent" in _now.words:
         return
     if "quiet" in _now.words:
@@ -148,9 +144,9 @@ def warn(text: str) -> None:
 
 
 def has_bars(console: Console) -> bool:
-    """Whether a line can be drawn over again there.
+    """Whether a line on the console can be overwritten.
 
-    Rich takes a pipe for a terminal where FORCE_COLOR is set, as machines that test code do, and a
+    Rich mistakes a pipe for a terminal if FORCE_COLOR is set, as on machines that run tests, and a
     dumb terminal for any other.
     """
     file = console.file
@@ -159,20 +155,21 @@ def has_bars(console: Console) -> bool:
 
 
 class StepBar(Progress):
-    """A bar, and below it figures that stay until they are said anew.
+    """A bar, and below it figures that stay until they are replaced.
 
     Args:
-        title: Before the bar, where there is room.
-        total: Steps or images.
-        unit: What they are, in the plural.
-        console: Where it is drawn; where no bar can be, it is not.
+        title: Before the bar, if there is room.
+        total: Number of steps or images.
+        unit: Their name, in the plural.
+        console: Where it is drawn, if a bar can be drawn there.
+        transient: Whether it vanishes at the end.
     """
 
     def __init__(
         self, title: str, total: int, *, unit: str, console: Console, transient: bool = False
     ) -> None:
         self.items: dict[str, str] = {}
-        self._drawn_on, width = console, console.width  # asked for before Progress has its own
+        self._drawn_on, width = console, console.width  # Progress makes `console` a property
         narrow: list[ProgressColumn] = [
             BarColumn(bar_width=max(4, min(12, width - 28))),
             TextColumn("{task.completed}/{task.total}"),
@@ -190,23 +187,23 @@ class StepBar(Progress):
             console=console,
             transient=transient,
             disable=not has_bars(console),
-            speed_estimate_period=STEADY,
+            speed_estimate_period=SPEED_SECONDS,
         )
         self.task = self.add_task(escape(title), total=total)
 
     def say(self, items: Mapping[str, str]) -> None:
-        """Show these figures below the bar, in place of those said before."""
+        """Show these figures below the bar, in place of the ones before."""
         self.items = dict(items)
 
     def get_renderables(self) -> Iterable[RenderableType]:
         """The bar, and lines of figures, none of them broken in two."""
         yield self.make_tasks_table(self.tasks)
-        for line in packed(list(self.items.values()), self._drawn_on.width):
+        for line in pack_items(self.items.values(), self._drawn_on.width):
             yield Text(line, no_wrap=True, overflow="ellipsis")
 
 
-def packed(items: list[str], width: int) -> list[str]:
-    """Items two spaces apart in as few lines of at most `width` columns as they need."""
+def pack_items(items: Iterable[str], width: int) -> list[str]:
+    """Put items, two spaces apart, into as few lines of at most `width` columns as possible."""
     lines: list[str] = []
     for item in filter(None, items):
         if lines and len(lines[-1]) + 2 + len(item) <= width:
@@ -217,17 +214,17 @@ def packed(items: list[str], width: int) -> list[str]:
 
 
 class Bar:
-    """Progress over images; without a terminal about ten lines on stderr, of long work only.
+    """Progress over images; without a terminal about ten lines on stderr, if the work is long.
 
     Args:
-        total: Images.
-        unit: What they are, in the plural.
+        total: Number of images.
+        unit: Their name, in the plural.
         done: Images that an earlier command finished.
     """
 
     def __init__(self, total: int, unit: str = "images", done: int = 0) -> None:
         self.total, self.done, self.first, self.unit, self.title = total, done, done, unit, ""
-        self.began, self._said = time.perf_counter(), -1
+        self.began, self._lines = time.perf_counter(), -1
         self.bar = StepBar("", total, unit=unit, console=people(), transient=True)
         self.bar.update(self.bar.task, completed=done)
 
@@ -240,33 +237,28 @@ class Bar:
         self.bar.stop()
 
     def name(self, name: str) -> None:
-        """What is being done now."""
+        """Name the work that begins now."""
         self.title = name
         self.bar.update(self.bar.task, description=escape(printable(name)))
 
     def advance(self, count: int) -> None:
-        """So many more images are done."""
+        """Count images that are done."""
         self.done += count
         self.bar.update(self.bar.task, completed=self.done)
-        if self.bar.disable and "quiet" not in _now.words:
-            self._line()
-
-    def _line(self) -> None:
-        """Quick work needs no line; slow work begins with one, and then one comes each tenth."""
-        seconds = time.perf_counter() - self.began
-        if seconds < FIRST_LINE or not self.first < self.done < self.total:
+        # Quick work needs no line. Slow work gets one at once, and then one for each tenth.
+        seconds, due = time.perf_counter() - self.began, self.done * MAX_LINES // self.total
+        is_wanted = self.bar.disable and "quiet" not in _now.words
+        is_slow = seconds >= FIRST_LINE and self.first < self.done < self.total
+        if not (is_wanted and is_slow and due > self._lines):
             return
-        due = self.done * MOST_LINES // self.total
-        if due <= self._said:
-            return
-        self._said = due
+        self._lines = due
         left = seconds / (self.done - self.first) * (self.total - self.done)
         what = f"{printable(self.title)}: " if self.title else ""
         print(f"{what}{self.done}/{self.total} {self.unit}, {clock(left)} left", file=sys.stderr)
 
 
 def clock(seconds: float) -> str:
-    """A time in minutes and seconds, with hours where it has some."""
+    """Write a time as minutes:seconds, or hours:minutes:seconds from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""What a user, a log and a program see of the same commands."""
+"""Output of the same commands for a user, a log and a program."""
 
 import fcntl
 import json
@@ -36,7 +36,7 @@ def command(image_folder) -> list[str]:
     return ["pretrain", str(images), *options, "--eval-data", str(judged)]
 
 
-def parsed(out: str) -> list[dict]:
+def parse_lines(out: str) -> list[dict]:
     return [json.loads(line) for line in out.splitlines()]
 
 
@@ -44,9 +44,9 @@ def test_json_is_the_records_as_they_come_and_then_the_result(command, tmp_path,
     run = tmp_path / "run"
     assert main([*command, "--out", str(run), "--json"]) == 0
     said = capsys.readouterr()
-    *records, result = parsed(said.out)
+    *records, result = parse_lines(said.out)
     assert {record.pop("event") for record in records} == {"metrics"}
-    assert records == parsed((run / "metrics.jsonl").read_text())
+    assert records == parse_lines((run / "metrics.jsonl").read_text())
     assert (result["event"], result["command"], result["out"]) == ("result", "pretrain", str(run))
     assert result["steps"] == 6
     assert result["knn_top1"] == records[-1]["knn_top1"]
@@ -63,7 +63,7 @@ def test_results_of_judging_are_json_of_one_line(command, tmp_path, capsys, imag
     assert (said.out, said.err) == ("", "")
     for command in ("knn", "probe"):
         assert main(["--json", command, str(run), images, "--workers", "0", "--no-baselines"]) == 0
-        (result,) = parsed(capsys.readouterr().out)
+        (result,) = parse_lines(capsys.readouterr().out)
         kept = json.loads(Path(result["file"]).read_text())
         assert result[f"{command}_top1"] == result["headline"]["top1"] == kept["headline"]["top1"]
         assert result["rows"] == kept["rows"]
@@ -74,7 +74,7 @@ def test_results_of_judging_are_json_of_one_line(command, tmp_path, capsys, imag
         (["curves", str(run)], "file"),
     ):
         assert main([*words, "--json"]) == 0
-        (result,) = parsed(capsys.readouterr().out)
+        (result,) = parse_lines(capsys.readouterr().out)
         assert (result["event"], result["command"]) == ("result", words[0])
         assert Path(result[key]).exists()
     assert main(["show", str(run), "--json"]) == 0
@@ -98,7 +98,7 @@ def test_help_is_shown_to_those_who_ask_for_quiet(capsys):
 def test_a_wrong_word_in_the_environment_is_told(monkeypatch, capsys):
     monkeypatch.setenv("MVMAE_OUTPUT", "silent")
     assert main(["curves", "run"]) == 2
-    assert "MVMAE_OUTPUT=silent: choose of" in capsys.readouterr().err
+    assert "MVMAE_OUTPUT=silent: choose from" in capsys.readouterr().err
 
 
 def test_a_run_ends_with_how_it_went(command, tmp_path, capsys):
@@ -111,7 +111,7 @@ def test_a_run_ends_with_how_it_went(command, tmp_path, capsys):
     assert re.fullmatch(
         r"time          0:\d\d, \d+ images/s \(median\), \d+% of the time waiting for data", end[1]
     )
-    records = parsed((run / "metrics.jsonl").read_text())
+    records = parse_lines((run / "metrics.jsonl").read_text())
     first, *_, last = [record for record in records if "loss" in record]
     assert end[2] == f"loss          {first['loss']:.3f} → {last['loss']:.3f}"
     assert end[4].endswith(f"(chance: {last['chance']:.3f})")
@@ -119,7 +119,7 @@ def test_a_run_ends_with_how_it_went(command, tmp_path, capsys):
 
 
 def session(args: list[str], width: int, **environment: str) -> str:
-    """What a terminal of so many columns gets."""
+    """Return what a terminal of this width gets."""
     main_end, other_end = pty.openpty()
     fcntl.ioctl(other_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, width, 0, 0))
     plain = {k: v for k, v in os.environ.items() if k not in ("COLUMNS", "FORCE_COLOR", "NO_COLOR")}

@@ -1,4 +1,4 @@
-"""What is printed goes where it was told to, and nowhere else."""
+"""Text, bars and JSON go where the options send them, and nowhere else."""
 
 import io
 import json
@@ -66,12 +66,12 @@ def test_output_is_as_before_after_an_error(capsys):
 
 def test_the_environment_holds_where_nothing_is_asked(monkeypatch):
     monkeypatch.setenv(terminal.VARIABLE, "json,quiet")
-    assert terminal.asked() == {"json", "quiet"}
-    assert terminal.asked({"plain"}) == {"plain"}
-    assert terminal.asked({"auto"}) == frozenset()
+    assert terminal.requested_words() == {"json", "quiet"}
+    assert terminal.requested_words({"plain"}) == {"plain"}
+    assert terminal.requested_words({"auto"}) == frozenset()
     monkeypatch.setenv(terminal.VARIABLE, "loud")
-    with pytest.raises(UserError, match="MVMAE_OUTPUT=loud: choose of auto, plain, quiet, json"):
-        terminal.asked()
+    with pytest.raises(UserError, match="MVMAE_OUTPUT=loud: choose from auto, plain, quiet, json"):
+        terminal.requested_words()
 
 
 @pytest.mark.parametrize(
@@ -132,12 +132,12 @@ def test_a_bar_fits_its_terminal(width):
 
 
 def test_items_are_packed_without_breaking_one():
-    assert terminal.packed(["aaa", "bbb", "", "ccc"], 8) == ["aaa  bbb", "ccc"]
-    assert terminal.packed(["a" * 9], 4) == ["a" * 9]
-    assert terminal.packed([], 4) == []
+    assert terminal.pack_items(["aaa", "bbb", "", "ccc"], 8) == ["aaa  bbb", "ccc"]
+    assert terminal.pack_items(["a" * 9], 4) == ["a" * 9]
+    assert terminal.pack_items([], 4) == []
 
 
-def lines_of(capsys, seconds: float) -> list[str]:
+def progress_lines(capsys, seconds: float) -> list[str]:
     with terminal.Bar(200) as bar:
         bar.name("runs/[red]")
         bar.began -= seconds  # as if it had taken so long already
@@ -149,7 +149,7 @@ def lines_of(capsys, seconds: float) -> list[str]:
 
 
 def test_long_work_without_a_terminal_says_ten_lines_on_stderr(capsys):
-    lines = lines_of(capsys, 60.0)
+    lines = progress_lines(capsys, 60.0)
     assert len(lines) == 10
     assert lines[0].startswith("runs/[red]: 1/200 images, ")
     assert lines[5].startswith("runs/[red]: 100/200 images, 1:0")
@@ -157,12 +157,12 @@ def test_long_work_without_a_terminal_says_ten_lines_on_stderr(capsys):
 
 
 def test_short_work_without_a_terminal_says_nothing(capsys):
-    assert lines_of(capsys, 0.0) == []
+    assert progress_lines(capsys, 0.0) == []
 
 
 def test_quiet_work_says_nothing(capsys):
     with terminal.output({"quiet"}):
-        assert lines_of(capsys, 60.0) == []
+        assert progress_lines(capsys, 60.0) == []
 
 
 @pytest.mark.parametrize(
