@@ -28,7 +28,7 @@ from mvmae.data.reading.loader import view_batches
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.method.preflight.measured_step import GIB, make_step
+from mvmae.method.preflight.measured_step import GIB, Trial, make_step
 from mvmae.method.pretrain import training_step
 from mvmae.terminal import Bar
 from mvmae.training.memory import peak_on_cpu
@@ -104,7 +104,7 @@ def measured(
     height, width = model.height_width
     views = torch.randint(0, 256, (2, batch, model.in_channels, height, width), dtype=torch.uint8)
     try:
-        step = make_step(training, batch, None, views, device, training_step)
+        step = make_step(Trial(training, device, training_step, views), batch)
         gflop = gflop_of(step)  # and AdamW's averages are there
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)

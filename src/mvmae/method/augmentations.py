@@ -109,7 +109,7 @@ def change_colours(
 
     Args:
         images: Shares of the full range, or values of any range where not `bounded`.
-        drawn: A number a row in each column.
+        drawn: One number per row in each column.
         bounded: Whether results are clipped to [0, 1].
     """
     brightness, contrast, saturation, hue = (column[:, None, None, None] for column in drawn)

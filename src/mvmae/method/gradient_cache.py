@@ -9,19 +9,18 @@ pass each part again and propagate that gradient. The cost is a second forward p
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.samples import Batch
 from mvmae.method.inputs import model_inputs
 from mvmae.method.losses import Term, compares_images, embedding_terms, equation_7, patch_terms
-from mvmae.method.model import View
+from mvmae.method.model import Rebuild, View
 from mvmae.training import distributed, precision
 
 
 def split_batch(batch: Batch, config: PretrainConfig) -> list[slice]:
-    """Split this process's images into parts of at most `micro_batch_size`."""
+    """Split this process's images into slices of at most `micro_batch_size`."""
     count = batch.noise.shape[1]
     size = config.micro_batch_size or count
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
@@ -40,26 +39,38 @@ def backward(
         All embeddings, with the predictions of the last part; the terms of the whole batch.
     """
     objective, num_views = config.objective, config.views.num_views
+
+    def forward(part: slice, rebuild: Rebuild) -> View:
+        images, noise = model_inputs(batch, config, device, part)
+        with precision.autocast(device, config.precision):
+            return model(images, noise, rebuild=rebuild)
+
     compared: dict[str, Term] = {}
-    embedding = embedding_gradient = None
+    embedding_gradient = embedding = None
     if compares_images(objective):
-        embedding = embed_parts(model, batch, parts, config, device).requires_grad_()
+        # 1. Embed all parts, and keep nothing else of them. r = V * (images in the part) rows.
+        with torch.no_grad():
+            embeddings = [forward(part, "none").embedding.float() for part in parts]
+        by_view = [rows.unflatten(0, (num_views, -1)) for rows in embeddings]  # V x images x D
+        embedding = torch.cat(by_view, dim=1).flatten(0, 1).requires_grad_()  # R x D
+        # 2. The contrast over the whole batch, and its gradient for each embedding.
         compared = embedding_terms(embedding, objective, num_views, batch.groups)
         (embedding_gradient,) = torch.autograd.grad(equation_7(compared), embedding)
 
+    # 3. Each part again, now with its activations. The reconstruction is a mean over rows, so its
+    # gradients add up by the parts' shares of the batch.
     summed: dict[str, Term] = {}
     view = View(torch.empty(0))
     for part in parts:
-        images, noise = model_inputs(batch, config, device, part)
         with distributed.without_averaging(model, unless=part is parts[-1]):
-            with precision.autocast(device, config.precision):
-                view = model(images, noise, rebuild=objective.rebuild)
+            view = forward(part, objective.rebuild)
             terms = patch_terms(view, objective, config.model.in_channels)
             share = (part.stop - part.start) / batch.noise.shape[1]
             loss = share * equation_7(terms) if terms else torch.zeros((), device=device)
             if embedding_gradient is not None:
-                # The derivative of this product is the gradient found above.
-                gradient = rows_of(embedding_gradient, part, num_views)
+                # The derivative of this product by the weights is what the chain rule asks for:
+                # the gradient found above times the embedding's derivative.
+                gradient = embedding_gradient.unflatten(0, (num_views, -1))[:, part].flatten(0, 1)
                 loss = loss + (view.embedding.float() * gradient).sum()
             loss.backward()
         for name, (weight, value) in terms.items():
@@ -68,26 +79,3 @@ def backward(
     if embedding is not None:
         view = view._replace(embedding=embedding.detach())
     return view, summed | compared
-
-
-@torch.no_grad()
-def embed_parts(
-    model: nn.Module,
-    batch: Batch,
-    parts: list[slice],
-    config: PretrainConfig,
-    device: torch.device,
-) -> Float[Tensor, "R D"]:
-    """Embed all views part by part, in fp32, all first views first."""
-    embeddings = []
-    for part in parts:
-        images, noise = model_inputs(batch, config, device, part)
-        with precision.autocast(device, config.precision):
-            view = model(images, noise, rebuild="none")
-        embeddings.append(view.embedding.float().unflatten(0, (len(batch.views), -1)))
-    return torch.cat(embeddings, dim=1).flatten(0, 1)
-
-
-def rows_of(rows: Float[Tensor, "R D"], part: slice, num_views: int) -> Float[Tensor, "r D"]:
-    """Rows of some images, from rows that hold all first views, then all second views."""
-    return rows.unflatten(0, (num_views, -1))[:, part].flatten(0, 1)

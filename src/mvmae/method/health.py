@@ -1,4 +1,4 @@
-"""Whether pre-training works: what to watch, and what it means in plain words.
+"""Health of pre-training: what to measure, and what it means in plain words.
 
 Shapes: B images, D embedding width, N and M patches, P = p * p * C numbers in a patch.
 """
@@ -31,7 +31,7 @@ def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> fl
 
 
 def effective_rank(z: Float[Tensor, "B D"]) -> float:
-    """Number of directions the embeddings use: the exponential of the singular values' entropy.
+    """Number of dimensions that embeddings spread over: exp of their singular values' entropy.
 
     RankMe (Garrido et al. 2023) of the centred embeddings, so that a constant part does not count.
     1 is a collapse to a line; the maximum is the smaller of B and D.
@@ -89,7 +89,7 @@ class Verdict(NamedTuple):
     sentence: str
 
 
-MIN_COMPARED = 8  # images; each of fewer is easily told from the others
+MIN_COMPARED = 8  # images in a batch; fewer are easy to tell apart
 MIN_STEPS = 20  # of training, before anything is called good
 
 

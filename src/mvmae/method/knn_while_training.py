@@ -29,7 +29,30 @@ def open_knn(
         UserError: As `open_eval_data`.
     """
     labelled = open_eval_data(config, source)
-    return lambda encoder: _knn_top1(encoder, labelled, config, device)
+
+    def knn_top1(encoder: Encoder) -> float:
+        accuracy = 0.0
+        if distributed.is_main():
+            preprocessing = attach_preprocessing(encoder, config).preprocessing
+            train, test = (
+                compute_features(
+                    encoder,
+                    part,
+                    preprocessing,
+                    device=device,
+                    precision_name=config.precision,
+                    batch_size=config.batch_size,
+                    workers=config.workers,
+                )
+                for part in (labelled.train, labelled.test)
+            )
+            token = config.model.latent
+            predicted = knn_predictions(getattr(train, token), train.labels, getattr(test, token))
+            accuracy = round(top1_accuracy(predicted, test.labels), 4)
+        distributed.barrier()
+        return accuracy
+
+    return knn_top1
 
 
 def open_eval_data(config: PretrainConfig, source: Source) -> Labelled:
@@ -48,28 +71,3 @@ def open_eval_data(config: PretrainConfig, source: Source) -> Labelled:
             "are also trained on: take them out of DATA"
         )
     return labelled
-
-
-def _knn_top1(
-    encoder: Encoder, labelled: Labelled, config: PretrainConfig, device: torch.device
-) -> float:
-    accuracy = 0.0
-    if distributed.is_main():
-        preprocessing = attach_preprocessing(encoder, config).preprocessing
-        train, test = (
-            compute_features(
-                encoder,
-                part,
-                preprocessing,
-                device=device,
-                precision_name=config.precision,
-                batch_size=config.batch_size,
-                workers=config.workers,
-            )
-            for part in (labelled.train, labelled.test)
-        )
-        token = config.model.latent
-        predicted = knn_predictions(getattr(train, token), train.labels, getattr(test, token))
-        accuracy = round(top1_accuracy(predicted, test.labels), 4)
-    distributed.barrier()
-    return accuracy

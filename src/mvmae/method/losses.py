@@ -36,12 +36,13 @@ class Term(NamedTuple):
 
 def equation_7(terms: Mapping[str, Term]) -> Float[Tensor, ""]:
     """Add the terms by their weights, in the order given. Nothing else adds losses."""
-    # One stacked sum: adding one by one would round differently.
+    # One stacked sum in a fixed order: adding one by one would round differently, and a run must
+    # give the same bits whether its batches are whole or in parts, new or resumed.
     return torch.stack([weight * value for weight, value in terms.values() if weight]).sum()
 
 
 def patch_terms(view: View, objective: ObjectiveConfig, channels: int) -> dict[str, Term]:
-    """Terms that are means over rows, so that the parts of a batch add up by their share of it.
+    """Compute the terms that are means over rows, so that parts of a batch add up by their share.
 
     Args:
         view: The model's output, with predictions unless the reconstruction has weight 0.
@@ -58,7 +59,7 @@ def patch_terms(view: View, objective: ObjectiveConfig, channels: int) -> dict[s
         colour_error = health.colour_error(target, channels)
     return {
         "reconstruction": Term(objective.reconstruction_weight, error),
-        "colour_error": Term(0.0, colour_error),  # what the reconstruction must beat
+        "colour_error": Term(0.0, colour_error),  # a blurred picture; the decoder must beat it
     }
 
 
@@ -73,7 +74,7 @@ def embedding_terms(
     num_views: int,
     groups: Int[Tensor, " B"] | None = None,
 ) -> dict[str, Term]:
-    """Terms that compare images, over the images of all processes.
+    """Compute the terms that compare images, over the images of all processes.
 
     With more than two views, NT-Xent is the mean over all pairs of views (Tian et al. 2020,
     Contrastive multiview coding, "full graph"), so that its chance level stays the same.
@@ -102,8 +103,8 @@ def embedding_terms(
             for i, j in combinations(range(num_views), 2)
         ]
         terms["contrastive"] = Term(objective.contrastive_weight, torch.stack(losses).mean())
-    # Micro-batches embed the whole batch first only where this holds; a term that forgets it would
-    # be dropped there.
+    # Micro-batches embed the whole batch first only if `compares_images` says so. They would
+    # silently drop a term that it forgets.
     assert bool(terms) == compares_images(objective)
     return terms
 
@@ -173,12 +174,14 @@ def nt_xent(
     itself = F.one_hot(positive, len(all1)).bool()  # an embedding is not its own negative
     alike = itself if groups is None else groups[positive, None] == groups
 
-    def loss_of(query: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
-        same = (query @ same_view.T).masked_fill(alike, float("-inf"))
-        other = query @ other_view.T
+    def one_direction(query: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
+        # The logarithm of the softmax's denominator runs over the other view of the image (the
+        # positive), the other view of other images, and the same view of other images.
+        same = (query @ same_view.T).masked_fill(alike, float("-inf"))  # B x G
+        other = query @ other_view.T  # B x G, the positive in column i + offset
         if groups is not None:
             other = other.masked_fill(alike & ~itself, float("-inf"))
         logits = torch.cat([other, same], dim=1) / temperature
-        return F.cross_entropy(logits, positive)
+        return F.cross_entropy(logits, positive)  # equation 4, averaged over images
 
-    return (loss_of(z1, all1, all2) + loss_of(z2, all2, all1)) / 2
+    return (one_direction(z1, all1, all2) + one_direction(z2, all2, all1)) / 2  # equation 6

@@ -1,12 +1,13 @@
-"""What `pretrain` prints: its start, a collapse, the verdict, the summary."""
+"""Messages of `pretrain`: its start, a collapse, the verdict, the summary."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,12 +31,15 @@ MIN_COLLAPSE_STEP = 100  # a healthy run may embed all images alike in its first
 LABEL_WIDTH = 14  # characters
 
 
-@runtime_checkable
-class Counted(Protocol):
-    """What a run counts besides its steps."""
+@dataclass
+class Counters:
+    """What the messages need and the checkpoint keeps."""
 
-    last_record: dict[str, float]
-    warned: bool
+    last_record: dict[str, float] = field(default_factory=dict)
+    """The newest losses, health and kNN accuracy."""
+
+    warned: bool = False
+    """Whether a collapse was reported."""
 
 
 def introduce(
@@ -48,18 +52,16 @@ def introduce(
     """Print the size of the task and what was inferred."""
     size = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     height, width = config.model.height_width
-    loop.log.say(
+    resumed = f", from step {loop.step}" if loop.step else ""
+    for line in (
         f"{counted(num_images, 'image')}, {config.model.encoder}/{config.model.patch_size} "
         f"with {size:.1f} M parameters at {height} x {width}, {config.model.num_visible} of "
-        f"{config.model.num_patches} patches visible"
-    )
-    resumed = f", from step {loop.step}" if loop.step else ""
-    loop.log.say(
+        f"{config.model.num_patches} patches visible",
         f"{counted(config.epochs, 'epoch')} of {counted(loop.plan.per_epoch, 'step')} of "
-        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
-    )
-    for note in notes:
-        loop.log.say(note)
+        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}",
+        *notes,
+    ):
+        loop.log.say(line)
 
 
 @torch.no_grad()
@@ -76,12 +78,11 @@ def embedding_health(
     return chance | health.contrast_health(z1, z2, all_groups)
 
 
-def warn_of_collapse(loop: Loop, counters: Counted, warmup: int) -> None:
+def warn_of_collapse(loop: Loop, counters: Counters, warmup: int) -> None:
     """Warn once, after the warm-up, when all images are embedded alike."""
     record = counters.last_record
-    if counters.warned or loop.step < max(MIN_COLLAPSE_STEP, warmup):
-        return
-    if not health.is_collapsed(record):
+    is_early = loop.step < max(MIN_COLLAPSE_STEP, warmup)
+    if counters.warned or is_early or not health.is_collapsed(record):
         return
     counters.warned = True
     similarity, rank = record["negative_similarity"], record["effective_rank"]
@@ -99,8 +100,10 @@ def divergence_recorded(folder: Path) -> Iterator[None]:
     A run that resumes from before that point loses the record.
     """
     file = folder / "health.json"
-    if distributed.is_main() and _recorded_status(file) == DIVERGED:
-        file.unlink()
+    if distributed.is_main():
+        with suppress(OSError, ValueError, AttributeError):  # missing, or not ours
+            if json.loads(file.read_text(encoding="utf-8")).get("status") == DIVERGED:
+                file.unlink()
     try:
         yield
     except DivergedError as error:
@@ -110,14 +113,7 @@ def divergence_recorded(folder: Path) -> Iterator[None]:
         raise
 
 
-def _recorded_status(file: Path) -> str | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("status")
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def conclude(loop: Loop, config: PretrainConfig, counters: Counted) -> None:
+def conclude(loop: Loop, config: PretrainConfig, counters: Counters) -> None:
     """Write the verdict to health.json; print how the run went and what to do next."""
     log, record = loop.log, counters.last_record
     width = config.model.size.width if config.model.head == "none" else HEAD_WIDTH
@@ -164,19 +160,15 @@ def summary(
         is_term = row.better == "lower" and row.name != "loss"
         if row.name == "loss" or (is_term and "contrastive" in columns):  # one term is the loss
             first, last = columns[row.name].y[[0, -1]]
+            level = metrics_file.level(columns, row.name)
+            name = metrics_file.level_name(row.name)
+            level_text = f" ({name}: {level.y[-1]:.3f})" if level else ""
             label = f"  {row.short}" if is_term else row.short
-            yield label, f"{first:.3f} → {last:.3f}{_level_words(columns, row.name)}"
+            yield label, f"{first:.3f} → {last:.3f}{level_text}"
     if "knn_top1" in columns:
         scores = columns["knn_top1"].y
         before = f"{scores[0]:.1f} → " if len(scores) > 1 else ""
         yield "kNN top-1", f"{before}{scores[-1]:.1f} % on {config.eval_data}"
-
-
-def _level_words(columns: Mapping[str, Column], name: str) -> str:
-    """The chance level or trivial answer to compare with, if known."""
-    compared = metrics_file.level(columns, name)
-    words = metrics_file.level_name(name)
-    return f" ({words}: {compared.y[-1]:.3f})" if compared else ""
 
 
 def speed(columns: Mapping[str, Column]) -> dict[str, float]:

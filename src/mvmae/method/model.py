@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Generator, Tensor, nn
 
 from mvmae.config.model import DECODER_HEAD_WIDTH, ModelConfig
+from mvmae.config.pretrain import PretrainConfig
 from mvmae.method.patches import Masking, masking_from_noise, take_rows
 from mvmae.method.vit import (
     Block,
@@ -79,7 +80,11 @@ class MaskedAutoencoder(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(dim, eps=1e-6)
         self.decoder_pred = nn.Linear(dim, config.patch_size**2 * config.in_channels)
-        self.projection_head = _projection_head(config)
+        self.projection_head: nn.Module = nn.Identity()  # equations 2 and 4 compare the latent
+        if config.head != "none":  # SimCLR's MLP, without batch norm
+            self.projection_head = nn.Sequential(
+                nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, HEAD_WIDTH)
+            )
         initialize(self, generator or Generator().manual_seed(0))
         self.register_state_dict_post_hook(_drop_prefix)
         self.register_load_state_dict_pre_hook(_add_prefix)
@@ -97,13 +102,14 @@ class MaskedAutoencoder(nn.Module):
         decoder then sees no other hidden ones: a mask token carries nothing but its position.
         """
         masking = masking_from_noise(noise, self.config.num_visible)
-        patches = self.encoder.patches(images)
+        patches = self.encoder.patches(images)  # B x N x P
         tokens = self.encoder.encode(patches, masking.ids_keep, recompute=self.recompute)
         embedding = self.projection_head(pool_tokens(tokens, self.config.latent))
         if rebuild == "none":
             return View(embedding)
         if rebuild == "all":
             return View(embedding, self.decode(tokens, masking), patches)
+        # Noise is random, so the hidden patches with the least noise are a random subset.
         some = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
         hidden = self._run_decoder(tokens, some)[:, tokens.shape[1] :]
         return View(embedding, self._predict(hidden), take_rows(patches, some.ids_hidden))
@@ -123,10 +129,10 @@ class MaskedAutoencoder(nn.Module):
         Attention ignores the order of tokens, so they are not sorted back: only the position says
         where a patch belongs.
         """
-        positions = self.decoder_pos_embed[0, 1:]
-        x = self.decoder_embed(tokens)  # the class token has position 0
+        positions = self.decoder_pos_embed[0, 1:]  # N x d
+        x = self.decoder_embed(tokens)  # B x (1 + K) x d; the class token has position 0
         visible = x[:, 1:] + positions[masking.ids_keep]
-        hidden = self.mask_token + positions[masking.ids_hidden]
+        hidden = self.mask_token + positions[masking.ids_hidden]  # B x M x d
         x = torch.cat([x[:, :1].to(visible.dtype), visible, hidden], dim=1)
         return run_blocks(self.decoder_blocks, x, recompute=self.recompute)
 
@@ -140,12 +146,12 @@ class MaskedAutoencoder(nn.Module):
                 parameter.requires_grad_(False)
 
 
-def _projection_head(config: ModelConfig) -> nn.Module:
-    """Identity, as in equations 2 and 4, or SimCLR's MLP without batch norm."""
-    if config.head == "none":
-        return nn.Identity()
-    width = config.size.width
-    return nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, HEAD_WIDTH))
+def build_model(config: PretrainConfig, generator: Generator) -> MaskedAutoencoder:
+    """Build the model that a config describes; without a reconstruction its decoder is frozen."""
+    model = MaskedAutoencoder(config.model, generator, recompute=config.recompute)
+    if config.objective.rebuild == "none":
+        model.freeze_decoder()
+    return model
 
 
 def _drop_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:

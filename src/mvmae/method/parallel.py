@@ -27,14 +27,14 @@ def parallelize(
 
         blocks = [*model.encoder.blocks, *model.decoder_blocks]
         for block in blocks:
-            precision.compiled(block, config.compile, device)
+            precision.compile_model(block, config.compile, device)
         sharding.shard(model, blocks, device, config.reduce_dtype)
         return model
     is_static = config.micro_batch_size is None and not precision.compiles(config.compile, device)
     wrapped = distributed.wrap(
         model, device, static_graph=is_static, reduce_dtype=config.reduce_dtype
     )
-    return precision.compiled(wrapped, config.compile, device)
+    return precision.compile_model(wrapped, config.compile, device)
 
 
 def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
@@ -45,9 +45,9 @@ def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
     from mvmae.training import sharding
 
     state = encoder.state_dict()
-    if not sharding.is_shared_out(state):
+    if not sharding.is_sharded(state):
         return encoder
-    whole = sharding.whole(state)
+    whole = sharding.gather(state)
     gathered = encoder.new_like().to(device)
     if whole:
         gathered.load_state_dict(whole)

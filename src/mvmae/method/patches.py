@@ -49,6 +49,8 @@ class Masking(NamedTuple):
 
 def masking_from_noise(noise: Float[Tensor, "B N"], num_visible: int) -> Masking:
     """Keep the `num_visible` patches of each image with the smallest noise, as MAE does."""
+    # The argsort of a permutation is its inverse. Noise comes from the reading process, so that the
+    # masks are the same on every device and for any number of processes.
     ids_shuffle = noise.argsort(dim=1)
     ids_restore = ids_shuffle.argsort(dim=1)
     ids_keep, ids_hidden = ids_shuffle[:, :num_visible], ids_shuffle[:, num_visible:]

@@ -1,11 +1,12 @@
-"""Pre-training: two masked views, one encoder, two losses. Read `run` from top to bottom."""
+"""Pre-training: two masked views of each image, one encoder, two losses.
+
+Read `run` from top to bottom, then `training_step`, then `losses.py`, `model.py` and `vit.py`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
 from itertools import combinations
 
 import numpy as np
@@ -26,34 +27,21 @@ from mvmae.method import messages
 from mvmae.method.gradient_cache import backward, split_batch
 from mvmae.method.inputs import model_inputs
 from mvmae.method.losses import embedding_terms, equation_7, patch_terms
-from mvmae.method.model import MaskedAutoencoder, View
+from mvmae.method.model import View, build_model
 from mvmae.method.parallel import gather_encoder, parallelize
 from mvmae.method.preflight.resolve_config import resolve_config
-from mvmae.method.vit import Encoder
 from mvmae.training import distributed, precision
 from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
-from mvmae.training.plan import Plan, steps_per_epoch
+from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine
 from mvmae.training.run_checkpoints import RunCheckpoints
 from mvmae.training.run_start import begin_run, claim_run
-from mvmae.training.schedule import warmup_cosine
 
 DIVERGENCE_ADVICE = (
     "look at --views.mean, --views.std and --objective.temperature",
     "begin a new run with a lower --base-lr, or with --clip-grad 1",
 )
-
-
-@dataclass
-class Counters:
-    """What the checkpoint keeps besides weights and steps."""
-
-    last_record: dict[str, float] = field(default_factory=dict)
-    """The newest losses, health and kNN accuracy."""
-
-    warned: bool = False
-    """Whether a collapse was reported."""
 
 
 def run(config: PretrainConfig) -> int:
@@ -74,31 +62,35 @@ def run(config: PretrainConfig) -> int:
         groups = read_groups(config, source)
         if groups is not None:
             notes.append(describe_groups(groups))
-        knn_top1 = open_knn(config, source, device)
-        config = settle_batch_size(config, len(source), device, notes)
+        knn_top1 = None
+        if config.eval_data is not None:
+            from mvmae.method.knn_while_training import open_knn
+
+            knn_top1 = open_knn(config, source, device)
+        if AUTO in (config.batch_size, config.micro_batch_size):
+            from mvmae.method.preflight.auto_batch_size import find_batch_size
+
+            config, note = find_batch_size(config, len(source), device, training_step)
+            notes.append(note)
         plan = make_plan(config, source)
         if config.dry_run:
             from mvmae.method.preflight.dry_run import dry_run
 
             return dry_run(config, source, plan.per_epoch, device, training_step, notes)
 
-        generator = Generator().manual_seed(config.seed)
-        model = MaskedAutoencoder(config.model, generator, recompute=config.recompute).to(device)
-        if config.objective.rebuild == "none":
-            model.freeze_decoder()
+        model = build_model(config, Generator().manual_seed(config.seed)).to(device)
         wrapped = parallelize(model, config, device)
         optimizer = adamw(model, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         if not config.resume:
-            facts = {"data_fingerprint": plan.fingerprint, "num_images": len(source)}
-            begin_run(config, device, **facts)
-        counters = Counters()
+            begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=len(source))
+        counters = messages.Counters()
         loop = Loop(
             config,
             plan,
             {"model": model, "optimizer": optimizer},
-            partial(read_batches, source, config, device, groups),
+            lambda steps: read_batches(source, config, steps, groups, device),
             device,
-            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            checkpoints=RunCheckpoints(config.out / "checkpoints", config, plan.fingerprint),
             folder=config.out,
             title="pretrain",
             resume=config.resume,
@@ -112,9 +104,8 @@ def run(config: PretrainConfig) -> int:
                 set_lr(optimizer, lr)
                 view, losses = training_step(wrapped, optimizer, batch, config, device)
                 if loop.record(losses):
-                    means = loop.interval_means()
                     health = messages.embedding_health(view, config, batch.groups)
-                    counters.last_record = means | health
+                    counters.last_record = loop.interval_means() | health
                     loop.write({"lr": lr} | counters.last_record | loop.interval_speed())
                     messages.warn_of_collapse(loop, counters, warmup_steps(plan, config))
                 if knn_top1 and plan.is_evaluation(loop.step):
@@ -124,7 +115,7 @@ def run(config: PretrainConfig) -> int:
             if loop.signal:
                 return loop.status
 
-            loop.save(keep_as=plan.kept_as(plan.total))
+            loop.save(keep_as=plan.name_to_keep(plan.total))
             encoder = gather_encoder(model, device)
             if distributed.is_main():
                 save_encoder(config.out, attach_preprocessing(encoder, config))
@@ -133,46 +124,18 @@ def run(config: PretrainConfig) -> int:
     return 0
 
 
-def open_knn(
-    config: PretrainConfig, source: Source, device: torch.device
-) -> Callable[[Encoder], float] | None:
-    """Open --eval-data; return what scores an encoder on it, or None where there is none."""
-    if config.eval_data is None:
-        return None
-    from mvmae.method import knn_while_training
-
-    return knn_while_training.open_knn(config, source, device)
-
-
-def settle_batch_size(
-    config: PretrainConfig, num_images: int, device: torch.device, notes: list[str]
-) -> PretrainConfig:
-    """Find the batch sizes that are "auto" and note them; return the config with numbers."""
-    if AUTO not in (config.batch_size, config.micro_batch_size):
-        return config
-    from mvmae.method.preflight.auto_batch_size import find_batch_size
-
-    config, note = find_batch_size(config, num_images, device, training_step)
-    notes.append(note)
-    return config
-
-
 def read_batches(
     source: Source,
     config: PretrainConfig,
-    device: torch.device,
-    groups: Int[np.ndarray, " images"] | None,
     steps: range,
+    groups: Int[np.ndarray, " images"] | None,
+    device: torch.device,
 ) -> Iterable[Batch]:
     """Read this process's share of the batches of some steps."""
+    rank, processes = distributed.rank(), distributed.world_size()
+    cuda = device.type == "cuda"
     return view_batches(
-        source,
-        config,
-        steps,
-        rank=distributed.rank(),
-        world_size=distributed.world_size(),
-        cuda=device.type == "cuda",
-        groups=groups,
+        source, config, steps, rank=rank, world_size=processes, cuda=cuda, groups=groups
     )
 
 
@@ -199,12 +162,12 @@ def make_plan(config: PretrainConfig, source: Source) -> Plan:
 
 
 def warmup_steps(plan: Plan, config: PretrainConfig) -> int:
-    """Steps in which the learning rate rises."""
+    """Number of steps in which the learning rate rises."""
     return round(config.warmup_epochs * plan.per_epoch)
 
 
 def learning_rate(step: int, plan: Plan, config: PretrainConfig) -> float:
-    """Learning rate of a step."""
+    """Learning rate of a step: linear warm-up, then half a cosine down to 0, as in MAE."""
     warmup = warmup_steps(plan, config)
     return warmup_cosine(step, peak=config.lr, warmup_steps=warmup, total_steps=plan.total)
 
@@ -239,16 +202,21 @@ def training_step(
     Raises:
         ValueError: Two views of one crop have the same mask.
     """
-    if config.views.targets == "one" and config.views.num_views > 1:
-        require_distinct_masks(batch.noise)
+    # Views of one crop differ only by their masks. With equal masks they would be the same input,
+    # and the contrast would learn nothing.
+    if config.views.targets == "one" and any(
+        torch.equal(first, second) for first, second in combinations(batch.noise, 2)
+    ):
+        raise ValueError("two views of one crop have the same mask: draw noise for each view")
     optimizer.zero_grad(set_to_none=True)
     if len(parts := split_batch(batch, config)) > 1:
         view, terms = backward(model, batch, parts, config, device)
     else:
-        images, noise = model_inputs(batch, config, device)
+        images, noise = model_inputs(batch, config, device)  # R x C x H x W, R x N; R = V * B
         with precision.autocast(device, config.precision):
             view = model(images, noise, rebuild=config.objective.rebuild)
         terms = patch_terms(view, config.objective, config.model.in_channels)
+        # Cosines need more than bf16's 8 bits: 1 - 1/256 is its nearest neighbour of 1.
         terms |= embedding_terms(
             view.embedding.float(), config.objective, config.views.num_views, batch.groups
         )
@@ -257,10 +225,5 @@ def training_step(
         nn.utils.clip_grad_norm_(model.parameters(), config.clip_grad)
     optimizer.step()
     losses = {"loss": equation_7(terms)} | {name: term.value for name, term in terms.items()}
+    # Detached and still on the device: reading a number would wait for the GPU in every step.
     return view, {name: loss.detach() for name, loss in losses.items()}
-
-
-def require_distinct_masks(noise: Tensor) -> None:
-    """Raise ValueError where two views are one input, from which the contrast learns nothing."""
-    if any(torch.equal(one, other) for one, other in combinations(noise, 2)):
-        raise ValueError("two views of one crop have the same mask: draw noise for each view")

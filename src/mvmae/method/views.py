@@ -1,4 +1,4 @@
-"""Views of an image: random crops, mirrored or not, and the noise that masks them.
+"""Views of an image (section 3.1.1): random crops, some mirrored, and the noise that masks them.
 
 Everything random is a function of (seed, epoch, index): a resumed run, any number of workers and
 any number of processes see the same views.
@@ -21,8 +21,9 @@ from mvmae.config.views import ViewsConfig
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
 INTERPOLATIONS = ("bicubic", "bilinear")
-DEVIATIONS = 2.5  # about the mean that are shown of deep pixels: 99 % of a normal distribution
-
+# Standard deviations on each side of the mean that pictures show of deep pixels: 99 % of a normal
+# distribution.
+DEVIATIONS = 2.5
 
 View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
 Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
@@ -41,30 +42,35 @@ class Box(NamedTuple):
 def random_box(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]
 ) -> Box:
-    """A crop of random area and shape: torchvision's RandomResizedCrop, drawn from `rng`."""
-    for _ in range(10):
+    """Draw a crop of random area and shape, as torchvision's RandomResizedCrop does.
+
+    torchvision draws from the global generator, and a resumed run could not draw the same again.
+    """
+    for _ in range(10):  # a tall crop of a wide image may not fit
         area = height * width * rng.uniform(*scale)
         ratio = exp(rng.uniform(log(CROP_RATIO[0]), log(CROP_RATIO[1])))
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-    h = min(height, max(1, round(width / CROP_RATIO[0])))  # the largest in the middle, for strips
+    # Of images that are long strips: the largest crop in the middle.
+    h = min(height, max(1, round(width / CROP_RATIO[0])))
     w = min(width, max(1, round(height * CROP_RATIO[1])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
 
 
 def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
-    """Cut out a box and resize it with antialiasing, on 8-bit pixels where they are that.
+    """Cut out a box and resize it with antialiasing; 8-bit pixels stay 8-bit pixels.
 
     Mean difference to Pillow's bicubic, which MAE uses: 0.03 grey levels, at 2.6 times the images
-    a second. Of floats, whose kind has no bounds, what bicubic overshoots is cut to the least and
-    the most of the box in each channel: no reflectance gets negative beside a bright roof.
+    per second. Bicubic overshoots at edges. Floats have no bounds, so they are clipped to the
+    smallest and largest value of the box in each channel: no reflectance becomes negative beside a
+    bright roof.
     """
     return _crop(image, box, size, interpolation).contiguous()
 
 
 def _crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
-    """Do what `crop` does; the result may have its channels last in memory."""
+    """As `crop`, without the copy that reorders memory: channels may come last in it."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     resized = resize(part, size, interpolation)
     if image.dtype == torch.uint8:
@@ -81,13 +87,13 @@ def resize(image: Pixels, size: Sequence[int], interpolation: str) -> View:
         interpolation: "bicubic" or "bilinear".
     """
     batch = image[None]
-    if image.dtype == torch.uint8 and len(image) == 3:  # a third faster, and the same bits
+    if image.dtype == torch.uint8 and len(image) == 3:  # a third faster, with the same bits
         batch = batch.contiguous(memory_format=torch.channels_last)
     return F.interpolate(batch, tuple(size), mode=interpolation, antialias=True)[0]
 
 
 class Crop(NamedTuple):
-    """What a view shows of an image."""
+    """The part of an image that a view shows."""
 
     box: Box
 
@@ -98,19 +104,19 @@ class Crop(NamedTuple):
 def random_views(
     image: Pixels, config: ViewsConfig, size: tuple[int, int], rng: np.random.Generator
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """The views of an image before they are masked (section 3.1.1).
+    """Draw the views of an image before they are masked (section 3.1.1).
 
     With `targets` "one" every view is the same crop, and only the masks tell them apart.
     """
     height, width = image.shape[1:]
     crops = random_crops(height, width, config, rng)
-    return views_of(image, crops, config, size)
+    return cut_views(image, crops, config, size)
 
 
 def random_crops(
     height: int, width: int, config: ViewsConfig, rng: np.random.Generator
 ) -> list[Crop]:
-    """What the views of an image of a size show: one crop for each view, or one for all."""
+    """Draw the crops of an image of some size: one for each view, or one for all."""
     crops = []
     for _ in range(config.num_views if config.targets == "two" else 1):
         box = random_box(rng, height, width, config.crop_scale)
@@ -119,18 +125,18 @@ def random_crops(
     return crops
 
 
-def views_of(
+def cut_views(
     image: Pixels, crops: Sequence[Crop], config: ViewsConfig, size: tuple[int, int]
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """The views that show these crops of an image."""
+    """Cut the crops out of an image, and make them its views."""
     parts = [_crop(image, one.box, size, config.interpolation) for one in crops]
-    return joined(parts, crops, config.num_views)
+    return stack_views(parts, crops, config.num_views)
 
 
-def joined(
+def stack_views(
     parts: Sequence[View], crops: Sequence[Crop], num_views: int
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """The views, of the resized parts of an image that the crops show."""
+    """Mirror the resized parts of an image as the crops say, and stack them to views."""
     shape = num_views, *parts[0].shape
     views = np.empty(shape, dtype=parts[0].numpy().dtype)
     for number, view in enumerate(views):  # numpy mirrors and turns over in one copy
@@ -141,21 +147,21 @@ def joined(
 
 
 def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Float[Tensor, "V N"]:
-    """Noise that ranks the patches of each view; the largest are hidden."""
+    """Draw noise that ranks the patches of each view; those with the largest are hidden."""
     return torch.from_numpy(rng.random((num_views, num_patches), dtype=np.float32))
 
 
 def whole_view(
     image: Pixels, size: tuple[int, int], interpolation: str = "bicubic", share: float = 1.0
 ) -> View:
-    """What is judged: the largest part in the middle that has the shape, resized.
+    """Resize the largest part in the middle that has the shape; evaluations see this.
 
     Args:
         image: The pixels.
         size: Height and width wanted, in pixels.
         interpolation: "bicubic" or "bilinear".
-        share: Of that part's height and width, what is kept in the middle; 224/256 is what
-            supervised training is customarily tested on.
+        share: Of that part's height and width that is kept, in the middle; supervised models are
+            usually tested with 224/256.
     """
     height, width = image.shape[1:]
     scale = share * min(height / size[0], width / size[1])
@@ -164,21 +170,16 @@ def whole_view(
     return crop(image, box, size, interpolation)
 
 
-def whole_box(image: Pixels) -> Box:
-    """All of an image."""
-    return Box(0, 0, image.shape[1], image.shape[2])
-
-
 def for_people(
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
     like: Float32[Tensor, "1 C _ _"] | UInt8[Tensor, "1 C _ _"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """As screens show it, in [0, 1]: 8-bit pixels as they are, deeper ones by their statistics.
+    """Convert pixels for a screen, to [0, 1]: 8-bit pixels as they are, deeper ones stretched.
 
-    Each channel of the latter is stretched: `DEVIATIONS` about its mean, as far as the images
-    reach, or the image `like` that they are parts of.
+    Each deep channel shows `DEVIATIONS` standard deviations on each side of its mean, but no more
+    than the range of the images, or of the image `like` that they are parts of.
     """
     if images.dtype == torch.uint8:
         return shares_or_values(images)
@@ -189,7 +190,7 @@ def for_people(
 def shown_range(
     images: Float[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Float[Tensor, "1 C 1 1"], Float[Tensor, "1 C 1 1"]]:
-    """What is black and what is white in each channel of images that are no 8-bit ones."""
+    """Return the values shown as black and as white in each channel of deep images."""
     middle, spread = (images.new_tensor(s).view(1, -1, 1, 1) for s in (mean, std))
     least, most = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
     low = torch.maximum(least, middle - DEVIATIONS * spread)
@@ -198,7 +199,7 @@ def shown_range(
 
 
 def shares_or_values(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Float32[Tensor, "*B"]:
-    """As floats: 8-bit pixels as shares of 255, deeper ones as they are."""
+    """Convert to floats: 8-bit pixels to shares of 255; deeper ones stay as they are."""
     floats = images.float()
     return floats.div_(255) if images.dtype == torch.uint8 else floats
 
@@ -214,16 +215,18 @@ def normalized(
     std: tuple[float, ...],
     device: torch.device,
 ) -> Float[Tensor, "B C H W"]:
-    """Pixels, moved to the device first, as floats of mean 0 and deviation 1.
+    """Move pixels to the device and give them mean 0 and standard deviation 1, as floats.
+
+    They travel as 8-bit pixels: a quarter of the bytes.
 
     Args:
-        images: 8-bit, or floats that are what mean and deviation were measured in.
+        images: 8-bit pixels, or floats in the unit of mean and deviation.
         mean: Of each channel.
         std: Of each channel.
         device: Where they go.
     """
     mean_C, std_C = _on_device(mean, device), _on_device(std, device)
     pixels = shares_or_values(images.to(device, non_blocking=True))
-    if pixels.data_ptr() == images.data_ptr():  # the caller's own
+    if pixels.data_ptr() == images.data_ptr():  # the caller's own memory, which must not change
         return pixels.sub(mean_C).div_(std_C)
     return pixels.sub_(mean_C).div_(std_C)

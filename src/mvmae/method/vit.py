@@ -51,7 +51,7 @@ def attend(
     v: Float[Tensor, "B h M d"],
     mask: Float[Tensor, ...] | None = None,
 ) -> Float[Tensor, "B h N d"]:
-    """Scaled dot-product attention, with the faster kernel for this device and data type.
+    """Compute scaled dot-product attention with the faster kernel for this device and data type.
 
     On the shapes of this model, forward and backward, torch's fused kernel takes 1 to 28 times as
     long as plain products in bf16 on a CPU; in fp32 it is up to four times as fast.
@@ -79,7 +79,7 @@ class Attention(nn.Module):
         """Mix tokens; `bias` maps the queries, B heads N d, to what is added to their logits."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B x heads x N x (D / heads)
         mask = None if bias is None else bias(q)
         mixed = attend(q, k, v, mask)
         return self.proj(mixed.transpose(1, 2).reshape(B, N, D))
@@ -181,7 +181,7 @@ class PatchEmbed(nn.Module):
 
 def sincos_positions(dim: int, grid: tuple[int, int]) -> Float[Tensor, "N D"]:
     """Fixed 2-D sine-cosine positions: half the width for the column, half for the row (MAE)."""
-    quarter = dim // 4
+    quarter = dim // 4  # frequencies; each has a sine and a cosine for both axes
     frequency = 1 / 10_000 ** (torch.arange(quarter, dtype=torch.float64) / quarter)
     row, column = torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij")
     angles = [axis.flatten()[:, None] * frequency for axis in (column, row)]
@@ -303,7 +303,7 @@ class Encoder(nn.Module):
             patches = take_rows(patches, ids_keep)
             positions = positions[0][ids_keep]
         x = self.patch_embed(patches) + positions
-        # torch.export would record len() as a constant.
+        # Not len(x): torch.export would record it as a constant.
         first = [tokens.to(x.dtype).expand(x.shape[0], -1, -1) for tokens in prefix]
         return torch.cat([*first, x], dim=1)
 

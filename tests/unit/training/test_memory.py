@@ -1,4 +1,4 @@
-"""What work takes at its peak, and how training's memory grows with its batch."""
+"""Peak memory of a piece of work, and how training's memory grows with its batch."""
 
 import sys
 from dataclasses import replace
@@ -8,11 +8,12 @@ import torch
 
 from mvmae import recipes
 from mvmae.config.model import ModelConfig
-from mvmae.method.preflight.auto_batch_size import power_of_two
 from mvmae.method.preflight.measured_step import (
     CpuMemory,
+    Trial,
     make_step,
     measure_cpu_memory,
+    power_of_two,
     random_views,
 )
 from mvmae.method.pretrain import training_step
@@ -60,8 +61,8 @@ def test_a_container_s_limit_counts(monkeypatch, tmp_path):
 
 def test_need_grows_with_images_once_they_outweigh_the_gradients():
     need = CpuMemory(process=100, weights=1000, per_image=10.0)
-    assert need.at_peak(1) == need.at_peak(100) == 100 + 4 * 1000
-    assert need.at_peak(300) == 100 + 3 * 1000 + 3000
+    assert need.peak_bytes(1) == need.peak_bytes(100) == 100 + 4 * 1000
+    assert need.peak_bytes(300) == 100 + 3 * 1000 + 3000
     assert need.images_within(100.0 + 3 * 1000 + 3000) == 300
     assert need.images_within(100.0 + 4 * 1000) == 100
     assert need.images_within(100.0 + 4 * 1000 - 1) == 0
@@ -71,13 +72,13 @@ def test_need_grows_with_images_once_they_outweigh_the_gradients():
 def test_need_found_with_few_images_holds_for_many(recompute):
     model = ModelConfig(encoder="vit_nano", image_size=64, patch_size=8, decoder_dim=64)
     config = replace(recipes.named("pretrain", "tiny-cpu"), model=model, recompute=recompute)
-    views = random_views(config)
-    need = measure_cpu_memory(config, 4, views, training_step)
+    trial = Trial(config, CPU, training_step, random_views(config))
+    need = measure_cpu_memory(trial, 4)
     assert need is not None
-    step = make_step(config, 128, None, views, CPU, training_step)
+    step = make_step(trial, 128)
     step()
     beyond = memory.peak_on_cpu(step)
-    assert need.at_peak(128) - need.process - 4 * need.weights == pytest.approx(beyond, rel=0.15)
+    assert need.peak_bytes(128) - need.process - 4 * need.weights == pytest.approx(beyond, rel=0.15)
 
 
 def test_random_pixels_are_of_the_depth_that_the_run_has():

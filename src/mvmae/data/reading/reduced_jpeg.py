@@ -19,7 +19,7 @@ from torch import Tensor
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.decode import MAX_PIXELS, decode_reduced
 from mvmae.data.reading.jpeg_header import FLIPS, MAGIC, Header, read_header
-from mvmae.method.views import Box, Crop, joined, random_crops, views_of
+from mvmae.method.views import Box, Crop, cut_views, random_crops, stack_views
 
 REDUCTIONS = (8, 4, 2)
 MIN_SIDE = 8  # of the longer side; below it, simplejpeg returns 7/8 of the image as the whole
@@ -58,10 +58,10 @@ def fast_views(
         rng.bit_generator.state = before
         return None
     if reduction == 1:
-        return views_of(image, crops, config.views, size)
+        return cut_views(image, crops, config.views, size)
     boxes = [reduced_box(one.box, header, reduction) for one in crops]
     parts = reduced_parts(image, boxes, size, config.views.interpolation)
-    return joined(parts, crops, config.views.num_views)
+    return stack_views(parts, crops, config.views.num_views)
 
 
 def plain_header(data: bytes) -> Header | None:

@@ -1,1 +1,1 @@
-"""What happens before the first step: inferred settings, batch size, dry run."""
+"""Before the first step of pre-training: inferred settings, automatic batch size, dry run."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from mvmae import terminal
 from mvmae.config.checks import AUTO
@@ -15,9 +15,10 @@ from mvmae.errors import UserError
 from mvmae.method.preflight.measured_step import (
     CPU_BATCH_SIZES,
     USABLE_MEMORY,
-    TrainingStep,
+    Trial,
     make_step,
     measure_cpu_memory,
+    power_of_two,
     random_views,
 )
 from mvmae.training import distributed, memory
@@ -29,7 +30,7 @@ MIN_BATCH = 16  # images, whatever the steps: the contrast needs others to compa
 
 
 def find_batch_size(
-    config: PretrainConfig, num_images: int, device: torch.device, training_step: TrainingStep
+    config: PretrainConfig, num_images: int, device: torch.device, training_step: Callable[..., Any]
 ) -> tuple[PretrainConfig, str]:
     """Find the batch size that the config leaves to the machine, with steps on random pixels.
 
@@ -54,7 +55,8 @@ def find_batch_size(
     if device.type == "cpu":
         limit /= distributed.processes_here()
     with distributed.apart():
-        size = _largest_fitting(config, largest, limit, device, training_step)
+        trial = Trial(config, device, training_step, random_views(config))
+        size = _largest_fitting(trial, largest, limit)
     size = -distributed.largest(-size, device)  # the smallest of all processes
     if config.batch_size == AUTO:
         batch_size = power_of_two(min(size, largest)) * processes
@@ -88,40 +90,26 @@ def _largest_allowed(config: PretrainConfig, num_images: int) -> int:
     return power_of_two(max(1, wanted // processes))
 
 
-def power_of_two(size: int) -> int:
-    """Return the largest power of two up to a size of at least 1."""
-    return 2 ** (size.bit_length() - 1)
-
-
-def _largest_fitting(
-    config: PretrainConfig,
-    largest: int,
-    limit: float,
-    device: torch.device,
-    training_step: TrainingStep,
-) -> int:
-    """Images in a step that takes at most `limit` bytes.
+def _largest_fitting(trial: Trial, largest: int, limit: float) -> int:
+    """Images in a step that takes at most `limit` bytes, up to `largest`.
 
     A GPU is tried with doubled batches. A CPU is extrapolated from a small step, because a system
-    without memory ends programs.
+    that runs out of memory ends programs.
 
     Raises:
         UserError: The smallest batch does not fit, or the system does not report memory.
     """
-    smallest = min(largest, 2)
-    views = random_views(config)
-    if device.type == "cpu":
+    smallest, size = min(largest, 2), 0
+    if trial.device.type == "cpu":
         start = min(largest, min(CPU_BATCH_SIZES))
-        need = measure_cpu_memory(config, start, views, training_step) if limit else None
+        need = measure_cpu_memory(trial, start) if limit else None
         if need is None:
             raise UserError("auto needs a system that reports memory: give a number instead")
         size = need.images_within(limit)
     else:
-        size = 0
-        for candidate in _doubled(smallest, largest):
-            if _gpu_bytes(config, candidate, views, device, training_step) > limit:
-                break
-            size = candidate
+        candidate = smallest
+        while candidate > size and _fits_on_gpu(trial, candidate, limit):
+            size, candidate = candidate, min(2 * candidate, largest)
     if size < smallest:
         raise UserError(
             f"not even {smallest} images fit into memory: choose a smaller model, or --recompute"
@@ -129,26 +117,10 @@ def _largest_fitting(
     return min(size, largest)
 
 
-def _doubled(smallest: int, largest: int) -> Iterator[int]:
-    size = smallest
-    while size < largest:
-        yield size
-        size *= 2
-    yield largest
-
-
-def _gpu_bytes(
-    config: PretrainConfig,
-    batch_size: int,
-    views: Tensor,
-    device: torch.device,
-    training_step: TrainingStep,
-) -> float:
-    """Bytes at the peak of a step; infinite where they cannot be allocated."""
+def _fits_on_gpu(trial: Trial, batch_size: int, limit: float) -> bool:
     try:
-        step = make_step(config, batch_size, None, views, device, training_step)
-        return memory.peak_on_gpu(step, device)
+        return memory.peak_on_gpu(make_step(trial, batch_size), trial.device) <= limit
     except torch.OutOfMemoryError:
-        return float("inf")
+        return False
     finally:
         torch.cuda.empty_cache()

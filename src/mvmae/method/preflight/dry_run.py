@@ -23,9 +23,10 @@ from mvmae.method.preflight.measured_step import (
     CPU_BATCH_SIZES,
     GIB,
     USABLE_MEMORY,
-    TrainingStep,
+    Trial,
     make_step,
     measure_cpu_memory,
+    power_of_two,
 )
 from mvmae.terminal import duration
 from mvmae.training import distributed, memory
@@ -33,7 +34,7 @@ from mvmae.training import distributed, memory
 READ_SECONDS = 3.0  # spent on reading images
 TIMED_STEPS = 3  # of each batch size, after one to warm up
 SLOW_STEP = 5.0  # seconds on a CPU; after such a step no larger one is tried
-LONG_RUN = 2 * 86_400  # seconds on a CPU
+LONG_RUN = 2 * 86_400  # seconds after which the advice is not to use a CPU
 
 
 class Cost(NamedTuple):
@@ -42,14 +43,14 @@ class Cost(NamedTuple):
     step_seconds: float
     """Network and optimiser, for a whole batch."""
 
-    read_seconds: float
+    read_seconds: float = 0.0
     """One image in one process: reading, decoding, its views."""
 
-    memory_gib: float | None
-    """At the peak of a step, on a CPU of the whole process; None where unknown."""
+    memory_gib: float | None = None
+    """At the peak of a step, on a CPU of the whole process; None if unknown."""
 
-    micro_batch_size: int | None
-    """What fitted into the GPU's memory, where that is not what was asked for."""
+    micro_batch_size: int | None = None
+    """On a GPU, the part of the batch that fits into its memory."""
 
 
 class Forecast(NamedTuple):
@@ -74,7 +75,7 @@ def dry_run(
     source: Source,
     steps_per_epoch: int,
     device: torch.device,
-    training_step: TrainingStep,
+    training_step: Callable[..., Any],
     notes: Sequence[str] = (),
 ) -> int:
     """Measure some steps and print what the run would take.
@@ -97,7 +98,9 @@ def dry_run(
             f"that one process has (--batch-size {share})"
         )
     views, read_seconds = _read_views(config, source)
-    cost = _measure(config, views, read_seconds, device, training_step)
+    trial = Trial(config, device, training_step, views)
+    measure = _measure_on_cpu if device.type == "cpu" else _measure_on_gpu
+    cost = measure(trial)._replace(read_seconds=read_seconds)
     found = forecast(config, cost, steps_per_epoch, device)
     facts = {"command": "pretrain", "dry_run": True} | cost._asdict() | found._asdict()
     terminal.emit("result", facts)
@@ -131,30 +134,51 @@ def _read_views(config: PretrainConfig, source: Source) -> tuple[Tensor, float]:
     return torch.stack(views, dim=1), (time.perf_counter() - start) / len(views)
 
 
-def _measure(
-    config: PretrainConfig,
-    views: Tensor,
-    read_seconds: float,
-    device: torch.device,
-    training_step: TrainingStep,
-) -> Cost:
-    """Take some steps; on a GPU with smaller and smaller parts until one fits.
+def _measure_on_cpu(trial: Trial) -> Cost:
+    """Take steps with two small batches; extrapolate the time and the memory of a whole batch."""
+    batch_size = trial.config.batch_size
+    sizes = sorted({min(size, batch_size) for size in CPU_BATCH_SIZES})
+    need = measure_cpu_memory(trial, sizes[0])
+    gib = None
+    if need is not None:
+        gib = need.peak_bytes(min(trial.config.micro_batch_size or batch_size, batch_size)) / GIB
+    seconds: list[float] = []
+    for size in sizes:
+        step = make_step(trial, size)
+        step()
+        seconds.append(_time(step, trial.device))
+        if seconds[-1] > SLOW_STEP:  # so large that time grows in proportion to the batch
+            return Cost(seconds[-1] * batch_size / size, memory_gib=gib)
+    return Cost(extrapolate(sizes, seconds, batch_size), memory_gib=gib)
+
+
+def extrapolate(sizes: list[int], values: list[float], size: int) -> float:
+    """Value at a size on the line through the first and the last point; never falling."""
+    slope = (values[-1] - values[0]) / max(1, sizes[-1] - sizes[0])
+    return values[-1] + max(0.0, slope) * (size - sizes[-1])
+
+
+def _measure_on_gpu(trial: Trial) -> Cost:
+    """Take steps with the whole batch, in smaller and smaller parts until one fits.
 
     Raises:
         UserError: Not even one image fits into the GPU's memory.
     """
-    if device.type == "cpu":
-        seconds, gib = _measure_on_cpu(config, views, training_step)
-        return Cost(seconds, read_seconds, gib, None)
-    micro_batch_size = config.micro_batch_size
+    part = trial.config.micro_batch_size
     while True:
         try:
-            seconds, gib = _measure_on_gpu(config, micro_batch_size, views, device, training_step)
+            return _measure_parts(trial, part)
         except torch.OutOfMemoryError:
-            micro_batch_size = smaller_part(micro_batch_size or config.batch_size)
+            part = smaller_part(part or trial.config.batch_size)
             torch.cuda.empty_cache()
-            continue
-        return Cost(seconds, read_seconds, gib, micro_batch_size)
+
+
+def _measure_parts(trial: Trial, part: int | None) -> Cost:
+    # Returning from here frees the model before a smaller part is tried.
+    step = make_step(trial, trial.config.batch_size, part)
+    step()
+    peak = memory.peak_on_gpu(step, trial.device)
+    return Cost(_time(step, trial.device), memory_gib=peak / GIB, micro_batch_size=part)
 
 
 def smaller_part(size: int) -> int:
@@ -167,56 +191,19 @@ def smaller_part(size: int) -> int:
         raise UserError(
             "not even one image fits into the GPU's memory: choose a smaller model, or --recompute"
         )
-    return 2 ** ((size - 1).bit_length() - 1)
+    return power_of_two(size - 1)
 
 
-def _measure_on_cpu(
-    config: PretrainConfig, views: Tensor, training_step: TrainingStep
-) -> tuple[float, float | None]:
-    """Seconds of a step, extrapolated from two small batches, and GiB."""
-    sizes = sorted({min(size, config.batch_size) for size in CPU_BATCH_SIZES})
-    part = min(config.micro_batch_size or config.batch_size, config.batch_size)
-    need = measure_cpu_memory(config, sizes[0], views, training_step)
-    gib = None if need is None else need.at_peak(part) / GIB
-    seconds: list[float] = []
-    for size in sizes:
-        step = make_step(config, size, None, views, torch.device("cpu"), training_step)
+def _time(step: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of the fastest of some steps, the one that other programs disturbed least."""
+    seconds = []
+    for _ in range(TIMED_STEPS):
+        start = time.perf_counter()
         step()
-        seconds.append(min(_seconds(step) for _ in range(TIMED_STEPS)))
-        if seconds[-1] > SLOW_STEP:  # so large that time grows in proportion to the batch
-            return seconds[-1] * config.batch_size / size, gib
-    return extrapolate(sizes, seconds, config.batch_size), gib
-
-
-def extrapolate(sizes: list[int], values: list[float], size: int) -> float:
-    """Value at a size on the line through the first and the last point; never falling."""
-    slope = (values[-1] - values[0]) / max(1, sizes[-1] - sizes[0])
-    return values[-1] + max(0.0, slope) * (size - sizes[-1])
-
-
-def _measure_on_gpu(
-    config: PretrainConfig,
-    micro_batch_size: int | None,
-    views: Tensor,
-    device: torch.device,
-    training_step: TrainingStep,
-) -> tuple[float, float]:
-    """Seconds and GiB of a step of the whole batch."""
-    step = make_step(config, config.batch_size, micro_batch_size, views, device, training_step)
-    step()
-
-    def synchronized_step() -> None:
-        step()
-        torch.cuda.synchronize(device)
-
-    peak = memory.peak_on_gpu(step, device)
-    return min(_seconds(synchronized_step) for _ in range(TIMED_STEPS)), peak / GIB
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 def forecast(
@@ -238,15 +225,11 @@ def forecast(
 
 
 def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> Table:
-    """The figures that people ask for before a run."""
+    """Make the table of what people ask for before a run: time, speed, memory."""
     where = "GPU" if device.type == "cuda" else "CPU"
-    table = Table(
-        title=f"{config.model.encoder}/{config.model.patch_size}, "
-        f"{counted(config.epochs, 'epoch')} on this {where}",
-        title_justify="left",
-        show_header=False,
-    )
-    table.add_column("")
+    model, epochs = config.model, counted(config.epochs, "epoch")
+    title = f"{model.encoder}/{model.patch_size}, {epochs} on this {where}"
+    table = Table("", title=title, title_justify="left", show_header=False)
     table.add_column("", justify="right")
     rows = {
         "the whole run": duration(found.seconds),
@@ -264,45 +247,34 @@ def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.de
 
 def advice(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> list[str]:
     """Sentences on what to change, if anything."""
-    lines = [*_memory_advice(config, cost, found, device), *_reader_advice(found)]
+    lines = []
+    part = config.micro_batch_size or config.batch_size
+    usable = USABLE_MEMORY * found.memory_there_gib
+    if device.type == "cuda" and cost.micro_batch_size != config.micro_batch_size:
+        lines.append(
+            f"a batch of {part} does not fit into this GPU: "
+            f"--micro-batch-size {cost.micro_batch_size} does, with the same gradient"
+        )
+    elif cost.memory_gib is not None and 0 < usable < cost.memory_gib:
+        fitting = power_of_two(max(1, int(part * usable / cost.memory_gib)))
+        lines.append(
+            f"that is more memory than there is: --micro-batch-size {fitting} would fit, with the "
+            "same gradient"
+        )
+    if found.readers < found.readers_needed:
+        line = (
+            f"{found.readers} reading processes are too few, the network would wait: use --workers "
+            f"{found.readers_needed}"
+        )
+        if found.readers_needed > (cores := os.cpu_count() or 1):
+            line += (
+                f", more than the {cores} cores here; images stored at the size they are used at, "
+                "in tar files, are read faster (mvmae data pack --short-side)"
+            )
+        lines.append(line)
     if device.type == "cpu" and found.seconds > LONG_RUN:
         lines.append(
             "that is long for a CPU: --recipe tiny-cpu is made for one, and fewer --epochs show "
             "whether it is worth it"
         )
     return lines or ["nothing to change"]
-
-
-def _memory_advice(
-    config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device
-) -> list[str]:
-    if cost.micro_batch_size != config.micro_batch_size and device.type == "cuda":
-        return [
-            f"a batch of {config.micro_batch_size or config.batch_size} does not fit into this "
-            f"GPU: --micro-batch-size {cost.micro_batch_size} does, with the same gradient"
-        ]
-    usable = USABLE_MEMORY * found.memory_there_gib
-    if not 0 < usable < (cost.memory_gib or 0):
-        return []
-    part = config.micro_batch_size or config.batch_size
-    fitting = max(1, int(part * usable / (cost.memory_gib or 1)))
-    return [
-        f"that is more memory than there is: --micro-batch-size {2 ** (fitting.bit_length() - 1)} "
-        "would fit, with the same gradient"
-    ]
-
-
-def _reader_advice(found: Forecast) -> list[str]:
-    if found.readers >= found.readers_needed:
-        return []
-    cores = os.cpu_count() or 1
-    line = (
-        f"{found.readers} reading processes are too few, the network would wait: use --workers "
-        f"{found.readers_needed}"
-    )
-    if found.readers_needed > cores:
-        line += (
-            f", more than the {cores} cores here; images stored at the size they are used at, in "
-            "tar files, are read faster (mvmae data pack --short-side)"
-        )
-    return [line]

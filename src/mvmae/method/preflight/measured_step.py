@@ -14,7 +14,7 @@ from torch import Generator, Tensor
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.samples import Batch
 from mvmae.method.augmentations import draw_augmentations, stack_augmentations
-from mvmae.method.model import MaskedAutoencoder
+from mvmae.method.model import build_model
 from mvmae.method.views import mask_noise
 from mvmae.training import memory
 from mvmae.training.optim import adamw
@@ -24,46 +24,46 @@ MAX_MEASURED = 256  # images in a step whose memory is measured on a CPU
 USABLE_MEMORY = 0.9  # share of the memory that a run should use at most
 GIB = 2**30
 
-TrainingStep = Callable[..., Any]
-"""`pretrain.training_step`; passed on, because `pretrain` imports this package."""
+
+class Trial(NamedTuple):
+    """What is needed to try training steps."""
+
+    config: PretrainConfig
+    device: torch.device
+    training_step: Callable[..., Any]
+    """`pretrain.training_step`; passed on, because `pretrain` imports this package."""
+
+    views: Tensor
+    """Pixels, V x B x C x H x W; where B is smaller than a batch, images repeat."""
 
 
 def make_step(
-    config: PretrainConfig,
-    batch_size: int,
-    micro_batch_size: int | None,
-    views: Tensor,
-    device: torch.device,
-    training_step: TrainingStep,
+    trial: Trial, batch_size: int, micro_batch_size: int | None = None
 ) -> Callable[[], Any]:
     """Return a function that takes a whole training step with learning rate 0.
 
     Args:
-        config: Of the run; its batch sizes are replaced.
+        trial: Config, device and pixels.
         batch_size: Images in the step.
-        micro_batch_size: Images that pass the model at once; None: all.
-        views: Pixels, V x B x C x H x W; where B is smaller than the batch, images repeat.
-        device: Where to compute.
-        training_step: `pretrain.training_step`.
+        micro_batch_size: Images that pass the model at once. Default: all.
     """
-    model = MaskedAutoencoder(config.model, Generator(), recompute=config.recompute).to(device)
-    if config.objective.rebuild == "none":
-        model.freeze_decoder()
+    config, device = trial.config, trial.device
+    model = build_model(config, Generator()).to(device)
     optimizer = adamw(model, lr=0.0, betas=config.betas, weight_decay=0.0)
-    batch = _make_batch(config, batch_size, views)
-    config = replace(config, batch_size=batch_size, micro_batch_size=micro_batch_size)
-    return lambda: training_step(model, optimizer, batch, config, device)
 
-
-def _make_batch(config: PretrainConfig, batch_size: int, views: Tensor) -> Batch:
     rng = np.random.default_rng(config.seed)
     num_views, num_patches = config.views.num_views, config.model.num_patches
     noise = [mask_noise(rng, num_views, num_patches) for _ in range(batch_size)]
-    places = torch.arange(batch_size) % views.shape[1]
     drawn = [draw_augmentations((config.seed, i), config.views) for i in range(batch_size)]
-    augmentations = stack_augmentations(drawn)
-    stacked = torch.stack(noise, dim=1)
-    return Batch(views[:, places], stacked, [], True, augmentations=augmentations)
+    batch = Batch(
+        trial.views[:, torch.arange(batch_size) % trial.views.shape[1]],
+        torch.stack(noise, dim=1),
+        [],
+        True,
+        augmentations=stack_augmentations(drawn),
+    )
+    config = replace(config, batch_size=batch_size, micro_batch_size=micro_batch_size)
+    return lambda: trial.training_step(model, optimizer, batch, config, device)
 
 
 def random_views(config: PretrainConfig) -> Tensor:
@@ -72,6 +72,11 @@ def random_views(config: PretrainConfig) -> Tensor:
     if config.views.pixel_depth == "8":
         return torch.randint(256, shape, dtype=torch.uint8, generator=Generator())
     return torch.rand(shape, generator=Generator())
+
+
+def power_of_two(size: int) -> int:
+    """Return the largest power of two up to a size of at least 1."""
+    return 2 ** (size.bit_length() - 1)
 
 
 class CpuMemory(NamedTuple):
@@ -86,7 +91,7 @@ class CpuMemory(NamedTuple):
     per_image: float
     """Activations of one image, all its views, until the backward pass frees them."""
 
-    def at_peak(self, images: int) -> int:
+    def peak_bytes(self, images: int) -> int:
         """Bytes at the peak of a step with a number of images.
 
         The peak is either before the backward pass, when there are activations but no gradients
@@ -98,9 +103,7 @@ class CpuMemory(NamedTuple):
     def images_within(self, limit: float) -> int:
         """Number of images in a step that takes at most `limit` bytes."""
         remaining = limit - self.process - 3 * self.weights
-        if remaining < self.weights:
-            return 0
-        return int(remaining / self.per_image)
+        return int(remaining / self.per_image) if remaining >= self.weights else 0
 
 
 @cache
@@ -109,24 +112,22 @@ def initial_resident_bytes() -> int | None:
     return memory.resident()
 
 
-def measure_cpu_memory(
-    config: PretrainConfig, batch_size: int, views: Tensor, training_step: TrainingStep
-) -> CpuMemory | None:
+def measure_cpu_memory(trial: Trial, batch_size: int) -> CpuMemory | None:
     """Measure the memory of a step with at least `batch_size` images.
 
     The activations of few images are smaller than the gradients that follow them and do not show in
     the peak; the batch is doubled until they do.
 
     Returns:
-        None where the system does not report memory.
+        None if the system does not report memory.
     """
     if (process := initial_resident_bytes()) is None:
         return None
     with torch.device("meta"):
-        model = MaskedAutoencoder(config.model, Generator())
+        model = build_model(trial.config, Generator())
         weights = 4 * sum(parameter.numel() for parameter in model.parameters())
     while True:
-        step = make_step(config, batch_size, None, views, torch.device("cpu"), training_step)
+        step = make_step(trial, batch_size)
         step()  # creates AdamW's averages
         peak = memory.peak_on_cpu(step)
         if peak > weights or batch_size >= MAX_MEASURED:

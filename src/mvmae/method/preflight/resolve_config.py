@@ -1,9 +1,8 @@
-"""Settle what the config leaves to the images: bit depth, mean and standard deviation."""
+"""Infer what the config leaves to the images: bit depth, mean and standard deviation."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import NamedTuple
 
 from mvmae.config.checks import AUTO
 from mvmae.config.files import from_json
@@ -16,13 +15,6 @@ from mvmae.storage import run_folder
 from mvmae.training import distributed
 
 NUM_MEASURED = 512  # images from which mean and standard deviation are measured
-
-
-class Inferred(NamedTuple):
-    """Settings of views that the images decide, and notes for the screen."""
-
-    views: ViewsConfig
-    notes: list[str]
 
 
 def resolve_config(
@@ -40,34 +32,25 @@ def resolve_config(
     Raises:
         UserError: The images cannot be read as the config says.
     """
+    notes: list[str] = []
     if config.resume:
-        return _resolve_from_run(config, source)
-    # One process looks at the images. All raise its error, or the others would wait for it.
-    outcome: Inferred | str | None = None
-    if distributed.is_main():
-        try:
-            outcome = _infer(config, source)
-        except UserError as error:
-            outcome = str(error)
-    outcome = distributed.from_main(outcome)
-    if isinstance(outcome, str):
-        raise UserError(outcome)
-    assert outcome is not None
-    config = replace(config, views=outcome.views)
-    depth = config.views.pixel_depth
-    notes = [*outcome.notes, *_decoding_notes(config)]
-    return config, with_depth(source, config.model.in_channels, depth), notes
+        file = config.out / run_folder.CONFIG
+        if file.is_file():
+            text = file.read_text(encoding="utf-8")
+            config = fill_from_run(config, from_json(text, PretrainConfig, source=str(file)))
+    else:
+        # One process looks at the images, because measuring them takes seconds.
+        views, notes = distributed.on_main(lambda: _infer(config, source))
+        config = replace(config, views=views)
+        if config.decode != "exact":
+            from mvmae.data.reading import reduced_jpeg
 
-
-def _resolve_from_run(
-    config: PretrainConfig, source: Source
-) -> tuple[PretrainConfig, Source, list[str]]:
-    """Take what is not given from the config.json of the run."""
-    file = config.out / run_folder.CONFIG
-    if file.is_file():
-        text = file.read_text(encoding="utf-8")
-        config = fill_from_run(config, from_json(text, PretrainConfig, source=str(file)))
-    return config, with_depth(source, config.model.in_channels, config.views.pixel_depth), []
+            if not reduced_jpeg.applies(config):
+                notes.append(
+                    f"--decode {config.decode} has no effect: it works only for gray and colour "
+                    "images at 8 bit (--views.depth 8)"
+                )
+    return config, with_depth(source, config.model.in_channels, config.views.pixel_depth), notes
 
 
 def fill_from_run(config: PretrainConfig, before: PretrainConfig) -> PretrainConfig:
@@ -83,15 +66,25 @@ def fill_from_run(config: PretrainConfig, before: PretrainConfig) -> PretrainCon
     return replace(config, views=views, batch_size=batch_size)
 
 
-def _infer(config: PretrainConfig, source: Source) -> Inferred:
-    """Look at some headers and, where needed, at the pixels of some images."""
+def _infer(config: PretrainConfig, source: Source) -> tuple[ViewsConfig, list[str]]:
+    """Look at some headers and, if needed, at the pixels of some images.
+
+    Returns:
+        The views' settings that the images decide; notes for the screen.
+
+    Raises:
+        UserError: The images cannot be read as the config says.
+    """
     views, channels = config.views, config.model.in_channels
     kind = detect_kind(source, config.seed)
     require_channels(kind, channels, config.data, "--model.in-channels")
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
     notes = _kind_notes(kind, channels)
-    if not _needs_measuring(views, channels):
-        return Inferred(views, notes)
+    # ImageNet's statistics are those of 8-bit gray and colour images.
+    is_usual = views.pixel_depth == "8" and channels in (1, 3)
+    is_wanted = views.statistics == "measured" or (views.statistics == "auto" and not is_usual)
+    if not is_wanted or (views.mean is not None and views.std is not None):
+        return views, notes
     from mvmae.data.reading import pixel_statistics
 
     deep = with_depth(source, channels, views.pixel_depth)
@@ -112,19 +105,11 @@ def _infer(config: PretrainConfig, source: Source) -> Inferred:
     views = replace(views, mean=views.mean or mean, std=views.std or std)
     count = sum(found.sizes.values())
     notes += [_statistics_note(views, count), *pixel_statistics.constant_notes(found.channels)]
-    return Inferred(views, notes)
-
-
-def _needs_measuring(views: ViewsConfig, channels: int) -> bool:
-    """Whether mean or standard deviation come from the images."""
-    if views.mean is not None and views.std is not None:
-        return False
-    usual = views.pixel_depth == "8" and channels in (1, 3)
-    return views.statistics == "measured" or (views.statistics == "auto" and not usual)
+    return views, notes
 
 
 def _kind_notes(kind: ImageKind, channels: int) -> list[str]:
-    """Notes on pages and transparency, which may surprise."""
+    """Notes on pages and transparency, which may be read in an unexpected way."""
     notes = []
     if kind.pages > 1 and channels in (1, 3) and kind.channels != channels:
         notes.append(
@@ -134,20 +119,6 @@ def _kind_notes(kind: ImageKind, channels: int) -> list[str]:
     if kind.has_alpha and channels in (1, 3):
         notes.append("transparent parts of some images become white")
     return notes
-
-
-def _decoding_notes(config: PretrainConfig) -> list[str]:
-    """A note where --decode has no effect."""
-    if config.decode == "exact":
-        return []
-    from mvmae.data.reading import reduced_jpeg
-
-    if reduced_jpeg.applies(config):
-        return []
-    return [
-        f"--decode {config.decode} has no effect: it works only for gray and colour images at 8 "
-        "bit (--views.depth 8)"
-    ]
 
 
 def _statistics_note(views: ViewsConfig, count: int) -> str:
