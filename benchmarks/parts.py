@@ -24,7 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from mvmae.method import losses
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Block
-from mvmae.training.memory import silenced
+from mvmae.training.memory import silence_stderr
 
 MARK = "part of a step: "
 LEAST = 0.005  # GFLOP that are shown
@@ -65,7 +65,11 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
-    with ranges(model), silenced(), profile(activities=activities, acc_events=True) as profiler:
+    with (
+        ranges(model),
+        silence_stderr(),
+        profile(activities=activities, acc_events=True) as profiler,
+    ):
         _wait(device)
         began = time.perf_counter()
         step()

@@ -187,7 +187,7 @@ def sides_of(config: BenchConfig, training: PretrainConfig, device: torch.device
         peer.load(model.state_dict())
     steps: dict[str, Step] = {"ours": our_step(model, training, batch, device)}
     if config.compile == "on" or (config.compile == "auto" and device.type == "cuda"):
-        faster = precision.compiled(new_model(training, device), "on", device)
+        faster = precision.compile_model(new_model(training, device), "on", device)
         steps[COMPILED] = our_step(faster, training, batch, device)
     steps |= {name: partial(peer, plain_batch) for name, peer in peers.items()}
     return Sides(model, steps, left_out)

@@ -349,7 +349,7 @@ def damaged(what: str, command: str, says: str):
         damaged("another model", RESUME, "another model: missing keys: norm.weight"),
         damaged("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
         damaged("foreign", RESUME, "last.pt is damaged or of another program: it has no checksum"),
-        damaged("list", RESUME, "last.pt is no checkpoint: it holds a list"),
+        damaged("list", RESUME, "last.pt is not a checkpoint: it holds a list"),
         damaged("hostile", RESUME, "last.pt is damaged or no checkpoint"),
         damaged("image gone", RESUME, "the images in images are not those that run began with"),
         damaged("image added", RESUME, "the images in images are not those that run began with"),

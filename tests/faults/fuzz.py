@@ -68,8 +68,8 @@ def kept_index(content: bytes) -> None:
 
 
 def tensors(file: Path) -> None:
-    checkpoint.facts_within(file)
-    checkpoint.tensors_of(file)
+    checkpoint.read_metadata(file)
+    checkpoint.read_tensors(file)
 
 
 def facts(file: Path) -> None:

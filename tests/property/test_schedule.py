@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mvmae.training.schedule import warmup_cosine
+from mvmae.training.plan import warmup_cosine
 
 peaks = st.floats(1e-6, 10)
 

@@ -28,7 +28,7 @@ from mvmae.storage import metrics_file
 from mvmae.training import distributed, precision
 from mvmae.training.log import Log, require_log
 from mvmae.training.loop import Loop
-from mvmae.training.optim import layerwise_adamw, set_lr
+from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan
 from mvmae.training.run_checkpoints import RunCheckpoints
 from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
@@ -151,7 +151,7 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
             trained._asdict(),
             batches,
             device,
-            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            checkpoints=RunCheckpoints(config.out / "checkpoints", config, plan.fingerprint),
             folder=config.out,
             title=task.command,
             resume=config.resume,
@@ -263,7 +263,7 @@ def build_trained(model: nn.Module, job: Job) -> Trained:
     if job.device.type == "cuda" and distributed.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # torch has none for CPUs
     config = job.config
-    optimizer = layerwise_adamw(
+    optimizer = adamw(
         model,
         lr=config.lr,
         betas=config.betas,

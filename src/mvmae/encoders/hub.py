@@ -162,7 +162,7 @@ def _load_weights(folder: Path) -> dict[str, Any]:
     file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
     if file is None:
         raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
-    return checkpoint.tensors_of(file) if file.suffix == ".safetensors" else checkpoint.load(file)
+    return checkpoint.read_tensors(file) if file.suffix == ".safetensors" else checkpoint.load(file)
 
 
 def _height_width(size: int | list[int]) -> tuple[int, int]:

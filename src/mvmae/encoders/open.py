@@ -199,10 +199,10 @@ def _open_path(path: Path) -> OpenedEncoder:
     if _has_metadata(path):
         return _open_with_metadata(path)
     is_tensors = path.suffix == ".safetensors"
-    state = checkpoint.tensors_of(path) if is_tensors else _load_checkpoint(path)
+    state = checkpoint.read_tensors(path) if is_tensors else _load_checkpoint(path)
     if _is_training_state(state):
         return _open_training_state(state, path)
-    if metadata := checkpoint.facts_within(path):
+    if metadata := checkpoint.read_metadata(path):
         return _open_export(state, metadata, str(path))
     return _build(find_encoder(state, source=str(path)), None, source=str(path))
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +18,7 @@ from torch import Generator, Tensor, nn
 
 from mvmae import encoders
 from mvmae.config.evaluation import ProbeConfig
+from mvmae.config.options import RunOutput
 from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import Skipped, whole_batches
 from mvmae.data.sources.base import Subset
@@ -29,13 +28,13 @@ from mvmae.evaluation.shared import Headline, Setting
 from mvmae.method.views import normalized
 from mvmae.storage import run_folder
 from mvmae.storage.results import slug
-from mvmae.training import checkpoint, distributed, precision, process_store
+from mvmae.training import distributed, precision, process_store
 from mvmae.training.lars import Lars
 from mvmae.training.loop import Loop
 from mvmae.training.optim import set_lr
-from mvmae.training.plan import Plan
+from mvmae.training.plan import Plan, warmup_cosine
+from mvmae.training.run_checkpoints import RunCheckpoints
 from mvmae.training.run_start import claim_shared_folder
-from mvmae.training.schedule import warmup_cosine
 
 TEST_SHARE = 224 / 256  # of a test image's sides: MAE resizes to 256 and crops the central 224
 MIN_GROWTH, GOOD_GROWTH = 5.0, 20.0  # of `weight_growth`; ImageNet's 100 epochs have 250
@@ -77,9 +76,9 @@ def train(config: ProbeConfig, setting: Setting) -> int:
     optimizer = Lars(heads.parameters(), lr=0.0)
     folder = state_folder(config, setting)
     run_folder.make(folder)
-    checkpoints = ProbeCheckpoints(folder)
+    checkpoints = RunCheckpoints(folder)  # its name depends on all settings
     with Loop(
-        LoopOptions(config.save_every_minutes),
+        RunOutput(save_every_minutes=config.save_every_minutes),
         plan,
         {"heads": heads, "optimizer": optimizer},
         lambda steps: read_batches(config, setting, steps, plan.batch_size),
@@ -106,52 +105,6 @@ def train(config: ProbeConfig, setting: Setting) -> int:
         loop.save()
         evaluate(loop, config, setting, heads)
     return 0
-
-
-@dataclass(frozen=True)
-class LoopOptions:
-    """Options of the loop, of which a probe sets only one."""
-
-    save_every_minutes: float
-    log: tuple[str, ...] = ()
-    log_every: int = 10
-
-
-class ProbeCheckpoints:
-    """The state of a probe in its cache folder, whose name depends on all settings."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @property
-    def newest(self) -> Path:
-        """The newest checkpoint."""
-        return self.folder / "last.pt"
-
-    def save(
-        self,
-        parts: Mapping[str, Any],
-        plain: dict[str, Any],
-        *,
-        keep_as: str | None = None,
-        in_background: bool = False,
-    ) -> None:
-        """Write a checkpoint in the main process; none is kept for good."""
-        del keep_as, in_background
-        if distributed.is_main():
-            states = {name: part.state_dict() for name, part in parts.items()}
-            checkpoint.save(self.folder, states | plain)
-
-    def load(self, parts: Mapping[str, Any], names: object) -> dict[str, Any]:
-        """Restore the parts and return the plain values."""
-        del names
-        state, _ = checkpoint.newest(self.folder)
-        for name, part in parts.items():
-            part.load_state_dict(state[name])
-        return state
-
-    def finish(self) -> None:
-        """Return at once, as nothing is written in the background."""
 
 
 def make_plan(config: ProbeConfig, setting: Setting) -> Plan:

@@ -1,9 +1,11 @@
-"""State to disk and back: whole or not at all, and never a pickle that runs."""
+"""Checkpoints and weights on disk: written whole or not at all, and read without running code."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import os
 import re
 import shutil
 import warnings
@@ -19,43 +21,53 @@ from mvmae.errors import UserError
 from mvmae.storage import atomic
 
 CHECKSUM = "checksum"  # a key in every checkpoint of ours
-MOST_KEYS = 10  # listed of those that do not fit
+MAX_KEYS = 10  # named in a message
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Make `last.pt` of the state; the one before becomes `previous.pt`.
-
-    The file carries a checksum: torch does not look at those of the archive it writes.
-    """
+    """Write the state to `last.pt`; the checkpoint before becomes `previous.pt`."""
     folder.mkdir(exist_ok=True)
-    last, fresh = folder / "last.pt", folder / "fresh.pt"
+    last, previous, fresh = (folder / f"{name}.pt" for name in ("last", "previous", "fresh"))
     write_state(fresh, state)
     if last.exists():
-        _keep_as_previous(last)
+        # A second name for the file, so that `last.pt` exists at every moment, for commands that
+        # read it during the run. Some file systems have no hard links.
+        second = folder / "second.pt"
+        try:
+            second.unlink(missing_ok=True)
+            second.hardlink_to(last)
+        except OSError:
+            last.replace(previous)
+        else:
+            second.replace(previous)
     fresh.replace(last)
 
 
 def write_state(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain data with their checksum, whole or not at all."""
+    """Write tensors and plain data with their checksum, whole or not at all.
+
+    torch reads an archive without checking the checksums in it, so that a flipped bit in a weight
+    would come back as another weight.
+    """
     whole = state | {CHECKSUM: atomic.digest(state)}
     atomic.write_whole(file, lambda stream: _write(whole, stream))
 
 
 def _write(state: dict[str, Any], stream: BinaryIO) -> None:
-    """Write with torch, and say afterwards what the disk said.
+    """Write with torch, then raise the error of the disk, if there was one.
 
     An error that passes through torch's writer comes out as a RuntimeError about an archive.
     """
-    calm = _Calm(stream)
-    torch.save(state, cast(BinaryIO, calm))
-    if calm.failure:
-        # A new error: one kept in a variable would hold this frame and itself in a circle, with all
+    writer = _ErrorKeeper(stream)
+    torch.save(state, cast(BinaryIO, writer))
+    if writer.failure:
+        # A new error: one kept in a variable would hold this frame and itself in a cycle, with all
         # weights, and torch 2.15 aborts where it finds those when the interpreter ends.
-        raise OSError(*calm.failure)
+        raise OSError(*writer.failure)
 
 
-class _Calm:
-    """A stream that keeps its first failure for later; what is written after it is dropped."""
+class _ErrorKeeper:
+    """A stream that keeps its first error for later and drops what is written after it."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.stream = stream
@@ -70,11 +82,11 @@ class _Calm:
         return len(memoryview(content).cast("B"))
 
     def flush(self) -> None:
-        """Nothing: `write_whole` does it."""
+        """Do nothing: `write_whole` flushes."""
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The state in `last.pt`, or, where that is damaged or gone, in `previous.pt`; and the file.
+    """Read `last.pt`, or `previous.pt` if that is damaged or gone; return the state and the file.
 
     Raises:
         UserError: Neither is whole.
@@ -92,49 +104,42 @@ def newest(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def load_own(file: Path) -> dict[str, Any]:
-    """What `write_state` wrote, without its checksum.
+    """Read what `write_state` wrote, without its checksum.
 
     Raises:
-        UserError: It is missing, damaged or of another program.
+        UserError: It is missing, damaged or from another program.
     """
     state = load(file)
     if CHECKSUM not in state:
-        raise UserError(f"{file} is damaged or of another program: it has no checksum")
+        raise UserError(f"{file} is damaged or from another program: it has no checksum")
     del state[CHECKSUM]
     return state
 
 
 def set_aside(folder: Path) -> None:
-    """Give a damaged `last.pt` another name, or the next save would make it `previous.pt`."""
+    """Rename a damaged `last.pt`, or the next save would make it `previous.pt`."""
     last = folder / "last.pt"
     if last.exists():
         last.replace(folder / "damaged.pt")
 
 
 def keep(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under a name of its own, for good."""
-    last, kept, fresh = folder / "last.pt", folder / name, folder / f".{name}.tmp"
+    """Keep the newest checkpoint under another name for good."""
+    fresh = folder / f".{name}.tmp"
     try:
         fresh.unlink(missing_ok=True)
-        try:
-            fresh.hardlink_to(last)
-        except OSError:  # no hard links on this file system
-            shutil.copyfile(last, fresh)
-        fresh.replace(kept)
+        link_or_copy(folder / "last.pt", fresh)
+        fresh.replace(folder / name)
     finally:
         fresh.unlink(missing_ok=True)
 
 
-def _keep_as_previous(last: Path) -> None:
-    """Give the last checkpoint its second name without taking the first, where the disk can."""
-    previous, second = last.with_name("previous.pt"), last.with_name("second.pt")
+def link_or_copy(file: str | Path, copy: str | Path) -> None:
+    """Give a file a second name, or copy it where the file system has no hard links."""
     try:
-        second.unlink(missing_ok=True)
-        second.hardlink_to(last)
-    except OSError:  # no hard links on this file system
-        last.replace(previous)
-    else:
-        second.replace(previous)
+        os.link(file, copy)
+    except OSError:
+        shutil.copyfile(file, copy)
 
 
 def load(file: Path) -> dict[str, Any]:
@@ -153,34 +158,27 @@ def load(file: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
-        raise UserError(f"{file} is damaged or no checkpoint: {_why(error)}") from error
+        # torch's own message is an essay about `weights_only`.
+        reason = "torch cannot read it as tensors and plain data"
+        if objects := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error)):
+            reason = (
+                f"it holds {objects[1]}, which is not plain data and could run code; save the "
+                "state dict alone"
+            )
+        raise UserError(f"{file} is damaged or no checkpoint: {reason}") from error
     if not isinstance(state, dict):
-        raise UserError(f"{file} is no checkpoint: it holds a {type(state).__name__}")
-    if state.get(CHECKSUM, "") not in ("", _digest_without_checksum(state)):
-        raise UserError(f"{file} is damaged: it is not what its checksum says")
+        raise UserError(f"{file} is not a checkpoint: it holds a {type(state).__name__}")
+    if CHECKSUM in state:
+        digest = None
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # damaged, or not ours
+            digest = atomic.digest({name: state[name] for name in state if name != CHECKSUM})
+        if digest != state[CHECKSUM]:
+            raise UserError(f"{file} is damaged: its content does not match its checksum")
     return state
 
 
-def _digest_without_checksum(state: dict[str, Any]) -> str | None:
-    try:
-        return atomic.digest({name: value for name, value in state.items() if name != CHECKSUM})
-    except (TypeError, ValueError, RuntimeError):
-        return None  # a damaged file, or not ours
-
-
-def _why(error: Exception) -> str:
-    """What torch found wrong, in our words; its own are an essay about `weights_only`."""
-    objects = re.search(r"GLOBAL ([\w.]+)|Unsupported class ([\w.]+)", str(error))
-    if objects:
-        return (
-            f"it holds {objects[1] or objects[2]}, which is no plain data and could run code; "
-            "save the state dict alone"
-        )
-    return "torch cannot read it as tensors and plain data"
-
-
-def facts_within(file: Path) -> dict[str, Any] | None:
-    """What encoder.json said when `mvmae export` wrote a safetensors file; none in other files."""
+def read_metadata(file: Path) -> dict[str, Any] | None:
+    """Read the encoder.json that `mvmae export` writes into safetensors; None for other files."""
     if file.suffix != ".safetensors":
         return None
     try:
@@ -192,10 +190,10 @@ def facts_within(file: Path) -> dict[str, Any] | None:
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors as safetensors, and facts about them as JSON beside them."""
+    """Write tensors as safetensors, and facts about them into a JSON file beside it."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic.write_bytes(file, safetensors.torch.save(plain))
-    atomic.write_text(file.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    atomic.write_json(file.with_suffix(".json"), facts)
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -204,8 +202,7 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         UserError: Either file is missing or damaged.
     """
-    facts_file = file.with_suffix(".json")
-    tensors = tensors_of(file)
+    tensors, facts_file = read_tensors(file), file.with_suffix(".json")
     try:
         facts = json.loads(facts_file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -217,8 +214,8 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, facts
 
 
-def tensors_of(file: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
+def read_tensors(file: Path) -> dict[str, Tensor]:
+    """Read the tensors of a safetensors file.
 
     Raises:
         UserError: It is missing or damaged.
@@ -231,29 +228,28 @@ def tensors_of(file: Path) -> dict[str, Tensor]:
         raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
 
 
-def listed(keys: list[str]) -> str:
-    """The first of many names, and how many more there are."""
-    more = f" and {len(keys) - MOST_KEYS} more" if len(keys) > MOST_KEYS else ""
-    return ", ".join(keys[:MOST_KEYS]) + more
+def abbreviate_list(keys: list[str]) -> str:
+    """Join the first of many names, and say how many more there are."""
+    more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
+    return ", ".join(keys[:MAX_KEYS]) + more
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Give a model its weights; every key must fit.
+    """Load weights into a model; every key must fit.
+
+    Everything is checked first: `load_state_dict` alone would raise torch's errors, copy a part of
+    the weights before it fails, and cast whole numbers to floats.
 
     Raises:
         UserError: A key is missing or unknown, or a tensor has another shape.
     """
     ours = model.state_dict()
-    missing, extra = sorted(ours.keys() - state.keys()), sorted(state.keys() - ours.keys())
-    if missing or extra:
-        raise UserError(
-            f"{source} is of another model: "
-            + "; ".join(
-                f"{what} keys: {listed(keys)}"
-                for what, keys in (("missing", missing), ("unknown", extra))
-                if keys
-            )
-        )
+    keys = {
+        "missing keys": sorted(ours.keys() - state.keys()),
+        "unknown keys": sorted(state.keys() - ours.keys()),
+    }
+    if misfits := [f"{what}: {abbreviate_list(names)}" for what, names in keys.items() if names]:
+        raise UserError(f"{source} is of another model: {'; '.join(misfits)}")
     for key, tensor in state.items():
         if tensor.is_floating_point() != ours[key].is_floating_point():
             raise UserError(f"{source} is of another kind: {key} holds {tensor.dtype}")

@@ -1,16 +1,16 @@
-"""Plain `torch.distributed`, in the few calls this project makes.
+"""Plain `torch.distributed`, in the few calls that this project makes.
 
-Every function works unchanged in a single process, so no caller asks whether it is distributed.
+Every function works in a single process too, so no caller asks whether it is distributed.
 Shapes: B rows of this process, G rows of all, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from os import environ
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -20,14 +20,17 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmae.config.pretrain import ReduceDtype
+from mvmae.errors import UserError
 from mvmae.training import process_store
+
+T = TypeVar("T")
 
 
 @contextmanager
 def process_group(device: torch.device) -> Iterator[None]:
     """Join the group that `torchrun` announces, if any, and leave it at the end.
 
-    Of what goes wrong within, one process says one line: see `together`.
+    If several processes fail within, one of them prints one line: see `process_store`.
     """
     if "RANK" not in environ or dist.is_initialized():
         yield
@@ -46,7 +49,7 @@ def local_rank() -> int:
 
 
 def processes_here() -> int:
-    """How many processes of this command share this machine."""
+    """Number of processes of this command on this machine."""
     return int(environ.get("LOCAL_WORLD_SIZE", "1")) if world_size() > 1 else 1
 
 
@@ -65,7 +68,7 @@ _apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Within, each process counts as the only one: for what it measures of itself, unawaited."""
+    """Let each process count as the only one, while it measures itself without the others."""
     token = _apart.set(True)
     try:
         yield
@@ -74,7 +77,7 @@ def apart() -> Iterator[None]:
 
 
 def is_main() -> bool:
-    """Whether this process writes the files and the screen."""
+    """Whether this process writes the files and prints."""
     return rank() == 0
 
 
@@ -90,13 +93,13 @@ def wrap(
     static_graph: bool = False,
     reduce_dtype: ReduceDtype = "fp32",
 ) -> nn.Module:
-    """The model with its gradients averaged over processes.
+    """Wrap the model so that its gradients are averaged over processes.
 
     Args:
         model: The same in every process.
         device: Where it computes.
-        static_graph: Whether each step uses the same parameters once, and is told so. Not with
-            `without_averaging`, nor compiled: torch 2.15 supports neither.
+        static_graph: Whether each step uses the same parameters once, which lets torch plan ahead.
+            Not with `without_averaging` or compiled models: torch 2.15 supports neither.
         reduce_dtype: Arithmetic in which gradients are summed.
     """
     if world_size() == 1:
@@ -104,7 +107,8 @@ def wrap(
     ids = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=ids, static_graph=static_graph)
     if reduce_dtype == "bf16":
-        # Under its own name it is refused where torch knows no CUDA, though gloo sums bf16 too.
+        # A lambda, because torch refuses this hook by its name where it has no CUDA, although gloo
+        # can sum bf16 too.
         wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
     return wrapped
 
@@ -159,7 +163,7 @@ def gather_unequal_rows(
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """The average of each process's values."""
+    """Average the values of all processes."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -168,21 +172,16 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def largest(value: int, device: torch.device) -> int:
-    """The largest of each process's numbers, so that all act on it together."""
-    return largest_of([value], device)[0]
-
-
-def largest_of(values: list[int], device: torch.device) -> list[int]:
-    """As `largest`, of several numbers at once."""
+    """Return the largest of each process's numbers, so that all act on it together."""
     if world_size() == 1:
-        return values
-    tensor = torch.tensor(values, device=device)
+        return value
+    tensor = torch.tensor(value, device=device)
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor.tolist()
+    return int(tensor)
 
 
 def gather_objects(items: list) -> list:
-    """The lists of every process, joined in rank order, on the main process; empty elsewhere."""
+    """Join the lists of all processes in rank order, on the main process; empty elsewhere."""
     if world_size() == 1:
         return items
     lists: list[list] | None = [[] for _ in range(world_size())] if is_main() else None
@@ -191,12 +190,36 @@ def gather_objects(items: list) -> list:
 
 
 def from_main(value: Any) -> Any:
-    """What the main process has here, for all of them; plain data."""
+    """Send plain data of the main process to all; each call returns its value.
+
+    Through the store and not by a collective, which would time out while the others wait for hours
+    and would hang if the main process died.
+    """
     return process_store.current().from_main(value) if world_size() > 1 else value
 
 
+def on_main(work: Callable[[], T]) -> T:
+    """Call a function on the main process only; return its value, or raise its error, on all.
+
+    The others would wait for ever for a process that stops at its own error.
+
+    Raises:
+        UserError: Whatever the function raises.
+    """
+    outcome: T | UserError | None = None
+    if is_main():
+        try:
+            outcome = work()
+        except UserError as error:
+            outcome = error
+    outcome = from_main(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return cast("T", outcome)
+
+
 def share_buffers(model: nn.Module) -> None:
-    """Give every process the main one's buffers, such as batch norm's running figures."""
+    """Give every process the main one's buffers, such as batch norm's running means."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

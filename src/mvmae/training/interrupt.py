@@ -32,5 +32,5 @@ class Interrupt:
 
 
 def exit_status(number: int) -> int:
-    """Exit status for a signal, as shells expect it: 130 or 143."""
-    return 128 + number
+    """Exit status for a signal, as shells expect it: 130 or 143; 0 without one."""
+    return 128 + number if number else 0

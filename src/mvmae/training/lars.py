@@ -46,12 +46,12 @@ class Lars(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 velocity = state.setdefault("momentum", torch.zeros_like(parameter))
-                velocity.mul_(group["momentum"]).add_(_scaled_gradient(parameter, group))
+                velocity.mul_(group["momentum"]).add_(_scale_gradient(parameter, group))
                 parameter.sub_(velocity, alpha=group["lr"])
         return loss
 
 
-def _scaled_gradient(parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
+def _scale_gradient(parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
     gradient = parameter.grad
     assert gradient is not None
     if parameter.ndim < 2:

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,43 +23,44 @@ PLAIN_LINES = 20  # lines in a whole run where there is no terminal
 LONG_WAIT = 0.1  # share of time waiting for data from which it is shown
 
 
+@dataclass(eq=False)
 class Log:
-    """Writes and shows metrics; silent in all processes but the main one.
+    """Writes and shows metrics; silent in all processes but the main one."""
 
-    Args:
-        folder: The run folder.
-        start: Steps already taken; later lines of metrics.jsonl are dropped.
-        total: Steps in the whole run.
-        also: Other places for the metrics.
-        quiet: Whether this process prints nothing.
-        title: Shown before the bar.
-    """
+    folder: Path
+    """The run folder."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        start: int,
-        total: int,
-        also: Sequence[str],
-        quiet: bool,
-        title: str = "pretrain",
-    ) -> None:
-        self.file, self.start, self.total, self.quiet = (
-            folder / "metrics.jsonl",
-            start,
-            total,
-            quiet,
-        )
-        self.console = Console(quiet=quiet, soft_wrap=True)
-        self.began, self._seconds_before, self._said = time.perf_counter(), 0.0, 0
-        require_log(also)
-        self._board = _tensorboard(folder) if "tensorboard" in also and not quiet else None
-        if not quiet:
-            self._seconds_before = _keep_until(self.file, start)
-        self._known: dict[str, Any] = {}
-        self._bar = terminal.StepBar(title, total, unit="steps", console=self.console)
-        self._bar.update(self._bar.task, completed=start)
+    _: KW_ONLY
+    start: int
+    """Steps already taken; later lines of metrics.jsonl are dropped."""
+
+    total: int
+    """Steps in the whole run."""
+
+    also: Sequence[str]
+    """Other places for the metrics."""
+
+    quiet: bool
+    """Whether this process prints nothing."""
+
+    title: str = "pretrain"
+    """Shown before the bar."""
+
+    def __post_init__(self) -> None:
+        self.file = self.folder / "metrics.jsonl"
+        self.console = Console(quiet=self.quiet, soft_wrap=True)
+        self.began, self._seconds_before, self._lines = time.perf_counter(), 0.0, 0
+        self._known: dict[str, Any] = {}  # newest values: kNN stays in sight between evaluations
+        self._board: Any = None
+        require_log(self.also)
+        if not self.quiet:
+            self._seconds_before = _drop_lines_after(self.file, self.start)
+            if "tensorboard" in self.also:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self._board = SummaryWriter(str(self.folder / "tensorboard"))
+        self._bar = terminal.StepBar(self.title, self.total, unit="steps", console=self.console)
+        self.advance(self.start)
 
     def __enter__(self) -> Log:
         self._bar.start()
@@ -79,6 +81,7 @@ class Log:
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
+        # Names of files may hold control characters, or brackets that rich would take for markup.
         self.console.print(printable(text), markup=False, highlight=False)
 
     def warn(self, text: str) -> None:
@@ -103,10 +106,11 @@ class Log:
                     self._board.add_scalar(name, value, record["step"])
         terminal.emit("metrics", record)
         self._known |= record
-        said = in_words(self._known)
-        self._bar.say(said)
+        words = in_words(self._known)
+        self._bar.say(words)
         self.advance(record["step"])
-        self._plain_line(record["step"], "  ".join(filter(None, said.values())))
+        if self._bar.disable:
+            self._print_line(record["step"], "  ".join(filter(None, words.values())))
 
     def picture(self, name: str, png: bytes, step: int) -> None:
         """Log a picture, given as the bytes of a PNG file, where pictures can be shown."""
@@ -120,25 +124,25 @@ class Log:
         """Whether `picture` shows pictures anywhere."""
         return self._board is not None
 
-    def _plain_line(self, step: int, said: str) -> None:
-        """Print about twenty lines in a whole run where there is no terminal."""
+    def _print_line(self, step: int, words: str) -> None:
+        """Print about twenty lines in a whole run, for logs of machines without a terminal."""
         due = step * PLAIN_LINES // self.total
-        if not self._bar.disable or due == self._said:
+        if due == self._lines:
             return
-        self._said = due
-        done = self.seconds() - self._seconds_before
-        left = done / max(1, step - self.start) * (self.total - step)
-        self.say(f"step {step}/{self.total}  {said}  {terminal.clock(left)} left")
+        self._lines = due
+        seconds = time.perf_counter() - self.began
+        left = seconds / max(1, step - self.start) * (self.total - step)
+        self.say(f"step {step}/{self.total}  {words}  {terminal.clock(left)} left")
 
 
 def in_words(known: Mapping[str, Any]) -> dict[str, str]:
-    """Metrics as the log prints them, by name; waiting for data only where there is much of it."""
+    """Metrics as the log prints them, by name; the wait for data only if it is long."""
     rows = [row for row in in_order(known) if row.short]
-    said = {row.name: f"{row.short} {known[row.name]:{row.format}}" for row in rows}
-    return said | ({} if known.get("data_wait", 0.0) > LONG_WAIT else {"data_wait": ""})
+    words = {row.name: f"{row.short} {known[row.name]:{row.format}}" for row in rows}
+    return words | ({} if known.get("data_wait", 0.0) > LONG_WAIT else {"data_wait": ""})
 
 
-def _keep_until(file: Path, step: int) -> float:
+def _drop_lines_after(file: Path, step: int) -> float:
     """Drop lines after `step`, which a resumed run writes again; return the last line's seconds."""
     lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
     records = [json.loads(line) for line in lines if line.endswith("}")]
@@ -158,9 +162,3 @@ def require_log(also: Sequence[str]) -> None:
             import torch.utils.tensorboard  # noqa: F401
         except ImportError as error:
             raise UserError("--log tensorboard needs: pip install 'mvmae[logging]'") from error
-
-
-def _tensorboard(folder: Path) -> Any:
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(folder / "tensorboard"))

@@ -1,10 +1,10 @@
-"""Memory of the machine, and what a piece of work takes at its peak."""
+"""Memory of the machine, and the peak memory of a piece of work."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 Work = Callable[[], Any]
-CGROUPS = Path("/sys/fs/cgroup")  # as a container sees its own
+CGROUPS = Path("/sys/fs/cgroup")  # of the container, seen from inside
 
 
 def total(device: torch.device) -> int:
@@ -21,18 +21,13 @@ def total(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     try:
-        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
     except (AttributeError, ValueError, OSError):  # Windows has no sysconf
         return 0
-    return min([machine, *_container_limits()])
-
-
-def _container_limits() -> Iterator[int]:
     for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroups version 2 and 1
-        try:
-            yield int((CGROUPS / file).read_text())
-        except (OSError, ValueError):  # missing, or "max"
-            continue
+        with suppress(OSError, ValueError):  # missing, or "max"
+            limits.append(int((CGROUPS / file).read_text()))
+    return min(limits)
 
 
 def resident() -> int | None:
@@ -57,14 +52,18 @@ def peak_on_cpu(work: Work) -> int:
 
     Summed from the profiler's record of allocations, so that nothing else in the process counts.
     """
-    what: dict[str, Any] = {"activities": [ProfilerActivity.CPU], "profile_memory": True}
-    with silenced(), profile(**what, acc_events=True) as profiler:  # or torch 2.11 warns
+    with (
+        silence_stderr(),
+        profile(
+            activities=[ProfilerActivity.CPU],
+            profile_memory=True,
+            acc_events=True,  # or torch 2.11 warns
+        ) as profiler,
+    ):
         work()
-    assert profiler.profiler is not None
-    assert profiler.profiler.kineto_results is not None
-    changes: list[Any] = list(profiler.profiler.kineto_results.events())
+    recorder: Any = profiler.profiler
     allocated = peak = 0
-    for event in sorted(changes, key=lambda event: event.start_ns()):
+    for event in sorted(recorder.kineto_results.events(), key=lambda event: event.start_ns()):
         if event.name() == "[memory]" and event.device_type() == DeviceType.CPU:
             allocated += event.nbytes()
             peak = max(peak, allocated)
@@ -72,7 +71,7 @@ def peak_on_cpu(work: Work) -> int:
 
 
 @contextmanager
-def silenced() -> Iterator[None]:
+def silence_stderr() -> Iterator[None]:
     """Hide what the profiler's library writes to stderr.
 
     It reports missing GPUs, and memory that was allocated before it started.

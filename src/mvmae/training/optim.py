@@ -22,10 +22,22 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def adamw(
-    model: nn.Module, *, lr: float, betas: tuple[float, float], weight_decay: float
+    model: nn.Module,
+    *,
+    lr: float,
+    betas: tuple[float, float],
+    weight_decay: float,
+    layer_decay: float | None = None,
 ) -> torch.optim.AdamW:
-    """Make AdamW over `parameter_groups`; fused, which is 3.7 times as fast on a CPU."""
-    groups = parameter_groups(model, weight_decay)
+    """Make AdamW over `parameter_groups`, or over `layer_groups` where there is a layer decay.
+
+    `set_lr` applies the factors of the layers.
+    """
+    if layer_decay is None:
+        groups = parameter_groups(model, weight_decay)
+    else:
+        groups = layer_groups(model, weight_decay=weight_decay, layer_decay=layer_decay)
+    # The fused kernel is 3.7 times as fast on a CPU.
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
@@ -49,12 +61,12 @@ def layer_groups(
         layer_decay: In (0, 1].
     """
     named = [(name_in_vit(name), p) for name, p in model.named_parameters() if p.requires_grad]
-    blocks = {int(own.split(".")[1]) for own, _ in named if own.startswith("blocks.")}
-    last = max(blocks, default=-1) + 2
+    layers = {name: int(name.split(".")[1]) + 1 for name, _ in named if name.startswith("blocks.")}
+    last = max(layers.values(), default=0) + 1
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
-    for own, parameter in named:
-        layer = layer_of(own, last)
-        decays = parameter.ndim > 1 and not own.startswith(NOT_DECAYED)
+    for name, parameter in named:
+        layer = 0 if name.startswith(LAYER_0) else layers.get(name, last)
+        decays = parameter.ndim > 1 and not name.startswith(NOT_DECAYED)
         fresh = {
             "params": [],
             "weight_decay": weight_decay if decays else 0.0,
@@ -72,26 +84,6 @@ def name_in_vit(name: str) -> str:
     if ".relative." in f".{name}":
         return "blocks." + name.rpartition("relative.")[2]
     return name.partition("encoder.")[2] if ".encoder." in f".{name}" else name
-
-
-def layer_of(name: str, last: int) -> int:
-    """Return the layer of a ViT's parameter by its timm name; norm and head are in layer `last`."""
-    if name.startswith(LAYER_0):
-        return 0
-    return int(name.split(".")[1]) + 1 if name.startswith("blocks.") else last
-
-
-def layerwise_adamw(
-    model: nn.Module,
-    *,
-    lr: float,
-    betas: tuple[float, float],
-    weight_decay: float,
-    layer_decay: float,
-) -> torch.optim.AdamW:
-    """Make AdamW over `layer_groups`; `set_lr` applies their factors."""
-    groups = layer_groups(model, weight_decay=weight_decay, layer_decay=layer_decay)
-    return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

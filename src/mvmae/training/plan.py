@@ -1,7 +1,9 @@
-"""How long a run is, and what is due after which step."""
+"""How long a run is, what is due after which step, and the learning rate of each step."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import cos, pi
 from typing import Any, NamedTuple
 
 from mvmae.errors import UserError
@@ -30,7 +32,7 @@ class Plan(NamedTuple):
     """Steps between two checkpoints that are kept for good."""
 
     def position(self, step: int) -> dict[str, Any]:
-        """How far the run is after a step, in the units people compare."""
+        """How far the run is after a step, in the units that people compare."""
         epoch = round(step / self.per_epoch, 4)
         return {"step": step, "epoch": epoch, "images": step * self.batch_size}
 
@@ -38,7 +40,7 @@ class Plan(NamedTuple):
         """Whether an evaluation is due after this step; the last step is always evaluated."""
         return step == self.total or step % self.eval_every == 0
 
-    def kept_as(self, step: int) -> str | None:
+    def name_to_keep(self, step: int) -> str | None:
         """File name under which the checkpoint after this step is kept for good, if it is."""
         if self.keep_every is None or step % self.keep_every:
             return None
@@ -70,3 +72,38 @@ def steps_per_epoch(num_images: int, batch_size: int, accumulate: int = 1) -> in
             f"set --batch-size {num_images} or less, or give more images"
         )
     return num_images // batch_size
+
+
+def warmup_cosine(
+    step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0
+) -> float:
+    """Linear warm-up from 0 to `peak`, then half a cosine down to `final`."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return final + (peak - final) * 0.5 * (1 + cos(pi * min(1.0, progress)))
+
+
+def warmup_drops(
+    step: int, *, peak: float, warmup_steps: int, total_steps: int, drops: Sequence[float]
+) -> float:
+    """Linear warm-up from 0 to `peak`, then a tenth after each of `drops`, shares of all steps."""
+    if step < warmup_steps:
+        return peak * step / warmup_steps
+    return peak * 0.1 ** sum(step >= drop * total_steps for drop in drops)
+
+
+def warmup_poly(
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    power: float = 1.0,
+    begin: float = 1e-6,
+) -> float:
+    """Polynomial from `peak` to 0, reduced in the warm-up, from the share `begin` on (mmcv)."""
+    rate = peak * (1 - min(1.0, step / total_steps)) ** power
+    if step >= warmup_steps:
+        return rate
+    return rate * (1 - (1 - step / warmup_steps) * (1 - begin))

@@ -29,8 +29,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def compiled(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
-    """Compile the model in place where `choice` (`auto`, `on`, `off`) and the device allow it.
+def compile_model(model: nn.Module, choice: str, device: torch.device) -> nn.Module:
+    """Compile the model in place if `choice` (`auto`, `on`, `off`) and the device allow it.
 
     Compile around `DistributedDataParallel`, not inside it, so that gradients are sent while the
     rest of the backward pass is computed.

@@ -19,19 +19,34 @@ from itertools import count
 from typing import Any
 
 import torch.distributed as dist
-from typing_extensions import override
 
 from mvmae.errors import OtherFailedError, ToldError, UserError, line_of, printable
 
 FAILED, REPORTED, SIGNAL = "failed", "reported", "signal"  # keys of all processes
 POLL = 0.05  # seconds between two reads of a waiting process
 PATIENCE = 2.0  # seconds in which the main process may report what the others would report too
-HEARTBEAT, DEAD = 2.0, 60.0  # seconds between two heartbeats, and without one until it counts dead
+# Seconds between two heartbeats, and without one until a process counts as dead. They come from a
+# thread, which a long computation in C can hold up, so DEAD is many heartbeats.
+HEARTBEAT, DEAD = 2.0, 60.0
 CONNECTION_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
 
 
-class SingleProcess:
-    """The store of a command that runs in one process; also the interface of `ProcessStore`."""
+class ProcessStore:
+    """The store as one of the processes of a command sees it; a single process asks nobody.
+
+    Args:
+        store: Reachable from all processes.
+        rank: Of this process; 0 is the main one.
+        size: Number of processes.
+    """
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self.store, self.rank, self.size = store, rank, size
+        self.others = range(1, size)
+        self._calls, self._posts, self._phase = count(), count(), 0
+        self._read = dict.fromkeys(self.others, 0)
+        self._heartbeats = dict.fromkeys(self.others, (-1, time.monotonic()))
+        self._signal = 0
 
     def check(self, signal: int = 0) -> int:
         """Ask whether to continue.
@@ -46,60 +61,8 @@ class SingleProcess:
             ToldError: Another process failed, and the main process reports it.
             OtherFailedError: The same, in the main process; or a process died.
         """
-        return signal
-
-    def from_main(self, value: Any) -> Any:
-        """Send the main process's value, plain data, to all."""
-        return value
-
-    def publish(self, name: str, value: int) -> None:
-        """Set a number of this process that the others can read with `latest`."""
-
-    def latest(self, name: str, rank: int = 0) -> int:
-        """Read the number that a process published last; -1 before the first."""
-        return -1
-
-    def post(self, value: Any) -> None:
-        """Send JSON data to the main process."""
-
-    def read_posts(self) -> Iterator[Any]:
-        """Read what was posted to the main process since the last call, in each sender's order."""
-        return iter(())
-
-    def finish_phase(self) -> None:
-        """Mark that this process finished its share of the current phase of work."""
-
-    def wait_for_others(self) -> Iterator[None]:
-        """Yield while waiting until all others finished the phase that this process finished.
-
-        Raises:
-            UserError: As `check`.
-        """
-        return iter(())
-
-    def stop_others(self, seconds: float) -> None:
-        """Let the others stop what they are doing, and wait for them up to `seconds`."""
-
-
-class ProcessStore(SingleProcess):
-    """The store as one of several processes sees it.
-
-    Args:
-        store: Reachable from all of them.
-        rank: Of this process; 0 is the main one.
-        size: Number of processes.
-    """
-
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
-        self.store, self.rank, self.size = store, rank, size
-        self.others = range(1, size)
-        self._calls, self._posts, self._phase = count(), count(), 0
-        self._read = dict.fromkeys(self.others, 0)
-        self._heartbeats = dict.fromkeys(self.others, (b"", time.monotonic()))
-        self._signal = 0
-
-    @override
-    def check(self, signal: int = 0) -> int:
+        if self.size == 1:
+            return signal  # not stored: the next command of this Python process must not find it
         try:
             return self._check(signal)
         except dist.DistNetworkError:
@@ -124,8 +87,7 @@ class ProcessStore(SingleProcess):
         for rank, (heartbeat, since) in self._heartbeats.items():
             if now - since < DEAD / 2 or self.store.check([f"left/{rank}"]):
                 continue
-            key = f"beat/{rank}"
-            newest = self.store.get(key) if self.store.check([key]) else b""
+            newest = self.latest("beat", rank)
             if newest != heartbeat:
                 self._heartbeats[rank] = newest, now
             elif now - since > DEAD:
@@ -133,8 +95,8 @@ class ProcessStore(SingleProcess):
                     f"process {rank} of this command died: it was killed, or its machine is lost"
                 )
 
-    @override
     def from_main(self, value: Any) -> Any:
+        """Send the main process's value, plain data, to all."""
         key = f"main/{next(self._calls)}"
         if self.rank == 0:
             self.store.set(key, pickle.dumps(value))  # pyrefly: ignore[bad-argument-type]  # bytes
@@ -144,21 +106,21 @@ class ProcessStore(SingleProcess):
             time.sleep(POLL)
         return pickle.loads(self.store.get(key))
 
-    @override
     def publish(self, name: str, value: int) -> None:
+        """Set a number of this process that the others can read with `latest`."""
         self.store.set(f"{name}/{self.rank}", str(value))
 
-    @override
     def latest(self, name: str, rank: int = 0) -> int:
+        """Read the number that a process published last; -1 before the first."""
         key = f"{name}/{rank}"
         return int(self.store.get(key)) if self.store.check([key]) else -1
 
-    @override
     def post(self, value: Any) -> None:
+        """Send JSON data to the main process."""
         self.store.set(f"post/{self.rank}/{next(self._posts)}", json.dumps(value))
 
-    @override
     def read_posts(self) -> Iterator[Any]:
+        """Read what was posted to the main process since the last call, in each sender's order."""
         for rank in self.others:
             while self.store.check([key := f"post/{rank}/{self._read[rank]}"]):
                 value = json.loads(self.store.get(key))
@@ -166,13 +128,17 @@ class ProcessStore(SingleProcess):
                 self._read[rank] += 1
                 yield value
 
-    @override
     def finish_phase(self) -> None:
+        """Mark that this process finished its share of the current phase of work."""
         self._phase += 1
         self.store.set(f"done/{self._phase}/{self.rank}", "")
 
-    @override
     def wait_for_others(self) -> Iterator[None]:
+        """Yield while waiting until all others finished the phase that this process finished.
+
+        Raises:
+            UserError: As `check`.
+        """
         for rank in self.others:
             key = f"done/{self._phase}/{rank}"
             while not self.store.check([key]):
@@ -182,8 +148,8 @@ class ProcessStore(SingleProcess):
                 yield
                 time.sleep(POLL)
 
-    @override
     def stop_others(self, seconds: float) -> None:
+        """Let the others stop what they are doing, and wait for them up to `seconds`."""
         self.store.compare_set(FAILED, "", "the main process failed")
         self._wait_until(lambda: self._all_set("left"), seconds)
 
@@ -208,7 +174,7 @@ class ProcessStore(SingleProcess):
         """Send heartbeats until `stop` is set."""
         with suppress(RuntimeError):  # the main process left, and the store with it
             for number in count():
-                self.store.set(f"beat/{self.rank}", str(number))
+                self.publish("beat", number)
                 if stop.wait(HEARTBEAT):
                     break
 
@@ -259,16 +225,16 @@ class ProcessStore(SingleProcess):
 
 def _is_connection_loss(error: Exception) -> bool:
     """Whether another process did not answer."""
-    if isinstance(error, dist.DistNetworkError):
-        return True
-    text = str(error).lower()
-    return isinstance(error, RuntimeError) and any(words in text for words in CONNECTION_LOST)
+    text = str(error).lower()  # gloo and NCCL raise a plain RuntimeError
+    has_words = isinstance(error, RuntimeError) and any(words in text for words in CONNECTION_LOST)
+    return has_words or isinstance(error, dist.DistNetworkError)
 
 
-_current: SingleProcess = SingleProcess()
+ALONE = ProcessStore(dist.HashStore(), 0, 1)  # of commands that run in one process
+_current = ALONE
 
 
-def current() -> SingleProcess:
+def current() -> ProcessStore:
     """Return the store of this command's processes."""
     return _current
 
@@ -296,7 +262,7 @@ def connect() -> Iterator[None]:
             own.leave()
         if own.rank:
             heart.join(HEARTBEAT)
-        _current = SingleProcess()
+        _current = ALONE
 
 
 def partition(items: int, rank: int, size: int) -> range:

@@ -1,11 +1,13 @@
-"""Checkpoints of a run folder: saved whole, resumed only with the same settings and images."""
+"""Checkpoints of a run folder: save the whole state, resume only with the same settings and images.
+
+"Resumed" must mean the same run, or a result would belong to no config.
+"""
 
 from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from types import ModuleType
@@ -26,21 +28,23 @@ MAY_DIFFER = {  # options that a resumed run may change
 
 
 class RunCheckpoints:
-    """Save and restore the state of the run in `config.out`.
+    """Save and restore the state of a run.
 
     With --sharding full all processes write a folder together, which any number of processes can
     resume; otherwise the main process writes a file.
 
     Args:
-        config: Of the run: a dataclass with `out`, `data`, `resume` and `overwrite`.
+        folder: Of the checkpoints.
+        config: Of the run: a dataclass with `out`, `data`, `resume` and `overwrite`. Default: the
+            folder's name says which run it belongs to, so that nothing has to be compared.
         fingerprint: Of the images.
     """
 
-    def __init__(self, config: Any, fingerprint: str) -> None:
-        self.config, self.fingerprint = config, fingerprint
-        self.folder: Path = config.out / "checkpoints"
+    def __init__(self, folder: Path, config: Any = None, fingerprint: str = "") -> None:
+        self.folder, self.config, self.fingerprint = folder, config, fingerprint
         self.is_sharded = getattr(config, "sharding", "none") == "full"
-        self._writing: Future[None] | None = None
+        self._thread: threading.Thread | None = None  # writes a copy during training
+        self._failure: BaseException | None = None  # of that thread
 
     @property
     def newest(self) -> Path:
@@ -60,12 +64,14 @@ class RunCheckpoints:
         Args:
             parts: Objects with a state dict, by name.
             plain: Plain values and small tensors; those of the main process are kept, and the
-                "pending" losses of all where the run is sharded.
+                "pending" losses of all if the run is sharded.
             keep_as: File name under which it is also kept for good.
-            in_background: Whether to return while a copy is written, where the config allows it.
+            in_background: Whether to return while a copy is written, if the config allows it. The
+                copy takes the memory of model and optimiser once more.
         """
-        kept = to_json(replace(self.config, resume=False, overwrite=False))
-        content = {"config": kept, "fingerprint": self.fingerprint} | plain
+        content = {"fingerprint": self.fingerprint} | plain
+        if self.config is not None:
+            content["config"] = to_json(replace(self.config, resume=False, overwrite=False))
         if self.is_sharded:
             from mvmae.training import sharded_checkpoint
             from mvmae.training.sharding import training_tensors
@@ -78,8 +84,13 @@ class RunCheckpoints:
         elif distributed.is_main():
             content |= {name: part.state_dict() for name, part in parts.items()}
             if in_background and getattr(self.config, "save_in_background", False):
+                # The interpreter waits for a thread that is not a daemon before it exits, so the
+                # file becomes whole.
                 copied = _copy_to_cpu(content)
-                self._writing = _start_thread(lambda: self._write(copied, keep_as))
+                self._thread = threading.Thread(
+                    target=self._write_in_thread, args=(copied, keep_as), name="checkpoint"
+                )
+                self._thread.start()
             else:
                 self._write(content, keep_as)
 
@@ -88,14 +99,25 @@ class RunCheckpoints:
         if keep_as is not None:
             checkpoint.keep(self.folder, keep_as)
 
+    def _write_in_thread(self, content: dict[str, Any], keep_as: str | None) -> None:
+        try:
+            self._write(content, keep_as)
+        except BaseException as error:
+            # Drop what would hold the frames and so this object: tensors in such a reference cycle
+            # crash torch when the interpreter exits.
+            error.__traceback__ = error.__context__ = error.__cause__ = None
+            self._failure = error
+
     def finish(self) -> None:
         """Wait until the checkpoint being written is on the disk, and raise what went wrong."""
-        writing, self._writing = self._writing, None
+        if self._thread is not None:
+            self._thread.join()
+        failure, self._thread, self._failure = self._failure, None, None
         try:
-            if writing is not None:
-                writing.result()
+            if failure is not None:
+                raise failure
         finally:
-            del writing  # it holds the error, which would hold this frame
+            del failure  # its traceback holds this frame, and this frame would hold it
 
     def load(self, parts: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         """Restore the parts from the newest whole checkpoint.
@@ -129,12 +151,10 @@ class RunCheckpoints:
         """Read the newest whole checkpoint of a kind; a damaged one is set aside."""
         last = self.newest
         if not any(last.with_stem(name).exists() for name in ("last", "previous")):
-            if has_checkpoint(self.config.out):
-                raise UserError(
-                    f"{self.config.out} was run with another --sharding: resume with the same"
-                )
             raise UserError(
-                f"no checkpoint {last}: the run was stopped before its first, "
+                f"{last.parent.parent} was run with another --sharding: resume with the same"
+                if has_checkpoint(last.parent.parent)
+                else f"no checkpoint {last}: the run was stopped before its first, "
                 "begin again with --overwrite"
             )
         saved, place = kind.newest(last.parent)
@@ -146,6 +166,8 @@ class RunCheckpoints:
 
     def _require_same_run(self, saved: dict[str, Any], place: Path, names: Iterable[str]) -> None:
         config = self.config
+        if config is None:
+            return
         command = type(config).__name__.removesuffix("Config").lower()
         if not saved.keys() >= {"config", "fingerprint", *names}:
             raise UserError(f"{place} is not a checkpoint of mvmae {command}")
@@ -170,7 +192,7 @@ def has_checkpoint(out: Path) -> bool:
 
 
 def differences(before: Any, now: Any, prefix: str = "") -> str:
-    """List the options that changed and what they were; empty where resuming allows all changes."""
+    """List the changed options that a resumed run must keep, with the values before and now."""
     words = []
     for field in fields(before):
         old, new = getattr(before, field.name), getattr(now, field.name)
@@ -183,14 +205,14 @@ def differences(before: Any, now: Any, prefix: str = "") -> str:
 
 
 def _own_pending(rows_of_all: list[list[Tensor]]) -> list[Tensor]:
-    """This process's losses; the mean of all where a different number of processes resumes."""
+    """Losses of this process; their mean if a different number of processes resumes the run."""
     if len(rows_of_all) == distributed.world_size():
         return rows_of_all[distributed.rank()]
     return [torch.stack(step).mean(dim=0) for step in zip(*rows_of_all, strict=True)]
 
 
 def _copy_to_cpu(value: Any) -> Any:
-    """Copy tensors within plain data to the CPU, where training no longer changes them."""
+    """Copy the tensors in plain data to the CPU, out of reach of the optimiser."""
     if isinstance(value, Tensor):
         return value.detach().to("cpu", copy=True)
     if isinstance(value, dict):
@@ -198,23 +220,3 @@ def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return type(value)(_copy_to_cpu(content) for content in value)
     return value
-
-
-def _start_thread(write: Callable[[], None]) -> Future[None]:
-    """Start writing in a thread; the future holds what it raised.
-
-    The interpreter waits for a plain thread before it exits, so the file becomes whole.
-    """
-    future: Future[None] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(write())
-        except BaseException as error:
-            # Drop what would hold the frames and so the future: tensors in such a reference cycle
-            # crash torch when the interpreter exits.
-            error.__traceback__ = error.__context__ = error.__cause__ = None
-            future.set_exception(error)
-
-    threading.Thread(target=run, name="checkpoint").start()
-    return future

@@ -1,4 +1,4 @@
-"""The start of a run: holding its folder, what --overwrite may delete, its first files."""
+"""The start of a run: lock its folder, check what --overwrite may delete, write the first files."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mvmae.training import distributed
 
 @contextmanager
 def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Hold a run folder against other commands, after checking that the run may write there.
+    """Check that a run may write into a folder, and lock it until the end of the block.
 
     Two runs started into one folder, which happens on clusters, would otherwise mix silently.
 
@@ -29,31 +29,24 @@ def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
     run_folder.claim(folder, resume=resume, overwrite=overwrite)
     distributed.barrier()  # or a quick process would find the folder begun by another
     with ExitStack() as stack:
-        refusal = None
-        if distributed.is_main():
-            try:
-                stack.enter_context(locked(folder))
-            except UserError as error:
-                refusal = str(error)
-        if refusal := distributed.from_main(refusal):
-            raise UserError(refusal)
+        distributed.on_main(lambda: stack.enter_context(locked(folder)))
         yield
 
 
 @contextmanager
 def claim_shared_folder(folder: Path) -> Iterator[None]:
-    """Hold a folder that the processes of one command write into, against other such commands.
+    """Lock a folder into which the processes of one command write.
 
     A single process needs no lock there: it writes nothing that it has to find again.
 
     Raises:
-        UserError: Another command holds it.
+        UserError: Another command holds the lock.
     """
     if distributed.world_size() == 1:
         yield
         return
     with locked(folder) if distributed.is_main() else nullcontext():
-        distributed.from_main(None)  # the others begin once the folder is held
+        distributed.from_main(None)  # the others begin once the folder is locked
         yield
     if distributed.is_main():
         with suppress(OSError):  # not empty, or removed already
@@ -61,10 +54,10 @@ def claim_shared_folder(folder: Path) -> Iterator[None]:
 
 
 def begin_run(config: Any, device: torch.device, **facts: Any) -> None:
-    """Make the run folder with what repeats the run; the other processes wait for it.
+    """Make the run folder with config.json and environment.json; the other processes wait for it.
 
     Args:
-        config: Of the run; its config.json.
+        config: Of the run.
         device: Of this process.
         facts: Further entries of environment.json.
     """
@@ -80,7 +73,7 @@ def begin_run(config: Any, device: torch.device, **facts: Any) -> None:
 
 
 def require_replaceable_run(config: Any) -> None:
-    """Let --overwrite delete only a run of this command, and never the encoder it starts from.
+    """Require that --overwrite deletes only a run of this command, and not the run's encoder.
 
     A mistyped folder could cost a pre-training.
 

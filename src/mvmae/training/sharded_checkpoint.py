@@ -1,15 +1,14 @@
-"""Checkpoints that many processes write together and any number of them reads: folders.
+"""Checkpoints that all processes write together and any number of them can read: folders.
 
-The tensors are safetensors files of `torch.distributed.checkpoint`, one a process, without the
+The tensors are safetensors files of `torch.distributed.checkpoint`, one per process, without the
 pickled index that it writes by default; `state.pt` has the plain data and the SHA-256 of each file.
-That package takes a second to load, and is loaded where it is used.
+That package takes a second to load, so it is imported where it is used.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -24,6 +23,7 @@ from mvmae.training import checkpoint, distributed
 
 STATE = "state.pt"
 FILES = "files"  # a key in it
+MODEL = "model."  # how the names of weights begin
 
 
 def is_checkpoint(path: Path) -> bool:
@@ -32,7 +32,7 @@ def is_checkpoint(path: Path) -> bool:
 
 
 def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Make `last` of tensors, of which each process has its share; the one before is `previous`.
+    """Write `last` from tensors of which each process has its shard; the old one is `previous`.
 
     Args:
         folder: On a disk that all processes share.
@@ -41,19 +41,23 @@ def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
     """
     import torch.distributed.checkpoint as dcp
 
-    fresh = folder / "fresh"
+    fresh, last, previous = folder / "fresh", folder / "last", folder / "previous"
     if distributed.is_main():
         _remove(fresh)
         fresh.mkdir(parents=True)
     distributed.barrier()
     try:
-        with _own_errors(), _as_asked():
+        with _torch_checkpoint_io():
             writer = dcp.HuggingFaceStorageWriter(str(fresh), save_distributed=True)
             dcp.save(tensors, storage_writer=writer, no_dist=distributed.world_size() == 1)
-        sums = distributed.gather_objects(_sums(_share(sorted(fresh.glob("*.safetensors")))))
+        digests = distributed.gather_objects(_digests(_own_share(_files(fresh))))
         if distributed.is_main():
-            checkpoint.write_state(fresh / STATE, facts | {FILES: dict(sums)})
-            _make_last(fresh)
+            checkpoint.write_state(fresh / STATE, facts | {FILES: dict(digests)})
+            # A kill between any two of these leaves `last` or `previous`, and it is whole.
+            if last.exists():
+                _remove(previous)
+                last.rename(previous)
+            fresh.rename(last)
     except BaseException:
         if distributed.is_main():
             _remove(fresh)
@@ -61,135 +65,111 @@ def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
     distributed.barrier()
 
 
-def _make_last(fresh: Path) -> None:
-    """Rename; at every moment `last` or `previous` is there, and whole."""
-    last, previous = fresh.with_name("last"), fresh.with_name("previous")
-    if last.exists():
-        _remove(previous)
-        last.rename(previous)
-    fresh.rename(last)
-
-
 def _remove(folder: Path) -> None:
-    """Remove a checkpoint, first what makes it one."""
+    """Remove a checkpoint, beginning with the file without which it does not count as one."""
     with contextlib.suppress(FileNotFoundError):
         (folder / STATE).unlink(missing_ok=True)
         shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
-def _own_errors() -> Iterator[None]:
-    """What the disk said to any of the processes, instead of torch's account of them all."""
+def _torch_checkpoint_io() -> Iterator[None]:
+    """Raise the disk's own error of any process, and hide the warning about a single process.
+
+    torch would raise one error that lists the tracebacks of all processes, and a full disk would
+    look like a bug.
+    """
     from torch.distributed.checkpoint.api import CheckpointException
 
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled")
+            yield
     except CheckpointException as error:
         for failure, _ in error.failures.values():
             if isinstance(failure, OSError):
-                said = OSError(failure.errno, failure.strerror, failure.filename)
-                raise said from None
+                raise OSError(failure.errno, failure.strerror, failure.filename) from None
         raise
-
-
-@contextlib.contextmanager
-def _as_asked() -> Iterator[None]:
-    """Without torch's remark that a single process is one, where it is told so."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.distributed is disabled")
-        yield
-
-
-def _share(files: list[Path]) -> list[Path]:
-    """Of files of all processes those that this one reads; where it wrote one, that one."""
-    return files[distributed.rank() :: distributed.world_size()]
-
-
-def _sums(files: list[Path]) -> list[tuple[str, str]]:
-    """The names of files and their SHA-256."""
-    sums = []
-    for file in files:
-        with file.open("rb") as stream:
-            sums.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
-    return sums
-
-
-def keep(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under a name of its own, for good; the main process alone."""
-    last, kept, fresh = folder / "last", folder / name, folder / f".{name}.tmp"
-    _remove(fresh)
-    try:
-        shutil.copytree(last, fresh, copy_function=_second_name)
-        _remove(kept)
-        fresh.rename(kept)
-    finally:
-        _remove(fresh)
-
-
-def _second_name(file: str, copy: str) -> None:
-    try:
-        os.link(file, copy)
-    except OSError:  # no hard links on this file system
-        shutil.copyfile(file, copy)
-
-
-def newest(folder: Path) -> tuple[dict[str, Any], Path]:
-    """The facts in `last`, or, where that is damaged or gone, in `previous`; and its folder.
-
-    All processes look together, each at its share of the files, and find the same.
-
-    Raises:
-        UserError: Neither is whole.
-    """
-    complaints = []
-    for path in (folder / "last", folder / "previous"):
-        facts, complaint = _looked_at(path)
-        found = distributed.gather_objects([complaint] if complaint else [])
-        complaint = distributed.from_main(found[0] if found else None)
-        if not complaint:
-            return facts, path
-        if not complaints or path.exists():
-            complaints.append(complaint)
-    raise UserError("; ".join(complaints))
-
-
-def _looked_at(path: Path) -> tuple[dict[str, Any], str | None]:
-    """The facts of a checkpoint, or what is wrong with it as far as this process looks."""
-    try:
-        facts = _facts(path)
-        _require_whole(path, facts, _share(_files(path)))
-    except UserError as error:
-        return {}, str(error)
-    return facts, None
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise UserError(f"no checkpoint {path}")
-    facts = checkpoint.load_own(path / STATE)
-    if not isinstance(facts.get(FILES), dict):
-        raise UserError(f"{path / STATE} is no checkpoint of several files")
-    if sorted(facts[FILES]) != [file.name for file in _files(path)]:
-        raise UserError(f"{path} is damaged: its files are not those that {STATE} names")
-    return facts
 
 
 def _files(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors"))
 
 
-def _require_whole(path: Path, facts: dict[str, Any], files: list[Path]) -> None:
+def _own_share(files: list[Path]) -> list[Path]:
+    """Return the files that this process reads, so that together all are read once."""
+    return files[distributed.rank() :: distributed.world_size()]
+
+
+def _digests(files: list[Path]) -> list[tuple[str, str]]:
+    """Names of files and their SHA-256."""
+    digests = []
+    for file in files:
+        with file.open("rb") as stream:
+            digests.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
+    return digests
+
+
+def keep(folder: Path, name: str) -> None:
+    """Keep the newest checkpoint under another name for good; only the main process calls this."""
+    kept, fresh = folder / name, folder / f".{name}.tmp"
+    _remove(fresh)
     try:
-        sums = _sums(files)
+        shutil.copytree(folder / "last", fresh, copy_function=checkpoint.link_or_copy)
+        _remove(kept)
+        fresh.rename(kept)
+    finally:
+        _remove(fresh)
+
+
+def newest(folder: Path) -> tuple[dict[str, Any], Path]:
+    """Return the plain data of `last`, or of `previous` if that is damaged or gone; and its path.
+
+    All processes call this together. Each checks its share of the files, and all return the same.
+
+    Raises:
+        UserError: Neither is whole.
+    """
+    complaints = []
+    for path in (folder / "last", folder / "previous"):
+        facts, found = {}, []
+        try:
+            facts = _read_state(path, _own_share(_files(path)))
+        except UserError as error:
+            found.append(str(error))
+        found = distributed.gather_objects(found)
+        complaint = distributed.from_main(found[0] if found else None)
+        if complaint is None:
+            return facts, path
+        if not complaints or path.exists():
+            complaints.append(complaint)
+    raise UserError("; ".join(complaints))
+
+
+def _read_state(path: Path, files: list[Path]) -> dict[str, Any]:
+    """Read the plain data of a checkpoint, and check the digests of some of its files.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    if not path.is_dir():
+        raise UserError(f"no checkpoint {path}")
+    facts = checkpoint.load_own(path / STATE)
+    recorded = facts.pop(FILES, None)
+    if not isinstance(recorded, dict) or sorted(recorded) != [file.name for file in _files(path)]:
+        raise UserError(f"{path} is damaged: its files are not those that {STATE} names")
+    try:
+        digests = _digests(files)
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
-    for name, found in sums:
-        if facts[FILES][name] != found:
-            raise UserError(f"{path / name} is damaged: it is not what its checksum says")
+    for name, digest in digests:
+        if recorded[name] != digest:
+            raise UserError(f"{path / name} is damaged: its content does not match its checksum")
+    return facts
 
 
 def set_aside(folder: Path) -> None:
-    """Give a damaged `last` another name, or the next save would make it `previous`."""
+    """Rename a damaged `last`, or the next save would make it `previous`."""
     last, damaged = folder / "last", folder / "damaged"
     if last.exists():
         _remove(damaged)
@@ -197,32 +177,34 @@ def set_aside(folder: Path) -> None:
 
 
 def fill(tensors: dict[str, Tensor], path: Path) -> None:
-    """Read a checkpoint into tensors, each process its shares, whoever wrote them.
+    """Read a checkpoint into tensors, each process its shards, whoever wrote them.
 
     Raises:
-        UserError: The names or the shapes are not those of the checkpoint.
+        UserError: The names or the shapes differ from those of the checkpoint.
     """
     stored = _sizes(path)
     ours = {name: tensor.shape for name, tensor in tensors.items()}
     if stored != ours:
-        apart = sorted(name for name in stored | ours if stored.get(name) != ours.get(name))
-        raise UserError(f"{path} is of another model: {checkpoint.listed(apart)} differ")
+        different = sorted(name for name in stored | ours if stored.get(name) != ours.get(name))
+        raise UserError(
+            f"{path} is of another model: {checkpoint.abbreviate_list(different)} differ"
+        )
     _read(tensors, path, no_dist=distributed.world_size() == 1)
 
 
 def _read(tensors: dict[str, Tensor], path: Path, *, no_dist: bool) -> None:
     import torch.distributed.checkpoint as dcp
 
-    with _as_asked():
+    with _torch_checkpoint_io():
         reader = dcp.HuggingFaceStorageReader(str(path))
         dcp.load(tensors, storage_reader=reader, no_dist=no_dist)
 
 
 def _sizes(path: Path) -> dict[str, torch.Size]:
-    """The shapes of whole tensors, from the headers of all files.
+    """Shapes of the whole tensors, from the headers of all files.
 
     Raises:
-        UserError: The headers are no such thing, though the checksums fit.
+        UserError: The headers cannot be read, although the checksums fit.
     """
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
@@ -232,21 +214,17 @@ def _sizes(path: Path) -> dict[str, torch.Size]:
         tensors = {k: v for k, v in stored.items() if isinstance(v, TensorStorageMetadata)}
         return {name: tensor.size for name, tensor in tensors.items()}
     except Exception as error:  # a made-up header fails in many ways
-        raise UserError(f"{path} is no checkpoint of mvmae: {error!r}") from error
+        raise UserError(f"{path} is not a checkpoint of mvmae: {error!r}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The facts, and whole weights as `model`, for a process that reads alone.
+    """Read the plain data, and whole weights as `model`, in a process that reads alone.
 
     Raises:
-        UserError: It is missing, damaged or no such checkpoint.
+        UserError: It is missing, damaged or another kind of checkpoint.
     """
-    facts = _facts(path)
-    _require_whole(path, facts, _files(path))
-    prefix = "model."
-    weights = {
-        name: torch.empty(size) for name, size in _sizes(path).items() if name.startswith(prefix)
-    }
+    facts = _read_state(path, _files(path))
+    sizes = {name: size for name, size in _sizes(path).items() if name.startswith(MODEL)}
+    weights = {name: torch.empty(size) for name, size in sizes.items()}
     _read(weights, path, no_dist=True)
-    del facts[FILES]
-    return facts | {"model": {name.removeprefix(prefix): w for name, w in weights.items()}}
+    return facts | {"model": {name.removeprefix(MODEL): w for name, w in weights.items()}}

@@ -1,6 +1,6 @@
-"""Weights, gradients and optimiser state shared out over processes (FSDP2).
+"""Weights, gradients and optimiser state split across processes (FSDP2).
 
-As ZeRO's third stage (Rajbhandari et al. 2020, arXiv 1910.02054): each process holds its share of
+As ZeRO's third stage (Rajbhandari et al. 2020, arXiv 1910.02054): each process holds a shard of
 every parameter, and a block's parameters are whole only while it computes. In a single process
 everything here leaves a model as it is.
 """
@@ -20,21 +20,22 @@ from mvmae.training import distributed
 def shard(
     model: nn.Module, blocks: Iterable[nn.Module], device: torch.device, reduce_dtype: ReduceDtype
 ) -> None:
-    """Share out a model's parameters, in place; make its optimiser afterwards.
+    """Split a model's parameters across the processes, in place; make its optimiser afterwards.
 
     Args:
-        model: The same in every process. What lies outside of blocks is one unit.
+        model: The same in every process. Everything outside of blocks is one unit.
         blocks: Its parts that are made whole one at a time.
         device: Where it computes.
         reduce_dtype: Arithmetic in which gradients are summed.
     """
     if distributed.world_size() == 1:
         return
-    # Here, because they take a second to load.
+    # Imported here, because they take a second to load.
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    # Of the class token's embedding, which is a view; the losses change nothing in place.
+    # About the class token's embedding, which is a view. That would matter only if the losses
+    # changed it in place.
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (distributed.world_size(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.bfloat16 if reduce_dtype == "bf16" else None)
@@ -43,13 +44,13 @@ def shard(
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def is_shared_out(tensors: dict[str, Tensor]) -> bool:
-    """Whether each process holds a share of them."""
+def is_sharded(tensors: dict[str, Tensor]) -> bool:
+    """Whether each process holds a shard of them."""
     return any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
 
 
-def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Whole tensors on the main process, none on the others, which take part in gathering them."""
+def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Gather whole tensors on the main process; all take part, and the others get none."""
     kept = {}
     for name, tensor in tensors.items():
         full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
@@ -59,9 +60,9 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def training_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Every tensor of a run by name, for a checkpoint: they share memory with what trains.
+    """Collect every tensor of a run by name, sharing memory, to save it or to fill it.
 
-    An AdamW that has not stepped yet is given zeros, to be filled from a checkpoint.
+    An AdamW that has not stepped yet gets zeros, to be filled from a checkpoint.
     """
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for name, parameter in model.named_parameters():

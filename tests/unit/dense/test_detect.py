@@ -29,7 +29,7 @@ from mvmae.figures.detection import Panel, Things, colour_of, draw, drawn
 from mvmae.method.views import normalized
 from mvmae.method.vit import Encoder, initialize
 from mvmae.recipes.supervised import DETECT
-from mvmae.training.schedule import warmup_drops
+from mvmae.training.plan import warmup_drops
 
 SMALL = DetectorShape(
     num_classes=2, side=64, channels=16, hidden=16, samples=16, proposals=40, window=4

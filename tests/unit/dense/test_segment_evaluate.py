@@ -23,7 +23,7 @@ from mvmae.dense.segment.model import Scores, pixel_loss, resize_scores
 from mvmae.encoders import Preprocessing
 from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
 from mvmae.metrics.miou import pixel_confusion, segmentation_scores
-from mvmae.training.schedule import warmup_poly
+from mvmae.training.plan import warmup_poly
 
 
 class Blur(nn.Module):

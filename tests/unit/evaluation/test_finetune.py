@@ -13,8 +13,8 @@ from mvmae.config.model import ENCODERS
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.method.vit import PLAIN, Encoder, initialize
 from mvmae.recipes.supervised import FINETUNE
-from mvmae.training.optim import layer_groups, layerwise_adamw, set_lr
-from mvmae.training.schedule import warmup_cosine
+from mvmae.training.optim import adamw, layer_groups, set_lr
+from mvmae.training.plan import warmup_cosine
 
 
 def encoder_of(**variant) -> Encoder:
@@ -77,9 +77,7 @@ def test_everything_is_trained_and_the_encoder_given_stays_as_it_is():
     encoder = encoder_of()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     model = Classifier(encoder, 3, drop_path=0.2)
-    optimizer = layerwise_adamw(
-        model, lr=0.1, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.65
-    )
+    optimizer = adamw(model, lr=0.1, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.65)
     torch.nn.init.normal_(model.head.weight)  # or hardly a gradient gets past it
     start = {name: value.detach().clone() for name, value in model.named_parameters()}
     loss = F.cross_entropy(model(torch.randn(4, 3, 16, 16)), torch.tensor([0, 1, 2, 0]))
@@ -135,7 +133,7 @@ def test_each_layer_learns_slower_than_the_one_above():
 
 def test_rate_of_a_group_is_its_share():
     model = Classifier(encoder_of(), 3)
-    optimizer = layerwise_adamw(model, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, layer_decay=0.5)
+    optimizer = adamw(model, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, layer_decay=0.5)
     set_lr(optimizer, 0.25)
     for group in optimizer.param_groups:
         assert group["lr"] == 0.25 * group["lr_scale"]

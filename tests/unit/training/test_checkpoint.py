@@ -29,8 +29,8 @@ def state(step: int) -> dict:
     return {"step": step, "weights": torch.arange(1000.0) + step}
 
 
-def saved(folder, count: int = 1):
-    """The `last.pt` of so many saves."""
+def save_states(folder, count: int = 1):
+    """Save states 1 to `count`; return `last.pt`."""
     for step in range(1, count + 1):
         checkpoint.save(folder, state(step))
     return folder / "last.pt"
@@ -102,7 +102,7 @@ def test_text_is_written_as_utf8(tmp_path):
 
 
 def test_first_save_makes_last(tmp_path):
-    file = saved(tmp_path / "checkpoints")
+    file = save_states(tmp_path / "checkpoints")
     assert names(tmp_path / "checkpoints") == {"last.pt"}
     loaded = checkpoint.load(file)
     assert loaded["step"] == 1
@@ -110,14 +110,14 @@ def test_first_save_makes_last(tmp_path):
 
 
 def test_second_save_keeps_the_one_before(tmp_path):
-    saved(tmp_path, 3)
+    save_states(tmp_path, 3)
     assert names(tmp_path) == {"last.pt", "previous.pt"}
     assert checkpoint.load(tmp_path / "last.pt")["step"] == 3
     assert checkpoint.load(tmp_path / "previous.pt")["step"] == 2
 
 
 def test_failed_save_keeps_both(tmp_path):
-    saved(tmp_path, 2)
+    save_states(tmp_path, 2)
     with pytest.raises(TypeError, match="plain data, not function"):
         checkpoint.save(tmp_path, {"step": 3, "a function": lambda: None})
     assert names(tmp_path) == {"last.pt", "previous.pt"}
@@ -127,7 +127,7 @@ def test_failed_save_keeps_both(tmp_path):
 
 def test_there_is_a_last_checkpoint_at_every_moment(tmp_path, monkeypatch):
     """As seen when the process is killed just before any of the renames."""
-    saved(tmp_path, 2)
+    save_states(tmp_path, 2)
     path_type = type(tmp_path)
     rename = path_type.replace
 
@@ -144,7 +144,7 @@ def test_there_is_a_last_checkpoint_at_every_moment(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.9, 0.999])
 def test_truncated_checkpoint_is_refused_and_the_one_before_taken(tmp_path, share):
-    file = saved(tmp_path, 2)
+    file = save_states(tmp_path, 2)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match="damaged or no checkpoint"):
@@ -155,7 +155,7 @@ def test_truncated_checkpoint_is_refused_and_the_one_before_taken(tmp_path, shar
 
 
 def test_newest_is_the_last_where_it_is_whole_and_has_no_checksum_left_in_it(tmp_path):
-    saved(tmp_path, 3)
+    save_states(tmp_path, 3)
     read, source = checkpoint.newest(tmp_path)
     assert source == tmp_path / "last.pt"
     assert read.keys() == state(2).keys()
@@ -163,7 +163,7 @@ def test_newest_is_the_last_where_it_is_whole_and_has_no_checksum_left_in_it(tmp
 
 
 def test_damaged_checkpoint_without_an_older_one_promises_nothing(tmp_path):
-    file = saved(tmp_path)
+    file = save_states(tmp_path)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError) as caught:
         checkpoint.newest(tmp_path)
@@ -171,7 +171,7 @@ def test_damaged_checkpoint_without_an_older_one_promises_nothing(tmp_path):
 
 
 def test_two_damaged_checkpoints_are_both_named(tmp_path):
-    saved(tmp_path, 2)
+    save_states(tmp_path, 2)
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"last\.pt is damaged .*; previous\.pt is damaged too"):
@@ -179,7 +179,7 @@ def test_two_damaged_checkpoints_are_both_named(tmp_path):
 
 
 def test_damaged_last_never_becomes_the_previous(tmp_path):
-    file = saved(tmp_path, 2)
+    file = save_states(tmp_path, 2)
     file.write_bytes(b"garbage")
     checkpoint.set_aside(tmp_path)
     checkpoint.save(tmp_path, state(7))
@@ -194,7 +194,7 @@ def test_checkpoint_of_ours_without_its_checksum_is_not_gone_on_from(tmp_path):
 
 
 def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path):
-    """torch itself reads such a file without a word."""
+    """torch itself reads such a file silently."""
     weights = torch.arange(1000, dtype=torch.float32)
     checkpoint.save(tmp_path, {"weights": weights, "step": 1})
     file = tmp_path / "last.pt"
@@ -203,7 +203,7 @@ def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path):
     content[at] ^= 1
     file.write_bytes(content)
     assert not torch.equal(torch.load(file, weights_only=True)["weights"], weights)
-    with pytest.raises(UserError, match="not what its checksum says"):
+    with pytest.raises(UserError, match="does not match its checksum"):
         checkpoint.load(file)
 
 
@@ -253,9 +253,9 @@ def test_digest_takes_scalars_slices_and_half_precision_and_nothing_but_data():
 
 
 def test_kept_checkpoint_outlives_the_next_ones(tmp_path):
-    saved(tmp_path, 1)
+    save_states(tmp_path, 1)
     checkpoint.keep(tmp_path, "epoch-1.pt")
-    saved(tmp_path, 3)
+    save_states(tmp_path, 3)
     assert checkpoint.load(tmp_path / "epoch-1.pt")["step"] == 1
     assert names(tmp_path) == {"last.pt", "previous.pt", "epoch-1.pt"}
 

@@ -9,7 +9,7 @@ import torch
 from mvmae.config.model import ModelConfig
 from mvmae.errors import UserError
 from mvmae.method.model import MaskedAutoencoder
-from mvmae.training.precision import compiled
+from mvmae.training.precision import compile_model
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
@@ -17,7 +17,7 @@ SMALL = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim
 COMPARE = """
 import sys, torch
 from mvmae.config.model import ModelConfig
-from mvmae.training.precision import compiled
+from mvmae.training.precision import compile_model
 from mvmae.method.model import MaskedAutoencoder
 
 small = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
@@ -34,7 +34,7 @@ backend, tolerance, *ways = sys.argv[1:]
 for rebuild in ways:
     plain, other = (MaskedAutoencoder(small, torch.Generator().manual_seed(0)) for _ in range(2))
     if backend == "ours":
-        compiled(other, "on", torch.device("cpu"))
+        compile_model(other, "on", torch.device("cpu"))
     else:
         other.compile(fullgraph=True, backend=backend)
     assert other.state_dict().keys() == plain.state_dict().keys()
@@ -65,10 +65,10 @@ def test_what_is_compiled_computes_the_same():
 def test_on_a_cpu_nothing_is_compiled_unasked():
     model = MaskedAutoencoder(SMALL)
     for choice in ("auto", "off"):
-        assert compiled(model, choice, CPU)._compiled_call_impl is None
+        assert compile_model(model, choice, CPU)._compiled_call_impl is None
 
 
 def test_without_a_compiler_it_is_said_so(monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UserError, match=r"needs a C\+\+ compiler"):
-        compiled(MaskedAutoencoder(SMALL), "on", CPU)
+        compile_model(MaskedAutoencoder(SMALL), "on", CPU)

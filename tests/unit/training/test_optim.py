@@ -5,7 +5,7 @@ from torch import nn
 from mvmae.config.model import ModelConfig
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.training.optim import adamw, parameter_groups, set_lr
-from mvmae.training.schedule import warmup_cosine
+from mvmae.training.plan import warmup_cosine
 
 
 def model() -> nn.Module:

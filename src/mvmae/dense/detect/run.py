@@ -33,8 +33,7 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.views import normalized
 from mvmae.training import precision
-from mvmae.training.plan import Plan, steps_per_epoch
-from mvmae.training.schedule import warmup_cosine, warmup_drops
+from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine, warmup_drops
 
 DEFAULT_OUT = Path("runs/detect")
 LOSSES = ("loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg")

@@ -50,7 +50,7 @@ from mvmae.terminal import Bar
 from mvmae.training import precision
 from mvmae.training.loop import is_mostly_unreadable, unreadable_error
 from mvmae.training.optim import adamw, set_lr
-from mvmae.training.schedule import warmup_cosine
+from mvmae.training.plan import warmup_cosine
 
 SEARCH_BATCH = 16  # images whose patches are searched for at once
 

@@ -37,8 +37,7 @@ from mvmae.dense.train import (
 )
 from mvmae.method.views import normalized
 from mvmae.training import precision
-from mvmae.training.plan import Plan, steps_per_epoch
-from mvmae.training.schedule import warmup_poly
+from mvmae.training.plan import Plan, steps_per_epoch, warmup_poly
 
 DEFAULT_OUT = Path("runs/segment")
 

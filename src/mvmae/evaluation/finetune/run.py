@@ -27,11 +27,10 @@ from mvmae.method.views import normalized
 from mvmae.training import distributed, precision
 from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
-from mvmae.training.optim import layerwise_adamw, set_lr
-from mvmae.training.plan import Plan, steps_per_epoch
+from mvmae.training.optim import adamw, set_lr
+from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine
 from mvmae.training.run_checkpoints import RunCheckpoints
 from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
-from mvmae.training.schedule import warmup_cosine
 
 MAX_EVALUATION_BATCH = 256
 DIVERGENCE_ADVICE = (
@@ -86,7 +85,7 @@ def run(config: FinetuneConfig) -> int:
             trained.parts,
             lambda steps: read_batches(job, steps),
             device,
-            checkpoints=RunCheckpoints(config, plan.fingerprint),
+            checkpoints=RunCheckpoints(config.out / "checkpoints", config, plan.fingerprint),
             folder=config.out,
             title="finetune",
             resume=config.resume,
@@ -156,7 +155,7 @@ def build_trained(job: Job) -> Trained:
         drop_path=config.drop_path,
         generator=Generator().manual_seed(config.seed),
     ).to(job.device)
-    optimizer = layerwise_adamw(
+    optimizer = adamw(
         model,
         lr=config.lr,
         betas=config.betas,
