@@ -384,16 +384,16 @@ def test_pretraining_on_tar_files_is_pretraining_on_the_folder(image_folder, pre
 
 def test_what_waits_beyond_the_limit_lies_on_the_disk_and_comes_back(tmp_path):
     contents = [bytes([number]) * 100 for number in range(20)]
-    with order.Waiting(250, tmp_path) as held:
+    with contextlib.closing(order.Waiting(250, tmp_path)) as held:
         for number in range(19, 0, -1):
             held.put(number, Packed(contents[number], ".png", stays=number == 3))
         held.put(0, Refused("why"))
         assert held.held == 200
         assert held.pop(0) == Refused("why")
         for number in range(1, 20):
-            assert number in held
+            assert number in held.images
             assert held.pop(number) == Packed(contents[number], ".png", stays=number == 3)
-            assert number not in held
+            assert number not in held.images
         assert held.held == 0
         held.put(20, Packed(b"x", ".png"))
         assert held.pop(20).content == b"x"

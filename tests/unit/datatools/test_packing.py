@@ -4,7 +4,7 @@ import json
 import os
 import resource
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,9 @@ from shard_files import image, tar
 from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.class_list import class_list_text, parse_class_list
 from mvmae.data.sources.open import open_source
-from mvmae.datatools.pack.destination import require_destination, require_source_survives
-from mvmae.datatools.pack.encode import Packed
+from mvmae.datatools.pack.encode import ImageNames, Packed
 from mvmae.datatools.pack.order import Waiting
+from mvmae.datatools.pack.run import require_destination, require_source_survives
 from mvmae.datatools.pack.write import State, Writer
 from mvmae.errors import UserError
 
@@ -153,13 +153,21 @@ def test_a_full_disk_names_the_tar_file_and_keeps_no_part_of_it(tmp_path, size):
 
 def test_a_full_disk_names_the_folder_of_what_waits(tmp_path):
     def wait() -> None:
-        with Waiting(10, tmp_path) as waiting:
+        with closing(Waiting(10, tmp_path)) as waiting:
             for number in range(3):
                 waiting.put(number, Packed(bytes(9000), ".png"))
 
     with full_disk(), pytest.raises(OSError, match="File too large") as caught:
         wait()
     assert caught.value.filename == str(tmp_path)
+
+
+def test_images_beside_a_folder_are_named_below_the_folder_they_share():
+    for name in ("a/b/x.png", "a/y.png", "a/b/z.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(image())
+    names = ImageNames(open_source(["a"], 3))
+    assert sorted(names.key(index) for index in range(3)) == ["b/x", "b/z", "y"]
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,7 @@ class Packer:
 
     def __init__(self, source: Source, config: DataPackConfig) -> None:
         self.source, self.config = source, config
+        self.must_reencode = config.format != "keep" or config.short_side is not None
 
     def __call__(self, index: int) -> Packed | Refused:
         """Return a file that is known to be readable, or why the image cannot be read."""
@@ -91,47 +92,41 @@ class Packer:
         if image.dtype not in (np.uint8, np.bool_) or image.shape[2] not in (1, 3):
             stream = io.BytesIO()
             np.save(stream, image)
-            return Packed(stream.getvalue(), ".npy", stays=self._must_reencode)
+            return Packed(stream.getvalue(), ".npy", stays=self.must_reencode)
         pixels = self.source.read(index)
         is_gray = bool((pixels[:1] == pixels[1:]).all())
-        return self._encode(self._shrink(_to_picture(pixels[:1] if is_gray else pixels)), "png")
+        return self._encode(pixels[:1] if is_gray else pixels, "png")
 
     def _pack_file(self, content: bytes, path: str) -> Packed:
-        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
         found, mode = _header(content)
-        suffix = suffix if suffix in EXTENSIONS else SUFFIXES.get(found, ".png")
-        suffix = ".npy" if content.startswith(NUMPY) else suffix
+        suffix = os.path.splitext(path)[1].lower()  # noqa: PTH122
+        if content.startswith(NUMPY):
+            suffix = ".npy"
+        elif suffix not in EXTENSIONS:
+            suffix = SUFFIXES.get(found, ".png")
         as_it_is = Packed(content, suffix)
         try:
             image = decode(content, 1 if mode in GRAY_MODES else 3)
         except UnreadableImageError:
             # More channels or deeper than 8 bits: kept, because other settings may read it.
             decode_deep(content, Wanted(None, "float"))
-            return as_it_is._replace(stays=self._must_reencode)
+            return as_it_is._replace(stays=self.must_reencode)
         short = self.config.short_side
         is_large = short is not None and min(image.shape[1:]) > short
         if self.config.format == "keep" and not is_large:
             return as_it_is
         if mode not in PLAIN_MODES:
             return as_it_is._replace(stays=True)
-        own = "jpeg" if found in ("JPEG", "MPO") else "png"
-        return self._encode(self._shrink(_to_picture(image)), own)
+        return self._encode(image, "jpeg" if found in ("JPEG", "MPO") else "png")
 
-    @property
-    def _must_reencode(self) -> bool:
-        return self.config.format != "keep" or self.config.short_side is not None
-
-    def _shrink(self, picture: Image.Image) -> Image.Image:
-        """Shrink a picture to --short-side; a smaller one stays as it is."""
-        short, width, height = self.config.short_side, *picture.size
-        if short is None or min(width, height) <= short:
-            return picture
-        scale = short / min(width, height)
-        size = (max(short, round(width * scale)), max(short, round(height * scale)))
-        return picture.resize(size, Image.Resampling.BICUBIC)
-
-    def _encode(self, picture: Image.Image, own: str) -> Packed:
-        """Encode in the format that was asked for, or in its own."""
+    def _encode(self, image: Pixels, own: str) -> Packed:
+        """Shrink a larger image to --short-side; encode it in --format, or in its own format."""
+        array = image.permute(1, 2, 0).contiguous().numpy()
+        picture = Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+        short, sides = self.config.short_side, picture.size
+        if short is not None and min(sides) > short:
+            width, height = (max(short, round(side * (short / min(sides)))) for side in sides)
+            picture = picture.resize((width, height), Image.Resampling.BICUBIC)
         name = own if self.config.format == "keep" else self.config.format
         stream = io.BytesIO()
         options = {} if name == "png" else {"quality": self.config.quality}
@@ -140,11 +135,6 @@ class Packer:
         except (OSError, ValueError) as error:  # such as more than 65,500 pixels in a JPEG
             raise UnreadableImageError(f"cannot be written as {name}: {error}") from error
         return Packed(stream.getvalue(), ".jpg" if name == "jpeg" else f".{name}")
-
-
-def _to_picture(image: Pixels) -> Image.Image:
-    array = image.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
 
 
 def _header(content: bytes) -> tuple[str, str]:
@@ -182,7 +172,9 @@ class ImageNames:
             if base is None:
                 base = folder
             elif not folder.startswith(base):
-                base = _common_folder(base, folder)
+                # By characters: commonpath would drop the double slash of a URL.
+                common = os.path.commonprefix([base, folder])  # noqa: RUF071
+                base = common[: common.rfind("/") + 1]
         self.base = base or ""
 
     def key(self, index: int) -> str:
@@ -191,12 +183,6 @@ class ImageNames:
         parts = [_safe_part(part) for part in inside.split("/") if part not in ("", ".", "..")]
         stem = os.path.splitext(parts[-1])[0] if parts else ""  # noqa: PTH122
         return "/".join([*parts[:-1], stem.replace(".", "_") or "image"])
-
-
-def _common_folder(one: str, other: str) -> str:
-    """Longest common folder of two folders that end in a slash."""
-    length = next((at for at, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), None)
-    return one[: one.rfind("/", 0, length) + 1]
 
 
 def _safe_part(part: str) -> str:

@@ -1,7 +1,7 @@
 """`mvmae data pack`: write images into tar files, with their labels and groups.
 
 Images are opened in processes that may crash or hang, and written in their order by this process.
-Under `torchrun`, the other processes pack images too (`share.py`).
+Under `torchrun`, the other processes pack images too (`order.py`).
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import contextlib
 import csv
 import itertools
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -20,25 +22,23 @@ from mvmae import terminal
 from mvmae.config.datatools import DataPackConfig
 from mvmae.data.sources.base import Source, stamp
 from mvmae.data.sources.class_list import CLASSES, class_list_text
+from mvmae.data.sources.hub import PREFIX
 from mvmae.data.sources.lists import from_list
 from mvmae.data.sources.open import LISTS, open_source
 from mvmae.data.sources.shards import open_images
-from mvmae.datatools.pack.destination import (
-    FACTS,
-    replaced_folder,
-    require_destination,
-    require_source_survives,
-    unfinished_folder,
-)
+from mvmae.data.sources.tar_index import SUFFIX
 from mvmae.datatools.pack.encode import ImageNames, Packed
-from mvmae.datatools.pack.order import pack_in_order
-from mvmae.datatools.pack.share import assist_main, pack_with_all
+from mvmae.datatools.pack.order import FINISHED, assist_main, pack_in_order, pack_with_all
 from mvmae.datatools.pack.write import SKIPPED, STATE, State, Writer, read_state
 from mvmae.errors import UserError
-from mvmae.storage.atomic import write_bytes, write_text
+from mvmae.storage.atomic import write_bytes, write_json
 from mvmae.storage.lock import locked
-from mvmae.training import distributed
+from mvmae.training import distributed, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
+
+FACTS = "pack.json"
+OURS = (FACTS, CLASSES, SKIPPED, STATE)
+SHARD = re.compile(rf"(\d{{6,}})\.tar({re.escape(SUFFIX)})?")
 
 
 def run(config: DataPackConfig) -> int:
@@ -58,11 +58,13 @@ def run(config: DataPackConfig) -> int:
             signal = assist_main(source, config, folder)
             return exit_status(signal) if signal else 0
         require_source_survives(source, config)
-        return write(source, config, folder)
+        # The lock is beside the folder, because the folder is renamed at the end.
+        with locked(folder, folder.with_name(f"{folder.name}.lock"), flag="DST"):
+            return write(source, config, folder)
 
 
 def write(source: Source, config: DataPackConfig, folder: Path) -> int:
-    """Pack into a folder that gets its name when it is complete.
+    """Pack into a locked folder, which gets its name when it is complete.
 
     Returns:
         An exit status.
@@ -70,22 +72,22 @@ def write(source: Source, config: DataPackConfig, folder: Path) -> int:
     Raises:
         UserError: As `run`.
     """
-    # The lock is beside the folder, because the folder is renamed at the end.
-    with locked(folder, folder.with_name(f"{folder.name}.lock"), flag="DST"):
-        state = load_or_start(folder, source, config)
-        if state.done:
-            terminal.people().print(f"resuming after image {state.done:,} of {len(source):,}")
-        writer = Writer(folder, state, config.shard_size * 1e6)
-        distributed.from_main(state.done)  # the other processes start when the folder is ready
-        with Interrupt() as interrupt, writer:
-            pack(source, config, writer, interrupt)
-        if interrupt.signal:
-            terminal.people().print(
-                f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
-                "same command resumes"
-            )
-            return exit_status(interrupt.signal)
-        finish(folder, source, state, config)
+    state = load_or_start(folder, source, config)
+    if state.done:
+        terminal.people().print(f"resuming after image {state.done:,} of {len(source):,}")
+    writer = Writer(folder, state, config.shard_size * 1e6)
+    distributed.from_main(state.done)  # the other processes start when the folder is ready
+    with Interrupt() as interrupt, writer:
+        pack(source, config, writer, interrupt)
+    if interrupt.signal:
+        process_store.current().check(interrupt.signal)  # tells the other processes
+        terminal.people().print(
+            f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
+            "same command resumes"
+        )
+        return exit_status(interrupt.signal)
+    finish(folder, source, state, config)
+    process_store.current().publish("packed", FINISHED)
     return 0
 
 
@@ -112,7 +114,13 @@ def load_or_start(folder: Path, source: Source, config: DataPackConfig) -> State
     Raises:
         UserError: It had other settings or images, and --overwrite is not given.
     """
-    settings = settings_for_resume(source, config)
+    settings = {  # everything that the bytes depend on, by its name on the command line
+        "images": stamp(source),
+        "--shard-size": config.shard_size,
+        "--short-side": config.short_side,
+        "--format": config.format,
+        "--quality": config.quality,
+    }
     try:
         if (state := read_state(folder, settings)) is not None:
             return state
@@ -124,29 +132,15 @@ def load_or_start(folder: Path, source: Source, config: DataPackConfig) -> State
     return State(settings=settings)
 
 
-def settings_for_resume(source: Source, config: DataPackConfig) -> dict[str, Any]:
-    """Everything that the bytes depend on, by its name on the command line."""
-    return {
-        "images": stamp(source),
-        "--shard-size": config.shard_size,
-        "--short-side": config.short_side,
-        "--format": config.format,
-        "--quality": config.quality,
-    }
-
-
 def pack(source: Source, config: DataPackConfig, writer: Writer, interrupt: Interrupt) -> None:
     """Write all remaining images, or until a signal comes."""
     names, begin = ImageNames(source), writer.state.done
     if distributed.world_size() > 1:
         images = pack_with_all(source, config, writer.folder, begin, interrupt)
     else:
-        images = pack_in_order(source, config, range(begin, len(source)))
+        images = pack_in_order(source, config, writer.folder, range(begin, len(source)))
     first = list(itertools.islice(images, 1))  # starts the processes, before the bar's clock runs
-    with (
-        contextlib.closing(images),
-        terminal.Bar(len(source) - writer.state.done, "images") as bar,
-    ):
+    with contextlib.closing(images), terminal.Bar(len(source) - begin, "images") as bar:
         bar.name("packing")
         for index, packed in itertools.chain(first, images):
             if interrupt.signal:
@@ -167,6 +161,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
 
     Raises:
         UserError: None of the images can be read, or other files appeared in DST.
+        RuntimeError: The tar files do not hold what was packed, which is a bug.
     """
     if not state.packed:
         with (folder / SKIPPED).open(newline="", encoding="utf-8") as rows:
@@ -176,8 +171,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
             f"none of the {len(source):,} images of {source.name} can be read: for example {path} "
             f"({reason})"
         )
-    names = class_list_text(source.classes)
-    write_bytes(folder / CLASSES, names)
+    write_bytes(folder / CLASSES, class_list_text(source.classes))
     facts = {
         "images": state.packed,
         "skipped": state.skipped,
@@ -187,49 +181,29 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
         "classes": len(source.classes),
         "settings": state.settings,
     }
-    verify(folder, source, state)
-    write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
-    require_destination(config)  # again, because packing may have taken hours
-    _move_into_place(folder, config.out)
-    (
-        config.out.resolve() / STATE
-    ).unlink()  # last, so that a run stopped before this line can resume
-    _print_result(facts, source, config)
-
-
-def verify(folder: Path, source: Source, state: State) -> None:
-    """Read the tar files back: the same number of images, of the same classes.
-
-    Raises:
-        RuntimeError: They differ, which is a bug.
-    """
     packed = open_images([str(folder / name) for name in state.shards], 3)
-    if len(packed) != state.packed:
-        raise RuntimeError(f"{folder} holds {len(packed)} images, not {state.packed}")
-    ours, theirs = tuple(packed.classes), tuple(source.classes)
-    if ours != theirs:
-        odd = sorted(set(ours) ^ set(theirs)) or ["in another order"]
+    if len(packed) != state.packed or tuple(packed.classes) != tuple(source.classes):
         raise RuntimeError(
-            f"{folder} holds {len(ours)} classes and {source.name} {len(theirs)}: {odd[0]!r}"
+            f"{folder} holds {len(packed)} images of the classes {packed.classes}, not "
+            f"{state.packed} of {source.classes}"
         )
-
-
-def _move_into_place(folder: Path, out: Path) -> None:
-    whole = out.resolve()
-    old = replaced_folder(out)
+    write_json(folder / FACTS, facts)
+    require_destination(config)  # again, because packing may have taken hours
+    whole, old = config.out.resolve(), replaced_folder(config.out)
     shutil.rmtree(old, ignore_errors=True)
     if whole.exists():
         whole.rename(old)
     folder.rename(whole)
     shutil.rmtree(old, ignore_errors=True)
+    (whole / STATE).unlink()  # last, so that a run stopped before this line can resume
+    _print_result(facts, source, config)
 
 
 def _print_result(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
     console = terminal.people()
-    size = facts["bytes"] / 1e6
     console.print(
         f"written: {config.out}, {facts['images']:,} images in {facts['shards']:,} tar "
-        f"file{'s' * (facts['shards'] != 1)}, {size:,.1f} MB"
+        f"file{'s' * (facts['shards'] != 1)}, {facts['bytes'] / 1e6:,.1f} MB"
         + (f", {facts['classes']:,} classes" if facts["classes"] else "")
     )
     if facts["as they were"]:
@@ -243,3 +217,91 @@ def _print_result(facts: dict[str, Any], source: Source, config: DataPackConfig)
             f"{config.out / SKIPPED} says why"
         )
     terminal.emit("result", {"command": "data pack", "folder": str(config.out)} | facts)
+
+
+# Whether DST may be written, and whether all of SRC would survive that
+
+
+def unfinished_folder(out: Path) -> Path:
+    """Where the tar files are until all of them are complete."""
+    whole = out.resolve()
+    return whole.with_name(f".{whole.name}.unfinished")
+
+
+def replaced_folder(out: Path) -> Path:
+    """Where the old DST is while the new one takes its name."""
+    folder = unfinished_folder(out)
+    return folder.with_name(folder.name + ".old")
+
+
+def require_destination(config: DataPackConfig) -> None:
+    """Make sure that DST may be written, without changing anything.
+
+    Raises:
+        UserError: It is a file, holds files that may not be replaced, or is in a folder that is
+            read as a whole.
+    """
+    out = config.out
+    if out.exists() and not out.is_dir():
+        raise UserError(f"{out} is a file: DST must be a folder")
+    there = list(out.iterdir()) if out.exists() else []
+    shards = _count_own_shards(out)
+    others = [path.name for path in there if not _is_ours(path, shards)]
+    if others:
+        raise UserError(
+            f"{out} holds other files ({min(others)}): choose a DST that is new or empty"
+        )
+    if there and not config.overwrite:
+        raise UserError(f"{out} already holds tar files: choose another DST, or --overwrite them")
+    whole, data = out.resolve(), Path(config.data.removeprefix(PREFIX))
+    if data.exists() and data.resolve() == whole:
+        raise UserError(f"SRC and DST are both {out}: choose another DST")
+    if data.is_dir() and whole.is_relative_to(data.resolve()):
+        raise UserError(f"{out} lies inside {data}: choose a DST outside of SRC")
+    for folder in whole.parents:
+        if _count_own_shards(folder):
+            raise UserError(
+                f"{out} lies inside {folder}, whose tar files could not be read with a folder "
+                "beside them: choose another DST"
+            )
+
+
+def _count_own_shards(folder: Path) -> int:
+    """Number of tar files that this command wrote to a folder, from its own note there."""
+    try:
+        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        return max(0, int(facts["shards"]))
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
+        return 0
+
+
+def _is_ours(path: Path, shards: int) -> bool:
+    """Whether this command wrote a file; tar files beyond its own belong to someone else."""
+    if not shards or path.is_dir():
+        return False
+    match = SHARD.fullmatch(path.name)
+    return path.name in OURS or (match is not None and int(match[1]) < shards)
+
+
+def require_source_survives(source: Source, config: DataPackConfig) -> None:
+    """Make sure that no file of SRC is removed with what DST replaces, also through links.
+
+    Raises:
+        UserError: One would be.
+    """
+    folders = (config.out.resolve(), unfinished_folder(config.out), replaced_folder(config.out))
+    gone = tuple(f"{folder}{os.sep}" for folder in folders if folder.is_dir())
+    if not gone:
+        return
+    real: dict[str, str] = {}  # folders, each resolved once for its many files
+    data = [config.data] if Path(config.data).exists() else []
+    for path in itertools.chain(source.files(), data):
+        folder, name = os.path.split(path)
+        if folder not in real:
+            real[folder] = os.path.realpath(folder).rstrip(os.sep) + os.sep
+        whole = real[folder] + name
+        is_link = os.path.islink(whole)  # noqa: PTH114  # ten million paths
+        if whole.startswith(gone) or (is_link and os.path.realpath(whole).startswith(gone)):
+            raise UserError(
+                f"{path} is part of SRC and lies where DST is written: choose another DST"
+            )

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import os
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO
 
 from mvmae.data.sources import tar_index
@@ -84,10 +82,13 @@ class Writer:
 
     def __init__(self, folder: Path, state: State, limit: float) -> None:
         self.folder, self.state, self.limit = folder, state, limit
+        kept = {STATE, SKIPPED, *state.shards, *(name + tar_index.SUFFIX for name in state.shards)}
         for file in folder.iterdir():
-            if file.name not in {STATE, SKIPPED, *_with_index_files(state.shards)}:
+            if file.name not in kept:
                 file.unlink()  # part of an unfinished tar file
-        self._cut_skipped()
+        if (skipped := folder / SKIPPED).exists():
+            os.truncate(skipped, state.skipped_bytes)  # recorded after the last finished tar file
+        self._temporary = folder / ".tar.tmp"
         self._file: BinaryIO | None = None
         self._size, self._taken = 0, set[str]()
         self._skipped: list[tuple[str, str]] = []
@@ -96,13 +97,12 @@ class Writer:
     def __enter__(self) -> Writer:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.abandon()
+    def __exit__(self, *_: object) -> None:
+        """Remove an unfinished tar file; a resumed run writes it again."""
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # unwritten data on a full disk
+                self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
     def add(self, key: str, packed: Packed, label: int, group: str | None, index: int) -> None:
         """Write an image with its label and group.
@@ -150,8 +150,12 @@ class Writer:
                 self._file.close()
             name = f"{len(self.state.shards):06}.tar"
             size = self._temporary.stat().st_size
+            with self._temporary.open("rb") as file:
+                index = tar_index.index_tar(file, size, str(self.folder / name))
+                probe = tar_index.probe_of(file, size, index.starts)  # recognises copies
             self._temporary.replace(self.folder / name)
-            _write_index(self.folder / name, size)
+            beside = self.folder / (name + tar_index.SUFFIX)
+            write_bytes(beside, tar_index.to_bytes(index, None, probe, size))
             self.state.shards.append(name)
             self.state.bytes += size
         self._append_skipped()
@@ -162,38 +166,19 @@ class Writer:
         self._taken.clear()
         write_text(self.folder / STATE, json.dumps(asdict(self.state)))
 
-    def abandon(self) -> None:
-        """Remove an unfinished tar file; a resumed run writes it again."""
-        if self._file is not None:
-            with contextlib.suppress(OSError):  # unwritten data on a full disk
-                self._file.close()
-            self._temporary.unlink(missing_ok=True)
-            self._file = None
-
-    @property
-    def _temporary(self) -> Path:
-        return self.folder / ".tar.tmp"
-
-    def _cut_skipped(self) -> None:
-        """Drop what was recorded after the last finished tar file."""
-        file = self.folder / SKIPPED
-        if file.exists():
-            with file.open("r+b") as stream:
-                stream.truncate(self.state.skipped_bytes)
-
     def _append_skipped(self) -> None:
         if not self._skipped:
             return
-        text = io.StringIO()
-        rows = csv.writer(text, lineterminator="\n")
-        if not self.state.skipped_bytes:
-            rows.writerow(("path", "reason"))
-        rows.writerows(self._skipped)
-        content = text.getvalue().encode("utf-8", "backslashreplace")
         file = self.folder / SKIPPED
-        with with_filename(file), file.open("ab") as stream:
-            stream.write(content)
-        self.state.skipped_bytes += len(content)
+        with (
+            with_filename(file),
+            file.open("a", newline="", encoding="utf-8", errors="backslashreplace") as stream,
+        ):
+            rows = csv.writer(stream, lineterminator="\n")
+            if not self.state.skipped_bytes:
+                rows.writerow(("path", "reason"))
+            rows.writerows(self._skipped)
+        self.state.skipped_bytes = file.stat().st_size
         self.state.skipped += len(self._skipped)
         self._skipped = []
 
@@ -208,23 +193,9 @@ def with_filename(path: Path) -> Iterator[None]:
         raise
 
 
-def _with_index_files(shards: Iterable[str]) -> list[str]:
-    return [name for shard in shards for name in (shard, shard + tar_index.SUFFIX)]
-
-
 def _member(name: str, content: bytes) -> bytes:
     """A member with its header, without owner and time, so that equal content has equal bytes."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = len(content), 0o644
     header = info.tobuf(tarfile.GNU_FORMAT, "utf-8", "surrogateescape")
     return header + content + b"\0" * (-len(content) % BLOCK)
-
-
-def _write_index(shard: Path, size: int) -> None:
-    """Write the index beside a tar file; it also recognises copies, by their headers."""
-    with shard.open("rb") as file:
-        index = tar_index.index_tar(file, size, str(shard))
-        probe = tar_index.probe_of(file, size, index.starts)
-    content = tar_index.to_bytes(index, None, probe, size)
-    beside = shard.with_name(shard.name + tar_index.SUFFIX)
-    write_bytes(beside, content)
