@@ -23,7 +23,7 @@ class Finding:
     """One kind of problem, and how often it occurs."""
 
     what: str
-    remedy: Remedy
+    remedy: Remedy = "kept"
     """What training does about it; "stop": training refuses to start."""
 
     advice: str = ""

@@ -68,7 +68,13 @@ class Part(NamedTuple):
     index: int
 
 
-Item = str | Part
+class Header(NamedTuple):
+    """A file of which only the header is read, because training passes over its suffix."""
+
+    path: str
+
+
+Item = str | Part | Header
 """What is inspected: a path, or an image of a source."""
 
 
@@ -122,12 +128,11 @@ class Inspector:
     def __init__(self, sources: Sequence[Source] = ()) -> None:
         self.sources = sources
 
-    def __call__(self, task: tuple[Item, bool]) -> Inspection:
-        """Read an image as training would or, where the flag is set, only a file's header."""
-        item, only_header = task
-        if isinstance(item, str):
-            return inspect_header(item) if only_header else inspect_file(item)
-        return _inspect_part(self.sources[item.source], item.index)
+    def __call__(self, item: Item) -> Inspection:
+        """Read an image as training would."""
+        if isinstance(item, Part):
+            return _inspect_part(self.sources[item.source], item.index)
+        return inspect_header(item.path) if isinstance(item, Header) else inspect_file(item)
 
 
 def inspect_file(path: str) -> Inspection:

@@ -13,7 +13,6 @@ import numpy as np
 from mvmae.config.datatools import DataCheckConfig
 from mvmae.data.annotations.coco import SplitFiles, find_split, split_names
 from mvmae.data.annotations.coco_check import (
-    CheckedCoco,
     check_coco,
     load_coco,
     require_same_categories,
@@ -71,7 +70,7 @@ class CocoSplits(NamedTuple):
         """
         shapes = {
             path: (int(shape[0]), int(shape[1])) if shape[0] else None
-            for path, shape in zip(subject.paths, columns.shape, strict=False)
+            for path, shape in zip(subject.paths, columns["shape"], strict=False)
         }
         findings, counts, facts, checked = list(self.findings), {}, {}, []
         for files, content in zip(self.files, self.contents, strict=True):
@@ -83,9 +82,24 @@ class CocoSplits(NamedTuple):
             findings += _unlisted_images(files, set(paths.values()))
             annotations = one.content["annotations"]
             counts[files.name] = Counter(a["category_id"] for a in annotations)
-            facts[files.name] = _describe_coco(one)
-        findings += _differing_categories(self.files, checked)
-        names = {c["id"]: str(c["name"]) for one in checked for c in _named_categories(one)}
+            crowds = sum(a["iscrowd"] for a in annotations)
+            facts[files.name] = (
+                f"{len(one.content['images'])} images and {len(annotations) - crowds} boxes "
+                f"{'with' if one.has_masks else 'without'} masks can be used"
+                f"{f', {crowds} crowds' if crowds else ''}"
+            )
+            try:
+                require_same_categories([self.files[0], files], [checked[0], one])
+            except UserError as error:
+                findings.append(_fatal("splits with different categories", error))
+            except (KeyError, TypeError):
+                pass  # categories without id or name are fatal already
+        names = {
+            category["id"]: str(category["name"])
+            for one in checked
+            for category in one.content["categories"]
+            if type(category.get("id")) is int and "name" in category
+        }
         ids = sorted(names)
         if ids and (gaps := ids[-1] - ids[0] + 1 - len(ids)):
             facts["category ids"] = f"{ids[0]} to {ids[-1]} with {gaps} gaps, which do no harm"
@@ -108,7 +122,7 @@ class MaskSplits(NamedTuple):
         Images and masks that crashed or stopped the process that read them are not opened again.
         """
         paths = [*subject.paths, *subject.masks]
-        lost = {paths[at] for at in columns.lost().tolist() if at < len(paths)}
+        lost = {paths[at] for at in columns.lost() if at < len(paths)}
         findings, counts, classes, facts = [], {}, (), {}
         rule: Rule | None = None
         for found, names in zip(self.found, self.names, strict=True):
@@ -146,7 +160,7 @@ def open_coco(config: DataCheckConfig) -> tuple[Subject, CocoSplits]:
         UserError: The folder is not in COCO's layout.
     """
     folder = Path(config.data[0])
-    splits = CocoSplits([], [], [])
+    splits, paths, part = CocoSplits([], [], []), [], []
     for name in split_names(folder):
         try:
             files = find_split(folder, name)
@@ -154,21 +168,19 @@ def open_coco(config: DataCheckConfig) -> tuple[Subject, CocoSplits]:
         except UserError as error:
             splits.findings.append(_fatal("splits that cannot be used", error))
             continue
+        named = [files.images / name for name in _image_names(content) if "\0" not in name]
+        existing = [str(path) for path in dict.fromkeys(named) if path.is_file()]
+        paths += existing
+        part += [len(splits.files)] * len(existing)
         splits.files.append(files)
         splits.contents.append(content)
-    paths, part = [], []
-    for at, (files, content) in enumerate(zip(splits.files, splits.contents, strict=True)):
-        named = [files.images / name for name in _image_names(content) if "\0" not in name]
-        existing = [path for path in dict.fromkeys(named) if path.is_file()]
-        paths += map(str, existing)
-        part += [at] * len(existing)
     subject = Subject(
         kind="coco",
         name=str(folder),
         paths=paths,
         parts=tuple(files.name for files in splits.files) or ("",),
         part=np.array(part, dtype=np.int16),
-        root=str(folder),
+        root=f"{folder}/",
     )
     return subject, splits
 
@@ -177,12 +189,6 @@ def _image_names(content: dict[str, Any]) -> Iterator[str]:
     for image in content["images"]:
         if isinstance(name := image.get("file_name"), str):
             yield name
-
-
-def _named_categories(checked: CheckedCoco) -> Iterator[dict[str, Any]]:
-    for category in checked.content["categories"]:
-        if type(category.get("id")) is int and "name" in category:
-            yield category
 
 
 def _fatal(what: str, error: UserError) -> Finding:
@@ -205,29 +211,8 @@ def _unlisted_images(files: SplitFiles, listed: set[str]) -> Iterator[Finding]:
     images = (f for f in files.images.rglob("*") if f.suffix.lower() in EXTENSIONS)
     yield Finding(
         what=f"{files.name}: images that the annotation file does not name",
-        remedy="kept",
         advice="`mvmae detect` does not see them",
         examples=tuple(sorted(str(file) for file in images if str(file) not in listed)),
-    )
-
-
-def _differing_categories(files: list[SplitFiles], checked: list[CheckedCoco]) -> Iterator[Finding]:
-    for own, one in list(zip(files, checked, strict=True))[1:]:
-        try:
-            require_same_categories([files[0], own], [checked[0], one])
-        except UserError as error:
-            yield _fatal("splits with different categories", error)
-        except (KeyError, TypeError):  # categories without id or name are fatal already
-            continue
-
-
-def _describe_coco(checked: CheckedCoco) -> str:
-    annotations = checked.content["annotations"]
-    crowds = sum(one["iscrowd"] for one in annotations)
-    masks = "with masks" if checked.has_masks else "without masks"
-    return (
-        f"{len(checked.content['images'])} images and {len(annotations) - crowds} boxes {masks} "
-        f"can be used{f', {crowds} crowds' if crowds else ''}"
     )
 
 
@@ -242,7 +227,6 @@ def _classes_never_trained(
     rows = zip(classes, counts[train], others, strict=True)
     yield Finding(
         what=f"classes without {unit} in {train}, but with some in other splits",
-        remedy="kept",
         advice="they are tested but cannot be learnt",
         examples=tuple(name for name, trained, tested in rows if tested and not trained),
     )
@@ -296,7 +280,7 @@ def _subject_of_masks(splits: MaskSplits, folder: str) -> Subject:
         parts=tuple(parts),
         part=np.array(part, dtype=np.int16),
         masks=masks,
-        root=folder,
+        root=f"{folder}/",
     )
 
 

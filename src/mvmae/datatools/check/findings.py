@@ -63,17 +63,56 @@ READING: dict[str, tuple[Remedy, str, str]] = {  # by problem
 }
 
 
-def find_all(subject: Subject, columns: Columns, config: DataCheckConfig) -> list[Finding]:
-    """List what is wrong with the images."""
-    found = [
-        *_unreadable(subject, columns),
-        *_odd_content(subject, columns, config),
-        *_exact_duplicates(subject, columns),
-        *(_near_duplicates(subject, columns, config) if config.near else ()),
-        *_unread_folders_and_archives(subject),
-        *_odd_classes(subject, columns),
-    ]
-    return [finding for finding in found if finding.count]
+def find_all(
+    subject: Subject, columns: Columns, config: DataCheckConfig, every: Columns
+) -> Iterator[Finding]:
+    """List what is wrong with the files, also kinds of problems that do not occur.
+
+    Args:
+        subject: What is checked.
+        columns: The images.
+        config: Limits.
+        every: The images, masks and files of other suffixes.
+    """
+    paths = [*subject.paths, *subject.masks, *subject.passed_over]
+    lost = [at for at in every.lost() if at >= len(subject.paths)]
+    yield Finding(
+        what="masks or other files that are not read in time, or end the process that reads them",
+        remedy="stop",
+        advice="remove them",
+        examples=tuple(f"{paths[at]} ({every.reasons.get(at, '')})" for at in lost),
+    )
+    yield from _unreadable(subject, columns)
+    yield from _odd_content(subject, columns, config)
+    yield from _exact_duplicates(subject, columns)
+    if config.near:
+        yield from _near_duplicates(subject, columns, config)
+    yield Finding(
+        what="folders that cannot be listed",
+        remedy="left out",
+        advice="check their permissions: what is in them is not trained on",
+        examples=tuple(f"{path} ({why})" for path, why in subject.unlisted),
+    )
+    yield Finding(
+        what="damaged tar files",
+        remedy="left out",
+        advice="copy or pack them again: what follows the damage is not trained on",
+        examples=tuple(f"{path} ({why})" for path, why in subject.damaged),
+    )
+    if subject.label is not None:
+        yield from _odd_classes(subject, columns)
+    formats = passed_over_formats(subject, every)
+    yield Finding(
+        what="images passed over for their suffix",
+        advice="rename them, if they should be trained on",
+        examples=tuple(f"{path} ({name})" for path, name in formats.items() if name),
+    )
+
+
+def passed_over_formats(subject: Subject, every: Columns) -> dict[str, str]:
+    """Format of each file passed over for its suffix; empty where it is not an image."""
+    first = len(every.table) - len(subject.passed_over)
+    return {path: every.name_of("format", at) for at, path in enumerate(subject.passed_over, first)}
 
 
 def _unreadable(subject: Subject, columns: Columns) -> Iterator[Finding]:
@@ -93,38 +132,33 @@ def _unreadable(subject: Subject, columns: Columns) -> Iterator[Finding]:
 
 
 def _odd_content(subject: Subject, columns: Columns, config: DataCheckConfig) -> Iterator[Finding]:
-    read, sides = columns.readable, columns.shape.min(axis=1)
+    read, sides = columns.readable, columns["shape"].min(axis=1)
     small = np.flatnonzero(read & (sides > 0) & (sides < config.min_size)).tolist()
     yield Finding(
         what=f"images with a side under {config.min_size} pixels",
-        remedy="kept",
         advice="leave them out: they show little when enlarged (--min-size)",
-        files={at: "{1} x {0}".format(*columns.shape[at]) for at in small},
+        files={at: "{1} x {0}".format(*columns["shape"][at]) for at in small},
     )
+    inside = {at: columns.name_of("format", at) for at in np.flatnonzero(read).tolist()}
     yield Finding(
         what="files whose suffix says another format",
-        remedy="kept",
         advice="they are read by their content; rename them for other programs",
         files={
-            at: f"{columns.format_of(at)} inside"
-            for at in np.flatnonzero(columns.format).tolist()
-            if read[at] and not _suffix_fits(subject.paths[at], columns.format_of(at))
+            at: f"{name} inside"
+            for at, name in inside.items()
+            # An image in an array has no suffix.
+            if name
+            and os.path.splitext(subject.paths[at])[1]  # noqa: PTH122
+            and not suffix_fits(subject.paths[at], name)
         },
     )
     if len(columns.thumbs):
         is_flat = near_duplicates.contrast(columns.thumbs) < near_duplicates.FLAT
         yield Finding(
             what="images of nearly one colour",
-            remedy="kept",
             advice="look at them: nothing can be learnt from an empty picture",
             files=dict.fromkeys(np.flatnonzero(read & is_flat).tolist(), ""),
         )
-
-
-def _suffix_fits(path: str, format_name: str) -> bool:
-    """Whether the suffix is that of the format; an image in an array has no suffix."""
-    has_suffix = bool(os.path.splitext(path)[1])  # noqa: PTH122
-    return not has_suffix or suffix_fits(path, format_name)
 
 
 def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
@@ -136,7 +170,7 @@ def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
         own = read[subject.part[read] == part]
         if part == subject.against or not len(own):
             continue
-        originals = own[near_duplicates.first_with_same_digest(columns.digest[own])]
+        originals = own[near_duplicates.first_with_same_digest(columns["digest"][own])]
         for at, original in zip(own.tolist(), originals.tolist(), strict=True):
             if at == original:
                 continue
@@ -152,13 +186,11 @@ def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
     yield _leak(leaked, "the same")
     yield Finding(
         what="exact duplicates in two classes",
-        remedy="kept",
         advice="one of the labels is wrong: decide which",
         files=in_two_classes,
     )
     yield Finding(
         what="exact duplicates",
-        remedy="kept",
         advice="leave them out (--quarantine keeps the first): they count twice",
         files=copies,
     )
@@ -166,11 +198,9 @@ def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
 
 def first_duplicates(columns: Columns) -> np.ndarray:
     """For each file, the index of the first readable file with the same bytes, or its own."""
-    first = np.arange(len(columns))
-    read = np.flatnonzero(columns.readable)
-    first[read] = (
-        read[near_duplicates.first_with_same_digest(columns.digest[read])] if len(read) else read
-    )
+    first = np.arange(len(columns.table))
+    if len(read := np.flatnonzero(columns.readable)):
+        first[read] = read[near_duplicates.first_with_same_digest(columns["digest"][read])]
     return first
 
 
@@ -181,7 +211,7 @@ def _near_duplicates(
 
     Of each pair the later image is reported, with the most similar of the earlier ones.
     """
-    usable = columns.readable & (first_duplicates(columns) == np.arange(len(columns)))
+    usable = columns.readable & (first_duplicates(columns) == np.arange(len(columns.table)))
     usable &= near_duplicates.contrast(columns.thumbs) >= near_duplicates.FLAT
     pairs, similarities = near_duplicates.find_near_duplicates(
         columns.thumbs, config.similarity, usable
@@ -198,7 +228,6 @@ def _near_duplicates(
     yield _leak(_describe_similar(subject, leaked), "nearly the same")
     yield Finding(
         what="near duplicates",
-        remedy="kept",
         advice="look at some: re-encoded or resized copies, frames of one film",
         files=_describe_similar(subject, near),
     )
@@ -212,35 +241,16 @@ def _describe_similar(subject: Subject, similar: dict[int, tuple[float, int]]) -
 def _leak(files: dict[int, str], how: str) -> Finding:
     return Finding(
         what=f"images that are {how} in two parts",
-        remedy="kept",
         advice="remove them from one: a test on training images proves nothing",
         files=files,
     )
 
 
-def _unread_folders_and_archives(subject: Subject) -> Iterator[Finding]:
-    yield Finding(
-        what="folders that cannot be listed",
-        remedy="left out",
-        advice="check their permissions: what is in them is not trained on",
-        examples=tuple(f"{path} ({why})" for path, why in subject.unlisted),
-    )
-    yield Finding(
-        what="damaged tar files",
-        remedy="left out",
-        advice="copy or pack them again: what follows the damage is not trained on",
-        examples=tuple(f"{path} ({why})" for path, why in subject.damaged),
-    )
-
-
 def _odd_classes(subject: Subject, columns: Columns) -> Iterator[Finding]:
-    if subject.label is None:
-        return
     counts = class_counts(subject, columns)
     small = np.argwhere(counts < MIN_CLASS_IMAGES).tolist()
     yield Finding(
         what=f"classes of fewer than {MIN_CLASS_IMAGES} readable images",
-        remedy="kept",
         advice="add images, or leave the class out",
         examples=tuple(
             "/".join(filter(None, (subject.parts[part], subject.classes[label])))
@@ -254,7 +264,6 @@ def _odd_classes(subject: Subject, columns: Columns) -> Iterator[Finding]:
         example = f"{subject.classes[most]} {sums[most]}, {subject.classes[least]} {sums[least]}"
         yield Finding(
             what=f"classes differ in size {MAX_CLASS_RATIO} times or more",
-            remedy="kept",
             advice="look at the accuracy of each class, not only at the mean",
             examples=(example,),
         )
@@ -268,31 +277,3 @@ def class_counts(subject: Subject, columns: Columns) -> np.ndarray:
         keep = columns.readable & subject.own() & (subject.label >= 0)
         np.add.at(counts, (subject.part[keep], subject.label[keep]), 1)
     return counts
-
-
-def find_lost_masks(subject: Subject, columns: Columns) -> Finding:
-    """Find masks and files of other suffixes that stopped the process that read them."""
-    paths = [*subject.paths, *subject.masks, *subject.passed_over]
-    lost = [at for at in columns.lost().tolist() if at >= len(subject.paths)]
-    return Finding(
-        what="masks or other files that are not read in time, or end the process that reads them",
-        remedy="stop",
-        advice="remove them",
-        examples=tuple(f"{paths[at]} ({columns.reasons.get(at, '')})" for at in lost),
-    )
-
-
-def find_images_of_other_suffix(passed_over: list[str], formats: list[str]) -> Finding:
-    """Find images that training passes over only because of their suffix.
-
-    Args:
-        passed_over: Files of other suffixes.
-        formats: Format of each; empty where it is not an image.
-    """
-    rows = zip(passed_over, formats, strict=True)
-    return Finding(
-        what="images passed over for their suffix",
-        remedy="kept",
-        advice="rename them, if they should be trained on",
-        examples=tuple(f"{path} ({name})" for path, name in rows if name),
-    )

@@ -11,16 +11,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
 from mvmae.config.datatools import DataCheckConfig
-from mvmae.config.files import to_json
+from mvmae.config.files import to_plain
 from mvmae.data.annotations.findings import MAX_EXAMPLES, Finding
 from mvmae.datatools.check.annotations import Labels
 from mvmae.datatools.check.columns import Columns
@@ -32,7 +33,6 @@ from mvmae.storage.atomic import write_bytes, write_whole
 
 MAX_CLASS_ROWS = 30
 MAX_LISTED = 8  # formats, modes and so on in a line
-MAX_DETAIL = 90  # characters
 TITLES = {
     "fatal": "fatal: training stops, stands still or loses processes",
     "skipped": "skipped: training passes over these",
@@ -61,7 +61,7 @@ class Report:
     labels: Labels | None
     """Boxes or masks."""
 
-    passed_formats: list[str]
+    passed_formats: dict[str, str]
     """Format of each file passed over for its suffix; empty where it is not an image."""
 
 
@@ -107,18 +107,25 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
     what = "images" if subject.members else "files"
     rows = [
         ("DATA", f"{shown(subject.name)}: {KINDS[subject.kind]}"),
-        (what, f"{facts['files']}, {_bytes(facts['bytes'])}; {facts['readable']} can be read"),
+        (what, f"{facts['files']}, {decimal(facts['bytes'])}; {facts['readable']} can be read"),
     ]
-    rows += [(name, _listed(facts[name])) for name in ("parts",) if name in facts]
-    rows += [(name, _listed(facts[name])) for name in ("formats", "modes", "bits")]
+    counts = ("parts", "formats", "modes", "bits")
+    rows += [(name, _listed(facts[name])) for name in counts if name in facts]
     if "channels" in facts:
         rows.append(("to be read with", f"--model.in-channels {facts['channels']}"))
     special = [f"{facts[name]} {name} {how}" for name, how in SPECIAL.items() if facts[name]]
     if special:
         rows.append(("and", "; ".join(special)))
     if "smallest" in facts:
-        rows += [(name, _quantiles(facts[name])) for name in ("shorter side", "longer side")]
-        rows += [(name, _image(subject, facts[name])) for name in ("smallest", "largest")]
+        for name in ("shorter side", "longer side"):
+            lowest, low, middle, high, highest = facts[name]
+            spread = (
+                f"{lowest} to {highest} pixels, half up to {middle}, nine tenths {low} to {high}"
+            )
+            rows.append((name, spread if lowest < highest else f"{lowest} pixels"))
+        for name in ("smallest", "largest"):
+            path = shown(facts[name]["path"].removeprefix(subject.root))
+            rows.append((name, f"{facts[name]['width']} x {facts[name]['height']}  {path}"))
     if facts.get("passed over"):
         rows.append(("passed over", f"by their suffix: {_listed(facts['passed over'])}"))
     if report.labels is not None:
@@ -126,39 +133,10 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
     return rows
 
 
-def _quantiles(sides: list[int]) -> str:
-    lowest, low, middle, high, highest = sides
-    if lowest == highest:
-        return f"{lowest} pixels"
-    return f"{lowest} to {highest} pixels, half up to {middle}, nine tenths {low} to {high}"
-
-
-def _image(subject: Subject, facts: dict[str, Any]) -> str:
-    return f"{facts['width']} x {facts['height']}  {shown(_relative(subject, facts['path']))}"
-
-
-def _relative(subject: Subject, path: str) -> str:
-    """Path relative to the folder that is checked."""
-    return path.removeprefix(_root(subject))
-
-
-def _root(subject: Subject) -> str:
-    return str(PurePath(subject.root)) + "/" if subject.root else ""
-
-
 def _listed(counts: dict[str, int]) -> str:
     entries = [f"{count} {shown(name, 40)}" for name, count in list(counts.items())[:MAX_LISTED]]
     more = len(counts) - len(entries)
     return ", ".join(entries) + (f", {more} more" if more else "") or "none"
-
-
-def _bytes(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 def class_table(unit: str, classes: Sequence[str], counts: dict[str, Any]) -> Table:
@@ -192,21 +170,13 @@ def _finding_table(subject: Subject, title: str, findings: Sequence[Finding]) ->
 
 def example_lines(subject: Subject, finding: Finding) -> list[str]:
     """Describe the first few files or examples of a finding."""
-    lines = [
-        f"{shown(_relative(subject, subject.paths[at]), 60)}"
-        + (f": {_shortened(subject, detail)}" if detail else "")
-        for at, detail in list(finding.files.items())[:MAX_EXAMPLES]
-    ]
-    lines += [shown(_relative(subject, text)) for text in finding.examples[:MAX_EXAMPLES]]
+    lines = []
+    for at, detail in list(finding.files.items())[:MAX_EXAMPLES]:
+        line = shown(subject.paths[at].removeprefix(subject.root), 60)
+        lines.append(f"{line}: {shown(detail.replace(subject.root, ''))}" if detail else line)
+    lines += [shown(text.removeprefix(subject.root)) for text in finding.examples[:MAX_EXAMPLES]]
     more = finding.count - len(lines)
     return [*lines, f"and {more:,} more"] if more > 0 and len(lines) >= MAX_EXAMPLES else lines
-
-
-def _shortened(subject: Subject, detail: str) -> str:
-    """Shorten a detail, also the paths in it."""
-    root = _root(subject)
-    text = shown(detail.replace(root, "") if root else detail, 1000)
-    return text if len(text) <= MAX_DETAIL else f"{text[:MAX_DETAIL]}..."
 
 
 def write_report(file: Path, config: DataCheckConfig, report: Report) -> None:
@@ -220,24 +190,26 @@ def write_report(file: Path, config: DataCheckConfig, report: Report) -> None:
         del labels["findings"]  # they are among all findings
     head = {
         "command": "data check",
-        "config": json.loads(to_json(config)),
+        "config": to_plain(config),
         "kind": report.subject.kind,
         "facts": report.facts,
         "labels": labels,
-        "findings": [_plain_finding(report.subject, one) for one in report.findings],
+        "findings": [
+            {
+                "severity": one.severity,
+                "finding": one.what,
+                "count": one.count,
+                "advice": one.advice,
+                "files": [
+                    {"path": report.subject.paths[at], "detail": text}
+                    for at, text in one.files.items()
+                ],
+                "examples": list(one.examples),
+            }
+            for one in report.findings
+        ],
     }
     write_whole(file, lambda stream: _write_json(stream, head, rows))
-
-
-def _plain_finding(subject: Subject, one: Finding) -> dict[str, Any]:
-    return {
-        "severity": one.severity,
-        "finding": one.what,
-        "count": one.count,
-        "advice": one.advice,
-        "files": [{"path": subject.paths[at], "detail": text} for at, text in one.files.items()],
-        "examples": list(one.examples),
-    }
 
 
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
@@ -249,7 +221,7 @@ def _rows(report: Report) -> Iterator[dict[str, Any]]:
             details.setdefault(at, []).append((one.severity, one.what, detail))
     for at, path in enumerate(subject.paths):
         own = details.get(at, [])
-        height, width = columns.shape[at].tolist()
+        height, width = columns["shape"][at].tolist()
         yield {
             "path": path,
             "part": subject.parts[subject.part[at]],
@@ -257,15 +229,15 @@ def _rows(report: Report) -> Iterator[dict[str, Any]]:
             "severity": own[0][0] if own else "",
             "finding": "; ".join(what for _, what, _ in own),
             "detail": "; ".join(detail for _, _, detail in own if detail),
-            "format": columns.format_of(at),
-            "mode": columns.mode_of(at),
-            "bits": int(columns.bits[at]) or "",
+            "format": columns.name_of("format", at),
+            "mode": columns.name_of("mode", at),
+            "bits": int(columns["bits"][at]) or "",
             "width": width or "",
             "height": height or "",
-            "bytes": int(columns.size[at]),
-            "blake2b": columns.digest[at].tobytes().hex() if columns.digest[at].any() else "",
+            "bytes": int(columns["size"][at]),
+            "blake2b": columns["digest"][at].tobytes().hex() if columns["digest"][at].any() else "",
         }
-    for path, content in zip(subject.passed_over, report.passed_formats, strict=True):
+    for path, content in report.passed_formats.items():
         yield dict.fromkeys(HEADER, "") | {
             "path": path,
             "format": content,
@@ -306,7 +278,7 @@ def write_clean_list(file: Path, report: Report) -> tuple[int, list[str]]:
     subject, columns = report.subject, report.columns
     fatal = {at for one in report.findings if one.severity == "fatal" for at in one.files}
     is_clean = subject.own() & columns.readable
-    is_clean &= first_duplicates(columns) == np.arange(len(columns))
+    is_clean &= first_duplicates(columns) == np.arange(len(columns.table))
     is_csv = file.suffix.lower() == ".csv"
     rows, unlistable = [], []
     for at in np.flatnonzero(is_clean).tolist():
@@ -321,7 +293,14 @@ def write_clean_list(file: Path, report: Report) -> tuple[int, list[str]]:
         rows.append((name, subject.class_of(at)) if subject.label is not None else (name,))
     if not rows:
         raise UserError(f"no image is clean: {file} is not written")
-    write_bytes(file, _list_text(rows, is_csv).encode())
+    text = io.StringIO()
+    if is_csv:
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(("path", "label")[: len(rows[0])])
+        writer.writerows(rows)
+    else:
+        text.writelines(f"{name}\n" for name, *_ in rows)
+    write_bytes(file, text.getvalue().encode())
     return len(rows), unlistable
 
 
@@ -332,13 +311,3 @@ def _can_be_listed(name: str, is_csv: bool) -> bool:
     except UnicodeEncodeError:
         return False
     return name.splitlines() == [name] and (is_csv or name == name.strip()) and "\0" not in name
-
-
-def _list_text(rows: list[tuple[str, ...]], is_csv: bool) -> str:
-    if not is_csv:
-        return "".join(f"{row[0]}\n" for row in rows)
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("path", "label")[: len(rows[0])])
-    writer.writerows(rows)
-    return text.getvalue()

@@ -6,19 +6,14 @@ training.
 
 from __future__ import annotations
 
-import os
-import sys
-from collections import Counter
 from pathlib import Path
 
 from mvmae import terminal
 from mvmae.config.datatools import DataCheckConfig
 from mvmae.datatools.check import columns, findings, output, subjects
 from mvmae.datatools.check.annotations import CocoSplits, MaskSplits, open_coco, open_masks
-from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import SEVERITIES
 from mvmae.datatools.check.output import Report
-from mvmae.datatools.check.subjects import Subject
 from mvmae.errors import shown
 
 
@@ -32,70 +27,40 @@ def run(config: DataCheckConfig) -> int:
         UserError: There is nothing to check, or the output cannot be written.
     """
     output.require_writable(config)
-    subject, splits = open_data(config)
+    layout = subjects.detect_layout(config)
+    splits: CocoSplits | MaskSplits | None = None
+    if layout == "images":
+        subject = subjects.open_images(config)
+    else:
+        subject, splits = (open_coco if layout == "coco" else open_masks)(config)
+    subjects.add_comparison(subject, config)
     count = len(subject.paths) + len(subject.masks) + len(subject.passed_over)
     with columns.open_columns(count, with_thumbs=config.near) as every:
-        inspect(subject, every, config, count)
-        lost_masks = findings.find_lost_masks(subject, every)
-        formats = [every.format_of(at) for at in range(count - len(subject.passed_over), count)]
+        columns.inspect_files(subject, every, config)
         own = every.head(len(subject.paths))
         channels = own.settle_deep_files(can_be_read=subject.kind == "images")
         labels = splits.check(subject, every, config) if splits is not None else None
         found = [
-            lost_masks,
-            *findings.find_all(subject, own, config),
-            findings.find_images_of_other_suffix(subject.passed_over, formats),
+            *findings.find_all(subject, own, config, every),
             *(labels.findings if labels else ()),
         ]
-        facts = columns.summarise(subject, own) | {"passed over": count_suffixes(subject)}
+        facts = columns.summarise(subject, own)
+        suffixes = [Path(path).suffix.lower() or "without suffix" for path in subject.passed_over]
+        facts["passed over"] = columns.count_values(suffixes)
+        if channels != 3:
+            facts["channels"] = channels
         report = Report(
             subject=subject,
             columns=own,
-            facts=facts | ({"channels": channels} if channels != 3 else {}),
+            facts=facts,
             findings=sorted(
                 (finding for finding in found if finding.count),
                 key=lambda finding: SEVERITIES.index(finding.severity),
             ),
             labels=labels,
-            passed_formats=formats,
+            passed_formats=findings.passed_over_formats(subject, every),
         )
         return conclude(config, report)
-
-
-def open_data(config: DataCheckConfig) -> tuple[Subject, CocoSplits | MaskSplits | None]:
-    """Open the files of DATA and, if its layout has them, its annotations.
-
-    Raises:
-        UserError: There are none.
-    """
-    layout = subjects.detect_layout(config)
-    splits: CocoSplits | MaskSplits | None = None
-    if layout == "coco":
-        subject, splits = open_coco(config)
-    elif layout == "masks":
-        subject, splits = open_masks(config)
-    else:
-        subject = subjects.open_images(config)
-    subjects.add_comparison(subject, config)
-    return subject, splits
-
-
-def inspect(subject: Subject, every: Columns, config: DataCheckConfig, count: int) -> None:
-    """Inspect every file, with a progress bar."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    done = columns.inspect_files(subject, every, config, config.workers or cores)
-    next(done, None)  # starts the processes, before the bar's clock runs
-    with terminal.Bar(count, "files") as bar:
-        bar.name("checking")
-        bar.advance(min(1, count))
-        for _ in done:
-            bar.advance(1)
-
-
-def count_suffixes(subject: Subject) -> dict[str, int]:
-    """Count the files passed over by suffix, the most frequent first."""
-    suffixes = (Path(path).suffix.lower() or "without suffix" for path in subject.passed_over)
-    return dict(sorted(Counter(suffixes).items(), key=lambda row: (-row[1], row[0])))
 
 
 def conclude(config: DataCheckConfig, report: Report) -> int:
@@ -129,14 +94,8 @@ def conclude(config: DataCheckConfig, report: Report) -> int:
         ],
     }
     terminal.emit("result", result)
-    console.print(verdict(counts))
+    words = {"fatal": "fatal", "skipped": "skipped in training", "look": "worth a look"}
+    verdict = ", ".join(f"{counts[name]:,} {text}" for name, text in words.items())
+    console.print(verdict if any(counts.values()) else "nothing is wrong")
     failing = SEVERITIES[: SEVERITIES.index(config.fail_on) + 1]
     return int(any(counts[severity] for severity in failing))
-
-
-def verdict(counts: dict[str, int]) -> str:
-    """Sum up the findings in one line."""
-    if not any(counts.values()):
-        return "nothing is wrong"
-    words = {"fatal": "fatal", "skipped": "skipped in training", "look": "worth a look"}
-    return ", ".join(f"{count:,} {words[name]}" for name, count in counts.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -65,7 +66,7 @@ class Subject:
     """Tar files of which only the beginning is read, and why."""
 
     root: str = ""
-    """The folder that paths are shown relative to."""
+    """How paths begin in the folder that they are shown relative to."""
 
     @property
     def items(self) -> list[Item]:
@@ -109,7 +110,7 @@ def open_images(config: DataCheckConfig) -> Subject:
     Raises:
         UserError: There are no images, or they cannot be checked.
     """
-    source = open_source(config.data, 3)
+    folder, source = Path(config.data[0]), open_source(config.data, 3)
     members = _members(source, 0)
     if members and config.quarantine is not None:
         raise UserError(
@@ -119,24 +120,22 @@ def open_images(config: DataCheckConfig) -> Subject:
     subject = Subject(
         kind="images",
         name=source.name,
-        paths=_paths(source),
+        paths=[*map(source.path, range(len(source)))],
         part=np.zeros(len(source), dtype=np.int16),
         members=members,
         sources=[source] if members else [],
         damaged=[*source.damage],
-        root=config.data[0] if len(config.data) == 1 and Path(config.data[0]).is_dir() else "",
+        root=f"{folder}/" if len(config.data) == 1 and folder.is_dir() else "",
     )
-    splits = [name for name in (*TRAIN, *TEST) if (Path(config.data[0]) / name).is_dir()]
+    splits = [name for name in (*TRAIN, *TEST) if (folder / name).is_dir()]
     if subject.root and not members and len(splits) > 1:
         _assign_splits(subject, splits)
     elif source.classes:
         subject.classes = tuple(source.classes)
         subject.label = np.array([source.label(i) for i in range(len(source))], dtype=np.int32)
     if not members and (subject.root or len(config.data) > 1):
-        passed_over = set[str]()
-        for folder in config.data:
-            passed_over.update(_other_files(folder, subject.unlisted))
-        subject.passed_over = sorted(passed_over)
+        others = [_other_files(name, subject.unlisted) for name in config.data]
+        subject.passed_over = sorted(set(itertools.chain(*others)))
         subject.unlisted = sorted(set(subject.unlisted))
     return subject
 
@@ -149,13 +148,14 @@ def add_comparison(subject: Subject, config: DataCheckConfig) -> None:
     """
     if not config.against:
         return
+    own = {os.path.realpath(name) for name in config.data}
     for name in config.against:
-        if any(_is_same(name, own) for own in config.data):
+        if os.path.realpath(name) in own:
             raise UserError(f"--against {name} is DATA itself: name other images")
     source = open_source(config.against, 3)
     members = _members(source, len(subject.sources))
     subject.sources += [source] if members else []
-    paths = _paths(source)
+    paths = [*map(source.path, range(len(source)))]
     if members or subject.members:
         subject.members = [*subject.items, *(members or paths)]
     subject.damaged += source.damage
@@ -166,17 +166,6 @@ def add_comparison(subject: Subject, config: DataCheckConfig) -> None:
     subject.paths = [*subject.paths, *paths]
     if subject.label is not None:
         subject.label = np.concatenate([subject.label, np.full(len(source), -1, np.int32)])
-
-
-def _is_same(one: str, other: str) -> bool:
-    try:
-        return os.path.samefile(one, other)  # noqa: PTH121
-    except OSError:
-        return False
-
-
-def _paths(source: Source) -> list[str]:
-    return [source.path(index) for index in range(len(source))]
 
 
 def _members(source: Source, number: int) -> list[Item]:
