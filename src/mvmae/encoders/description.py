@@ -10,7 +10,7 @@ from mvmae.config.model import ENCODERS
 from mvmae.encoders.encoder_json import OpenedEncoder
 from mvmae.errors import counted
 from mvmae.method.vit import PLAIN
-from mvmae.storage import results, run_folder
+from mvmae.storage import metrics_file, results, run_folder
 
 
 def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
@@ -50,13 +50,14 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     config = _read_object(folder / run_folder.CONFIG)
     environment = _read_object(folder / "environment.json")
     health = _read_object(folder / "health.json")
+    records = metrics_file.read(folder)
     return {
         "folder": str(folder),
         "data": config.get("data"),
         "num_images": environment.get("num_images"),
         "epochs": config.get("epochs"),
         "batch_size": config.get("batch_size"),
-        "steps": _last_step(folder / "metrics.jsonl"),
+        "steps": records[-1]["step"] if records else None,
         "health": health.get("status"),
         "sentence": health.get("sentence"),
         "config": config,
@@ -64,29 +65,18 @@ def _describe_run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _last_step(metrics: Path) -> int | None:
-    """Step of the last complete line."""
-    try:
-        lines = metrics.read_text(encoding="utf-8").splitlines()
-        return next(json.loads(line)["step"] for line in reversed(lines) if line.endswith("}"))
-    except (OSError, ValueError, KeyError, TypeError, StopIteration):
-        return None
-
-
 def _headlines(folder: Path) -> list[dict[str, Any]]:
     """The headline figures of every result in the folder."""
     headlines = []
     for file in sorted((folder / "results").glob("*.json")):
         result = _read_object(file)
-        headline = result.get("headline")
-        if isinstance(headline, dict):
-            config = result.get("config")
-            data = config.get("data") if isinstance(config, dict) else None
+        config = result.get("config")
+        if isinstance(headline := result.get("headline"), dict):
             headlines.append(
                 {
                     "file": str(file),
                     "command": result.get("command"),
-                    "data": data,
+                    "data": config.get("data") if isinstance(config, dict) else None,
                     "headline": headline,
                 }
             )
@@ -124,22 +114,15 @@ def format_input(facts: dict[str, Any]) -> str:
 
 def format_variant(variant: dict[str, Any]) -> str:
     """Format the differences from MAE's ViT as one line."""
-    parts = []
-    for name, value in variant.items():
-        match name:
-            case "cls_token":
-                parts.append("no class token")
-            case "num_registers":
-                parts.append(counted(value, "register"))
-            case "layer_scale":
-                parts.append("layer scale")
-            case "final_norm":
-                parts.append("no final norm")
-            case "mlp_ratio":
-                parts.append(f"MLP ratio {value:g}")
-            case _:
-                parts.append(f"layer norm epsilon {value:g}")
-    return ", ".join(parts)
+    words = {
+        "cls_token": "no class token",
+        "num_registers": counted(variant.get("num_registers", 0), "register"),
+        "layer_scale": "layer scale",
+        "final_norm": "no final norm",
+        "mlp_ratio": f"MLP ratio {variant.get('mlp_ratio', 0):g}",
+        "norm_eps": f"layer norm epsilon {variant.get('norm_eps', 0):g}",
+    }
+    return ", ".join(words[name] for name in variant)
 
 
 def format_preprocessing(facts: dict[str, Any]) -> str:

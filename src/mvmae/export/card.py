@@ -24,10 +24,7 @@ WHAT = {
     "in, pooled features (B x D) and patch features (B x N x D) out.",
     "safetensors": "Weights and sizes as mvmae stores them.",
 }
-POOLED = {
-    "mean": "the mean of the patch tokens after the last norm",
-    "cls": "the class token after the last norm",
-}
+POOLED = {"mean": "the mean of the patch tokens", "cls": "the class token"}
 
 
 def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
@@ -38,12 +35,15 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         name: The format.
         loading: Python code that loads the export.
     """
+    pooled = POOLED[facts["pool"]]
+    if facts["variant"].get("final_norm", True):
+        pooled += " after the last norm"
     lines = [
         f"- {format_sizes(facts)}",
         f"- input: {format_input(facts)}",
         f"- preprocessing: the largest centred crop of the right shape, resized "
         f"{format_preprocessing(facts)}",
-        f"- pooled features: {_describe_pool(facts)}",
+        f"- pooled features: {pooled}",
         f"- weights from: {facts['maker']} ({facts['encoder']})",
     ]
     if facts["variant"]:
@@ -60,11 +60,6 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         parts += ["## Results", "\n".join(rows)]
     parts.append(f"Written by mvmae {__version__}.")
     return "\n\n".join(parts) + "\n"
-
-
-def _describe_pool(facts: dict[str, Any]) -> str:
-    text = POOLED[facts["pool"]]
-    return text if facts["variant"].get("final_norm", True) else text.partition(" after")[0]
 
 
 def _describe_training(trained: dict[str, Any]) -> str:

@@ -16,10 +16,8 @@ renamed to their final place only when all of them agree.
 
 from __future__ import annotations
 
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,16 +35,23 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.encoders.description import describe_encoder
 from mvmae.errors import UserError
-from mvmae.export import to_graph, to_timm, to_transformers
+from mvmae.export import to_graph, to_hf, to_timm
 from mvmae.export.card import write_card
 from mvmae.method.views import normalized, whole_view
-from mvmae.storage import results, run_folder
+from mvmae.storage import results
+from mvmae.storage.lock import locked
 
 NUM_IMAGES = 8
 TOLERANCE = 1e-4  # of the largest number; reordering fp32 operations changes about 1e-6
 CPU = torch.device("cpu")
 
 Outputs = tuple[Tensor, ...]
+
+
+def encoder_outputs(opened: OpenedEncoder, images: Tensor) -> Outputs:
+    """Pooled features, B x D, and patch features, B x N x D."""
+    tokens = opened.encoder(images)
+    return opened.encoder.pool(tokens, opened.pool), tokens[:, opened.encoder.num_prefix :]
 
 
 class Format(NamedTuple):
@@ -65,14 +70,10 @@ class Format(NamedTuple):
     """Python code that loads it."""
 
     packages: tuple[str, ...] = ()
-    extra: str = ""
-    """Extra of mvmae that installs the packages."""
+    """That the extra of mvmae with the format's name installs."""
 
-
-def encoder_outputs(opened: OpenedEncoder, images: Tensor) -> Outputs:
-    """Pooled features, B x D, and patch features, B x N x D."""
-    tokens = opened.encoder(images)
-    return opened.encoder.pool(tokens, opened.pool), tokens[:, opened.encoder.num_prefix :]
+    outputs: Callable[[Any, Tensor], Outputs] = encoder_outputs
+    """What the loaded model must compute."""
 
 
 def _load_safetensors(folder: Path, _opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:
@@ -88,69 +89,21 @@ def _safetensors_snippet(folder: Path, opened: OpenedEncoder) -> str:
 
 
 FORMATS = {
-    "timm": Format(to_timm.FILE, to_timm.write, to_timm.load, to_timm.snippet, ("timm",), "timm"),
-    "hf": Format(
-        to_transformers.FILE,
-        to_transformers.write,
-        to_transformers.load,
-        to_transformers.snippet,
-        ("transformers",),
-        "hf",
-    ),
+    "timm": Format(to_timm.FILE, to_timm.write, to_timm.load, to_timm.snippet, ("timm",)),
+    "hf": Format(to_hf.FILE, to_hf.write, to_hf.load, to_hf.snippet, ("transformers",)),
     "hf-mae": Format(
-        to_transformers.FILE,
-        to_transformers.write_mae,
-        to_transformers.load_mae,
-        to_transformers.mae_snippet,
-        ("transformers",),
-        "hf",
+        *(to_hf.FILE, to_hf.write_mae, to_hf.load_mae, to_hf.mae_snippet, ("transformers",)),
+        outputs=to_hf.mae_outputs,
     ),
     "onnx": Format(
-        to_graph.ONNX,
-        to_graph.write_onnx,
-        to_graph.load_onnx,
-        to_graph.onnx_snippet,
-        ("onnx", "onnxscript", "onnxruntime"),
-        "onnx",
+        *(to_graph.ONNX, to_graph.write_onnx, to_graph.load_onnx, to_graph.onnx_snippet),
+        packages=("onnx", "onnxscript", "onnxruntime"),
     ),
     "pt2": Format(to_graph.PT2, to_graph.write_pt2, to_graph.load_pt2, to_graph.pt2_snippet),
     "safetensors": Format(
         encoders.ENCODER_FILE, encoders.save_encoder, _load_safetensors, _safetensors_snippet
     ),
 }
-
-
-class Models(NamedTuple):
-    """What is exported."""
-
-    opened: OpenedEncoder
-    autoencoder: OpenedAutoencoder | None
-    """Opened only for hf-mae, which writes the decoder as well."""
-
-    def source(self, name: ExportFormat) -> OpenedEncoder | OpenedAutoencoder | None:
-        """What a format is made from."""
-        return self.autoencoder if name == "hf-mae" else self.opened
-
-    def outputs(self, name: ExportFormat, images: Tensor) -> Outputs:
-        """What a format must compute."""
-        if name == "hf-mae" and self.autoencoder is not None:
-            return to_transformers.mae_outputs(self.autoencoder, images)
-        return encoder_outputs(self.opened, images)
-
-
-class Row(NamedTuple):
-    """A line of the final table."""
-
-    format: ExportFormat
-    file: str
-    """Path in OUT."""
-
-    megabytes: float
-    difference: float
-    """Largest absolute difference from the source."""
-
-    largest: float
-    """Largest absolute number that was compared."""
 
 
 def run(config: ExportConfig) -> None:
@@ -163,41 +116,54 @@ def run(config: ExportConfig) -> None:
     """
     require_packages(config.format)
     folder = output_folder(config)
-    models = open_models(config)
-    images = load_images(config, models.opened)
+    opened, autoencoder = open_models(config)
+    images = load_images(config, opened)
 
     console = terminal.people()
-    description = describe_encoder(config.encoder, models.opened)
-    rows = []
-    with temporary_folder(folder) as temporary:
-        for name in config.format:
+    description = describe_encoder(config.encoder, opened)
+    sources = {name: autoencoder if name == "hf-mae" else opened for name in config.format}
+    rows: list[dict[str, Any]] = []
+    with (
+        locked(folder),
+        tempfile.TemporaryDirectory(
+            prefix=".unfinished-", dir=folder, ignore_cleanup_errors=True
+        ) as temporary,
+    ):
+        for name, source in sources.items():
             with console.status(f"{name} ..."):
-                written = temporary / name
+                written = Path(temporary, name)
                 written.mkdir()
-                FORMATS[name].write(written, models.source(name))
-                card = write_card(description, name, snippet(name, Path(), models))
+                FORMATS[name].write(written, source)
+                card = write_card(description, name, FORMATS[name].snippet(Path(), source))
                 (written / "README.md").write_text(card, encoding="utf-8")
-                difference, largest = compare(name, written, models, images)
-            megabytes = sum(file.stat().st_size for file in written.iterdir()) / 1e6
-            rows.append(Row(name, f"{name}/{FORMATS[name].file}", megabytes, difference, largest))
-        for name in config.format:
-            replace_folder(temporary / name, folder / name, aside=temporary / f"{name}-before")
+                difference, largest = compare(name, written, source, images)
+            rows.append(
+                {
+                    "format": name,
+                    "file": f"{name}/{FORMATS[name].file}",
+                    "megabytes": sum(file.stat().st_size for file in written.iterdir()) / 1e6,
+                    "difference": difference,
+                    "largest": largest,
+                }
+            )
+        for name in sources:
+            aside = Path(temporary, f"{name}-before")
+            replace_folder(Path(temporary, name), folder / name, aside=aside)
 
-    formats = [row._asdict() for row in rows]
-    terminal.emit("result", {"command": "export", "folder": str(folder), "formats": formats})
+    terminal.emit("result", {"command": "export", "folder": str(folder), "formats": rows})
     console.print(f"written: {folder}")
     Console().print(make_table(rows))
     console.print(
         f"largest difference from the source on {len(images)} images of "
-        f"{config.data if models.opened.encoder.in_channels in (1, 3) else 'noise'}; "
+        f"{config.data if opened.encoder.in_channels in (1, 3) else 'noise'}; "
         f"the limit is {TOLERANCE:g} of the largest number"
     )
-    if len(config.format) == 1:
-        (name,) = config.format
-        console.print(f"\n{snippet(name, folder / name, models)}")
+    if len(sources) == 1:
+        ((name, source),) = sources.items()
+        console.print(f"\n{FORMATS[name].snippet(folder / name, source)}")
         return
     console.print("\nhow to load each format:")
-    for name in config.format:
+    for name in sources:
         console.print(f"  {folder / name / 'README.md'}")
 
 
@@ -212,7 +178,7 @@ def require_packages(formats: tuple[ExportFormat, ...]) -> None:
         if missing:
             raise UserError(
                 f"--format {name} needs {' and '.join(missing)}: "
-                f"pip install 'mvmae[{FORMATS[name].extra}]'"
+                f"pip install 'mvmae[{name.partition('-')[0]}]'"
             )
 
 
@@ -235,8 +201,8 @@ def output_folder(config: ExportConfig) -> Path:
     return folder
 
 
-def open_models(config: ExportConfig) -> Models:
-    """Open the encoder, and the autoencoder if a format needs it.
+def open_models(config: ExportConfig) -> tuple[OpenedEncoder, OpenedAutoencoder | None]:
+    """Open the encoder, and the autoencoder for hf-mae, which writes the decoder as well.
 
     Raises:
         UserError: It cannot be opened, or a format cannot hold it.
@@ -254,10 +220,10 @@ def open_models(config: ExportConfig) -> Models:
     else:
         opened = encoders.attach_preprocessing(autoencoder.model.encoder, autoencoder.config)
     if autoencoder is not None:
-        to_transformers.require_decoder(autoencoder, name)
+        to_hf.require_decoder(autoencoder, name)
     if "hf" in config.format:
-        to_transformers.require_plain(opened.encoder, name)
-    return Models(opened, autoencoder)
+        to_hf.require_plain(opened.encoder, name)
+    return opened, autoencoder
 
 
 def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
@@ -289,22 +255,6 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
     return normalized(torch.stack(images), preprocessing.mean, preprocessing.std, CPU)
 
 
-@contextmanager
-def temporary_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder in `folder`; new folders that stay empty are removed afterwards."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    run_folder.make(folder)
-    temporary = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=folder))
-    try:
-        yield temporary
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        for path in made:
-            if any(path.iterdir()):
-                break
-            path.rmdir()
-
-
 def replace_folder(source: Path, target: Path, *, aside: Path) -> None:
     """Rename a finished folder to its final place, and what is there out of the way."""
     if target.is_dir() and not target.is_symlink():
@@ -314,15 +264,8 @@ def replace_folder(source: Path, target: Path, *, aside: Path) -> None:
     source.rename(target)
 
 
-def snippet(name: ExportFormat, folder: Path, models: Models) -> str:
-    """Python code that loads a format."""
-    return FORMATS[name].snippet(folder, models.source(name))
-
-
 @torch.inference_mode()
-def compare(
-    name: ExportFormat, folder: Path, models: Models, images: Tensor
-) -> tuple[float, float]:
+def compare(name: ExportFormat, folder: Path, source: Any, images: Tensor) -> tuple[float, float]:
     """Load a format back and compare what it computes, for all images and for a single one.
 
     Returns:
@@ -332,10 +275,10 @@ def compare(
         RuntimeError: It computes something else.
         UserError: The outputs of the encoder itself are not finite.
     """
-    computed = FORMATS[name].load(folder, models.source(name))
+    computed = FORMATS[name].load(folder, source)
     pairs = []
     for batch in (images, images[:1]):
-        pairs += zip(models.outputs(name, batch), computed(batch), strict=True)
+        pairs += zip(FORMATS[name].outputs(source, batch), computed(batch), strict=True)
     largest = max(expected.abs().max().item() for expected, _ in pairs)
     if not all(expected.isfinite().all() for expected, _ in pairs):
         raise UserError("the features of this encoder are not finite: there is nothing to export")
@@ -352,7 +295,7 @@ def compare(
     return worst, largest
 
 
-def make_table(rows: list[Row]) -> Table:
+def make_table(rows: list[dict[str, Any]]) -> Table:
     """The formats as a table for the terminal."""
     table = Table()
     for column in ("format", "file"):
@@ -360,11 +303,6 @@ def make_table(rows: list[Row]) -> Table:
     for column in ("MB", "largest difference", "largest number"):
         table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(
-            row.format,
-            row.file,
-            f"{row.megabytes:.1f}",
-            f"{row.difference:.1e}",
-            f"{row.largest:.3g}",
-        )
+        figures = f"{row['megabytes']:.1f}", f"{row['difference']:.1e}", f"{row['largest']:.3g}"
+        table.add_row(row["format"], row["file"], *figures)
     return table

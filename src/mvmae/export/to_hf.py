@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,14 @@ import torch
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config.model import DECODER_HEAD_WIDTH, ModelConfig
-from mvmae.config.views import Depth
-from mvmae.encoders import OpenedAutoencoder, OpenedEncoder, Preprocessing
+from mvmae.config.model import DECODER_HEAD_WIDTH
+from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.method.losses import normalize_patches, reconstruction_loss
 from mvmae.method.patches import masking_from_noise
 from mvmae.method.views import mask_noise
 from mvmae.method.vit import PLAIN, Encoder
 from mvmae.storage import atomic
-from mvmae.storage.atomic import write_bytes
 
 Outputs = tuple[Tensor, ...]
 FILE = "model.safetensors"
@@ -109,11 +108,13 @@ def require_decoder(opened: OpenedAutoencoder, source: str) -> None:
         )
 
 
-def _encoder_facts(encoder: Encoder) -> dict[str, Any]:
-    """Config entries that both models have."""
+def _write(
+    folder: Path, facts: dict[str, Any], tensors: dict[str, Tensor], opened: OpenedEncoder
+) -> None:
+    """Write the files of a model; `facts` are the entries that only its config has."""
+    encoder, size = opened.encoder, opened.encoder.size
     height, width = encoder.image_size
-    size = encoder.size
-    return {
+    shared = {
         "hidden_size": size.width,
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
@@ -126,36 +127,22 @@ def _encoder_facts(encoder: Encoder) -> dict[str, Any]:
         "patch_size": encoder.patch_size,
         "num_channels": encoder.in_channels,
         "qkv_bias": True,
+        POOL: opened.pool,
+        "dtype": "float32",
+        "torch_dtype": "float32",  # the key of older versions
     }
+    atomic.write_json(folder / "config.json", facts | shared)
+    atomic.write_json(folder / "preprocessor_config.json", processor(opened))
+    atomic.write_bytes(folder / FILE, safetensors.torch.save(tensors, metadata={"format": "pt"}))
 
 
-def _write(
-    folder: Path,
-    facts: dict[str, Any],
-    tensors: dict[str, Tensor],
-    image_size: tuple[int, int],
-    preprocessing: Preprocessing,
-    depth: Depth,
-) -> None:
-    atomic.write_json(
-        folder / "config.json", facts | {"dtype": "float32", "torch_dtype": "float32"}
-    )
-    atomic.write_json(
-        folder / "preprocessor_config.json", processor(image_size, preprocessing, depth)
-    )
-    content = safetensors.torch.save(tensors, metadata={"format": "pt"})
-    write_bytes(folder / FILE, content)
-
-
-def processor(
-    image_size: tuple[int, int], preprocessing: Preprocessing, depth: Depth = "8"
-) -> dict[str, Any]:
+def processor(opened: OpenedEncoder) -> dict[str, Any]:
     """Config of transformers' image processor.
 
     For square inputs it resizes the largest centred square, as mvmae does. No processor crops
     another shape, so for other inputs it squeezes the whole image.
     """
-    height, width = image_size
+    (height, width), preprocessing = opened.encoder.image_size, opened.preprocessing
     sides = {"height": height, "width": width}
     shape = (
         {"size": {"shortest_edge": height}, "do_center_crop": True, "crop_size": sides}
@@ -168,8 +155,8 @@ def processor(
         "do_resize": True,
         **shape,
         "resample": RESAMPLING[preprocessing.interpolation],
-        "do_rescale": depth != "float",
-        "rescale_factor": {"8": 1 / 255, "16": 1 / 65535, "float": 1.0}[depth],
+        "do_rescale": opened.depth != "float",
+        "rescale_factor": {"8": 1 / 255, "16": 1 / 65535, "float": 1.0}[opened.depth],
         "do_normalize": True,
         "image_mean": list(preprocessing.mean),
         "image_std": list(preprocessing.std),
@@ -178,41 +165,40 @@ def processor(
 
 def write(folder: Path, opened: OpenedEncoder) -> None:
     """Write a folder for ViTModel."""
-    facts = {
-        "architectures": ["ViTModel"],
-        "model_type": "vit",
-        **_encoder_facts(opened.encoder),
-        POOL: opened.pool,
-    }
-    tensors = rename_keys(opened.encoder.state_dict())
-    _write(folder, facts, tensors, opened.encoder.image_size, opened.preprocessing, opened.depth)
+    facts = {"architectures": ["ViTModel"], "model_type": "vit"}
+    _write(folder, facts, rename_keys(opened.encoder.state_dict()), opened)
 
 
-def snippet(folder: Path, _opened: OpenedEncoder) -> str:
+def snippet(
+    folder: Path, _opened: object, model: str = "ViTModel", options: str = "add_pooling_layer=False"
+) -> str:
     """Python code that loads it."""
+    arguments = ", ".join(filter(None, (repr(str(folder)), options)))
     return (
-        "from transformers import AutoImageProcessor, ViTModel\n"
-        f"model = ViTModel.from_pretrained({str(folder)!r}, add_pooling_layer=False)\n"
+        f"from transformers import AutoImageProcessor, {model}\n"
+        f"model = {model}.from_pretrained({arguments})\n"
         f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})"
     )
+
+
+mae_snippet = partial(snippet, model="ViTMAEForPreTraining", options="")
 
 
 def write_mae(folder: Path, autoencoder: OpenedAutoencoder) -> None:
     """Write a folder for ViTMAEForPreTraining; a projection head is left out."""
     model, config = autoencoder
-    encoder, dim = model.encoder, config.model.decoder_dim
-    opened = encoders.attach_preprocessing(encoder, config)
+    dim, ratio = config.model.decoder_dim, config.model.mask_ratio
+    if int(config.model.num_patches * (1 - ratio)) != config.model.num_visible:
+        ratio -= 1e-6  # transformers truncates where mvmae rounds; it must show as many patches
     facts = {
         "architectures": ["ViTMAEForPreTraining"],
         "model_type": "vit_mae",
-        **_encoder_facts(encoder),
         "decoder_hidden_size": dim,
         "decoder_num_hidden_layers": config.model.decoder_depth,
         "decoder_num_attention_heads": dim // DECODER_HEAD_WIDTH,
         "decoder_intermediate_size": round(dim * PLAIN.mlp_ratio),
-        "mask_ratio": _mask_ratio(config.model),
+        "mask_ratio": ratio,
         "norm_pix_loss": config.objective.normalize_targets,
-        POOL: opened.pool,
     }
     state = model.state_dict()
     kept = {key: value for key, value in state.items() if not key.startswith("projection_head")}
@@ -220,23 +206,7 @@ def write_mae(folder: Path, autoencoder: OpenedAutoencoder) -> None:
         key if key.startswith("decoder.") else f"vit.{key}": tensor
         for key, tensor in rename_keys(kept).items()
     }
-    _write(folder, facts, tensors, encoder.image_size, opened.preprocessing, opened.depth)
-
-
-def _mask_ratio(model: ModelConfig) -> float:
-    """A ratio for which transformers, which truncates, shows as many patches as mvmae."""
-    ratio = model.mask_ratio
-    is_same = int(model.num_patches * (1 - ratio)) == model.num_visible
-    return ratio if is_same else ratio - 1e-6
-
-
-def mae_snippet(folder: Path, _opened: OpenedAutoencoder) -> str:
-    """Python code that loads it."""
-    return (
-        "from transformers import AutoImageProcessor, ViTMAEForPreTraining\n"
-        f"model = ViTMAEForPreTraining.from_pretrained({str(folder)!r})\n"
-        f"processor = AutoImageProcessor.from_pretrained({str(folder)!r})"
-    )
+    _write(folder, facts, tensors, encoders.attach_preprocessing(model.encoder, config))
 
 
 def load(folder: Path, opened: OpenedEncoder) -> Callable[[Tensor], Outputs]:
