@@ -359,7 +359,7 @@ def damaged(what: str, command: str, says: str):
         damaged(
             "foreign",
             RECONSTRUCT,
-            "is not a training checkpoint of mvmae but another program's file",
+            "is not a training checkpoint of a pretrain run and has no decoder",
         ),
         damaged("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
         damaged("no decoder", RECONSTRUCT, "was trained without reconstruction"),

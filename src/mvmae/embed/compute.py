@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -73,17 +72,15 @@ def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -
         UserError: More than half of the images cannot be read, or an embedding is not finite.
     """
     began = time.perf_counter() - index.seconds
-    num_unreadable = index.total("skipped")
-    last_unreadable: list[Skipped] = []
-
-    def record(index: Index, written: Sequence[WrittenPart]) -> Index:
-        if not written:
-            return index
-        return storage.record_parts(job.folder, index, written, time.perf_counter() - began)
-
-    for result in write_parts(job, index):
-        others = _receive_parts()
-        index = record(index, [*result.written, *others])
+    num_unreadable, last_unreadable = index.total("skipped"), list[Skipped]()
+    for result in _results_then_wait(job, index):
+        others = [  # parts that other processes have written since the last call
+            WrittenPart(entry, [Skipped(*row) for row in rows])
+            for entry, rows in process_store.current().read_posts()
+        ]
+        if written := [*result.written, *others]:
+            seconds = time.perf_counter() - began
+            index = storage.record_parts(job.folder, index, written, seconds)
         skipped = [skip for part in others for skip in part.skipped] + result.unreadable
         last_unreadable = skipped or last_unreadable
         num_unreadable += len(skipped)
@@ -91,26 +88,17 @@ def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -
         bar.advance(index.total("images") + result.pending - bar.done)
         if (signal := process_store.current().check(interrupt.signal)) and index.missing:
             return index, signal
-    process_store.current().finish_phase()
-    for _ in itertools.chain(
-        process_store.current().wait_for_others(), [None]
-    ):  # once more when all are done
-        others = _receive_parts()
-        index = record(index, others)
-        last_unreadable = [skip for part in others for skip in part.skipped] or last_unreadable
-        check_unreadable(job.source, index.total("skipped"), last_unreadable)
-        bar.advance(index.total("images") - bar.done)
-        if index.missing and (signal := process_store.current().check(interrupt.signal)):
-            return index, signal
     return index, 0
 
 
-def _receive_parts() -> list[WrittenPart]:
-    """Parts that other processes have written since the last call."""
-    return [
-        WrittenPart(entry, [Skipped(*row) for row in rows])
-        for entry, rows in process_store.current().read_posts()
-    ]
+def _results_then_wait(job: Job, index: Index) -> Iterator[BatchResult]:
+    """Yield the results of this process, then empty ones until all others are done."""
+    yield from write_parts(job, index)
+    process_store.current().finish_phase()
+    nothing = BatchResult([], 0, [])
+    for _ in process_store.current().wait_for_others():
+        yield nothing
+    yield nothing  # the others may have written more since the last one
 
 
 def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
@@ -195,15 +183,15 @@ def _check_finite(job: Job, vectors: np.ndarray, indices: list[int]) -> None:
     Raises:
         UserError: There is one.
     """
-    bad = [row for row in range(len(indices)) if not np.isfinite(vectors[row]).all()]
-    if bad:
-        remedy = "check that its weights are not damaged"
-        if job.config.dtype == "float16":
-            remedy = "try --dtype float32, which holds numbers above 65504"
-        raise UserError(
-            f"{job.config.encoder} gives an embedding that is not finite for "
-            f"{job.source.path(indices[bad[0]])}: {remedy}"
-        )
+    remedy = "check that its weights are not damaged"
+    if job.config.dtype == "float16":
+        remedy = "try --dtype float32, which holds numbers above 65504"
+    for vector, image in zip(vectors, indices, strict=True):
+        if not np.isfinite(vector).all():
+            raise UserError(
+                f"{job.config.encoder} gives an embedding that is not finite for "
+                f"{job.source.path(image)}: {remedy}"
+            )
 
 
 def check_unreadable(source: Source, count: int, last: Sequence[Skipped]) -> None:

@@ -110,36 +110,25 @@ def _from_safetensors(data: Bytes, _shape: tuple[int, ...]) -> Part:
     return Part(json.loads(metadata["paths"]), json.loads(metadata["labels"]), embeddings)
 
 
-class _Format(NamedTuple):
-    write: Callable[[Part], Bytes]
-    read: Callable[[Bytes, tuple[int, ...]], Part]
-
-
-_FORMATS = {
-    "parquet": _Format(_to_parquet, _from_parquet),
-    "npz": _Format(_to_npz, _from_npz),
-    "safetensors": _Format(_to_safetensors, _from_safetensors),
+_FORMATS: dict[str, tuple[Callable[[Part], Bytes], Callable[[Bytes, tuple[int, ...]], Part]]] = {
+    "parquet": (_to_parquet, _from_parquet),
+    "npz": (_to_npz, _from_npz),
+    "safetensors": (_to_safetensors, _from_safetensors),
 }
 
 
-def require_packages(name: str) -> None:
-    """Check that the packages for a format are installed.
+def package_versions(name: str) -> dict[str, str]:
+    """Version of the package that writes a format.
 
     Raises:
-        UserError: One is missing.
+        UserError: It is not installed.
     """
-    if name == "parquet":
-        _arrow()
-
-
-def package_versions(name: str) -> dict[str, str]:
-    """Version of the package that writes a format."""
     return {"pyarrow": _arrow()[0].__version__} if name == "parquet" else {"numpy": np.__version__}
 
 
 def part_to_bytes(part: Part, name: str) -> Bytes:
     """Encode a part in a format of `EmbedConfig.format`."""
-    return _FORMATS[name].write(part)
+    return _FORMATS[name][0](part)
 
 
 def part_from_bytes(data: Bytes, name: str, shape: tuple[int, ...]) -> Part:
@@ -148,4 +137,4 @@ def part_from_bytes(data: Bytes, name: str, shape: tuple[int, ...]) -> Part:
     Raises:
         Exception: The bytes are damaged; the type depends on the format.
     """
-    return _FORMATS[name].read(data, shape)
+    return _FORMATS[name][1](data, shape)

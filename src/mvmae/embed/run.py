@@ -64,7 +64,7 @@ def run(config: EmbedConfig) -> int:
         folder = output_folder(config)
         if distributed.is_main():
             check_folder(folder, config)
-        formats.require_packages(config.format)
+        formats.package_versions(config.format)  # fails now if the package is missing
         opened = encoders.open_encoder(config.encoder, config.image_size, config.in_channels)
         source = open_source(config.data, opened.encoder.in_channels, opened.depth)
         job = Job(config, folder, opened, source, device)
@@ -111,11 +111,17 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
         index = storage.read_index(folder)
         terminal.people().print(f"embeddings of {source.name}: {folder}")
     else:
-        index = resume_index(folder, facts) if config.resume else Index(facts, {}, 0.0)
+        index = Index(facts, {}, 0.0)
+        if config.resume:
+            index = storage.read_index(folder)
+            _require_same(folder, index, facts, SAME_BYTES)
+            index = storage.drop_damaged(folder, index)
         storage.check_space(folder, index)
         print_start(index)
         if not config.resume:
-            storage.start_folder(folder, index)
+            storage.clear(folder)
+            run_folder.make(folder / PARTS)
+            storage.write_index(folder, index)
         distributed.from_main(tuple(index))
         try:
             with Bar(len(source), done=index.total("images")) as bar, Interrupt() as interrupt:
@@ -129,7 +135,11 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
                 storage.discard(folder)
             raise
         if stopped_by:
-            print_stop(stopped_by, config, index)
+            command = command_line("embed", replace(config, resume=True, overwrite=False))
+            terminal.people().print(
+                f"stopped by {signal.Signals(stopped_by).name}: {index.total('images')} of "
+                f"{len(source)} images are in complete parts; continue with {command}"
+            )
             return exit_status(stopped_by)
         storage.sort_skipped(folder, source)
         print_end(folder, index)
@@ -183,6 +193,9 @@ def describe_embeddings(
     Raises:
         UserError: There is no class token, or a part is too large.
     """
+    # Of the classes, because a list file can change them while its paths stay.
+    names = [source.classes[label] for i in range(len(source)) if (label := source.label(i)) >= 0]
+    names_digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
     encoder, tokens = opened.encoder, config.tokens or opened.pool
     if tokens == "cls" and not encoder.variant.cls_token:
         raise UserError(f"{config.encoder} has no class token: choose --tokens mean or patch")
@@ -211,18 +224,12 @@ def describe_embeddings(
         "data": source.name,
         "num_images": len(source),
         "data_fingerprint": fingerprint(source),
-        "labels_fingerprint": _labels_fingerprint(source),
+        "labels_fingerprint": names_digest.hexdigest()[:16],
         "classes": list(source.classes),
         "environment": run_folder.environment(
             device, distributed.world_size(), **formats.package_versions(config.format)
         ),
     }
-
-
-def _labels_fingerprint(source: Source) -> str:
-    """Short hash of the images' classes, which a list file can change while its paths stay."""
-    names = [source.classes[label] for i in range(len(source)) if (label := source.label(i)) >= 0]
-    return hashlib.sha256("\0".join(names).encode(errors="surrogateescape")).hexdigest()[:16]
 
 
 def is_searchable(folder: Path, config: EmbedConfig, facts: dict[str, Any]) -> bool:
@@ -238,17 +245,6 @@ def is_searchable(folder: Path, config: EmbedConfig, facts: dict[str, Any]) -> b
     if index.missing:
         raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
     return True
-
-
-def resume_index(folder: Path, facts: dict[str, Any]) -> Index:
-    """Read the index of a folder that is to be finished, and leave out damaged parts.
-
-    Raises:
-        UserError: It is of another encoder, other images or other settings.
-    """
-    index = storage.read_index(folder)
-    _require_same(folder, index, facts, SAME_BYTES)
-    return storage.drop_damaged(folder, index)
 
 
 def _require_same(folder: Path, index: Index, facts: dict[str, Any], names: dict[str, str]) -> None:
@@ -294,15 +290,6 @@ def print_start(index: Index) -> None:
             f"{index.total('images')} images are done, "
             f"{len(index.missing)} of {len(index.spans)} parts are missing"
         )
-
-
-def print_stop(number: int, config: EmbedConfig, index: Index) -> None:
-    """Print what is there after a signal, and the command that continues."""
-    command = command_line("embed", replace(config, resume=True, overwrite=False))
-    terminal.people().print(
-        f"stopped by {signal.Signals(number).name}: {index.total('images')} of "
-        f"{index.facts['num_images']} images are in complete parts; continue with {command}"
-    )
 
 
 def print_end(folder: Path, index: Index) -> None:

@@ -159,13 +159,6 @@ def part_file(folder: Path, index: Index, first: int) -> Path:
     return folder / PARTS / f"part-{number:05}.{index.facts['format']}"
 
 
-def start_folder(folder: Path, index: Index) -> None:
-    """Prepare a folder for new embeddings and remove the old ones."""
-    clear(folder)
-    run_folder.make(folder / PARTS)
-    write_index(folder, index)
-
-
 def clear(folder: Path) -> None:
     """Remove the files that `mvmae embed` wrote, and nothing else."""
     for file in _find_parts(folder):
@@ -292,19 +285,12 @@ def sort_skipped(folder: Path, source: Source) -> None:
 
 def drop_damaged(folder: Path, index: Index) -> Index:
     """The index without parts that are missing or changed on the disk; reads every part."""
-    intact = {
-        first: part for first, part in index.parts.items() if _is_intact(folder, index, first)
-    }
+    intact = {}
+    for first, part in index.parts.items():
+        with contextlib.suppress(OSError), part_file(folder, index, first).open("rb") as stream:
+            if hashlib.file_digest(stream, "sha256").hexdigest() == part.get("sha256"):
+                intact[first] = part
     return index._replace(parts=intact)
-
-
-def _is_intact(folder: Path, index: Index, first: int) -> bool:
-    try:
-        with part_file(folder, index, first).open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    except OSError:
-        return False
-    return digest == index.parts[first].get("sha256")
 
 
 def read_parts(folder: Path, index: Index) -> Iterator[Part]:
@@ -319,20 +305,16 @@ def read_parts(folder: Path, index: Index) -> Iterator[Part]:
             f"{folder} holds {done} of {total} images: "
             f"finish it with {index.facts['command_line']} --resume"
         )
-    for span in index.spans:
-        yield _read_part(folder, index, span.start)
-
-
-def _read_part(folder: Path, index: Index, first: int) -> Part:
-    file = part_file(folder, index, first)
     remedy = f"{index.facts['command_line']} --resume makes it again"
-    try:
-        data = file.read_bytes()
-    except FileNotFoundError as error:
-        raise UserError(f"{file} is missing: {remedy}") from error
-    if hashlib.sha256(data).hexdigest() != index.parts[first].get("sha256"):
-        raise UserError(f"{file} is damaged: {remedy}")
-    return part_from_bytes(data, index.facts["format"], index.shape)
+    for span in index.spans:
+        file = part_file(folder, index, span.start)
+        try:
+            data = file.read_bytes()
+        except FileNotFoundError as error:
+            raise UserError(f"{file} is missing: {remedy}") from error
+        if hashlib.sha256(data).hexdigest() != index.parts[span.start].get("sha256"):
+            raise UserError(f"{file} is damaged: {remedy}")
+        yield part_from_bytes(data, index.facts["format"], index.shape)
 
 
 def read_embeddings(folder: str | Path) -> Iterator[Part]:

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict, Unpack
 
 import safetensors
 import safetensors.torch
@@ -67,33 +67,38 @@ class Tokens(NamedTuple):
     skipped: list[Skipped]
 
 
+class Computing(TypedDict):
+    """Where and how batches are encoded."""
+
+    device: torch.device
+    precision_name: str
+    """As for `precision.autocast`."""
+
+    batch_size: int
+    workers: int | None
+    """Processes that read images. None: chosen by the machine."""
+
+
 def encode_source(
-    encoder: Encoder,
-    source: Source,
-    preprocessing: Preprocessing,
-    *,
-    device: torch.device,
-    precision_name: str,
-    batch_size: int,
-    workers: int | None,
+    encoder: Encoder, source: Source, preprocessing: Preprocessing, **how: Unpack[Computing]
 ) -> Iterator[Tokens]:
     """Encode every image of a source in order, whole and unmasked, one batch at a time."""
-    was_training = encoder.training
+    was_training, device = encoder.training, how["device"]
     encoder.eval().to(device)
     try:
         for batch in whole_batches(
             source,
             encoder.image_size,
             interpolation=preprocessing.interpolation,
-            batch_size=batch_size,
-            workers=workers,
+            batch_size=how["batch_size"],
+            workers=how["workers"],
             cuda=device.type == "cuda",
         ):
             if not len(batch.images):
                 yield Tokens(torch.empty(0, 0, encoder.embed_dim), [], batch.skipped)
                 continue
             images = normalized(batch.images, preprocessing.mean, preprocessing.std, device)
-            with torch.inference_mode(), precision.autocast(device, precision_name):
+            with torch.inference_mode(), precision.autocast(device, how["precision_name"]):
                 tokens = encoder(images)
             yield Tokens(tokens, batch.indices.tolist(), batch.skipped)
     finally:
@@ -110,28 +115,14 @@ class FeatureExtractor(NamedTuple):
 
 
 def encoder_extractor(
-    encoder: Encoder,
-    preprocessing: Preprocessing,
-    *,
-    device: torch.device,
-    precision_name: str,
-    batch_size: int,
-    workers: int | None,
+    encoder: Encoder, preprocessing: Preprocessing, **how: Unpack[Computing]
 ) -> FeatureExtractor:
-    """Extract pooled features with an encoder; the arguments are those of `encode_source`."""
+    """Extract pooled features with an encoder."""
     has_cls = encoder.variant.cls_token
-    batch_size = min(batch_size, MAX_IMAGES_PER_FILE)
+    how["batch_size"] = min(how["batch_size"], MAX_IMAGES_PER_FILE)
 
     def batches(source: Source) -> Iterator[Features]:
-        for batch in encode_source(
-            encoder,
-            source,
-            preprocessing,
-            device=device,
-            precision_name=precision_name,
-            batch_size=batch_size,
-            workers=workers,
-        ):
+        for batch in encode_source(encoder, source, preprocessing, **how):
             labels = torch.tensor([source.label(index) for index in batch.indices]).long()
             if not batch.indices:
                 none = torch.empty(0, encoder.embed_dim)
@@ -141,7 +132,7 @@ def encoder_extractor(
             cls = encoder.pool(batch.tokens, "cls").float().cpu() if has_cls else None
             yield Features(mean, cls, labels, batch.skipped)
 
-    return FeatureExtractor(batches, batch_size)
+    return FeatureExtractor(batches, how["batch_size"])
 
 
 def pixel_extractor(*, side: int, workers: int | None) -> FeatureExtractor:
@@ -168,40 +159,26 @@ def compute_features(
     source: Source,
     preprocessing: Preprocessing,
     *,
-    device: torch.device,
-    precision_name: str,
-    batch_size: int,
-    workers: int | None,
     keep: Path | None = None,
     advance: Advance = ignore,
+    **how: Unpack[Computing],
 ) -> Features:
     """Compute pooled features of every image of a source in this process alone.
 
     Args:
-        encoder: The encoder, which is moved to `device`.
+        encoder: The encoder, which is moved to the device.
         source: The images.
         preprocessing: The encoder's.
-        device: Where to compute.
-        precision_name: As for `precision.autocast`.
-        batch_size: Images encoded at a time.
-        workers: Processes that read images. None: chosen by the machine.
         keep: Folder for partial results of more than `MAX_IMAGES_PER_FILE` images: a later call
             resumes from them. Use a separate folder for each encoder and set of images.
         advance: Progress callback.
+        how: Where and how batches are encoded.
 
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    extractor = encoder_extractor(
-        encoder,
-        preprocessing,
-        device=device,
-        precision_name=precision_name,
-        batch_size=batch_size,
-        workers=workers,
-    )
     keep = keep if len(source) > MAX_IMAGES_PER_FILE else None
-    return extract_features(extractor, source, keep, advance)
+    return extract_features(encoder_extractor(encoder, preprocessing, **how), source, keep, advance)
 
 
 def extract_distributed(

@@ -35,9 +35,7 @@ UNSUPPORTED = (  # parts that mvmae's encoder lacks: what their keys contain, an
     ("freqs", "rotary positions"),
     ("norm_pre", "a norm before its blocks (CLIP)"),
     ("pre_layrnorm", "a norm before its blocks (CLIP)"),
-    ("mlp.w1", "a gated MLP (SwiGLU)"),
-    ("mlp.w2", "a gated MLP (SwiGLU)"),
-    ("mlp.weights_in", "a gated MLP (SwiGLU)"),
+    ("mlp.w", "a gated MLP (SwiGLU)"),  # w1, w2, w3, w12 or weights_in
     ("patch_embed.backbone", "a convolutional stem (hybrid ViT)"),
     ("patch_embed.proj.0.", "a convolutional stem"),
     ("stages.", "stages (a hierarchical network)"),
@@ -97,7 +95,9 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
             )
     maker = identify_maker(everything, inside, prefix)
     tensors, left_out = {}, list(beside)
-    for key, tensor in _rename_keys(inside).items():
+    for key, tensor in inside.items():
+        for pattern, new in RENAMES:
+            key = pattern.sub(new, key)
         if HEADS.match(key):
             left_out.append(prefix + key)
         else:
@@ -110,7 +110,8 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
     if maker == "MoCo v3" and tensors["patch_embed.proj.weight"].shape[0] == 384:
         hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S has 12 heads, others 6
     if maker.startswith("transformers"):
-        hints = hints._replace(norm_eps=hints.norm_eps or _default_eps(maker))
+        default = 1e-6 if maker == "transformers DINOv2" else 1e-12
+        hints = hints._replace(norm_eps=hints.norm_eps or default)
     return _infer_shape(maker, tensors, tuple(sorted(left_out)), hints, source)
 
 
@@ -158,10 +159,6 @@ def identify_maker(everything: Mapping[str, Any], inside: Mapping[str, Any], pre
     return "ViT with timm's keys"
 
 
-def _default_eps(maker: str) -> float:
-    return 1e-6 if maker == "transformers DINOv2" else 1e-12
-
-
 RENAMES = tuple(  # transformers' keys in old and new spelling; applied in this order
     (re.compile(pattern), new)
     for pattern, new in (
@@ -186,17 +183,6 @@ RENAMES = tuple(  # transformers' keys in old and new spelling; applied in this 
         (r"\.gamma_([12])$", r".ls\1.gamma"),
     )
 )
-
-
-def _rename_keys(inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename transformers' keys to timm's."""
-    renamed = {}
-    for key, tensor in inside.items():
-        name = key
-        for pattern, new in RENAMES:
-            name = pattern.sub(new, name)
-        renamed[name] = tensor
-    return renamed
 
 
 def _join_qkv(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:

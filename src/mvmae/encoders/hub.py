@@ -45,7 +45,14 @@ def from_timm(name: str) -> tuple[FoundEncoder, Preprocessing]:
         ).eval()
     except Exception as error:  # no network, weights or file: timm raises many classes
         raise UserError(f"timm cannot load {name}: {_first_line(error)}") from error
-    _require_plain(model, name)
+    if type(model).__name__ != "VisionTransformer":
+        raise UserError(
+            f"timm:{name} is a {type(model).__name__}, not a plain Vision Transformer: "
+            "timm.list_models('vit*') lists those"
+        )
+    activation = model.blocks[0].mlp.act
+    is_exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
+    _require_gelu(f"timm:{name}", "gelu" if is_exact else type(activation).__name__)
     facts: dict[str, Any] = model.pretrained_cfg
     block = model.blocks[0]
     hints = Hints(block.attn.num_heads, block.norm1.eps, tuple(model.patch_embed.img_size))
@@ -67,8 +74,7 @@ def _weight_file_of_timm(name: str) -> dict[str, Any]:
     if facts is None or not facts.hf_hub_id:
         return {}
     names = (facts.hf_hub_filename,) if facts.hf_hub_filename else WEIGHT_FILES
-    folder = _snapshot(facts.hf_hub_id, names, ())
-    file = next((folder / name for name in names if (folder / name).exists()), None)
+    file = _first_file(_snapshot(facts.hf_hub_id, names, ()), names)
     # `custom_load` is for weights in JAX's layout; the files on the hub are converted.
     return {"file": str(file), "custom_load": False} if file else {}
 
@@ -84,18 +90,16 @@ def _snapshot(name: str, weight_files: Sequence[str], others: Sequence[str]) -> 
     return folder
 
 
-def _require_plain(model: Any, name: str) -> None:
-    """Reject what the state dict does not show: other classes and activations."""
-    if type(model).__name__ != "VisionTransformer":
+def _first_file(folder: Path, names: Sequence[str]) -> Path | None:
+    return next((folder / name for name in names if (folder / name).exists()), None)
+
+
+def _require_gelu(source: str, activation: str) -> None:
+    """Reject other activations, which the weights do not show."""
+    if activation != "gelu":
         raise UserError(
-            f"timm:{name} is a {type(model).__name__}, not a plain Vision Transformer: "
-            "timm.list_models('vit*') lists those"
-        )
-    activation = model.blocks[0].mlp.act
-    if not (isinstance(activation, nn.GELU) and activation.approximate == "none"):
-        raise UserError(
-            f"timm:{name} uses the activation {type(activation).__name__}; mvmae's encoder has "
-            "exact GELU: choose another model"
+            f"{source} uses the activation {activation}; mvmae's encoder has exact GELU: choose "
+            "another model"
         )
 
 
@@ -144,29 +148,19 @@ def from_transformers(folder: Path) -> tuple[FoundEncoder, Preprocessing]:
             f"{folder} holds a '{model_type}' of transformers: mvmae reads "
             f"{', '.join(SUPPORTED_MODELS)}"
         )
-    if (activation := facts.get("hidden_act", "gelu")) != "gelu":
-        raise UserError(
-            f"{folder} uses the activation {activation}; mvmae's encoder has exact GELU: choose "
-            "another model"
-        )
+    _require_gelu(str(folder), facts.get("hidden_act", "gelu"))
+    size = facts.get("image_size")
     hints = Hints(
         facts.get("num_attention_heads"),
         facts.get("layer_norm_eps"),
-        _height_width(facts["image_size"]) if "image_size" in facts else None,
+        (size, size) if isinstance(size, int) else size and (size[0], size[1]),
     )
-    found = find_encoder(_load_weights(folder), source=str(folder), hints=hints)
-    return found, _load_preprocessing(folder, facts)
-
-
-def _load_weights(folder: Path) -> dict[str, Any]:
-    file = next((folder / name for name in WEIGHT_FILES if (folder / name).exists()), None)
-    if file is None:
+    if (file := _first_file(folder, WEIGHT_FILES)) is None:
         raise UserError(f"{folder} holds neither {' nor '.join(WEIGHT_FILES)}")
-    return checkpoint.read_tensors(file) if file.suffix == ".safetensors" else checkpoint.load(file)
-
-
-def _height_width(size: int | list[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
+    is_tensors = file.suffix == ".safetensors"
+    weights = checkpoint.read_tensors(file) if is_tensors else checkpoint.load(file)
+    found = find_encoder(weights, source=str(folder), hints=hints)
+    return found, _load_preprocessing(folder, facts)
 
 
 def _load_preprocessing(folder: Path, facts: dict[str, Any]) -> Preprocessing:

@@ -90,24 +90,13 @@ def open_encoder(
         opened = _open_transformers(hub.local_folder(name.removeprefix("hf:")), name)
     else:
         opened = _open_path(Path(source))
-    require_finite_weights(opened, name)
+    for key, tensor in opened.encoder.state_dict().items():
+        if not tensor.isfinite().all():  # every figure computed from it would be infinite or NaN
+            raise UserError(
+                f"the weights of {source} are damaged: {key} holds infinite or NaN values"
+            )
     opened = adapt_channels(opened, in_channels)
     return opened._replace(encoder=resize_encoder(opened.encoder, image_size).eval())
-
-
-def require_finite_weights(opened: OpenedEncoder, source: str) -> None:
-    """Reject weights that are infinite or NaN, since every figure computed from them would be too.
-
-    Raises:
-        UserError: A tensor is not finite; the message names it.
-    """
-    bad = [
-        key for key, tensor in opened.encoder.state_dict().items() if not tensor.isfinite().all()
-    ]
-    if bad:
-        raise UserError(
-            f"the weights of {source} are damaged: {bad[0]} holds infinite or NaN values"
-        )
 
 
 def _open_random(
@@ -191,14 +180,14 @@ def _open_path(path: Path) -> OpenedEncoder:
             )
     if not path.exists():
         raise UserError(f"no such encoder: {path} (expected {ENCODER_SOURCES})")
-    if path.name == ENCODER_FILE and not _has_metadata(path):
+    is_tensors = path.suffix == ".safetensors"
+    if is_tensors and path.with_suffix(".json").exists():
+        return _open_with_metadata(path)
+    if path.name == ENCODER_FILE:
         raise UserError(
             f"no such file: {path.with_suffix('.json')}, which describes {path.name}: keep both "
             "files together"
         )
-    if _has_metadata(path):
-        return _open_with_metadata(path)
-    is_tensors = path.suffix == ".safetensors"
     state = checkpoint.read_tensors(path) if is_tensors else _load_checkpoint(path)
     if _is_training_state(state):
         return _open_training_state(state, path)
@@ -245,10 +234,6 @@ def _open_export(state: dict[str, Any], metadata: dict[str, Any], source: str) -
     return _build(found, described.preprocessing, source=source)._replace(
         pool=described.pool, depth=described.depth
     )
-
-
-def _has_metadata(path: Path) -> bool:
-    return path.suffix == ".safetensors" and path.with_suffix(".json").exists()
 
 
 def _build(
@@ -332,15 +317,10 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
         )
     state = _load_checkpoint(path)
-    if not _is_training_state(state):
+    if not _is_training_state(state) or _is_supervised(state["config"]):
         raise UserError(
-            f"{path} is not a training checkpoint of mvmae but another program's file or an "
-            "encoder alone, without a decoder: give the folder of a pretrain run"
-        )
-    if _is_supervised(state["config"]):
-        raise UserError(
-            f"{path} is not from a pretrain run and has no decoder: give the folder of a "
-            "pretrain run"
+            f"{path} is not a training checkpoint of a pretrain run and has no decoder: give the "
+            "folder of a pretrain run"
         )
     config = from_json(state["config"], PretrainConfig, source=str(path))
     model = MaskedAutoencoder(config.model)
