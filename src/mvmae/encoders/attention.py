@@ -5,7 +5,7 @@ Shapes: B images, C channels, N tokens (prefix tokens, then patches), D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from mvmae.method.vit import Attention, Block, Encoder
+from mvmae.method.vit import Block, Encoder
 
 
 def attention_weights(
@@ -35,13 +35,9 @@ def attention_weights(
     """
     depth = len(encoder.blocks)
     kept = [range(depth)[block] for block in (range(depth) if blocks is None else blocks)]
-    weights: dict[int, Tensor] = {}
-
-    def keep(number: int, compute: Callable[[], Tensor]) -> None:
-        if number in kept:
-            weights[number] = compute()
-
-    _walk(encoder, images, keep, last=max(kept, default=-1))
+    # zip asks the range first, so blocks after the last one that is kept are not computed.
+    inputs = zip(range(max(kept, default=-1) + 1), _block_inputs(encoder, images), strict=False)
+    weights = {at: _weights(block, x) for at, (block, x) in inputs if at in kept}
     return [weights[number] for number in kept]
 
 
@@ -59,17 +55,13 @@ def attention_rollout(
     Only one row of the product is needed, but it would have to be multiplied from the last block
     backwards, which is computed last. So the whole product is kept: one N x N matrix per image.
     """
-    products: list[Tensor] = []
-
-    def multiply(number: int, compute: Callable[[], Tensor]) -> None:
-        del number
-        mean = compute().mean(dim=1)
+    product = images  # replaced by the first block
+    for number, (block, x) in enumerate(_block_inputs(encoder, images)):
+        mean = _weights(block, x).mean(dim=1)
         mixed = mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         mixed /= mixed.sum(dim=-1, keepdim=True)
-        products[:] = [mixed @ products[0]] if products else [mixed]
-
-    _walk(encoder, images, multiply, last=len(encoder.blocks) - 1)
-    heat = _to_patches(encoder, products[0])
+        product = mixed @ product if number else mixed
+    heat = _to_patches(encoder, product)
     total = heat.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(heat.dtype).tiny)
     return (heat / total).unflatten(-1, encoder.grid)
 
@@ -99,28 +91,20 @@ def patch_similarity(tokens: Float[Tensor, "B N D"], index: int) -> Float[Tensor
     return F.cosine_similarity(tokens[:, index : index + 1], tokens, dim=-1)
 
 
-def _walk(
-    encoder: Encoder,
-    images: Tensor,
-    visit: Callable[[int, Callable[[], Tensor]], None],
-    *,
-    last: int,
-) -> None:
-    """Pass images through the blocks up to `last`; `visit` may compute a block's weights."""
-    x = encoder._embed(encoder.patches(images), None)
-    for number in range(last + 1):
-        block = cast("Block", encoder.blocks[number])
-        tokens = x
-        visit(number, lambda block=block, tokens=tokens: _weights(block.attn, block.norm1(tokens)))
-        if number < last:
-            x = block(x)
+def _block_inputs(encoder: Encoder, images: Tensor) -> Iterator[tuple[Block, Tensor]]:
+    """Yield each block with its input; the last block's output is never computed."""
+    x, before = encoder._embed(encoder.patches(images), None), None
+    for block in encoder.blocks:
+        x = x if before is None else before(x)
+        yield cast("Block", block), x
+        before = block
 
 
-def _weights(attention: Attention, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
+def _weights(block: Block, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B heads N N"]:
     """Compute the weights with which `scaled_dot_product_attention` mixes the values."""
     B, N, D = x.shape
-    heads = attention.num_heads
-    qkv = attention.qkv(x).reshape(B, N, 3, heads, D // heads)
+    heads = block.attn.num_heads
+    qkv = block.attn.qkv(block.norm1(x)).reshape(B, N, 3, heads, D // heads)
     q, k, _ = qkv.permute(2, 0, 3, 1, 4)
     return torch.softmax(q * (D // heads) ** -0.5 @ k.transpose(-2, -1), dim=-1)
 

@@ -53,36 +53,31 @@ def model_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
     """The closest model name in timm, and the arguments for everything that differs from it."""
     import timm
 
-    encoder, variant = opened.encoder, opened.encoder.variant
+    encoder, variant, size = opened.encoder, opened.encoder.variant, opened.encoder.size
     height, width = encoder.image_size
-    sizes = {"img_size": height if height == width else (height, width)}
-    sizes |= {"patch_size": encoder.patch_size}
-    name = GENERAL
     arguments: dict[str, Any] = {}
-    known = [key for key, size in ENCODERS.items() if size == encoder.size]
+    known = [key for key, known_size in ENCODERS.items() if known_size == size]
     for end in (f"{encoder.patch_size}_{height}", f"{encoder.patch_size}_224", "16_224", "14_224"):
         named = [f"{key}_patch{end}" for key in known if timm.is_model(f"{key}_patch{end}")]
         if named:
             name = named[0]
             break
     else:
-        size = encoder.size
+        name = GENERAL
         arguments = {"embed_dim": size.width, "depth": size.depth, "num_heads": size.num_heads}
     patch, side = (int(number) for number in name.rpartition("patch")[2].split("_"))
-    default = {"img_size": side, "patch_size": patch}
-    arguments |= {key: value for key, value in sizes.items() if value != default[key]}
-    if encoder.in_channels != 3:
-        arguments["in_chans"] = encoder.in_channels
-    if variant.mlp_ratio != PLAIN.mlp_ratio:
-        arguments["mlp_ratio"] = _mlp_ratio(encoder)
-    if not variant.cls_token:
-        arguments["class_token"] = False
-    if variant.num_registers:
-        arguments |= {"reg_tokens": variant.num_registers, "no_embed_class": True}
-    if variant.layer_scale:
-        arguments["init_values"] = 1e-5
-    if not variant.final_norm:
-        arguments["final_norm"] = False
+    options = {  # with timm's defaults
+        "img_size": (height if height == width else (height, width), side),
+        "patch_size": (encoder.patch_size, patch),
+        "in_chans": (encoder.in_channels, 3),
+        "mlp_ratio": (_mlp_ratio(encoder), PLAIN.mlp_ratio),
+        "class_token": (variant.cls_token, True),
+        "reg_tokens": (variant.num_registers, 0),
+        "no_embed_class": (variant.num_registers > 0, False),
+        "init_values": (1e-5 if variant.layer_scale else None, None),
+        "final_norm": (variant.final_norm, True),
+    }
+    arguments |= {key: own for key, (own, default) in options.items() if own != default}
     if variant.norm_eps != PLAIN.norm_eps:
         arguments["norm_layer"] = partial(nn.LayerNorm, eps=variant.norm_eps)
     if opened.pool == "mean":  # timm would move the norm behind the pooling

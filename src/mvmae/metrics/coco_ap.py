@@ -29,9 +29,7 @@ class AveragePrecision(NamedTuple):
 
 
 def average_precision(
-    truth: Mapping[str, Any],
-    detections: Sequence[Mapping[str, Any]],
-    kind: Literal["bbox", "segm"],
+    truth: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], kind: Literal["bbox", "segm"]
 ) -> AveragePrecision:
     """Compute COCO's figures of detections in its result format.
 

@@ -9,7 +9,6 @@ Shapes: B images, N patch tokens, D width, T tokens of all images.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +64,8 @@ def principal_basis(tokens: Float[Tensor, "B N D"]) -> Basis:
     for number in range(min(3, len(mean))):
         place = len(mean) - 1 - number
         if variances[place] > floor:
-            components[number] = _with_positive_peak(vectors[:, place])
+            vector = vectors[:, place]
+            components[number] = vector * torch.sign(vector[vector.abs().argmax()])
             shares[number] = variances[place] / variances.sum()
     low, high = _color_range(flat, mean, components)
     return Basis(mean.float(), components.float(), low, high, shares.float())
@@ -84,31 +84,21 @@ def _moments(flat: Float[Tensor, "T D"]) -> tuple[Tensor, Tensor]:
     """Mean and covariance in float64, in pieces to save memory."""
     width = flat.shape[1]
     total = torch.zeros(width, dtype=torch.float64, device=flat.device)
-    for piece in _pieces(flat):
-        total += piece.sum(dim=0)
+    for piece in flat.split(PIECE):
+        total += piece.double().sum(dim=0)
     mean = total / max(1, len(flat))
     covariance = torch.zeros(width, width, dtype=torch.float64, device=flat.device)
-    for piece in _pieces(flat):
-        centred = piece - mean
+    for piece in flat.split(PIECE):
+        centred = piece.double() - mean
         covariance += centred.T @ centred
     return mean, covariance / max(1, len(flat) - 1)
-
-
-def _pieces(flat: Float[Tensor, "T D"]) -> Iterator[Float[Tensor, "t D"]]:
-    for begin in range(0, len(flat), PIECE):
-        yield flat[begin : begin + PIECE].double()
-
-
-def _with_positive_peak(vector: Float[Tensor, " D"]) -> Float[Tensor, " D"]:
-    """Return the vector or its opposite, so that its largest entry is positive."""
-    return vector * torch.sign(vector[vector.abs().argmax()])
 
 
 def _color_range(flat: Tensor, mean: Tensor, components: Tensor) -> tuple[Tensor, Tensor]:
     """Quantiles of the projections that become the ends of the colour range."""
     if not len(flat):
         return components.new_zeros(3).float(), components.new_zeros(3).float()
-    projected = torch.cat([(piece - mean) @ components.T for piece in _pieces(flat)])
+    projected = torch.cat([(piece.double() - mean) @ components.T for piece in flat.split(PIECE)])
     # torch.quantile accepts at most 16 million numbers.
     ends = np.quantile(projected.cpu().numpy(), (TAIL, 1 - TAIL), axis=0)
     low, high = torch.from_numpy(ends).to(flat.device).float()

@@ -8,7 +8,8 @@ Shapes: M images, D width, k neighbours.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import NamedTuple
 
 import torch
@@ -88,15 +89,22 @@ def near_duplicates(
         device: Where to compute. Default: the device of `features`.
     """
     device = device or features.device
-    best = torch.empty(0), torch.empty(0, 2, dtype=torch.int64)
-    for rows, columns in _blocks(len(features)):
-        left, right = (_unit(features[part], device) for part in (rows, columns))
+    best, count = (torch.empty(0), torch.empty(0, 2, dtype=torch.int64)), len(features)
+    # The upper triangle of the matrix of all pairs, in blocks.
+    for row, column in combinations_with_replacement(range(0, count, PIECE), 2):
+        left, right = (
+            F.normalize(features[at : at + PIECE].to(device).float(), dim=1) for at in (row, column)
+        )
         cosines = (left @ right.T).clamp(-1, 1)
-        if rows.start == columns.start:  # each pair once, and no vector paired with itself
-            cosines = cosines.masked_fill(_lower(len(cosines), device), -torch.inf)
-        found = _select(cosines, threshold, limit)
-        places = found[1].cpu() + torch.tensor([rows.start, columns.start])
-        best = _merge(best, (found[0].cpu(), places), limit)
+        if row == column:  # each pair once, and no vector paired with itself
+            cosines = cosines.masked_fill(
+                torch.ones_like(cosines, dtype=torch.bool).tril(), -torch.inf
+            )
+        places = (cosines >= threshold).nonzero()
+        values = cosines[places[:, 0], places[:, 1]]
+        kept = values.sort(descending=True, stable=True).indices[:limit]
+        found = values[kept].cpu(), places[kept].cpu() + torch.tensor([row, column])
+        best = _merge(best, found, limit)
     return [
         Pair(first, second, cosine)
         for cosine, (first, second) in zip(best[0].tolist(), best[1].tolist(), strict=True)
@@ -122,33 +130,6 @@ def spanning_pairs(pairs: Sequence[Pair]) -> list[Pair]:
             parent[second] = first
             kept.append(pair)
     return kept
-
-
-def _blocks(count: int) -> Iterator[tuple[slice, slice]]:
-    """Yield the upper triangle of the matrix of all pairs in blocks of rows and columns."""
-    for row in range(0, count, PIECE):
-        for column in range(row, count, PIECE):
-            yield slice(row, row + PIECE), slice(column, column + PIECE)
-
-
-def _unit(vectors: Float[Tensor, "m D"], device: torch.device) -> Float[Tensor, "m D"]:
-    return F.normalize(vectors.to(device).float(), dim=1)
-
-
-def _lower(side: int, device: torch.device) -> Tensor:
-    return torch.ones(side, side, dtype=torch.bool, device=device).tril()
-
-
-def _select(
-    cosines: Float[Tensor, "m n"], threshold: float, limit: int
-) -> tuple[Float[Tensor, " p"], Tensor]:
-    """Select the largest cosines of a block above the threshold, with their rows and columns."""
-    places = (cosines >= threshold).nonzero()
-    values = cosines[places[:, 0], places[:, 1]]
-    if len(values) > limit:
-        kept = values.sort(descending=True, stable=True).indices[:limit]
-        return values[kept], places[kept]
-    return values, places
 
 
 def _merge(
