@@ -6,15 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
-from torch import Tensor
+from jaxtyping import Float
 
 from mvmae import terminal
 from mvmae.config.datatools import DataShowConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
+from mvmae.config.views import ViewsConfig
 from mvmae.data.reading.detect_kind import detect_kind
 from mvmae.data.reading.loader import ViewsDataset
-from mvmae.data.reading.samples import Sample
 from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
@@ -43,31 +42,29 @@ def run(config: DataShowConfig) -> None:
         data=config.data,
         model=replace(config.model, head="none", in_channels=own),
         views=config.views,
-        objective=ObjectiveConfig(
-            contrastive_weight=0.0, normalize_targets=False
-        ),  # nothing is trained
+        # Nothing is trained; a patch of one pixel could not be normalised.
+        objective=ObjectiveConfig(contrastive_weight=0.0, normalize_targets=False),
         seed=config.seed,
         workers=0,
     )
     trained, source, remarks = resolve_config(settings, source)
     chosen = choose(source, config.count, config.seed)
+    height, width = trained.model.height_width
     picture = contact_sheet.draw(
         read_whole_images(source, chosen, trained, config.channels),
         draw_views(source, chosen, trained, config.channels),
         names=chosen.names,
-        title=make_title(trained, len(source)),
-        note=describe_views(trained),
+        title=f"{' '.join(trained.data)}: {len(source)} images; views of {height} x {width}, "
+        f"{trained.model.num_visible} of {trained.model.num_patches} patches seen",
+        note=describe_views(trained.views),
     )
     write(config.out, picture)
     console = terminal.people()
     if own != config.model.in_channels:
-        remarks = [
-            f"the images have {own} channels: pretrain reads them with --model.in-channels {own}",
-            *remarks,
-        ]
-    for remark in remarks:
-        console.print(remark)
-    for remark in missing(chosen, config.count):
+        console.print(
+            f"the images have {own} channels: pretrain reads them with --model.in-channels {own}"
+        )
+    for remark in (*remarks, *missing(chosen, config.count)):
         console.print(remark)
     console.print(f"written: {config.out}")
     terminal.emit("result", {"command": "data show", "file": str(config.out)})
@@ -110,76 +107,46 @@ def draw_views(
     source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
 ) -> list[Views]:
     """Draw the views of the first epoch, with and without their masks."""
-    dataset = ViewsDataset(source, trained)
-    samples = [dataset[0, index] for index in chosen.indices]
-    rows = [  # views of each image, in its own range of brightness
-        for_people(augment_views(sample, trained), *trained.pixel_statistics, like=own[None])
-        for sample, own in zip(samples, map(source.read, chosen.indices), strict=True)
-        if isinstance(sample.views, torch.Tensor)
-    ]
+    dataset, shape = ViewsDataset(source, trained), trained.model
+    rows, noise = [], []
+    for index in chosen.indices:
+        sample = dataset[0, index]
+        if (views := sample.views) is None:
+            continue
+        if sample.augmentations is not None:  # which training applies on the device
+            changed = augment(views, sample.augmentations, trained.views, shape.in_channels)
+            views = (255 * changed).round().byte() if views.dtype == torch.uint8 else changed
+        # Each image in its own range of brightness.
+        own = source.read(index)[None]
+        rows.append(for_people(views, *trained.pixel_statistics, like=own))
+        noise.append(sample.noise)
     found = []
-    for view in range(trained.views.num_views):
-        shown = torch.stack([row[view] for row in rows])
-        noise = torch.stack([sample.noise[view] for sample in samples])
-        visible = visible_pixels(noise, trained, shown)
+    for number in range(trained.views.num_views):
+        shown = torch.stack([row[number] for row in rows])
+        hidden = masking_from_noise(torch.stack([one[number] for one in noise]), shape.num_visible)
+        marks = hidden.mask[..., None].expand_as(patchify(shown, shape.patch_size)).contiguous()
+        is_hidden = unpatchify(marks, shape.patch_size, shape.grid)
         whole, masked = (
             displayed(one.permute(0, 2, 3, 1).numpy(), channels)
-            for one in (shown, shown * visible + HIDDEN * (1 - visible))
+            for one in (shown, shown * (1 - is_hidden) + HIDDEN * is_hidden)
         )
         found.append(Views(whole, masked))
     return found
 
 
-def augment_views(
-    sample: Sample, trained: PretrainConfig
-) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """Apply the colour augmentations, which training applies on the device."""
-    assert isinstance(sample.views, Tensor)
-    if sample.augmentations is None:
-        return sample.views
-    channels = trained.model.in_channels
-    changed = augment(sample.views, sample.augmentations, trained.views, channels)
-    return (255 * changed).round().byte() if sample.views.dtype == torch.uint8 else changed
-
-
-def visible_pixels(
-    noise: Float[Tensor, "B N"], trained: PretrainConfig, images: Float[Tensor, "B C H W"]
-) -> Float[Tensor, "B C H W"]:
-    """Mark pixels that the encoder sees with 1, others with 0."""
-    shape = trained.model
-    hidden = masking_from_noise(noise, shape.num_visible).mask[..., None]
-    target = patchify(images, shape.patch_size)
-    return 1 - unpatchify(hidden.expand_as(target).contiguous(), shape.patch_size, shape.grid)
-
-
-def make_title(trained: PretrainConfig, count: int) -> str:
-    """Name the data, the size of the views and the number of visible patches."""
-    height, width = trained.model.height_width
-    name = " ".join(trained.data)
-    return (
-        f"{name}: {count} images; views of {height} x {width}, {trained.model.num_visible} of "
-        f"{trained.model.num_patches} patches seen"
-    )
-
-
-def describe_views(trained: PretrainConfig) -> str:
+def describe_views(views: ViewsConfig) -> str:
     """Describe how the views are made."""
-    views = trained.views
     low, high = views.crop_scale
     mirrored = {"none": "not mirrored", "horizontal": "half are mirrored"}
-    flips = mirrored.get(views.flip, "half are mirrored, half upside down")
-    stretched = (
-        ""
-        if views.pixel_depth == "8"
-        else " Colours: each channel within 2.5 deviations of its mean."
-    )
-    changed = [
-        *(
-            [f"four in five in other colours, strength {views.color_jitter:g}"]
-            if views.color_jitter
-            else []
-        ),
-        *([f"{views.grayscale:.0%} are gray"] if views.grayscale else []),
+    ways = [
+        f"{low:.0%} to {high:.0%} of the image's area",
+        mirrored.get(views.flip, "half are mirrored, half upside down"),
     ]
-    ways = ", ".join([f"{low:.0%} to {high:.0%} of the image's area", flips, *changed])
-    return f"Each view: {ways}.{stretched}"
+    if views.color_jitter:
+        ways.append(f"four in five in other colours, strength {views.color_jitter:g}")
+    if views.grayscale:
+        ways.append(f"{views.grayscale:.0%} are gray")
+    text = f"Each view: {', '.join(ways)}."
+    if views.pixel_depth != "8":
+        text += " Colours: each channel within 2.5 deviations of its mean."
+    return text

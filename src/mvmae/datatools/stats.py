@@ -72,7 +72,10 @@ def collect_facts(
 ) -> dict[str, Any]:
     """Collect everything measured, in the form of the JSON file."""
     mean, std = rounded_statistics(found.channels)
-    heights, widths = zip(*found.sizes.elements(), strict=True)
+    sides = [sorted(own) for own in zip(*found.sizes.elements(), strict=True)]
+    height, width = (
+        {"least": own[0], "median": own[len(own) // 2], "most": own[-1]} for own in sides
+    )
     return {
         "command": "data stats",
         "data": list(config.data),
@@ -89,16 +92,11 @@ def collect_facts(
             | {"quantiles": dict(zip(map(str, QUANTILES), one.quantiles, strict=True))}
             for one in found.channels
         ],
-        "height": _summarise_sides(heights),
-        "width": _summarise_sides(widths),
+        "height": height,
+        "width": width,
         "sizes": len(found.sizes),
         "skipped": [one._asdict() for one in found.skipped],
     }
-
-
-def _summarise_sides(sides: tuple[int, ...]) -> dict[str, int]:
-    ordered = sorted(sides)
-    return {"least": ordered[0], "median": ordered[len(ordered) // 2], "most": ordered[-1]}
 
 
 def print_facts(console: Console, facts: dict[str, Any]) -> None:
@@ -111,10 +109,8 @@ def print_facts(console: Console, facts: dict[str, Any]) -> None:
         f"width {width['least']} to {width['most']} (median {width['median']})"
     )
     console.print(f"in {facts['units']}:")
-    for line in table_lines(facts):
+    for line in (*table_lines(facts), *list_remarks(facts)):
         console.print(line)
-    for remark in list_remarks(facts):
-        console.print(remark)
     mean, std = (" ".join(f"{value:.15g}" for value in facts[name]) for name in ("mean", "std"))
     channels = facts["in_channels"]
     option = "" if channels == 3 else f" --model.in-channels {channels}"
@@ -127,18 +123,9 @@ def print_facts(console: Console, facts: dict[str, Any]) -> None:
 def table_lines(facts: dict[str, Any]) -> list[str]:
     """Build a heading and a line for each channel, in aligned columns."""
     is_float = facts["depth"] == "float"
-    shares = ["zero", "at max" if is_float else "saturated", *([] if is_float else ["bits"])]
-    rows = [
-        [
-            "channel",
-            "mean",
-            "std",
-            "min",
-            *(f"{100 * q:g} %" for q in PRINTED_QUANTILES),
-            "max",
-            *shares,
-        ]
-    ]
+    quantiles = [f"{100 * q:g} %" for q in PRINTED_QUANTILES]
+    rows = [["channel", "mean", "std", "min", *quantiles, "max", "zero"]]
+    rows[0] += ["at max"] if is_float else ["saturated", "bits"]
     for number, one in enumerate(facts["channels"], 1):
         values = [one["mean"], one["std"], one["low"]]
         values += [one["quantiles"][str(q)] for q in PRINTED_QUANTILES] + [one["high"]]

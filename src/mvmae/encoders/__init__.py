@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the same names as in `_MODULE_OF`, for type checkers and editors
+if TYPE_CHECKING:  # names of `_MODULES`, for type checkers and editors
     from mvmae.encoders.encoder_json import ENCODER_FILE as ENCODER_FILE
     from mvmae.encoders.encoder_json import OpenedEncoder as OpenedEncoder
     from mvmae.encoders.encoder_json import Preprocessing as Preprocessing
@@ -16,7 +16,6 @@ if TYPE_CHECKING:  # the same names as in `_MODULE_OF`, for type checkers and ed
     from mvmae.encoders.encoder_json import encoder_metadata as encoder_metadata
     from mvmae.encoders.encoder_json import save_encoder as save_encoder
     from mvmae.encoders.encoder_json import weights_digest as weights_digest
-    from mvmae.encoders.features import FeatureExtractor as FeatureExtractor
     from mvmae.encoders.features import Features as Features
     from mvmae.encoders.features import compute_features as compute_features
     from mvmae.encoders.features import encode_source as encode_source
@@ -34,27 +33,12 @@ if TYPE_CHECKING:  # the same names as in `_MODULE_OF`, for type checkers and ed
     from mvmae.encoders.open import untrained_copy as untrained_copy
     from mvmae.encoders.resize import resize_encoder as resize_encoder
 
-_NAMES = {
-    "encoder_json": (
-        *("ENCODER_FILE", "OpenedEncoder", "Preprocessing", "attach_preprocessing"),
-        *("encoder_metadata", "save_encoder", "weights_digest"),
-    ),
-    "features": (
-        *("FeatureExtractor", "Features", "compute_features", "encode_source"),
-        *("encoder_extractor", "extract_distributed", "extract_features", "pixel_extractor"),
-        "require_readable",
-    ),
-    "open": (
-        *("OpenedAutoencoder", "load_autoencoder", "load_encoder", "open_autoencoder"),
-        *("open_encoder", "random_encoder", "untrained_copy"),
-    ),
-    "resize": ("resize_encoder",),
-}
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
-__all__ = list(_MODULE_OF)
+_MODULES = ("encoder_json", "resize", "open", "features")  # the last two load the most
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULE_OF:
-        raise AttributeError(f"module 'mvmae.encoders' has no attribute '{name}'")
-    return getattr(importlib.import_module(f"mvmae.encoders.{_MODULE_OF[name]}"), name)
+    for module in () if name.startswith("_") else _MODULES:
+        found = vars(importlib.import_module(f"{__name__}.{module}"))
+        if name in found:
+            return found[name]
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

@@ -12,6 +12,8 @@ from mvmae.errors import counted
 from mvmae.method.vit import PLAIN
 from mvmae.storage import metrics_file, results, run_folder
 
+POOLED = {"mean": "the mean of the patch tokens", "cls": "the class token"}
+
 
 def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
     """Collect what `show` prints and a model card contains, as plain JSON.
@@ -90,6 +92,19 @@ def _read_object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
+
+
+def format_training(run: dict[str, Any]) -> dict[str, str]:
+    """Format how a run was trained, as one line for each label."""
+    data = run["data"]
+    names = " ".join(data) if isinstance(data, list) else str(data)
+    count = f", {run['num_images']} images" if run["num_images"] else ""
+    steps = "unknown" if run["steps"] is None else run["steps"]
+    lines = {
+        "trained on": f"{names}{count}",
+        "steps": f"{steps} of {run['batch_size']} images, {run['epochs']} epochs planned",
+    }
+    return lines | ({"health": f"{run['health']}. {run['sentence']}."} if run["health"] else {})
 
 
 def format_sizes(facts: dict[str, Any]) -> str:

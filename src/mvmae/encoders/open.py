@@ -13,7 +13,6 @@ from mvmae.config.files import from_json
 from mvmae.config.model import ENCODERS, ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.encoders import hub
 from mvmae.encoders.encoder_json import (
     ENCODER_FILE,
     OpenedEncoder,
@@ -22,6 +21,13 @@ from mvmae.encoders.encoder_json import (
     encoder_from_metadata,
 )
 from mvmae.encoders.formats import FoundEncoder, Hints, find_encoder
+from mvmae.encoders.hub import (
+    from_timm,
+    from_transformers,
+    is_transformers_folder,
+    local_folder,
+    read_json,
+)
 from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.method.model import MaskedAutoencoder
@@ -85,9 +91,9 @@ def open_encoder(
     if name.startswith("random:"):
         return _open_random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
-        opened = _build(*hub.from_timm(name.removeprefix("timm:")), source=name)
+        opened = _build(*from_timm(name.removeprefix("timm:")), source=name)
     elif name.startswith("hf:"):
-        opened = _open_transformers(hub.local_folder(name.removeprefix("hf:")), name)
+        opened = _open_transformers(local_folder(name.removeprefix("hf:")), name)
     else:
         opened = _open_path(Path(source))
     for key, tensor in opened.encoder.state_dict().items():
@@ -172,7 +178,7 @@ def _open_path(path: Path) -> OpenedEncoder:
             path = newest
         elif sharded_checkpoint.is_checkpoint(path):
             pass
-        elif hub.is_transformers_folder(path):
+        elif is_transformers_folder(path):
             return _open_transformers(path, str(path))
         else:
             raise UserError(
@@ -220,8 +226,8 @@ def _open_with_metadata(path: Path) -> OpenedEncoder:
 
 def _open_transformers(folder: Path, source: str) -> OpenedEncoder:
     """Load a transformers encoder; `mvmae export` records the token to read in config.json."""
-    opened = _build(*hub.from_transformers(folder), source=source)
-    pool = hub.read_json(folder / "config.json").get("mvmae_pool")
+    opened = _build(*from_transformers(folder), source=source)
+    pool = read_json(folder / "config.json").get("mvmae_pool")
     return opened._replace(pool=pool) if pool in ("mean", "cls") else opened
 
 

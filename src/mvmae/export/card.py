@@ -6,10 +6,12 @@ from typing import Any
 
 from mvmae.config.export import ExportFormat
 from mvmae.encoders.description import (
+    POOLED,
     format_headline,
     format_input,
     format_preprocessing,
     format_sizes,
+    format_training,
     format_variant,
 )
 from mvmae.version import __version__
@@ -24,7 +26,6 @@ WHAT = {
     "in, pooled features (B x D) and patch features (B x N x D) out.",
     "safetensors": "Weights and sizes as mvmae stores them.",
 }
-POOLED = {"mean": "the mean of the patch tokens", "cls": "the class token"}
 
 
 def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
@@ -51,7 +52,13 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
     parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(lines)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
-        parts += ["## Training", _describe_training(facts["run"])]
+        training = [f"- {label}: {text}" for label, text in format_training(facts["run"]).items()]
+        training += [
+            f"- {part}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+            for part in ("model", "objective", "views")
+            if isinstance(settings := facts["run"]["config"].get(part), dict)
+        ]
+        parts += ["## Training", "\n".join(training)]
     if facts["results"]:
         rows = [
             f"- {one['command']} on {one['data']}: {format_headline(one['headline'])}"
@@ -60,23 +67,3 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         parts += ["## Results", "\n".join(rows)]
     parts.append(f"Written by mvmae {__version__}.")
     return "\n\n".join(parts) + "\n"
-
-
-def _describe_training(trained: dict[str, Any]) -> str:
-    """How a run was trained, from the files of its folder."""
-    data = trained["data"]
-    names = " ".join(data) if isinstance(data, list) else str(data)
-    images = f" ({trained['num_images']} images)" if trained["num_images"] else ""
-    steps = "an unknown number of" if trained["steps"] is None else trained["steps"]
-    lines = [
-        f"- images: {names}{images}",
-        f"- {steps} steps of {trained['batch_size']} images, {trained['epochs']} epochs planned",
-    ]
-    lines += [
-        f"- {part}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
-        for part in ("model", "objective", "views")
-        if isinstance(settings := trained["config"].get(part), dict)
-    ]
-    if trained["health"]:
-        lines.append(f"- health: {trained['health']}. {trained['sentence']}.")
-    return "\n".join(lines)

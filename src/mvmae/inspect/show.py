@@ -8,16 +8,17 @@ from typing import Any
 from mvmae import encoders, terminal
 from mvmae.config.export import ShowConfig
 from mvmae.encoders.description import (
+    POOLED,
     describe_encoder,
     format_headline,
     format_input,
     format_preprocessing,
     format_sizes,
+    format_training,
     format_variant,
 )
 
 MAX_KEYS = 3  # weights listed of those that were left out
-TOKENS = {"mean": "the mean of the patch tokens", "cls": "the class token"}
 
 
 def run(config: ShowConfig) -> None:
@@ -42,25 +43,13 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     if facts["variant"]:
         yield "unlike MAE's", format_variant(facts["variant"])
     yield "preprocessing", format_preprocessing(facts)
-    yield "token to read", TOKENS[facts["pool"]]
+    yield "token to read", POOLED[facts["pool"]]
     if left_out := facts["left_out"]:
         more = " ..." if len(left_out) > MAX_KEYS else ""
         yield "left out", f"{len(left_out)} keys: {', '.join(left_out[:MAX_KEYS])}{more}"
     if facts["run"]:
-        yield from run_rows(facts["run"])
+        yield "run", facts["run"]["folder"]
+        yield from format_training(facts["run"]).items()
     for result in facts["results"]:
         figures = format_headline(result["headline"])
         yield f"{result['command']}", f"{result['data']}: {figures} ({result['file']})"
-
-
-def run_rows(trained: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Return the lines about the run folder."""
-    yield "run", trained["folder"]
-    data = trained["data"]
-    names = " ".join(data) if isinstance(data, list) else str(data)
-    count = f", {trained['num_images']} images" if trained["num_images"] else ""
-    yield "trained on", f"{names}{count}"
-    steps = "unknown" if trained["steps"] is None else trained["steps"]
-    yield "steps", f"{steps} of {trained['batch_size']} images, {trained['epochs']} epochs planned"
-    if trained["health"]:
-        yield "health", f"{trained['health']}. {trained['sentence']}."

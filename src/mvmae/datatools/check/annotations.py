@@ -12,11 +12,7 @@ import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig
 from mvmae.data.annotations.coco import SplitFiles, find_split, split_names
-from mvmae.data.annotations.coco_check import (
-    check_coco,
-    load_coco,
-    require_same_categories,
-)
+from mvmae.data.annotations.coco_check import check_coco, load_coco, require_same_categories
 from mvmae.data.annotations.findings import Finding, Remedy
 from mvmae.data.annotations.mask_check import check_pairs, describe_values, require_usable
 from mvmae.data.annotations.mask_values import Rule

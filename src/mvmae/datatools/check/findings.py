@@ -35,11 +35,7 @@ READING: dict[str, tuple[Remedy, str, str]] = {  # by problem
         "remove or shrink them: each process that reads may need as much",
     ),
     "special": ("left out", "pipes, devices or folders with an image's name", "remove them"),
-    "unopened": (
-        "left out",
-        "files that cannot be opened",
-        "check their permissions and the disk",
-    ),
+    "unopened": ("left out", "files that cannot be opened", "check their permissions and the disk"),
     "empty": ("left out", "empty files", "copy or download them again"),
     "no image": ("left out", "files that are not images, despite their suffix", "remove them"),
     "truncated": ("left out", "images that are cut short", "copy or download them again"),

@@ -23,24 +23,12 @@ from mvmae.data.reading.decode import (
     decode,
     decode_deep,
 )
+from mvmae.data.reading.inspect_file import SUFFIXES
 from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.base import Source
 
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 GRAY_MODES = ("1", "L")
-SUFFIXES = {  # by Pillow's name of a format
-    "JPEG": ".jpg",
-    "MPO": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "BMP": ".bmp",
-    "GIF": ".gif",
-    "TIFF": ".tif",
-    "PPM": ".ppm",
-    "AVIF": ".avif",
-    "JPEG2000": ".jp2",
-    "TGA": ".tga",
-}
 MAX_NAME_BYTES = 200  # of a folder or file: file systems take 255 when unpacked
 NUMPY = b"\x93NUMPY"
 
@@ -103,7 +91,7 @@ class Packer:
         if content.startswith(NUMPY):
             suffix = ".npy"
         elif suffix not in EXTENSIONS:
-            suffix = SUFFIXES.get(found, ".png")
+            suffix = SUFFIXES.get(found, (".png",))[0]
         as_it_is = Packed(content, suffix)
         try:
             image = decode(content, 1 if mode in GRAY_MODES else 3)
