@@ -52,7 +52,7 @@ def tar(content: bytes) -> None:
     """An index must be sound, and the same after it was kept."""
     index = tar_index.index_tar(io.BytesIO(content), len(content), "a.tar")
     sound(index, len(content))
-    kept = tar_index.from_bytes(tar_index.to_bytes(index, None, "", len(content)))
+    kept = tar_index.from_bytes(tar_index.to_bytes(index, tar_index.Stamp(len(content), None), ""))
     assert kept is not None
     assert list(kept.index.names) == list(index.names)
 
@@ -64,7 +64,7 @@ def kept_index(content: bytes) -> None:
     kept = tar_index.from_bytes(tar_index.MAGIC + digest + content)
     if kept is not None:
         assert all(isinstance(name, str) for name in kept.index.names)
-        assert (kept.index.starts + kept.index.sizes <= kept.size).all()
+        assert (kept.index.starts + kept.index.sizes <= kept.stamp.size).all()
 
 
 def tensors(file: Path) -> None:

@@ -40,7 +40,7 @@ def indexes(folder: Path) -> None:
     for file in list(folder.iterdir()):
         content = file.read_bytes()
         index = tar_index.index_tar(io.BytesIO(content), len(content), "a")
-        kept = tar_index.to_bytes(index, None, "probe", len(content))
+        kept = tar_index.to_bytes(index, tar_index.Stamp(len(content), None), "probe")
         file.write_bytes(kept[len(tar_index.MAGIC) + tar_index.DIGEST :])
 
 

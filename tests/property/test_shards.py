@@ -18,7 +18,7 @@ from mvmae.data.sources import tar_index
 from mvmae.data.sources.base import labels
 from mvmae.data.sources.open import open_source
 from mvmae.data.sources.shards import Shards
-from mvmae.data.sources.tar_index import from_bytes, index_tar, split_name, to_bytes
+from mvmae.data.sources.tar_index import Stamp, from_bytes, index_tar, split_name, to_bytes
 from mvmae.datatools.pack.encode import ImageNames, Packed
 from mvmae.datatools.pack.write import State, Writer
 
@@ -89,7 +89,7 @@ def made_index() -> bytes:
                 info.size = len(content)
                 made.addfile(info, io.BytesIO(content))
     size = len(stream.getvalue())
-    return to_bytes(index_tar(stream, size, "a.tar"), None, "probe", size)
+    return to_bytes(index_tar(stream, size, "a.tar"), Stamp(size, None), "probe")
 
 
 INDEX = made_index()
@@ -126,9 +126,9 @@ def test_an_index_with_a_fitting_checksum_is_still_not_trusted(data):
     index = kept.index
     assert (index.starts >= 0).all()
     assert (index.sizes >= 0).all()
-    assert (index.starts + index.sizes <= kept.size).all()
-    assert (index.labels < len(index.label_names)).all()
-    assert len(index.starts) == len(index.sizes) == len(index.labels) == len(index.names)
+    assert (index.starts + index.sizes <= kept.stamp.size).all()
+    assert (index.labels.codes < len(index.labels.table)).all()
+    assert len(index.starts) == len(index.sizes) == len(index.labels.codes) == len(index.names)
 
 
 @settings(max_examples=25)

@@ -6,7 +6,8 @@ Labels are beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (one lab
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import numpy as np
 from mvmae.config.model import MAX_CHANNELS
 from mvmae.data.reading.pixel_depth import Values, Wanted
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.string_table import CodedWords, label_order
+from mvmae.data.sources.folders import file_version
+from mvmae.data.sources.string_table import CodedWords, encode_words, label_order
 from mvmae.errors import UserError
 
 KINDS = "buif"  # numpy's letters for booleans, integers and floats
@@ -33,33 +35,24 @@ class ArrayFile(Source):
 
     def __init__(self, file: str, channels: int) -> None:
         self.name, self.file, self.wanted = file, file, Wanted(channels)
-        self._images: np.ndarray | None = None
-        facts = Path(file).stat()
-        self._stamp = f"{facts.st_size} {facts.st_mtime_ns}"
-        self._count = len(self.images)
-        self._classes = _labels(file, self._count)
-        self.classes = self._classes.table if self._classes else ()
+        self._stamp = file_version(file)
+        self.label_codes, self.classes = _read_labels(file, len(self.images))
 
-    @property
+    @cached_property
     def images(self) -> np.ndarray:
         """The array; each process maps the file for itself."""
-        if self._images is None:
-            self._images = _mapped(self.file)
-        return self._images
+        return _map_images(self.file)
 
     def __getstate__(self) -> dict[str, object]:
         """Omit the array, which would be pickled as a copy of the whole file."""
-        return self.__dict__ | {"_images": None}
+        return {name: value for name, value in self.__dict__.items() if name != "images"}
 
     def __len__(self) -> int:
-        return self._count
+        return len(self.images)
 
     def content(self, index: int) -> Values:
         image = np.array(self.images[index])
         return Values(image if image.ndim == 3 else image[..., None])
-
-    def label(self, index: int) -> int:
-        return -1 if self._classes is None else int(self._classes.codes[index])
 
     def version(self, index: int) -> str:
         return f"{index} {self._stamp}"
@@ -71,46 +64,32 @@ class ArrayFile(Source):
         return map(str, (self.file, *_label_files(self.file)))
 
 
-def open_images(names: Sequence[str], channels: int) -> ArrayFile:
-    """Open the one array in `names`."""
-    return ArrayFile(names[0], channels)
-
-
-def _mapped(file: str) -> np.ndarray:
+def _map_images(file: str) -> np.ndarray:
     """Map the array of images in a file, channels last.
 
     Raises:
         UserError: The array does not hold images.
     """
-    array = _array(file, "images")
+    array = _map_array(file, "images")
+    shape = " x ".join(map(str, array.shape)) or "none"
     if array.dtype.kind not in KINDS:
         raise UserError(f"{file} holds {array.dtype}: images are integers or floats")
     if array.ndim not in (3, 4) or 0 in array.shape:
         raise UserError(
-            f"{file} holds an array of shape {_shape(array)}: images are N x H x W, "
+            f"{file} holds an array of shape {shape}: images are N x H x W, "
             "N x H x W x C or N x C x H x W"
         )
-    images = _channels_last(array)
-    if images.ndim == 4 and images.shape[3] > MAX_CHANNELS:
+    if array.ndim == 4 and array.shape[1] < min(array.shape[2:]):  # N x C x H x W
+        array = array.transpose(0, 2, 3, 1)  # a view: the file stays mapped
+    if array.ndim == 4 and array.shape[3] > MAX_CHANNELS:
         raise UserError(
-            f"{file} holds an array of shape {_shape(array)}, of {images.shape[3]} channels, and "
+            f"{file} holds an array of shape {shape}, of {array.shape[3]} channels, and "
             f"at most {MAX_CHANNELS} are read"
         )
-    return images
-
-
-def _channels_last(array: np.ndarray) -> np.ndarray:
-    """N x H x W x C: the second axis is the channels where it is shorter than both behind it."""
-    if array.ndim == 4 and array.shape[1] < min(array.shape[2:]):
-        return array.transpose(0, 2, 3, 1)  # mapped still
     return array
 
 
-def _shape(array: np.ndarray) -> str:
-    return " x ".join(map(str, array.shape)) or "none"
-
-
-def _array(file: str, what: str) -> np.ndarray:
+def _map_array(file: str, what: str) -> np.ndarray:
     """Map the array in a .npy file.
 
     Raises:
@@ -130,34 +109,30 @@ def _label_files(file: str) -> tuple[Path, Path]:
     return stem.with_name(stem.name + ".labels.npy"), stem.with_name(stem.name + ".csv")
 
 
-def _labels(file: str, count: int) -> CodedWords | None:
-    """Read the label of each image from beside the file; None without such a file.
+def _read_labels(file: str, count: int) -> CodedWords:
+    """Read the label of each image from beside the file; no labels without such a file.
 
     Raises:
         UserError: The number of labels is wrong, or they are not labels.
     """
     numbers, table = _label_files(file)
     if numbers.is_file():
-        words, beside = _of_array(numbers), numbers
+        beside, values = numbers, _map_array(str(numbers), "labels")
+        if values.ndim != 1 or values.dtype.kind not in "iuU":
+            raise UserError(f"{beside} must hold one whole number, or one text, for each image")
+        words = [str(value) for value in values.tolist()]
     elif table.is_file():
-        words, beside = _of_table(table), table
+        beside, words = table, _read_label_column(table)
     else:
-        return None
+        return encode_words(())
     if len(words) != count:
         raise UserError(f"{beside} has {len(words):,} labels, and {file} {count:,} images")
     if not all(words):
         raise UserError(f"{beside}, entry {words.index('') + 1}: the label is empty")
-    return CodedWords(words, label_order(words))
+    return encode_words(words, label_order(words))
 
 
-def _of_array(file: Path) -> list[str]:
-    values = _array(str(file), "labels")
-    if values.ndim != 1 or values.dtype.kind not in "iuU":
-        raise UserError(f"{file} must hold one whole number, or one text, for each image")
-    return [str(value) for value in values.tolist()]
-
-
-def _of_table(file: Path) -> list[str]:
+def _read_label_column(file: Path) -> list[str]:
     """The column with the header label or class, or the only column if there is no header."""
     try:
         with file.open(encoding="utf-8-sig", newline="") as stream:

@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from copy import copy
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from mvmae.config.model import MAX_CHANNELS
 from mvmae.config.views import Depth
 from mvmae.data.reading.decode import Pixels, Wanted, decode_content
 from mvmae.data.reading.pixel_depth import Values
+from mvmae.data.sources.string_table import CodedWords, encode_words
 from mvmae.errors import UserError
 
 NOT_OWN_FILES = (  # why `data check` refuses a named set
@@ -34,6 +36,12 @@ class Source(ABC):
 
     classes: Sequence[str] = ()
     """Class names in the order of the labels; empty without labels."""
+
+    label_codes: np.ndarray = np.empty(0)
+    """Index in `classes` for each image; empty without labels."""
+
+    groups: CodedWords = encode_words(())
+    """What each image belongs to besides its class, such as a patient; empty if unknown."""
 
     has_own_files: bool = False
     """Whether each image is a separate file, at `path`."""
@@ -66,11 +74,11 @@ class Source(ABC):
 
     def label(self, index: int) -> int:
         """Index of an image's class in `classes`; -1 without labels."""
-        return -1
+        return int(self.label_codes[index]) if len(self.label_codes) else -1
 
     def group(self, index: int) -> str | None:
-        """What an image belongs to besides its class, such as a patient; None if unknown."""
-        return None
+        """The group of an image, see `groups`; None if it belongs to none."""
+        return self.groups.word(index) if self.groups.table else None
 
     def read(self, index: int) -> Pixels:
         """The pixels of an image.
@@ -144,17 +152,6 @@ class Subset(Forwarding):
         return int(self.indices[index])
 
 
-class Converted(Forwarding):
-    """Another source's images with other channels or another depth."""
-
-    def __init__(self, source: Source, wanted: Wanted) -> None:
-        super().__init__(source)
-        self.wanted = wanted
-
-    def read(self, index: int) -> Pixels:
-        return decode_content(self.content(index), self.wanted)
-
-
 def plain_channels(channels: int) -> int:
     """The channels to open a source with before `with_depth` converts it: 1 or 3.
 
@@ -167,11 +164,20 @@ def plain_channels(channels: int) -> int:
 
 
 def with_depth(source: Source, channels: int, depth: Depth) -> Source:
-    """The source at these channels and this depth, whatever it was converted to before."""
-    plain = source.source if isinstance(source, Converted) else source
+    """The source itself, or for other than 8-bit gray and colour, a copy that reads those.
+
+    Args:
+        source: Opened with `plain_channels`.
+        channels: Channels of the pixels.
+        depth: Depth of the pixels, see `Wanted`.
+    """
     if depth == "8" and channels in (1, 3):
-        return plain
-    return Converted(plain, Wanted(channels, depth))
+        return source
+    deep = copy(source)
+    deep.wanted = Wanted(channels, depth)
+    if isinstance(deep, Forwarding):  # the source inside reads the pixels
+        deep.source = with_depth(deep.source, channels, depth)
+    return deep
 
 
 def labels(source: Source) -> np.ndarray:

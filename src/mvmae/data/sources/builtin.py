@@ -6,7 +6,6 @@ photograph. `digits`: scikit-learn's handwritten digits.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Literal
 
@@ -17,6 +16,7 @@ from PIL import Image
 from mvmae.data.reading.decode import Wanted, decode
 from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.base import Source
+from mvmae.data.sources.string_table import CodedWords
 
 Split = Literal["train", "val"]
 
@@ -33,26 +33,16 @@ PHOTOGRAPHS = {file.split(".")[0]: ("skimage.data", file) for file in SCIKIT_IMA
 WINDOW_SIDES = (72, 128)  # pixels in the photograph
 STORED_SIDE = 64  # pixels of a stored window: twice the demo's input
 NUM_WINDOWS = {"train": 200, "val": 60}  # per photograph
-SHARE = {
-    "train": (0.0, 0.6),
-    "val": (0.62, 1.0),
-}  # of the width; no pixel is in both
+SHARE = {"train": (0.0, 0.6), "val": (0.62, 1.0)}  # of the width; no pixel is in both
 
 
 class InMemory(Source):
-    """Images in one array, N x channels x height x width."""
+    """Images in one array, N x 1 or `channels` x height x width."""
 
-    def __init__(
-        self,
-        name: str,
-        images: np.ndarray,
-        labels: np.ndarray,
-        classes: Sequence[str],
-        channels: int,
-    ) -> None:
-        self.name, self.classes = name, tuple(classes)
-        self.images, self.labels = torch.from_numpy(images), labels
-        self.wanted = Wanted(channels)
+    def __init__(self, name: str, images: np.ndarray, labels: CodedWords, channels: int) -> None:
+        self.name, self.wanted = name, Wanted(channels)
+        self.images = torch.from_numpy(images).expand(-1, channels, -1, -1)
+        self.label_codes, self.classes = labels
         kind = name.partition(":")[0]
         self.refuses_check = f"{kind} is built in: there is nothing to check. Name a folder"
 
@@ -60,15 +50,10 @@ class InMemory(Source):
         return len(self.images)
 
     def content(self, index: int) -> Values:
-        image, channels = self.images[index], self.wanted.channels or 1
-        image = image if len(image) == channels else image[:1].expand(channels, -1, -1)
-        return Values(image.permute(1, 2, 0).numpy())
+        return Values(self.images[index].permute(1, 2, 0).numpy())
 
     def version(self, index: int) -> str:
         return ""
-
-    def label(self, index: int) -> int:
-        return int(self.labels[index])
 
     def path(self, index: int) -> str:
         return f"{self.name}/{self.classes[self.label(index)]}/{index}"
@@ -86,13 +71,8 @@ def photos(split: Split, channels: int) -> InMemory:
         windows.append(_windows(photograph.permute(1, 2, 0).numpy(), split, label))
         labels += [label] * NUM_WINDOWS[split]
     images = np.concatenate(windows).transpose(0, 3, 1, 2)
-    return InMemory(
-        f"photos:{split}",
-        np.ascontiguousarray(images),
-        np.array(labels),
-        list(PHOTOGRAPHS),
-        channels,
-    )
+    coded = CodedWords(np.array(labels), tuple(PHOTOGRAPHS))
+    return InMemory(f"photos:{split}", np.ascontiguousarray(images), coded, channels)
 
 
 def _windows(photograph: np.ndarray, split: Split, label: int) -> np.ndarray:
@@ -119,16 +99,16 @@ def digits(split: Split, channels: int) -> InMemory:
     validates = np.arange(len(labels)) % 5 == 4
     keep = validates if split == "val" else ~validates
     images = np.round(values[keep] * (255 / 16)).astype(np.uint8).reshape(-1, 1, 8, 8)
-    names = [str(digit) for digit in range(10)]
-    return InMemory(f"digits:{split}", images, labels[keep], names, channels)
+    coded = CodedWords(labels[keep], tuple("0123456789"))
+    return InMemory(f"digits:{split}", images, coded, channels)
 
 
 SETS = {"photos": photos, "digits": digits}
 
 
-def open_images(names: Sequence[str], channels: int) -> InMemory:
+def open_images(name: str, channels: int) -> InMemory:
     """Open the training part of `photos` or `digits`."""
-    return SETS[names[0].removeprefix("builtin:")]("train", channels)
+    return SETS[name.removeprefix("builtin:")]("train", channels)
 
 
 def open_parts(name: str, channels: int) -> tuple[InMemory, InMemory]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
+import secrets
 import tempfile
 from pathlib import Path
 
@@ -45,9 +45,19 @@ def cache_bytes() -> int:
     return int(size * 1e9)
 
 
+def may_download() -> bool:
+    """Whether the user allows to download named sets that are missing."""
+    return os.environ.get(CONSENT, "") not in ("", "0")
+
+
 def short_name(text: str) -> str:
     """A short file name that stands for a text."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
+
+
+def index_file(shard: str) -> Path:
+    """Where the index of a tar file is kept if it cannot be beside it."""
+    return cache_folder() / "indexes" / short_name(shard)
 
 
 def write_whole(file: Path, content: bytes) -> None:
@@ -57,12 +67,10 @@ def write_whole(file: Path, content: bytes) -> None:
         OSError: It cannot be written.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=".", suffix=".tmp", dir=file.parent)
+    # Several processes, even of several machines, may fetch the same block at the same time.
+    temporary = file.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(file)
+        temporary.write_bytes(content)
+        temporary.replace(file)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
+        temporary.unlink(missing_ok=True)

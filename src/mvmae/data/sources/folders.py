@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
@@ -10,8 +11,10 @@ from pathlib import Path
 
 from mvmae.data.reading.decode import EXTENSIONS, UnreadableImageError, Wanted
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.string_table import CodedWords, StringTable
+from mvmae.data.sources.string_table import StringTable, encode_words
 from mvmae.errors import UserError
+
+OF_IMAGES_AND_FOLDERS = EXTENSIONS | {os.sep}  # suffixes from `visible_names`
 
 
 class Files(Source):
@@ -31,16 +34,15 @@ class Files(Source):
     def __init__(
         self,
         name: str,
-        paths: Sequence[str],
+        paths: Sequence[str] | StringTable,
         channels: int,
         class_names: Sequence[str] | None = None,
         group_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.wanted = name, Wanted(channels)
         self.names = paths if isinstance(paths, StringTable) else StringTable(paths)
-        self._classes = CodedWords(class_names) if class_names else None
-        self._groups = CodedWords(group_names) if group_names else None
-        self.classes = self._classes.table if self._classes else ()
+        self.label_codes, self.classes = encode_words(class_names or ())
+        self.groups = encode_words(group_names or ())
 
     @cached_property
     def paths(self) -> list[str]:
@@ -55,12 +57,6 @@ class Files(Source):
 
     def version(self, index: int) -> str:
         return file_version(self.names[index])
-
-    def label(self, index: int) -> int:
-        return -1 if self._classes is None else int(self._classes.codes[index])
-
-    def group(self, index: int) -> str | None:
-        return None if self._groups is None else self._groups.word(index)
 
     def path(self, index: int) -> str:
         return self.names[index]
@@ -78,8 +74,10 @@ def read_file(path: str) -> bytes:
     Raises:
         UnreadableImageError: It cannot be read, or is a pipe or a device, which may never end.
     """
+    # Without this flag, opening a pipe waits until somebody writes to it.
+    more = getattr(os, "O_NONBLOCK", 0)
     try:
-        with open(path, "rb", opener=_open_without_waiting) as stream:
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | more)) as stream:
             if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
                 raise UnreadableImageError("not a regular file")
             return stream.read()
@@ -94,11 +92,6 @@ def file_version(path: str) -> str:
     except (OSError, ValueError):  # gone, or a zero byte in the name
         return ""
     return f"{facts.st_size} {facts.st_mtime_ns}"
-
-
-def _open_without_waiting(path: str, flags: int) -> int:
-    """Open a file; of a pipe, do not wait for a writer."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def open_images(folders: Sequence[str], channels: int) -> Files:
@@ -119,7 +112,7 @@ def open_images(folders: Sequence[str], channels: int) -> Files:
 def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str]:
     """Yield paths of images; append the class of each, or an empty text, to `class_names`."""
     for folder in folders:
-        base = _prefix(folder)
+        base = folder_prefix(folder)
         before = len(class_names)
         known: dict[str, str] = {}  # one string per class, not one per image
         for path in _images_below(base):
@@ -130,18 +123,17 @@ def _paths_below(folders: Iterable[str], class_names: list[str]) -> Iterator[str
             raise UserError(f"no images below {folder}: looked for {', '.join(sorted(EXTENSIONS))}")
 
 
-def _prefix(folder: str) -> str:
+def folder_prefix(folder: str | Path) -> str:
     """The path up to a name in the folder, as pathlib writes it."""
     plain = str(Path(folder))
-    return "" if plain == os.curdir else plain if plain.endswith(os.sep) else plain + os.sep
+    return "" if plain == os.curdir else plain.rstrip(os.sep) + os.sep
 
 
 def _images_below(base: str) -> Iterator[str]:
     """Yield sorted paths of image files. Links to folders are followed, each folder is read once.
 
     Folders are sorted as if their names ended in a slash: this gives the order of whole paths one
-    folder at a time, with only the folders on the way in memory. `scandir` tells with each name
-    whether it is a folder, which saves a system call per file.
+    folder at a time, with only the folders on the way in memory.
     """
     seen, rest = {os.path.realpath(base)}, _entries(base)
     while rest:
@@ -155,23 +147,24 @@ def _images_below(base: str) -> Iterator[str]:
 
 def _entries(prefix: str) -> list[str]:
     """Images and folders (with a trailing slash) in a folder, in descending order."""
-    found = []
-    try:
-        with os.scandir(prefix or os.curdir) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if _is_folder(entry):
-                    found.append(entry.name + os.sep)
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
-                    found.append(entry.name)
-    except OSError:  # no permission to read the folder
-        return []
-    return [prefix + name for name in sorted(found, reverse=True)]
+    names = (name for name, suffix in visible_names(prefix) if suffix in OF_IMAGES_AND_FOLDERS)
+    return [prefix + name for name in sorted(names, reverse=True)]
 
 
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:
-        return False
+def visible_names(folder: str) -> Iterator[tuple[str, str]]:
+    """Yield the names in a folder that are not hidden, each with its suffix in lower case.
+
+    Folders end in a slash, which is also their suffix. Nothing is yielded without permission to
+    read the folder.
+    """
+    with contextlib.suppress(OSError), os.scandir(folder or os.curdir) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            try:
+                # `scandir` knows this already, which saves a system call per file.
+                is_folder = entry.is_dir()
+            except OSError:  # a link that leads to itself
+                is_folder = False
+            suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+            yield (entry.name + os.sep, os.sep) if is_folder else (entry.name, suffix)

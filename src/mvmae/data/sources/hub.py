@@ -6,8 +6,7 @@ resume at any step.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,14 +15,13 @@ import numpy as np
 
 from mvmae.data.reading.decode import UnreadableImageError, Wanted
 from mvmae.data.sources.base import NOT_OWN_FILES, Source
-from mvmae.data.sources.cache_dir import CONSENT
+from mvmae.data.sources.cache_dir import CONSENT, may_download
 from mvmae.data.sources.folders import read_file
-from mvmae.data.sources.string_table import CodedWords
+from mvmae.data.sources.labelled import TEST, TRAIN
+from mvmae.data.sources.string_table import CodedWords, encode_words
 from mvmae.errors import UserError
 
 PREFIX = "hf:"
-TRAIN = ("train", "training")
-TEST = ("validation", "val", "valid", "test", "testing")
 LABELS = ("label", "labels", "fine_label", "class")
 
 
@@ -40,11 +38,7 @@ class HubSet(Source):
     """
 
     def __init__(self, name: str, rows: Any, channels: int) -> None:
-        from datasets import (  # pyrefly: ignore[missing-import]  # an extra
-            ClassLabel,
-            Image,
-            Value,
-        )
+        from datasets import ClassLabel, Image, Value  # pyrefly: ignore[missing-import]  # extra
 
         self.name, self.wanted = name, Wanted(channels)
         self.refuses_check = NOT_OWN_FILES.format(name)
@@ -57,16 +51,14 @@ class HubSet(Source):
         self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
         label = next((key for key in LABELS if key in rows.features), None)
         kind = rows.features[label] if label else None
-        self._labels: np.ndarray | None = None
-        self.classes: Sequence[str] = ()
+        labels = encode_words(())
         if isinstance(kind, ClassLabel):
             values = rows.with_format("numpy")[label][:]
-            self._labels, self.classes = np.asarray(values, dtype=np.int64), tuple(kind.names)
+            labels = CodedWords(np.asarray(values, dtype=np.int64), tuple(kind.names))
         elif isinstance(kind, Value):
-            codes = CodedWords([str(value) for value in rows[label][:]])
-            self._labels, self.classes = codes.codes, codes.table
-        if self._labels is not None and (self._labels < 0).any():  # a test split without labels
-            self._labels, self.classes = None, ()
+            labels = encode_words([str(value) for value in rows[label][:]])
+        if not (labels.codes < 0).any():  # as in a test split whose labels are kept secret
+            self.label_codes, self.classes = labels
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -79,9 +71,6 @@ class HubSet(Source):
             raise UnreadableImageError("no image in this row")
         return read_file(cell["path"])
 
-    def label(self, index: int) -> int:
-        return -1 if self._labels is None else int(self._labels[index])
-
     def path(self, index: int) -> str:
         return f"{self.name}/{index}"
 
@@ -90,14 +79,13 @@ class HubSet(Source):
         return f"{index} {self.rows._fingerprint}"
 
 
-def open_images(names: Sequence[str], channels: int) -> HubSet:
+def open_images(data: str, channels: int) -> HubSet:
     """Open the training split of the set that `hf:NAME` names, or the whole set without splits.
 
     Raises:
         UserError: `datasets` is missing, or the set is not on this machine.
     """
-    data = names[0]
-    parts = _parts(data)
+    parts = _load_parts(data)
     name = next((one for one in TRAIN if one in parts), next(iter(parts)))
     return HubSet(f"{data}:{name}", parts[name], channels)
 
@@ -108,7 +96,7 @@ def open_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
     Raises:
         UserError: As `open_images`.
     """
-    parts = _parts(data)
+    parts = _load_parts(data)
     names = [next((one for one in part if one in parts), "") for part in (TRAIN, TEST)]
     if not all(names):
         return None
@@ -116,7 +104,7 @@ def open_parts(data: str, channels: int) -> tuple[HubSet, HubSet] | None:
     return train, test
 
 
-def _parts(data: str) -> dict[str, Any]:
+def _load_parts(data: str) -> dict[str, Any]:
     """The splits of a set by name."""
     name = data.removeprefix(PREFIX)
     if not name:
@@ -127,12 +115,11 @@ def _parts(data: str) -> dict[str, Any]:
         import datasets
     except ImportError as error:
         raise UserError(f"{data} needs: pip install 'mvmae[hf]'") from error
-    consent = os.environ.get(CONSENT, "") not in ("", "0")
     try:
         if Path(name).is_dir():
             found = datasets.load_from_disk(name)
         else:
-            with _offline(not consent):
+            with _offline(not may_download()):
                 found = datasets.load_dataset(name)
     except Exception as error:  # it raises anything, including errors of network packages
         said = " ".join(str(error).split())[:200]

@@ -58,10 +58,7 @@ def open_labelled(data: str, channels: int, depth: Depth = "8") -> Labelled:
                 f"{' ...' if len(odd) > 5 else ''} in one of them only"
             )
         return Labelled(train, test, f"{folders[0].name}/ and {folders[1].name}/")
-    return _split(_require_labels(open_source([data], channels, depth)), data)
-
-
-def _split(source: Source, data: str) -> Labelled:
+    source = _require_labels(open_source([data], channels, depth))
     groups = group_numbers(source, None)
     tests = _every_fifth(labels(source), groups)
     if tests.all() or not tests.any():
@@ -94,6 +91,8 @@ def _require_labels(source: Source) -> Source:
 
 def _every_fifth(classes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Mark every fifth image of each class, starting with the second, so that a pair is split too.
+
+    Without a seed: the split is the same in every run, and in every command.
 
     With groups, such as the images of one patient, mark every fifth group instead, so that no group
     spans both parts. The class of a group is the class of its first image.

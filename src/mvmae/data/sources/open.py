@@ -24,8 +24,8 @@ LISTS = (".txt", ".csv", ".tsv", ".parquet")
 class SourceKind(NamedTuple):
     """A kind of source; its module is imported when one is opened.
 
-    The module has `open_images(names, channels) -> Source` and, where `split` is not empty,
-    `open_parts(name, channels) -> tuple[Source, Source] | None` for the training and test part.
+    Where `split` is not empty, the module also has `open_parts(name, channels)`, which returns the
+    training and the test part, or None if there are no such parts.
     """
 
     recognises: Callable[[str], bool]
@@ -33,6 +33,10 @@ class SourceKind(NamedTuple):
 
     module: str
     """Below `mvmae.data.sources`."""
+
+    opener: str = "open_images"
+    """Its function or class that takes the name (the list of names, if `takes_several`) and the
+    channels, and returns a source."""
 
     split: str = ""
     """Where a split into training and test part comes from, in words; empty without parts."""
@@ -55,7 +59,7 @@ def is_builtin(name: str) -> bool:
     return name.removeprefix("builtin:") in BUILTIN
 
 
-def _starts_with(prefix: str) -> Callable[[str], bool]:
+def _has_prefix(prefix: str) -> Callable[[str], bool]:
     return lambda name: name.startswith(prefix)
 
 
@@ -63,18 +67,14 @@ def _is_file(*suffixes: str) -> Callable[[str], bool]:
     return lambda name: Path(name).suffix.lower() in suffixes and Path(name).is_file()
 
 
-def _is_folder(name: str) -> bool:
-    return Path(name).is_dir()
-
-
 KINDS = (  # the first that recognises a name opens it
     SourceKind(names_shards, "shards", takes_several=True),
     SourceKind(is_builtin, "builtin", split="built in"),
-    SourceKind(_starts_with("torchvision:"), "torchvision_sets", split="its own parts"),
-    SourceKind(_starts_with("hf:"), "hub", split="its own parts"),
-    SourceKind(_is_folder, "folders", takes_several=True),
-    SourceKind(_is_file(*LISTS), "lists"),
-    SourceKind(_is_file(".npy"), "arrays"),
+    SourceKind(_has_prefix("torchvision:"), "torchvision_sets", split="its own parts"),
+    SourceKind(_has_prefix("hf:"), "hub", split="its own parts"),
+    SourceKind(lambda name: Path(name).is_dir(), "folders", takes_several=True),
+    SourceKind(_is_file(*LISTS), "lists", "from_list"),
+    SourceKind(_is_file(".npy"), "arrays", "ArrayFile"),
 )
 
 
@@ -89,8 +89,10 @@ def open_source(data: Sequence[str], channels: int, depth: Depth = "8") -> Sourc
     Raises:
         UserError: There is nothing there, or nothing that mvmae reads.
     """
-    source = _module_for(data).open_images(data, plain_channels(channels))
-    source = with_depth(source, channels, depth)
+    kind = _choose_kind(data)
+    open_images = getattr(_load(kind), kind.opener)
+    names = data if kind.takes_several else data[0]
+    source = with_depth(open_images(names, plain_channels(channels)), channels, depth)
     if channels not in (1, 3):
         require_channels(detect_kind(source, 0), channels, data)
     return source
@@ -114,8 +116,8 @@ def _load(kind: SourceKind) -> Any:
     return import_module(f"mvmae.data.sources.{kind.module}")
 
 
-def _module_for(data: Sequence[str]) -> Any:
-    """The module that opens all of the names together.
+def _choose_kind(data: Sequence[str]) -> SourceKind:
+    """The kind of source that all of the names are together.
 
     Raises:
         UserError: No kind recognises them, or they are of several kinds.
@@ -124,7 +126,7 @@ def _module_for(data: Sequence[str]) -> Any:
         raise UserError("no DATA: name a folder of images, a list file, photos or digits")
     for kind in KINDS:
         if (len(data) == 1 or kind.takes_several) and all(map(kind.recognises, data)):
-            return _load(kind)
+            return kind
     if len(data) > 1:
         other = next(name for name in data if not Path(name).is_dir())
         raise UserError(

@@ -24,7 +24,7 @@ from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
 BLOCK = 4 << 20  # bytes fetched at once
-TRIES = (0.0, 1.0, 4.0)  # seconds before each try
+WAITS = (1.0, 4.0)  # seconds before the second and the third try
 SWEEP = 64  # blocks that a process writes between two checks of the limit
 NEEDS = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "gs": "gcsfs"}
 
@@ -90,32 +90,23 @@ class Remote:
     """Shards at addresses of one kind.
 
     Args:
-        shards: The addresses.
-        cache: The cache for their blocks.
+        shards: Their addresses, or patterns of addresses.
+
+    Raises:
+        UserError: A shard does not exist, or a package is missing.
     """
 
-    def __init__(self, shards: Sequence[str], cache: Cache) -> None:
-        self.shards, self.cache = list(shards), cache
-        self.sizes = [0] * len(shards)
-        self.marks = [""] * len(shards)  # changes with the content of a shard
-        self.keeps_blocks = True
+    def __init__(self, shards: Sequence[str]) -> None:
         self._system: Any = None
         self._pid = 0
-
-    @classmethod
-    def opened(cls, shards: Sequence[str]) -> Remote:
-        """Find the shards that addresses and patterns stand for, and their sizes.
-
-        Raises:
-            UserError: A shard does not exist, or a package is missing.
-        """
-        limit = cache_dir.cache_bytes()
-        made = cls(shards, Cache(cache_dir.cache_folder() / "blocks", limit))
-        made = cls(made.expanded(), made.cache)
-        made.find_sizes()
-        total = sum(made.sizes)
-        made.keeps_blocks = total <= limit
-        if not made.keeps_blocks:
+        self.shards = list(shards)
+        self.shards = [found for shard in shards for found in self._expand(shard)]
+        facts = [self._size_and_mark(shard) for shard in self.shards]
+        self.sizes, self.marks = [size for size, _ in facts], [mark for _, mark in facts]
+        total, limit = sum(self.sizes), cache_dir.cache_bytes()
+        self.cache = Cache(cache_dir.cache_folder() / "blocks", limit)
+        self.keeps_blocks = total <= limit
+        if not self.keeps_blocks:
             print(
                 f"mvmae: the shards have {total / 1e9:.1f} GB and the cache {limit / 1e9:.1f} GB: "
                 f"each image is fetched when it is needed, and again in each epoch. "
@@ -123,7 +114,6 @@ class Remote:
                 f"{cache_dir.cache_folder()}",
                 file=sys.stderr,
             )
-        return made
 
     def __getstate__(self) -> dict[str, object]:
         """Omit connections."""
@@ -136,38 +126,29 @@ class Remote:
             self._system, self._pid = _system(self.shards[0]), os.getpid()
         return self._system
 
-    def expanded(self) -> list[str]:
-        """The addresses, with each pattern replaced by its matches, sorted."""
-        found: list[str] = []
-        for shard in self.shards:
-            kind, _, place = shard.partition("://")
-            is_web = kind.startswith("http")
-            if not WILD.search(place.partition("?")[0] if is_web else place):
-                found.append(shard)
-                continue
-            if is_web:
-                raise UserError(
-                    f"{shard}: web servers cannot list files; write a range such as {{000..146}}"
-                )
-            matching = self._ask(shard, lambda one=shard: self.system.glob(one))
-            if not matching:
-                raise UserError(f"nothing matches {shard}")
-            found += [f"{kind}://{name}" for name in sorted(matching)]
-        return found
+    def _expand(self, shard: str) -> list[str]:
+        """An address, or the sorted addresses that match a pattern."""
+        kind, _, place = shard.partition("://")
+        is_web = kind.startswith("http")
+        if not WILD.search(place.partition("?")[0] if is_web else place):
+            return [shard]
+        if is_web:
+            raise UserError(
+                f"{shard}: web servers cannot list files; write a range such as {{000..146}}"
+            )
+        matching = self._ask(shard, lambda: self.system.glob(shard))
+        if not matching:
+            raise UserError(f"nothing matches {shard}")
+        return [f"{kind}://{name}" for name in sorted(matching)]
 
-    def find_sizes(self) -> None:
-        """Ask for the size of each shard.
-
-        Raises:
-            UserError: A shard does not exist.
-        """
-        for at, shard in enumerate(self.shards):
-            facts = self._ask(shard, lambda one=shard: self.system.info(one))
-            size = facts.get("size")
-            if not isinstance(size, int):
-                raise UserError(f"{_plain(shard)}: the server does not tell its size")
-            mark = facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
-            self.sizes[at], self.marks[at] = size, f"{shard} {size} {mark}"
+    def _size_and_mark(self, shard: str) -> tuple[int, str]:
+        """The size of a shard, and a mark that changes with its content."""
+        facts = self._ask(shard, lambda: self.system.info(shard))
+        size = facts.get("size")
+        if not isinstance(size, int):
+            raise UserError(f"{_plain(shard)}: the server does not tell its size")
+        mark = facts.get("ETag") or facts.get("etag") or facts.get("LastModified") or ""
+        return size, f"{shard} {size} {mark}"
 
     def _ask(self, shard: str, question: Callable[[], T]) -> T:
         try:
@@ -183,7 +164,7 @@ class Remote:
         if end - start < size:
             raise UnreadableImageError("the tar file ends before it")
         if not self.keeps_blocks:
-            return self._fetched(shard, start, end)
+            return self._fetch(shard, start, end)
         first, last = start // BLOCK, max(start, end - 1) // BLOCK
         content = b"".join(self._block(shard, number) for number in range(first, last + 1))
         return content[start - first * BLOCK : end - first * BLOCK]
@@ -191,10 +172,10 @@ class Remote:
     def _block(self, shard: int, number: int) -> bytes:
         start, end = number * BLOCK, min((number + 1) * BLOCK, self.sizes[shard])
         return self.cache.block(
-            self.marks[shard], number, end - start, lambda: self._fetched(shard, start, end)
+            self.marks[shard], number, end - start, lambda: self._fetch(shard, start, end)
         )
 
-    def _fetched(self, shard: int, start: int, end: int) -> bytes:
+    def _fetch(self, shard: int, start: int, end: int) -> bytes:
         try:
             content = _retry(lambda: self.system.cat_file(self.shards[shard], start, end))
         except Exception as error:
@@ -207,27 +188,25 @@ class Remote:
         """Find the index in the cache, beside the shard, or by reading the whole shard."""
         name, size = self.shards[shard], self.sizes[shard]
         stamp = Stamp(size, int(cache_dir.short_name(self.marks[shard])[:15], 16))
-        elsewhere = cache_dir.cache_folder() / "indexes" / cache_dir.short_name(name)
+        elsewhere = cache_dir.index_file(name)
         file = io.BufferedReader(_Reader(self, shard), BLOCK)
         if (index := kept_index(elsewhere, stamp, file)) is not None:
             return index, stamp
         with contextlib.suppress(Exception):  # usually there is none
-            content = self.system.cat_file(_beside(name))
-            kept = tar_index.from_bytes(content)
-            if kept is not None and kept.size == size:
-                self._keep(kept.index, stamp, size, elsewhere)
-                return kept.index, stamp
-        print(f"mvmae: {_plain(name)} has no index: reading the whole file", file=sys.stderr)
-        try:
-            index = tar_index.index_tar(file, size, name)
-        except UnreadableImageError as error:
-            raise UserError(f"{name}: {error}") from error
-        self._keep(index, stamp, size, elsewhere)
-        return index, stamp
-
-    def _keep(self, index: TarIndex, stamp: Stamp, size: int, file: Path) -> None:
+            place, mark, query = name.partition("?")
+            kept = tar_index.from_bytes(
+                self.system.cat_file(place + tar_index.SUFFIX + mark + query)
+            )
+            index = kept.index if kept is not None and kept.stamp.size == size else None
+        if index is None:
+            print(f"mvmae: {_plain(name)} has no index: reading the whole file", file=sys.stderr)
+            try:
+                index = tar_index.index_tar(file, size, name)
+            except UnreadableImageError as error:
+                raise UserError(f"{name}: {error}") from error
         with contextlib.suppress(OSError):
-            cache_dir.write_whole(file, tar_index.to_bytes(index, stamp, "", size))
+            cache_dir.write_whole(elsewhere, tar_index.to_bytes(index, stamp, probe=""))
+        return index, stamp
 
     def classes(self) -> list[str] | None:
         folders = {shard.rpartition("/")[0] for shard in self.shards}
@@ -266,12 +245,6 @@ class _Reader(io.RawIOBase):
         return size
 
 
-def _beside(shard: str) -> str:
-    """The address of a shard's index, with the query string at the end."""
-    place, mark, query = shard.partition("?")
-    return place + tar_index.SUFFIX + mark + query
-
-
 def _plain(address: str) -> str:
     """An address without its query string, which may contain a key."""
     return address.partition("?")[0]
@@ -294,16 +267,14 @@ def _system(address: str) -> Any:
 
 def _retry(question: Callable[[], T]) -> T:
     """Ask up to three times, except after errors that a retry cannot fix."""
-    for wait in TRIES:
-        time.sleep(wait)
+    for wait in WAITS:
         try:
             return question()
         except (FileNotFoundError, PermissionError, UserError):
             raise
-        except Exception:
-            if wait == TRIES[-1]:
-                raise
-    raise AssertionError
+        except Exception:  # network packages raise anything
+            time.sleep(wait)
+    return question()
 
 
 def _short(error: Exception) -> str:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import glob
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from mvmae.data.reading.decode import EXTENSIONS
+from mvmae.data.sources.folders import OF_IMAGES_AND_FOLDERS, visible_names
 from mvmae.errors import UserError
 
 COMPRESSED = re.compile(r"\.(tgz|tbz2?|txz|tar\.(gz|bz2|xz|zst|lz4))$", re.IGNORECASE)
@@ -38,9 +37,9 @@ def names_shards(name: str) -> bool:
             f"{name} is a compressed tar file, from which single images cannot be read: unpack it "
             "to a plain .tar; images hardly shrink anyway"
         )
-    if is_remote(name) or name.lower().endswith(".tar"):
-        return not Path(name).is_dir() if not is_remote(name) else True
-    return Path(name).is_dir() and bool(_tars_in(name))
+    if is_remote(name):
+        return True
+    return bool(_tars_in(name)) if Path(name).is_dir() else name.lower().endswith(".tar")
 
 
 def expand(names: Sequence[str]) -> list[str]:
@@ -51,13 +50,16 @@ def expand(names: Sequence[str]) -> list[str]:
     """
     found: list[str] = []
     for name in names:
-        if not is_remote(name) and Path(name).is_dir():
-            found += _tars_in(name)
-        elif not is_remote(name) and Path(name).exists():
-            found.append(name)
-        else:
-            for one in expand_braces(name):
-                found += _matching(one) if WILD.search(one) and not is_remote(one) else [one]
+        if not is_remote(name) and Path(name).exists():  # even with braces in its name
+            found += _tars_in(name) if Path(name).is_dir() else [name]
+            continue
+        for one in expand_braces(name):
+            is_pattern = WILD.search(one) and not is_remote(one)
+            # pathlib's glob does not take absolute patterns
+            matching = sorted(glob.glob(one, recursive=True)) if is_pattern else [one]  # noqa: PTH207
+            if not matching:
+                raise UserError(f"no file matches {one}")
+            found += matching
     if len(found) > MAX_SHARDS:
         raise UserError(f"{names[0]} names {len(found):,} files: at most {MAX_SHARDS:,} are read")
     for one in found:
@@ -69,26 +71,12 @@ def expand(names: Sequence[str]) -> list[str]:
 def _tars_in(folder: str) -> list[str]:
     """The tar files in a folder; none if it also contains images or folders."""
     found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                if entry.is_dir() or suffix in EXTENSIONS:
-                    return []
-                if suffix == ".tar":
-                    found.append(str(Path(folder, entry.name)))
-    except OSError:
-        return []
+    for name, suffix in visible_names(folder):
+        if suffix in OF_IMAGES_AND_FOLDERS:
+            return []  # at the first image, as there may be millions
+        if suffix == ".tar":
+            found.append(str(Path(folder, name)))
     return sorted(found)
-
-
-def _matching(pattern: str) -> list[str]:
-    found = sorted(glob.glob(pattern, recursive=True))  # noqa: PTH207  # may be absolute
-    if not found:
-        raise UserError(f"no file matches {pattern}")
-    return found
 
 
 def expand_braces(name: str) -> list[str]:

@@ -6,10 +6,12 @@ as with files in folders, while a million images are a few hundred files.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -20,7 +22,7 @@ from mvmae.data.sources import cache_dir, tar_index
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.class_list import CLASSES, class_names, parse_class_list
 from mvmae.data.sources.shard_names import expand, is_remote
-from mvmae.data.sources.string_table import CodedWords, label_order
+from mvmae.data.sources.string_table import CodedWords, encode_words, label_order
 from mvmae.data.sources.tar_index import Stamp, TarIndex, kept_index
 from mvmae.errors import UserError
 
@@ -31,6 +33,9 @@ MAX_SHOWN = 3  # damaged shards named in messages
 @runtime_checkable  # beartype asks in tests
 class Storage(Protocol):
     """Where shards are, on a disk or elsewhere; picklable."""
+
+    shards: list[str]
+    """Their paths or addresses."""
 
     def read(self, shard: int, start: int, size: int) -> bytes:
         """Read some bytes of a shard.
@@ -58,7 +63,6 @@ class Shards(Source):
 
     Args:
         name: What the user called them.
-        shards: The files.
         storage: Where they are.
         channels: Channels of the pixels.
 
@@ -66,19 +70,15 @@ class Shards(Source):
         UserError: A file is not a tar file, or none contains an image.
     """
 
-    def __init__(self, name: str, shards: Sequence[str], storage: Storage, channels: int) -> None:
-        self.name, self.shards, self.wanted = name, list(shards), Wanted(channels)
-        self.storage = storage
-        indexes: list[TarIndex] = []
-        self._stamps: list[Stamp] = []
-        for shard in range(len(self.shards)):
-            index, stamp = storage.open_index(shard)
-            indexes.append(index)
-            self._stamps.append(stamp)
+    def __init__(self, name: str, storage: Storage, channels: int) -> None:
+        self.name, self.storage, self.wanted = name, storage, Wanted(channels)
+        self.shards = storage.shards
+        found = [storage.open_index(shard) for shard in range(len(self.shards))]
+        indexes, self._stamps = [index for index, _ in found], [stamp for _, stamp in found]
         _report_skipped(self.shards, indexes)
         known = zip(self.shards, indexes, strict=True)
         self.damage = [(shard, index.damage) for shard, index in known if index.damage]
-        self.has_local_files = not any(map(is_remote, shards))
+        self.has_local_files = not any(map(is_remote, self.shards))
         if not self.has_local_files:
             self.refuses_check = f"{name} is at an address: copy the tar files here to check them"
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
@@ -87,10 +87,8 @@ class Shards(Source):
         self._names = [index.names for index in indexes]
         self._starts = np.concatenate([index.starts for index in indexes])
         self._sizes = np.concatenate([index.sizes for index in indexes])
-        self._classes = _classes(indexes, storage.classes(), name)
-        self.classes = self._classes.table if self._classes else ()
-        groups = CodedWords(_words(indexes, "groups", "group_names"))
-        self._groups = groups if groups.table else None
+        self.label_codes, self.classes = _classes(indexes, storage.classes(), name)
+        self.groups = encode_words(chain(*(index.groups.words() for index in indexes)))
 
     def __len__(self) -> int:
         return int(self.begins[-1])
@@ -98,12 +96,6 @@ class Shards(Source):
     def content(self, index: int) -> bytes:
         start, size = int(self._starts[index]), int(self._sizes[index])
         return self.storage.read(self._shard(index), start, size)
-
-    def label(self, index: int) -> int:
-        return -1 if self._classes is None else int(self._classes.codes[index])
-
-    def group(self, index: int) -> str | None:
-        return None if self._groups is None else self._groups.word(index)
 
     def path(self, index: int) -> str:
         return f"{self.shards[self._shard(index)]}/{self.member(index)}"
@@ -138,8 +130,8 @@ def open_images(names: Sequence[str], channels: int) -> Shards:
     if any(remote):
         from mvmae.data.sources.remote import Remote  # loads an optional package
 
-        return Shards(" ".join(names), shards, Remote.opened(shards), channels)
-    return Shards(" ".join(names), shards, Local(shards), channels)
+        return Shards(" ".join(names), Remote(shards), channels)
+    return Shards(" ".join(names), Local(shards), channels)
 
 
 def _report_skipped(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
@@ -161,16 +153,7 @@ def _report_skipped(shards: Sequence[str], indexes: Sequence[TarIndex]) -> None:
 USUAL = ("folders", "other files", "hidden files")
 
 
-def _words(indexes: Sequence[TarIndex], codes: str, names: str) -> list[str]:
-    """The label or group of every image; empty for none."""
-    words: list[str] = []
-    for index in indexes:
-        table = [*getattr(index, names), ""]
-        words += [table[code] for code in getattr(index, codes)]
-    return words
-
-
-def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> CodedWords | None:
+def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> CodedWords:
     """Labels from .cls or .json if every image has one, else from folders if every image has one.
 
     With an empty list of classes images have no labels, whatever folders they are in.
@@ -178,15 +161,13 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
     Raises:
         UserError: A label is not in the list of classes.
     """
-    words = _words(indexes, "labels", "label_names")
+    words = [*chain(*(index.labels.words() for index in indexes))]
     if all(words):
         if listed is not None:
-            return CodedWords(class_names(words, listed, name), listed)
-        return CodedWords(words, label_order(words))
-    if listed == []:
-        return None
+            return encode_words(class_names(words, listed, name), listed)
+        return encode_words(words, label_order(words))
     folders = _folders(indexes)
-    return CodedWords(folders) if all(folders) else None
+    return encode_words(folders if all(folders) and listed != [] else ())
 
 
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
@@ -229,7 +210,10 @@ class Local:
     def read(self, shard: int, start: int, size: int) -> bytes:
         try:
             opened = self._file(shard)  # referenced here, so that no other thread closes it
-            content = _pread(opened.handle, start, size)
+            content = b""
+            # One system call reads up to 2 GB, and may read less.
+            while part := os.pread(opened.handle, size - len(content), start + len(content)):
+                content += part
         except OSError as error:
             raise UnreadableImageError(error.strerror or str(error)) from error
         if len(content) < size:
@@ -256,15 +240,17 @@ class Local:
             stamp = Stamp(facts.st_size, facts.st_mtime_ns)
             self.stamps[shard] = stamp
             beside = path.with_name(path.name + tar_index.SUFFIX)
-            elsewhere = (
-                cache_dir.cache_folder() / "indexes" / cache_dir.short_name(str(path.absolute()))
-            )
+            elsewhere = cache_dir.index_file(str(path.absolute()))
             for kept in (beside, elsewhere):
                 if (index := kept_index(kept, stamp, file)) is not None:
                     return index, stamp
             index = tar_index.index_tar(file, stamp.size, str(path))
-            probe = tar_index.probe_of(file, stamp.size, index.starts)
-        _keep(tar_index.to_bytes(index, stamp, probe, stamp.size), (beside, elsewhere))
+            probe = tar_index.probe_headers(file, stamp.size, index.starts)
+        content = tar_index.to_bytes(index, stamp, probe)
+        for kept in (beside, elsewhere):  # if neither can be written, the next run indexes again
+            with contextlib.suppress(OSError):
+                cache_dir.write_whole(kept, content)
+                break
         return index, stamp
 
     def classes(self) -> list[str] | None:
@@ -276,25 +262,3 @@ class Local:
             return parse_class_list(file.read_bytes(), str(file))
         except OSError as error:
             raise UserError(f"cannot read {file}: {error.strerror}") from error
-
-
-def _keep(content: bytes, files: Sequence[Path]) -> None:
-    """Write to the first writable file; without one, the next run indexes the shard again."""
-    for file in files:
-        try:
-            cache_dir.write_whole(file, content)
-        except OSError:
-            continue
-        return
-
-
-def _pread(handle: int, start: int, size: int) -> bytes:
-    """Read bytes from an offset, fewer at the end of the file; one system call reads up to 2 GB."""
-    parts, done = [], 0
-    while done < size:
-        part = os.pread(handle, size - done, start + done)
-        if not part:
-            break
-        parts.append(part)
-        done += len(part)
-    return parts[0] if len(parts) == 1 else b"".join(parts)

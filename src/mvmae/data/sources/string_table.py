@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Int
 
 
-class StringTable(Sequence[str]):
+class StringTable:
     """Strings, such as paths, stored as one run of bytes and the end of each string.
 
     A path of 60 letters takes 68 bytes here and 117 as a string in a list. Forked reader processes
@@ -19,49 +20,37 @@ class StringTable(Sequence[str]):
     """
 
     def __init__(self, strings: Iterable[str] = ()) -> None:
-        blob, lengths = bytearray(), []
+        blob, lengths = bytearray(), [0]
         for text in strings:
             own = text.encode("utf-8", "surrogateescape")
             blob += own
             lengths.append(len(own))
-        self._blob = bytes(blob)
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        self.blob = bytes(blob)  # all strings without separators
+        self._starts = np.cumsum(lengths, dtype=np.int64)
 
     @classmethod
     def from_bytes(cls, blob: bytes, ends: np.ndarray) -> StringTable:
         """Strings that follow each other in `blob`, with the end of each."""
         table = cls()
-        table._blob = blob
-        table._starts = np.concatenate([[0], ends]).astype(np.int64)
+        table.blob, table._starts = blob, np.concatenate([[0], ends]).astype(np.int64)
         return table
 
     def __len__(self) -> int:
         return len(self._starts) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
+    def __iter__(self) -> Iterator[str]:
+        return (self[at] for at in range(len(self)))
 
-    @overload
-    def __getitem__(self, index: slice) -> StringTable: ...
-
-    def __getitem__(self, index: int | slice) -> str | StringTable:
-        if isinstance(index, slice):
-            return StringTable(self[at] for at in range(*index.indices(len(self))))
+    def __getitem__(self, index: int) -> str:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         at = index % len(self)
-        return self._blob[self._starts[at] : self._starts[at + 1]].decode(
-            "utf-8", "surrogateescape"
-        )
+        own = self.blob[self._starts[at] : self._starts[at + 1]]
+        return own.decode("utf-8", "surrogateescape")
 
     @property
-    def blob(self) -> bytes:
-        """All strings without separators."""
-        return self._blob
-
-    @property
-    def ends(self) -> np.ndarray:
-        """The end of each string in `blob`, as int64."""
+    def ends(self) -> Int[np.ndarray, " strings"]:
+        """The end of each string in `blob`."""
         return self._starts[1:]
 
 
@@ -73,30 +62,38 @@ def label_order(words: Iterable[str]) -> list[str]:
 
 def are_numbers(words: Iterable[str]) -> bool:
     """Whether all words are whole numbers of at most 18 digits."""
+    # Beyond 4,300 digits int() raises, and up to 18 digits a number fits into 64 bits.
     return all(word.isascii() and word.isdecimal() and len(word) <= 18 for word in words)
 
 
-class CodedWords:
-    """A word for each image, such as its class, stored as an index in a table of words.
+class CodedWords(NamedTuple):
+    """A word for each image, such as its class, stored as an index in a table of words."""
 
-    Args:
-        words: The words; iterated once. Empty for an image without a word.
-        table: The distinct words in the order of their indices. Default: sorted.
-    """
+    codes: Int[np.ndarray, " images"]
+    """int32; -1 for an image without a word."""
 
-    def __init__(self, words: Iterable[str], table: Sequence[str] | None = None) -> None:
-        seen: dict[str, int] = {}
-        found = np.fromiter((seen.setdefault(word, len(seen)) for word in words), dtype=np.int32)
-        self.table = tuple(sorted(seen.keys() - {""}) if table is None else table)
-        place = {word: at for at, word in enumerate(self.table)} | {"": -1}
-        self.codes = np.array([place[word] for word in seen], dtype=np.int32)[found]
+    table: tuple[str, ...]
 
     def word(self, index: int) -> str | None:
         """The word of an image; None if it has none."""
         code = int(self.codes[index])
         return None if code < 0 else self.table[code]
 
-    @property
-    def is_whole(self) -> bool:
-        """Whether every image has a word."""
-        return bool((self.codes >= 0).all())
+    def words(self) -> list[str]:
+        """The words of all images; empty for an image without a word."""
+        table = (*self.table, "")  # which -1 picks
+        return [table[code] for code in self.codes.tolist()]
+
+
+def encode_words(words: Iterable[str], table: Sequence[str] | None = None) -> CodedWords:
+    """Store a word for each image.
+
+    Args:
+        words: The words; iterated once. Empty for an image without a word.
+        table: The distinct words in the order of their indices. Default: sorted.
+    """
+    seen: dict[str, int] = {}
+    found = np.fromiter((seen.setdefault(word, len(seen)) for word in words), dtype=np.int32)
+    table = sorted(seen.keys() - {""}) if table is None else table
+    place = {word: at for at, word in enumerate(table)} | {"": -1}
+    return CodedWords(np.array([place[word] for word in seen], np.int32)[found], tuple(table))

@@ -14,12 +14,12 @@ from collections import Counter
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from mvmae.data.reading.decode import EXTENSIONS
-from mvmae.data.sources.string_table import StringTable
+from mvmae.data.sources.string_table import CodedWords, StringTable, encode_words
 from mvmae.errors import UserError
 
 SUFFIX = ".index"
@@ -36,11 +36,8 @@ COMPRESSED = {
     b"\xfd7zXZ": "xz -d",
     b"\x28\xb5\x2f\xfd": "zstd -d",
 }
-DAMAGE = (  # what tarfile raises; IndexError for a truncated header of a sparse file
-    *(tarfile.TarError, ValueError, OverflowError, RecursionError, OSError, IndexError),
-)
-INTEGERS = ("starts", "sizes", "ends")  # arrays in the index file, 8 bytes per image
-CODES = ("labels", "groups")  # 4 bytes per image
+# What tarfile raises; IndexError for a truncated header of a sparse file.
+DAMAGE = (tarfile.TarError, ValueError, OverflowError, RecursionError, OSError, IndexError)
 
 
 class TarIndex(NamedTuple):
@@ -55,14 +52,12 @@ class TarIndex(NamedTuple):
     sizes: np.ndarray
     """Sizes in bytes."""
 
-    labels: np.ndarray
-    """From .cls or .json, as an index in `label_names`; -1 for none."""
+    labels: CodedWords
+    """From .cls or .json."""
 
-    groups: np.ndarray
-    """From .json, as an index in `group_names`; -1 for none."""
+    groups: CodedWords
+    """From .json."""
 
-    label_names: list[str]
-    group_names: list[str]
     passed_over: dict[str, int]
     """Number of skipped members by kind."""
 
@@ -74,7 +69,8 @@ class Stamp(NamedTuple):
     """Tells whether a file is still the one that was indexed."""
 
     size: int
-    mtime_ns: int
+    mtime_ns: int | None
+    """None where `probe_headers` alone tells, as copies have other times."""
 
 
 class _Bounded:
@@ -133,42 +129,21 @@ def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
             file.seek(member.offset_data)
             text = file.read(member.size)
             if suffix == "cls":
-                labels[key] = _of_cls(text)
+                labels[key] = text.decode("utf-8", "replace").strip()
             else:
-                described[key], groups[key] = _of_json(text)
+                described[key], groups[key] = _label_and_group(text)
         else:
             passed["other files"] += 1
-    labels = described | {key: label for key, label in labels.items() if label}
-    return _packed(images, labels, groups, {k: n for k, n in passed.items() if n}, damage)
-
-
-def _packed(
-    images: dict[str, tuple[int, int]],
-    labels: dict[str, str],
-    groups: dict[str, str],
-    passed: dict[str, int],
-    damage: list[str],
-) -> TarIndex:
     keys = [split_name(name)[0] for name in images]
-    label_codes, label_names = _codes([labels.get(key, "") for key in keys])
-    group_codes, group_names = _codes([groups.get(key, "") for key in keys])
     numbers = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
     return TarIndex(
-        *(
-            StringTable(images),
-            numbers[:, 0].copy(),
-            numbers[:, 1].copy(),
-            label_codes,
-            group_codes,
-        ),
-        *(label_names, group_names, passed, damage[0] if damage else ""),
+        StringTable(images),
+        *(numbers[:, 0].copy(), numbers[:, 1].copy()),
+        encode_words(labels.get(key) or described.get(key, "") for key in keys),
+        encode_words(groups.get(key, "") for key in keys),
+        {reason: count for reason, count in passed.items() if count},
+        damage[0] if damage else "",
     )
-
-
-def _codes(words: list[str]) -> tuple[np.ndarray, list[str]]:
-    table = sorted(set(words) - {""})
-    place = {word: at for at, word in enumerate(table)} | {"": -1}
-    return np.array([place[word] for word in words], dtype=np.int32), table
 
 
 def split_name(name: str) -> tuple[str, str, str]:
@@ -255,58 +230,51 @@ def _plain_name(member: tarfile.TarInfo) -> tuple[str, str]:
     return "/".join(parts), ""
 
 
-def _of_cls(text: bytes) -> str:
-    return text.decode("utf-8", "replace").strip()
-
-
-def _of_json(text: bytes) -> tuple[str, str]:
-    """The values of `label` and `group` that are texts or whole numbers."""
+def _label_and_group(text: bytes) -> tuple[str, str]:
+    """The values of `label` and `group` in JSON; empty unless they are texts or whole numbers."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
-        return "", ""
-    if not isinstance(content, dict):
-        return "", ""
-    found = [content.get(name) for name in ("label", "group")]
+        content = None
+    content = content if isinstance(content, dict) else {}
     label, group = (
-        str(one).strip() if isinstance(one, str) or type(one) is int else "" for one in found
+        # `type`, because True and False are integers too
+        str(one).strip() if isinstance(one, str) or type(one) is int else ""
+        for one in (content.get("label"), content.get("group"))
     )
     return label, group
 
 
-def to_bytes(index: TarIndex, stamp: Stamp | None, probe: str, size: int) -> bytes:
+def to_bytes(index: TarIndex, stamp: Stamp, probe: str) -> bytes:
     """The content of an index file.
 
     Args:
         index: The index.
-        stamp: Stamp of the tar file; None if `probe` alone tells whether it is the same.
-        probe: The result of `probe_of`.
-        size: Size of the tar file in bytes.
+        stamp: Stamp of the tar file.
+        probe: The result of `probe_headers`.
     """
     facts = {
-        "size": size,
-        "mtime_ns": stamp.mtime_ns if stamp else None,
+        "size": stamp.size,
+        "mtime_ns": stamp.mtime_ns,
         "probe": probe,
         "images": len(index.names),
-        "label_names": index.label_names,
-        "group_names": index.group_names,
+        "label_names": index.labels.table,
+        "group_names": index.groups.table,
         "passed_over": index.passed_over,
         "damage": index.damage,
     }
     head = json.dumps(facts).encode() + b"\n"
-    numbers = [index.starts, index.sizes, index.names.ends]
-    body = b"".join(one.astype("<i8").tobytes() for one in numbers)
-    body += b"".join(one.astype("<i4").tobytes() for one in (index.labels, index.groups))
-    whole = head + body + index.names.blob
+    numbers = np.stack([index.starts, index.sizes, index.names.ends]).astype("<i8").tobytes()
+    codes = np.stack([index.labels.codes, index.groups.codes]).astype("<i4").tobytes()
+    whole = head + numbers + codes + index.names.blob
     return MAGIC + hashlib.blake2b(whole, digest_size=DIGEST).digest() + whole
 
 
 class KeptIndex(NamedTuple):
-    """An index from an index file, with the facts of its tar file."""
+    """An index from an index file, with what recognises its tar file."""
 
     index: TarIndex
-    size: int
-    mtime_ns: int | None
+    stamp: Stamp
     probe: str
 
 
@@ -319,7 +287,7 @@ def from_bytes(content: bytes) -> KeptIndex | None:
     if hashlib.blake2b(whole, digest_size=DIGEST).digest() != digest:
         return None
     try:
-        return _parsed(whole)
+        return _parse(whole)
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         return None  # made by another program, with a matching checksum
 
@@ -330,26 +298,25 @@ def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | No
         kept = from_bytes(file.read_bytes())
     except OSError:
         return None
-    if kept is None or kept.size != stamp.size:
+    if kept is None or kept.stamp.size != stamp.size:
         return None
-    if kept.mtime_ns is not None:
-        return kept.index if kept.mtime_ns == stamp.mtime_ns else None
-    probe = probe_of(shard, stamp.size, kept.index.starts)
+    if kept.stamp.mtime_ns is not None:
+        return kept.index if kept.stamp == stamp else None
+    probe = probe_headers(shard, stamp.size, kept.index.starts)
     return kept.index if probe == kept.probe else None
 
 
-def _parsed(whole: bytes) -> KeptIndex | None:
+def _parse(whole: bytes) -> KeptIndex | None:
     head, _, body = whole.partition(b"\n")
     facts = json.loads(head)
-    count, at = int(facts["images"]), 0
-    arrays = []
-    for name in (*INTEGERS, *CODES):
-        width = 8 if name in INTEGERS else 4
-        arrays.append(np.frombuffer(body, dtype=f"<i{width}", count=count, offset=at))
-        at += width * count
-    starts, sizes, ends, labels, groups = arrays
-    blob, size = body[at:], int(facts["size"])
-    tables = _words(facts["label_names"]), _words(facts["group_names"])
+    count, size = int(facts["images"]), int(facts["size"])
+    starts, sizes, ends = np.frombuffer(body, "<i8", 3 * count).reshape(3, count)
+    both = np.frombuffer(body, "<i4", 2 * count, offset=24 * count).reshape(2, count)
+    blob = body[32 * count :]
+    labels, groups = (
+        CodedWords(codes.astype(np.int32), tuple(map(str, facts[name])))
+        for codes, name in zip(both, ("label_names", "group_names"), strict=True)
+    )
     is_sound = (
         (np.diff(ends, prepend=0) >= 0).all()
         and (ends[-1] if count else 0) == len(blob)
@@ -358,25 +325,19 @@ def _parsed(whole: bytes) -> KeptIndex | None:
         and (sizes <= MAX_BYTES).all()
         and (starts <= size - sizes).all()
         and all(
-            ((codes >= -1) & (codes < len(table))).all()
-            for codes, table in zip((labels, groups), tables, strict=True)
+            ((one.codes >= -1) & (one.codes < len(one.table))).all() for one in (labels, groups)
         )
     )
     if not is_sound:
         return None
     passed = {str(what): int(number) for what, number in facts["passed_over"].items()}
     names = StringTable.from_bytes(blob, ends)
-    codes = labels.astype(np.int32), groups.astype(np.int32)
-    index = TarIndex(names, starts, sizes, *codes, *tables, passed, str(facts["damage"]))
+    index = TarIndex(names, starts, sizes, labels, groups, passed, str(facts["damage"]))
     mtime = None if facts["mtime_ns"] is None else int(facts["mtime_ns"])
-    return KeptIndex(index, size, mtime, str(facts["probe"]))
+    return KeptIndex(index, Stamp(size, mtime), str(facts["probe"]))
 
 
-def _words(values: list[Any]) -> list[str]:
-    return [str(value) for value in values]
-
-
-def probe_of(file: BufferedIOBase, size: int, starts: np.ndarray) -> str:
+def probe_headers(file: BufferedIOBase, size: int, starts: np.ndarray) -> str:
     """A hash of some headers of a tar file and of its end.
 
     Headers contain names and sizes, so members are where they were if the headers agree.

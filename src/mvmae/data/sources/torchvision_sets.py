@@ -13,9 +13,8 @@ from PIL import Image
 from torchvision import datasets
 
 from mvmae.data.reading.pixel_depth import UnreadableImageError, Values, Wanted
-from mvmae.data.sources import cache_dir
 from mvmae.data.sources.base import NOT_OWN_FILES, Source
-from mvmae.data.sources.cache_dir import CONSENT
+from mvmae.data.sources.cache_dir import CONSENT, cache_folder, may_download
 from mvmae.errors import UserError, nearest
 
 PREFIX = "torchvision:"
@@ -23,8 +22,10 @@ ROOT = "MVMAE_TORCHVISION"  # a folder
 Split = Literal["train", "test"]
 
 BY_TRAIN = ("CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "QMNIST", "USPS")
-TRAIN_TEST = ("Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM")
-ALSO = ("RenderedSST2", "STL10", "SVHN", "StanfordCars")
+TRAIN_TEST = (
+    *("Country211", "DTD", "FGVCAircraft", "Flowers102", "Food101", "GTSRB", "PCAM"),
+    *("RenderedSST2", "STL10", "SVHN", "StanfordCars"),
+)
 WHOLE = ("Caltech101", "Caltech256", "EuroSAT", "SUN397")  # without a split
 Options = dict[Split, dict[str, Any]]
 BY_SPLIT: Options = {"train": {"split": "train"}, "test": {"split": "test"}}
@@ -32,7 +33,7 @@ BY_FLAG: Options = {"train": {"train": True}, "test": {"train": False}}
 ONE_PART: Options = {"train": {}}
 PARTS: dict[str, Options] = {
     **dict.fromkeys(BY_TRAIN, BY_FLAG),
-    **dict.fromkeys((*TRAIN_TEST, *ALSO), BY_SPLIT),
+    **dict.fromkeys(TRAIN_TEST, BY_SPLIT),
     **dict.fromkeys(WHOLE, ONE_PART),
     "Imagenette": {"train": {"split": "train"}, "test": {"split": "val"}},
     "OxfordIIITPet": {"train": {"split": "trainval"}, "test": {"split": "test"}},
@@ -45,31 +46,28 @@ class TorchvisionSet(Source):
     Args:
         name: Name of the class in torchvision.
         split: The split.
-        root: The folder that contains the set.
         channels: Channels of the pixels.
-        download: Whether a missing set may be downloaded.
 
     Raises:
         UserError: The set is missing or damaged.
     """
 
-    def __init__(self, name: str, split: Split, root: Path, channels: int, download: bool) -> None:
-        self.name, self.root = f"{PREFIX}{name}:{split}", str(root)
+    def __init__(self, name: str, split: Split, channels: int) -> None:
+        self.name, self.channels = f"{PREFIX}{name}:{split}", channels
         self.wanted, self.refuses_check = Wanted(channels), NOT_OWN_FILES.format(self.name)
-        kind = getattr(datasets, name)
-        options = dict(PARTS[name][split])
+        root, kind, options = folder(), getattr(datasets, name), dict(PARTS[name][split])
         if "download" in inspect.signature(kind).parameters:
-            options["download"] = download
-        if not download and not root.is_dir():  # some classes would create it
-            raise UserError(_missing(name, root, FileNotFoundError("not found")))
+            options["download"] = may_download()
         try:
-            if download:
+            if may_download():
                 root.mkdir(parents=True, exist_ok=True)
+            elif not root.is_dir():  # some classes would create it
+                raise FileNotFoundError("not found")
             self.images = kind(str(root), **options)
         except (RuntimeError, OSError, ValueError, ImportError) as error:
-            raise UserError(_missing(name, root, error)) from error
-        self._labels = _labels(self.images)
-        self.classes = _class_names(self.images, self._labels)
+            raise UserError(_explain_missing(name, root, error)) from error
+        self.label_codes = _read_labels(self.images)
+        self.classes = _class_names(self.images, self.label_codes)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -84,25 +82,16 @@ class TorchvisionSet(Source):
         gray = picture.mode in ("1", "L")
         array = np.asarray(picture.convert("L" if gray else "RGB"))
         # As wide as requested, so that `detect_kind` does not make a gray set gray by itself.
-        whole = np.repeat(array[..., None], self.wanted.channels or 1, axis=2) if gray else array
-        return Values(whole)
+        return Values(np.repeat(array[..., None], self.channels, axis=2) if gray else array)
 
     def version(self, index: int) -> str:
         return ""
-
-    def label(self, index: int) -> int:
-        return int(self._labels[index])
 
     def path(self, index: int) -> str:
         return f"{self.name}/{self.classes[self.label(index)]}/{index}"
 
 
-def open_images(names: Sequence[str], channels: int) -> TorchvisionSet:
-    """Open the training part of the set that `torchvision:NAME` names."""
-    return open_set(names[0], "train", channels)
-
-
-def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
+def open_images(data: str, channels: int, split: Split = "train") -> TorchvisionSet:
     """Open one split of the set that `torchvision:NAME` names.
 
     Raises:
@@ -115,28 +104,27 @@ def open_set(data: str, split: Split, channels: int) -> TorchvisionSet:
             f"unknown torchvision set '{name}'{nearest(name, PARTS)} (supported: "
             f"{', '.join(sorted(PARTS))})"
         )
-    consent = os.environ.get(CONSENT, "") not in ("", "0")
-    return TorchvisionSet(known[name.lower()], split, folder(), channels, consent)
+    return TorchvisionSet(known[name.lower()], split, channels)
 
 
 def open_parts(data: str, channels: int) -> tuple[TorchvisionSet, TorchvisionSet] | None:
     """Open the training and the test split; None if the set has no split.
 
     Raises:
-        UserError: As `open_set`.
+        UserError: As `open_images`.
     """
-    train = open_set(data, "train", channels)
+    train = open_images(data, channels)
     parts = PARTS[train.name.split(":")[1]]
-    return (train, open_set(data, "test", channels)) if "test" in parts else None
+    return (train, open_images(data, channels, "test")) if "test" in parts else None
 
 
 def folder() -> Path:
     """The folder that contains torchvision's data sets."""
     own = os.environ.get(ROOT)
-    return Path(own).expanduser() if own else cache_dir.cache_folder() / "torchvision"
+    return Path(own).expanduser() if own else cache_folder() / "torchvision"
 
 
-def _missing(name: str, root: Path, error: Exception) -> str:
+def _explain_missing(name: str, root: Path, error: Exception) -> str:
     if isinstance(error, ImportError):
         return f"{PREFIX}{name} needs another package: {error}"
     said = " ".join(str(error).split())
@@ -148,7 +136,7 @@ def _missing(name: str, root: Path, error: Exception) -> str:
     )
 
 
-def _labels(images: Any) -> np.ndarray:
+def _read_labels(images: Any) -> np.ndarray:
     """The label of each image; images are read only if torchvision does not keep the labels."""
     for name in ("targets", "labels", "_labels", "y"):  # names in torchvision's classes
         if (values := getattr(images, name, None)) is not None:

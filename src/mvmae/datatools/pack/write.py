@@ -152,10 +152,10 @@ class Writer:
             size = self._temporary.stat().st_size
             with self._temporary.open("rb") as file:
                 index = tar_index.index_tar(file, size, str(self.folder / name))
-                probe = tar_index.probe_of(file, size, index.starts)  # recognises copies
+                probe = tar_index.probe_headers(file, size, index.starts)  # recognises copies
             self._temporary.replace(self.folder / name)
             beside = self.folder / (name + tar_index.SUFFIX)
-            write_bytes(beside, tar_index.to_bytes(index, None, probe, size))
+            write_bytes(beside, tar_index.to_bytes(index, tar_index.Stamp(size, None), probe))
             self.state.shards.append(name)
             self.state.bytes += size
         self._append_skipped()

@@ -89,7 +89,7 @@ class Eight(list):
 
 
 def test_of_several_numbers_of_an_image_the_first_is_its_label():
-    assert torchvision_sets._labels(Eight([None, None])).tolist() == [0, 8]
+    assert torchvision_sets._read_labels(Eight([None, None])).tolist() == [0, 8]
 
 
 # Sets of the package datasets

@@ -83,7 +83,7 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(tmp_path, monkeypatch):
     monkeypatch.setenv("MVMAE_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(remote, "TRIES", (0.0, 0.01, 0.02))
+    monkeypatch.setattr(remote, "WAITS", (0.01, 0.02))
     (tmp_path / "web").mkdir()
     served = Server(tmp_path / "web")
     thread = threading.Thread(target=served.serve_forever, args=(0.05,))
@@ -190,6 +190,30 @@ def test_a_server_that_sends_whole_files_only_is_refused(server, shards, monkeyp
     monkeypatch.setattr(remote, "BLOCK", 1024)
     with pytest.raises(UserError, match="does not send parts of files"):
         opened(server, "s-0.tar")
+
+
+class Bucket:
+    """A folder, with the three calls of a file system of fsspec."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def glob(self, address):
+        return [file.name for file in self.folder.glob(address.removeprefix("s3://"))]
+
+    def info(self, address):
+        return {"size": len(self.cat_file(address))}
+
+    def cat_file(self, address, start=None, end=None):
+        return (self.folder / address.removeprefix("s3://")).read_bytes()[start:end]
+
+
+def test_a_pattern_stands_for_every_tar_file_that_matches(shards, monkeypatch):
+    monkeypatch.setattr(remote, "_system", lambda address: Bucket(shards))
+    source = open_source(["s3://s-*.tar"], 3)
+    paths = [source.path(index) for index in range(len(source))]
+    assert (paths[0], paths[5]) == ("s3://s-0.tar/x/0.png", "s3://s-1.tar/x/2.png")
+    assert source.content(5) == image(12)
 
 
 def test_signed_addresses_keep_their_key_to_themselves(server, shards, capsys):

@@ -59,7 +59,7 @@ def test_a_list_of_ten_thousand_members_takes_little_time_and_memory(tmp_path):
     with file.open("rb") as stream:
         index = index_tar(stream, file.stat().st_size, "a.tar")
     assert len(index.names) == 10_000
-    kept = tar_index.to_bytes(index, None, "", file.stat().st_size)
+    kept = tar_index.to_bytes(index, tar_index.Stamp(file.stat().st_size, None), "")
     assert len(kept) < 50 * 10_000
     assert sys.getsizeof(index.names.blob) < 15 * 10_000
 
