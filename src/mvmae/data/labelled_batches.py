@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvmae.config.views import IMAGENET_MEAN
 from mvmae.data.augment import rand_augment
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
-from mvmae.data.reading.samples import readable
+from mvmae.data.reading.samples import first_readable
 from mvmae.data.sources.base import Source
 from mvmae.method.views import crop, random_box
 
@@ -35,7 +35,7 @@ class LabelledBatch(NamedTuple):
     """Whether a readable image was found for every row."""
 
 
-class Training(NamedTuple):
+class BatchOptions(NamedTuple):
     """Options of the order, the crops and the augmentation."""
 
     seed: int
@@ -46,10 +46,19 @@ class Training(NamedTuple):
     """Height and width in pixels."""
 
     crop_scale: tuple[float, float]
+    """Smallest and largest share of the image's area in a crop."""
+
     interpolation: str
-    augment: float
-    flip: bool
+    """"bicubic" or "bilinear"."""
+
+    augment: float = 0.0
+    """Magnitude of RandAugment on timm's scale, 0 to 10; 0: crops and flips only."""
+
+    flip: bool = True
+    """Whether half of the crops are mirrored."""
+
     upside_down: bool = False
+    """Whether half of them are flipped top to bottom."""
 
 
 class _Sample(NamedTuple):
@@ -61,24 +70,25 @@ class _Sample(NamedTuple):
 class LabelledDataset(Dataset):
     """A random crop of an image, and its class, by (epoch, index)."""
 
-    def __init__(self, source: Source, training: Training) -> None:
-        self.source, self.training = source, training
+    def __init__(self, source: Source, options: BatchOptions) -> None:
+        self.source, self.options = source, options
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample:
-        training = self.training
-        rng = np.random.default_rng((training.seed, *index))
-        pixels, place, skipped = readable(self.source, index[1], rng)
+        options = self.options
+        rng = np.random.default_rng((options.seed, *index))
+        pixels, place, skipped = first_readable(self.source.read, self.source, index[1], rng)
         if pixels is None:
             return _Sample(None, 0, skipped)
         height, width = pixels.shape[1:]
-        box = random_box(rng, height, width, training.crop_scale)
-        mirrored = training.flip and rng.random() < 0.5
-        turned = training.upside_down and rng.random() < 0.5
-        image = crop(pixels, box, training.size, training.interpolation)
+        box = random_box(rng, height, width, options.crop_scale)
+        # Drawn only where used, so that an option that is off leaves the other draws as they are.
+        mirrored = options.flip and rng.random() < 0.5
+        turned = options.upside_down and rng.random() < 0.5
+        image = crop(pixels, box, options.size, options.interpolation)
         image = image.flip(-1) if mirrored else image
         image = image.flip(-2) if turned else image
-        if training.augment > 0:
-            image = rand_augment(image, training.augment, rng, _fill(len(image)))
+        if options.augment > 0:
+            image = rand_augment(image, options.augment, rng, _fill(len(image)))
         return _Sample(image, self.source.label(place), skipped)
 
 
@@ -89,55 +99,39 @@ def _fill(channels: int) -> tuple[float, ...]:
 
 
 def _collate(samples: list[_Sample]) -> LabelledBatch:
-    read = [sample for sample in samples if sample.image is not None]
-    images = [sample.image for sample in read if sample.image is not None]
+    images = [sample.image for sample in samples if sample.image is not None]
     stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
-    labels = torch.tensor([sample.label for sample in read], dtype=torch.int64)
+    labels = [sample.label for sample in samples if sample.image is not None]
     skipped = [skip for sample in samples for skip in sample.skipped]
-    return LabelledBatch(stacked, labels, skipped, len(read) == len(samples))
+    is_whole = len(images) == len(samples)
+    return LabelledBatch(stacked, torch.tensor(labels, dtype=torch.int64), skipped, is_whole)
 
 
 def labelled_batches(
     source: Source,
-    *,
-    seed: int,
+    options: BatchOptions,
     steps: range,
-    batch_size: int,
-    size: tuple[int, int],
-    crop_scale: tuple[float, float],
-    interpolation: str,
-    augment: float | bool,
+    *,
     rank: int,
     world_size: int,
     workers: int | None,
     cuda: bool,
-    flip: bool = True,
-    upside_down: bool = False,
 ) -> DataLoader:
     """Batches for the given steps of a run; iterating yields `LabelledBatch`.
 
     Args:
         source: Labelled images; an epoch has as many whole batches as they fill.
-        seed: Seed of the order, the crops and the augmentation.
+        options: Order, crops and augmentation.
         steps: Steps of the run; 0 is the first of the first epoch.
-        batch_size: Images per step, over all processes.
-        size: Height and width in pixels.
-        crop_scale: Smallest and largest share of the image's area in a crop.
-        interpolation: "bicubic" or "bilinear".
-        augment: Magnitude of RandAugment on timm's scale, 0 to 10; False: crops and flips only.
         rank: Number of this training process.
         world_size: Training processes that share a batch.
         workers: Reader processes. None: chosen for the machine.
         cuda: Whether the batches go to a GPU.
-        flip: Whether half of the crops are mirrored.
-        upside_down: Whether half of them are flipped top to bottom.
     """
-    training = Training(
-        *(seed, batch_size, size, crop_scale, interpolation, float(augment), flip, upside_down)
-    )
+    order = options.seed, options.batch_size
     return DataLoader(
-        LabelledDataset(source, training),
-        batch_sampler=StepSampler(len(source), training, steps, rank, world_size),
+        LabelledDataset(source, options),
+        batch_sampler=StepSampler(len(source), *order, steps, rank, world_size),
         **loading(workers, cuda),
         collate_fn=_collate,
     )

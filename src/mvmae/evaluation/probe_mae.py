@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from mvmae import encoders
 from mvmae.config.evaluation import ProbeConfig
 from mvmae.config.options import RunOutput
-from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
+from mvmae.data.labelled_batches import BatchOptions, LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import Skipped, whole_batches
 from mvmae.data.sources.base import Subset
 from mvmae.errors import UserError
@@ -172,15 +172,11 @@ def read_batches(
     config: ProbeConfig, setting: Setting, steps: range, step_size: int
 ) -> Iterator[LabelledBatch]:
     """Read this process's share of the training batches: random crops and flips."""
+    size, preprocessing = setting.opened.encoder.image_size, setting.opened.preprocessing
     loader = labelled_batches(
         setting.data.train,
-        seed=config.seed,
-        steps=steps,
-        batch_size=step_size,
-        size=setting.opened.encoder.image_size,
-        crop_scale=config.crop_scale,
-        interpolation=setting.opened.preprocessing.interpolation,
-        augment=0.0,
+        BatchOptions(config.seed, step_size, size, config.crop_scale, preprocessing.interpolation),
+        steps,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         workers=config.workers,

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from scipy import stats
 
 from mvmae.data.augment import mix_images, rand_augment, random_erasing, seeded
-from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
+from mvmae.data.labelled_batches import BatchOptions, LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import view_batches, whole_batches
 from mvmae.data.sources.labelled import open_labelled
 from mvmae.data.sources.open import open_source
@@ -175,14 +175,12 @@ def batches(source, steps=range(4), *, augment=9.0, workers=0, rank=0, world_siz
     settings = {"seed": 0, "batch_size": 4, "size": (16, 16), "crop_scale": (0.08, 1.0)} | options
     loader = labelled_batches(
         source,
-        steps=steps,
-        interpolation="bicubic",
-        augment=augment,
+        BatchOptions(interpolation="bicubic", augment=augment, **settings),
+        steps,
         rank=rank,
         world_size=world_size,
         workers=workers,
         cuda=False,
-        **settings,
     )
     return list(loader)
 

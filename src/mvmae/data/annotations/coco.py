@@ -59,29 +59,20 @@ class CocoSplit(Source):
     """The images of one annotation file; boxes are not labels.
 
     Args:
-        name: Name of the split.
-        file: The annotation file.
-        content: Its content, checked and repaired (`coco_check.check_coco`).
-        folder: Folder of the images.
+        files: Where the split is.
+        content: Content of the annotation file, checked and repaired (`coco_check.check_coco`).
         channels: Channels of the decoded images: 1 or 3.
         with_masks: Whether instances keep their masks.
     """
 
     def __init__(
-        self,
-        name: str,
-        file: Path,
-        content: dict[str, Any],
-        folder: Path,
-        *,
-        channels: int,
-        with_masks: bool,
+        self, files: SplitFiles, content: dict[str, Any], *, channels: int, with_masks: bool
     ) -> None:
-        self.name, self.file, self.annotations = name, file, content
+        self.name, self.file, self.annotations = files.name, files.file, content
         self.with_masks, self.wanted = with_masks, Wanted(channels)
         self.ids = [int(category["id"]) for category in content["categories"]]
         self.classes = [str(category["name"]) for category in content["categories"]]
-        self.images = _annotated_images(content, folder, self.ids, with_masks=with_masks)
+        self.images = _annotated_images(content, files.images, self.ids, with_masks=with_masks)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -1,4 +1,4 @@
-"""What is wrong with a COCO file: found, counted, and repaired where that does no harm.
+"""Problems of a COCO file: found, counted, and repaired where that does no harm.
 
 `check_coco` depends only on the content of the file and on the sizes of the images;
 `read_image_sizes` reads those.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import posixpath
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,13 +19,14 @@ from mvmae.data.annotations.coco import SplitFiles
 from mvmae.data.annotations.coco_mask_check import (
     BOX_TOLERANCE,
     Size,
+    UnusableError,
     decide_on_masks,
     drop_misplaced_masks,
     is_coordinate,
     repair_mask,
 )
 from mvmae.data.annotations.findings import Finding, FindingCounter
-from mvmae.data.annotations.image_size import upright_size
+from mvmae.data.reading.deep_formats import open_image, upright_size
 from mvmae.errors import UserError
 
 READER_THREADS = 16
@@ -81,19 +83,18 @@ def read_image_sizes(folder: Path, content: Mapping[str, Any]) -> dict[str, Size
     """
     names = [name for one in content["images"] if isinstance(name := one.get("file_name"), str)]
     with ThreadPoolExecutor(READER_THREADS) as pool:
+        # In threads, because on a network disk each file is waited for.
         sizes = pool.map(lambda name: _read_image_size(folder / name), names)
         return {name: size for name, size in zip(names, sizes, strict=True) if size != "missing"}
 
 
 def _read_image_size(path: Path) -> Any:
-    try:
-        if not path.is_file():
-            return "missing"
-    except (OSError, ValueError):  # a name that no file can have
+    if not os.path.isfile(path):  # noqa: PTH113  # pathlib's raises for names that no file can have
         return "missing"
     try:
-        return upright_size(path)
-    except Exception:
+        with open_image(path) as image:
+            return upright_size(image)
+    except Exception:  # Pillow raises anything
         return None
 
 
@@ -116,16 +117,21 @@ def check_coco(
     notes = FindingCounter()
     category_ids = _category_ids(content["categories"], notes)
     images = _usable_images(content["images"], sizes, notes)
-    known_ids = {one["id"] for one in content["images"] if is_id(one.get("id"))}
+    lost_ids = {one["id"] for one in content["images"] if is_id(one.get("id"))} - images.keys()
     kept = []
     for annotation in content["annotations"]:
+        if is_id(annotation.get("image_id")) and annotation["image_id"] in lost_ids:
+            continue  # its image was reported
         annotation = annotation if with_masks else {**annotation, "segmentation": None}
-        repaired = _repair_annotation(annotation, images, known_ids, category_ids, notes)
-        if repaired is not None:
-            kept.append(repaired)
+        try:
+            kept.append(_repair_annotation(annotation, images, category_ids, notes))
+        except UnusableError as problem:
+            notes.add(*problem.args)
     kept = drop_misplaced_masks(kept, images, notes)
     kept, has_masks = decide_on_masks(kept, notes) if with_masks else (kept, False)
-    _count_repeated_ids(content["annotations"], notes)
+    for number, count in Counter(str(one.get("id")) for one in content["annotations"]).items():
+        if count > 1:
+            notes.add("annotations with the same id", number, "renumbered", count - 1)
     kept = [{**one, "id": number} for number, one in enumerate(kept, start=1)]
     empty = images.keys() - {one["image_id"] for one in kept}
     for image_id in sorted(empty):
@@ -236,31 +242,24 @@ def _count_lost_image(name: str, size: Size, sizes: Mapping, notes: FindingCount
 
 
 def _repair_annotation(
-    one: dict,
-    images: dict[int, dict],
-    known_ids: set[int],
-    category_ids: set[int],
-    notes: FindingCounter,
-) -> dict[str, Any] | None:
-    """Return an annotation in usable form, or None if it has to be left out."""
+    one: dict, images: dict[int, dict], category_ids: set[int], notes: FindingCounter
+) -> dict[str, Any]:
+    """Return an annotation in usable form.
+
+    Raises:
+        UnusableError: It has to be left out.
+    """
     name = f"annotation {one.get('id')}"
     image = images.get(one["image_id"]) if is_id(one.get("image_id")) else None
     if image is None:
-        if not is_id(one.get("image_id")) or one["image_id"] not in known_ids:
-            notes.add("annotations of unknown images", name, "left out")
-        return None
+        raise UnusableError("annotations of unknown images", name, "left out")
     if not is_id(one.get("category_id")) or one["category_id"] not in category_ids:
         example = f"{name}: category {one.get('category_id')}"
-        notes.add("annotations of unknown categories", example, "stop")
-        return None
+        raise UnusableError("annotations of unknown categories", example, "stop")
     name = f"{name} in {image['file_name']}"
     size = image["height"], image["width"]
     box = _repair_box(one.get("bbox"), size, name, notes)
-    if box is None:
-        return None
     mask = repair_mask(one.get("segmentation"), size, name, notes)
-    if mask == "unusable":
-        return None
     area: Any = one.get("area")
     is_area = is_coordinate(area) and area >= 0
     return {
@@ -279,29 +278,22 @@ def _is_crowd(value: Any) -> bool:
 
 def _repair_box(
     box: Any, size: Size, name: str, notes: FindingCounter
-) -> tuple[float, float, float, float] | None:
-    """Return left, top, width and height within the image, or None if the box is unusable."""
-    numbers = list(box) if isinstance(box, list) else []
-    if len(numbers) != 4 or not all(map(is_coordinate, numbers)):
-        notes.add("boxes that are not four numbers", f"{name}: {box}"[:90], "left out")
-        return None
-    x, y, w, h = (float(n) for n in numbers)
+) -> tuple[float, float, float, float]:
+    """Return left, top, width and height within the image.
+
+    Raises:
+        UnusableError: The box has to be left out.
+    """
+    if not isinstance(box, list) or len(box) != 4 or not all(map(is_coordinate, box)):
+        raise UnusableError("boxes that are not four numbers", f"{name}: {box}"[:90], "left out")
+    x, y, w, h = map(float, box)
     if w <= 0 or h <= 0:
-        notes.add("boxes without an area", f"{name}: {box}", "left out")
-        return None
+        raise UnusableError("boxes without an area", f"{name}: {box}", "left out")
     height, width = size
     left, top, right, bottom = max(x, 0.0), max(y, 0.0), min(x + w, width), min(y + h, height)
     if right <= left or bottom <= top:
-        notes.add("boxes outside their image", f"{name}: {box}", "left out")
-        return None
+        raise UnusableError("boxes outside their image", f"{name}: {box}", "left out")
     if max(-x, -y, x + w - width, y + h - height) <= BOX_TOLERANCE:
         return x, y, w, h
     notes.add("boxes that stick out of their image", f"{name}: {box}", "clipped")
     return left, top, right - left, bottom - top
-
-
-def _count_repeated_ids(annotations: list[dict], notes: FindingCounter) -> None:
-    counts = Counter(str(one.get("id")) for one in annotations)
-    for number, count in counts.items():
-        if count > 1:
-            notes.add("annotations with the same id", number, "renumbered", count - 1)

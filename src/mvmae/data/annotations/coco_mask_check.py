@@ -1,4 +1,4 @@
-"""What is wrong with the masks of a COCO file: polygons or run lengths of each object."""
+"""Problems of the masks of a COCO file: polygons or run lengths of each object."""
 
 from __future__ import annotations
 
@@ -20,29 +20,32 @@ MASK_OUTSIDE_BOX = "masks outside their box"
 Size = tuple[int, int]  # height and width
 
 
+class UnusableError(Exception):
+    """An annotation that has to be left out; `args` are what is wrong, an example, the remedy."""
+
+
 def repair_mask(value: Any, size: Size, name: str, notes: FindingCounter) -> Any:
-    """Return polygons or run lengths that can be decoded, None if there are none, or "unusable"."""
+    """Return polygons or run lengths that can be decoded; None if there are none.
+
+    Raises:
+        UnusableError: The annotation has to be left out.
+    """
     if value is None or value == []:
         return None
     if isinstance(value, list):
         polygons = [one for one in value if _is_polygon(one)]
         if not polygons:
-            notes.add("polygons with fewer than three points", name, "left out")
-            return "unusable"
+            raise UnusableError("polygons with fewer than three points", name, "left out")
         if bad := len(value) - len(polygons):
             what = "polygons with fewer than three points beside valid ones"
             notes.add(what, name, "left out", bad)
         return polygons
-    if not isinstance(value, dict) or not {"size", "counts"} <= value.keys():
-        notes.add("masks that cannot be read", name, "left out")
-        return "unusable"
-    if value["size"] != list(size):
+    has_runs = isinstance(value, dict) and {"size", "counts"} <= value.keys()
+    if has_runs and value["size"] != list(size):
         example = f"{name}: {value['size']}, not {list(size)}"
-        notes.add("masks of a different size than their image", example, "left out")
-        return "unusable"
-    if not _is_decodable(value):
-        notes.add("masks that cannot be read", name, "left out")
-        return "unusable"
+        raise UnusableError("masks of a different size than their image", example, "left out")
+    if not has_runs or not _is_decodable(value):
+        raise UnusableError("masks that cannot be read", name, "left out")
     return value
 
 
@@ -95,17 +98,13 @@ def decide_on_masks(
         example = f"one in image {one['image_id']}, though others have masks"
         notes.add("annotations without a mask", example, "left out")
     kept = [one for one in kept if one["iscrowd"] or "segmentation" in one]
-    return [_with_crowd_mask(one, notes) if objects else one for one in kept], bool(objects)
-
-
-def _with_crowd_mask(one: dict[str, Any], notes: FindingCounter) -> dict[str, Any]:
-    """Give a crowd without a mask its box: COCO's metrics need masks of all or of none."""
-    if "segmentation" in one:
-        return one
-    x, y, w, h = one["bbox"]
-    what = "crowds without a mask: their box is used instead"
-    notes.add(what, f"image {one['image_id']}", "kept")
-    return {**one, "segmentation": [[x, y, x + w, y, x + w, y + h, x, y + h]]}
+    for one in kept if objects else ():
+        if "segmentation" not in one:  # COCO's metrics need masks of all or of none
+            what = "crowds without a mask: their box is used instead"
+            notes.add(what, f"image {one['image_id']}", "kept")
+            x, y, w, h = one["bbox"]
+            one["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    return kept, bool(objects)
 
 
 def is_coordinate(value: Any) -> bool:

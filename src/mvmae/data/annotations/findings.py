@@ -1,9 +1,9 @@
-"""What is wrong with images, boxes or masks: findings, counted and printed."""
+"""Problems of images, boxes and masks: counted by kind, and printed."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from rich.console import Console
@@ -51,26 +51,19 @@ class FindingCounter:
     """Counts problems by kind and keeps the first few examples of each."""
 
     def __init__(self) -> None:
-        self._remedies: dict[str, Remedy] = {}
-        self._counts: dict[str, int] = {}
-        self._examples: dict[str, list[str]] = {}
+        self._found: dict[str, Finding] = {}
 
     def add(self, what: str, example: str, remedy: Remedy, count: int = 1) -> None:
         """Count a problem; an empty example is only counted."""
-        self._remedies[what] = remedy
-        self._counts[what] = self._counts.get(what, 0) + count
-        examples = self._examples.setdefault(what, [])
-        if example and len(examples) < MAX_EXAMPLES:
-            examples.append(printable(example.replace("\n", "\\n").replace("\t", "\\t")))
+        one = self._found.get(what, Finding(what=what, remedy=remedy))
+        if example and len(one.examples) < MAX_EXAMPLES:
+            shown = printable(example.replace("\n", "\\n").replace("\t", "\\t"))
+            one = replace(one, examples=(*one.examples, shown))
+        self._found[what] = replace(one, remedy=remedy, total=one.total + count)
 
     def findings(self) -> list[Finding]:
         """Return what was counted, in the order of the first occurrences."""
-        return [
-            Finding(what=what, remedy=remedy, total=self._counts[what], examples=tuple(examples))
-            for (what, remedy), examples in zip(
-                self._remedies.items(), self._examples.values(), strict=True
-            )
-        ]
+        return list(self._found.values())
 
 
 def print_findings(title: str, findings: Mapping[str, Sequence[Finding]]) -> None:

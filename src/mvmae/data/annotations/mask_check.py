@@ -12,7 +12,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mvmae.data.annotations.findings import Finding, FindingCounter
-from mvmae.data.annotations.image_size import upright_size
 from mvmae.data.annotations.mask_values import (
     ALWAYS_IGNORED,
     IGNORED,
@@ -25,6 +24,7 @@ from mvmae.data.annotations.mask_values import (
 )
 from mvmae.data.annotations.masks import FoundPairs, MaskSplit, SegmentationData, class_names
 from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.data.reading.deep_formats import open_image, upright_size
 from mvmae.errors import UserError
 
 MIN_SPARSE_CLASSES = 64  # fewer classes are never suspected
@@ -98,7 +98,10 @@ def check_pairs(
     count = num_classes or max(names, default=-1) + 1 or max(known, default=-1) + 1
     notes = FindingCounter()
     _count_unpaired(splits, notes)
-    _count_unusable((*train, *test), notes)
+    for pair in (*train, *test):
+        if pair.problem:
+            example = f"{pair.mask} ({pair.detail})" if pair.detail else pair.mask
+            notes.add(pair.problem, example, "left out")
     _count_values_beyond(used, count, rule, notes)
     most = max(MIN_SPARSE_CLASSES, MAX_CLASSES_PER_KNOWN * max(len(known), len(names)))
     if num_classes is None and count > most:
@@ -189,13 +192,6 @@ def _count_unpaired(splits: Sequence[MaskSplit], notes: FindingCounter) -> None:
                 notes.add(what, paths, "left out")
 
 
-def _count_unusable(pairs: Iterable[_PairFacts], notes: FindingCounter) -> None:
-    for pair in pairs:
-        if pair.problem:
-            example = f"{pair.mask} ({pair.detail})" if pair.detail else pair.mask
-            notes.add(pair.problem, example, "left out")
-
-
 def _count_values_beyond(
     pairs: Sequence[_PairFacts], count: int, rule: Rule, notes: FindingCounter
 ) -> None:
@@ -221,18 +217,18 @@ def _count_sparse_values(
 
 def _read_pairs(split: MaskSplit, advance: Callable[[int], object]) -> list[_PairFacts]:
     """Read every pair, in one thread per core: decoders release the interpreter lock."""
-    pairs = split.pairs
+    facts = []
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        facts = []
-        for pair in threads.map(_read_pair, pairs.paths, pairs.masks):
+        for pair in threads.map(_read_pair, split.pairs.paths, split.pairs.masks):
             facts.append(pair)
             advance(1)
-        return facts
+    return facts
 
 
 def _read_pair(image: str, mask: str) -> _PairFacts:
     try:
-        height, width = upright_size(image)
+        with open_image(image) as file:
+            height, width = upright_size(file)
     except Exception as error:  # Pillow raises anything
         return _PairFacts(mask, "images that cannot be read", _one_line(error))
     try:
@@ -305,7 +301,7 @@ def usable_data(found: FoundPairs, checked: CheckedMasks) -> SegmentationData:
     """
     require_usable(found, checked)
     train, test = (
-        split.pairs.select(usable).with_rule(checked.rule)
+        split.pairs.select(usable, checked.rule)
         for split, usable in zip((found.train, found.test), checked.usable, strict=True)
     )
     names = class_names(checked.names, checked.num_classes, checked.rule)

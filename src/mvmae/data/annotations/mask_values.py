@@ -1,4 +1,4 @@
-"""What the values in a mask file mean, and the names of their classes.
+"""Meaning of the values in mask files, and the names of their classes.
 
 Shapes: H x W pixels.
 """
@@ -6,16 +6,15 @@ Shapes: H x W pixels.
 from __future__ import annotations
 
 import csv
-import io
 import re
-import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
 
-from mvmae.data.reading.decode import FORMATS, UnreadableImageError
+from mvmae.data.reading.decode import UnreadableImageError, unreadable
+from mvmae.data.reading.deep_formats import open_image
+from mvmae.data.sources.folders import read_file
 from mvmae.errors import UserError
 
 IGNORED = -1  # class of pixels that are neither trained nor tested on
@@ -70,20 +69,10 @@ def read_values(path: str) -> np.ndarray:
         UnreadableImageError: It cannot be decoded, or its colours are not class numbers.
     """
     try:
-        data = Path(path).read_bytes()
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata, as in images
-            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                values = np.array(file)
-    except UnidentifiedImageError as error:
-        raise UnreadableImageError("not an image of a supported kind") from error
+        with open_image(read_file(path)) as file:
+            values = np.array(file)
     except Exception as error:  # decoders raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnreadableImageError(reason[:200]) from error
-    return _one_channel(values)
-
-
-def _one_channel(values: np.ndarray) -> np.ndarray:
+        raise unreadable(error) from error
     if values.ndim == 3:
         colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without transparency
         if (colours != colours[..., :1]).any():
@@ -108,11 +97,12 @@ def read_class_names(file: Path, rule: Rule) -> dict[int, str]:
     """Read the names of classes from a file.
 
     A .csv has rows of a mask value and a name, objectInfo150.txt a tab-separated table of the same;
-    any other file has one name a line, starting with class 0.
+    any other file has one name per line, starting with class 0.
 
     Raises:
         UserError: It cannot be read, names no class, or has a value that masks cannot have.
     """
+    names: dict[int, str] = {}
     try:
         text = file.read_text(encoding="utf-8-sig")
         lines = [line for line in text.splitlines() if line.strip()]
@@ -122,11 +112,17 @@ def read_class_names(file: Path, rule: Rule) -> dict[int, str]:
         elif file.suffix.lower() == ".csv":
             rows = [(row[0], row[1]) for row in csv.reader(lines) if len(row) > 1]
         else:
-            return _printable_names(dict(enumerate(line.strip() for line in lines)), file)
+            rows, names = [], dict(enumerate(line.strip() for line in lines))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read class names from {file}: {error}") from error
-    named = ((_class_of_row(value, rule, file), name.strip()) for value, name in rows)
-    return _printable_names({number: name for number, name in named if number != IGNORED}, file)
+    for value, name in rows:
+        if (number := _class_of_row(value, rule, file)) != IGNORED:
+            names[number] = name.strip()
+    if not names:
+        raise UserError(
+            f"{file} names no classes: a .csv needs rows of value,name; a .txt one name per line"
+        )
+    return {number: "".join(filter(str.isprintable, name)) for number, name in names.items()}
 
 
 def _class_of_row(value: str, rule: Rule, file: Path) -> int:
@@ -137,11 +133,3 @@ def _class_of_row(value: str, rule: Rule, file: Path) -> int:
     if len(digits) > 5 or int(digits) > MAX_VALUE:
         raise UserError(f"{file} names value {digits[:12]}: masks have values 0 to {MAX_VALUE}")
     return int(rule.to_classes(np.array(int(digits))))
-
-
-def _printable_names(names: dict[int, str], file: Path) -> dict[int, str]:
-    if not names:
-        raise UserError(
-            f"{file} names no classes: a .csv needs rows of value,name; a .txt needs a name a line"
-        )
-    return {number: "".join(filter(str.isprintable, name)) for number, name in names.items()}

@@ -5,6 +5,7 @@ A mask becomes int16 classes, in which `IGNORED` pixels are left out. Shapes: H 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ MASK_FOLDERS = ("annotations", "masks", "labels")
 CLASS_NAME_FILES = ("classes.csv", "objectInfo150.txt")
 EVERY_FIFTH_IMAGE_TESTS = "every fifth image is a test image"
 ALL_IMAGES_TEST = "all images test"
+# Rules for masks of two values, as microscopy and painting programs save them.
+BLACK_AND_WHITE_RULES = tuple(Rule(None, white) for white in WHITE_VALUES)
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 
@@ -65,16 +68,10 @@ class ImageMaskPairs(Files):
             )
         return pixels, classes
 
-    def select(self, indices: Sequence[int]) -> ImageMaskPairs:
-        """Return some of the pairs."""
+    def select(self, indices: Sequence[int], rule: Rule | None = None) -> ImageMaskPairs:
+        """Return some of the pairs, on request with another meaning of the masks' values."""
         kept = [Pair(self.paths[index], self.masks[index]) for index in indices]
-        return ImageMaskPairs(self.name, kept, self.channels, self.rule)
-
-    def with_rule(self, rule: Rule) -> ImageMaskPairs:
-        """Return the same pairs with another meaning of the masks' values."""
-        return ImageMaskPairs(
-            self.name, list(map(Pair, self.paths, self.masks)), self.channels, rule
-        )
+        return ImageMaskPairs(self.name, kept, self.channels, rule or self.rule)
 
 
 class MaskSplit(NamedTuple):
@@ -163,7 +160,8 @@ def find_pairs(
     name = data or str(images)
     parts = _split_folders(images, masks, test_split, with_training=with_training)
     rules = rules or candidate_rules(ignore_index, has_splits=parts is not None)
-    names_file = names or _find_names_file(data)
+    files = [Path(data) / name for name in CLASS_NAME_FILES] if data else []
+    names_file = names or next((file for file in files if file.is_file()), None)
     known = _read_names_by_first_rule(names_file, rules) if names_file else {}
     meaning = (rules[0], known, rules[1:], names_file, with_training)
     if parts:
@@ -198,27 +196,15 @@ def candidate_rules(ignore_index: int | str, *, has_splits: bool) -> tuple[Rule,
     """
     if ignore_index == "auto":
         first = (Rule(0),) if has_splits else ()
-        return (*first, Rule(None), *black_and_white_rules())
+        return (*first, Rule(None), *BLACK_AND_WHITE_RULES)
     return (Rule(ignore_index if isinstance(ignore_index, int) else None),)
-
-
-def black_and_white_rules() -> tuple[Rule, ...]:
-    """Rules for masks of two values, as microscopy and painting programs save them."""
-    return tuple(Rule(None, white) for white in WHITE_VALUES)
-
-
-def _find_names_file(data: str) -> Path | None:
-    files = (Path(data) / name for name in CLASS_NAME_FILES)
-    return next((file for file in files if file.is_file()), None) if data else None
 
 
 def _read_names_by_first_rule(file: Path, rules: Sequence[Rule]) -> dict[int, str]:
     """Read class names by the first rule that leaves any; masks decide later which rule holds."""
     for rule in rules[:-1]:
-        try:
+        with contextlib.suppress(UserError):
             return read_class_names(file, rule)
-        except UserError:
-            continue
     return read_class_names(file, rules[-1])
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import io
 import re
-import warnings
 
 import numpy as np
 import simplejpeg
@@ -22,12 +20,11 @@ from torch import Tensor
 
 from mvmae.data.reading import jpeg_header
 from mvmae.data.reading.deep_formats import (
-    FORMATS,
     TIFF_MAGIC,
     is_array,
     is_stack,
-    upright,
-    values_of,
+    read_values,
+    read_with_pillow,
 )
 from mvmae.data.reading.pixel_depth import (
     MAX_PIXELS,
@@ -36,7 +33,7 @@ from mvmae.data.reading.pixel_depth import (
     Values,
     Wanted,
     convert_values,
-    rgb_to_gray,
+    with_channels,
 )
 
 EXTENSIONS = frozenset(
@@ -45,11 +42,14 @@ EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".npy"),
     )
 )
-WHITE = (255, 255, 255, 255)
-
 TIFF_HANDLERS = ("TIFFSetWarningHandler", "TIFFSetErrorHandler")
 LOADED_LIBRARIES = "/proc/self/maps"  # Linux only; elsewhere libtiff writes to stderr
 
+REASONS: dict[type[BaseException], str] = {
+    UnidentifiedImageError: "not an image of a supported kind",
+    Image.DecompressionBombError: "too many pixels: could be a decompression bomb",
+    MemoryError: "not enough memory to decode it",
+}
 # What decoders add to their messages: memory addresses, source files, error codes.
 OBJECT = re.compile(r"<[\w.]+ (?:object|file)[^>]*>|\bat 0x[0-9a-f]+")
 SOURCE_PATH = re.compile(r"(?:/[\w.+-]+){2,}(?::\d+)?")
@@ -73,10 +73,11 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
     """
     try:
         if is_array(data) or is_stack(data, channels):
-            return convert_values(values_of(data, channels), Wanted(channels))
+            return convert_values(read_values(data, channels), Wanted(channels))
         image = _decode_jpeg(data) if data.startswith(jpeg_header.MAGIC) else None
-        image = _decode_pillow(data) if image is None else image
-        return _with_channels(image, channels)
+        if image is None:
+            image = _eight_bit(read_with_pillow(data, on_white=True).array)
+        return with_channels(image, channels, len(image))
     except UnidentifiedImageError as error:
         if not data.startswith(TIFF_MAGIC):
             raise unreadable(error) from error
@@ -100,7 +101,7 @@ def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
             have other channels or deeper values than requested.
     """
     try:
-        return convert_values(values_of(data, wanted.channels), wanted)
+        return convert_values(read_values(data, wanted.channels), wanted)
     except Exception as error:  # as above
         raise unreadable(error) from error
 
@@ -118,37 +119,12 @@ def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
     return decode_deep(content, wanted)
 
 
-def decode_reduced(
-    data: bytes, header: jpeg_header.Header, reduction: int, channels: int
-) -> UInt8[Tensor, "C h w"] | None:
-    """Decode a JPEG file at reduced size, using part of its cosine transform, upright.
-
-    Without a reduction the pixels are those of `decode`.
-
-    Args:
-        data: The whole file.
-        header: The header of the file.
-        reduction: 1, 2, 4 or 8: the divisor of height and width, which are rounded up.
-        channels: 3 for colour, 1 for gray.
-
-    Returns:
-        The pixels, or None if the decoder reports any fault, even one that `decode` accepts.
-    """
-    image = _decode_simplejpeg(data, header, reduction)
-    return None if image is None else _with_channels(image, channels)
-
-
 def unreadable(error: BaseException) -> UnreadableImageError:
     """The reason in plain words, whatever a decoder raised."""
     if isinstance(error, UnreadableImageError):
         return error
-    if isinstance(error, UnidentifiedImageError):
-        return UnreadableImageError("not an image of a supported kind")
-    if isinstance(error, Image.DecompressionBombError):
-        return UnreadableImageError("too many pixels: could be a decompression bomb")
-    if isinstance(error, MemoryError):
-        return UnreadableImageError("not enough memory to decode it")
-    reason = plain_reason(str(error))
+    known = next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), "")
+    reason = known or plain_reason(str(error))
     return UnreadableImageError(reason or f"damaged ({type(error).__name__})")
 
 
@@ -169,10 +145,21 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
     if (size := jpeg_header.announced_pixels(data)) > MAX_PIXELS:
         raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     header = jpeg_header.read_header(data)
-    return None if header is None else _decode_simplejpeg(data, header, 1)
+    return None if header is None else decode_simplejpeg(data, header, 1)
 
 
-def _decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -> Pixels | None:
+def decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -> Pixels | None:
+    """Decode a JPEG file at its own or at reduced size, using part of its cosine transform.
+
+    Args:
+        data: The whole file.
+        header: The header of the file.
+        reduction: 1, 2, 4 or 8: the divisor of height and width, which are rounded up.
+
+    Returns:
+        Upright pixels in the file's channels; None if the decoder reports any fault, even one that
+        `decode` accepts.
+    """
     height, width = -(-header.stored_height // reduction), -(-header.stored_width // reduction)
     kind = "RGB" if header.channels == 3 else "GRAY"
     try:
@@ -184,42 +171,20 @@ def _decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) 
     return jpeg_header.upright(torch.from_numpy(array).permute(2, 0, 1), header.orientation)
 
 
-def _decode_pillow(data: bytes) -> Pixels:
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata and palettes that it then reads; of bombs it still raises.
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            file.load()
-            return torch.from_numpy(_eight_bit(upright(file))).permute(2, 0, 1)
+def _eight_bit(values: np.ndarray) -> UInt8[Tensor, "C H W"]:
+    """Scale the values of a file, H x W x C, to 8 bits.
 
-
-def _eight_bit(image: Image.Image) -> np.ndarray:
-    """The pixels of a Pillow image in any mode: height x width x 1 or 3 channels."""
-    if image.mode.startswith("I"):
-        values = np.array(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise UnreadableImageError("32-bit integers beyond 16 bit are not supported")
-        return (values // 257).astype(np.uint8)[..., None]
-    if image.mode == "F":
+    The channels stay last in memory: the kernel that resizes crops would rearrange each of them.
+    """
+    if values.dtype.kind == "f":
         raise UnreadableImageError(
             "floating-point images are not supported at depth 8: --views.depth float reads them"
         )
-    if image.has_transparency_data:
-        background = Image.new("RGBA", image.size, WHITE)
-        return np.array(Image.alpha_composite(background, image.convert("RGBA")).convert("RGB"))
-    if image.mode in ("1", "L"):
-        return np.array(image.convert("L"))[..., None]
-    return np.array(image.convert("RGB"))
-
-
-def _with_channels(image: Pixels, channels: int) -> UInt8[Tensor, "K H W"]:
-    if len(image) == channels:
-        return image
-    if channels == 3:
-        return image[:1].expand(3, -1, -1).contiguous()
-    if channels == 1:
-        return rgb_to_gray(image[:3])
-    raise UnreadableImageError(f"the file has {len(image)} channels, {channels} were requested")
+    if values.dtype != np.uint8:
+        if values.min() < 0 or values.max() > 65535:
+            raise UnreadableImageError("32-bit integers beyond 16 bit are not supported")
+        values = (values // 257).astype(np.uint8)
+    return torch.from_numpy(values).permute(2, 0, 1)
 
 
 def silence_libtiff() -> None:

@@ -5,19 +5,23 @@ Nothing is scaled or combined here; `pixel_depth.convert_values` does that.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
 from math import prod
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from mvmae.config.model import MAX_CHANNELS
 from mvmae.config.views import Depth
+from mvmae.data.reading.jpeg_header import FLIPS, ORIENTATION, TRANSPOSED
 from mvmae.data.reading.pixel_depth import (
     MAX_PIXELS,
     MAX_VALUES,
@@ -38,9 +42,10 @@ PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 MINISWHITE = 0
 PLAIN_TIFF = (MINISWHITE, 1, 2)  # photometric: two kinds of gray, RGB; the rest is for Pillow
-GDAL_NODATA, ORIENTATION = 42113, 274  # tags
+GDAL_NODATA = 42113  # a tag
 ALPHA = (1, 2)  # values of ExtraSamples: opacity, multiplied in or not
-PNG_COLOUR_TYPE = 25  # offsets in the header of a PNG file; the depth stands before it
+PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # offsets in a PNG file
+WHITE = (255, 255, 255, 255)
 GRAY, GRAY_ALPHA, RGBA = 0, 4, 6  # PNG's colour types
 
 
@@ -71,14 +76,13 @@ def is_stack(data: bytes, channels: int) -> bool:
     try:
         with _open_tiff(data) as file:
             page = file.pages.first
-            if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
-                return False
-            return page.samplesperpixel == 1 and _count(file.series[0]) == channels
+            is_gray = not _is_for_pillow(page) and page.samplesperpixel == 1
+            return is_gray and _count_channels(file.series[0]) == channels
     except Exception:  # Pillow will say what is wrong with it
         return False
 
 
-def values_of(data: bytes, channels: int | None) -> Values:
+def read_values(data: bytes, channels: int | None) -> Values:
     """Read the values of a file, upright.
 
     Args:
@@ -93,15 +97,13 @@ def values_of(data: bytes, channels: int | None) -> Values:
     if is_array(data):
         return Values(_array(data))
     if data.startswith(TIFF_MAGIC):
-        return _tiff(data, channels)
-    if is_deep_png(data):
-        return _deep_png(data)
-    return _by_pillow(data)
+        return _read_tiff(data, channels)
+    return _read_deep_png(data) if _is_deep_png(data) else read_with_pillow(data)
 
 
-def is_deep_png(data: bytes) -> bool:
-    """Whether a file is a PNG of 16 bits a channel."""
-    return data.startswith(PNG_MAGIC) and data[PNG_COLOUR_TYPE - 1 : PNG_COLOUR_TYPE] == b"\x10"
+def _is_deep_png(data: bytes) -> bool:
+    """Whether a file is a PNG with 16 bits per channel."""
+    return data.startswith(PNG_MAGIC) and data[PNG_DEPTH:PNG_COLOUR_TYPE] == b"\x10"
 
 
 def read_format(data: bytes) -> FileFormat:
@@ -114,26 +116,20 @@ def read_format(data: bytes) -> FileFormat:
         array = _header(data)[0]
         return FileFormat(_channels_last(array).shape[2], depth_of(array.dtype))
     if data.startswith(TIFF_MAGIC):
-        return _facts_of_tiff(data)
-    if is_deep_png(data):
+        return _tiff_format(data)
+    if _is_deep_png(data):
         colour = data[PNG_COLOUR_TYPE]
-        return FileFormat(
-            1 if colour in (GRAY, GRAY_ALPHA) else 3, "16", colour in (GRAY_ALPHA, RGBA)
-        )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # as in `_by_pillow`
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            return _facts_of_pillow(file)
+        gray, alpha = colour in (GRAY, GRAY_ALPHA), colour in (GRAY_ALPHA, RGBA)
+        return FileFormat(1 if gray else 3, "16", alpha)
+    return _pillow_format(data)
 
 
-def _facts_of_pillow(file: Image.Image) -> FileFormat:
-    gray = file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
-    depth: Depth = "8"
-    if file.mode.startswith("I"):
-        depth = "float" if file.mode == "I" and file.format == "TIFF" else "16"
-    if file.mode == "F":
-        depth = "float"
-    return FileFormat(1 if gray else 3, depth, file.has_transparency_data)
+def _pillow_format(data: bytes) -> FileFormat:
+    with open_image(data) as file:
+        gray = file.mode in ("1", "L", "LA", "F") or file.mode.startswith("I")
+        is_float = file.mode == "F" or (file.mode == "I" and file.format == "TIFF")
+        depth: Depth = "float" if is_float else "16" if file.mode.startswith("I") else "8"
+        return FileFormat(1 if gray else 3, depth, file.has_transparency_data)
 
 
 # numpy
@@ -199,61 +195,55 @@ def _alpha_samples(page: tifffile.TiffPage) -> list[int]:
     return [sample for sample in map(int, page.extrasamples) if sample in ALPHA]
 
 
-def _has_small_numbers(page: tifffile.TiffPage) -> bool:
-    """Whether a value takes less than a byte."""
+def _is_for_pillow(page: tifffile.TiffPage) -> bool:
+    """Whether a page has palettes, other colours, or values that take less than a byte."""
     bits = page.bitspersample
-    return bits < 8 if isinstance(bits, int) else min(bits) < 8
+    fewest = bits if isinstance(bits, int) else min(bits)
+    return page.photometric not in PLAIN_TIFF or fewest < 8
 
 
-def _count(series: tifffile.TiffPageSeries) -> int:
+def _count_channels(series: tifffile.TiffPageSeries) -> int:
     """Number of channels: the product of all axes but height and width."""
     return prod(n for n, axis in zip(series.shape, series.axes, strict=True) if axis not in "YX")
 
 
-def _facts_of_tiff(data: bytes) -> FileFormat:
+def _tiff_format(data: bytes) -> FileFormat:
     with _open_tiff(data) as file:
         page, series = file.pages.first, file.series[0]
-        if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
-            with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-                return _facts_of_pillow(opened)
-        count, samples = _count(series), page.samplesperpixel
+        if _is_for_pillow(page):
+            return _pillow_format(data)
+        count, samples = _count_channels(series), page.samplesperpixel
         alpha = bool(_alpha_samples(page)) and count == samples
         pages = count // samples if samples else 1
         return FileFormat(count - alpha, depth_of(np.dtype(page.dtype)), alpha, pages)
 
 
-def _tiff(data: bytes, channels: int | None) -> Values:
+def _read_tiff(data: bytes, channels: int | None) -> Values:
     with _open_tiff(data) as file:
-        page = file.pages.first
-        if page.photometric not in PLAIN_TIFF or _has_small_numbers(page):
-            return _by_pillow(data)
-        whole = file.series[0]
-        is_whole = _count(whole) == channels or len(file.pages) == 1 or channels not in (1, 3)
-        _require_moderate_size(whole.shape if is_whole else page.shape, page)
+        page, series = file.pages.first, file.series[0]
+        if _is_for_pillow(page):
+            return read_with_pillow(data)
+        fits = _count_channels(series) == channels or channels not in (1, 3)
+        is_whole = fits or len(file.pages) == 1
+        part = series if is_whole else page
+        if page.imagewidth * page.imagelength > MAX_PIXELS or prod(part.shape) > MAX_VALUES:
+            raise UnreadableImageError("too many pixels: could be a decompression bomb")
         try:
-            array = whole.asarray() if is_whole else page.asarray()
+            array = part.asarray()
         except (ValueError, KeyError, ImportError) as error:
+            # tifffile says so where it needs a package that mvmae does not depend on.
             if "imagecodecs" not in str(error) and not isinstance(error, ImportError):
                 raise
-            return _compressed(data, page, channels if is_whole else 1)
-        array = _axes_in_order(array, whole.axes if is_whole else page.axes)
+            return _decompress_with_pillow(data, page, channels if is_whole else 1)
+        array = _order_axes(array, part.axes)
         if page.photometric == MINISWHITE and array.dtype.kind == "u":
             array = np.iinfo(array.dtype).max - array
         is_alpha = bool(_alpha_samples(page)) and array.shape[2] == page.samplesperpixel
-        tags = page.tags
-        return Values(
-            _native(_upright_array(array, tags.valueof(ORIENTATION, 1))),
-            is_alpha,
-            _number(tags.valueof(GDAL_NODATA)),
-        )
+        upright_array = _turn_upright(array, page.tags.valueof(ORIENTATION, 1))
+        return Values(_native(upright_array), is_alpha, _missing_value(page))
 
 
-def _require_moderate_size(shape: tuple[int, ...], page: tifffile.TiffPage) -> None:
-    if page.imagewidth * page.imagelength > MAX_PIXELS or prod(shape) > MAX_VALUES:
-        raise UnreadableImageError("too many pixels: could be a decompression bomb")
-
-
-def _axes_in_order(array: np.ndarray, axes: str) -> np.ndarray:
+def _order_axes(array: np.ndarray, axes: str) -> np.ndarray:
     """Order axes as height x width x all others, which are flattened in the file's order."""
     if not {"Y", "X"} <= set(axes):
         raise UnreadableImageError("a TIFF file without height and width")
@@ -262,61 +252,70 @@ def _axes_in_order(array: np.ndarray, axes: str) -> np.ndarray:
     return ordered.reshape(*ordered.shape[:2], -1)
 
 
-def _upright_array(array: np.ndarray, orientation: object) -> np.ndarray:
+def _turn_upright(array: np.ndarray, orientation: Any) -> np.ndarray:
     """Rotate and mirror as TIFF's orientation tag says; EXIF uses the same numbers."""
-    match orientation:
-        case 2:
-            return array[:, ::-1]
-        case 3:
-            return array[::-1, ::-1]
-        case 4:
-            return array[::-1]
-        case 5:
-            return array.swapaxes(0, 1)
-        case 6:
-            return array.swapaxes(0, 1)[:, ::-1]
-        case 7:
-            return array[::-1, ::-1].swapaxes(0, 1)
-        case 8:
-            return array.swapaxes(0, 1)[::-1]
-    return array
+    if orientation not in FLIPS:
+        return array
+    turned = array.swapaxes(0, 1) if orientation >= TRANSPOSED else array
+    # `FLIPS` counts the axes of C x H x W from the end, and this is H x W x C.
+    return np.flip(turned, tuple(axis + 2 for axis in FLIPS[orientation]))
 
 
-def _number(text: object) -> float | None:
+def _missing_value(page: tifffile.TiffPage) -> float | None:
     """GeoTIFF's nodata, which is stored as text; None for NaN, which counts as missing anyway."""
     try:
-        number = float(str(text).strip(" \0"))
+        number = float(str(page.tags.valueof(GDAL_NODATA)).strip(" \0"))
     except ValueError:
         return None
     return number if np.isfinite(number) else None
 
 
-def _compressed(data: bytes, page: tifffile.TiffPage, channels: int | None) -> Values:
+def _decompress_with_pillow(data: bytes, page: tifffile.TiffPage, channels: int | None) -> Values:
     """Read with Pillow what tifffile cannot decompress by itself: gray, one page or several.
 
     Raises:
         UnreadableImageError: Pillow cannot decompress it either.
     """
-    missing = _number(page.tags.valueof(GDAL_NODATA))
     if page.samplesperpixel == 1 or page.dtype == np.uint8:
-        with Image.open(io.BytesIO(data), formats=("TIFF",)) as file:
+        with open_image(data, ("TIFF",)) as file:
             count = min(getattr(file, "n_frames", 1), channels or MAX_CHANNELS)
             if count == 1 and page.samplesperpixel > 1:
-                return _by_pillow(data)
-            arrays = [_frame(file, number) for number in range(count)]
-            return Values(np.concatenate(arrays, axis=2), missing=missing)
+                return read_with_pillow(data)
+            arrays = []
+            for number in range(count):
+                file.seek(number)
+                arrays.append(_pillow_values(upright(file)).array)
+            return Values(np.concatenate(arrays, axis=2), missing=_missing_value(page))
     name = getattr(page.compression, "name", page.compression)
     raise UnreadableImageError(
         f"compressed with {name} in a way that needs a package: pip install imagecodecs"
     )
 
 
-def _frame(file: Image.Image, number: int) -> np.ndarray:
-    file.seek(number)
-    return _pillow_values(upright(file)).array
-
-
 # Pillow
+
+
+@contextlib.contextmanager
+def open_image(
+    file: bytes | str | Path, formats: tuple[str, ...] = FORMATS
+) -> Iterator[ImageFile.ImageFile]:
+    """Open an image file, or its content, with Pillow; only its header is read.
+
+    Raises:
+        Exception: Anything that Pillow raises.
+    """
+    with warnings.catch_warnings():
+        # Pillow warns of odd metadata and palettes that it then reads; of bombs it still raises.
+        warnings.simplefilter("ignore")
+        stream = io.BytesIO(file) if isinstance(file, bytes) else file
+        with Image.open(stream, formats=formats) as image:
+            yield image
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Height and width of an opened image, turned upright as EXIF says."""
+    is_turned = image.getexif().get(ORIENTATION) in range(TRANSPOSED, 9)
+    return image.size if is_turned else image.size[::-1]
 
 
 def upright(image: Image.Image) -> Image.Image:
@@ -327,49 +326,50 @@ def upright(image: Image.Image) -> Image.Image:
         return image
 
 
-def _deep_png(data: bytes) -> Values:
-    """Read a PNG of 16 bits a channel, of which Pillow keeps only the high byte in colour."""
+def _read_deep_png(data: bytes) -> Values:
+    """Read a PNG with 16 bits per channel, of which Pillow keeps only the high byte in colour."""
     if data[PNG_COLOUR_TYPE] == GRAY:
-        return _by_pillow(data)
+        return read_with_pillow(data)
     if data[PNG_COLOUR_TYPE] == GRAY_ALPHA:
-        return _deep_gray_alpha(data)
+        return _read_deep_gray_alpha(data)
     # The unpackers for both byte orders give the two bytes of each value.
     high, low = (_png_bytes(data, order) for order in "BL")
     return Values(high.astype(np.uint16) * 256 + low, alpha=high.shape[2] == 4)
 
 
 def _png_bytes(data: bytes, order: str) -> np.ndarray:
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+    with open_image(data, ("PNG",)) as file:
         file.tile = [tile._replace(args=f"{file.mode};16{order}") for tile in file.tile]
         return np.array(upright(file))
 
 
-def _deep_gray_alpha(data: bytes) -> Values:
+def _read_deep_gray_alpha(data: bytes) -> Values:
     """Read gray with opacity as if its four bytes a pixel were colour with opacity."""
     header = data[12:24] + bytes((8, RGBA)) + data[26:29]  # type, size, depth, colour, the rest
     whole = data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]
-    with Image.open(io.BytesIO(whole), formats=("PNG",)) as file:
+    with open_image(whole, ("PNG",)) as file:
         array = np.array(upright(file)).astype(np.uint16)
     return Values(array[..., ::2] * 256 + array[..., 1::2], alpha=True)
 
 
-def _by_pillow(data: bytes) -> Values:
-    with warnings.catch_warnings():
-        # Pillow warns of odd metadata and palettes that it then reads; of bombs it still raises.
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-            file.load()
-            is_tiff = file.format == "TIFF"
-            return _pillow_values(upright(file), is_tiff=is_tiff)
-
-
-def _pillow_values(image: Image.Image, *, is_tiff: bool = True) -> Values:
-    """The values of a Pillow image in any mode.
+def read_with_pillow(data: bytes, *, on_white: bool = False) -> Values:
+    """Read a file in any of Pillow's modes, upright.
 
     Args:
-        image: An upright image.
-        is_tiff: Whether 32-bit integers can be real; in other formats they hold 16 bits.
+        data: The whole file.
+        on_white: Whether to blend transparent pixels with white, in whole numbers.
+
+    Raises:
+        Exception: Anything that Pillow raises.
     """
+    with open_image(data) as file:
+        file.load()
+        is_tiff = file.format == "TIFF"  # the upright copy does not know
+        return _pillow_values(upright(file), is_tiff=is_tiff, on_white=on_white)
+
+
+def _pillow_values(image: Image.Image, *, is_tiff: bool = True, on_white: bool = False) -> Values:
+    """The values of an upright image; in formats other than TIFF, its integers have 16 bits."""
     if image.mode.startswith("I"):
         array = np.array(image)
         if array.dtype != np.uint16 and not is_tiff:
@@ -378,7 +378,10 @@ def _pillow_values(image: Image.Image, *, is_tiff: bool = True) -> Values:
     if image.mode == "F":
         return Values(np.array(image)[..., None])
     if image.has_transparency_data:
-        return Values(np.array(image.convert("RGBA")), alpha=True)
+        image = image.convert("RGBA")
+        if not on_white:
+            return Values(np.array(image), alpha=True)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
     if image.mode in ("1", "L"):
         return Values(np.array(image.convert("L"))[..., None])
     return Values(np.array(image.convert("RGB")))

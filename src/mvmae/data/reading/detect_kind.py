@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from mvmae.config.views import Depth
-from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.deep_formats import FileFormat, read_format
 from mvmae.data.reading.pixel_depth import depth_of
 from mvmae.data.sources.base import Source
@@ -54,7 +54,7 @@ class ImageKind(NamedTuple):
             return "16" if "16" in found else "8"
         if len(found) > 1:
             raise UserError(
-                "some images hold integers of 8 or 16 bit, others floating-point, signed or "
+                "some images hold 8-bit or 16-bit integers, others floating-point, signed or "
                 "32-bit values: --views.depth float takes all as they are, --views.depth 16 skips "
                 "the others"
             )
@@ -62,17 +62,14 @@ class ImageKind(NamedTuple):
 
     def fits(self, channels: int) -> bool:
         """Whether any image can be read with this number of channels."""
-        return not self.formats or any(_fits(one, channels) for one in self.formats)
-
-
-def _fits(one: FileFormat, channels: int) -> bool:
-    convertible = {1, 3}  # gray becomes colour, and colour gray
-    return (
-        one.channels == channels
-        or {one.channels, channels} <= convertible
-        or (one.alpha and one.channels + 1 == channels)
-        or (one.pages > 1 and channels in convertible)
-    )
+        convertible = {1, 3}  # gray becomes colour, and colour gray
+        return not self.formats or any(
+            one.channels == channels
+            or {one.channels, channels} <= convertible
+            or (one.alpha and one.channels + 1 == channels)
+            or (one.pages > 1 and channels in convertible)
+            for one in self.formats
+        )
 
 
 def sample_indices(count: int, most: int, seed: int) -> list[int]:
@@ -85,21 +82,18 @@ def sample_indices(count: int, most: int, seed: int) -> list[int]:
 
 def detect_kind(source: Source, seed: int) -> ImageKind:
     """Inspect the headers or arrays of some images, drawn at random."""
-    facts = [format_at(source, place) for place in sample_indices(len(source), MAX_HEADERS, seed)]
-    return ImageKind([one for one in facts if one is not None])
-
-
-def format_at(source: Source, place: int) -> FileFormat | None:
-    """The format of an image from its header or array; None if it cannot be read."""
-    try:
-        content = source.content(place)
-        if isinstance(content, bytes):
-            return read_format(content)
-        return FileFormat(content.array.shape[2], depth_of(content.array.dtype), content.alpha)
-    except UnreadableImageError:
-        return None
-    except Exception:  # decoders raise anything; training will name the image
-        return None
+    formats = []
+    for place in sample_indices(len(source), MAX_HEADERS, seed):
+        with contextlib.suppress(Exception):  # decoders raise anything; training names the image
+            content = source.content(place)
+            formats.append(
+                read_format(content)
+                if isinstance(content, bytes)
+                else FileFormat(
+                    content.array.shape[2], depth_of(content.array.dtype), content.alpha
+                )
+            )
+    return ImageKind(formats)
 
 
 def require_channels(kind: ImageKind, channels: int, data: Sequence[str], flag: str = "") -> None:

@@ -7,23 +7,17 @@ values.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import stat
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from PIL import Image
 
-from mvmae.data.reading.decode import (
-    FORMATS,
-    Pixels,
-    UnreadableImageError,
-    decode,
-)
-from mvmae.data.reading.deep_formats import is_array, values_of
+from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
+from mvmae.data.reading.deep_formats import is_array, open_image, read_values, upright_size
+from mvmae.data.reading.jpeg_header import ORIENTATION
 from mvmae.data.reading.pixel_depth import Values, Wanted, convert_values
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import read_file
@@ -35,7 +29,6 @@ Problem = Literal[
 ]  # fmt: skip
 THUMB = 16  # pixels, the side of a thumbnail
 HEADER_BYTES = 1 << 16  # read of a file with another suffix
-ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # EXIF's tag, and its values that swap the sides
 SUFFIXES = {  # by Pillow's name of the format
     "JPEG": (".jpg", ".jpeg", ".jfif"),
     "MPO": (".jpg", ".jpeg", ".jfif"),
@@ -56,7 +49,13 @@ BEGINNINGS = (  # first bytes of image files, even damaged ones
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
-NOT_READ = ("are not supported", "were requested")
+PROBLEMS: dict[Problem, tuple[str, ...]] = {  # by words in the decoder's message, the first counts
+    "bomb": ("decompression bomb",),
+    "memory": ("memory",),
+    "unread": ("are not supported", " channels, not "),
+    "truncated": CUT_SHORT,
+}
+SPECIAL_FILES = {"p": "a pipe", "c": "a device", "b": "a device", "s": "a socket", "d": "a folder"}
 
 
 class Part(NamedTuple):
@@ -118,6 +117,9 @@ class Inspection(NamedTuple):
     """`THUMB` x `THUMB` x 3 bytes."""
 
 
+TOO_LARGE = Inspection("memory", "the file is larger than the memory")
+
+
 class Inspector:
     """Inspects images; picklable, and called in processes that may be lost.
 
@@ -140,14 +142,13 @@ def inspect_file(path: str) -> Inspection:
     try:
         facts = Path(path).stat()
         if not stat.S_ISREG(facts.st_mode):
-            return Inspection("special", _kind_of(facts.st_mode))
+            kind = stat.filemode(facts.st_mode)[0]
+            return Inspection("special", SPECIAL_FILES.get(kind, "not a regular file"))
         data = read_file(path)
-    except UnreadableImageError as error:
-        return Inspection("unopened", str(error))
-    except (OSError, ValueError) as error:
+    except (UnreadableImageError, OSError, ValueError) as error:
         return Inspection("unopened", getattr(error, "strerror", None) or str(error))
     except MemoryError:
-        return Inspection("memory", "the file is larger than the memory")
+        return TOO_LARGE
     return _inspect_bytes(data)
 
 
@@ -158,35 +159,40 @@ def _inspect_part(source: Source, index: int) -> Inspection:
         reason = str(error)
         return Inspection("truncated" if "ends before" in reason else "unopened", reason)
     except MemoryError:
-        return Inspection("memory", "the file is larger than the memory")
+        return TOO_LARGE
     return _inspect_bytes(content) if isinstance(content, bytes) else _inspect_values(content)
 
 
 def _inspect_values(values: Values) -> Inspection:
-    data = values.array.tobytes()
-    found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
+    found = _with_digest(values.array.tobytes())
     try:
         found = found._replace(thumb=_thumb(convert_values(values, Wanted(3))))
     except UnreadableImageError as error:
         found = found._replace(problem="unread", reason=str(error))
-    return _of_values(found, lambda: values, "NPY")
+    return _with_values(found, values, "NPY")
 
 
 def _inspect_bytes(data: bytes) -> Inspection:
-    found = Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
+    found = _with_digest(data)
     if not data:
         return found._replace(problem="empty", reason="no bytes")
     try:
-        pixels = decode(data, 3)
-        found = found._replace(thumb=_thumb(pixels))
+        found = found._replace(thumb=_thumb(decode(data, 3)))
     except UnreadableImageError as error:
-        problem = _problem_of(error, data)
-        found = found._replace(problem=problem, reason=_reason(error, problem))
+        problem, reason = _classify(error, data)
+        found = found._replace(problem=problem, reason=reason)
     except (MemoryError, RuntimeError) as error:
         found = found._replace(problem="memory", reason=str(error)[:200])
     found = _with_header(found, data)
-    is_deep = found.problem == "unread" or found.bits > 8 or not (found.problem or found.mode)
-    return _deep(found, data) if is_deep else found
+    # "unread": perhaps readable with its own channels and depth; no mode: Pillow does not know it.
+    if found.problem == "unread" or found.bits > 8 or not (found.problem or found.mode):
+        kind = found.format or ("NPY" if is_array(data) else "TIFF")
+        return _with_values(found, data, kind)
+    return found
+
+
+def _with_digest(data: bytes) -> Inspection:
+    return Inspection(digest=hashlib.blake2b(data, digest_size=16).digest(), size=len(data))
 
 
 def inspect_header(path: str) -> Inspection:
@@ -208,38 +214,17 @@ def suffix_fits(path: str, format_name: str) -> bool:
     return os.path.splitext(path)[1].lower() in SUFFIXES.get(format_name, ())  # noqa: PTH122
 
 
-def _kind_of(mode: int) -> str:
-    kinds = {
-        stat.S_IFIFO: "a pipe",
-        stat.S_IFCHR: "a device",
-        stat.S_IFBLK: "a device",
-        stat.S_IFSOCK: "a socket",
-        stat.S_IFDIR: "a folder",
-    }
-    return kinds.get(stat.S_IFMT(mode), "not a regular file")
-
-
-def _reason(error: UnreadableImageError, problem: Problem) -> str:
-    """The decoder's words, without what the problem already says."""
-    if "not an image of a supported kind" in str(error):
-        return "its header cannot be read" if problem == "damaged" else ""
-    return str(error)
-
-
-def _problem_of(error: UnreadableImageError, data: bytes) -> Problem:
-    reason = str(error).lower()
-    is_memory = isinstance(error.__cause__, MemoryError) or "memory" in reason
-    if is_memory and "bomb" not in reason:
-        return "memory"
-    if "decompression bomb" in reason:
-        return "bomb"
+def _classify(error: UnreadableImageError, data: bytes) -> tuple[Problem, str]:
+    """The problem, and the decoder's words without what the problem already says."""
+    reason = str(error)
     if "not an image of a supported kind" in reason:
         is_riff = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
         is_image = data.startswith(BEGINNINGS) or is_riff or data[4:8] == b"ftyp"
-        return "damaged" if is_image else "no image"
-    if any(word in reason for word in NOT_READ):
-        return "unread"
-    return "truncated" if any(word in reason for word in CUT_SHORT) else "damaged"
+        return ("damaged", "its header cannot be read") if is_image else ("no image", "")
+    for problem, words in PROBLEMS.items():
+        if any(word in reason.lower() for word in words):
+            return problem, reason
+    return "damaged", reason
 
 
 def _thumb(pixels: Pixels) -> bytes:
@@ -247,15 +232,11 @@ def _thumb(pixels: Pixels) -> bytes:
     return small.permute(1, 2, 0).contiguous().numpy().tobytes()
 
 
-def _deep(found: Inspection, data: bytes) -> Inspection:
-    """Add what is known of a deep file; return it unchanged if it cannot be read as such."""
-    kind = found.format or ("NPY" if is_array(data) else "TIFF")
-    return _of_values(found, lambda: values_of(data, None if found.problem else 3), kind)
-
-
-def _of_values(found: Inspection, values_in: Callable[[], Values], format_name: str) -> Inspection:
+def _with_values(found: Inspection, content: bytes | Values, format_name: str) -> Inspection:
+    """Add what is known of a deep image; return it unchanged if it cannot be read as such."""
     try:
-        values = values_in()
+        channels = None if found.problem else 3
+        values = read_values(content, channels) if isinstance(content, bytes) else content
         pixels = convert_values(values, Wanted(None, "float"))
     except UnreadableImageError as error:
         return found._replace(reason=str(error)) if found.problem == "unread" else found
@@ -273,12 +254,12 @@ def _of_values(found: Inspection, values_in: Callable[[], Values], format_name: 
         channels=channels,
     )
     if found.problem:
-        thumb = _thumb(_as_gray(pixels))
+        thumb = _thumb(_stretch_to_gray(pixels))
         known = known._replace(problem="deep", animated=False, thumb=thumb)  # pages are channels
     return known
 
 
-def _as_gray(pixels: Pixels) -> Pixels:
+def _stretch_to_gray(pixels: Pixels) -> Pixels:
     """The mean of all channels, stretched from black to white."""
     mean = pixels.float().mean(0, keepdim=True)
     low, high = float(mean.min()), float(mean.max())
@@ -289,26 +270,22 @@ def _as_gray(pixels: Pixels) -> Pixels:
 def _with_header(found: Inspection, data: bytes) -> Inspection:
     """Add the facts from the header, if Pillow can read it."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as in decoding
-            with Image.open(io.BytesIO(data), formats=FORMATS) as file:
-                turn = file.getexif().get(ORIENTATION, 1)
-                width, height = file.size
-                return found._replace(
-                    shape=(width, height) if turn in TURNED else (height, width),
-                    format=str(file.format),
-                    mode=file.mode,
-                    bits=_bits(file),
-                    channels=1 if file.mode[0] in "1LFI" else 3,
-                    rotated=turn in range(2, 9),
-                    animated=getattr(file, "n_frames", 1) > 1 and file.format != "MPO",
-                    alpha=file.has_transparency_data,
-                )
+        with open_image(data) as file:
+            return found._replace(
+                shape=upright_size(file),
+                format=str(file.format),
+                mode=file.mode,
+                bits=_count_bits(file),
+                channels=1 if file.mode[0] in "1LFI" else 3,
+                rotated=file.getexif().get(ORIENTATION) in range(2, 9),
+                animated=getattr(file, "n_frames", 1) > 1 and file.format != "MPO",
+                alpha=file.has_transparency_data,
+            )
     except Exception:  # Pillow raises anything
         return found
 
 
-def _bits(file: Image.Image) -> int:
+def _count_bits(file: Image.Image) -> int:
     """Bits per channel in the file; Pillow opens 16-bit colour as 8-bit."""
     known = {"1": 1, "I": 32, "F": 32, "I;16": 16, "I;16B": 16, "I;16L": 16}
     tiles = [str(tile) for tile in getattr(file, "tile", ())]

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from functools import cache, partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -33,38 +33,31 @@ def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch)).permutation(num_images)
 
 
-@runtime_checkable  # beartype asks in tests
-class Order(Protocol):
-    """What determines the order of the images, besides their number."""
-
-    @property
-    def seed(self) -> int:
-        """Seed of the shuffling."""
-        ...
-
-    @property
-    def batch_size(self) -> int:
-        """Images in a step, over all processes."""
-        ...
-
-
 class StepSampler:
     """The (epoch, index) pairs of this process's share of each batch.
 
     Images at the end of an epoch that do not fill a batch are left out, as in MAE.
+
+    Args:
+        num_images: Images in an epoch.
+        seed: Seed of the shuffling.
+        batch_size: Images in a step, over all processes.
+        steps: Steps of the run.
+        rank: Number of this training process.
+        world_size: Training processes that share a batch.
     """
 
     def __init__(
-        self, num_images: int, order: Order, steps: range, rank: int, world_size: int
+        self, num_images: int, seed: int, batch_size: int, steps: range, rank: int, world_size: int
     ) -> None:
-        self.num_images, self.order, self.steps = num_images, order, steps
-        self.rank, self.world_size = rank, world_size
+        self.num_images, self.seed, self.batch_size = num_images, seed, batch_size
+        self.steps, self.rank, self.world_size = steps, rank, world_size
 
     def __len__(self) -> int:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        batch_size = self.order.batch_size
+        batch_size = self.batch_size
         per_epoch = self.num_images // batch_size
         first = batch_size * self.rank // self.world_size  # shares need not be equal
         stop = batch_size * (self.rank + 1) // self.world_size
@@ -72,7 +65,7 @@ class StepSampler:
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
             if epoch != known:
-                known, order = epoch, epoch_order(self.order.seed, epoch, self.num_images)
+                known, order = epoch, epoch_order(self.seed, epoch, self.num_images)
             begin = place * batch_size
             own = order[begin + first : begin + stop]
             yield [(epoch, int(index)) for index in own]
@@ -100,12 +93,13 @@ def view_batches(
         groups: Group numbers from `groups.group_numbers`.
     """
     options = loading(config.workers, cuda, timeout=POLL)
+    order = config.seed, config.batch_size
     watched = Watched(source, options["num_workers"])
 
     def loader(rest: range) -> DataLoader:
         return DataLoader(
             ViewsDataset(watched, config),
-            batch_sampler=StepSampler(len(source), config, rest, rank, world_size),
+            batch_sampler=StepSampler(len(source), *order, rest, rank, world_size),
             **options,
             collate_fn=partial(collate, groups=groups),
         )
@@ -173,12 +167,9 @@ def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)
     options: dict = {"num_workers": workers, "pin_memory": cuda}
-    if workers:
-        options |= {
-            "worker_init_fn": partial(_leave_signals_to_the_parent, _exit_flag()),
-            "prefetch_factor": 4,
-        }
-        options["timeout"] = timeout
+    if workers:  # torch refuses these options where the training process reads
+        start = partial(_leave_signals_to_the_parent, _exit_flag())
+        options |= {"worker_init_fn": start, "prefetch_factor": 4, "timeout": timeout}
     return options
 
 

@@ -36,7 +36,7 @@ class Wanted(NamedTuple):
 
     depth: Depth = "8"
     """8: uint8; 16-bit files are reduced to it.
-    16: float32, integers of 8 or 16 bit as shares of their full range.
+    16: float32, 8-bit and 16-bit integers as shares of their full range.
     float: float32, the values of the file."""
 
 
@@ -77,14 +77,13 @@ def convert_values(values: Values, wanted: Wanted) -> Pixels:
     image = _with_depth(values, wanted.depth)
     if values.alpha and len(image) != wanted.channels:
         image = _on_white(image, _white(values.array.dtype, wanted.depth))
-    return _with_channels(image, wanted.channels, values.array.shape[2]).contiguous()
+    return with_channels(image, wanted.channels, values.array.shape[2]).contiguous()
 
 
 def rgb_to_gray(image: UInt8[Tensor, "3 H W"]) -> UInt8[Tensor, "1 H W"]:
     """Gray of a colour image, rounded down, to the bit that of torchvision's rgb_to_grayscale."""
     red, green, blue = image.unbind(0)
-    weights = LUMA_8_BIT
-    gray = red.mul(weights[0]).add_(green, alpha=weights[1]).add_(blue, alpha=weights[2])
+    gray = red.mul(LUMA_8_BIT[0]).add_(green, alpha=LUMA_8_BIT[1]).add_(blue, alpha=LUMA_8_BIT[2])
     return gray.to(torch.uint8)[None]
 
 
@@ -143,23 +142,23 @@ def _on_white(image: Tensor, white: float) -> Tensor:
     return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
 
 
-def _with_channels(image: Tensor, channels: int | None, file_channels: int) -> Tensor:
+def with_channels(image: Tensor, channels: int | None, file_channels: int) -> Tensor:
     """Convert between gray and colour; other numbers of channels must agree.
 
     Args:
         image: The pixels.
         channels: Requested channels.
         file_channels: Channels of the file, for the message.
+
+    Raises:
+        UnreadableImageError: They cannot be converted.
     """
     if channels is None or len(image) == channels:
         return image
     if len(image) == 1 and channels == 3:
-        return image.expand(3, -1, -1)
+        return image.expand(3, -1, -1).contiguous()
     if len(image) == 3 and channels == 1:
         if image.dtype == torch.uint8:
             return rgb_to_gray(image)
         return (image * image.new_tensor(LUMA).view(3, 1, 1)).sum(0, keepdim=True)
-    verb = "was" if channels == 1 else "were"
-    raise UnreadableImageError(
-        f"the file has {file_channels} channels, {channels} {verb} requested"
-    )
+    raise UnreadableImageError(f"the file has {file_channels} channels, not {channels}")

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from math import floor, gcd, log10
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -115,28 +115,17 @@ def measure_pixels(
     indices = list(indices)
     begins = range(0, len(indices), PIECE)
     pieces = [indices[begin : begin + PIECE] for begin in begins]
-    watched = Watched(source, loading(workers, cuda=False)["num_workers"])
-    found = PieceDataset(watched, depth, len(indices))
+    options = loading(workers, cuda=False, timeout=POLL)
+    watched = Watched(source, options["num_workers"])
+    dataset = PieceDataset(watched, depth, len(indices))
+    # torch's own collating would turn the arrays into tensors.
+    options |= {"batch_size": None, "collate_fn": Piece._make}
 
     def loader(rest: range) -> DataLoader:
-        options = loading(workers, cuda=False, timeout=POLL)
-        return DataLoader(
-            found, sampler=[pieces[at] for at in rest], batch_size=None, collate_fn=_identity,
-            **options,
-        )  # fmt: skip
+        return DataLoader(dataset, sampler=[pieces[at] for at in rest], **options)
 
     everything = resilient_batches(loader, range(len(pieces)), watched, timeout=timeout)
-    return _merge(_report_progress(everything, advance), depth)
-
-
-def _identity(piece: Any) -> Any:
-    return piece
-
-
-def _report_progress(pieces: Iterator[Piece], advance: Callable[[int], object]) -> Iterator[Piece]:
-    for piece in pieces:
-        advance(len(piece.sizes) + len(piece.skipped))
-        yield piece
+    return _merge(everything, depth, advance)
 
 
 class PieceDataset(Dataset):
@@ -200,13 +189,16 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
     )
 
 
-def _merge(pieces: Iterator[Piece], depth: Depth) -> PixelStatistics:
+def _merge(
+    pieces: Iterator[Piece], depth: Depth, advance: Callable[[int], object]
+) -> PixelStatistics:
     counts: list[np.ndarray] = []
     sums: Sums | None = None
     kept: list[np.ndarray] = []
     sizes: Counter[tuple[int, int]] = Counter()
     skipped: list[Skipped] = []
     for piece in pieces:
+        advance(len(piece.sizes) + len(piece.skipped))
         sizes.update(piece.sizes)
         skipped += piece.skipped
         kept += piece.kept
@@ -272,19 +264,16 @@ def rounded_statistics(channels: list[Channel]) -> tuple[tuple[float, ...], tupl
 
     A mean far above its deviation keeps more digits, so that six digits of the deviation count.
     """
-    mean = tuple(float(f"{one.mean:.{_digits(one)}g}") for one in channels)
-    return mean, tuple(float(f"{one.std:.6g}") if one.std > 0 else 1.0 for one in channels)
-
-
-def _digits(one: Channel) -> int:
-    ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
-    return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
+    means, deviations = [], []
+    for one in channels:
+        ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
+        digits = 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
+        means.append(float(f"{one.mean:.{digits}g}"))
+        deviations.append(float(f"{one.std:.6g}") if one.std > 0 else 1.0)
+    return tuple(means), tuple(deviations)
 
 
 def constant_notes(channels: list[Channel]) -> list[str]:
     """Return a note on constant channels, from which nothing can be learnt, or none."""
     flat = [str(at) for at, one in enumerate(channels, 1) if one.std == 0]
-    if not flat:
-        return []
-    which = f"channels {', '.join(flat)} have" if len(flat) > 1 else f"channel {flat[0]} has"
-    return [f"{which} the same value in every pixel measured"]
+    return [f"one value in all measured pixels: channel {', '.join(flat)}"] if flat else []

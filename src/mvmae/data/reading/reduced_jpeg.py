@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.decode import MAX_PIXELS, decode_reduced
+from mvmae.data.reading.decode import MAX_PIXELS, decode_simplejpeg, with_channels
 from mvmae.data.reading.jpeg_header import FLIPS, MAGIC, Header, read_header
 from mvmae.method.views import Box, Crop, cut_views, random_crops, stack_views
 
@@ -53,10 +53,11 @@ def fast_views(
     crops = random_crops(*header.size, config.views, rng)
     size, channels = config.model.height_width, config.model.in_channels
     reduction = reduction_for(crops, size)
-    image = decode_reduced(data, header, reduction, channels)
+    image = decode_simplejpeg(data, header, reduction)
     if image is None:
         rng.bit_generator.state = before
         return None
+    image = with_channels(image, channels, len(image))
     if reduction == 1:
         return cut_views(image, crops, config.views, size)
     boxes = [reduced_box(one.box, header, reduction) for one in crops]
@@ -93,9 +94,8 @@ def reduced_box(box: Box, header: Header, reduction: int) -> tuple[float, float,
     left, top = box.left, box.top
     left += -width % reduction if -1 in flips else 0
     top += -height % reduction if -2 in flips else 0
-    edges = left, top, left + box.width, top + box.height
-    left_, top_, right_, bottom_ = (edge / reduction for edge in edges)
-    return left_, top_, right_, bottom_
+    right, bottom = left + box.width, top + box.height
+    return left / reduction, top / reduction, right / reduction, bottom / reduction
 
 
 def reduced_parts(

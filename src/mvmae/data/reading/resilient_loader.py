@@ -56,6 +56,7 @@ class Watched(Forwarding):
     def __init__(self, source: Source, workers: int) -> None:
         super().__init__(source)
         self.slots = torch.full((workers, 3), -1.0, dtype=torch.float64).share_memory_()
+        self.suspects: set[int] = set()
         self.deadly: dict[int, str] = {}
 
     def read(self, index: int) -> Pixels:
@@ -83,7 +84,7 @@ class Watched(Forwarding):
         finally:
             slot[INDEX] = -1
 
-    def held(self) -> list[Held]:
+    def unfinished(self) -> list[Held]:
         """The images that are being read now."""
         now = time.monotonic()
         return [
@@ -91,6 +92,19 @@ class Watched(Forwarding):
             for index, since, pid in self.slots.tolist()
             if index >= 0
         ]
+
+    def blame(self, lost: list[Held], timeout: float) -> None:
+        """Report what was being read; an image reported before is not read again."""
+        # Two readers may have held the same image, of two epochs.
+        for index, one in {held.index: held for held in lost}.items():
+            hung = one.seconds >= timeout
+            reason = f"not read within {timeout:g} s" if hung else "kills its reader"
+            # Once may be chance, such as a lack of memory that another image caused.
+            if index in self.suspects:
+                self.deadly[index] = reason
+            self.suspects.add(index)
+            outcome = "skipped" if index in self.deadly else "tried once more"
+            print(f"mvmae: {printable(self.path(index))}: {reason}; {outcome}", file=sys.stderr)
 
 
 def resilient_batches(
@@ -111,19 +125,29 @@ def resilient_batches(
     Raises:
         UserError: Processes died or hung `MAX_FAILURES` times.
     """
-    step, failures, suspects = steps.start, 0, set[int]()
+    step, failures = steps.start, 0
     end = atexit.register(partial(_end, watched))  # in case an error prevents the clean-up below
     while step < steps.stop:
         watched.slots[:] = -1
         batches = iter(open_loader(range(step, steps.stop)))
-        _leave_deaths_to_the_loader()
+        # torch's handler raises anywhere in the program when a reader dies. The loader notices it
+        # within `POLL` seconds too, at a place where the error can be caught.
+        if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         try:
             while step < steps.stop:
                 yield _next(batches, watched, timeout)
                 step += 1
         except _FailedError as failed:
             failures += 1
-            _blame(watched, failed.lost, suspects, failures, timeout=timeout)
+            watched.blame(failed.lost, timeout)
+            if failures >= MAX_FAILURES:
+                paths = [watched.path(one.index) for one in failed.lost]
+                last = f", the last with {paths[-1]}" if paths else ""
+                raise UserError(
+                    f"reader processes died or hung {failures} times{last}: is there too little "
+                    "memory for --workers, or is the disk gone?"
+                ) from failed
         finally:
             del batches
             end()
@@ -147,7 +171,7 @@ def _next(batches: Iterator[Any], watched: Watched, timeout: float) -> Any:
             failure = FAILURE.match(str(error))
             if failure is None:
                 raise
-            held = watched.held()
+            held = watched.unfinished()
             if failure[1]:  # a process died
                 raise _FailedError([one for one in held if not _is_alive(one.pid)]) from error
             lost = [one for one in held if one.seconds >= timeout]
@@ -155,15 +179,6 @@ def _next(batches: Iterator[Any], watched: Watched, timeout: float) -> Any:
             if lost or (not held and time.monotonic() - began >= timeout):
                 _end(watched)
                 raise _FailedError(lost) from error
-
-
-def _leave_deaths_to_the_loader() -> None:
-    """Remove torch's signal handler, which raises anywhere in the program when a reader dies.
-
-    The loader notices within `POLL` seconds too, at a place where the error can be caught.
-    """
-    if threading.current_thread() is threading.main_thread() and hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def _end(watched: Watched) -> None:
@@ -180,29 +195,3 @@ def _is_alive(pid: int) -> bool:
     except ProcessLookupError:
         return False
     return True
-
-
-def _blame(
-    watched: Watched, lost: list[Held], suspects: set[int], failures: int, *, timeout: float
-) -> None:
-    """Report what was being read; an image reported before is not read again.
-
-    Raises:
-        UserError: This has happened too often.
-    """
-    # Two readers may have held the same image, of two epochs.
-    for one in {held.index: held for held in lost}.values():
-        path = watched.path(one.index)
-        reason = f"not read within {timeout:g} s" if one.seconds >= timeout else "kills its reader"
-        is_repeated = one.index in suspects
-        if is_repeated:
-            watched.deadly[one.index] = reason
-        outcome = "skipped" if is_repeated else "tried once more"
-        suspects.add(one.index)
-        print(f"mvmae: {printable(path)}: {reason}; {outcome}", file=sys.stderr)
-    if failures >= MAX_FAILURES:
-        last = f", the last with {watched.path(lost[-1].index)}" if lost else ""
-        raise UserError(
-            f"reader processes died or hung {failures} times{last}: is there too little memory "
-            "for --workers, or is the disk gone?"
-        )

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode_content
+from mvmae.data.reading.decode import UnreadableImageError, decode_content
 from mvmae.data.reading.resilient_loader import note_reading
 from mvmae.data.sources.base import Source
 from mvmae.method.augmentations import Augmentations, draw_augmentations, stack_augmentations
@@ -109,13 +109,6 @@ class ViewsDataset(Dataset):
                         return views
                 image = decode_content(content, self.source.wanted)
         return random_views(image, config.views, config.model.height_width, rng)
-
-
-def readable(
-    source: Source, index: int, rng: np.random.Generator
-) -> tuple[Pixels | None, int, list[Skipped]]:
-    """Read an image, or another one in place of an unreadable one; see `first_readable`."""
-    return first_readable(source.read, source, index, rng)
 
 
 def first_readable(

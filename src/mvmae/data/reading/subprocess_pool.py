@@ -18,7 +18,7 @@ from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-CHUNK = 16  # items sent to a process at once, so that it does not wait for each
+ITEMS_PER_PROCESS = 16  # for fewer items, starting another process takes longer than it saves
 START_SECONDS = 300.0  # for a process to start: the disk with torch may be slow
 END_SECONDS = 5.0  # for a process to end; on a dead network disk even SIGKILL may not reach it
 STACK_BYTES = 64 << 20  # that a new process may allocate before its first item
@@ -34,7 +34,7 @@ class Lost(NamedTuple):
 
 
 class _Worker:
-    """A subprocess, and the items that were sent to it and not answered yet."""
+    """A subprocess, and the item that it is working on."""
 
     def __init__(self, function: Callable[[Any], Any], memory: int) -> None:
         # Forked from a small server that has imported torch once: a dead process is replaced in
@@ -48,14 +48,17 @@ class _Worker:
         with _blocked_signals():
             self.process.start()
         theirs.close()
-        self.held: deque[tuple[int, Any]] = deque()
-        self.is_ready, self.since = False, time.monotonic()
-
-    def give(self, items: list[tuple[int, Any]]) -> None:
-        self.held.extend(items)
+        self.index: int | None = None  # of the item; None while the process starts
         self.since = time.monotonic()
+
+    def give(self, index: int, item: Any) -> None:
+        self.index, self.since = index, time.monotonic()
         with contextlib.suppress(OSError):  # it died meanwhile, which the next read shows
-            self.connection.send(items)
+            self.connection.send(item)
+
+    def seconds_left(self, timeout: float) -> float:
+        limit = START_SECONDS if self.index is None else timeout
+        return self.since + limit - time.monotonic()
 
     def end(self) -> int | None:
         """Stop the process and return its exit code, negative for a signal."""
@@ -109,30 +112,31 @@ def run_guarded(
     Yields:
         The index of an item with the result or `Lost`, in arbitrary order.
     """
-    waiting = deque(range(0, len(items), CHUNK))
-    again: deque[list[tuple[int, Any]]] = deque()  # other items of a lost process
-    pool = [_Worker(function, memory) for _ in range(min(workers, len(waiting)))]
+    waiting = deque(range(len(items)))
+    count = min(workers, -(-len(items) // ITEMS_PER_PROCESS))
+    pool = [_Worker(function, memory) for _ in range(count)]
     try:
         while pool:
-            limit = min(_seconds_left(one, timeout) for one in pool)
-            answered = wait([one.connection for one in pool], max(0.0, limit))
+            limit = min(worker.seconds_left(timeout) for worker in pool)
+            answered = wait([worker.connection for worker in pool], max(0.0, limit))
             for worker in list(pool):
-                answer: tuple[int, Any] | None = None
-                if worker.connection in answered:
-                    answer = _answer(worker)
-                elif _seconds_left(worker, timeout) > 0:
+                hung = worker.connection not in answered
+                if hung and worker.seconds_left(timeout) > 0:
                     continue
-                if answer is None:
-                    yield _lost(worker, timeout, hung=worker.connection not in answered)
+                try:
+                    answer = _lose(worker, timeout) if hung else worker.connection.recv()
+                except (EOFError, OSError):  # it died
+                    answer = _lose(worker, None)
+                if worker.index is not None:  # else it reports that it has started
+                    yield worker.index, answer
+                if isinstance(answer, Lost):
                     pool.remove(worker)
-                    if rest := list(worker.held):
-                        again.append(rest)
-                    if again or waiting:
+                    if waiting:
                         pool.append(_Worker(function, memory))
-                    continue
-                if answer[0] >= 0:
-                    yield answer
-                if not worker.held and not _feed(worker, items, waiting, again):
+                elif waiting:
+                    index = waiting.popleft()
+                    worker.give(index, items[index])
+                else:
                     worker.end()
                     pool.remove(worker)
     finally:
@@ -140,101 +144,48 @@ def run_guarded(
             worker.end()
 
 
-def _seconds_left(worker: _Worker, timeout: float) -> float:
-    return worker.since + (timeout if worker.is_ready else START_SECONDS) - time.monotonic()
-
-
-def _answer(worker: _Worker) -> tuple[int, Any] | None:
-    """The next answer, with index -1 for the first sign of life; None from a dead process."""
-    try:
-        answer = worker.connection.recv()
-    except (EOFError, OSError):
-        return None
-    worker.since = time.monotonic()
-    if not worker.is_ready:
-        worker.is_ready = True
-        return -1, None
-    worker.held.popleft()
-    return answer
-
-
-def _feed(
-    worker: _Worker,
-    items: Sequence[Any],
-    waiting: deque[int],
-    again: deque[list[tuple[int, Any]]],
-) -> bool:
-    """Send a process more items, if there are any."""
-    if again:
-        worker.give(again.popleft())
-        return True
-    if waiting:
-        first = waiting.popleft()
-        worker.give(list(enumerate(items[first : first + CHUNK], start=first)))
-        return True
-    return False
-
-
-def _lost(worker: _Worker, timeout: float, *, hung: bool) -> tuple[int, Lost]:
-    """End a dead or hanging process; return the item it was working on, and why it is lost."""
-    if not hung:
+def _lose(worker: _Worker, timeout: float | None) -> Lost:
+    """End a process that hangs, or is dead if no timeout is given; return why its item is lost."""
+    if timeout is None:
         worker.process.join(END_SECONDS)
     code = worker.end()
-    if not worker.is_ready or not worker.held:
+    if worker.index is None:
         raise RuntimeError(f"a reader process could not be started (exit code {code})")
-    index, _ = worker.held.popleft()
-    if hung:
-        return index, Lost(True, f"not done after {timeout:g} seconds")
-    return index, Lost(False, _exit_reason(code))
-
-
-def _exit_reason(code: int | None) -> str:
+    if timeout is not None:
+        return Lost(True, f"not done after {timeout:g} seconds")
     if code is None or code >= 0:
-        return f"its reader process ended with status {code}"
+        return Lost(False, f"its reader process ended with status {code}")
     name = signal.strsignal(-code) or "unknown"
-    return f"its reader process was ended by signal {-code} ({name})"
+    return Lost(False, f"its reader process was ended by signal {-code} ({name})")
 
 
 def _serve(connection: Connection, function: Callable[[Any], Any], memory: int) -> None:
     """The main function of a subprocess: answer one item after another."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the main process handles Ctrl-C
     _limit_resources(memory)
-    _silence_output()
-    connection.send((-1, None))
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):  # stdout and stderr, to which decoders in C write warnings
+        os.dup2(null, stream)
+    connection.send("started")
     while True:
         try:
-            items = connection.recv()
+            item = connection.recv()
         except (EOFError, OSError):  # the main process is gone or has no more items
             return
-        for index, item in items:
-            connection.send((index, function(item)))
+        connection.send(function(item))
 
 
 def _limit_resources(memory: int) -> None:
-    """Limit additional memory, core files and threads; not on Windows."""
+    """Limit additional memory, core files and threads; memory on Linux only."""
     with contextlib.suppress(ImportError, OSError, ValueError):
         import resource
 
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        # On Linux this is private writable memory. RLIMIT_AS would count the gigabytes of
-        # libraries that torch only maps.
-        limit = _private_bytes() + memory + STACK_BYTES
+        # On Linux, this limits private writable memory, the sixth number in statm. RLIMIT_AS would
+        # count the gigabytes of libraries that torch only maps.
+        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
+            private_bytes = int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+        limit = private_bytes + memory + STACK_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
     if torch := sys.modules.get("torch"):  # imported with the function, if it uses it
         torch.set_num_threads(1)
-
-
-def _private_bytes() -> int:
-    """Bytes of private writable memory of this process."""
-    try:
-        with open("/proc/self/statm", encoding="ascii") as file:  # noqa: PTH123
-            return int(file.read().split()[5]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):  # not Linux
-        return 1 << 30
-
-
-def _silence_output() -> None:
-    """Discard stdout and stderr, to which decoders in C write warnings."""
-    null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)
-    os.dup2(null, 2)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -16,13 +15,13 @@ from PIL import Image
 from mvmae.config.datatools import DataPackConfig
 from mvmae.data.reading.decode import (
     EXTENSIONS,
-    FORMATS,
     Pixels,
     UnreadableImageError,
     Wanted,
     decode,
     decode_deep,
 )
+from mvmae.data.reading.deep_formats import open_image
 from mvmae.data.reading.inspect_file import SUFFIXES
 from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.base import Source
@@ -131,13 +130,11 @@ def _header(content: bytes) -> tuple[str, str]:
     Empty where pixels are deeper than 8 bits, have other channels than colour, or Pillow fails.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # as when it is decoded
-            with Image.open(io.BytesIO(content), formats=FORMATS) as file:
-                tiles = [str(tile) for tile in getattr(file, "tile", ())]
-                is_deep = any(";16" in tile for tile in tiles)
-                is_stack = file.format == "TIFF" and getattr(file, "n_frames", 1) > 1
-                return str(file.format), "" if is_deep or is_stack else file.mode
+        with open_image(content) as file:
+            tiles = [str(tile) for tile in getattr(file, "tile", ())]
+            is_deep = any(";16" in tile for tile in tiles)
+            is_stack = file.format == "TIFF" and getattr(file, "n_frames", 1) > 1
+            return str(file.format), "" if is_deep or is_stack else file.mode
     except Exception:  # Pillow raises anything
         return "", ""
 

@@ -22,7 +22,7 @@ from mvmae.config.detect import DetectConfig
 from mvmae.data.annotations.coco import MIN_MASK_PIXELS, AnnotatedImage, CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.reading.loader import Skipped, StepSampler, loading
-from mvmae.data.reading.samples import readable
+from mvmae.data.reading.samples import first_readable
 from mvmae.data.sources.base import Source
 from mvmae.method.views import Box, crop, resize
 
@@ -152,7 +152,7 @@ class JitteredDataset(Dataset):
 
     def __getitem__(self, index: tuple[int, int]) -> _Sample:
         rng = np.random.default_rng((self.config.seed, *index))
-        pixels, place, skipped = readable(self.split, index[1], rng)
+        pixels, place, skipped = first_readable(self.split.read, self.split, index[1], rng)
         if pixels is None:
             return _Sample(None, skipped)
         target = build_target(self.split.images[place], with_masks=self.split.with_masks)
@@ -183,7 +183,9 @@ def training_batches(
     """Load the batches of the given steps; iterating yields `DetectionBatch`."""
     return DataLoader(
         JitteredDataset(split, config, interpolation),
-        batch_sampler=StepSampler(len(split), config, steps, rank, world_size),
+        batch_sampler=StepSampler(
+            len(split), config.seed, config.batch_size, steps, rank, world_size
+        ),
         **loading(config.workers, cuda),
         collate_fn=_collate,
     )

@@ -56,14 +56,7 @@ def open_detection(config: DetectConfig, channels: int) -> DetectionData:
     require_same_categories(files, checked)
     with_masks = all(one.has_masks for one in checked)
     train, test = (
-        CocoSplit(
-            split.name,
-            split.file,
-            one.content,
-            split.images,
-            channels=channels,
-            with_masks=with_masks,
-        )
+        CocoSplit(split, one.content, channels=channels, with_masks=with_masks)
         for split, one in zip(files, checked, strict=True)
     )
     return DetectionData(train, test)

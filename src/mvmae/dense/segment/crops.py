@@ -232,7 +232,9 @@ def crop_batches(
     """Load the batches of the given steps; iterating yields `CropBatch`."""
     return DataLoader(
         CropDataset(pairs, config, preprocessing),
-        batch_sampler=StepSampler(len(pairs), config, steps, rank, world_size),
+        batch_sampler=StepSampler(
+            len(pairs), config.seed, config.batch_size, steps, rank, world_size
+        ),
         **loading(config.workers, cuda),
         collate_fn=_collate,
     )

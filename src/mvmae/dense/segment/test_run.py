@@ -12,9 +12,9 @@ from mvmae.data.annotations.mask_check import CheckedMasks, describe_values, usa
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import (
     ALL_IMAGES_TEST,
+    BLACK_AND_WHITE_RULES,
     FoundPairs,
     SegmentationData,
-    black_and_white_rules,
     candidate_rules,
     hash_images,
 )
@@ -110,7 +110,7 @@ def value_rules(
         )
         return rules, ((remark,) if rules[0] != saved.rule else ())
     if saved.rule.ignored is None and len(saved.classes) == 2:  # 0 and 1, or black and white
-        return (saved.rule, *black_and_white_rules()), ()
+        return (saved.rule, *BLACK_AND_WHITE_RULES), ()
     return (saved.rule,), ()
 
 

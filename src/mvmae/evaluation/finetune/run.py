@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from mvmae import encoders
 from mvmae.config.finetune import FinetuneConfig
 from mvmae.data.augment import mix_images, random_erasing, seeded
-from mvmae.data.labelled_batches import LabelledBatch, labelled_batches
+from mvmae.data.labelled_batches import BatchOptions, LabelledBatch, labelled_batches
 from mvmae.data.reading.loader import whole_batches
 from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.labelled import Labelled, open_labelled
@@ -171,10 +171,8 @@ def build_trained(job: Job) -> Trained:
 def read_batches(job: Job, steps: range) -> Iterator[LabelledBatch]:
     """Read this process's share of the training batches."""
     config = job.config
-    loader = labelled_batches(
-        job.data.train,
+    options = BatchOptions(
         seed=config.seed,
-        steps=steps,
         batch_size=config.batch_size,
         size=job.opened.encoder.image_size,
         crop_scale=config.crop_scale,
@@ -182,6 +180,11 @@ def read_batches(job: Job, steps: range) -> Iterator[LabelledBatch]:
         augment=config.rand_augment,
         flip=config.flip != "none",
         upside_down=config.flip == "both",
+    )
+    loader = labelled_batches(
+        job.data.train,
+        options,
+        steps,
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         workers=config.workers,

@@ -46,7 +46,7 @@ def split_of(folder: Path, name: str = "train", **options) -> CocoSplit:
     place = find_split(folder, name)
     found = check_coco(load_coco(place.file), read_image_sizes(place.images, load_coco(place.file)))
     options = {"channels": 3, "with_masks": found.has_masks} | options
-    return CocoSplit(name, place.file, found.content, place.images, **options)
+    return CocoSplit(place, found.content, **options)
 
 
 # Where things lie

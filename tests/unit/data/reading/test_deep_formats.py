@@ -17,7 +17,7 @@ from mvmae.data.reading.decode import (
     decode_deep,
     plain_reason,
 )
-from mvmae.data.reading.deep_formats import read_format, values_of
+from mvmae.data.reading.deep_formats import read_format, read_values
 
 ORIENTATION = 274
 
@@ -133,7 +133,7 @@ def adam7(array: np.ndarray) -> bytes:
 @pytest.mark.parametrize("is_interlaced", [False, True])
 def test_a_png_of_sixteen_bit_keeps_every_value(channels, orientation, is_interlaced):
     array = np.moveaxis(deep(channels), 0, -1)
-    values = values_of(png16(array, orientation=orientation, is_interlaced=is_interlaced), None)
+    values = read_values(png16(array, orientation=orientation, is_interlaced=is_interlaced), None)
     upright = array if orientation == 1 else np.rot90(array, -1)
     assert values.array.dtype == np.uint16
     assert values.alpha == (channels in (2, 4))
@@ -147,7 +147,7 @@ def test_a_damaged_png_of_sixteen_bit_ends_no_process(channels):
         damaged = bytearray(data)
         damaged[41 + 7 * number] ^= 1 << number % 8  # from where the pixels begin
         try:
-            values = values_of(bytes(damaged), None)
+            values = read_values(bytes(damaged), None)
         except Exception:
             continue
         assert values.array.shape == (16, 24, channels)
@@ -258,8 +258,8 @@ def test_deep_colour_becomes_gray_by_its_luminance_and_gray_colour():
 @pytest.mark.parametrize(
     ("data", "wanted", "reason"),
     [
-        (npy(deep(5)), Wanted(4, "16"), "the file has 5 channels, 4 were requested"),
-        (npy(deep(5)), Wanted(1, "16"), "the file has 5 channels, 1 was requested"),
+        (npy(deep(5)), Wanted(4, "16"), "the file has 5 channels, not 4"),
+        (npy(deep(5)), Wanted(1, "16"), "the file has 5 channels, not 1"),
         (npy(deep(4, np.float32)), Wanted(4, "16"), "float32 are not supported at depth 16"),
         (npy(deep(4, np.int16)), Wanted(4, "8"), "--views.depth float reads them"),
         (npy(np.zeros((2, 2, 2, 2))), Wanted(2, "float"), "shape 2 x 2 x 2 x 2 is not an image"),

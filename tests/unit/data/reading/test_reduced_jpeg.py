@@ -140,13 +140,13 @@ def test_a_reduced_box_lies_where_the_pixels_are():
 
 def test_a_large_photograph_is_decoded_to_few_pixels(monkeypatch):
     seen = []
-    original = reduced_jpeg.decode_reduced
+    original = reduced_jpeg.decode_simplejpeg
 
     def noted(*args):
         seen.append(original(*args).shape)
         return original(*args)
 
-    monkeypatch.setattr(reduced_jpeg, "decode_reduced", noted)
+    monkeypatch.setattr(reduced_jpeg, "decode_simplejpeg", noted)
     fast_views(jpeg(1200, 1600), config_for(32), rng())
     assert seen == [(3, 150, 200)]
 
