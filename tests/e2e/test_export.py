@@ -193,8 +193,8 @@ def test_the_safetensors_card_loads_with_mvmae_and_with_timm(here):
     theirs = run_snippet(snippet(Path("README.md")), "model")
     torch.testing.assert_close(theirs(IMAGES), model.encoder(IMAGES)[:, 0], rtol=1e-4, atol=1e-5)
     for words in (
-        "20 steps of 256 images",
-        "photos (99 images)",
+        "steps: 20 of 256 images",
+        "trained on: photos, 99 images",
         "healthy. it learns.",
         "vit_pico/4",
     ):

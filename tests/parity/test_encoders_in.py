@@ -51,7 +51,7 @@ def same(opened: OpenedEncoder, expected: Tensor, images: Tensor = IMAGES) -> No
     torch.testing.assert_close(opened.encoder(images), expected, rtol=1e-5, atol=1e-5)
 
 
-def saved(tmp_path: Path, content: object) -> Path:
+def save(tmp_path: Path, content: object) -> Path:
     torch.save(content, tmp_path / "weights.pth")
     return tmp_path / "weights.pth"
 
@@ -92,7 +92,7 @@ def test_every_kind_of_timms_vit_computes_the_same_here(tmp_path, kind):
 
 def test_a_named_vit_of_timm_is_read_from_a_file(tmp_path):
     theirs = shaken(timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5))
-    opened = open_encoder(saved(tmp_path, theirs.state_dict()))
+    opened = open_encoder(save(tmp_path, theirs.state_dict()))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
     assert opened.encoder.size == (192, 12, 3)
@@ -189,7 +189,7 @@ MODELS = [
 
 
 @torch.no_grad()
-def tokens_of(model: nn.Module, images: Tensor = IMAGES) -> Tensor:
+def hidden_tokens(model: nn.Module, images: Tensor = IMAGES) -> Tensor:
     """All tokens of a model of transformers, in the order of the image."""
     base = getattr(model, "vit", model)
     if "MAE" not in type(model).__name__:
@@ -203,7 +203,7 @@ def tokens_of(model: nn.Module, images: Tensor = IMAGES) -> Tensor:
 def test_models_of_transformers_compute_the_same_here(tmp_path, kind):
     model = vit(kind)
     model.save_pretrained(tmp_path / "model")
-    expected = tokens_of(model)
+    expected = hidden_tokens(model)
     for source in (tmp_path / "model", f"hf:{tmp_path / 'model'}"):
         same(open_encoder(source), expected)
 
@@ -212,7 +212,7 @@ def test_models_of_transformers_compute_the_same_here(tmp_path, kind):
 def test_the_state_of_a_model_of_transformers_is_read_as_it_is_in_memory(tmp_path, kind):
     eps = 1e-6 if "DINO" in kind else 1e-12  # the defaults: tensors do not say
     model = vit(kind, num_attention_heads=2, layer_norm_eps=eps)
-    same(open_encoder(saved(tmp_path, model.state_dict())), tokens_of(model))
+    same(open_encoder(save(tmp_path, model.state_dict())), hidden_tokens(model))
 
 
 CLASSIC = (  # the hub's spelling since 2020, from that of transformers 5 in memory
@@ -238,11 +238,11 @@ def test_the_hubs_classic_spelling_is_read(tmp_path):
     model.config.save_pretrained(tmp_path)
     safetensors.torch.save_file(state, tmp_path / "model.safetensors")
     opened = open_encoder(tmp_path)
-    same(opened, tokens_of(model))
+    same(opened, hidden_tokens(model))
     assert all(key.startswith("decoder.") for key in opened.left_out)
     (tmp_path / "model.safetensors").unlink()
     torch.save(state, tmp_path / "pytorch_model.bin")
-    same(open_encoder(tmp_path), tokens_of(model))
+    same(open_encoder(tmp_path), hidden_tokens(model))
 
 
 def test_a_folder_says_what_tensors_do_not(tmp_path):
@@ -253,7 +253,7 @@ def test_a_folder_says_what_tensors_do_not(tmp_path):
     ).save_pretrained(tmp_path)
     opened = open_encoder(tmp_path)
     images = torch.randn(2, 1, 16, 64)
-    same(opened, tokens_of(model, images), images)
+    same(opened, hidden_tokens(model, images), images)
     assert opened.encoder.size.num_heads == 4
     assert opened.preprocessing == ((0.3,), (0.2,), "bilinear")
 
@@ -262,7 +262,7 @@ def test_a_folder_says_what_tensors_do_not(tmp_path):
 
 
 def mae_state(theirs: nn.Module, *, decoder: bool) -> dict[str, Tensor]:
-    """MAE's official state dict: fixed positions are parameters, the decoder stands beside."""
+    """MAE's official state dict: fixed positions are parameters, and it has a decoder."""
     state = dict(theirs.state_dict())
     if decoder:
         other = timms(embed_dim=64, depth=1).state_dict()
@@ -288,7 +288,7 @@ def test_maes_checkpoints_are_read(tmp_path, decoder, whole):
         optimizer = torch.optim.AdamW(theirs.parameters()).state_dict()
         args = argparse.Namespace(model="mae_vit_base_patch16", mask_ratio=0.75)
         content |= {"optimizer": optimizer, "epoch": 799, "scaler": {}, "args": args}
-    opened = open_encoder(saved(tmp_path, content))
+    opened = open_encoder(save(tmp_path, content))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
     assert opened.maker == ("MAE" if decoder else "ViT with timm's keys")
@@ -314,7 +314,7 @@ def test_moco_v3s_checkpoints_are_read(tmp_path, width, heads):
         "optimizer": {},
         "scaler": {},
     }
-    opened = open_encoder(saved(tmp_path, content))
+    opened = open_encoder(save(tmp_path, content))
     with torch.no_grad():
         same(opened, base.forward_features(IMAGES))
     assert opened.maker == "MoCo v3"
@@ -323,7 +323,7 @@ def test_moco_v3s_checkpoints_are_read(tmp_path, width, heads):
 
 def test_dinos_backbone_is_read(tmp_path):
     theirs = timms()
-    opened = open_encoder(saved(tmp_path, theirs.state_dict()))
+    opened = open_encoder(save(tmp_path, theirs.state_dict()))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
     assert opened.pool == "cls"
@@ -342,14 +342,14 @@ def test_of_dinos_whole_checkpoint_the_teacher_is_read(tmp_path):
         "args": argparse.Namespace(arch="vit_small", patch_size=8),
         "dino_loss": {"center": torch.zeros(1, 9)},
     }
-    opened = open_encoder(saved(tmp_path, content))
+    opened = open_encoder(save(tmp_path, content))
     with torch.no_grad():
         same(opened, teacher.forward_features(IMAGES))
     assert opened.maker == "DINO"
     assert opened.left_out == ("head.last_layer.weight_g", "head.mlp.0.weight")
     del content["teacher"]
     with torch.no_grad():
-        same(open_encoder(saved(tmp_path, content)), student.forward_features(IMAGES))
+        same(open_encoder(save(tmp_path, content)), student.forward_features(IMAGES))
 
 
 def test_dinov2s_own_keys_are_read(tmp_path):
@@ -362,7 +362,7 @@ def test_dinov2s_own_keys_are_read(tmp_path):
     state["register_tokens"] = state.pop("reg_token")
     state["mask_token"] = torch.zeros(1, 128)
     assert "blocks.0.ls1.gamma" in state
-    opened = open_encoder(saved(tmp_path, state))
+    opened = open_encoder(save(tmp_path, state))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
     assert opened.left_out == ("mask_token",)
@@ -372,7 +372,7 @@ def test_deits_distillation_token_is_read_with_its_position(tmp_path):
     from timm.models.deit import VisionTransformerDistilled
 
     theirs = shaken(VisionTransformerDistilled(**SIZES, num_classes=5))
-    opened = open_encoder(saved(tmp_path, {"model": theirs.state_dict()}))
+    opened = open_encoder(save(tmp_path, {"model": theirs.state_dict()}))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
     assert set(opened.left_out) == {
@@ -397,7 +397,7 @@ def test_caes_checkpoint_without_a_relative_position_bias_is_read(tmp_path):
     theirs = timms(init_values=0.1)
     for block in theirs.blocks:
         block.attn.qkv.bias.data[128:256] = 0  # it has no bias of keys
-    opened = open_encoder(saved(tmp_path, {"model": cae_state(theirs)}))
+    opened = open_encoder(save(tmp_path, {"model": cae_state(theirs)}))
     with torch.no_grad():
         same(opened, theirs.forward_features(IMAGES))
 
@@ -426,7 +426,7 @@ def test_an_encoder_of_another_size_computes_what_timms_does(tmp_path, size):
         state["pos_embed"], (4, 4), (size[0] // 8, size[1] // 8), has_cls=False
     )
     other.load_state_dict(state | {"pos_embed": wanted})
-    encoder = load_encoder(saved(tmp_path, state), size)
+    encoder = load_encoder(save(tmp_path, state), size)
     images = torch.randn(2, 3, *size)
     with torch.no_grad():
         expected = other.forward_features(images)
@@ -444,7 +444,7 @@ def test_channels_are_adapted_as_timm_does(channels):
 
 def test_a_gray_image_gives_what_its_colour_copy_gave(tmp_path):
     theirs = timms()
-    file = saved(tmp_path, theirs.state_dict())
+    file = save(tmp_path, theirs.state_dict())
     gray = torch.randn(2, 1, 32, 32)
     colour, plain = load_encoder(file), load_encoder(file, in_channels=1)
     expected = colour(gray.expand(-1, 3, -1, -1))

@@ -50,20 +50,17 @@ def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
 def _describe_run(folder: Path) -> dict[str, Any]:
     """Describe how a run was trained; None for what its files do not record."""
     config = _read_object(folder / run_folder.CONFIG)
-    environment = _read_object(folder / "environment.json")
+    environment = _read_object(folder / run_folder.ENVIRONMENT)
     health = _read_object(folder / "health.json")
     records = metrics_file.read(folder)
     return {
         "folder": str(folder),
-        "data": config.get("data"),
-        "num_images": environment.get("num_images"),
-        "epochs": config.get("epochs"),
-        "batch_size": config.get("batch_size"),
+        **{name: config.get(name) for name in ("data", "epochs", "batch_size")},
+        **{name: environment.get(name) for name in ("num_images", "mvmae")},
         "steps": records[-1]["step"] if records else None,
         "health": health.get("status"),
         "sentence": health.get("sentence"),
         "config": config,
-        "mvmae": environment.get("mvmae"),
     }
 
 
@@ -116,19 +113,12 @@ def format_sizes(facts: dict[str, Any]) -> str:
     )
 
 
-def format_input(facts: dict[str, Any]) -> str:
-    """Format the size and patches of the input as one line."""
+def format_encoder(facts: dict[str, Any]) -> dict[str, str]:
+    """Format what the encoder is as one line for each label."""
     height, width = facts["image_size"]
     rows, columns = facts["grid"]
-    patch, channels = facts["patch_size"], facts["in_channels"]
-    return (
-        f"{height} x {width} pixels, {counted(channels, 'channel')}, "
-        f"{rows} x {columns} patches of {patch} x {patch}"
-    )
-
-
-def format_variant(variant: dict[str, Any]) -> str:
-    """Format the differences from MAE's ViT as one line."""
+    patch, variant = facts["patch_size"], facts["variant"]
+    mean, std = (", ".join(f"{value:.4g}" for value in facts[key]) for key in ("mean", "std"))
     words = {
         "cls_token": "no class token",
         "num_registers": counted(variant.get("num_registers", 0), "register"),
@@ -137,13 +127,15 @@ def format_variant(variant: dict[str, Any]) -> str:
         "mlp_ratio": f"MLP ratio {variant.get('mlp_ratio', 0):g}",
         "norm_eps": f"layer norm epsilon {variant.get('norm_eps', 0):g}",
     }
-    return ", ".join(words[name] for name in variant)
-
-
-def format_preprocessing(facts: dict[str, Any]) -> str:
-    """Format how pixels are prepared as one line."""
-    mean, std = (", ".join(f"{value:.4g}" for value in facts[key]) for key in ("mean", "std"))
-    return f"{facts['interpolation']}, mean {mean}, deviation {std} of values in [0, 1]"
+    lines = {
+        "size": format_sizes(facts),
+        "input": f"{height} x {width} pixels, {counted(facts['in_channels'], 'channel')}, "
+        f"{rows} x {columns} patches of {patch} x {patch}",
+        "unlike MAE's": ", ".join(words[name] for name in variant),
+        "preprocessing": f"{facts['interpolation']}, mean {mean}, deviation {std} of values in "
+        "[0, 1]",
+    }
+    return {label: text for label, text in lines.items() if text}
 
 
 def format_headline(headline: dict[str, Any]) -> str:

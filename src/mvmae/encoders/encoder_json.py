@@ -59,9 +59,7 @@ def encoder_metadata(opened: OpenedEncoder) -> dict[str, Any]:
     encoder, preprocessing = opened.encoder, opened.preprocessing
     metadata = {
         "format": FORMAT,
-        "width": encoder.size.width,
-        "depth": encoder.size.depth,
-        "num_heads": encoder.size.num_heads,
+        **encoder.size._asdict(),
         "patch_size": encoder.patch_size,
         "image_size": list(encoder.image_size),
         "in_channels": encoder.in_channels,

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from mvmae.config.model import ENCODERS, Size
+from mvmae.config.views import ViewsConfig
+from mvmae.encoders.encoder_json import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
-from mvmae.method.vit import Variant
+from mvmae.method.vit import Encoder, Variant
+from mvmae.training import checkpoint
 
 WRAPPERS = (  # keys under which files keep their tensors, in order of preference
     *("teacher", "model_ema", "state_dict", "model", "module", "model_state_dict", "student"),
@@ -42,24 +46,6 @@ UNSUPPORTED = (  # parts that mvmae's encoder lacks: what their keys contain, an
 )
 
 
-class FoundEncoder(NamedTuple):
-    """An encoder found among the tensors of a file."""
-
-    maker: str
-    """The project whose layout the file has."""
-
-    tensors: dict[str, Tensor]
-    """By the key that `Encoder` uses."""
-
-    size: Size
-    patch_size: int
-    in_channels: int
-    image_size: tuple[int, int]
-    variant: Variant
-    left_out: tuple[str, ...]
-    """Keys of the file that are not part of the encoder."""
-
-
 class Hints(NamedTuple):
     """Facts about an encoder that its tensors do not show, from another file or package."""
 
@@ -71,8 +57,10 @@ class Hints(NamedTuple):
 NO_HINTS = Hints()
 
 
-def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS) -> FoundEncoder:
-    """Find the encoder in the content of a checkpoint file.
+def find_encoder(
+    state: Mapping[str, Any], *, source: str, hints: Hints = NO_HINTS
+) -> OpenedEncoder:
+    """Build the encoder that the content of a checkpoint file holds, with default preprocessing.
 
     Args:
         state: Tensors by key, or a dict that contains them at some level.
@@ -112,7 +100,7 @@ def find_encoder(state: Mapping[str, Any], *, source: str, hints: Hints = NO_HIN
     if maker.startswith("transformers"):
         default = 1e-6 if maker == "transformers DINOv2" else 1e-12
         hints = hints._replace(norm_eps=hints.norm_eps or default)
-    return _infer_shape(maker, tensors, tuple(sorted(left_out)), hints, source)
+    return _build(maker, tensors, tuple(sorted(left_out)), hints, source)
 
 
 def unwrap_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -223,10 +211,10 @@ def _stack_qkv(parts: list[Tensor], block: str, source: str) -> Tensor:
     return torch.cat(parts)
 
 
-def _infer_shape(
+def _build(
     maker: str, tensors: dict[str, Tensor], left_out: tuple[str, ...], hints: Hints, source: str
-) -> FoundEncoder:
-    """Infer the encoder's sizes from its tensors, and arrange its position embeddings."""
+) -> OpenedEncoder:
+    """Build an encoder of the sizes that its tensors show, and load them; every key must fit."""
     embedding = tensors["patch_embed.proj.weight"]
     if embedding.ndim != 4 or embedding.shape[2] != embedding.shape[3]:
         raise UserError(
@@ -248,9 +236,21 @@ def _infer_shape(
         final_norm="norm.weight" in tensors,
         norm_eps=hints.norm_eps or 1e-6,
     )
-    size = Size(width, depth, hints.num_heads or num_heads(width, depth, source))
-    image_size = (grid[0] * patch, grid[1] * patch)
-    return FoundEncoder(maker, tensors, size, patch, in_channels, image_size, variant, left_out)
+    encoder = Encoder(
+        Size(width, depth, hints.num_heads or num_heads(width, depth, source)),
+        image_size=(grid[0] * patch, grid[1] * patch),
+        patch_size=patch,
+        in_channels=in_channels,
+        variant=variant,
+    )
+    checkpoint.load_weights(encoder, tensors, source=source)
+    pool = "cls" if variant.cls_token and variant.final_norm else "mean"
+    return OpenedEncoder(encoder, default_preprocessing(in_channels), pool, maker, left_out)
+
+
+def default_preprocessing(channels: int) -> Preprocessing:
+    """ImageNet's pixel statistics, or plain ones for other numbers of channels."""
+    return Preprocessing(*ViewsConfig().pixel_statistics(channels), "bicubic")
 
 
 def num_heads(width: int, depth: int, source: str) -> int:
@@ -308,8 +308,6 @@ def _grid_of_patches(
     count: int, image_size: tuple[int, int] | None, patch: int
 ) -> tuple[int, int] | None:
     """Rows and columns of `count` patches; None if they do not fill the image."""
-    if image_size:
-        grid = (image_size[0] // patch, image_size[1] // patch)
-        return grid if grid[0] * grid[1] == count else None
-    side = round(max(count, 0) ** 0.5)
-    return (side, side) if side and side * side == count else None
+    side = isqrt(max(count, 0))
+    rows, columns = (length // patch for length in image_size) if image_size else (side, side)
+    return (rows, columns) if rows * columns == count > 0 else None

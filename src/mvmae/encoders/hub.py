@@ -10,9 +10,8 @@ from typing import Any
 
 from torch import nn
 
-from mvmae.config.views import ViewsConfig
-from mvmae.encoders.encoder_json import Preprocessing
-from mvmae.encoders.formats import FoundEncoder, Hints, find_encoder
+from mvmae.encoders.encoder_json import OpenedEncoder, Preprocessing
+from mvmae.encoders.formats import Hints, find_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.training import checkpoint
 
@@ -22,7 +21,7 @@ PREPROCESSOR_FILE = "preprocessor_config.json"
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # Pillow's constants, as transformers stores them
 
 
-def from_timm(name: str) -> tuple[FoundEncoder, Preprocessing]:
+def from_timm(name: str) -> OpenedEncoder:
     """Load a pre-trained encoder from timm, downloaded or from its cache.
 
     Raises:
@@ -58,9 +57,8 @@ def from_timm(name: str) -> tuple[FoundEncoder, Preprocessing]:
     hints = Hints(block.attn.num_heads, block.norm1.eps, tuple(model.patch_embed.img_size))
     found = find_encoder(model.state_dict(), source=f"timm:{name}", hints=hints)
     interpolation = "bilinear" if facts.get("interpolation") == "bilinear" else "bicubic"
-    return found._replace(maker="timm"), Preprocessing(
-        tuple(facts["mean"]), tuple(facts["std"]), interpolation
-    )
+    preprocessing = Preprocessing(tuple(facts["mean"]), tuple(facts["std"]), interpolation)
+    return found._replace(maker="timm", preprocessing=preprocessing)
 
 
 def _weight_file_of_timm(name: str) -> dict[str, Any]:
@@ -135,13 +133,13 @@ def local_folder(name: str) -> Path:
         ) from error
 
 
-def from_transformers(folder: Path) -> tuple[FoundEncoder, Preprocessing]:
-    """Load an encoder from a transformers folder.
+def from_transformers(folder: Path) -> OpenedEncoder:
+    """Load an encoder from a transformers folder, perhaps one that `mvmae export` wrote.
 
     Raises:
         UserError: A file is missing or damaged, or the model is not a plain ViT.
     """
-    facts = read_json(folder / "config.json")
+    facts = _read_json(folder / "config.json")
     model_type = facts.get("model_type")
     if model_type not in SUPPORTED_MODELS:
         raise UserError(
@@ -160,22 +158,20 @@ def from_transformers(folder: Path) -> tuple[FoundEncoder, Preprocessing]:
     is_tensors = file.suffix == ".safetensors"
     weights = checkpoint.read_tensors(file) if is_tensors else checkpoint.load(file)
     found = find_encoder(weights, source=str(folder), hints=hints)
-    return found, _load_preprocessing(folder, facts)
-
-
-def _load_preprocessing(folder: Path, facts: dict[str, Any]) -> Preprocessing:
-    """Read the preprocessor's file; without one, use ImageNet's mean and deviation."""
     file = folder / PREPROCESSOR_FILE
-    content = read_json(file) if file.exists() else {}
-    mean, std = ViewsConfig().pixel_statistics(facts.get("num_channels", 3))
-    return Preprocessing(
-        tuple(content.get("image_mean") or mean),
-        tuple(content.get("image_std") or std),
+    content = _read_json(file) if file.exists() else {}
+    preprocessing = Preprocessing(
+        tuple(content.get("image_mean") or found.preprocessing.mean),
+        tuple(content.get("image_std") or found.preprocessing.std),
         RESAMPLING.get(content.get("resample", 3), "bicubic"),
+    )
+    pool = facts.get("mvmae_pool")
+    return found._replace(
+        preprocessing=preprocessing, pool=pool if pool in ("mean", "cls") else found.pool
     )
 
 
-def read_json(file: Path) -> dict[str, Any]:
+def _read_json(file: Path) -> dict[str, Any]:
     """Read a JSON object from a file.
 
     Raises:

@@ -12,22 +12,14 @@ from torch import Generator, nn
 from mvmae.config.files import from_json
 from mvmae.config.model import ENCODERS, ModelConfig
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.config.views import ViewsConfig
 from mvmae.encoders.encoder_json import (
     ENCODER_FILE,
     OpenedEncoder,
-    Preprocessing,
     attach_preprocessing,
     encoder_from_metadata,
 )
-from mvmae.encoders.formats import FoundEncoder, Hints, find_encoder
-from mvmae.encoders.hub import (
-    from_timm,
-    from_transformers,
-    is_transformers_folder,
-    local_folder,
-    read_json,
-)
+from mvmae.encoders.formats import Hints, default_preprocessing, find_encoder
+from mvmae.encoders.hub import from_timm, from_transformers, is_transformers_folder, local_folder
 from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.method.model import MaskedAutoencoder
@@ -91,9 +83,9 @@ def open_encoder(
     if name.startswith("random:"):
         return _open_random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
-        opened = _build(*from_timm(name.removeprefix("timm:")), source=name)
+        opened = from_timm(name.removeprefix("timm:"))
     elif name.startswith("hf:"):
-        opened = _open_transformers(local_folder(name.removeprefix("hf:")), name)
+        opened = from_transformers(local_folder(name.removeprefix("hf:")))
     else:
         opened = _open_path(Path(source))
     for key, tensor in opened.encoder.state_dict().items():
@@ -125,7 +117,7 @@ def _open_random(
     )
     initialize(encoder, Generator().manual_seed(0))
     return OpenedEncoder(
-        encoder.eval(), _default_preprocessing(channels), "mean", maker="random weights"
+        encoder.eval(), default_preprocessing(channels), "mean", maker="random weights"
     )
 
 
@@ -179,7 +171,7 @@ def _open_path(path: Path) -> OpenedEncoder:
         elif sharded_checkpoint.is_checkpoint(path):
             pass
         elif is_transformers_folder(path):
-            return _open_transformers(path, str(path))
+            return from_transformers(path)
         else:
             raise UserError(
                 f"{path} holds no encoder: neither {ENCODER_FILE} nor checkpoints/last.pt"
@@ -197,9 +189,14 @@ def _open_path(path: Path) -> OpenedEncoder:
     state = checkpoint.read_tensors(path) if is_tensors else _load_checkpoint(path)
     if _is_training_state(state):
         return _open_training_state(state, path)
-    if metadata := checkpoint.read_metadata(path):
-        return _open_export(state, metadata, str(path))
-    return _build(find_encoder(state, source=str(path)), None, source=str(path))
+    if not (metadata := checkpoint.read_metadata(path)):
+        return find_encoder(state, source=str(path))
+    # Exported for timm: the file's header carries the content of encoder.json.
+    described = encoder_from_metadata(metadata, source=str(path))
+    shape = described.encoder
+    hints = Hints(shape.size.num_heads, shape.variant.norm_eps, shape.image_size)
+    found = find_encoder(state, source=str(path), hints=hints)
+    return described._replace(encoder=found.encoder, maker=found.maker, left_out=found.left_out)
 
 
 def _checkpoint_in(run: Path) -> Path:
@@ -222,46 +219,6 @@ def _open_with_metadata(path: Path) -> OpenedEncoder:
         tensors = {key: value for key, value in tensors.items() if key not in head}
     checkpoint.load_weights(opened.encoder, tensors, source=str(path))
     return opened
-
-
-def _open_transformers(folder: Path, source: str) -> OpenedEncoder:
-    """Load a transformers encoder; `mvmae export` records the token to read in config.json."""
-    opened = _build(*from_transformers(folder), source=source)
-    pool = read_json(folder / "config.json").get("mvmae_pool")
-    return opened._replace(pool=pool) if pool in ("mean", "cls") else opened
-
-
-def _open_export(state: dict[str, Any], metadata: dict[str, Any], source: str) -> OpenedEncoder:
-    """Load an encoder exported for timm, whose header carries the content of encoder.json."""
-    described = encoder_from_metadata(metadata, source=source)
-    size, eps = described.encoder.size, described.encoder.variant.norm_eps
-    hints = Hints(size.num_heads, eps, described.encoder.image_size)
-    found = find_encoder(state, source=source, hints=hints)
-    return _build(found, described.preprocessing, source=source)._replace(
-        pool=described.pool, depth=described.depth
-    )
-
-
-def _build(
-    found: FoundEncoder, preprocessing: Preprocessing | None, *, source: str
-) -> OpenedEncoder:
-    """Build an encoder from the tensors found in a file; every key must fit."""
-    encoder = Encoder(
-        found.size,
-        image_size=found.image_size,
-        patch_size=found.patch_size,
-        in_channels=found.in_channels,
-        variant=found.variant,
-    )
-    checkpoint.load_weights(encoder, found.tensors, source=source)
-    pool = "cls" if found.variant.cls_token and found.variant.final_norm else "mean"
-    preprocessing = preprocessing or _default_preprocessing(found.in_channels)
-    return OpenedEncoder(encoder, preprocessing, pool, found.maker, found.left_out)
-
-
-def _default_preprocessing(channels: int) -> Preprocessing:
-    """ImageNet's pixel statistics, or plain ones for other numbers of channels."""
-    return Preprocessing(*ViewsConfig().pixel_statistics(channels), "bicubic")
 
 
 def _is_training_state(state: dict[str, Any]) -> bool:

@@ -18,9 +18,7 @@ def height_width(image_size: int | tuple[int, int], patch: int) -> tuple[int, in
         UserError: A side is not a multiple of the patch size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(size) < patch:
-        raise UserError(f"image size {size[0]} x {size[1]} must be at least a patch, {patch}")
-    if size[0] % patch or size[1] % patch:
+    if min(size) < patch or size[0] % patch or size[1] % patch:
         raise UserError(
             f"image size {size[0]} x {size[1]} is not a multiple of the patch size {patch}: "
             f"{max(1, size[0] // patch) * patch} x {max(1, size[1] // patch) * patch} is"

@@ -5,15 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mvmae.config.export import ExportFormat
-from mvmae.encoders.description import (
-    POOLED,
-    format_headline,
-    format_input,
-    format_preprocessing,
-    format_sizes,
-    format_training,
-    format_variant,
-)
+from mvmae.encoders.description import POOLED, format_encoder, format_headline, format_training
 from mvmae.version import __version__
 
 WHAT = {
@@ -39,26 +31,20 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
     pooled = POOLED[facts["pool"]]
     if facts["variant"].get("final_norm", True):
         pooled += " after the last norm"
-    lines = [
-        f"- {format_sizes(facts)}",
-        f"- input: {format_input(facts)}",
-        f"- preprocessing: the largest centred crop of the right shape, resized "
-        f"{format_preprocessing(facts)}",
-        f"- pooled features: {pooled}",
-        f"- weights from: {facts['maker']} ({facts['encoder']})",
-    ]
-    if facts["variant"]:
-        lines.append(f"- differs from MAE's ViT: {format_variant(facts['variant'])}")
-    parts = ["# Vision Transformer encoder", WHAT[name], "\n".join(lines)]
+    lines = format_encoder(facts) | {
+        "crop": "the largest centred one of the input's shape, before it is resized",
+        "pooled features": pooled,
+        "weights from": f"{facts['maker']} ({facts['encoder']})",
+    }
+    parts = ["# Vision Transformer encoder", WHAT[name], _bullets(lines)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
-        training = [f"- {label}: {text}" for label, text in format_training(facts["run"]).items()]
-        training += [
-            f"- {part}: " + ", ".join(f"{key} {value}" for key, value in settings.items())
+        settings = {
+            part: ", ".join(f"{key} {value}" for key, value in content.items())
             for part in ("model", "objective", "views")
-            if isinstance(settings := facts["run"]["config"].get(part), dict)
-        ]
-        parts += ["## Training", "\n".join(training)]
+            if isinstance(content := facts["run"]["config"].get(part), dict)
+        }
+        parts += ["## Training", _bullets(format_training(facts["run"]) | settings)]
     if facts["results"]:
         rows = [
             f"- {one['command']} on {one['data']}: {format_headline(one['headline'])}"
@@ -67,3 +53,7 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
         parts += ["## Results", "\n".join(rows)]
     parts.append(f"Written by mvmae {__version__}.")
     return "\n\n".join(parts) + "\n"
+
+
+def _bullets(lines: dict[str, str]) -> str:
+    return "\n".join(f"- {label}: {text}" for label, text in lines.items())

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -243,11 +244,9 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
     spread = range(0, len(source), max(1, len(source) // NUM_IMAGES))
     images = []
     for index in dict.fromkeys([*spread, *range(len(source))]):
-        try:
+        with suppress(UnreadableImageError):
             image = source.read(index)
-        except UnreadableImageError:
-            continue
-        images.append(whole_view(image, encoder.image_size, preprocessing.interpolation))
+            images.append(whole_view(image, encoder.image_size, preprocessing.interpolation))
         if len(images) == NUM_IMAGES:
             break
     if not images:
@@ -279,19 +278,17 @@ def compare(name: ExportFormat, folder: Path, source: Any, images: Tensor) -> tu
     pairs = []
     for batch in (images, images[:1]):
         pairs += zip(FORMATS[name].outputs(source, batch), computed(batch), strict=True)
-    largest = max(expected.abs().max().item() for expected, _ in pairs)
     if not all(expected.isfinite().all() for expected, _ in pairs):
         raise UserError("the features of this encoder are not finite: there is nothing to export")
-    worst = 0.0
+    worst = largest = 0.0
     for expected, actual in pairs:
-        difference = (expected - actual).abs().max().item()
-        limit = TOLERANCE * expected.abs().max().item()
-        if expected.shape != actual.shape or not difference <= limit:
+        size, difference = expected.abs().max().item(), (expected - actual).abs().max().item()
+        if expected.shape != actual.shape or not difference <= TOLERANCE * size:
             raise RuntimeError(
                 f"{name}: the written file computes something else than the source: they differ by "
-                f"{difference:.3g}, and the largest number is {expected.abs().max().item():.3g}"
+                f"{difference:.3g}, and the largest number is {size:.3g}"
             )
-        worst = max(worst, difference)
+        worst, largest = max(worst, difference), max(largest, size)
     return worst, largest
 
 

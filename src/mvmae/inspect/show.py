@@ -10,12 +10,9 @@ from mvmae.config.export import ShowConfig
 from mvmae.encoders.description import (
     POOLED,
     describe_encoder,
+    format_encoder,
     format_headline,
-    format_input,
-    format_preprocessing,
-    format_sizes,
     format_training,
-    format_variant,
 )
 
 MAX_KEYS = 3  # weights listed of those that were left out
@@ -38,11 +35,7 @@ def rows(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     """Return a label and a text for each line."""
     yield "encoder", facts["encoder"]
     yield "made by", facts["maker"]
-    yield "size", format_sizes(facts)
-    yield "input", format_input(facts)
-    if facts["variant"]:
-        yield "unlike MAE's", format_variant(facts["variant"])
-    yield "preprocessing", format_preprocessing(facts)
+    yield from format_encoder(facts).items()
     yield "token to read", POOLED[facts["pool"]]
     if left_out := facts["left_out"]:
         more = " ..." if len(left_out) > MAX_KEYS else ""

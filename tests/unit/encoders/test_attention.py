@@ -196,7 +196,7 @@ def looking(variant: Variant = PLAIN) -> Encoder:
 RED, GREEN = (1, 4), (3, 0)
 
 
-def spotted() -> torch.Tensor:
+def spot() -> torch.Tensor:
     """A red patch and a green one on black."""
     image = torch.zeros(1, 3, ROWS * PATCH, COLUMNS * PATCH)
     for channel, (row, column) in enumerate((RED, GREEN)):
@@ -213,12 +213,10 @@ def peak(picture: np.ndarray) -> tuple[int, int]:
 
 @pytest.mark.parametrize("kind", ["no class token", "plain", "registers"])
 def test_each_head_looks_at_its_patch(kind):
-    heads = class_attention(looking(VARIANTS[kind]), spotted())[0].detach().numpy()
+    heads = class_attention(looking(VARIANTS[kind]), spot())[0].detach().numpy()
     assert peak(heads[0]) == RED
     assert peak(heads[1]) == GREEN
-    both = (
-        attention_rollout(looking(VARIANTS[kind]), spotted())[0].flatten().topk(2).indices.tolist()
-    )
+    both = attention_rollout(looking(VARIANTS[kind]), spot())[0].flatten().topk(2).indices.tolist()
     assert {divmod(place, COLUMNS) for place in both} == {RED, GREEN}
 
 
@@ -269,13 +267,13 @@ def model(heading: str, place: tuple[int, int], strength: float = 5.0) -> Model:
     return Model(heading, [image], [Maps("heat map", heat)])
 
 
-def drawn(models: list[Model], **options) -> list[np.ndarray]:
+def draw(models: list[Model], **options) -> list[np.ndarray]:
     png = figure.draw(models, names=["a.jpg"], title="title", note="note", **options)
     return cells(png, ROWS / COLUMNS)
 
 
 def test_drawn_heat_and_overlay_peak_where_the_map_does():
-    original, heat, over, other_heat, other_over = drawn([model("a", RED), model("b", GREEN)])
+    original, heat, over, other_heat, other_over = draw([model("a", RED), model("b", GREEN)])
     assert np.ptp(original) <= 2
     for picture, place in ((heat, RED), (over, RED), (other_heat, GREEN), (other_over, GREEN)):
         row, column = peak(picture.astype(float))
@@ -285,8 +283,8 @@ def test_drawn_heat_and_overlay_peak_where_the_map_does():
 
 def test_one_scale_a_row_shows_a_weak_map_dark_and_own_scales_do_not():
     weak = model("weak", GREEN, 0.6)
-    together = drawn([model("strong", RED), weak])
-    alone = drawn([model("strong", RED), weak], shared_scale=False)
+    together = draw([model("strong", RED), weak])
+    alone = draw([model("strong", RED), weak], shared_scale=False)
     assert together[1].max() > 240
     assert together[3].max() < 120
     assert alone[3].max() > 240
@@ -297,9 +295,9 @@ def test_nearly_even_attention_is_drawn_nearly_even():
     heat = rng.normal(1, 0.02, (1, ROWS, COLUMNS)).astype(np.float32)
     image = [np.full((96, 144, 3), 0.6, dtype=np.float32)]
     even = [Model("even", image, [Maps("heat map", heat)])]
-    for picture in drawn(even)[1:]:
+    for picture in draw(even)[1:]:
         assert np.ptp(picture[8:-8, 8:-8].astype(float), axis=(0, 1)).max() < 40
-    assert np.ptp(drawn(even, shared_scale=False)[1].astype(float), axis=(0, 1)).max() > 150
+    assert np.ptp(draw(even, shared_scale=False)[1].astype(float), axis=(0, 1)).max() > 150
 
 
 def test_a_shared_scale_reaches_from_half_to_twice_even_or_farther():
@@ -315,12 +313,12 @@ def test_heads_are_overlays_in_columns_of_their_own():
     heat = np.random.default_rng(0).random((1, 5, ROWS, COLUMNS)).astype(np.float32)
     maps = [Maps(f"head {number}", heat[:, number]) for number in range(5)]
     shown = [Model("a", [np.full((96, 144, 1), 0.3, dtype=np.float32)], maps)]
-    assert len(drawn(shown, heat_column=False)) == 6
+    assert len(draw(shown, heat_column=False)) == 6
 
 
 def test_another_shape_of_image_is_shown_beside_its_maps():
     tall = Model("tall", [np.full((144, 96, 3), 0.6, dtype=np.float32)], model("", RED).maps)
-    wide = drawn([model("wide", RED), tall])
+    wide = draw([model("wide", RED), tall])
     assert len(wide) == 6
 
 

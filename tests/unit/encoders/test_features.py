@@ -1,4 +1,4 @@
-"""Features that are kept in parts, so that an interrupted command goes on."""
+"""Features that are kept in parts, so that an interrupted command resumes."""
 
 import sys
 from pathlib import Path
@@ -48,7 +48,7 @@ def _small_parts(monkeypatch):
     monkeypatch.setattr(MODULE, "MAX_IMAGES_PER_FILE", 4)
 
 
-def encoder_of(*, cls_token: bool = True) -> Encoder:
+def make_encoder(*, cls_token: bool = True) -> Encoder:
     encoder = Encoder(
         Size(32, 1, 1),
         image_size=(8, 8),
@@ -62,7 +62,7 @@ def encoder_of(*, cls_token: bool = True) -> Encoder:
 
 def features(source: Images, keep: Path | None, *, cls_token: bool = True, **options) -> Features:
     return encoders.compute_features(
-        encoder_of(cls_token=cls_token),
+        make_encoder(cls_token=cls_token),
         source,
         Preprocessing((0.5,) * 3, (0.2,) * 3, "bicubic"),
         device=torch.device("cpu"),
@@ -171,7 +171,7 @@ def test_progress_counts_every_image_once_kept_or_not(tmp_path):
 
 
 def test_the_encoder_is_left_as_it_was():
-    encoder = encoder_of().train()
+    encoder = make_encoder().train()
     encoders.compute_features(
         encoder,
         Images(5),

@@ -1,4 +1,4 @@
-"""What is recognised in other makers' files, and what is refused, by name."""
+"""Encoders recognised in other projects' files, and refusals that name the reason."""
 
 import argparse
 import pickle
@@ -65,24 +65,24 @@ def complaint(tmp_path: Path, content: object, name: str = "w.pth") -> str:
 
 def test_sizes_are_read_from_the_tensors():
     found = find_encoder(plain(width=128, depth=3, grid=5, patch=8), source="file")
-    assert found.size == (128, 3, 2)
-    assert found.patch_size == 8
-    assert found.image_size == (40, 40)
-    assert found.in_channels == 3
-    assert found.variant == PLAIN
+    assert found.encoder.size == (128, 3, 2)
+    assert found.encoder.patch_size == 8
+    assert found.encoder.image_size == (40, 40)
+    assert found.encoder.in_channels == 3
+    assert found.encoder.variant == PLAIN
     assert found.left_out == ()
 
 
 def test_a_known_size_has_its_own_heads_and_others_heads_of_64():
     for width, depth, heads in ((64, 4, 2), (64, 1, 1), (192, 12, 3), (640, 1, 10)):
-        assert find_encoder(plain(width, depth), source="file").size.num_heads == heads
+        assert find_encoder(plain(width, depth), source="file").encoder.size.num_heads == heads
 
 
 def test_hints_say_what_tensors_do_not():
     found = find_encoder(plain(grid=4), source="file", hints=Hints(4, 1e-3, (8, 32)))
-    assert found.size.num_heads == 4
-    assert found.image_size == (8, 32)
-    assert found.variant == Variant(norm_eps=1e-3)
+    assert found.encoder.size.num_heads == 4
+    assert found.encoder.image_size == (8, 32)
+    assert found.encoder.variant == Variant(norm_eps=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +100,8 @@ def test_hints_say_what_tensors_do_not():
 def test_an_encoder_is_found_in_whatever_is_around_it(wrap):
     state = plain()
     found = find_encoder(wrap(state), source="file")
-    assert torch.equal(found.tensors["cls_token"], state["cls_token"])
-    assert found.tensors.keys() == state.keys()
+    assert torch.equal(found.encoder.cls_token, state["cls_token"])
+    assert found.encoder.state_dict().keys() == state.keys()
 
 
 def test_one_number_beside_does_not_hide_the_model(tmp_path):
@@ -256,7 +256,7 @@ def test_a_tensor_of_any_other_shape_is_the_files_fault(tmp_path, family):
                 open_encoder(tmp_path / "w.pth")
 
 
-# Files that are no checkpoints
+# Files that are not checkpoints
 
 
 class Trap:

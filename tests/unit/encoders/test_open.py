@@ -218,7 +218,7 @@ def test_weights_of_another_shape_are_refused(run):
 # Features
 
 
-def features_of(source, encoder, batch_size: int = 3) -> encoders.Features:
+def embed(source, encoder, batch_size: int = 3) -> encoders.Features:
     preprocessing = Preprocessing((0.5, 0.5, 0.5), (0.25, 0.25, 0.25), "bicubic")
     return encoders.compute_features(
         encoder,
@@ -234,7 +234,7 @@ def features_of(source, encoder, batch_size: int = 3) -> encoders.Features:
 def test_features_are_the_pooled_tokens_of_every_image(run, image_folder):
     _, model = run
     source = open_images([str(image_folder(size=(16, 16), per_class=4, suffix=".png"))], 3)
-    result = features_of(source, model.encoder)
+    result = embed(source, model.encoder)
     images = torch.stack([source.read(index) for index in range(8)])
     tokens = model.encoder((images.float() / 255 - 0.5) / 0.25)
     torch.testing.assert_close(result.mean, tokens[:, 1:].mean(1).detach(), rtol=1e-4, atol=1e-5)
@@ -248,7 +248,7 @@ def test_features_leave_out_what_cannot_be_read(run, image_folder):
     images = image_folder(per_class=4, suffix=".png")
     (images / "blue" / "1.png").write_bytes(b"no image")
     source = open_images([str(images)], 3)
-    result = features_of(source, model.encoder, batch_size=1)
+    result = embed(source, model.encoder, batch_size=1)
     assert result.labels.tolist() == [0, 0, 0, 1, 1, 1, 1]
     assert len(result.mean) == len(result.cls) == 7
     assert [skip.path for skip in result.skipped] == [str(images / "blue" / "1.png")]
@@ -263,7 +263,7 @@ def test_too_many_unreadable_images_are_an_error(run, image_folder):
     for name in ("blue/0.png", "blue/1.png", "red/0.png"):
         (images / name).write_bytes(b"no image")
     with pytest.raises(UserError, match=r"3 of the 4 images of .* cannot be read, .*0\.png"):
-        features_of(open_images([str(images)], 3), model.encoder)
+        embed(open_images([str(images)], 3), model.encoder)
 
 
 def test_features_leave_the_encoder_as_it_was(run, image_folder):
@@ -271,7 +271,7 @@ def test_features_leave_the_encoder_as_it_was(run, image_folder):
     source = open_images([str(image_folder(suffix=".png"))], 3)
     for training in (True, False):
         model.encoder.train(training)
-        features_of(source, model.encoder)
+        embed(source, model.encoder)
         assert model.encoder.training == training
 
 
@@ -353,5 +353,5 @@ def test_an_untrained_encoder_has_the_shape_of_a_run(run):
 def test_no_size_at_all_is_refused(run, size):
     folder, _ = run
     for source in (folder, "random:vit_pico"):
-        with pytest.raises(UserError, match="must be at least a patch"):
+        with pytest.raises(UserError, match="is not a multiple of the patch size"):
             load_encoder(source, size)
