@@ -19,12 +19,11 @@ import torch
 from mvmae import encoders, terminal
 from mvmae.config.embed import EmbedConfig
 from mvmae.config.files import command_line, to_plain
-from mvmae.data.sources.base import Source, fingerprint
+from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source
 from mvmae.embed import formats, search, storage
 from mvmae.embed.compute import Job, compute_embeddings, write_parts
 from mvmae.embed.storage import PARTS, Index
-from mvmae.encoders import OpenedEncoder
 from mvmae.errors import OtherFailedError, UserError, counted
 from mvmae.storage import results, run_folder
 from mvmae.storage.lock import locked
@@ -61,7 +60,9 @@ def run(config: EmbedConfig) -> int:
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         device = precision.choose_device(config.device)
-        folder = output_folder(config)
+        folder = config.out or (
+            results.home(config.encoder, None) / f"embeddings-{results.slug(' '.join(config.data))}"
+        )
         if distributed.is_main():
             check_folder(folder, config)
         formats.package_versions(config.format)  # fails now if the package is missing
@@ -70,9 +71,9 @@ def run(config: EmbedConfig) -> int:
         job = Job(config, folder, opened, source, device)
         if not distributed.is_main():
             return write_share(job)
-        facts = describe_embeddings(config, opened, source, device)
+        facts = describe_embeddings(job)
         facts = json.loads(json.dumps(facts))  # tuples become lists, as in a file that is read
-        queries = search.open_queries(config, opened, device)
+        queries = search.open_queries(job)
         with locked(folder):
             check_folder(folder, config)  # again, in case another command wrote meanwhile
             return write_and_search(job, facts, queries)
@@ -106,9 +107,13 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
         UserError: The folder or the images cannot be used.
     """
     config, folder, source = job.config, job.folder, job.source
-    if is_searchable(folder, config, facts):
-        distributed.from_main(None)
+    is_there = storage.has_index(folder) and not (config.resume or config.overwrite)
+    if config.query and is_there:
         index = storage.read_index(folder)
+        _require_same(folder, index, facts, SAME_NUMBERS)
+        if index.missing:
+            raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
+        distributed.from_main(None)
         terminal.people().print(f"embeddings of {source.name}: {folder}")
     else:
         index = Index(facts, {}, 0.0)
@@ -148,13 +153,6 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
     return 0
 
 
-def output_folder(config: EmbedConfig) -> Path:
-    """Folder of the embeddings."""
-    if config.out is not None:
-        return config.out
-    return results.home(config.encoder, None) / f"embeddings-{results.slug(' '.join(config.data))}"
-
-
 def check_folder(folder: Path, config: EmbedConfig) -> None:
     """Check that embeddings may be written into the folder; change nothing.
 
@@ -185,14 +183,13 @@ def check_folder(folder: Path, config: EmbedConfig) -> None:
         raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
 
 
-def describe_embeddings(
-    config: EmbedConfig, opened: OpenedEncoder, source: Source, device: torch.device
-) -> dict[str, Any]:
+def describe_embeddings(job: Job) -> dict[str, Any]:
     """The facts of index.json: what the embeddings are and depend on.
 
     Raises:
         UserError: There is no class token, or a part is too large.
     """
+    config, _, opened, source, device = job
     # Of the classes, because a list file can change them while its paths stay.
     names = [source.classes[label] for i in range(len(source)) if (label := source.label(i)) >= 0]
     names_digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
@@ -230,21 +227,6 @@ def describe_embeddings(
             device, distributed.world_size(), **formats.package_versions(config.format)
         ),
     }
-
-
-def is_searchable(folder: Path, config: EmbedConfig, facts: dict[str, Any]) -> bool:
-    """Whether the queries can be answered from embeddings that are already there.
-
-    Raises:
-        UserError: The embeddings in the folder are of something else, or not finished.
-    """
-    if not config.query or config.resume or config.overwrite or not storage.has_index(folder):
-        return False
-    index = storage.read_index(folder)
-    _require_same(folder, index, facts, SAME_NUMBERS)
-    if index.missing:
-        raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
-    return True
 
 
 def _require_same(folder: Path, index: Index, facts: dict[str, Any], names: dict[str, str]) -> None:

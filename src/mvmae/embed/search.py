@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 from rich.console import Console
 from rich.markup import escape
@@ -27,7 +26,6 @@ from mvmae.data.sources.folders import Files
 from mvmae.embed import storage
 from mvmae.embed.compute import Job
 from mvmae.embed.storage import Index
-from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError, encodable, printable
 from mvmae.figures import neighbours
 from mvmae.figures.neighbours import Row
@@ -83,14 +81,13 @@ class Result(NamedTuple):
     nearest: list[Neighbour]
 
 
-def open_queries(
-    config: EmbedConfig, opened: OpenedEncoder, device: torch.device
-) -> Queries | None:
+def open_queries(job: Job) -> Queries | None:
     """Embed the queries as the images are embedded; patch tokens are averaged.
 
     Raises:
         UserError: A query is missing or cannot be read.
     """
+    config, _, opened, _, device = job
     if not config.query:
         return None
     channels, depth = opened.encoder.in_channels, opened.depth

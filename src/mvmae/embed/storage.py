@@ -95,12 +95,10 @@ def has_index(folder: Path) -> bool:
 
 def is_replaceable(folder: Path) -> bool:
     """Whether a folder whose index.json may be unreadable clearly holds our part files."""
-    try:
-        content = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = None
-    is_foreign = isinstance(content, dict) and content.get("kind", KIND) != KIND
-    return not is_foreign and any(_find_parts(folder))
+    kind = KIND
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        kind = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("kind", KIND)
+    return kind == KIND and any(_find_parts(folder))
 
 
 def _find_parts(folder: Path) -> Iterator[Path]:
