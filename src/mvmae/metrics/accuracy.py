@@ -11,11 +11,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from scipy.special import stdtrit
 from torch import Tensor
 
-# Student's t, 97.5 %, for 1 to 9 degrees of freedom (Fisher and Yates 1938, table III)
-T_QUANTILES = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
-NORMAL_QUANTILE = 1.96
+NORMAL_QUANTILE = 1.96  # 97.5 %
 
 
 def topk_accuracy(scores: Float[Tensor, "Q K"], labels: Int[Tensor, " Q"], k: int) -> float:
@@ -105,13 +104,6 @@ def paired_difference(one: Float[np.ndarray, " S"], other: Float[np.ndarray, " S
 def significance_threshold(count: int) -> float | None:
     """Standard errors beyond which a mean difference over `count` seeds is significant at 5 %.
 
-    From eleven seeds on, the first terms of the series for large samples (Abramowitz and Stegun
-    1964, 26.7.5), correct to two decimals. None for one seed, which allows no statement.
+    The quantile of Student's t; None for one seed, which allows no statement.
     """
-    if count < 2:
-        return None
-    if count - 2 < len(T_QUANTILES):
-        return T_QUANTILES[count - 2]
-    z, degrees = NORMAL_QUANTILE, count - 1
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / degrees + second / degrees**2
+    return float(stdtrit(count - 1, 0.975)) if count > 1 else None

@@ -42,7 +42,9 @@ def average_precision(
     classes = [str(one["name"]) for one in truth["categories"]]
     ids = [one["id"] for one in truth["categories"]]
     with contextlib.redirect_stdout(io.StringIO()):
-        known = COCO(_copy(truth))
+        # A copy, because the library writes into the annotations.
+        parts = ("images", "annotations", "categories")
+        known = COCO({part: [dict(one) for one in truth[part]] for part in parts})
         found = known.loadRes([dict(one) for one in detections] or [_empty_detection(truth)])
         evaluation = COCOeval_faster(known, found, kind)
         evaluation.params.catIds = ids
@@ -58,14 +60,6 @@ def average_precision(
         by_class[name] = _percent(float(values.mean())) if values.size else None
     figures = [_percent(float(value)) for value in evaluation.stats[: len(NAMES)]]
     return AveragePrecision(dict(zip(NAMES, figures, strict=True)), by_class)
-
-
-def _copy(truth: Mapping[str, Any]) -> dict[str, Any]:
-    """Copy the annotations, because the library writes into them."""
-    whole: dict[str, Any] = {
-        key: [dict(one) for one in truth[key]] for key in ("images", "annotations", "categories")
-    }
-    return whole
 
 
 def _percent(value: float) -> float | None:

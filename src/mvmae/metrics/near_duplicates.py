@@ -15,7 +15,7 @@ Hashes = UInt64[np.ndarray, "N 2"]
 Pairs = Int[np.ndarray, "P 2"]
 
 MARGIN = 6  # in sums of 12 pixel values, so that compression noise in flat parts sets no bit
-BANDS = 7  # of 16 bits: pairs that differ in fewer than 7 bits have an equal band
+BANDS = 7  # each has 16 bits: pairs that differ in fewer than 7 bits have an equal band
 MAX_BITS = BANDS - 1
 FLAT = 3.0  # standard deviation in grey levels below which a thumbnail shows nothing
 MAX_BRIGHTNESS_DIFFERENCE = 40.0  # of near-duplicates, in grey levels on average

@@ -45,7 +45,7 @@ def test_one_seed_has_neither_deviation_nor_error():
 
 @pytest.mark.parametrize("count", [*range(2, 40), 100])
 def test_the_limit_of_chance_is_students(count):
-    assert significance_threshold(count) == pytest.approx(stats.t.ppf(0.975, count - 1), abs=0.006)
+    assert significance_threshold(count) == pytest.approx(stats.t.ppf(0.975, count - 1), rel=1e-9)
 
 
 # The picture

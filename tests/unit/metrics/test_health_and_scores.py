@@ -159,7 +159,7 @@ def test_effective_rank_counts_directions():
     # Three equal singular values, in a space of eight.
     z = torch.cat([torch.eye(3, 8), -torch.eye(3, 8)])
     assert effective_rank(z) == pytest.approx(3)
-    assert effective_rank(z + 5) == pytest.approx(3)  # a constant is no direction
+    assert effective_rank(z + 5) == pytest.approx(3)  # a constant adds no direction
     assert effective_rank(100 * z) == pytest.approx(3)
 
 

@@ -139,7 +139,7 @@ def test_a_neighbour_whose_vote_weighs_nothing_has_named_its_class():
 
 
 def test_classes_without_a_neighbour_never_count_in_top_5():
-    """With fewer than five classes named, what stands behind them was not said."""
+    """With fewer than five classes voted for, the others do not count."""
     near = Neighbours(torch.tensor([[1.0, 0.9]] * 3), torch.tensor([[0, 1]] * 3))
     given = knn_votes(near, torch.tensor([4, 6]), 8, k=2, temperature=0.07)
     labels = torch.tensor([4, 6, 0])
