@@ -50,7 +50,7 @@ def everything(capsys, *words: str, status: int = 1) -> dict:
     return json.loads(Path("all.json").read_text())
 
 
-def found(report: dict) -> dict[str, list[str]]:
+def files_by_finding(report: dict) -> dict[str, list[str]]:
     """Names of the files of each finding, or its examples."""
     return {
         one["finding"]: [Path(file["path"]).name for file in one["files"]] or one["examples"]
@@ -67,7 +67,7 @@ def test_good_images_are_fine(folder, capsys):
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """One file for each thing that can be wrong with one; what is to be said of each."""
+    """Write one file for each fault; return the finding that must name it."""
     red = folder / "red"
     good = (red / "1.png").read_bytes()
     (red / "cut.png").write_bytes(good[: len(good) // 2])
@@ -113,7 +113,7 @@ SKIPPED = ("cut", "empty", "text", "header", "float", "bomb", "pipe", "gone")
 def test_each_fault_is_named_and_training_reads_what_is_said_to_be_readable(folder, capsys):
     expected = spoil(folder)
     report = everything(capsys, "images")
-    by_finding = found(report)
+    by_finding = files_by_finding(report)
     for name, finding in expected.items():
         assert by_finding[finding] == [name], finding
     assert by_finding["exact duplicates in two classes"] == ["same.png"]
@@ -166,14 +166,14 @@ def test_leaks_are_found_against_other_images_and_between_splits(folder, capsys)
     shutil.copy(folder / "red" / "1.png", "val/a.png")
     picture(2).save("val/b.jpg", quality=50)
     picture(99).save("val/c.png")
-    names = found(everything(capsys, "images", "--against", "val"))
+    names = files_by_finding(everything(capsys, "images", "--against", "val"))
     assert names == {
         "images that are the same in two parts": ["a.png"],
         "images that are nearly the same in two parts": ["b.jpg"],
     }
     shutil.copytree("images", "both/train")
     shutil.copytree("val", "both/val/red")
-    assert found(everything(capsys, "both")).keys() >= names.keys()
+    assert files_by_finding(everything(capsys, "both")).keys() >= names.keys()
 
 
 def test_fail_on_decides_the_status(folder, capsys):
@@ -189,14 +189,14 @@ def test_fail_on_decides_the_status(folder, capsys):
 def test_a_file_that_takes_too_long_is_named_and_the_rest_goes_on(folder, capsys):
     Image.new("RGB", (12_000, 12_000)).save(folder / "red" / "slow.png", compress_level=1)
     report = everything(capsys, "images", "--timeout", "0.5")
-    assert found(report)["files that are not read in --timeout seconds"] == ["slow.png"]
+    assert files_by_finding(report)["files that are not read in --timeout seconds"] == ["slow.png"]
     assert report["facts"]["readable"] == 8
 
 
 def test_a_file_that_needs_too_much_memory_is_named(folder, capsys):
     Image.new("RGB", (13_000, 13_000)).save(folder / "red" / "large.png", compress_level=1)
     report = everything(capsys, "images", "--memory", "0.3")
-    assert found(report)["files that need more than --memory"] == ["large.png"]
+    assert files_by_finding(report)["files that need more than --memory"] == ["large.png"]
     assert report["facts"]["readable"] == 8
 
 
@@ -226,7 +226,7 @@ def test_loops_of_links_end(folder, capsys):
 
 
 def save_bands(file: Path, count: int, seed: int) -> None:
-    """A TIFF of floats in so many bands."""
+    """Write a TIFF of floats with `count` bands."""
     values = np.random.default_rng(seed).random((count, 8, 8)).repeat(4, 1).repeat(4, 2)
     tifffile.imwrite(file, (3 * values).astype(np.float32), photometric="minisblack")
 
@@ -245,7 +245,7 @@ def test_images_of_many_deep_channels_are_what_training_reads(folder, capsys):
     save_bands(folder / "red" / "four.tif", 4, 9)
     picture(9).save(folder / "red" / "photo.png")
     shutil.copy(folder / "red" / "1.tif", folder / "red" / "again.tif")
-    assert found(everything(capsys, "images")) == {
+    assert files_by_finding(everything(capsys, "images")) == {
         "images with other channels or deeper values than most": ["four.tif", "photo.png"],
         "exact duplicates": ["again.tif"],
     }
@@ -275,7 +275,7 @@ def test_images_in_tar_files_are_looked_at_one_by_one(folder, capsys):
     members |= {"again.png": members["3.png"], "cut.png": members["4.png"][:99], "no.jpg": b"text"}
     tar(Path("a.tar"), members)
     report = everything(capsys, "a.tar")
-    assert found(report) == {
+    assert files_by_finding(report) == {
         "images that are cut short": ["cut.png"],
         "files that are not images, despite their suffix": ["no.jpg"],
         "exact duplicates": ["again.png"],
@@ -283,7 +283,7 @@ def test_images_in_tar_files_are_looked_at_one_by_one(folder, capsys):
     assert (report["facts"]["files"], report["facts"]["readable"]) == (11, 9)
     assert report["files"][0]["path"] == "a.tar/0.png"
     leak = "images that are the same in two parts"
-    assert found(everything(capsys, "a.tar", "--against", "images"))[leak] == [
+    assert files_by_finding(everything(capsys, "a.tar", "--against", "images"))[leak] == [
         f"{at}.png" for at in (0, 2, 4, 6, 1, 3, 5, 7)
     ]
 
@@ -292,7 +292,7 @@ def test_a_damaged_tar_file_is_a_finding(folder, capsys):
     whole = tar(Path("a.tar"), {f"{at}.png": b"x" * 2000 for at in range(4)}).read_bytes()
     Path("b.tar").write_bytes(whole[:6000])
     report = everything(capsys, "b.tar")
-    assert found(report)["damaged tar files"][0].startswith("b.tar (damaged after byte ")
+    assert files_by_finding(report)["damaged tar files"][0].startswith("b.tar (damaged after byte ")
 
 
 def test_images_of_an_array_are_looked_at_one_by_one(folder, capsys):
@@ -301,14 +301,17 @@ def test_images_of_an_array_are_looked_at_one_by_one(folder, capsys):
     array[3], array[5] = 777, array[1]
     np.save("all.npy", array)
     report = everything(capsys, "all.npy")
-    assert found(report) == {"images of nearly one colour": ["3"], "exact duplicates": ["5"]}
+    assert files_by_finding(report) == {
+        "images of nearly one colour": ["3"],
+        "exact duplicates": ["5"],
+    }
     assert report["facts"]["modes"] == {"16-bit": 12}
     assert report["facts"]["bytes"] == array.nbytes
     assert report["facts"]["largest"] == {"path": "all.npy/0", "width": 32, "height": 40}
     floats = array.astype(np.float32)
     floats[7] = np.nan
     np.save("all.npy", floats)
-    assert found(everything(capsys, "all.npy", "--no-near")) == {
+    assert files_by_finding(everything(capsys, "all.npy", "--no-near")) == {
         "images in an unsupported format": ["7"], "exact duplicates": ["5"],
     }  # fmt: skip
     assert "channel 1 has no finite values" in Path("all.json").read_text()
@@ -324,7 +327,7 @@ def test_deep_images_are_none_for_masks(tmp_path, monkeypatch, capsys):
         Image.fromarray(np.eye(32, dtype=np.uint8)).save(f"data/masks/{at}.png")
     save_bands(Path("data/images/5.tif"), 12, 0)
     Path("data/images/5.png").unlink()
-    names = found(everything(capsys, "data"))
+    names = files_by_finding(everything(capsys, "data"))
     assert names["images in an unsupported format"] == ["5.tif"]
 
 
@@ -355,7 +358,7 @@ def test_boxes_of_all_splits_are_checked_as_detect_does(tmp_path, monkeypatch, c
     Path("data/images/test/0.png").write_bytes(b"nothing")
     shutil.copy("data/images/train/0.png", "data/images/val/0.png")
     report = everything(capsys, "data")
-    names = found(report)
+    names = files_by_finding(report)
     assert report["kind"] == "coco"
     assert names["train: boxes outside their image"][0].startswith("annotation 2 in 2.png")
     assert names["train: boxes without an area"][0].startswith("annotation 3 in 3.png")
@@ -376,7 +379,7 @@ def test_a_broken_annotation_file_is_a_finding_and_the_others_are_checked(
     Path("data/annotations/instances_val.json").write_text("{")
     (Path("data") / "images" / "val").mkdir()
     report = everything(capsys, "data")
-    (said,) = found(report)["splits that cannot be used"]
+    (said,) = files_by_finding(report)["splits that cannot be used"]
     assert "instances_val.json is not valid JSON" in said
     assert report["facts"]["readable"] == 3
 
@@ -395,7 +398,7 @@ def test_masks_of_all_splits_are_checked_as_segment_does(tmp_path, monkeypatch, 
     Path("data/annotations/training/2.png").unlink()
     Path("data/classes.csv").write_text("1,cat\n2,dog\n")
     report = everything(capsys, "data")
-    names = found(report)
+    names = files_by_finding(report)
     assert report["kind"] == "masks"
     assert (
         "20 x 20, the image 96 x 96" in names["test: masks of a different size than their image"][0]
@@ -408,7 +411,7 @@ def test_masks_of_all_splits_are_checked_as_segment_does(tmp_path, monkeypatch, 
         "test": [2 * pixels, 0],
     }
     Path("data/classes.csv").write_text("1,cat\n")
-    assert "training and validation: masks with a value beyond the 1 classes" in found(
+    assert "training and validation: masks with a value beyond the 1 classes" in files_by_finding(
         everything(capsys, "data")
     )
 
@@ -430,6 +433,27 @@ def test_black_and_white_masks_are_taken_as_segment_takes_them(tmp_path, monkeyp
     for where in ("train and val", "test"):
         said = report["labels"]["facts"][f"values in {where}"]
         assert said.startswith("0 is a class (75.0 %), 255 is a class (25.0 %)"), said
+
+
+def test_a_class_that_only_test_images_show_is_reported_without_splits_too(
+    tmp_path, monkeypatch, capsys
+):
+    """`segment` tests on every fifth pair of a plain pair of folders, starting with the second."""
+    monkeypatch.chdir(tmp_path)
+    for kind in ("images", "masks"):
+        Path("data", kind).mkdir(parents=True)
+    for at in range(10):
+        picture(at).save(f"data/images/{at}.png")
+        mask = np.zeros((96, 96), np.uint8)
+        mask[:24] = 1
+        if at in (1, 6):
+            mask[:8] = 2
+        Image.fromarray(mask).save(f"data/masks/{at}.png")
+    report = everything(capsys, "data")
+    assert report["labels"]["counts"]["train"] == [8 * 72 * 96, 8 * 24 * 96, 0]
+    assert files_by_finding(report) == {
+        "classes without pixels in train, but with some in other splits": ["2"]
+    }
 
 
 BAD = {

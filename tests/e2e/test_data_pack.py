@@ -87,7 +87,7 @@ def test_a_folder_becomes_the_same_images_in_tar_files(image_folder, capsys):
 
 
 def test_classes_that_are_numbers_keep_their_own(image_folder):
-    """A .cls says where a class stands in classes.txt, and here no class stands where it says."""
+    """A .cls file holds an index in classes.txt, and these names look like other indices."""
     image_folder(classes=("1", "10", "2", "3"), per_class=2)
     pack("images", "packed")
     same_images("images", "packed")
@@ -386,8 +386,8 @@ def test_what_waits_beyond_the_limit_lies_on_the_disk_and_comes_back(tmp_path):
     contents = [bytes([number]) * 100 for number in range(20)]
     with contextlib.closing(order.Waiting(250, tmp_path)) as held:
         for number in range(19, 0, -1):
-            held.put(number, Packed(contents[number], ".png", stays=number == 3))
-        held.put(0, Refused("why"))
+            held.add(number, Packed(contents[number], ".png", stays=number == 3))
+        held.add(0, Refused("why"))
         assert held.held == 200
         assert held.pop(0) == Refused("why")
         for number in range(1, 20):
@@ -395,7 +395,7 @@ def test_what_waits_beyond_the_limit_lies_on_the_disk_and_comes_back(tmp_path):
             assert held.pop(number) == Packed(contents[number], ".png", stays=number == 3)
             assert number not in held.images
         assert held.held == 0
-        held.put(20, Packed(b"x", ".png"))
+        held.add(20, Packed(b"x", ".png"))
         assert held.pop(20).content == b"x"
     assert list(tmp_path.glob("[!c]*")) == []
 

@@ -49,7 +49,7 @@ def test_tar_files_are_not_packed_over_themselves(image_folder, capsys):
 
 
 def test_a_list_without_labels_is_packed_without_labels(image_folder, pretrain_command):
-    """Its images lie in folders, which are classes in tar files that say nothing of them."""
+    """Its images are in folders, which would be classes in tar files without labels."""
     image_folder(per_class=10, size=(24, 30))
     names = [f"images/{label}/{n}.jpg" for n in range(10) for label in ("red", "blue")]
     Path("clean.txt").write_text("\n".join(names))
@@ -79,16 +79,16 @@ def test_classes_that_are_no_text_are_kept_in_tar_files_and_tar_files_of_those(i
         assert labels(source).tolist() == [0, 0, 1, 1]
 
 
-def test_what_comes_to_lie_in_dst_while_it_is_made_stays_there(image_folder, capsys):
+def test_a_file_written_into_dst_while_packing_is_kept(image_folder, capsys):
     image_folder(per_class=2)
 
-    def put() -> None:
+    def write_foreign_file() -> None:
         while not Path(".packed.unfinished").exists():
             time.sleep(0.002)
         Path("packed").mkdir()
         Path("packed/mine.txt").write_text("mine")
 
-    other = threading.Thread(target=put)
+    other = threading.Thread(target=write_foreign_file)
     other.start()
     pack("images", "packed", status=2)
     other.join()

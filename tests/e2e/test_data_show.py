@@ -15,7 +15,7 @@ def show(*words: object) -> int:
     return main(["data", "show", *map(str, words)])
 
 
-def drawn(file) -> np.ndarray:
+def read_picture(file) -> np.ndarray:
     with Image.open(file) as picture:
         return np.asarray(picture.convert("RGB")).astype(int)
 
@@ -28,14 +28,14 @@ def gray_share(pixels: np.ndarray) -> float:
 def test_a_sheet_has_a_row_an_image_in_its_own_colours(image_folder, tmp_path):
     folder, out = image_folder(), tmp_path / "sheets" / "sheet.png"
     assert show(folder, "--out", out, "--count", 2, *SMALL) == 0
-    two = drawn(out)
+    two = read_picture(out)
     assert show(folder, "--out", out, "--count", 6, *SMALL) == 0
-    six = drawn(out)
+    six = read_picture(out)
     assert six.shape[1] == two.shape[1]
     assert six.shape[0] > 2 * two.shape[0]
     assert 0.15 < gray_share(six) < 0.5  # two of five columns are 80 % hidden
     assert show(folder, "--out", out, "--count", 6, *SMALL, "--model.mask-ratio", 0.3) == 0
-    assert gray_share(drawn(out)) < 0.6 * gray_share(six)
+    assert gray_share(read_picture(out)) < 0.6 * gray_share(six)
 
 
 def test_the_same_seed_draws_the_same_sheet_and_another_another(image_folder, tmp_path):
@@ -52,7 +52,7 @@ def test_the_views_are_those_of_the_recipe(image_folder, tmp_path):
     for recipe in ("demo", "demo+mae", "demo+one-target"):
         out = tmp_path / f"{recipe}.png"
         assert show(folder, "--recipe", recipe, "--out", out, "--count", 2) == 0
-        pictures[recipe] = drawn(out)
+        pictures[recipe] = read_picture(out)
     assert pictures["demo+mae"].shape[1] < pictures["demo"].shape[1]  # one view
     assert not np.array_equal(pictures["demo"], pictures["demo+one-target"])
 
@@ -71,7 +71,7 @@ def test_a_runs_own_config_is_a_recipe_and_deep_channels_can_be_chosen(tmp_path,
     words = (folder, "--recipe", config, "--count", 2)
     assert show(*words, "--out", tmp_path / "one.png", "--channels", 1) == 0
     assert show(*words, "--out", tmp_path / "three.png", "--channels", 3, 4, 5) == 0
-    one, three = drawn(tmp_path / "one.png"), drawn(tmp_path / "three.png")
+    one, three = read_picture(tmp_path / "one.png"), read_picture(tmp_path / "three.png")
     assert (one.max(axis=-1) == one.min(axis=-1)).mean() > 0.95  # gray
     assert (three.max(axis=-1) != three.min(axis=-1)).mean() > 0.15
 
@@ -83,7 +83,7 @@ def test_without_a_recipe_images_of_many_channels_are_drawn_with_their_own(tmp_p
     words = (tmp_path / "all.npy", "--out", out, "--count", 2, *SMALL)
     assert show(*words, "--channels", 4, 3, 2) == 0
     assert "the images have 5 channels" in capsys.readouterr().out
-    assert drawn(out).std() > 20
+    assert read_picture(out).std() > 20
     out.unlink()
     assert show(*words, "--channels", 6) == 2
     assert "--channels 6 are counted from 1 to 5, the images' channels" in capsys.readouterr().err
@@ -125,7 +125,7 @@ def test_other_colours_are_drawn_as_the_network_gets_them(image_folder, tmp_path
     }.items():
         out = tmp_path / f"{name}.png"
         assert show(folder, "--out", out, "--count", 2, *SMALL, *options) == 0
-        pictures[name] = drawn(out)
+        pictures[name] = read_picture(out)
     plain, gray, jitter = pictures.values()
     sheets = (plain, gray, jitter)
     views = [sheet[: int(0.9 * len(sheet)), sheet.shape[1] // 3 :] for sheet in sheets]

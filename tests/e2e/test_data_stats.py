@@ -41,7 +41,7 @@ def test_the_table_and_the_file_say_what_numpy_says(deep, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "12 of 12 images, 5 channels, 16 bit; height 20 to 20" in said
     assert "one value only: channel 5" in said
-    assert "no more than 12 of 16 bits are in use" in said
+    assert "only 12 of the 16 bits are in use" in said
     rows = [line.split() for line in said.splitlines() if line.strip()[:1] in "12345"]
     row = next(row for row in rows if row[0] == "1" and len(row) == 11)
     assert float(row[1]) == pytest.approx(shares[:, 0].mean(), rel=1e-3)

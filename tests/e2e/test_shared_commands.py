@@ -43,7 +43,7 @@ SOME = ("knn", "mae", "embed")  # of the two processes; of three, slower, all
 TIMES = ("seconds", "command_line", "config", "environment", "loss")
 
 
-def asked(name: str) -> list[str]:
+def arguments_for(name: str) -> list[str]:
     words = COMMANDS[name]
     if name == "pack":
         return [*words, "pack", "--workers", "1"]
@@ -81,7 +81,7 @@ def run_some(_rank: int, world: int, folder: Path) -> dict:
     for name in SOME if world == 2 else COMMANDS:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main(asked(name))
+            status = main(arguments_for(name))
         said[name] = status, out.getvalue(), err.getvalue()
     return said
 
@@ -92,24 +92,24 @@ def alone(tmp_path_factory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("alone")
     make(folder)
 
-    def made(name: str) -> Path:
+    def run_alone(name: str) -> Path:
         if not (folder / name).exists():
             with contextlib.chdir(folder):
-                assert main(asked(name)) == 0
+                assert main(arguments_for(name)) == 0
         return folder / name
 
-    return made
+    return run_alone
 
 
-def shared(tmp_path_factory, world: int) -> tuple[Path, list[dict]]:
+def run_together(tmp_path_factory, world: int) -> tuple[Path, list[dict]]:
     folder = tmp_path_factory.mktemp(f"on-{world}")
     make(folder)
     return folder, on_processes(run_some, world, folder)
 
 
 @pytest.fixture(scope="module")
-def by_two(tmp_path_factory) -> tuple[Path, list[dict]]:
-    return shared(tmp_path_factory, 2)
+def two_processes(tmp_path_factory) -> tuple[Path, list[dict]]:
+    return run_together(tmp_path_factory, 2)
 
 
 def files(folder: Path) -> set[str]:
@@ -134,26 +134,26 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 @pytest.mark.parametrize("name", SOME)
-def test_two_processes_make_what_one_makes(alone, by_two, name):
-    folder, said = by_two
+def test_two_processes_make_what_one_makes(alone, two_processes, name):
+    folder, said = two_processes
     assert [one[name][0] for one in said] == [0, 0]
     assert said[1][name][1:] == ("", "")  # the second one is silent
     assert said[0][name][1] != ""
     assert_same(alone(name), folder / name)
 
 
-def test_what_is_made_says_on_how_many_processes(by_two):
-    folder, _ = by_two
+def test_what_is_made_says_on_how_many_processes(two_processes):
+    folder, _ = two_processes
     for file in ("knn/results/knn-images.json", "embed/index.json"):
         assert json.loads((folder / file).read_text())["environment"]["world_size"] == 2, file
 
 
-def test_the_course_of_the_probe_is_that_of_one_process(alone, by_two):
+def test_the_course_of_the_probe_is_that_of_one_process(alone, two_processes):
     """9 images in a step are 5 and 4; each process has the tokens of all."""
     ours, theirs = (
         [(line["step"], line["loss"]) for line in json.loads(file.read_text())["loss"]]
         for file in (
-            at / "results/probe-mae-images.json" for at in (alone("mae"), by_two[0] / "mae")
+            at / "results/probe-mae-images.json" for at in (alone("mae"), two_processes[0] / "mae")
         )
     )
     assert [step for step, _ in ours] == [step for step, _ in theirs] == [6]
@@ -162,7 +162,7 @@ def test_the_course_of_the_probe_is_that_of_one_process(alone, by_two):
 
 @pytest.mark.slow  # each process loads torch
 def test_three_processes_make_what_one_makes(alone, tmp_path_factory):
-    folder, said = shared(tmp_path_factory, 3)
+    folder, said = run_together(tmp_path_factory, 3)
     for name in COMMANDS:
         assert [one[name][0] for one in said] == [0, 0, 0], said
         assert_same(alone(name), folder / name)
@@ -177,7 +177,7 @@ LIMITED = (  # a process for which every file ends at 512 bytes, as on a full di
 )
 
 
-def started(
+def start(
     words: list[str], port: int, *, world: int = 2, limited: int | None = None
 ) -> list[subprocess.Popen]:
     """Start a command as torchrun does, one process with a full disk."""
@@ -194,7 +194,7 @@ def started(
     ]
 
 
-def ended(processes: list[subprocess.Popen]) -> tuple[list[int], list[str], list[str]]:
+def collect(processes: list[subprocess.Popen]) -> tuple[list[int], list[str], list[str]]:
     """Statuses, and what each printed for people and of errors."""
     both = [process.communicate(timeout=120) for process in processes]
     return [process.returncode for process in processes], *map(list, zip(*both, strict=True))
@@ -209,7 +209,7 @@ def here(tmp_path, monkeypatch) -> Path:
 
 def test_what_all_find_wrong_is_one_line(here, free_port):
     words = ["knn", "nowhere", "images", *QUICK]
-    statuses, out, errors = ended(started(words, free_port))
+    statuses, out, errors = collect(start(words, free_port))
     assert statuses == [2, 2]
     assert errors[1] == "".join(out) == ""
     assert errors[0].startswith("mvmae: no such encoder: nowhere")
@@ -221,13 +221,13 @@ def test_what_all_find_wrong_is_one_line(here, free_port):
 def test_a_full_disk_of_one_process_ends_all_with_one_line(here, free_port, name):
     for index in range(100):  # more than a block of those that are packed
         shutil.copy("images/red/0.png", f"images/red/more-{index:03}.png")
-    processes = started(asked(name), free_port, limited=1)
-    statuses, _, errors = ended(processes)
+    processes = start(arguments_for(name), free_port, limited=1)
+    statuses, _, errors = collect(processes)
     assert statuses == [2, 2]
     (line,) = "".join(errors).splitlines()  # of the first, or where it is at something of the other
     assert line.startswith("mvmae: File too large: ")
-    again = [*asked(name), "--resume"] if name == "embed" else asked(name)
-    # And one process goes on.
+    again = [*arguments_for(name), "--resume"] if name == "embed" else arguments_for(name)
+    # One process then resumes.
     subprocess.run([sys.executable, "-m", "mvmae", *again], check=True, stdout=subprocess.DEVNULL)
     assert not list(here.rglob("*.tmp"))
 
@@ -237,36 +237,36 @@ def in_parts(name: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_embeddings_go_on_on_another_number_of_processes(here, free_port):
-    """Two begin and are stopped, three go on, and one looks whether it is all there."""
+def test_embeddings_resume_with_another_number_of_processes(here, free_port):
+    """Two processes are stopped, three resume, and the result equals that of one."""
     for index in range(600):  # time to be stopped
         shutil.copy("images/red/0.png", f"images/red/more-{index:03}.png")
     assert main(in_parts("whole")) == 0
-    processes = started(in_parts("shared"), free_port)
-    wait_for(lambda: len(list(Path("shared/parts").glob("part-*"))) > 20)
+    processes = start(in_parts("shared"), free_port)
+    wait_until(lambda: len(list(Path("shared/parts").glob("part-*"))) > 20)
     processes[1].send_signal(signal.SIGTERM)  # one tells the other
-    statuses, out, _ = ended(processes)
+    statuses, out, _ = collect(processes)
     assert statuses == [143, 143]
     assert "stopped by SIGTERM" in out[0]
     assert out[1] == ""
     done = json.loads(Path("shared/index.json").read_text())
     assert not done["complete"]
-    statuses, out, _ = ended(started([*in_parts("shared"), "--resume"], free_port, world=3))
+    statuses, out, _ = collect(start([*in_parts("shared"), "--resume"], free_port, world=3))
     assert statuses == [0, 0, 0]
     assert_same(here / "whole", here / "shared")
 
 
 @pytest.mark.slow
-def test_packing_that_is_stopped_goes_on_alone(here, free_port):
+def test_packing_that_is_stopped_resumes_in_one_process(here, free_port):
     for index in range(800):
         shutil.copy("images/red/0.png", f"images/red/more-{index:03}.png")
     pack = ["data", "pack", "images", "--shard-size", "0.02", "--short-side", "12"]
     assert main([*pack, "whole", "--workers", "1"]) == 0
-    processes = started([*pack, "shared", "--workers", "1"], free_port)
-    wait_for(lambda: Path(".shared.unfinished/000001.tar").exists())
+    processes = start([*pack, "shared", "--workers", "1"], free_port)
+    wait_until(lambda: Path(".shared.unfinished/000001.tar").exists())
     for process in processes:
         process.send_signal(signal.SIGINT)
-    statuses, out, _ = ended(processes)
+    statuses, out, _ = collect(processes)
     assert statuses == [130, 130]
     assert "the same command resumes" in out[0]
     assert not list(Path(".shared.unfinished").glob(".block*"))
@@ -281,8 +281,8 @@ def test_a_killed_process_ends_all_under_torchrun(here, free_port):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port), "-m", "mvmae", *in_parts("shared")]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as whole:
-        wait_for(lambda: len(list(Path("shared/parts").glob("part-*"))) > 4)
-        os.kill(process_of(whole.pid, rank=1), signal.SIGKILL)
+        wait_until(lambda: len(list(Path("shared/parts").glob("part-*"))) > 4)
+        os.kill(find_process(whole.pid, rank=1), signal.SIGKILL)
         out, _ = whole.communicate(timeout=60)
     assert whole.returncode != 0
     assert b"continue with mvmae embed" in out
@@ -290,7 +290,7 @@ def test_a_killed_process_ends_all_under_torchrun(here, free_port):
     assert json.loads(Path("shared/index.json").read_text())["num_embedded"] == 2029
 
 
-def process_of(parent: int, *, rank: int) -> int:
+def find_process(parent: int, *, rank: int) -> int:
     """The process of a rank that torchrun started."""
     task = Path(f"/proc/{parent}/task")
     children = [int(pid) for one in task.glob("*/children") for pid in one.read_text().split()]
@@ -298,7 +298,7 @@ def process_of(parent: int, *, rank: int) -> int:
     return next(pid for pid in children if wanted in Path(f"/proc/{pid}/environ").read_bytes())
 
 
-def wait_for(has_come) -> None:
+def wait_until(has_come) -> None:
     end = time.monotonic() + 90
     while not has_come():
         assert time.monotonic() < end, "it did not come"
@@ -331,11 +331,13 @@ def test_a_command_that_shares_no_work_says_so(here, capsys, monkeypatch, words)
     assert files(here) == before
 
 
-def test_batches_are_the_same_to_the_bit(alone, by_two):
+def test_batches_are_the_same_to_the_bit(alone, two_processes):
     """Not only the rounded figures: the vectors that embed wrote."""
     from mvmae.embed.storage import read_embeddings
 
-    ours, theirs = (list(read_embeddings(at)) for at in (alone("embed"), by_two[0] / "embed"))
+    ours, theirs = (
+        list(read_embeddings(at)) for at in (alone("embed"), two_processes[0] / "embed")
+    )
     assert sum(len(part.paths) for part in theirs) == 29
     for one, other in zip(ours, theirs, strict=True):
         assert np.array_equal(one.embeddings, other.embeddings)

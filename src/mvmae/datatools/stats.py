@@ -24,7 +24,7 @@ from mvmae.storage.outputs import require_output
 
 PRINTED_QUANTILES = (0.01, 0.5, 0.99)  # on the screen; the file has all
 UNITS: dict[Depth, str] = {
-    "8": "fractions of the full range of 8 bits",
+    "8": "fractions of the full 8-bit range",
     "16": "fractions of the full range",
     "float": "the values of the files",
 }
@@ -148,11 +148,11 @@ def list_remarks(facts: dict[str, Any]) -> list[str]:
     bits = max(one["bits"] or 0 for one in facts["channels"])
     if facts["depth"] == "16" and 0 < bits < 16:
         remarks.append(
-            f"no more than {bits} of 16 bits are in use: the measured mean and standard deviation "
+            f"only {bits} of the 16 bits are in use: the measured mean and standard deviation "
             "account for that, ImageNet's would not"
         )
     if facts["transparent"]:
-        remarks.append("transparent parts of some images are laid on white")
+        remarks.append("transparent parts of some images are composited onto white")
     if facts["skipped"]:
         first = facts["skipped"][0]
         remarks.append(

@@ -27,13 +27,13 @@ def pictures() -> list[Image.Image]:
     return kept
 
 
-def saved(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
+def encode(picture: Image.Image, kind: str = "PNG", **options) -> bytes:
     file = io.BytesIO()
     picture.save(file, kind, **options)
     return file.getvalue()
 
 
-def thumbs_of(tmp_path, files: list[bytes]) -> np.ndarray:
+def make_thumbs(tmp_path, files: list[bytes]) -> np.ndarray:
     """As the processes that read make them."""
     made = []
     for number, content in enumerate(files):
@@ -42,26 +42,26 @@ def thumbs_of(tmp_path, files: list[bytes]) -> np.ndarray:
     return np.stack(made).reshape(-1, THUMB, THUMB, 3)
 
 
-def pairs_of(thumbs: np.ndarray, least: float = ALIKE) -> list[list[int]]:
+def find_pairs(thumbs: np.ndarray, least: float = ALIKE) -> list[list[int]]:
     usable = near_duplicates.contrast(thumbs) >= near_duplicates.FLAT
     return near_duplicates.find_near_duplicates(thumbs, least, usable)[0].tolist()
 
 
 COPIES = {
-    "lower quality": lambda picture: saved(picture, "JPEG", quality=40),
-    "another format": lambda picture: saved(picture, "WEBP", quality=60),
-    "half the size": lambda picture: saved(picture.resize((80, 60))),
-    "squashed": lambda picture: saved(picture.resize((100, 100))),
-    "brighter": lambda picture: saved(ImageEnhance.Brightness(picture).enhance(1.08)),
-    "more contrast": lambda picture: saved(ImageEnhance.Contrast(picture).enhance(1.1)),
+    "lower quality": lambda picture: encode(picture, "JPEG", quality=40),
+    "another format": lambda picture: encode(picture, "WEBP", quality=60),
+    "half the size": lambda picture: encode(picture.resize((80, 60))),
+    "squashed": lambda picture: encode(picture.resize((100, 100))),
+    "brighter": lambda picture: encode(ImageEnhance.Brightness(picture).enhance(1.08)),
+    "more contrast": lambda picture: encode(ImageEnhance.Contrast(picture).enhance(1.1)),
 }
 
 
 @pytest.mark.parametrize("how", COPIES)
 def test_copies_are_near_duplicates_and_nothing_else_is(tmp_path, pictures, how):
     count = len(pictures)
-    files = [*map(saved, pictures), *map(COPIES[how], pictures)]
-    found = pairs_of(thumbs_of(tmp_path, files))
+    files = [*map(encode, pictures), *map(COPIES[how], pictures)]
+    found = find_pairs(make_thumbs(tmp_path, files))
     copies = [[at, count + at] for at in range(count)]
     assert [pair for pair in found if pair not in copies] == []
     assert len(found) >= count - 1  # pictures of little contrast can be missed
@@ -78,9 +78,9 @@ OTHERS = {
 @pytest.mark.parametrize("how", OTHERS)
 def test_changed_pictures_are_no_duplicates(tmp_path, pictures, how):
     coloured = [p for p in pictures if how != "other colours" or np.ptp(np.array(p), 2).max() > 90]
-    files = [*map(saved, coloured), *(saved(OTHERS[how](picture)) for picture in coloured)]
+    files = [*map(encode, coloured), *(encode(OTHERS[how](picture)) for picture in coloured)]
     assert len(coloured) > 5
-    assert pairs_of(thumbs_of(tmp_path, files)) == []
+    assert find_pairs(make_thumbs(tmp_path, files)) == []
 
 
 def random_thumbs(count: int, seed: int) -> np.ndarray:
@@ -102,7 +102,7 @@ def test_banding_finds_every_pair_that_comparing_all_finds():
     alike = near_duplicates.colour_correlation(distinct, one, other) >= ALIKE
     expected = np.stack([one, other], axis=1)[near & alike].tolist()
     assert len(expected) > 50
-    assert pairs_of(distinct) == expected
+    assert find_pairs(distinct) == expected
 
 
 def test_a_pair_of_any_distance_up_to_the_limit_shares_a_band():
@@ -127,7 +127,7 @@ def test_hashes_have_112_bits_and_tell_where_it_gets_brighter():
 
 def test_many_images_of_one_hash_are_each_paired_once():
     thumbs = random_thumbs(1, 2)[:1].repeat(500, axis=0)
-    assert pairs_of(thumbs) == [[0, at] for at in range(1, 500)]
+    assert find_pairs(thumbs) == [[0, at] for at in range(1, 500)]
 
 
 def test_same_hash_and_other_colours_are_two_groups():
@@ -135,7 +135,7 @@ def test_same_hash_and_other_colours_are_two_groups():
     red = gray.copy()
     red[..., 0] = np.minimum(red[..., 0].astype(int) + 60, 255)
     red[..., 1] = np.maximum(red[..., 1].astype(int) - 60, 0)
-    pairs = pairs_of(np.stack([gray, red, gray, red]))
+    pairs = find_pairs(np.stack([gray, red, gray, red]))
     assert [0, 2] in pairs
     assert [1, 3] in pairs
     assert [0, 1] not in pairs
@@ -145,12 +145,12 @@ def test_pictures_without_contrast_are_in_no_pair():
     flat = np.full((4, 16, 16, 3), 90, np.uint8)
     flat[1] += 2
     assert near_duplicates.contrast(flat).max() < near_duplicates.FLAT
-    assert pairs_of(flat) == []
+    assert find_pairs(flat) == []
 
 
 def test_nothing_and_one_image_have_no_pairs():
     for count in (0, 1):
-        assert pairs_of(np.zeros((count, 16, 16, 3), np.uint8)) == []
+        assert find_pairs(np.zeros((count, 16, 16, 3), np.uint8)) == []
 
 
 def test_same_bytes_are_found_by_both_halves_of_a_digest():
@@ -161,7 +161,7 @@ def test_same_bytes_are_found_by_both_halves_of_a_digest():
 def test_a_thumbnail_is_of_the_upright_picture(tmp_path, pictures):
     exif = Image.Exif()
     exif[0x0112] = 6
-    (tmp_path / "turned.jpg").write_bytes(saved(pictures[0], "JPEG", exif=exif, quality=95))
+    (tmp_path / "turned.jpg").write_bytes(encode(pictures[0], "JPEG", exif=exif, quality=95))
     found = inspect_file(str(tmp_path / "turned.jpg"))
     pixels = decode((tmp_path / "turned.jpg").read_bytes(), 3)
     assert found.rotated

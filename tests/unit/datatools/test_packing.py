@@ -155,7 +155,7 @@ def test_a_full_disk_names_the_folder_of_what_waits(tmp_path):
     def wait() -> None:
         with closing(Waiting(10, tmp_path)) as waiting:
             for number in range(3):
-                waiting.put(number, Packed(bytes(9000), ".png"))
+                waiting.add(number, Packed(bytes(9000), ".png"))
 
     with full_disk(), pytest.raises(OSError, match="File too large") as caught:
         wait()

@@ -260,22 +260,20 @@ def open_masks(config: DataCheckConfig) -> tuple[Subject, MaskSplits]:
 
 
 def _subject_of_masks(splits: MaskSplits, folder: str) -> Subject:
-    paths, masks, part, parts = [], [], [], []
-    for found, names in zip(splits.found, splits.names, strict=True):
-        for name, split in zip(names, (found.train, found.test), strict=True):
-            if name:
-                own = [*split.pairs.paths, *split.without_mask]
-                paths += own
-                masks += [*split.pairs.masks, *split.without_image]
-                part += [len(parts)] * len(own)
-                parts.append(name)
+    named = [
+        (name, split)
+        for found, names in zip(splits.found, splits.names, strict=True)
+        for name, split in zip(names, (found.train, found.test), strict=True)
+        if name
+    ]
+    images = [[*split.pairs.paths, *split.without_mask] for _, split in named]
     return Subject(
         kind="masks",
         name=folder,
-        paths=paths,
-        parts=tuple(parts),
-        part=np.array(part, dtype=np.int16),
-        masks=masks,
+        paths=[path for own in images for path in own],
+        parts=tuple(name for name, _ in named),
+        part=np.repeat(np.arange(len(named), dtype=np.int16), [len(own) for own in images]),
+        masks=[mask for _, one in named for mask in (*one.pairs.masks, *one.without_image)],
         root=f"{folder}/",
     )
 

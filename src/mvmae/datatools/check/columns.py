@@ -1,4 +1,4 @@
-"""What each inspected file is, in columns of numbers, and a summary of them.
+"""Columns of numbers that say what each inspected file is, and a summary of them.
 
 A million files take about 0.3 GB: a path, about 60 bytes in these columns and, in a temporary file
 that the system may drop from memory (0.8 GB), 768 bytes of a thumbnail.
@@ -23,6 +23,7 @@ from mvmae.data.reading.subprocess_pool import Lost, num_cores, run_guarded
 from mvmae.datatools.check.subjects import Subject
 
 PROBLEMS: tuple[str, ...] = get_args(Problem)
+LOST = ("died", "hung", "memory")  # what stopped the process that read a file
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
 ROW = np.dtype(
     [
@@ -60,7 +61,7 @@ class Columns:
         """One column."""
         return self.table[name]
 
-    def put(self, index: int, found: Inspection) -> None:
+    def store(self, index: int, found: Inspection) -> None:
         """Store what one file is."""
         for name in (found.format, found.mode):
             if name not in self.names:
@@ -110,7 +111,7 @@ class Columns:
         self["problem"][marked] = PROBLEMS.index(problem)
         for at in np.flatnonzero(marked).tolist():
             if problem == "other":
-                self.reasons[at] = self.name_of("mode", at)
+                self.reasons[at] = self.name_at("mode", at)
             elif not problem:
                 self.reasons.pop(at, None)
 
@@ -120,14 +121,14 @@ class Columns:
 
     def lost(self) -> list[int]:
         """Indices of files that stopped the process that read them."""
-        return np.flatnonzero(self.is_problem("died", "hung", "memory")).tolist()
+        return np.flatnonzero(self.is_problem(*LOST)).tolist()
 
     @property
     def readable(self) -> np.ndarray:
         """Marks files that training reads."""
         return self["problem"] == 0
 
-    def name_of(self, column: str, index: int) -> str:
+    def name_at(self, column: str, index: int) -> str:
         """Pillow's name for the `format` of a file's content; its name for the `mode`, or words."""
         return self.names[self[column][index]]
 
@@ -158,7 +159,7 @@ def inspect_files(subject: Subject, columns: Columns, config: DataCheckConfig) -
         for index, found in itertools.chain(first, done):
             if isinstance(found, Lost):
                 found = Inspection("hung" if found.hung else "died", found.reason)
-            columns.put(index, found)
+            columns.store(index, found)
             bar.advance(1)
 
 

@@ -1,4 +1,4 @@
-"""What is wrong with inspected images, counted, and what to do about it."""
+"""Problems of inspected images: how often each kind occurs, and what to do about it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from mvmae.config.datatools import DataCheckConfig, Severity
 from mvmae.data.annotations.findings import Finding, Remedy
 from mvmae.data.reading.inspect_file import suffix_fits
-from mvmae.datatools.check.columns import Columns
+from mvmae.datatools.check.columns import LOST, Columns
 from mvmae.datatools.check.subjects import Subject
 from mvmae.metrics import near_duplicates
 
@@ -18,40 +18,31 @@ SEVERITIES: tuple[Severity, ...] = ("fatal", "skipped", "look")
 MIN_CLASS_IMAGES = 2  # a smaller class cannot be split into training and test images
 MAX_CLASS_RATIO = 50  # of images in the largest class to images in the smallest
 
-READING: dict[str, tuple[Remedy, str, str]] = {  # by problem
+READING: dict[str, tuple[str, str]] = {  # what and advice, by problem
     "died": (
-        "stop",
         "files that end the process that reads them",
         "remove them: each costs training a process, and a run that loses many stops",
     ),
     "hung": (
-        "stop",
         "files that are not read in --timeout seconds",
         "remove them, or check again with a longer --timeout: training would stand still",
     ),
     "memory": (
-        "stop",
         "files that need more than --memory",
         "remove or shrink them: each process that reads may need as much",
     ),
-    "special": ("left out", "pipes, devices or folders with an image's name", "remove them"),
-    "unopened": ("left out", "files that cannot be opened", "check their permissions and the disk"),
-    "empty": ("left out", "empty files", "copy or download them again"),
-    "no image": ("left out", "files that are not images, despite their suffix", "remove them"),
-    "truncated": ("left out", "images that are cut short", "copy or download them again"),
-    "damaged": ("left out", "damaged images", "copy them again, or save them again"),
+    "special": ("pipes, devices or folders with an image's name", "remove them"),
+    "unopened": ("files that cannot be opened", "check their permissions and the disk"),
+    "empty": ("empty files", "copy or download them again"),
+    "no image": ("files that are not images, despite their suffix", "remove them"),
+    "truncated": ("images that are cut short", "copy or download them again"),
+    "damaged": ("damaged images", "copy them again, or save them again"),
     "bomb": (
-        "left out",
         "images of more pixels than are read (179 million)",
         "remove them, or cut them into tiles",
     ),
-    "unread": (
-        "left out",
-        "images in an unsupported format",
-        "save them with 8 or 16 bits per channel",
-    ),
+    "unread": ("images in an unsupported format", "save them with 8 or 16 bits per channel"),
     "other": (
-        "left out",
         "images with other channels or deeper values than most",
         "remove them: training skips them, or stops until --views.depth and --model.in-channels "
         "say what is meant",
@@ -108,13 +99,14 @@ def find_all(
 def passed_over_formats(subject: Subject, every: Columns) -> dict[str, str]:
     """Format of each file passed over for its suffix; empty where it is not an image."""
     first = len(every.table) - len(subject.passed_over)
-    return {path: every.name_of("format", at) for at, path in enumerate(subject.passed_over, first)}
+    return {path: every.name_at("format", at) for at, path in enumerate(subject.passed_over, first)}
 
 
 def _unreadable(subject: Subject, columns: Columns) -> Iterator[Finding]:
-    for problem, (remedy, what, advice) in READING.items():
+    for problem, (what, advice) in READING.items():
         indices = np.flatnonzero(columns.is_problem(problem)).tolist()
         files = {at: columns.reasons.get(at, "") for at in indices}
+        remedy: Remedy = "stop" if problem in LOST else "left out"
         yield Finding(what=what, remedy=remedy, advice=advice, files=files)
     own = subject.own()
     lost = int((own & ~columns.readable).sum())
@@ -135,7 +127,7 @@ def _odd_content(subject: Subject, columns: Columns, config: DataCheckConfig) ->
         advice="leave them out: they show little when enlarged (--min-size)",
         files={at: "{1} x {0}".format(*columns["shape"][at]) for at in small},
     )
-    inside = {at: columns.name_of("format", at) for at in np.flatnonzero(read).tolist()}
+    inside = {at: columns.name_at("format", at) for at in np.flatnonzero(read).tolist()}
     yield Finding(
         what="files whose suffix says another format",
         advice="they are read by their content; rename them for other programs",
@@ -171,7 +163,7 @@ def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
             if at == original:
                 continue
             copies[at] = f"is {subject.paths[original]}"
-            own_class, other_class = subject.class_of(at), subject.class_of(original)
+            own_class, other_class = subject.class_name(at), subject.class_name(original)
             if own_class != other_class:
                 path = subject.paths[original]
                 in_two_classes[at] = f"{own_class}, and {other_class} as {path}"

@@ -1,4 +1,4 @@
-"""What `data check` prints and writes: tables of what was found, and a list of clean images.
+"""Output of `data check`: tables of what was found, and a list of clean images.
 
 Names come from users' disks: nothing in them is markup, and unprintable characters are escaped.
 """
@@ -41,7 +41,7 @@ TITLES = {
 SPECIAL = {  # kinds of images that are changed when read, and how
     "rotated by EXIF": "are turned upright",
     "animated": "give their first frame",
-    "with transparency": "are laid on white",
+    "with transparency": "are composited onto white",
     "CMYK": "become colour",
 }
 HEADER = (
@@ -110,7 +110,7 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
         (what, f"{facts['files']}, {decimal(facts['bytes'])}; {facts['readable']} can be read"),
     ]
     counts = ("parts", "formats", "modes", "bits")
-    rows += [(name, _listed(facts[name])) for name in counts if name in facts]
+    rows += [(name, _join_counts(facts[name])) for name in counts if name in facts]
     if "channels" in facts:
         rows.append(("to be read with", f"--model.in-channels {facts['channels']}"))
     special = [f"{facts[name]} {name} {how}" for name, how in SPECIAL.items() if facts[name]]
@@ -127,13 +127,13 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
             path = shown(facts[name]["path"].removeprefix(subject.root))
             rows.append((name, f"{facts[name]['width']} x {facts[name]['height']}  {path}"))
     if facts.get("passed over"):
-        rows.append(("passed over", f"by their suffix: {_listed(facts['passed over'])}"))
+        rows.append(("passed over", f"by their suffix: {_join_counts(facts['passed over'])}"))
     if report.labels is not None:
         rows += list(report.labels.facts.items())
     return rows
 
 
-def _listed(counts: dict[str, int]) -> str:
+def _join_counts(counts: dict[str, int]) -> str:
     entries = [f"{count} {shown(name, 40)}" for name, count in list(counts.items())[:MAX_LISTED]]
     more = len(counts) - len(entries)
     return ", ".join(entries) + (f", {more} more" if more else "") or "none"
@@ -225,12 +225,12 @@ def _rows(report: Report) -> Iterator[dict[str, Any]]:
         yield {
             "path": path,
             "part": subject.parts[subject.part[at]],
-            "label": subject.class_of(at),
+            "label": subject.class_name(at),
             "severity": own[0][0] if own else "",
             "finding": "; ".join(what for _, what, _ in own),
             "detail": "; ".join(detail for _, _, detail in own if detail),
-            "format": columns.name_of("format", at),
-            "mode": columns.name_of("mode", at),
+            "format": columns.name_at("format", at),
+            "mode": columns.name_at("mode", at),
             "bits": int(columns["bits"][at]) or "",
             "width": width or "",
             "height": height or "",
@@ -290,7 +290,7 @@ def write_clean_list(file: Path, report: Report) -> tuple[int, list[str]]:
         if not _can_be_listed(name, is_csv):
             unlistable.append(path)
             continue
-        rows.append((name, subject.class_of(at)) if subject.label is not None else (name,))
+        rows.append((name, subject.class_name(at)) if subject.label is not None else (name,))
     if not rows:
         raise UserError(f"no image is clean: {file} is not written")
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""What is checked: the layout of DATA, its files, and the split and class of each."""
+"""The files to check: the layout of DATA, and the split and class of each file."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Subject:
             return np.ones(len(self.paths), dtype=bool)
         return self.part != self.against
 
-    def class_of(self, index: int) -> str:
+    def class_name(self, index: int) -> str:
         """Name of a file's class; empty without one."""
         label = -1 if self.label is None else self.label[index]
         return self.classes[label] if label >= 0 else ""

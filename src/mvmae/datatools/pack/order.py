@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -53,7 +53,7 @@ def pack_in_order(
     due, waiting = 0, Waiting(MAX_WAITING_BYTES, folder.parent)
     with contextlib.closing(done), contextlib.closing(waiting):  # type: ignore[type-var]
         for at, packed in done:
-            waiting.put(at, Refused(packed.reason) if isinstance(packed, Lost) else packed)
+            waiting.add(at, Refused(packed.reason) if isinstance(packed, Lost) else packed)
             while due in waiting.images:
                 yield indices[due], waiting.pop(due)
                 due += 1
@@ -78,7 +78,7 @@ class Waiting:
         with contextlib.suppress(OSError):  # a full disk was reported by the write before
             self._file.close()
 
-    def put(self, at: int, image: Packed | Refused) -> None:
+    def add(self, at: int, image: Packed | Refused) -> None:
         """Keep an image until its turn."""
         if isinstance(image, Packed):
             size = len(image.content)
@@ -221,8 +221,15 @@ def write_blocks(
                     return
                 time.sleep(POLL_SECONDS)
             there.append(number)
-            if not _write(_file(folder, number), len(span), images, is_over):
-                return
+            file = _file(folder, number)
+            with with_filename(file), file.open("wb") as stream:
+                for _ in span:
+                    if is_over():
+                        return
+                    _, image = next(images)
+                    content = image.content if isinstance(image, Packed) else b""
+                    fields = image._asdict() | {"content": len(content)}
+                    stream.write(json.dumps(fields).encode() + b"\n" + content)
             made(number)
         # Few images are packed long before the main process has copied them. A process that left
         # then would get Ctrl-C while it ends, where Python no longer makes a status of 130 of it.
@@ -239,21 +246,3 @@ def _blocks(first: int, count: int) -> list[range]:
 
 def _file(folder: Path, number: int) -> Path:
     return folder / f".block-{number:07}.tmp"
-
-
-def _write(
-    file: Path,
-    count: int,
-    images: Iterator[tuple[int, Packed | Refused]],
-    is_over: Callable[[], bool],
-) -> bool:
-    """Write the next images one after another; return whether all were written."""
-    with with_filename(file), file.open("wb") as stream:
-        for _ in range(count):
-            if is_over():
-                return False
-            _, image = next(images)
-            content = image.content if isinstance(image, Packed) else b""
-            fields = image._asdict() | {"content": len(content)}
-            stream.write(json.dumps(fields).encode() + b"\n" + content)
-    return True

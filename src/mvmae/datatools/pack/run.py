@@ -53,7 +53,7 @@ def run(config: DataPackConfig) -> int:
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         if distributed.is_main():
             require_destination(config)
-        source, folder = open_images_of(config), unfinished_folder(config.out)
+        source, folder = open_src(config), unfinished_folder(config.out)
         if not distributed.is_main():
             signal = assist_main(source, config, folder)
             return exit_status(signal) if signal else 0
@@ -91,19 +91,18 @@ def write(source: Source, config: DataPackConfig, folder: Path) -> int:
     return 0
 
 
-def open_images_of(config: DataPackConfig) -> Source:
+def open_src(config: DataPackConfig) -> Source:
     """Open the images of SRC.
 
     Raises:
         UserError: There are none, one lies outside --root, or a class name cannot be written.
     """
-    is_list = Path(config.data).suffix.lower() in LISTS and Path(config.data).is_file()
-    if config.root is not None and not is_list:
-        raise UserError(f"--root is for lists of paths, and {config.data} is not a list")
-    if config.root is not None:
-        source: Source = from_list(config.data, 3, config.root)
-    else:
+    if config.root is None:
         source = open_source((config.data,), 3)
+    elif Path(config.data).suffix.lower() in LISTS and Path(config.data).is_file():
+        source = from_list(config.data, 3, config.root)
+    else:
+        raise UserError(f"--root is for lists of paths, and {config.data} is not a list")
     class_list_text(source.classes)  # fails now instead of after hours of packing
     return source
 
@@ -121,12 +120,8 @@ def load_or_start(folder: Path, source: Source, config: DataPackConfig) -> State
         "--format": config.format,
         "--quality": config.quality,
     }
-    try:
-        if (state := read_state(folder, settings)) is not None:
-            return state
-    except UserError:
-        if not config.overwrite:
-            raise
+    if (state := read_state(folder, settings, overwrite=config.overwrite)) is not None:
+        return state
     for path in folder.iterdir():
         path.unlink()
     return State(settings=settings)

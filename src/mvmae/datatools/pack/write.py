@@ -48,11 +48,11 @@ class State:
     shards: list[str] = field(default_factory=list)
 
 
-def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
-    """Read the progress of a stopped run; None if there is none, or its files are gone.
+def read_state(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> State | None:
+    """Read the progress of a stopped run; None if it cannot be resumed.
 
     Raises:
-        UserError: The run had other settings or other images.
+        UserError: The run had other settings or other images, and may not be overwritten.
     """
     try:
         content = json.loads((folder / STATE).read_text(encoding="utf-8"))
@@ -60,9 +60,9 @@ def read_state(folder: Path, settings: dict[str, Any]) -> State | None:
         there = sum((folder / shard).stat().st_size for shard in state.shards)
     except (OSError, ValueError, TypeError):
         return None
-    if there != state.bytes:
-        return None
     differs = [key for key, value in settings.items() if state.settings.get(key) != value]
+    if there != state.bytes or (differs and overwrite):
+        return None
     if differs:
         raise UserError(
             f"{folder} holds a stopped run with other {' and '.join(differs)}: give the same "
