@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from scipy.cluster.hierarchy import DisjointSet
 from torch import Tensor
 
 from mvmae.metrics.knn import nearest_neighbours
@@ -116,20 +117,8 @@ def spanning_pairs(pairs: Sequence[Pair]) -> list[Pair]:
 
     Of the n (n - 1) / 2 pairs of a group of n similar images, n - 1 remain.
     """
-    parent: dict[int, int] = {}
-
-    def root(image: int) -> int:
-        while image in parent:
-            image = parent[image]
-        return image
-
-    kept = []
-    for pair in pairs:
-        first, second = sorted((root(pair.first), root(pair.second)))
-        if first != second:
-            parent[second] = first
-            kept.append(pair)
-    return kept
+    groups = DisjointSet(image for pair in pairs for image in (pair.first, pair.second))
+    return [pair for pair in pairs if groups.merge(pair.first, pair.second)]
 
 
 def _merge(

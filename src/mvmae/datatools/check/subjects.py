@@ -190,22 +190,20 @@ def _assign_splits(subject: Subject, splits: Sequence[str]) -> None:
 
     Without classes where any image is outside the splits or directly in one.
     """
-    depth = len(Path(subject.root).parts)
-    outside = len(splits)
+    depth, outside = len(Path(subject.root).parts), len(splits)
     index_of = {name: index for index, name in enumerate(splits)}
-    labels = []
-    for index, path in enumerate(subject.paths):
-        inside = Path(path).parts[depth:]
-        subject.part[index] = index_of.get(inside[0], outside) if len(inside) > 1 else outside
-        labels.append(inside[1] if len(inside) > 2 else "")
+    inside = [Path(path).parts[depth:] for path in subject.paths]
+    # An image directly in DATA is in no split, even if its own name is that of one.
+    subject.part[:] = [
+        index_of.get(parts[0], outside) if len(parts) > 1 else outside for parts in inside
+    ]
     if (subject.part == outside).any():
         subject.parts = (*splits, "")
         return
     subject.parts = tuple(splits)
-    if all(labels):
-        subject.classes = tuple(sorted(set(labels)))
-        order = {name: index for index, name in enumerate(subject.classes)}
-        subject.label = np.array([order[name] for name in labels], dtype=np.int32)
+    if all(len(parts) > 2 for parts in inside):
+        classes, labels = np.unique([parts[1] for parts in inside], return_inverse=True)
+        subject.classes, subject.label = tuple(classes.tolist()), labels.astype(np.int32)
 
 
 def _other_files(folder: str, unlisted: list[tuple[str, str]]) -> Iterator[str]:
