@@ -43,7 +43,7 @@ SOME = ("knn", "mae", "embed")  # of the two processes; of three, slower, all
 TIMES = ("seconds", "command_line", "config", "environment", "loss")
 
 
-def arguments_for(name: str) -> list[str]:
+def command_words(name: str) -> list[str]:
     words = COMMANDS[name]
     if name == "pack":
         return [*words, "pack", "--workers", "1"]
@@ -81,7 +81,7 @@ def run_some(_rank: int, world: int, folder: Path) -> dict:
     for name in SOME if world == 2 else COMMANDS:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            status = main(arguments_for(name))
+            status = main(command_words(name))
         said[name] = status, out.getvalue(), err.getvalue()
     return said
 
@@ -95,7 +95,7 @@ def alone(tmp_path_factory) -> Callable[[str], Path]:
     def run_alone(name: str) -> Path:
         if not (folder / name).exists():
             with contextlib.chdir(folder):
-                assert main(arguments_for(name)) == 0
+                assert main(command_words(name)) == 0
         return folder / name
 
     return run_alone
@@ -221,12 +221,12 @@ def test_what_all_find_wrong_is_one_line(here, free_port):
 def test_a_full_disk_of_one_process_ends_all_with_one_line(here, free_port, name):
     for index in range(100):  # more than a block of those that are packed
         shutil.copy("images/red/0.png", f"images/red/more-{index:03}.png")
-    processes = start(arguments_for(name), free_port, limited=1)
+    processes = start(command_words(name), free_port, limited=1)
     statuses, _, errors = collect(processes)
     assert statuses == [2, 2]
     (line,) = "".join(errors).splitlines()  # of the first, or where it is at something of the other
     assert line.startswith("mvmae: File too large: ")
-    again = [*arguments_for(name), "--resume"] if name == "embed" else arguments_for(name)
+    again = [*command_words(name), "--resume"] if name == "embed" else command_words(name)
     # One process then resumes.
     subprocess.run([sys.executable, "-m", "mvmae", *again], check=True, stdout=subprocess.DEVNULL)
     assert not list(here.rglob("*.tmp"))

@@ -47,6 +47,7 @@ def run(config: DataShowConfig) -> None:
         seed=config.seed,
         workers=0,
     )
+    # The depth and the statistics that a run would infer, so that the sheet shows its pixels.
     trained, source, remarks = resolve_config(settings, source)
     chosen = choose(source, config.count, config.seed)
     height, width = trained.model.height_width
@@ -107,6 +108,7 @@ def draw_views(
     source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
 ) -> list[Views]:
     """Draw the views of the first epoch, with and without their masks."""
+    # The dataset of training with epoch 0: the same seed gives the views of a run's first epoch.
     dataset, shape = ViewsDataset(source, trained), trained.model
     rows, noise = [], []
     for index in chosen.indices:

@@ -39,7 +39,7 @@ def run(config: DataStatsConfig) -> None:
     if config.out is not None:
         require_output(config.out)
     source = open_source(config.data, plain_channels(config.channels or 3))
-    kind = detect_kind(source, config.seed)
+    kind = detect_kind(source, config.seed)  # from headers of a sample, as `pretrain` does
     channels = config.channels or kind.channels
     require_channels(kind, channels, config.data, "--channels")
     depth: Depth = kind.depth if config.depth == "auto" else config.depth
@@ -111,6 +111,7 @@ def print_facts(console: Console, facts: dict[str, Any]) -> None:
     console.print(f"in {facts['units']}:")
     for line in (*table_lines(facts), *list_remarks(facts)):
         console.print(line)
+    # `rounded_statistics` leaves up to 15 digits, so that this line repeats them exactly.
     mean, std = (" ".join(f"{value:.15g}" for value in facts[name]) for name in ("mean", "std"))
     channels = facts["in_channels"]
     option = "" if channels == 3 else f" --model.in-channels {channels}"
@@ -145,6 +146,7 @@ def list_remarks(facts: dict[str, Any]) -> list[str]:
     flat = [str(at) for at, one in enumerate(facts["channels"], 1) if one["std"] == 0]
     if flat:
         remarks.append(f"one value only: channel {', '.join(flat)}")
+    # 12-bit cameras write 16-bit files whose values end at 4095.
     bits = max(one["bits"] or 0 for one in facts["channels"])
     if facts["depth"] == "16" and 0 < bits < 16:
         remarks.append(

@@ -72,6 +72,7 @@ def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -
         UserError: More than half of the images cannot be read, or an embedding is not finite.
     """
     began = time.perf_counter() - index.seconds
+    # With those of earlier runs, so that --resume does not get around the limit.
     num_unreadable, last_unreadable = index.total("skipped"), list[Skipped]()
     for result in _results_then_wait(job, index):
         others = [  # parts that other processes have written since the last call
@@ -125,6 +126,7 @@ def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
             spans = spans[1:]
             if spans:
                 buffer = PartBuffer(spans[0], index.shape, job.config.dtype)
+        # A batch at the edge of a share is computed by two processes; each image is counted by one.
         unreadable = [skip for image, skip in batch.unreadable if image // size * size in own]
         yield BatchResult(written, len(buffer.indices) if spans else 0, unreadable)
 
@@ -155,6 +157,7 @@ def encode_batches(job: Job, index: Index, spans: Sequence[range]) -> Iterator[E
     for number, batch in enumerate(batches):
         covered = order[number * size : (number + 1) * size]
         indices = [order[at] for at in batch.indices]
+        # The loader lists them in the order of the data, without saying which they are.
         unreadable = sorted(set(covered) - set(indices))
         vectors = select_vectors(encoder, batch.tokens, index.facts["tokens"], job.config.dtype)
         _check_finite(job, vectors, indices)
@@ -167,7 +170,7 @@ def select_vectors(encoder: Encoder, tokens: torch.Tensor, kind: str, dtype: str
     """Embeddings of a batch: B x D, or B x N x D for patch tokens."""
     if not len(tokens):
         return np.empty(0, dtype)
-    tokens = tokens.float()
+    tokens = tokens.float()  # numpy has no bfloat16
     kept = (
         tokens[:, encoder.num_prefix :]
         if kind == "patch"
@@ -200,6 +203,7 @@ def check_unreadable(source: Source, count: int, last: Sequence[Skipped]) -> Non
     Raises:
         UserError: They are.
     """
+    # At once and not at the end, because a wrong folder may hold millions of files.
     if count > len(source) / 2:
         path, reason = last[-1]
         raise UserError(

@@ -34,6 +34,7 @@ class Part(NamedTuple):
 
 def _to_parquet(part: Part) -> Bytes:
     pa, parquet = _arrow()
+    # A list column of fixed size is one flat buffer: pyarrow copies nothing.
     flat = np.ascontiguousarray(part.embeddings).reshape(-1)
     width = part.embeddings[0].size if len(part.paths) else int(np.prod(part.embeddings.shape[1:]))
     columns = {
@@ -99,6 +100,7 @@ def _to_safetensors(part: Part) -> bytes:
         },
     }
     head = json.dumps(header).encode()
+    # Spaces align the tensors to 8 bytes, as in files of the package.
     head += b" " * (-len(head) % 8)
     return struct.pack("<Q", len(head)) + head + values.tobytes()
 

@@ -63,6 +63,7 @@ def run(config: EmbedConfig) -> int:
         folder = config.out or (
             results.home(config.encoder, None) / f"embeddings-{results.slug(' '.join(config.data))}"
         )
+        # Before the encoder is loaded, which may be a download.
         if distributed.is_main():
             check_folder(folder, config)
         formats.package_versions(config.format)  # fails now if the package is missing
@@ -107,6 +108,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
         UserError: The folder or the images cannot be used.
     """
     config, folder, source = job.config, job.folder, job.source
+    # Without --resume and --overwrite, a query of embeddings that exist computes nothing.
     is_there = storage.has_index(folder) and not (config.resume or config.overwrite)
     if config.query and is_there:
         index = storage.read_index(folder)
@@ -123,6 +125,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
             index = storage.drop_damaged(folder, index)
         storage.check_space(folder, index)
         print_start(index)
+        # The index comes first: it marks the folder as ours, so that --resume can continue.
         if not config.resume:
             storage.clear(folder)
             run_folder.make(folder / PARTS)
@@ -132,7 +135,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
             with Bar(len(source), done=index.total("images")) as bar, Interrupt() as interrupt:
                 bar.name("embed")
                 index, stopped_by = compute_embeddings(job, index, bar, interrupt)
-        except OtherFailedError:
+        except OtherFailedError:  # the parts that this process wrote are good
             raise
         except UserError:
             if not config.resume:  # there is nothing worth keeping
@@ -198,9 +201,11 @@ def describe_embeddings(job: Job) -> dict[str, Any]:
         raise UserError(f"{config.encoder} has no class token: choose --tokens mean or patch")
     width, (rows, columns) = encoder.embed_dim, encoder.grid
     shape = (rows * columns, width) if tokens == "patch" else (width,)
+    # "auto" is resolved, because the numbers depend on it and --resume compares it.
     arithmetic = config.precision
     if arithmetic == "auto":
         arithmetic = "bf16" if device.type == "cuda" else "fp32"
+    # The command that makes these embeddings from scratch, wherever they were resumed or searched.
     repeated = replace(config, resume=False, overwrite=False, query=(), k=EmbedConfig.k)
     return {
         "command": "embed",

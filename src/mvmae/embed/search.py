@@ -34,7 +34,7 @@ from mvmae.inspect.choose_images import render_image
 from mvmae.storage import atomic
 from mvmae.storage.atomic import write_bytes
 
-DECIMALS = 6
+DECIMALS = 6  # more would depend on how a product is split into blocks
 BLOCK = 1024  # images compared at a time
 MAX_DRAWN_QUERIES = 24  # the JSON holds all of them
 MAX_DRAWN_NEIGHBOURS = 12  # per query
@@ -151,6 +151,7 @@ def search(folder: Path, index: Index, source: Source, queries: Queries, k: int)
             paths, labels = part.paths[block], part.labels[block]
             scores = cosine(unit, part.embeddings[block])
             for query, own_paths in enumerate(own):
+                # An image may be listed under several paths; none of them is its own neighbour.
                 for at in [at for at, path in enumerate(paths) if path in own_paths]:
                     found = Neighbour(float(scores[query, at]), labels[at], paths[at])
                     itself[query] = itself[query] or found
@@ -190,6 +191,7 @@ def _find_own_paths(queries: Source, source: Source) -> list[set[str]]:
     paths = [queries.path(number) for number in range(len(queries))]
     names = {os.path.basename(path) for path in paths}  # noqa: PTH119  (Path is ten times slower)
     own: list[set[str]] = [set() for _ in paths]
+    # Names first: asking the disk about each of a million files would take minutes.
     for image in range(len(source)):
         path = source.path(image)
         if os.path.basename(path) not in names or not Path(path).exists():  # noqa: PTH119
@@ -243,6 +245,7 @@ def draw_results(results: list[Result], job: Job, index: Index, queries: Queries
     """Draw the first queries and their first neighbours as a PNG."""
     drawn = [result.nearest[:MAX_DRAWN_NEIGHBOURS] for result in results[:MAX_DRAWN_QUERIES]]
     wanted = {near.path for nearest in drawn for near in nearest}
+    # The index knows paths only, and the sheet needs the images themselves.
     paths = ((encodable(job.source.path(image)), image) for image in range(len(job.source)))
     images = {path: image for path, image in paths if path in wanted}
     rows = []

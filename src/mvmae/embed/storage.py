@@ -77,6 +77,7 @@ def choose_part_size(shape: tuple[int, ...], dtype: str, requested: int | None) 
     Raises:
         UserError: The requested number does not fit into memory.
     """
+    # Parts of about the same number of bytes: patch tokens take hundreds of times as many.
     size = prod(shape) * np.dtype(dtype).itemsize
     if requested is None:
         return max(1, min(DEFAULT_PART_IMAGES, int(DEFAULT_PART_BYTES // size)))
@@ -123,6 +124,7 @@ def read_index(folder: Path) -> Index:
         facts = {name: value for name, value in content.items() if name not in PROGRESS}
         index = Index(facts, parts, float(content["seconds"]))
         known = {span.start for span in index.spans}
+        # Everything that later code takes for granted, so that damage is reported here.
         if not (parts.keys() <= known and index.shape and index.facts["format"]):
             raise ValueError("the parts do not match the facts")
         for name in ("images", "rows", "skipped", "bytes"):
@@ -256,6 +258,7 @@ def record_parts(
     folder: Path, index: Index, written: Sequence[WrittenPart], seconds: float
 ) -> Index:
     """Add parts to index.json and their unreadable images to skipped.csv; return the new index."""
+    # Before the index: a kill in between repeats lines, which are written once, but loses none.
     run_folder.append_skipped(folder, [skip for part in written for skip in part.skipped])
     parts = index.parts | {part.entry["first"]: part.entry for part in written}
     index = index._replace(parts=parts, seconds=seconds)
@@ -270,6 +273,7 @@ def sort_skipped(folder: Path, source: Source) -> None:
         return
     with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
         header, *rows = csv.reader(stream)
+    # Positions of the few skipped images only: the data may have millions.
     names = {row[0] for row in rows}
     positions = {path: at for at in range(len(source)) if (path := source.path(at)) in names}
     ordered = sorted(rows, key=lambda row: positions.get(row[0], -1))

@@ -58,6 +58,7 @@ def attention_rollout(
     product = images  # replaced by the first block
     for number, (block, x) in enumerate(_block_inputs(encoder, images)):
         mean = _weights(block, x).mean(dim=1)
+        # The identity stands for the residual connection.
         mixed = mean + torch.eye(mean.shape[-1], dtype=mean.dtype, device=mean.device)
         mixed /= mixed.sum(dim=-1, keepdim=True)
         product = mixed @ product if number else mixed

@@ -68,6 +68,7 @@ def encoder_metadata(opened: OpenedEncoder) -> dict[str, Any]:
         "std": list(preprocessing.std),
         "interpolation": preprocessing.interpolation,
     }
+    # Left out at its default: files from before deep images lack it, and mean 8 bits.
     if opened.depth != "8":
         metadata["pixel_depth"] = opened.depth
     return metadata | {
@@ -137,6 +138,7 @@ def attach_preprocessing(encoder: Encoder, config: PretrainConfig) -> OpenedEnco
 def weights_digest(encoder: Encoder) -> str:
     """A short hash of the names, shapes and bytes of the weights, on any device."""
     digest = hashlib.sha256()
+    # Sorted by name, because the order of a state dict depends on how the encoder was built.
     for name, tensor in sorted(encoder.state_dict().items()):
         plain = tensor.detach().cpu().contiguous()
         digest.update(f"{name} {list(plain.shape)} {plain.dtype}\0".encode())

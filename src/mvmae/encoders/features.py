@@ -83,6 +83,7 @@ def encode_source(
     encoder: Encoder, source: Source, preprocessing: Preprocessing, **how: Unpack[Computing]
 ) -> Iterator[Tokens]:
     """Encode every image of a source in order, whole and unmasked, one batch at a time."""
+    # Restored afterwards: `pretrain` encodes between two training steps.
     was_training, device = encoder.training, how["device"]
     encoder.eval().to(device)
     try:
@@ -94,6 +95,7 @@ def encode_source(
             workers=how["workers"],
             cuda=device.type == "cuda",
         ):
+            # A batch of unreadable images still has to be counted.
             if not len(batch.images):
                 yield Tokens(torch.empty(0, 0, encoder.embed_dim), [], batch.skipped)
                 continue
@@ -213,6 +215,7 @@ def extract_distributed(
     if distributed.world_size() == 1:
         is_kept = is_resumable and len(source) > MAX_IMAGES_PER_FILE
         return extract_features(extractor, source, keep if is_kept else None, advance)
+    # Contiguous shares: batches, and so the last bits of the features, are those of one process.
     spans = _spans(len(source), extractor.batch_size)
     own = process_store.partition(len(spans), distributed.rank(), distributed.world_size())
     missing = [spans[at] for at in own if not _is_complete(_file(keep, spans[at]))]

@@ -75,6 +75,7 @@ def find_encoder(
     prefix = _prefix(everything, source)
     inside = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
     beside = [key for key in everything if not key.startswith(prefix)]
+    # Before the keys are renamed, so that the message shows a key of the user's file.
     for part, what in UNSUPPORTED:
         if odd := next((key for key in inside if part in key), None):
             raise UserError(
@@ -127,6 +128,7 @@ def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
             f"{source} holds no Vision Transformer that mvmae knows (it has {listed}): give a "
             "plain ViT (MAE, MoCo v3, DINO, DINOv2, DeiT, ViT)"
         )
+    # The teacher is what DINO evaluates; MoCo v3 publishes its base encoder.
     preferred = [p for like in PREFERRED for p in sorted(found) if p.endswith(like)]
     return (preferred or sorted(found, key=len))[0]
 
@@ -195,6 +197,7 @@ def _join_qkv(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             joined[f"{attn}qkv.bias"] = _stack_qkv([q, torch.zeros_like(q), v], block, source)
         if (weight := joined.get(f"{attn}qkv.weight")) is not None:
             joined.setdefault(f"{attn}qkv.bias", weight.new_zeros(len(weight)))
+    # A patch embedding may lack its bias too; `Encoder` has one.
     embedding = joined["patch_embed.proj.weight"]
     joined.setdefault("patch_embed.proj.bias", embedding.new_zeros(len(embedding)))
     return joined
@@ -255,6 +258,7 @@ def default_preprocessing(channels: int) -> Preprocessing:
 
 def num_heads(width: int, depth: int, source: str) -> int:
     """Guess the number of heads that a file does not give: a known size's, else width / 64."""
+    # Head count does not show in any shape, and a wrong one loads without error.
     known = [size.num_heads for size in ENCODERS.values() if size[:2] == (width, depth)]
     if not known and width % 64:
         raise UserError(
@@ -288,6 +292,8 @@ def _arrange_positions(
             )
     num_registers = 0 if registers is None else registers.shape[1]
     num_cls = int("cls_token" in tensors)
+    # All prefix tokens, the class token alone (DINOv2 with registers), or none (timm's
+    # no_embed_class): the number of positions tells which, as patches fill a square or the image.
     for prefix in (num_cls + num_registers, num_cls, 0):
         grid = _grid_of_patches(positions.shape[1] - prefix, image_size, patch)
         if grid:

@@ -49,11 +49,13 @@ def from_timm(name: str) -> OpenedEncoder:
             f"timm:{name} is a {type(model).__name__}, not a plain Vision Transformer: "
             "timm.list_models('vit*') lists those"
         )
+    # An activation has no weights: another one, or GELU's approximation, would go unnoticed.
     activation = model.blocks[0].mlp.act
     is_exact = isinstance(activation, nn.GELU) and activation.approximate == "none"
     _require_gelu(f"timm:{name}", "gelu" if is_exact else type(activation).__name__)
     facts: dict[str, Any] = model.pretrained_cfg
     block = model.blocks[0]
+    # timm knows what a state dict does not show; then the tensors are treated like any file's.
     hints = Hints(block.attn.num_heads, block.norm1.eps, tuple(model.patch_embed.img_size))
     found = find_encoder(model.state_dict(), source=f"timm:{name}", hints=hints)
     interpolation = "bilinear" if facts.get("interpolation") == "bilinear" else "bicubic"
@@ -81,6 +83,7 @@ def _snapshot(name: str, weight_files: Sequence[str], others: Sequence[str]) -> 
     """Download a model into the hub's cache, with the first of the weight files that exists."""
     from huggingface_hub import snapshot_download
 
+    # One pattern after the other: both files hold the same weights, and may be gigabytes.
     for file in weight_files:
         folder = Path(snapshot_download(name, allow_patterns=[file, *others]))
         if (folder / file).exists():
@@ -122,6 +125,7 @@ def local_folder(name: str) -> Path:
     """
     if Path(name).is_dir():
         return Path(name)
+    # A folder wins over a model of that name, so that a local copy is used without a network.
     if find_spec("huggingface_hub") is None:
         raise UserError(f"no folder {name}, and the hub needs: pip install 'mvmae[hf]'")
     try:

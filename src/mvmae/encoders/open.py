@@ -28,7 +28,7 @@ from mvmae.storage import run_folder
 from mvmae.training import checkpoint, sharded_checkpoint
 
 RANDOM_PATCH_SIZE = 16  # of random:NAME, in pixels
-RANDOM_IMAGE_SIZE = 224
+RANDOM_IMAGE_SIZE = 224  # as most published encoders
 ENCODER_SOURCES = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
 DECODER_PREFIXES = ("decoder", "mask_token", "projection_head")
 
@@ -80,6 +80,7 @@ def open_encoder(
         raise UserError(f"in_channels must be at least 1, not {in_channels}")
     if not name.removeprefix("random:"):
         raise UserError(f"ENCODER is empty: name {ENCODER_SOURCES}")
+    # Before the other sources: weights drawn for the requested size need no resampling.
     if name.startswith("random:"):
         return _open_random(name.removeprefix("random:"), image_size, in_channels)
     if name.startswith("timm:"):
@@ -162,6 +163,7 @@ def random_encoder(config: ModelConfig, seed: int) -> Encoder:
 
 def _open_path(path: Path) -> OpenedEncoder:
     """Load an encoder from a run folder, a transformers folder or a checkpoint file."""
+    # The encoder first: a checkpoint also holds the decoder and the optimiser's state.
     if path.is_dir():
         run_folder.require_format(path)
         if (path / ENCODER_FILE).exists():
@@ -234,6 +236,7 @@ def _open_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
             "finetune run"
         )
     config = from_json(state["config"], PretrainConfig, source=str(path))
+    # Built by its config rather than by its tensors, so that a missing key is an error.
     opened = attach_preprocessing(random_encoder(config.model, 0), config)
     tensors = {k: v for k, v in state["model"].items() if not k.startswith(DECODER_PREFIXES)}
     checkpoint.load_weights(opened.encoder, tensors, source=str(path))

@@ -88,5 +88,6 @@ def adapt_patch_weight(weight: Float[Tensor, "D C p p"], channels: int) -> Float
     count = weight.shape[1]
     if channels == 1:
         return weight.sum(dim=1, keepdim=True)
+    # Scaled by the ratio, so that the sum over channels, and with it the features' size, stays.
     in_turn = torch.arange(channels) % count
     return weight[:, in_turn] * (count / channels)

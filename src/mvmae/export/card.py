@@ -39,6 +39,7 @@ def write_card(facts: dict[str, Any], name: ExportFormat, loading: str) -> str:
     parts = ["# Vision Transformer encoder", WHAT[name], _bullets(lines)]
     parts += ["## Loading", "From inside this folder:", f"```python\n{loading}\n```"]
     if facts["run"]:
+        # Only what shapes the features; the folder of the run has the other settings.
         settings = {
             part: ", ".join(f"{key} {value}" for key, value in content.items())
             for part in ("model", "objective", "views")

@@ -147,6 +147,7 @@ def run(config: ExportConfig) -> None:
                     "largest": largest,
                 }
             )
+        # Only now, when every format has been compared: an export is replaced by a good one only.
         for name in sources:
             aside = Path(temporary, f"{name}-before")
             replace_folder(Path(temporary, name), folder / name, aside=aside)
@@ -216,6 +217,7 @@ def open_models(config: ExportConfig) -> tuple[OpenedEncoder, OpenedAutoencoder 
                 "a run folder, or choose --format hf"
             )
         autoencoder = encoders.open_autoencoder(name)
+    # For hf-mae alone the encoder need not be read again.
     if autoencoder is None or len(config.format) > 1:
         opened = encoders.open_encoder(name)
     else:
@@ -243,6 +245,7 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
     source = open_source((config.data,), encoder.in_channels, opened.depth)
     spread = range(0, len(source), max(1, len(source) // NUM_IMAGES))
     images = []
+    # After the spread ones all others, in case some of them cannot be read.
     for index in dict.fromkeys([*spread, *range(len(source))]):
         with suppress(UnreadableImageError):
             image = source.read(index)
@@ -256,6 +259,7 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
 
 def replace_folder(source: Path, target: Path, *, aside: Path) -> None:
     """Rename a finished folder to its final place, and what is there out of the way."""
+    # Renamed and not removed, so that a kill in between loses neither of the two.
     if target.is_dir() and not target.is_symlink():
         target.rename(aside)
     elif target.exists() or target.is_symlink():
@@ -274,6 +278,7 @@ def compare(name: ExportFormat, folder: Path, source: Any, images: Tensor) -> tu
         RuntimeError: It computes something else.
         UserError: The outputs of the encoder itself are not finite.
     """
+    # A batch and a single image, as a graph may be tied to the batch size that it was traced with.
     computed = FORMATS[name].load(folder, source)
     pairs = []
     for batch in (images, images[:1]):

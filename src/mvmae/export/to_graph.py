@@ -80,6 +80,7 @@ def write_onnx(folder: Path, opened: OpenedEncoder) -> None:
         verbose=False,
     )
     exported.model.metadata_props["encoder"] = json.dumps(encoders.encoder_metadata(opened))
+    # protobuf cannot hold 2 GiB, so the weights of larger encoders go into a file beside the graph.
     exported.save(folder / ONNX, external_data=weights > MAX_ONNX_BYTES)
 
 

@@ -247,6 +247,7 @@ def load_mae(folder: Path, _opened: OpenedAutoencoder) -> Callable[[Tensor], Out
 def mae_outputs(autoencoder: OpenedAutoencoder, images: Tensor) -> Outputs:
     """The decoder's prediction, and MAE's loss over the hidden patches."""
     model, config = autoencoder
+    # transformers accepts the noise of the mask, so both sides hide the same patches.
     noise = _noise(len(images), config.model.num_patches)
     view = model(images, noise, rebuild="all")
     target = normalize_patches(view.target) if config.objective.normalize_targets else view.target
@@ -260,6 +261,7 @@ def _noise(count: int, num_patches: int) -> Tensor:
 
 def _load_model(kind: Any, folder: Path, **options: Any) -> Any:
     """Load a model, and check that every key was found."""
+    # Loading initialises at random first, which would otherwise change the caller's generator.
     with _quiet(), torch.random.fork_rng(devices=[]):
         model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
     problems = {key: sorted(map(str, names)) for key, names in report.items() if names}

@@ -57,6 +57,7 @@ def model_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
     height, width = encoder.image_size
     arguments: dict[str, Any] = {}
     known = [key for key, known_size in ENCODERS.items() if known_size == size]
+    # timm's names are made of size, patch and image side: the closest one needs fewest arguments.
     for end in (f"{encoder.patch_size}_{height}", f"{encoder.patch_size}_224", "16_224", "14_224"):
         named = [f"{key}_patch{end}" for key in known if timm.is_model(f"{key}_patch{end}")]
         if named:
@@ -74,6 +75,7 @@ def model_arguments(opened: OpenedEncoder) -> tuple[str, dict[str, Any]]:
         "class_token": (variant.cls_token, True),
         "reg_tokens": (variant.num_registers, 0),
         "no_embed_class": (variant.num_registers > 0, False),
+        # Any number switches layer scale on; the file's weights replace it.
         "init_values": (1e-5 if variant.layer_scale else None, None),
         "final_norm": (variant.final_norm, True),
     }

@@ -44,6 +44,7 @@ def nearest_neighbours(
     """
     device = device or queries.device
     k = min(k, len(features))
+    # The best so far of each query, merged with those of each piece.
     similarity = torch.full((len(queries), k), -torch.inf)
     indices = torch.zeros(len(queries), k, dtype=torch.int64)
     for begin in range(0, len(features), BANK):

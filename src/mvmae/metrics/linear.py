@@ -77,6 +77,7 @@ def _best_cost(
     except ValueError:  # a class of one image, or fewer held-out images than classes
         parts = train_test_split(x, labels, test_size=HELD_OUT_SHARE, random_state=0)
     fit_x, held_x, fit_labels, held_labels = parts
+    # A random fifth may hold all images of one of two classes.
     if len(np.unique(fit_labels)) < 2:
         return costs[len(costs) // 2]
     scores = []

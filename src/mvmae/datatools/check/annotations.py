@@ -68,6 +68,7 @@ class CocoSplits(NamedTuple):
             path: (int(shape[0]), int(shape[1])) if shape[0] else None
             for path, shape in zip(subject.paths, columns["shape"], strict=False)
         }
+        # All splits, although `detect` trains with two: a third may be for a later test.
         findings, counts, facts, checked = list(self.findings), {}, {}, []
         for files, content in zip(self.files, self.contents, strict=True):
             paths = {name: str(files.images / name) for name in _image_names(content)}
@@ -90,6 +91,7 @@ class CocoSplits(NamedTuple):
                 findings.append(_fatal("splits with different categories", error))
             except (KeyError, TypeError):
                 pass  # categories without id or name are fatal already
+        # The union over splits; differing categories are a separate finding.
         names = {
             category["id"]: str(category["name"])
             for one in checked
@@ -136,6 +138,7 @@ class MaskSplits(NamedTuple):
                 facts[f"values in {where}"] = describe_values(checked, known)
             findings += [_with_advice(f, where, "segment", VALUE_ADVICE) for f in checked.findings]
             counts |= {name: p for name, p in zip(names, checked.pixels, strict=True) if name}
+            # The splits for training alone decide whether `segment` starts.
             if names[0] and not any(one.severity == "fatal" for one in findings):
                 try:
                     require_usable(found, checked)
@@ -216,6 +219,8 @@ def _classes_never_trained(
     classes: tuple[str, ...], counts: dict[str, tuple[int, ...]], unit: str
 ) -> Iterator[Finding]:
     """Find classes that occur in other splits, but not in the training split."""
+    # Also in a plain pair of folders, of which `segment` tests on every fifth image: a class that
+    # only those show would lower the mean IoU of any training.
     train = next((name for name in counts if name.startswith("train")), None)
     if train is None or len(counts) < 2:
         return
@@ -249,6 +254,7 @@ def open_masks(config: DataCheckConfig) -> tuple[Subject, MaskSplits]:
     )
     train, test = found.split.replace("/", "").split(" and ") if own else ("train", "test")
     splits = MaskSplits([found], [(train if with_training else "", test)])
+    # The masks are in one of several folders with usual names; `find_pairs` has chosen it.
     first_mask = Path(found.test.pairs.masks[0])
     masks = next(parent for parent in first_mask.parents if parent.parent == folder)
     for name in own:

@@ -25,6 +25,7 @@ from mvmae.datatools.check.subjects import Subject
 PROBLEMS: tuple[str, ...] = get_args(Problem)
 LOST = ("died", "hung", "memory")  # what stopped the process that read a file
 QUANTILES = (0.0, 0.05, 0.5, 0.95, 1.0)
+# 41 bytes for each file; an object of Python with these values would take several hundred.
 ROW = np.dtype(
     [
         ("problem", np.uint8),  # index in PROBLEMS
@@ -63,6 +64,7 @@ class Columns:
 
     def store(self, index: int, found: Inspection) -> None:
         """Store what one file is."""
+        # All files together have few formats and modes, so that one byte is enough for each.
         for name in (found.format, found.mode):
             if name not in self.names:
                 self.names.append(name)
@@ -95,6 +97,7 @@ class Columns:
         Returns:
             The number of channels that training has to be set up for; 3, the usual, includes 1.
         """
+        # A run has one depth and one number of channels, so one of the two kinds has to be skipped.
         is_deep, plain = self.is_problem("deep"), self.readable
         if not can_be_read or is_deep.sum() <= plain.sum():
             self._set_problem(is_deep, "other" if can_be_read else "unread")
@@ -111,7 +114,7 @@ class Columns:
         self["problem"][marked] = PROBLEMS.index(problem)
         for at in np.flatnonzero(marked).tolist():
             if problem == "other":
-                self.reasons[at] = self.name_at("mode", at)
+                self.reasons[at] = self.stored_name("mode", at)
             elif not problem:
                 self.reasons.pop(at, None)
 
@@ -128,7 +131,7 @@ class Columns:
         """Marks files that training reads."""
         return self["problem"] == 0
 
-    def name_at(self, column: str, index: int) -> str:
+    def stored_name(self, column: str, index: int) -> str:
         """Pillow's name for the `format` of a file's content; its name for the `mode`, or words."""
         return self.names[self[column][index]]
 
@@ -145,6 +148,7 @@ def open_columns(count: int, *, with_thumbs: bool) -> Iterator[Columns]:
 
 def inspect_files(subject: Subject, columns: Columns, config: DataCheckConfig) -> None:
     """Inspect every file, in processes that may crash or hang, and store what it is."""
+    # Of files with other suffixes only the header is read: they may be videos of many gigabytes.
     items = [*subject.items, *subject.masks, *map(Header, subject.passed_over)]
     done = run_guarded(
         Inspector(subject.sources),
@@ -158,6 +162,7 @@ def inspect_files(subject: Subject, columns: Columns, config: DataCheckConfig) -
         bar.name("checking")
         for index, found in itertools.chain(first, done):
             if isinstance(found, Lost):
+                # "memory" is reported by processes that catch the error; the others just die.
                 found = Inspection("hung" if found.hung else "died", found.reason)
             columns.store(index, found)
             bar.advance(1)
@@ -206,6 +211,7 @@ def _summarise_sizes(subject: Subject, columns: Columns, known: np.ndarray) -> d
     pixels = sides.prod(axis=1)
     facts: dict[str, Any] = {"quantiles": list(QUANTILES)}
     for name, side in (("shorter side", sides.min(axis=1)), ("longer side", sides.max(axis=1))):
+        # "nearest": the sides that are printed are those of images, in whole pixels.
         facts[name] = np.quantile(side, QUANTILES, method="nearest").tolist()
     for name, at in (("smallest", known[pixels.argmin()]), ("largest", known[pixels.argmax()])):
         height, width = columns["shape"][at].tolist()

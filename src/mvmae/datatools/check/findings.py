@@ -18,6 +18,7 @@ SEVERITIES: tuple[Severity, ...] = ("fatal", "skipped", "look")
 MIN_CLASS_IMAGES = 2  # a smaller class cannot be split into training and test images
 MAX_CLASS_RATIO = 50  # of images in the largest class to images in the smallest
 
+# In the order of the report: first what can stop a run, then what training skips.
 READING: dict[str, tuple[str, str]] = {  # what and advice, by problem
     "died": (
         "files that end the process that reads them",
@@ -99,7 +100,9 @@ def find_all(
 def passed_over_formats(subject: Subject, every: Columns) -> dict[str, str]:
     """Format of each file passed over for its suffix; empty where it is not an image."""
     first = len(every.table) - len(subject.passed_over)
-    return {path: every.name_at("format", at) for at, path in enumerate(subject.passed_over, first)}
+    return {
+        path: every.stored_name("format", at) for at, path in enumerate(subject.passed_over, first)
+    }
 
 
 def _unreadable(subject: Subject, columns: Columns) -> Iterator[Finding]:
@@ -110,6 +113,7 @@ def _unreadable(subject: Subject, columns: Columns) -> Iterator[Finding]:
         yield Finding(what=what, remedy=remedy, advice=advice, files=files)
     own = subject.own()
     lost = int((own & ~columns.readable).sum())
+    # Training stops at the same share, because a wrong folder is then more likely than damage.
     if 2 * lost > own.sum():
         yield Finding(
             what="more than half of the images cannot be read",
@@ -127,7 +131,7 @@ def _odd_content(subject: Subject, columns: Columns, config: DataCheckConfig) ->
         advice="leave them out: they show little when enlarged (--min-size)",
         files={at: "{1} x {0}".format(*columns["shape"][at]) for at in small},
     )
-    inside = {at: columns.name_at("format", at) for at in np.flatnonzero(read).tolist()}
+    inside = {at: columns.stored_name("format", at) for at in np.flatnonzero(read).tolist()}
     yield Finding(
         what="files whose suffix says another format",
         advice="they are read by their content; rename them for other programs",
@@ -152,6 +156,7 @@ def _odd_content(subject: Subject, columns: Columns, config: DataCheckConfig) ->
 def _exact_duplicates(subject: Subject, columns: Columns) -> Iterator[Finding]:
     """Find files with the same bytes: in one part, in one part but two classes, in two parts."""
     read = np.flatnonzero(columns.readable)
+    # Over all parts, to find leakage; within a part, the first file of that part is the original.
     first = first_duplicates(columns)
     copies, in_two_classes, leaked = {}, {}, {}
     for part in range(len(subject.parts)):
@@ -199,6 +204,7 @@ def _near_duplicates(
 
     Of each pair the later image is reported, with the most similar of the earlier ones.
     """
+    # Exact copies are reported already, and pictures of one colour all look alike.
     usable = columns.readable & (first_duplicates(columns) == np.arange(len(columns.table)))
     usable &= near_duplicates.contrast(columns.thumbs) >= near_duplicates.FLAT
     pairs, similarities = near_duplicates.find_near_duplicates(
@@ -246,6 +252,7 @@ def _odd_classes(subject: Subject, columns: Columns) -> Iterator[Finding]:
             for part, label in small
         ),
     )
+    # Classes without any image are reported above; a ratio to 0 says nothing more.
     sums = counts.sum(axis=0)
     if sums.min() > 0 and sums.max() >= MAX_CLASS_RATIO * sums.min():
         most, least = int(sums.argmax()), int(sums.argmin())

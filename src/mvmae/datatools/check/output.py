@@ -146,7 +146,7 @@ def class_table(unit: str, classes: Sequence[str], counts: dict[str, Any]) -> Ta
     for part in counts:
         table.add_column(Text(shown(part, 20) or unit), justify="right")
     sums = np.sum([list(own) for own in counts.values()], axis=0)
-    order = np.argsort(-sums, kind="stable").tolist()
+    order = np.argsort(-sums, kind="stable").tolist()  # of equal counts in the order of classes
     for at in order[:MAX_CLASS_ROWS]:
         cells = [f"{own[at]:,}" for own in counts.values()]
         table.add_row(Text(shown(classes[at], 40)), *cells)
@@ -215,6 +215,7 @@ def write_report(file: Path, config: DataCheckConfig, report: Report) -> None:
 def _rows(report: Report) -> Iterator[dict[str, Any]]:
     """What is known of each file, in order; its findings are joined, the most severe first."""
     subject, columns = report.subject, report.columns
+    # Collected once, because searching every finding for every file would take quadratic time.
     details: dict[int, list[tuple[str, str, str]]] = {}
     for one in report.findings:
         for at, detail in one.files.items():
@@ -229,8 +230,8 @@ def _rows(report: Report) -> Iterator[dict[str, Any]]:
             "severity": own[0][0] if own else "",
             "finding": "; ".join(what for _, what, _ in own),
             "detail": "; ".join(detail for _, _, detail in own if detail),
-            "format": columns.name_at("format", at),
-            "mode": columns.name_at("mode", at),
+            "format": columns.stored_name("format", at),
+            "mode": columns.stored_name("mode", at),
             "bits": int(columns["bits"][at]) or "",
             "width": width or "",
             "height": height or "",
@@ -277,6 +278,7 @@ def write_clean_list(file: Path, report: Report) -> tuple[int, list[str]]:
     """
     subject, columns = report.subject, report.columns
     fatal = {at for one in report.findings if one.severity == "fatal" for at in one.files}
+    # Without the files of --against, which only serve for comparison.
     is_clean = subject.own() & columns.readable
     is_clean &= first_duplicates(columns) == np.arange(len(columns.table))
     is_csv = file.suffix.lower() == ".csv"

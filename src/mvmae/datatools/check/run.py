@@ -37,6 +37,7 @@ def run(config: DataCheckConfig) -> int:
     count = len(subject.paths) + len(subject.masks) + len(subject.passed_over)
     with columns.open_columns(count, with_thumbs=config.near) as every:
         columns.inspect_files(subject, every, config)
+        # Masks and files with other suffixes come after the images and are not judged as images.
         own = every.head(len(subject.paths))
         channels = own.settle_deep_files(can_be_read=subject.kind == "images")
         labels = splits.check(subject, every, config) if splits is not None else None

@@ -112,6 +112,7 @@ def open_images(config: DataCheckConfig) -> Subject:
     """
     folder, source = Path(config.data[0]), open_source(config.data, 3)
     members = _members(source, 0)
+    # Before anything is inspected, which may take hours.
     if members and config.quarantine is not None:
         raise UserError(
             f"--quarantine lists files, and the images of {source.name} are not separate files: "
@@ -148,6 +149,7 @@ def add_comparison(subject: Subject, config: DataCheckConfig) -> None:
     """
     if not config.against:
         return
+    # By real path: DATA is often a link, and comparing a folder with itself finds only copies.
     own = {os.path.realpath(name) for name in config.data}
     for name in config.against:
         if os.path.realpath(name) in own:
@@ -219,7 +221,7 @@ def _other_files(folder: str, unlisted: list[tuple[str, str]]) -> Iterator[str]:
     def note(error: OSError) -> None:
         unlisted.append((str(error.filename), error.strerror or str(error)))
 
-    seen = set()
+    seen = set()  # real paths, because links may form loops
     for where, folders, files in os.walk(folder, followlinks=True, onerror=note):
         real = os.path.realpath(where)
         if real in seen:

@@ -29,7 +29,7 @@ from mvmae.data.sources.base import Source
 PLAIN_MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "La", "RGBa")
 GRAY_MODES = ("1", "L")
 MAX_NAME_BYTES = 200  # of a folder or file: file systems take 255 when unpacked
-NUMPY = b"\x93NUMPY"
+NUMPY = b"\x93NUMPY"  # how .npy files begin
 
 
 class Packed(NamedTuple):
@@ -81,6 +81,7 @@ class Packer:
             np.save(stream, image)
             return Packed(stream.getvalue(), ".npy", stays=self.must_reencode)
         pixels = self.source.read(index)
+        # A gray array was read as three equal channels, which would triple the file.
         is_gray = bool((pixels[:1] == pixels[1:]).all())
         return self._encode(pixels[:1] if is_gray else pixels, "png")
 
@@ -92,6 +93,7 @@ class Packer:
         elif suffix not in EXTENSIONS:
             suffix = SUFFIXES.get(found, (".png",))[0]
         as_it_is = Packed(content, suffix)
+        # Decoded even where it is kept as it is: what is packed is known to be readable.
         try:
             image = decode(content, 1 if mode in GRAY_MODES else 3)
         except UnreadableImageError:
@@ -102,6 +104,7 @@ class Packer:
         is_large = short is not None and min(image.shape[1:]) > short
         if self.config.format == "keep" and not is_large:
             return as_it_is
+        # Encoding another mode as 8-bit would lose depth or channels.
         if mode not in PLAIN_MODES:
             return as_it_is._replace(stays=True)
         return self._encode(image, "jpeg" if found in ("JPEG", "MPO") else "png")
@@ -151,6 +154,7 @@ class ImageNames:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        # Folders are compared one by one: a list of ten million paths would take gigabytes.
         base: str | None = None
         for index in range(len(source)):
             folder = self.source.member(index).rpartition("/")[0] + "/"

@@ -46,6 +46,7 @@ def pack_in_order(
     done = run_guarded(
         Packer(source, config),
         indices,
+        # The processes of `torchrun` on this machine share its cores.
         workers=config.workers or max(1, num_cores() // distributed.processes_here()),
         timeout=config.timeout,
         memory=int(config.memory * 2**30),
@@ -82,6 +83,7 @@ class Waiting:
         """Keep an image until its turn."""
         if isinstance(image, Packed):
             size = len(image.content)
+            # The first one is kept in any case, because it may be the one that is due.
             if self.held + size > self.limit and self.images:
                 with with_filename(self.folder):  # the file has no name
                     self._file.seek(self._end)
@@ -121,6 +123,7 @@ def pack_with_all(
     Raises:
         UserError: Another process failed or disappeared.
     """
+    # This process packs in a thread: decoding happens in subprocesses, so it mostly waits for them.
     ready, at, over = set[int](), 0, threading.Event()
     with ThreadPoolExecutor(1, "packing") as pool:
         ours = pool.submit(
@@ -208,6 +211,7 @@ def write_blocks(
         is_over: Returns whether all is done or to stop; blocks that are left are removed.
     """
     size = distributed.world_size()
+    # Every n-th block rather than a contiguous share, so that all blocks are near the copied one.
     own = list(enumerate(_blocks(first, len(source))))[distributed.rank() :: size]
     places = [place for _, span in own for place in span]
     there: list[int] = []

@@ -176,6 +176,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
         "classes": len(source.classes),
         "settings": state.settings,
     }
+    # Read back while the old DST is still there: SRC may be deleted once this command succeeds.
     packed = open_images([str(folder / name) for name in state.shards], 3)
     if len(packed) != state.packed or tuple(packed.classes) != tuple(source.classes):
         raise RuntimeError(
@@ -184,6 +185,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
         )
     write_json(folder / FACTS, facts)
     require_destination(config)  # again, because packing may have taken hours
+    # Two renames instead of a copy: a kill in between leaves one of the two folders whole.
     whole, old = config.out.resolve(), replaced_folder(config.out)
     shutil.rmtree(old, ignore_errors=True)
     if whole.exists():

@@ -119,6 +119,7 @@ class Writer:
             parts.append((".cls", str(label).encode()))
         if group is not None:
             parts.append((".json", json.dumps({"group": group}).encode()))
+        # Names longer than 100 bytes take further blocks, so the header is built to be measured.
         size = sum(len(_member(key + suffix, b"")) + len(content) for suffix, content in parts)
         size += BLOCK * len(parts)  # upper limit of the padding
         if self._file is not None and self._size + size + 2 * BLOCK > self.limit:
@@ -127,6 +128,7 @@ class Writer:
             self._file = self._temporary.open("wb")
         key = unique_key(key, self._taken)
         with with_filename(self._temporary):
+            # Sorted, so that the bytes do not depend on the order in which they were collected.
             for suffix, content in sorted(parts):
                 self._size += self._file.write(_member(key + suffix, content))
         self._count += 1
@@ -144,7 +146,7 @@ class Writer:
         """
         if self._file is not None:
             with with_filename(self._temporary):
-                self._file.write(b"\0" * 2 * BLOCK)
+                self._file.write(b"\0" * 2 * BLOCK)  # the end of a tar file
                 self._file.flush()
                 os.fsync(self._file.fileno())
                 self._file.close()
