@@ -58,9 +58,6 @@ class BatchResult(NamedTuple):
     pending: int
     """Images in the unfinished part."""
 
-    unreadable: list[Skipped]
-    """Unreadable images of the parts of this process."""
-
 
 def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -> tuple[Index, int]:
     """Compute the missing parts and record those of all processes in the index.
@@ -72,20 +69,16 @@ def compute_embeddings(job: Job, index: Index, bar: Bar, interrupt: Interrupt) -
         UserError: More than half of the images cannot be read, or an embedding is not finite.
     """
     began = time.perf_counter() - index.seconds
-    # With those of earlier runs, so that --resume does not get around the limit.
-    num_unreadable, last_unreadable = index.total("skipped"), list[Skipped]()
     for result in _results_then_wait(job, index):
         others = [  # parts that other processes have written since the last call
             WrittenPart(entry, [Skipped(*row) for row in rows])
             for entry, rows in process_store.current().read_posts()
         ]
         if written := [*result.written, *others]:
+            unreadable = [skip for part in written for skip in part.skipped]
+            require_readable(job.source, index.total("skipped"), unreadable)
             seconds = time.perf_counter() - began
             index = storage.record_parts(job.folder, index, written, seconds)
-        skipped = [skip for part in others for skip in part.skipped] + result.unreadable
-        last_unreadable = skipped or last_unreadable
-        num_unreadable += len(skipped)
-        check_unreadable(job.source, num_unreadable, last_unreadable)
         bar.advance(index.total("images") + result.pending - bar.done)
         if (signal := process_store.current().check(interrupt.signal)) and index.missing:
             return index, signal
@@ -96,7 +89,7 @@ def _results_then_wait(job: Job, index: Index) -> Iterator[BatchResult]:
     """Yield the results of this process, then empty ones until all others are done."""
     yield from write_parts(job, index)
     process_store.current().finish_phase()
-    nothing = BatchResult([], 0, [])
+    nothing = BatchResult([], 0)
     for _ in process_store.current().wait_for_others():
         yield nothing
     yield nothing  # the others may have written more since the last one
@@ -113,7 +106,6 @@ def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
     spans = missing[share.start : share.stop]
     if not spans:
         return
-    own, size = {span.start for span in spans}, index.facts["part_size"]
     buffer = PartBuffer(spans[0], index.shape, job.config.dtype)
     for batch in encode_batches(job, index, spans):
         written = []
@@ -126,9 +118,7 @@ def write_parts(job: Job, index: Index) -> Iterator[BatchResult]:
             spans = spans[1:]
             if spans:
                 buffer = PartBuffer(spans[0], index.shape, job.config.dtype)
-        # A batch at the edge of a share is computed by two processes; each image is counted by one.
-        unreadable = [skip for image, skip in batch.unreadable if image // size * size in own]
-        yield BatchResult(written, len(buffer.indices) if spans else 0, unreadable)
+        yield BatchResult(written, len(buffer.indices) if spans else 0)
 
 
 def encode_batches(job: Job, index: Index, spans: Sequence[range]) -> Iterator[EncodedBatch]:
@@ -197,15 +187,16 @@ def _check_finite(job: Job, vectors: np.ndarray, indices: list[int]) -> None:
             )
 
 
-def check_unreadable(source: Source, count: int, last: Sequence[Skipped]) -> None:
-    """Stop as soon as more than half of all images are known to be unreadable.
+def require_readable(source: Source, known: int, unreadable: Sequence[Skipped]) -> None:
+    """Stop if more than half of all images cannot be read, `known` ones of them from before.
+
+    Checked before parts are recorded, so that --resume meets the same limit again.
 
     Raises:
-        UserError: They are.
+        UserError: They cannot.
     """
-    # At once and not at the end, because a wrong folder may hold millions of files.
-    if count > len(source) / 2:
-        path, reason = last[-1]
+    if unreadable and known + len(unreadable) > len(source) / 2:
+        path, reason = unreadable[-1]
         raise UserError(
             f"more than half of the {len(source)} images of {source.name} cannot be read, "
             f"for example {path} ({reason}): check that DATA is right"
