@@ -17,9 +17,9 @@ from mvmae.data.reading.loader import ViewsDataset
 from mvmae.data.sources.base import Source, plain_channels
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
-from mvmae.figures import contact_sheet
-from mvmae.figures.contact_sheet import HIDDEN, Views
-from mvmae.inspect.choose_images import Chosen, choose, displayed, missing
+from mvmae.figures import page
+from mvmae.figures.page import Column
+from mvmae.inspect.choose_images import HIDDEN, Chosen, choose, displayed, report_missing
 from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
 from mvmae.method.preflight.resolve_config import resolve_config
@@ -50,11 +50,11 @@ def run(config: DataShowConfig) -> None:
     # The depth and the statistics that a run would infer, so that the sheet shows its pixels.
     trained, source, remarks = resolve_config(settings, source)
     chosen = choose(source, config.count, config.seed)
+    images = Column("image", read_whole_images(source, chosen, trained, config.channels))
+    views = draw_views(source, chosen, trained, config.channels)
     height, width = trained.model.height_width
-    picture = contact_sheet.draw(
-        read_whole_images(source, chosen, trained, config.channels),
-        draw_views(source, chosen, trained, config.channels),
-        names=chosen.names,
+    picture = page.draw(
+        page.columns_to_rows([images], chosen.names, [("", columns) for columns in views]),
         title=f"{' '.join(trained.data)}: {len(source)} images; views of {height} x {width}, "
         f"{trained.model.num_visible} of {trained.model.num_patches} patches seen",
         note=describe_views(trained.views),
@@ -65,8 +65,9 @@ def run(config: DataShowConfig) -> None:
         console.print(
             f"the images have {own} channels: pretrain reads them with --model.in-channels {own}"
         )
-    for remark in (*remarks, *missing(chosen, config.count)):
+    for remark in remarks:
         console.print(remark)
+    report_missing(chosen, config.count)
     console.print(f"written: {config.out}")
     terminal.emit("result", {"command": "data show", "file": str(config.out)})
 
@@ -106,8 +107,8 @@ def read_whole_images(
 
 def draw_views(
     source: Source, chosen: Chosen, trained: PretrainConfig, channels: tuple[int, ...]
-) -> list[Views]:
-    """Draw the views of the first epoch, with and without their masks."""
+) -> list[list[Column]]:
+    """Draw the views of the first epoch, each with and without its mask."""
     # The dataset of training with epoch 0: the same seed gives the views of a run's first epoch.
     dataset, shape = ViewsDataset(source, trained), trained.model
     rows, noise = [], []
@@ -132,7 +133,8 @@ def draw_views(
             displayed(one.permute(0, 2, 3, 1).numpy(), channels)
             for one in (shown, shown * (1 - is_hidden) + HIDDEN * is_hidden)
         )
-        found.append(Views(whole, masked))
+        heading = f"view {number + 1}" if trained.views.num_views > 1 else "view"
+        found.append([Column(heading, list(whole)), Column("what is seen", list(masked))])
     return found
 
 

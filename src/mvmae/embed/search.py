@@ -27,9 +27,9 @@ from mvmae.embed import storage
 from mvmae.embed.compute import Job
 from mvmae.embed.storage import Index
 from mvmae.errors import UserError, encodable, printable
-from mvmae.figures import neighbours
-from mvmae.figures.neighbours import Row
-from mvmae.figures.sheet import Tile
+from mvmae.figures import page
+from mvmae.figures.page import Cell, Group, Row
+from mvmae.figures.text import ACCENT
 from mvmae.inspect.choose_images import render_image
 from mvmae.storage import atomic
 from mvmae.storage.atomic import write_bytes
@@ -250,19 +250,23 @@ def draw_results(results: list[Result], job: Job, index: Index, queries: Queries
     images = {path: image for path, image in paths if path in wanted}
     rows = []
     for number, nearest in enumerate(drawn):
-        name = Path(queries.source.path(number)).name
         role = "query, in the data" if results[number].itself else "query"
+        captions = (Path(queries.source.path(number)).name, role)
+        query = Cell(
+            render_image(queries.source, number, job.opened), captions=captions, frame=ACCENT
+        )
         cells = [
-            Tile(
+            Cell(
                 render_image(job.source, images[near.path], job.opened),
-                near.label or Path(near.path).name,
-                f"{near.similarity:.3f}",
+                captions=(near.label or Path(near.path).name, f"{near.similarity:.3f}"),
             )
             for near in nearest
         ]
-        rows.append(Row(Tile(render_image(queries.source, number, job.opened), name, role), cells))
+        rows.append(Row([Group([query]), Group(cells)]))
     title = f"Nearest among {index.total('rows')} images of {index.facts['data']}"
-    return neighbours.draw(rows, title=title, note=write_note(results, job.config, index))
+    return page.draw(
+        rows, title=title, note=write_note(results, job.config, index), side=page.SMALL_CELL
+    )
 
 
 def write_note(results: list[Result], config: EmbedConfig, index: Index) -> str:

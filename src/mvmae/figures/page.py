@@ -1,4 +1,4 @@
-"""Sheets of pictures: a row for each image, columns in groups under headings.
+"""Sheets of pictures: rows of cells, some in groups, between a title and a note.
 
 Shapes: H and W pixels, C channels 1 or 3; any picture may have its own. Lengths are inches.
 """
@@ -6,47 +6,82 @@ Shapes: H and W pixels, C channels 1 or 3; any picture may have its own. Lengths
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
-from matplotlib.axes import Axes
+from jaxtyping import Float, UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
-from mvmae.figures.text import BOLD, FAINT, INK, shortened, wrapped
+from mvmae.figures.text import BOLD, FAINT, INK, shortened, width_of, wrapped
 
+# Lengths are multiples of 0.02, three pixels, so that equal pictures are drawn with equal pixels.
 CELL, SMALL_CELL, MANY_COLUMNS = 1.7, 1.2, 8  # a cell's longer side; smaller beyond so many columns
-GAP, GROUP_GAP = 0.08, 0.24
 MIN_CELL_WIDTH = 0.62  # of a cell's longer side, which leaves room for headings above portraits
-SIDE, RIGHT = 0.3, 0.1  # margins; the left one holds the names of the rows
-MIN_WIDTH = 3.6  # room for title and note even around one small picture
-TITLE, GROUP_LINE, HEADING_LINE, CAPTION, NOTE_LINE, FOOT = 0.36, 0.24, 0.22, 0.16, 0.14, 0.12
-BAR, BAR_LINE = 1.2, 0.2  # the scale of colours
+MIN_ASPECT = 0.2  # flatter or narrower pictures are stretched: a line of pixels would vanish
+GAP, GROUP_GAP = 0.08, 0.24
+MARGIN, NAME = 0.14, 0.18  # around the page; for the upright names left of the rows
+MIN_WIDTH = 4.8  # room for title and note even around one small picture
+TOP, GROUP_LINE, HEADING_LINE, CAPTION, NOTE_LINE, FOOT = 0.4, 0.24, 0.22, 0.16, 0.14, 0.12
+SCALE, SCALE_LINE, LEGEND_LINE, LEGEND_NAME = 1.2, 0.24, 0.2, 1.5
+SMALL = 6.5  # points of small print; narrow letters of 6.0 are drawn wider than measured
 DPI, MAX_PIXELS, MAX_SIDE = 150, 60e6, 20_000  # viewers fail on larger files
-PIXELATED = 128  # pictures with fewer rows of pixels are not smoothed
+PIXELATED = 128  # pictures of fewer pixels a side are not smoothed: that would suggest more detail
+
+Picture = Float[np.ndarray, "H W C"] | UInt8[np.ndarray, "H W C"]
+"""Pixels from 0 to 1, or from 0 to 255 as bytes."""
+
+
+class Cell(NamedTuple):
+    """A picture with words around it."""
+
+    picture: Picture
+    heading: str = ""
+    captions: Sequence[str] = ()
+    """Lines of small print below the picture."""
+
+    frame: str = ""
+    """Colour; empty: no frame."""
+
+
+class Group(NamedTuple):
+    """Cells side by side, apart from other groups of the row."""
+
+    cells: Sequence[Cell]
+    heading: str = ""
+
+
+class Row(NamedTuple):
+    """Groups side by side."""
+
+    groups: Sequence[Group]
+    name: str = ""
+    """Upright, left of the row."""
+
+    detail: str = ""
+    """Small print beside the name."""
+
+    @property
+    def cells(self) -> list[Cell]:
+        """Cells of all groups."""
+        return [cell for group in self.groups for cell in group.cells]
 
 
 class Column(NamedTuple):
     """Pictures under a heading, one for each row."""
 
     heading: str
-    pictures: Sequence[Float[np.ndarray, "H W C"]]
-    """Values in [0, 1]."""
-
+    pictures: Sequence[Picture]
     captions: Sequence[str] = ()
-    """Small print under each picture, or none."""
+    """One for each picture, or none."""
 
-
-class Group(NamedTuple):
-    """Columns that belong together."""
-
-    heading: str
-    """Empty: no heading."""
-
-    columns: Sequence[Column]
+    def cell(self, row: int) -> Cell:
+        """The cell of a row; only the first row carries the heading."""
+        heading = self.heading if row == 0 else ""
+        return Cell(self.pictures[row], heading, self.captions[row : row + 1])
 
 
 class Scale(NamedTuple):
@@ -59,175 +94,235 @@ class Scale(NamedTuple):
     high: str
 
 
-class Layout(NamedTuple):
-    """Positions, from the left and from the top."""
+def columns_to_rows(
+    shared: Sequence[Column],
+    names: Sequence[str],
+    groups: Sequence[tuple[str, Sequence[Column]]] = (),
+) -> list[Row]:
+    """Arrange columns as rows: the shared ones, then groups under their headings.
 
-    cell_w: float
-    cell_h: float
-    lefts: list[list[float]]
-    """For each column of each group."""
+    A single group needs no heading to tell it from others, and joins the shared columns.
 
-    top: float
-    """Top of the first row."""
+    Args:
+        shared: Columns that belong to no group.
+        names: Names of the rows.
+        groups: Headings and columns.
+    """
+    if len(groups) == 1:
+        shared, groups = [*shared, *groups[0][1]], ()
+    return [
+        Row(
+            [
+                Group([column.cell(row) for column in columns], heading if row == 0 else "")
+                for heading, columns in (("", shared), *groups)
+            ],
+            name,
+        )
+        for row, name in enumerate(names)
+    ]
 
-    step: float
-    """Distance from one row to the next."""
 
-    width: float
-    height: float
-    note: list[str]
-    """Broken into lines that fit."""
+def in_blocks(rows: Sequence[Row], most: int) -> list[Row]:
+    """Break rows with equally many cells into blocks: all rows with at most `most` of the cells."""
+    return [
+        Row([Group(row.cells[block.start : block.stop])], row.name, row.detail)
+        for block in split_evenly(len(rows[0].cells), most)
+        for row in rows
+    ]
+
+
+def split_evenly(count: int, most: int) -> list[range]:
+    """Split a count into ranges of about equal length, at most `most`."""
+    length = -(-count // -(-count // most))
+    return [range(at, min(at + length, count)) for at in range(0, count, length)]
 
 
 def draw(
-    groups: Sequence[Group],
+    rows: Sequence[Row],
     *,
-    names: Sequence[str],
     title: str,
     note: str,
+    side: float = 0.0,
     scale: Scale | None = None,
+    legend: Sequence[tuple[str, str]] = (),
 ) -> bytes:
-    """Draw a PNG with a row for each name and the groups side by side.
-
-    Very large figures get fewer pixels per inch: at most 60 million in all and 20,000 a side.
+    """Draw a PNG of rows of cells, which all have the same size.
 
     Args:
-        groups: At least one picture; each column has one for each row.
-        names: Of the rows, in small print beside them.
-        title: Above the figure.
-        note: Below it, in as many lines as it needs.
+        rows: At least one, each with a cell.
+        title: Above the pictures.
+        note: Below them, in as many lines as it needs.
+        side: Longer side of a cell; 0: `CELL`, or `SMALL_CELL` for many columns.
         scale: Drawn above the note, where colours have a meaning.
+        legend: Colours and names, drawn above the note.
     """
-    layout = _laid_out(groups, len(names), note, BAR_LINE if scale else 0.0)
-    width, height = layout.width, layout.height
-    dpi = min(DPI, (MAX_PIXELS / (width * height)) ** 0.5, MAX_SIDE / max(width, height))
-    figure = Figure(figsize=(width, height), dpi=dpi, facecolor="white")
-    FigureCanvasAgg(figure)
-    # One pair of axes for the whole figure: one for each of hundreds of pictures takes seconds.
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.set_axis_off()
-    _pictures(axes, groups, layout)
-    _words(axes, groups, names, title, layout)
+    across = max(len(row.cells) for row in rows)
+    side = side or (CELL if across <= MANY_COLUMNS else SMALL_CELL)
+    aspects = [_aspect(cell.picture) for row in rows for cell in row.cells]
+    size = (
+        _whole(side * max(MIN_CELL_WIDTH, *(min(1, 1 / aspect) for aspect in aspects))),
+        _whole(side * max(min(1, aspect) for aspect in aspects)),
+    )
+    left = MARGIN + NAME * any(row.name for row in rows) + NAME * any(row.detail for row in rows)
+    spaces = [_space_around(row) for row in rows]
+    widths = [
+        len(row.cells) * (size[0] + GAP) + len(row.groups) * (GROUP_GAP - GAP) for row in rows
+    ]
+    width = max(MIN_WIDTH, left + max(widths) - GROUP_GAP + MARGIN)
+    legend = [(colour, shortened(name, LEGEND_NAME, 7.0)) for colour, name in legend]
+    step = max((width_of(name, 7.0) for _, name in legend), default=0.0) + 0.36
+    fitting = max(1, int((width - 2 * MARGIN) / step))
+    legend_rows = -(-len(legend) // fitting)
+    bottom = LEGEND_LINE * legend_rows + (SCALE_LINE if scale else 0.0)
+    height = sum(above + size[1] + below for above, below in spaces)
+    sheet = Sheet(width, height + bottom, title=title, note=note)
+    top = TOP
+    for row, (above, below) in zip(rows, spaces, strict=True):
+        _draw_row(sheet, row, left, top + above, size)
+        top += above + size[1] + below
     if scale:
-        _bar(axes, scale, layout)
-    axes.set(xlim=(0, width), ylim=(height, 0), aspect="auto")
-    buffer = io.BytesIO()
-    # Three times as fast as the default of 6, and a tenth larger.
-    figure.savefig(
-        buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 3}
-    )
-    return buffer.getvalue()
+        _draw_scale(sheet, scale, top + SCALE_LINE / 2 - 0.02)
+    for number, (colour, name) in enumerate(legend):
+        x = MARGIN + number % fitting * step
+        y = top + (number // fitting + 0.4) * LEGEND_LINE
+        box = Rectangle((x, y - 0.05), 0.1, 0.1, facecolor=colour, edgecolor=FAINT, linewidth=0.4)
+        sheet.axes.add_patch(box)
+        sheet.write(x + 0.15, y, name, width - 2 * MARGIN, 7.0, ha="left", color=INK)
+    return sheet.png()
 
 
-def _laid_out(groups: Sequence[Group], rows: int, note: str, bar: float) -> Layout:
-    columns = [column for group in groups for column in group.columns]
-    shapes = [picture.shape[:2] for column in columns for picture in column.pictures]
-    side = CELL if len(columns) <= MANY_COLUMNS else SMALL_CELL
-    cell_h = _whole(side * max(min(1, height / width) for height, width in shapes))
-    cell_w = _whole(
-        side * max(MIN_CELL_WIDTH, *(min(1, width / height) for height, width in shapes))
-    )
-    at, lefts = SIDE, []
-    for group in groups:
-        lefts.append([at + place * (cell_w + GAP) for place in range(len(group.columns))])
-        at = lefts[-1][-1] + cell_w + GROUP_GAP
-    width = at - GROUP_GAP + RIGHT
-    if width < MIN_WIDTH:
-        shift = _whole((MIN_WIDTH - width) / 2)
-        lefts, width = [[left + shift for left in group] for group in lefts], MIN_WIDTH
-    top = TITLE + HEADING_LINE + (GROUP_LINE if any(group.heading for group in groups) else 0)
-    caption = CAPTION if any(column.captions for column in columns) else 0
-    lines = wrapped(note, width - SIDE - RIGHT, 6.5)
-    step = cell_h + GAP + caption
-    height = top + rows * step + bar + FOOT + NOTE_LINE * len(lines)
-    return Layout(cell_w, cell_h, lefts, top, step, width, height, lines)
+class Sheet:
+    """A white page with a title and a note; positions are measured from its upper left corner.
+
+    Args:
+        width: Width of the page, at least `MIN_WIDTH`.
+        height: Height of the content, between title and note.
+        title: Above the content, from `TOP` downwards.
+        note: Below it, in as many lines as it needs.
+    """
+
+    def __init__(self, width: float, height: float, *, title: str, note: str) -> None:
+        self.width, room = width, width - 2 * MARGIN
+        lines = wrapped(note, room, SMALL)
+        self.height = TOP + height + NOTE_LINE * len(lines) + FOOT
+        dpi = min(DPI, (MAX_PIXELS / (width * self.height)) ** 0.5)
+        dpi = min(dpi, MAX_SIDE / max(width, self.height))
+        self.figure = Figure(figsize=(width, self.height), dpi=dpi, facecolor="white")
+        FigureCanvasAgg(self.figure)
+        # One pair of axes for the whole figure: one for each of hundreds of pictures takes seconds.
+        self.axes = self.figure.add_axes((0, 0, 1, 1))
+        self.axes.set_axis_off()
+        style = {"ha": "left", "color": INK, "weight": "bold"}
+        self.write(MARGIN, TOP / 2, title, room / BOLD, 10.0, **style)
+        for number, line in enumerate(lines, 1):
+            y = TOP + height + NOTE_LINE * number
+            self.write(MARGIN, y, line, room, SMALL, ha="left", va="bottom")
+
+    def write(
+        self, x: float, y: float, text: str, room: float, points: float, **style: Any
+    ) -> None:
+        """Write a text centred at a place, shortened where it is wider than the room."""
+        words = shortened(text, room, points)
+        look: dict[str, Any] = {
+            "color": FAINT,
+            "ha": "center",
+            "va": "center",
+            "parse_math": False,
+        } | style
+        self.axes.text(x, y, words, fontsize=points, **look)
+
+    def picture(
+        self, x: float, y: float, size: tuple[float, float], picture: Picture, frame: str = ""
+    ) -> None:
+        """Draw a picture as large as a width and height allow, in their middle."""
+        aspect = _aspect(picture)
+        width = min(size[0], size[1] / aspect)
+        height = width * aspect
+        x, y = x + _whole((size[0] - width) / 2), y + _whole((size[1] - height) / 2)
+        white = 255 if picture.dtype == np.uint8 else 1
+        pixels = picture.clip(0, white)
+        self.axes.imshow(
+            pixels[..., 0] if picture.shape[2] == 1 else pixels,
+            cmap="gray",
+            vmin=0,
+            vmax=white,
+            interpolation="nearest" if max(picture.shape) < PIXELATED else "antialiased",
+            extent=(x, x + width, y + height, y),
+        )
+        if frame:
+            self.frame(x, y, (width, height), frame, 1.2)
+
+    def frame(
+        self, x: float, y: float, size: tuple[float, float], colour: str, points: float
+    ) -> None:
+        """Draw the border of a rectangle."""
+        self.axes.add_patch(
+            Rectangle((x, y), *size, fill=False, edgecolor=colour, linewidth=points)
+        )
+
+    def png(self) -> bytes:
+        """The page as a PNG file."""
+        # Drawing pictures and points has set the limits to what they cover.
+        self.axes.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="auto")
+        buffer = io.BytesIO()
+        # Three times as fast as the default of 6, and a tenth larger.
+        self.figure.savefig(
+            buffer, format="png", metadata={"Software": None}, pil_kwargs={"compress_level": 3}
+        )
+        return buffer.getvalue()
+
+
+def _aspect(picture: Picture) -> float:
+    """Height over width, as it is drawn."""
+    height, width = picture.shape[:2]
+    return min(max(height / width, MIN_ASPECT), 1 / MIN_ASPECT)
 
 
 def _whole(length: float) -> float:
     """Round a length to whole pixels, so that equal pictures are drawn with equal pixels."""
-    return max(1, round(length * DPI)) / DPI if length else 0.0
+    return round(length * DPI) / DPI
 
 
-def _placed(groups: Sequence[Group], layout: Layout) -> Iterator[tuple[Group, Column, float]]:
-    for group, lefts in zip(groups, layout.lefts, strict=True):
-        for column, left in zip(group.columns, lefts, strict=True):
-            yield group, column, left
+def _space_around(row: Row) -> tuple[float, float]:
+    """Height of the words above and below the pictures of a row, with the gap to the next row."""
+    above = GROUP_LINE * any(group.heading for group in row.groups)
+    above += HEADING_LINE * any(cell.heading for cell in row.cells)
+    return above, CAPTION * max(len(cell.captions) for cell in row.cells) + GAP
 
 
-def _pictures(axes: Axes, groups: Sequence[Group], layout: Layout) -> None:
-    for _, column, left in _placed(groups, layout):
-        for row, picture in enumerate(column.pictures):
-            height, width = picture.shape[:2]
-            scale = min(layout.cell_w / width, layout.cell_h / height)
-            w, h = width * scale, height * scale
-            x = left + _whole((layout.cell_w - w) / 2)
-            y = layout.top + row * layout.step + _whole((layout.cell_h - h) / 2)
-            smoothing = "nearest" if height < PIXELATED else "antialiased"
-            axes.imshow(
-                np.clip(picture, 0, 1).squeeze(-1) if picture.shape[2] == 1 else picture.clip(0, 1),
-                cmap="gray",
-                vmin=0,
-                vmax=1,
-                interpolation=smoothing,
-                extent=(x, x + w, y + h, y),
-            )
-
-
-def _words(
-    axes: Axes, groups: Sequence[Group], names: Sequence[str], title: str, layout: Layout
-) -> None:
-    middle = layout.width / 2
-    room = (layout.width - SIDE - RIGHT) / BOLD
-    _write(axes, (middle, TITLE / 2 + 0.02), title, room, 10.0, color=INK, weight="bold")
-    for group, lefts in zip(groups, layout.lefts, strict=True):
+def _draw_row(sheet: Sheet, row: Row, left: float, top: float, size: tuple[float, float]) -> None:
+    """Draw pictures from `top` downwards, and the words around them."""
+    width, height = size
+    x, bold = left, {"color": INK, "weight": "bold"}
+    style = {"rotation": 90, "color": INK}
+    sheet.write(MARGIN + NAME / 2, top + height / 2, row.name, height, 7.0, **style)
+    sheet.write(left - NAME / 2, top + height / 2, row.detail, height, SMALL, rotation=90)
+    for group in row.groups:
         if group.heading:
-            _head(axes, group.heading, lefts[0], lefts[-1] + layout.cell_w)
-    for _, column, left in _placed(groups, layout):
-        x = left + layout.cell_w / 2
-        place = (x, layout.top - HEADING_LINE / 2)
-        _write(axes, place, column.heading, layout.cell_w + GAP, 8.0)
-        for row, caption in enumerate(column.captions):
-            y = layout.top + row * layout.step + layout.cell_h + CAPTION / 2
-            _write(axes, (x, y), caption, layout.cell_w, 6.0)
-    for row, name in enumerate(names):
-        y = layout.top + row * layout.step + layout.cell_h / 2
-        _write(axes, (layout.lefts[0][0] - 0.12, y), name, layout.cell_h, 6.0, rotation=90)
-    for line, text in enumerate(layout.note):
-        y = layout.height - FOOT / 2 - NOTE_LINE * (len(layout.note) - line - 0.5)
-        _write(axes, (middle, y), text, None, 6.5)
+            right = x + len(group.cells) * (width + GAP) - GAP
+            rule = top - _space_around(row)[0] + 0.2
+            sheet.write((x + right) / 2, rule - 0.1, group.heading, (right - x) / BOLD, 8.5, **bold)
+            line = Line2D((x, right), (rule, rule), color="#b8bfc6", linewidth=0.6)
+            sheet.axes.add_line(line)
+        for cell in group.cells:
+            middle = x + width / 2
+            sheet.write(middle, top - HEADING_LINE / 2, cell.heading, width + GAP, 8.0)
+            sheet.picture(x, top, size, cell.picture, cell.frame)
+            for number, caption in enumerate(cell.captions):
+                y = top + height + CAPTION * (number + 0.5)
+                sheet.write(middle, y, caption, width, SMALL, color=FAINT if number else INK)
+            x += width + GAP
+        x += GROUP_GAP - GAP
 
 
-def _head(axes: Axes, heading: str, left: float, right: float) -> None:
-    """Write a group's heading above a thin rule."""
-    y = TITLE + GROUP_LINE - 0.03
-    place = ((left + right) / 2, y - 0.11)
-    _write(axes, place, heading, (right - left) / BOLD, 8.5, color=INK, weight="bold")
-    axes.add_line(Line2D((left, right), (y, y), color="#b8bfc6", linewidth=0.6))
-
-
-def _write(
-    axes: Axes,
-    place: tuple[float, float],
-    text: str,
-    room: float | None,
-    points: float,
-    **look: Any,
-) -> None:
-    """Write a text centred at a place, shortened where it is wider than the room."""
-    words = text if room is None else shortened(text, room, points)
-    drawn: dict[str, Any] = {"color": FAINT, "ha": "center", "va": "center"}
-    axes.text(*place, words, fontsize=points, parse_math=False, **drawn | look)
-
-
-def _bar(axes: Axes, scale: Scale, layout: Layout) -> None:
-    """Draw the colour scale between its labels."""
-    middle = layout.width / 2
-    y = layout.height - FOOT / 2 - NOTE_LINE * len(layout.note) - BAR_LINE / 2
-    axes.imshow(
+def _draw_scale(sheet: Sheet, scale: Scale, y: float) -> None:
+    """Draw the colours between their labels."""
+    style = {"va": "center_baseline", "ha": "left"}
+    begin = MARGIN + width_of(scale.low, SMALL) + 0.06
+    sheet.write(MARGIN, y, scale.low, begin, SMALL, **style)
+    sheet.axes.imshow(
         np.linspace(0, 1, 256)[None],
         cmap=scale.colours,
-        extent=(middle - BAR / 2, middle + BAR / 2, y + 0.04, y - 0.04),
+        extent=(begin, begin + SCALE, y + 0.04, y - 0.04),
     )
-    look = {"fontsize": 6.5, "color": FAINT, "va": "center_baseline", "parse_math": False}
-    axes.text(middle - BAR / 2 - 0.06, y, scale.low, ha="right", **look)
-    axes.text(middle + BAR / 2 + 0.06, y, scale.high, ha="left", **look)
+    sheet.write(begin + SCALE + 0.06, y, scale.high, begin + 1, SMALL, **style)

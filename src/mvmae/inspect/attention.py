@@ -18,22 +18,21 @@ from mvmae import encoders, terminal
 from mvmae.config.figures import AttentionConfig
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.attention import attention_rollout, class_attention
 from mvmae.figures import page
-from mvmae.figures.page import Column, Group, Scale
+from mvmae.figures.page import Column, Scale
 from mvmae.inspect.choose_images import (
     Chosen,
     choose,
     displayed,
     finer,
-    missing,
+    report_missing,
     require_channels,
     views,
 )
 from mvmae.inspect.model_pictures import (
     COLOURS,
     EVEN,
-    Limits,
+    attention_maps,
     heat_picture,
     overlay,
     peak,
@@ -88,19 +87,18 @@ def run(config: AttentionConfig) -> None:
         model_of(heading, one, chosen, config, device)
         for heading, one in zip(headings(names), opened, strict=True)
     ]
+    looks = "looks" if len(names) == 1 else "look"
     picture = draw(
         models,
         names=chosen.names,
-        title=title_of(config),
+        title=f"Where {join_names(headings(names))} {looks}",
         note=note_of(config, [one.encoder for one in opened]),
         shared_scale=config.scale == "row",
         heat_column=config.kind != "heads",
     )
     write(file, picture)
-    console = terminal.people()
-    for remark in missing(chosen, config.count):
-        console.print(remark)
-    console.print(f"written: {file}")
+    report_missing(chosen, config.count)
+    terminal.people().print(f"written: {file}")
     terminal.emit("result", {"command": "attention", "file": str(file)})
 
 
@@ -119,40 +117,17 @@ def model_of(
     pixels = displayed(for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels)
     seen = views(source, chosen.indices, encoder.image_size, interpolation)
     heat = heat_of(encoder, normalized(seen, mean, std, device), config)
-    heads = len(heat[0])
-    names = [f"head {number}" for number in range(1, heads + 1)] if heads > 1 else ["heat map"]
-    return Model(
-        heading,
-        list(pixels),
-        [Maps(name, heat[:, head]) for head, name in enumerate(names)],
-    )
+    maps = [Maps(f"head {head + 1}", heat[:, head]) for head in range(heat.shape[1])]
+    return Model(heading, list(pixels), maps if len(maps) > 1 else [Maps("heat map", heat[:, 0])])
 
 
-@torch.inference_mode()
 def heat_of(
     encoder: Encoder, images: Float[Tensor, "B C H W"], config: AttentionConfig
 ) -> Float[np.ndarray, "B maps rows columns"]:
-    """Compute maps as multiples of even attention: 1 where a patch gets an even share.
-
-    One image at a time, because the weights of a block take heads x N x N numbers per image.
-    """
-    maps = []
-    for image in images.split(1):
-        if config.kind == "rollout":
-            heat = attention_rollout(encoder, image)[:, None]
-            tokens = heat[0, 0].numel()  # it sums to 1 over the patches alone
-        else:
-            heat = class_attention(encoder, image)
-            tokens = heat[0, 0].numel() + encoder.num_prefix
-            heat = heat.mean(dim=1, keepdim=True) if config.kind == "last" else heat
-        maps.append((heat * tokens).float().cpu().numpy())
-    return np.concatenate(maps)
-
-
-def title_of(config: AttentionConfig) -> str:
-    """Name the encoders."""
-    names = headings((config.encoder, *config.against))
-    return f"Where {join_names(names)} {'looks' if len(names) == 1 else 'look'}"
+    """Compute maps as multiples of even attention, one image at a time to save memory."""
+    block = None if config.kind == "rollout" else -1
+    heat = np.concatenate([attention_maps(encoder, image, block) for image in images.split(1)])
+    return heat.mean(axis=1, keepdims=True) if config.kind == "last" else heat
 
 
 def note_of(config: AttentionConfig, shown: Sequence[Encoder]) -> str:
@@ -194,37 +169,31 @@ def draw(
         shared_scale: Whether the maps of an image share one colour scale.
         heat_column: Whether the heat map is also drawn alone, not only as an overlay.
     """
-    ends = [_row_ends(models, row) if shared_scale else None for row in range(len(names))]
+    ends = [
+        shared_limits(maps.heat[row] for model in models for maps in model.maps)
+        if shared_scale
+        else None
+        for row in range(len(names))
+    ]
     first = models[0].images
     groups = []
-    for place, model in enumerate(models):
+    for model in models:
         columns = []
-        if place and model.images[0].shape != first[0].shape:
+        if model.images[0].shape != first[0].shape:
             columns.append(Column("its part", model.images))
         for maps in model.maps:
-            columns += _columns(model.images, maps, ends, heat_column=heat_column)
-        groups.append(Group(model.heading if len(models) > 1 else "", columns))
-    original = Column("original", first)
-    if len(models) == 1:
-        groups = [Group("", [original, *groups[0].columns])]
-    else:
-        groups = [Group("", [original]), *groups]
+            cells = list(zip(model.images, maps.heat, ends, strict=True))
+            captions = [peak(heat) for heat in maps.heat]
+            over = [overlay(*cell) for cell in cells]
+            if heat_column:
+                alone = [
+                    heat_picture(heat, image.shape[0], image.shape[1], end)
+                    for image, heat, end in cells
+                ]
+                columns += [Column(maps.heading, alone, captions), Column("overlay", over)]
+            else:
+                columns.append(Column(maps.heading, over, captions))
+        groups.append((model.heading, columns))
+    rows = page.columns_to_rows([Column("original", first)], names, groups)
     scale = Scale(COLOURS, "little attention", "much")
-    return page.draw(groups, names=names, title=title, note=note, scale=scale)
-
-
-def _row_ends(models: Sequence[Model], row: int) -> Limits:
-    """Return one colour scale for all maps of an image."""
-    return shared_limits(maps.heat[row] for model in models for maps in model.maps)
-
-
-def _columns(
-    images: Sequence[np.ndarray], maps: Maps, ends: Sequence[Limits | None], *, heat_column: bool
-) -> list[Column]:
-    rows = list(zip(images, maps.heat, ends, strict=True))
-    captions = [peak(heat) for heat in maps.heat]
-    over = [overlay(image, heat, end) for image, heat, end in rows]
-    if not heat_column:
-        return [Column(maps.heading, over, captions)]
-    alone = [heat_picture(heat, image.shape[0], image.shape[1], end) for image, heat, end in rows]
-    return [Column(maps.heading, alone, captions), Column("overlay", over)]
+    return page.draw(rows, title=title, note=note, scale=scale)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float32, Shaped, UInt8
 from torch import Tensor
 
+from mvmae import terminal
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.labelled import TEST, TRAIN
@@ -19,6 +20,8 @@ from mvmae.errors import UserError
 from mvmae.method.views import for_people, whole_view
 
 PARTS = frozenset((*TRAIN, *TEST))  # folder names that are parts of a data set and not classes
+
+HIDDEN = 0.5  # gray of a hidden patch in pictures, in [0, 1]
 
 
 class Chosen(NamedTuple):
@@ -58,16 +61,17 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
     return chosen
 
 
-def missing(chosen: Chosen, count: int) -> Iterator[str]:
-    """Say why fewer images than asked for are drawn, and which cannot be read."""
+def report_missing(chosen: Chosen, count: int) -> None:
+    """Print why fewer images than requested are drawn, and which cannot be read."""
+    console = terminal.people()
     if len(chosen.indices) < count:
         what = "no more can be read" if chosen.passed_over else "there are no more"
-        yield f"{len(chosen.indices)} of {count} images: {what}"
+        console.print(f"{len(chosen.indices)} of {count} images: {what}")
     if chosen.passed_over:
         path, reason = (" ".join(text.split()) for text in chosen.passed_over[0])
         number = len(chosen.passed_over)
         first = path if number == 1 else f"{number} images that cannot be read, {path} for one"
-        yield f"passed over: {first} ({reason})"
+        console.print(f"passed over: {first} ({reason})")
 
 
 def views(

@@ -17,10 +17,13 @@ from PIL import Image
 from torch import Tensor
 
 from mvmae import encoders
+from mvmae.config.model import num_visible
 from mvmae.config.pretrain import PretrainConfig
+from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder
+from mvmae.encoders.attention import attention_rollout, class_attention
 from mvmae.errors import UserError
-from mvmae.inspect.choose_images import displayed
+from mvmae.inspect.choose_images import HIDDEN, displayed, views
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import (
     Statistics,
@@ -29,10 +32,10 @@ from mvmae.method.patches import (
     patchify,
     unpatchify,
 )
-from mvmae.method.views import normalized, shown_range
+from mvmae.method.views import mask_noise, normalized, shown_range
+from mvmae.method.vit import Encoder
 
 BATCH_SIZE = 16
-HIDDEN = 0.5  # gray of a hidden patch, in [0, 1]
 COLOURS = "inferno"  # perceptually uniform: equal steps of attention look equal
 LOW, HIGH = 0.02, 0.99  # quantiles of a map that get the darkest and the brightest colour
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R BT.601
@@ -75,6 +78,53 @@ def open_with_decoder(name: str) -> OpenedAutoencoder:
     return opened
 
 
+def reconstruct_images(
+    opened: OpenedAutoencoder,
+    data: Sequence[str],
+    indices: Sequence[int],
+    *,
+    seed: int,
+    mask_ratio: float,
+    device: torch.device,
+    statistics: Statistics = "visible",
+    channels: Sequence[int] = (),
+) -> Panels:
+    """Read images and reconstruct them; runs with the same grid of patches get the same masks.
+
+    Args:
+        opened: The autoencoder.
+        data: Where the images are.
+        indices: Numbers of the images in the data.
+        seed: Seed of the masks.
+        mask_ratio: Share of hidden patches.
+        device: Where to compute.
+        statistics: See `panels_of`.
+        channels: See `panels_of`.
+    """
+    model, trained = opened
+    shape = trained.model
+    source = open_source(data, shape.in_channels, trained.views.pixel_depth)
+    images = views(source, indices, shape.height_width, trained.views.interpolation)
+    noise = mask_noise(np.random.default_rng((seed, 1)), len(images), shape.num_patches)
+    model.to(device)
+    visible = num_visible(shape.num_patches, mask_ratio)
+    parts = [
+        panels_of(
+            model,
+            some,
+            mask,
+            trained,
+            num_visible=visible,
+            statistics=statistics,
+            device=device,
+            channels=channels,
+        )
+        for some, mask in zip(images.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True)
+    ]
+    return Panels(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+@torch.inference_mode()
 def panels_of(
     model: MaskedAutoencoder,
     images: Tensor,
@@ -86,7 +136,7 @@ def panels_of(
     device: torch.device,
     channels: Sequence[int] = (),
 ) -> Panels:
-    """Reconstruct images, a batch at a time.
+    """Reconstruct a batch of images.
 
     Args:
         model: On the device.
@@ -99,25 +149,6 @@ def panels_of(
         device: Where to compute.
         channels: Channels that are drawn, counted from 1; see `displayed` for the default.
     """
-    batches = zip(images.split(BATCH_SIZE), noise.split(BATCH_SIZE), strict=True)
-    parts = [
-        _panels(model, some, mask, trained, num_visible, statistics, device, channels)
-        for some, mask in batches
-    ]
-    return Panels(*(np.concatenate(part) for part in zip(*parts, strict=True)))
-
-
-@torch.inference_mode()
-def _panels(
-    model: MaskedAutoencoder,
-    images: Tensor,
-    noise: Tensor,
-    trained: PretrainConfig,
-    num_visible: int,
-    statistics: Statistics,
-    device: torch.device,
-    channels: Sequence[int],
-) -> Panels:
     mean, std = trained.pixel_statistics
     inputs = normalized(images, mean, std, device)
     masking = masking_from_noise(noise.to(device), num_visible)
@@ -156,6 +187,26 @@ def _panels(
     )
 
 
+@torch.inference_mode()
+def attention_maps(
+    encoder: Encoder, images: Float[Tensor, "B C H W"], block: int | None
+) -> Float[np.ndarray, "B maps rows columns"]:
+    """Compute attention as multiples of even attention: 1 where a patch gets an even share.
+
+    Args:
+        encoder: On the device of the images.
+        images: Normalised. The weights of a block take heads x N x N numbers for each.
+        block: A map for each head of this block; None: one map, a rollout through all blocks.
+    """
+    if block is None:
+        heat = attention_rollout(encoder, images)[:, None]
+        num_tokens = heat[0, 0].numel()  # it sums to 1 over the patches alone
+    else:
+        heat = class_attention(encoder, images, block)
+        num_tokens = heat[0, 0].numel() + encoder.num_prefix
+    return (heat * num_tokens).float().cpu().numpy()
+
+
 def limits(heat: Float[np.ndarray, ...]) -> Limits:
     """Return robust ends of a colour scale: one patch in a hundred may exceed the brightest."""
     low, high = np.quantile(heat, (LOW, HIGH))
@@ -178,22 +229,6 @@ def shared_limits(maps: Iterable[Float[np.ndarray, ...]]) -> Limits:
 def peak(heat: Float[np.ndarray, ...]) -> str:
     """Say how far the highest value lies above even attention."""
     return f"peak {heat.max():.1f}x even"
-
-
-def scaled(heat: Float[np.ndarray, ...], ends: Limits) -> Float[np.ndarray, ...]:
-    """Scale heat between its ends to [0, 1]; 0 everywhere where the ends are equal."""
-    low, high = ends
-    if high - low <= 1e-6 * max(abs(high), abs(low)):  # rounding errors are not a pattern
-        return np.zeros_like(heat)
-    return ((heat - low) / (high - low)).clip(0, 1)
-
-
-def enlarged(
-    heat: Float[np.ndarray, "rows columns"], height: int, width: int
-) -> Float[np.ndarray, "height width"]:
-    """Interpolate heat to pixels, bicubic between the centres of the patches."""
-    picture = Image.fromarray(heat.astype(np.float32))
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 def heat_picture(
@@ -222,8 +257,14 @@ def overlay(
 
 
 def _shades(heat: np.ndarray, height: int, width: int, ends: Limits | None) -> np.ndarray:
-    """Return each pixel's position on the scale; bicubic overshoot is clipped to [0, 1]."""
-    return enlarged(scaled(heat, ends or limits(heat)), height, width).clip(0, 1)
+    """Return each pixel's place on the scale, bicubic between the centres of the patches."""
+    low, high = ends or limits(heat)
+    if high - low <= 1e-6 * max(abs(high), abs(low)):  # rounding errors are not a pattern
+        return np.zeros((height, width))
+    shares = ((heat - low) / (high - low)).clip(0, 1)
+    picture = Image.fromarray(shares.astype(np.float32))
+    # Bicubic interpolation overshoots.
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
 
 
 def _coloured(shades: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from mvmae import terminal
 from mvmae.config.figures import ReconstructConfig
@@ -15,10 +14,9 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder
 from mvmae.errors import UserError
 from mvmae.figures import page
-from mvmae.figures.page import Column, Group
-from mvmae.inspect.choose_images import Chosen, choose, missing, require_channels, views
-from mvmae.inspect.model_pictures import Panels, open_with_decoder, panels_of
-from mvmae.method.views import mask_noise
+from mvmae.figures.page import Column
+from mvmae.inspect.choose_images import choose, report_missing, require_channels
+from mvmae.inspect.model_pictures import Panels, open_with_decoder, reconstruct_images
 from mvmae.storage.outputs import headings, join_names, picture_file, write
 from mvmae.training import precision
 
@@ -45,88 +43,58 @@ def run(config: ReconstructConfig) -> None:
         UserError: A decoder or an image cannot be read, or the figure cannot be written.
     """
     device = precision.choose_device(config.device)
-    opened = [open_with_decoder(name) for name in (config.encoder, *config.against)]
+    encoders = (config.encoder, *config.against)
+    opened = [open_with_decoder(name) for name in encoders]
     file = picture_file(config.encoder, config.out, "reconstructions.png", config.data)
-    first = opened[0].config.model
-    ratio = config.mask_ratio or first.mask_ratio
-    for name, one in zip((config.encoder, *config.against), opened, strict=True):
-        visible_count(one.config.model, ratio, name)
-        require_channels(config.channels, one.config.model.in_channels, name)
-    chosen = choose(
-        open_source(config.data, first.in_channels, opened[0].config.views.pixel_depth),
-        config.count,
-        config.seed,
-    )
+    shapes = [one.config.model for one in opened]
+    ratio = config.mask_ratio or shapes[0].mask_ratio
+    for name, shape in zip(encoders, shapes, strict=True):
+        require_visible_and_hidden(shape, ratio, name)
+        require_channels(config.channels, shape.in_channels, name)
+    source = open_source(config.data, shapes[0].in_channels, opened[0].config.views.pixel_depth)
+    chosen = choose(source, config.count, config.seed)
+    names = headings(encoders)
+    if len({shape.decoder_depth for shape in shapes}) > 1:  # the paper's Figure 5 compares depths
+        names = [
+            f"{name} (decoder {shape.decoder_depth} deep)"
+            for name, shape in zip(names, shapes, strict=True)
+        ]
     models = [
-        Model(heading, panels_of_run(one, chosen, ratio, config, device))
-        for heading, one in zip(model_headings(config, opened), opened, strict=True)
+        Model(
+            name,
+            reconstruct_images(
+                one,
+                config.data,
+                chosen.indices,
+                seed=config.seed,
+                mask_ratio=ratio,
+                device=device,
+                statistics=config.statistics,
+                channels=config.channels,
+            ),
+        )
+        for name, one in zip(names, opened, strict=True)
     ]
-    picture = draw(
-        models,
-        names=chosen.names,
-        title=title_of(config, [one.config.model for one in opened], ratio),
-        note=note_of(config, opened),
-    )
-    write(file, picture)
-    console = terminal.people()
-    for remark in missing(chosen, config.count):
-        console.print(remark)
-    console.print(f"written: {file}")
-    terminal.emit("result", {"command": "reconstruct", "file": str(file), "mse": errors_of(models)})
+    title, note = title_of(config, shapes, ratio), note_of(config, opened)
+    write(file, draw(models, names=chosen.names, title=title, note=note))
+    report_missing(chosen, config.count)
+    terminal.people().print(f"written: {file}")
+    mse = {name: round(float(panels.error.mean()), 6) for name, panels in models}
+    terminal.emit("result", {"command": "reconstruct", "file": str(file), "mse": mse})
 
 
-def visible_count(model: ModelConfig, mask_ratio: float, name: str) -> int:
-    """Return the number of patches that the encoder sees.
+def require_visible_and_hidden(shape: ModelConfig, mask_ratio: float, name: str) -> None:
+    """Check that a mask leaves at least one patch visible and hides at least one.
 
     Raises:
-        UserError: It is all of them, or none.
+        UserError: It does not.
     """
-    count = num_visible(model.num_patches, mask_ratio)
-    if not 0 < count < model.num_patches:
+    count = num_visible(shape.num_patches, mask_ratio)
+    if not 0 < count < shape.num_patches:
         raise UserError(
-            f"mask_ratio {mask_ratio} leaves {count} of {model.num_patches} patches of {name} "
+            f"mask_ratio {mask_ratio} leaves {count} of {shape.num_patches} patches of {name} "
             "visible: at least one must be visible and one hidden"
         )
-    return count
-
-
-def panels_of_run(
-    opened: OpenedAutoencoder,
-    chosen: Chosen,
-    mask_ratio: float,
-    config: ReconstructConfig,
-    device: torch.device,
-) -> Panels:
-    """Reconstruct the chosen images; runs with the same grid of patches get the same masks."""
-    model, trained = opened
-    shape = trained.model
-    source = open_source(config.data, shape.in_channels, trained.views.pixel_depth)
-    images = views(source, chosen.indices, shape.height_width, trained.views.interpolation)
-    noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
-    return panels_of(
-        model.to(device),
-        images,
-        noise,
-        trained,
-        num_visible=num_visible(shape.num_patches, mask_ratio),
-        statistics=config.statistics,
-        device=device,
-        channels=config.channels,
-    )
-
-
-def model_headings(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> list[str]:
-    """Name the models, with the depths of their decoders where these differ (Figure 5)."""
-    names = headings((config.encoder, *config.against))
-    depths = [one.config.model.decoder_depth for one in opened]
-    if len(set(depths)) == 1:
-        return names
-    return [f"{name} (decoder {depth} deep)" for name, depth in zip(names, depths, strict=True)]
-
-
-def errors_of(models: Sequence[Model]) -> dict[str, float]:
-    """Return each model's mean error over the images."""
-    return {model.heading: round(float(model.panels.error.mean()), 6) for model in models}
 
 
 def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
@@ -176,26 +144,22 @@ def draw(models: Sequence[Model], *, names: Sequence[str], title: str, note: str
     """
     first = models[0].panels
     groups = []
-    for place, model in enumerate(models):
-        columns = [_column(model.panels, field) for field in ("prediction", "pasted")]
-        if place and not _same(model.panels.masked, first.masked):
-            columns.insert(0, _column(model.panels, "masked"))
-        if place and not _same(model.panels.original, first.original):
-            columns.insert(0, _column(model.panels, "original"))
-        groups.append(Group(model.heading if len(models) > 1 else "", columns))
-    shown = [_column(first, field) for field in ("original", "masked")]
-    if len(models) == 1:
-        groups = [Group("", [*shown, *groups[0].columns])]
-    else:
-        groups = [Group("", shown), *groups]
-    return page.draw(groups, names=names, title=title, note=note)
+    for heading, panels in models:
+        own = [
+            field
+            for field in ("original", "masked")
+            if not _same(getattr(panels, field), getattr(first, field))
+        ]
+        columns = [_column(panels, field) for field in (*own, "prediction", "pasted")]
+        groups.append((heading, columns))
+    shared = [_column(first, field) for field in ("original", "masked")]
+    return page.draw(page.columns_to_rows(shared, names, groups), title=title, note=note)
 
 
 def _column(panels: Panels, field: str) -> Column:
     errors = zip(panels.error, panels.plain, strict=True)
     captions = [f"MSE {error:.4f}, colours {plain:.4f}" for error, plain in errors]
-    captions = captions if field == "prediction" else []
-    return Column(COLUMNS[field], getattr(panels, field), captions)
+    return Column(COLUMNS[field], getattr(panels, field), captions if field == "prediction" else ())
 
 
 def _same(pictures: np.ndarray, others: np.ndarray) -> bool:

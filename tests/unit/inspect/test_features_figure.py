@@ -7,21 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from mvmae.figures.sheet import Tile
-from mvmae.figures.text import width_of, wrapped
+from mvmae.figures import page
+from mvmae.figures.page import Cell, Group, Row
 from mvmae.inspect.features.colours import summarise_variance
-from mvmae.inspect.features.figures import (
-    EncoderRow,
-    draw_colours,
-    draw_pairs,
-    draw_typical,
-    split_rows,
-)
 from mvmae.inspect.features.map import (
     COLOURS,
     MARGIN,
     MAX_NAMED,
-    Thumbnail,
     choose_thumbnails,
     draw_map,
     fit_to_square,
@@ -136,7 +128,8 @@ def test_colours_are_drawn_where_their_patches_are():
     red, blue = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
     picture = np.array([red, red, red, blue, red, red]).reshape(3, 2, 3)
     image = np.full((24, 16, 3), 130, np.uint8)
-    png = draw_colours([image], ["a.png"], [EncoderRow("run", "", [picture])], title="t", note="n")
+    rows = [Row([Group([Cell(image)])], "image"), Row([Group([Cell(picture)])], "run")]
+    png = page.draw(rows, title="t", note="n")
     drawn = pixels(png)
     is_red, is_blue = (np.abs(drawn - c).max(axis=2) <= 2 for c in ((255, 0, 0), (0, 0, 255)))
     assert is_red.sum() == pytest.approx(5 * is_blue.sum(), rel=0.05)
@@ -150,10 +143,12 @@ def test_colours_are_drawn_where_their_patches_are():
 
 
 def test_each_encoder_has_a_row_and_many_images_are_split_into_blocks():
-    image = np.full((8, 8, 1), 77, np.uint8)
+    image = Cell(np.full((8, 8, 1), 77, np.uint8), captions=("a" * 99,))
     cells = [np.full((2, 2, 3), 0.5), np.full((2, 2, 3), 0.2)]
-    rows = [EncoderRow(f"encoder {n}", "1 + 1 + 1 %", [cell] * 9) for n, cell in enumerate(cells)]
-    png = draw_colours([image] * 9, ["a" * 99] * 9, rows, title="t" * 300, note="word " * 90)
+    rows = [Row([Group([image] * 9)], "image")]
+    rows += [Row([Group([Cell(cell)] * 9)], f"encoder {n}", "1 %") for n, cell in enumerate(cells)]
+    blocks = page.in_blocks(rows, 8)
+    png = page.draw(blocks, title="t" * 300, note="word " * 90, side=page.SMALL_CELL)
     sizes = [area(png, (shade,) * 3) for shade in (77, 127, 51)]
     assert min(sizes) > 8.5 * 150**2 * 1.2**2
     assert max(sizes) < 9.5 * 150**2 * 1.2**2
@@ -172,7 +167,7 @@ def blobs(per_blob: int = 40) -> tuple[torch.Tensor, np.ndarray]:
 def test_separate_clusters_are_separate_in_the_drawn_pixels():
     features, labels = blobs()
     points = fit_to_square(embed_in_plane(features, "tsne", 0))
-    png = draw_map(points, labels, ["a", "b", "c"], [], title="t", note="n")
+    png = draw_map(points, labels, ["a", "b", "c"], {}, title="t", note="n")
     drawn = pixels(png)[:, : int(6.6 * 150)]  # without the legend
     places = []
     for colour in COLOURS[:3]:
@@ -212,10 +207,10 @@ def test_thumbnails_do_not_overlap_and_follow_the_order():
     kept = choose_thumbnails(points, range(500), 30, (2, 1))
     assert kept[0] == 0
     assert len(kept) == 30
-    tiles = [Thumbnail(at, np.full((40, 20, 3), 130, np.uint8)) for at in kept]
+    image = np.full((40, 20, 3), 130, np.uint8)
     drawn = [
-        area(draw_map(points, None, [], some, title="", note=""), (130,) * 3)
-        for some in (tiles[:1], tiles)
+        area(draw_map(points, None, [], dict.fromkeys(some, image), title="", note=""), (130,) * 3)
+        for some in (kept[:1], kept)
     ]
     # Thumbnails at the border are moved inwards and may then overlap.
     assert drawn[1] > 28 * drawn[0]
@@ -228,11 +223,11 @@ def test_the_largest_classes_are_named_and_the_others_gray():
     assert select_named_classes(labels) == list(range(10, 30))
     assert len(select_named_classes(labels)) == MAX_NAMED
     points = np.random.default_rng(0).random((len(labels), 2))
-    few = draw_map(points, labels, [f"class {n}" for n in range(30)], [], title="", note="")
+    few = draw_map(points, labels, [f"class {n}" for n in range(30)], {}, title="", note="")
     gray = 0.85 * np.array((0xB9, 0xBE, 0xC4)) + 0.15 * 255
     counted = (np.abs(pixels(few)[:, : int(6.6 * 150)] - gray).max(axis=2) <= 2).sum()
     none = draw_map(
-        points[10:], labels[10:], [f"class {n}" for n in range(30)], [], title="", note=""
+        points[10:], labels[10:], [f"class {n}" for n in range(30)], {}, title="", note=""
     )
     without = (np.abs(pixels(none)[:, : int(6.6 * 150)] - gray).max(axis=2) <= 2).sum()
     assert counted > without + 10 * 20
@@ -296,38 +291,26 @@ def test_only_the_pairs_that_connect_a_group_are_kept():
     assert spanning_pairs(pairs) == [pairs[0], pairs[1], pairs[3], pairs[4]]
 
 
-def tile(shade: int) -> Tile:
-    return Tile(np.full((16, 16, 3), shade, np.uint8), "a name $x$", "0.5")
+def cells(shade: int, count: int) -> list[Cell]:
+    image = np.full((16, 16, 3), shade, np.uint8)
+    return [Cell(image, captions=("a name $x$", "0.5"))] * count
 
 
 def test_least_typical_images_are_drawn_above_the_most_typical():
-    png = draw_typical(least=[tile(60)] * 9, most=[tile(180)] * 4, title="t", note="n")
-    drawn = pixels(png)
+    rows = [Row([Group(cells(60, 9))], "least"), Row([Group(cells(180, 4))], "most")]
+    drawn = pixels(page.draw(page.in_blocks(rows[:1], 8) + rows[1:], title="t", note="n"))
     dark, light = (np.argwhere((drawn == shade).all(axis=2)) for shade in (60, 180))
     assert dark[:, 0].max() < light[:, 0].min()
     assert len(dark) == pytest.approx(9 / 4 * len(light), rel=0.05)
 
 
 def test_both_images_of_a_pair_are_drawn_side_by_side():
-    png = draw_pairs([(tile(60), tile(180))] * 5, ["0.99"] * 5, title="t", note="n")
-    drawn = pixels(png)
+    pair = Group(cells(60, 1) + cells(180, 1), "0.99")
+    drawn = pixels(page.draw([Row([pair] * 4), Row([pair])], title="t", note="n", side=1.2))
     first, second = ((drawn == shade).all(axis=2) for shade in (60, 180))
     assert first.sum() == pytest.approx(second.sum(), rel=0.02)
     assert first.sum() > 4.7 * (1.2 * 150) ** 2
     assert (first.any(axis=1) == second.any(axis=1)).all()
-
-
-def test_pictures_are_spread_evenly_over_rows():
-    assert [len(row) for row in split_rows(10)] == [5, 5]
-    assert [len(row) for row in split_rows(17)] == [6, 6, 5]
-    assert [len(row) for row in split_rows(8)] == [8]
-
-
-def test_notes_are_wrapped_into_lines_that_fit():
-    lines = wrapped("some words " * 30 + "W" * 300, 3.0, 6.5)
-    assert len(lines) > 4
-    assert all(width_of(line, 6.5) <= 3.0 for line in lines)
-    assert " ".join(lines[:-1]).startswith("some words some")
 
 
 def test_the_share_of_variance_is_printed_for_every_encoder():

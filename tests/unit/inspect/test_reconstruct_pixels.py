@@ -15,8 +15,8 @@ from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.figures import page
 from mvmae.inspect import reconstruct
-from mvmae.inspect.choose_images import displayed
-from mvmae.inspect.model_pictures import HIDDEN, Panels, panels_of
+from mvmae.inspect.choose_images import HIDDEN, displayed
+from mvmae.inspect.model_pictures import Panels, panels_of
 from mvmae.inspect.reconstruct import Model
 from mvmae.method.losses import normalize_patches
 from mvmae.method.model import MaskedAutoencoder
@@ -311,7 +311,7 @@ def test_figure_is_a_png_with_a_row_an_image(count, size):
     assert opened.format == "PNG"
     aspect = size[0] / size[1]
     cell = [page.CELL * max(page.MIN_CELL_WIDTH, min(1, 1 / aspect)), page.CELL * min(1, aspect)]
-    width = page.SIDE + 4 * cell[0] + 3 * page.GAP + page.RIGHT
+    width = 2 * page.MARGIN + page.NAME + 4 * cell[0] + 3 * page.GAP
     assert opened.width == pytest.approx(page.DPI * width, abs=1)
     further = page.DPI * (count - 1) * (cell[1] + page.GAP + page.CAPTION)
     assert opened.height - figure(1, size).height == pytest.approx(further, abs=count)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from PIL import Image
 from torch import nn
 from torchvision.models.detection import FasterRCNN
 
@@ -21,7 +22,7 @@ from mvmae.dense.detect.evaluate import Detector, detect_objects
 from mvmae.dense.detect.model import DetectorShape, build_detector
 from mvmae.dense.detect.report import DetectJob, to_things
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.figures.detection import drawn, png_of
+from mvmae.figures.detection import drawn
 from mvmae.storage import atomic
 from mvmae.storage import run_folder as runs
 from mvmae.terminal import Bar
@@ -141,10 +142,10 @@ def predict_all(
                 rows.append({"file_name": file, "category": saved.classes[label - 1]} | row)
             if config.draw:
                 pixels = source.read(found.index).permute(1, 2, 0).numpy()
-                png = png_of(drawn(pixels, to_things(kept), saved.classes))
+                image = Image.fromarray(drawn(pixels, to_things(kept), saved.classes))
                 picture = folder / "pictures" / f"{names[found.index]}.png"
                 runs.make(picture.parent)
-                atomic.write_whole(picture, lambda stream, png=png: stream.write(png))
+                atomic.write_whole(picture, lambda stream, image=image: image.save(stream, "png"))
     return Predictions(rows, skipped, best_score)
 
 

@@ -17,13 +17,15 @@ from mvmae.data.sources.base import Subset
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import counted
 from mvmae.evaluation.result_text import short_name
+from mvmae.figures import page
+from mvmae.figures.page import Cell, Group, Row
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.features.feature_cache import Drawing, Job
-from mvmae.inspect.features.figures import EncoderRow, draw_colours
-from mvmae.metrics.principal import Basis, colors, principal_basis
+from mvmae.metrics.principal import colors, principal_basis
 from mvmae.terminal import Bar
 
 BASIS_IMAGES = 64  # at least, or as many as are drawn
+MAX_COLUMNS = 8
 MAX_BASIS_TOKENS = 100_000  # of images that are not drawn
 
 
@@ -39,7 +41,7 @@ def draw(job: Job) -> Drawing:
     count = max(config.count, min(BASIS_IMAGES, MAX_BASIS_TOKENS // int(largest)))
     indices = choose(job.source, count, config.seed).indices
     drawn = indices[: config.count]
-    rows, facts = [], []
+    rows, facts = [Row([Group([job.cell(index) for index in drawn])], "image")], []
     with Bar(len(named) * len(indices)) as bar:
         for name, opened in named.items():
             label = short_name(name, [*named])
@@ -47,15 +49,28 @@ def draw(job: Job) -> Drawing:
             tokens = encode_patches(job, opened, indices, bar)
             basis = principal_basis(tokens)
             coloured = colors(tokens[: len(drawn)], basis).unflatten(1, opened.encoder.grid)
-            rows.append(EncoderRow(label, format_shares(basis), [*coloured.cpu().numpy()]))
-            facts.append(basis_facts(name, opened, basis))
-    png = draw_colours(
-        [job.picture(index) for index in drawn],
-        [job.file_name(index) for index in drawn],
-        rows,
-        title=f"Patches in colour: {job.source.name}",
-        note=write_note(len(indices), several=bool(job.against)),
+            cells = [Cell(picture) for picture in coloured.cpu().numpy()]
+            shares = basis.explained.tolist()
+            listed = " + ".join(f"{100 * share:.0f}" for share in shares)
+            rows.append(Row([Group(cells)], label, f"{listed} %"))
+            facts.append(
+                {
+                    "encoder": name,
+                    "digest": encoders.weights_digest(opened.encoder),
+                    "grid": list(opened.encoder.grid),
+                    "explained": [round(share, 6) for share in shares],
+                    "explained_total": round(sum(shares), 6),
+                }
+            )
+    title = f"Patches in colour: {job.source.name}"
+    note = (
+        "Red, green and blue: the first three principal components of the patch tokens of "
+        f"{counted(len(indices), 'image')}, with their shares of the variance. Patches of similar "
+        "colour are similar to the encoder, wherever they are."
     )
+    if job.against:
+        note += " Compare colours within a row only: each encoder has its own."
+    png = page.draw(page.in_blocks(rows, MAX_COLUMNS), title=title, note=note, side=page.SMALL_CELL)
     return Drawing(
         png,
         {"images": len(indices), "drawn": len(drawn), "encoders": facts},
@@ -82,23 +97,6 @@ def encode_patches(
     return torch.cat(parts)
 
 
-def format_shares(basis: Basis) -> str:
-    """Share of the variance in each colour."""
-    return " + ".join(f"{100 * share:.0f}" for share in basis.explained.tolist()) + " %"
-
-
-def basis_facts(name: str, opened: OpenedEncoder, basis: Basis) -> dict[str, Any]:
-    """The entry of an encoder in features.json."""
-    shares = basis.explained.tolist()
-    return {
-        "encoder": name,
-        "digest": encoders.weights_digest(opened.encoder),
-        "grid": list(opened.encoder.grid),
-        "explained": [round(share, 6) for share in shares],
-        "explained_total": round(sum(shares), 6),
-    }
-
-
 def summarise_variance(facts: list[dict[str, Any]]) -> str:
     """Say how much of the patches' variance the colours of each encoder show."""
     if len(facts) == 1:
@@ -109,15 +107,3 @@ def summarise_variance(facts: list[dict[str, Any]]) -> str:
     ]
     listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
     return f"the colours show {listed} of the variance of the patches"
-
-
-def write_note(num_images: int, *, several: bool) -> str:
-    """The note below the picture: what the colours are, and how far they can be compared."""
-    note = (
-        "Red, green and blue: the first three principal components of the patch tokens of "
-        f"{counted(num_images, 'image')}, with their shares of the variance. Patches of similar "
-        "colour are similar to the encoder, wherever they are."
-    )
-    if several:
-        note += " Compare colours within a row only: each encoder has its own."
-    return note

@@ -1,6 +1,6 @@
 """Features of the images that `mvmae features` draws, cached until all of them are computed.
 
-Shapes: M images, D width, H and W pixels, C channels 1 or 3.
+Shapes: M images, D width.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from mvmae import encoders
@@ -27,6 +27,7 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.evaluation.result_text import short_name
 from mvmae.evaluation.shared import cache_key
+from mvmae.figures.page import Cell
 from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.terminal import Bar
 from mvmae.training import distributed
@@ -53,13 +54,10 @@ class Job(NamedTuple):
         """Short name of the encoder."""
         return short_name(self.config.encoder, self.config.against)
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "H W C"]:
-        """The part of an image that the encoder sees."""
-        return render_image(self.source, index, self.opened)
-
-    def file_name(self, index: int) -> str:
-        """Name of an image below its picture."""
-        return Path(self.source.path(index)).name
+    def cell(self, index: int, detail: str = "") -> Cell:
+        """The part of an image that the encoder sees, its file name and a detail."""
+        captions = (Path(self.source.path(index)).name, detail)
+        return Cell(render_image(self.source, index, self.opened), captions=captions)
 
 
 class ImageFeatures(NamedTuple):

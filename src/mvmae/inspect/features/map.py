@@ -1,21 +1,19 @@
 """features-map.png: all images in the plane, similar images close together.
 
-Shapes: M images, H and W pixels, C channels 1 or 3. Lengths are in inches.
+Shapes: M images. Lengths are in inches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
-from matplotlib.axes import Axes
-from matplotlib.lines import Line2D
+from jaxtyping import Float, Int
 
 from mvmae.config.figures import MIN_IMAGES
-from mvmae.figures.sheet import SIDE, TOP, Sheet, draw_frame
-from mvmae.figures.text import FAINT, INK, shortened
+from mvmae.figures import page
+from mvmae.figures.page import Picture, Sheet
+from mvmae.figures.text import INK, shortened
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, sample_indices
 from mvmae.metrics.plane import embed_in_plane
 
@@ -29,26 +27,20 @@ COLOURS = (
 )
 STYLES = [(colour, marker) for marker in ("o", "^") for colour in COLOURS]
 MAX_NAMED = len(STYLES)
-OTHERS = "#b9bec4"
+OTHERS = ("#b9bec4", "o")
+THUMBNAIL_FRAME = ("#8a8f98", "")  # of an image without a named class
 MAP_WIDTH = 6.4
 MIN_HEIGHT = 0.6  # of the map's width: room for twenty class names beside it
-LEGEND_WIDTH, NAME_WIDTH = 1.9, 1.35
+LEGEND_WIDTH, NAME_WIDTH, LEGEND_LINE = 1.9, 1.35, 0.17
 MARGIN = 0.05  # of the map's width, around the points
 THUMBNAIL, LARGE_THUMBNAIL = 0.38, 0.5  # longer side; large where no colours need room
-
-
-class Thumbnail(NamedTuple):
-    """An image at the place of its point."""
-
-    point: int
-    image: UInt8[np.ndarray, "H W C"]
 
 
 def draw(job: Job, images: ImageFeatures) -> Drawing:
     """Draw a map of the images, or of a random sample if there are more than --most."""
     config = job.config
     images = images.select(sample_indices(len(job.source), config.most, config.seed))
-    count = len(images.indices)
+    count, total = len(images.indices), len(job.source)
     if count < MIN_IMAGES:
         return Drawing(None, {"images": count}, f"a map needs at least {MIN_IMAGES} images")
     spread = (images.features - images.features.mean(dim=0)).norm() / images.features.norm()
@@ -59,29 +51,23 @@ def draw(job: Job, images: ImageFeatures) -> Drawing:
     limit, side = UNLABELLED_THUMBNAILS, LARGE_THUMBNAIL
     if images.labels is not None:
         limit, side = min(THUMBNAILS, max(MIN_THUMBNAILS, count // 10)), THUMBNAIL
-    size = job.opened.encoder.image_size
-    chosen = choose_thumbnails(points, order, limit, size, long_side=side)
+    chosen = choose_thumbnails(points, order, limit, job.opened.encoder.image_size, long_side=side)
     method = METHODS[config.map]
+    share = f"{count:,} images" if count == total else f"{count:,} of {total:,} images"
     png = draw_map(
         points,
         images.labels,
         images.classes,
-        [Thumbnail(at, job.picture(images.indices[at])) for at in chosen],
+        {at: job.cell(images.indices[at]).picture for at in chosen},
         title=f"{method} of {job.source.name}, {job.encoder_name}",
-        note=write_note(count, len(job.source)),
+        note=(
+            f"{share}. Images close together are similar to the encoder. The distances between "
+            "groups, their sizes and their places mean nothing, and groups may come from the "
+            "method alone: rely on mvmae knn, not on the map."
+        ),
     )
     facts = {"images": count, "method": config.map, "classes": len(images.classes)}
     return Drawing(png, facts, f"{method} of {count:,} images")
-
-
-def write_note(count: int, total: int) -> str:
-    """The note below the map: what it shows, and what it does not."""
-    share = f"{count:,} images" if count == total else f"{count:,} of {total:,} images"
-    return (
-        f"{share}. Images close together are similar to the encoder. The distances between groups, "
-        "their sizes and their places mean nothing, and groups may come from the method alone: "
-        "rely on mvmae knn, not on the map."
-    )
 
 
 def fit_to_square(points: Float[np.ndarray, "M 2"]) -> Float[np.ndarray, "M 2"]:
@@ -109,6 +95,7 @@ def choose_thumbnails(
         shape: Height and width of an image, in any unit.
         long_side: Longer side of a thumbnail on the page.
     """
+    # A gap of an eighth of a thumbnail keeps its neighbours apart.
     width, height = (side / MAP_WIDTH * 1.12 for side in _thumbnail_size(shape, long_side))
     kept: list[int] = []
     for point in order:
@@ -131,7 +118,7 @@ def draw_map(
     points: Float[np.ndarray, "M 2"],
     labels: Int[np.ndarray, " M"] | None,
     classes: Sequence[str],
-    thumbnails: Sequence[Thumbnail],
+    thumbnails: Mapping[int, Picture],
     *,
     title: str,
     note: str,
@@ -146,88 +133,59 @@ def draw_map(
         title: Heading of the page.
         note: Small print at the bottom.
     """
-    low, high = _vertical_range(points)
+    low, high = float(points[:, 1].min()) - MARGIN, float(points[:, 1].max()) + MARGIN
+    lacking = max(0.0, MIN_HEIGHT - (high - low)) / 2
+    low, high = low - lacking, high + lacking
     height = MAP_WIDTH * (high - low)
-    width = 2 * SIDE + MAP_WIDTH + (LEGEND_WIDTH if labels is not None else 0)
-    sheet = Sheet(width, height + 0.1, title=title, note=note)
-    axes = sheet.axes(SIDE, TOP, MAP_WIDTH, height)
-    axes.set(xlim=(0, 1), ylim=(low, high), xticks=[], yticks=[])
-    draw_frame(axes, "#d0d5da", 0.6)
+    width = 2 * page.MARGIN + MAP_WIDTH + (LEGEND_WIDTH if labels is not None else 0)
+    sheet = page.Sheet(width, height + 0.1, title=title, note=note)
+    corner, extent = np.array((page.MARGIN, page.TOP)), (MAP_WIDTH, height)
+    sheet.frame(page.MARGIN, page.TOP, extent, "#d0d5da", 0.6)
+    places = corner + np.stack([points[:, 0], high - points[:, 1]], axis=1) * MAP_WIDTH
     area = float(np.clip(14_000 / len(points), 5, 24))  # of a marker, in square points
-    named = [] if labels is None else select_named_classes(labels)
-    styles = dict(zip(named, STYLES, strict=False))
     shown = np.full(len(points), -1) if labels is None else labels
-    _scatter(axes, points[~np.isin(shown, named)], OTHERS, "o", area)
-    for label, (colour, marker) in styles.items():
-        _scatter(axes, points[shown == label], colour, marker, area)
+    styles = dict(zip(select_named_classes(shown), STYLES, strict=False))
+    others = ~np.isin(shown, list(styles))
+    _scatter(sheet, places[others], OTHERS, area)
+    for label, style in styles.items():
+        _scatter(sheet, places[shown == label], style, area)
     long_side = LARGE_THUMBNAIL if labels is None else THUMBNAIL
-    for point, image in thumbnails:
+    for point, image in thumbnails.items():
         size = _thumbnail_size(image.shape[:2], long_side)
-        middle = points[point][0] * MAP_WIDTH, (high - points[point][1]) * MAP_WIDTH
         # A thumbnail at the edge is moved inwards.
-        left, top = (
-            float(np.clip(at - side / 2, 0.02, extent - side - 0.02))
-            for at, side, extent in zip(middle, size, (MAP_WIDTH, height), strict=True)
-        )
-        axes_of_image = sheet.picture(SIDE + left, TOP + top, size, image)
-        colour, _ = styles.get(int(shown[point]), ("#8a8f98", ""))
-        draw_frame(axes_of_image, colour, 1.2)
+        last = corner + extent - size - 0.02
+        left, top = np.clip(places[point] - np.array(size) / 2, corner + 0.02, last).tolist()
+        colour, _ = styles.get(int(shown[point]), THUMBNAIL_FRAME)
+        sheet.picture(left, top, size, image, colour)
     if labels is not None:
-        _legend(axes, labels, styles, classes)
+        counts = np.bincount(labels, minlength=len(classes))
+        rows = [
+            (style, f"{shortened(classes[label], NAME_WIDTH, 7.5)}  {counts[label]:,}")
+            for label, style in styles.items()
+        ]
+        if others.any():
+            count = len(np.unique(labels[others]))
+            rows.append((OTHERS, f"smaller classes ({count:,})  {others.sum():,}"))
+        _draw_legend(sheet, rows)
     return sheet.png()
 
 
-def _scatter(axes: Axes, points: np.ndarray, colour: str, marker: str, area: float) -> None:
-    if len(points):
-        axes.scatter(
-            *points.T, s=area, c=colour, marker=marker, alpha=0.85, linewidths=0, rasterized=True
-        )
+def _scatter(sheet: Sheet, places: np.ndarray, style: tuple[str, str], area: float) -> None:
+    """Draw points of a colour and a marker."""
+    colour, marker = style
+    sheet.axes.scatter(*places.T, s=area, c=colour, marker=marker, alpha=0.85, linewidths=0)
+
+
+def _draw_legend(sheet: Sheet, rows: Sequence[tuple[tuple[str, str], str]]) -> None:
+    """Draw markers, names and counts of images right of the map."""
+    left, y = page.MARGIN + MAP_WIDTH + 0.12, page.TOP + 0.08
+    sheet.write(left, y, "class, images on the map", LEGEND_WIDTH, 6.5, ha="left")
+    for style, words in rows:
+        y += LEGEND_LINE
+        _scatter(sheet, np.array([[left + 0.04, y]]), style, 25.0)
+        sheet.write(left + 0.14, y, words, LEGEND_WIDTH, 7.5, ha="left", color=INK)
 
 
 def _thumbnail_size(shape: tuple[int, ...], long_side: float) -> tuple[float, float]:
     """Width and height of a thumbnail on the page."""
     return long_side * shape[1] / max(shape), long_side * shape[0] / max(shape)
-
-
-def _vertical_range(points: Float[np.ndarray, "M 2"]) -> tuple[float, float]:
-    """Lower and upper end of the map, which is as flat as its points and its legend allow."""
-    low, high = float(points[:, 1].min()) - MARGIN, float(points[:, 1].max()) + MARGIN
-    lacking = max(0.0, MIN_HEIGHT - (high - low)) / 2
-    return low - lacking, high + lacking
-
-
-def _legend(
-    axes: Axes,
-    labels: Int[np.ndarray, " M"],
-    styles: dict[int, tuple[str, str]],
-    classes: Sequence[str],
-) -> None:
-    handles = []
-    for label, (colour, marker) in styles.items():
-        name = shortened(classes[label], NAME_WIDTH, 7.5)
-        handles.append(_legend_entry(f"{name}  {(labels == label).sum():,}", colour, marker))
-    others = ~np.isin(labels, list(styles))
-    if others.any():
-        count = len(np.unique(labels[others]))
-        words = f"{count:,} smaller {'class' if count == 1 else 'classes'}  {others.sum():,}"
-        handles.append(_legend_entry(words, OTHERS, "o"))
-    legend = axes.legend(
-        handles=handles,
-        title="class, images on the map",
-        loc="upper left",
-        bbox_to_anchor=(1.01, 1.0),
-        fontsize=7.5,
-        title_fontsize=6.5,
-        labelcolor=INK,
-        frameon=False,
-        handletextpad=0.3,
-        borderaxespad=0,
-        alignment="left",
-    )
-    legend.get_title().set_color(FAINT)
-    for text in legend.get_texts():
-        text.set_parse_math(False)
-
-
-def _legend_entry(words: str, colour: str, marker: str) -> Line2D:
-    return Line2D([], [], color=colour, marker=marker, linestyle="", markersize=5, label=words)

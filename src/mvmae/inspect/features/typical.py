@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from mvmae.config.figures import MIN_IMAGES
-from mvmae.figures.sheet import Tile
+from mvmae.figures import page
+from mvmae.figures.page import Group, Row
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, to_csv
-from mvmae.inspect.features.figures import draw_pairs, draw_typical
 from mvmae.metrics.typicality import (
     MAX_PAIRS,
     NUM_NEIGHBOURS,
@@ -20,6 +20,7 @@ from mvmae.metrics.typicality import (
 )
 
 QUANTILES = (0.0, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
+MAX_COLUMNS, MAX_PAIRS_ACROSS = 8, 4
 PAIRS_DRAWN = 3  # times --count
 IMPLAUSIBLE_SHARE = 0.3  # of images with a duplicate: more are rarely real
 PAIRS_HEADER = ("cosine", "first", "first_label", "second", "second_label")
@@ -33,42 +34,39 @@ def draw_typicality(job: Job, images: ImageFeatures) -> Drawing:
         return Drawing(None, {"images": count}, summary)
     values = typicality(centre(images.features), device=job.device).tolist()
     order = sorted(range(count), key=lambda row: values[row])
-    num_most = min(job.config.count, count // 3)
-    num_least = min(2 * job.config.count, count // 3)
-    least, most = order[:num_least], order[::-1][:num_most]
     paths = [job.source.path(index) for index in images.indices]
-
-    def tile(row: int) -> Tile:
-        label = images.label(row)
-        index = images.indices[row]
-        detail = f"{label}  {values[row]:.2f}" if label else f"{values[row]:.2f}"
-        return Tile(job.picture(index), job.file_name(index), detail)
-
-    def fact(row: int) -> dict[str, str | float]:
-        return {"path": paths[row], "typicality": round(values[row], 6)}
-
+    # Outliers are what people look for, so there are twice as many of them.
+    least = order[: min(2 * job.config.count, count // 3)]
+    most = order[::-1][: min(job.config.count, count // 3)]
+    rows = []
+    for name, drawn in (("least typical", least), ("most typical", most)):
+        cells = [
+            job.cell(images.indices[row], f"{images.label(row)}  {values[row]:.2f}".strip())
+            for row in drawn
+        ]
+        rows += page.in_blocks([Row([Group(cells)], name)], MAX_COLUMNS)
     neighbours = min(NUM_NEIGHBOURS, count - 1)
-    png = draw_typical(
-        least=[tile(row) for row in least],
-        most=[tile(row) for row in most],
+    png = page.draw(
+        rows,
         title=f"Least and most typical of {job.source.name}, {job.encoder_name}",
         note=(
             f"Mean cosine of an image's features to its {neighbours} nearest of {count:,} images, "
             "after subtracting the mean of all. Least typical images are broken, rare or unlike "
             "any other; many images broken in the same way count as typical of each other."
         ),
+        side=page.SMALL_CELL,
     )
     quantiles = np.quantile(np.array(values, np.float32), QUANTILES).round(6).tolist()
-    facts = {
+    facts: dict[str, Any] = {
         "images": count,
         "neighbours": neighbours,
         "quantiles": dict(zip(map(str, QUANTILES), quantiles, strict=True)),
-        "least": [fact(row) for row in least],
-        "most": [fact(row) for row in most],
     }
-    rows = [(paths[row], images.label(row), f"{values[row]:.6f}") for row in order]
+    for name, drawn in (("least", least), ("most", most)):
+        facts[name] = [{"path": paths[row], "typicality": round(values[row], 6)} for row in drawn]
+    table = [(paths[row], images.label(row), f"{values[row]:.6f}") for row in order]
     summary = f"least typical: {' '.join(paths[order[0]].split())}"  # a name may hold line breaks
-    return Drawing(png, facts, summary, to_csv(("path", "label", "typicality"), rows))
+    return Drawing(png, facts, summary, to_csv(("path", "label", "typicality"), table))
 
 
 def draw_duplicates(job: Job, images: ImageFeatures) -> Drawing:
@@ -86,7 +84,7 @@ def draw_duplicates(job: Job, images: ImageFeatures) -> Drawing:
         "pairs": len(pairs),
         "complete": len(pairs) < MAX_PAIRS,
         "in_groups": len(grouped),
-        "groups": len(grouped) - len(joined),
+        "groups": len(grouped) - len(joined),  # a tree has one edge fewer than members
     }
     rows = []
     for pair in pairs:
@@ -98,17 +96,19 @@ def draw_duplicates(job: Job, images: ImageFeatures) -> Drawing:
     if not pairs:
         summary = f"no two of {count:,} images have a cosine of {threshold:g} or more"
         return Drawing(None, facts, summary, table)
-
-    def tile(row: int) -> Tile:
-        index = images.indices[row]
-        return Tile(job.picture(index), job.file_name(index), images.label(row))
-
-    drawn = joined[: PAIRS_DRAWN * job.config.count]
-    png = draw_pairs(
-        [(tile(pair.first), tile(pair.second)) for pair in drawn],
-        [f"{pair.cosine:.3f}" for pair in drawn],
+    groups = []
+    for pair in joined[: PAIRS_DRAWN * job.config.count]:
+        both = (pair.first, pair.second)
+        cells = [job.cell(images.indices[row], images.label(row)) for row in both]
+        groups.append(Group(cells, f"{pair.cosine:.3f}"))
+    png = page.draw(
+        [
+            Row(groups[at.start : at.stop])
+            for at in page.split_evenly(len(groups), MAX_PAIRS_ACROSS)
+        ],
         title=f"Near-duplicates in {job.source.name}, {job.encoder_name}",
-        note=write_pairs_note(threshold, len(pairs), len(joined), len(drawn)),
+        note=write_pairs_note(threshold, len(pairs), len(joined), len(groups)),
+        side=page.SMALL_CELL,
     )
     return Drawing(png, facts, summarise_pairs(facts), table)
 

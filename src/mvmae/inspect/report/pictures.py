@@ -22,21 +22,21 @@ from mvmae.config.views import Depth, ViewsConfig
 from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
-from mvmae.encoders.attention import attention_rollout
 from mvmae.errors import UserError
 from mvmae.inspect.choose_images import Chosen, choose, displayed, finer, views
 from mvmae.inspect.model_pictures import (
     Panels,
+    attention_maps,
     open_with_decoder,
     overlay,
-    panels_of,
     peak,
+    reconstruct_images,
     shared_limits,
 )
 from mvmae.inspect.report.gather import RunFacts
 from mvmae.inspect.report.html import Gallery, Picture, Strip
 from mvmae.inspect.report.wording import one_line, without_home
-from mvmae.method.views import for_people, mask_noise, normalized
+from mvmae.method.views import for_people, normalized
 from mvmae.metrics.principal import principal_colors
 
 BATCH_SIZE = 8  # attention over 224 pixels takes 200 MB a block for this many images
@@ -143,18 +143,13 @@ def reconstruct(
             f"{facts.name} was trained without reconstruction (its weight is 0), so its decoder "
             "has learnt nothing and no reconstructions are drawn."
         )
-    model, trained = open_with_decoder(str(facts.folder))
-    shape = trained.model
-    source = open_source(shown.data, shape.in_channels, trained.views.pixel_depth)
-    images = views(source, shown.chosen.indices, shape.height_width, trained.views.interpolation)
-    noise = mask_noise(np.random.default_rng((config.seed, 1)), len(images), shape.num_patches)
-    return panels_of(
-        model.to(device),
-        images,
-        noise,
-        trained,
-        num_visible=shape.num_visible,
-        statistics="visible",
+    opened = open_with_decoder(str(facts.folder))
+    return reconstruct_images(
+        opened,
+        shown.data,
+        shown.chosen.indices,
+        seed=config.seed,
+        mask_ratio=opened.config.model.mask_ratio,
         device=device,
     )
 
@@ -178,7 +173,7 @@ def look(
     fine = views(source, shown.chosen.indices, size, interpolation)
     heat, tokens = _encode(opened, images, device)
     pixels = displayed(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
-    looks = [Look(image, one * one.size) for image, one in zip(pixels, heat, strict=True)]
+    looks = [Look(*one) for one in zip(pixels, heat, strict=True)]
     return looks, list(principal_colors(tokens).unflatten(1, encoder.grid).numpy())
 
 
@@ -186,12 +181,12 @@ def look(
 def _encode(
     opened: OpenedEncoder, images: Tensor, device: torch.device
 ) -> tuple[Float[np.ndarray, "B rows columns"], Float[Tensor, "B N D"]]:
-    """Compute attention rollout and patch tokens, a batch at a time."""
+    """Compute attention as multiples of even, and patch tokens, a batch at a time."""
     encoder, how = opened.encoder, opened.preprocessing
     heat, tokens = [], []
     for batch in images.split(BATCH_SIZE):
         inputs = normalized(batch, how.mean, how.std, device)
-        heat.append(attention_rollout(encoder, inputs).float().cpu().numpy())
+        heat.append(attention_maps(encoder, inputs, None)[:, 0])
         tokens.append(encoder(inputs)[:, encoder.num_prefix :].float().cpu())
     return np.concatenate(heat), torch.cat(tokens)
 
