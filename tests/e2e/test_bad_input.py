@@ -140,7 +140,7 @@ SETTINGS = [
     case("no learning rate", "--base-lr 0", "base_lr must be finite and above 0"),
     case("betas", "--betas 0.9 1.0", r"betas must be in \[0, 1\)"),
     case("clipping", "--clip-grad 0", "clip_grad must be above 0"),
-    case("workers", "--workers=-1", "workers must not be negative"),
+    case("workers", "--workers=-1", "workers must be between 0 and"),
     case("seed", "--seed=-1", "seed must be between 0 and"),
     case("one view", "--views.num-views 1", "contrast needs two views"),
     case(

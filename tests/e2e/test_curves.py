@@ -66,7 +66,7 @@ def test_the_metrics_file_may_be_named_instead_of_its_run(here):
         ("runs/empty", "runs/empty has written no metrics yet"),
         ("runs/a runs/a/", "runs/a is named twice"),
         ("runs/a --out runs.png/", "is a folder"),
-        ("runs/a --out c.jpg", "must end in .png, .svg or .pdf"),
+        ("runs/a --out c.jpg", "must end in .png or .svg or .pdf"),
         ("runs/a --against epochs", "against"),
         ("runs/a --smooth 0", "smooth must be between 1 and"),
         ("runs/a --out runs/a/config.json/c.png", "config.json"),

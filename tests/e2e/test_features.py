@@ -249,7 +249,7 @@ REFUSED = [
     ("gone images", "no such encoder: gone"),
     ("run images --draw", "--draw"),
     ("run images --draw pac", "invalid choice 'pac'"),
-    ("run images --draw pca pca", "--draw names pca twice"),
+    ("run images --draw pca pca", "draw names one twice: pca pca"),
     ("run images --against run", "is ENCODER itself"),
     ("run images --against gone", "no such encoder: gone"),
     ("run images --against random:run --draw map", "add pca to --draw"),

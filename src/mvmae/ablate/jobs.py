@@ -14,8 +14,9 @@ import torch
 
 from mvmae import terminal
 from mvmae.ablate import cells
-from mvmae.ablate.plan import LOCKS, Plan, arguments
+from mvmae.ablate.plan import LOCKS, Plan
 from mvmae.ablate.work import Inputs, Outcome
+from mvmae.config.files import arguments
 
 POLL_SECONDS = 1.0
 STOP_SECONDS = 60.0  # time for a stopped process to save its state
@@ -55,7 +56,6 @@ def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
 def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
     """Start one process with its share of the cores and, if there are GPUs, one of them."""
     config = plan.config
-    words = arguments(replace(config, jobs=1))
     environment = os.environ | {"MVMAE_OUTPUT": "plain"}
     environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
     if count := torch.cuda.device_count() if config.device != "cpu" else 0:
@@ -63,7 +63,7 @@ def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
         environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % count]
     with log.open("wb") as stream:
         return subprocess.Popen(
-            [sys.executable, "-m", "mvmae", *words],
+            [sys.executable, "-m", "mvmae", "ablate", *arguments(replace(config, jobs=1))],
             stdin=subprocess.DEVNULL,
             stdout=stream,
             stderr=subprocess.STDOUT,

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import math
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,8 +15,9 @@ import torch
 
 from mvmae import recipes
 from mvmae.ablate.tables import ABLATIONS, BASE, Ablation, Arm, Change, unchanged
+from mvmae.config import files
 from mvmae.config.ablate import GRID, AblateConfig
-from mvmae.config.files import from_json, to_plain
+from mvmae.config.files import from_json, read_json, to_plain
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.errors import UserError, nearest
 from mvmae.storage.results import slug
@@ -144,16 +143,10 @@ def load_recipe(config: AblateConfig) -> tuple[str, PretrainConfig]:
         name = "vit-small-128" if torch.cuda.is_available() else "tiny-cpu"
     if not name.endswith(".json"):
         return name, recipes.named("pretrain", name)
-    try:
-        text = Path(name).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {name}: {error}") from error
-    content: Any = {"model": None}
-    with contextlib.suppress(ValueError):  # `from_json` reports invalid JSON
-        content = json.loads(text)
+    content = read_json(name)
     if not isinstance(content, dict) or "model" not in content:
         raise UserError(f"{name} is not a config of mvmae pretrain: give a run's config.json")
-    return name, from_json(text, PretrainConfig, source=name)
+    return name, from_json(json.dumps(content), PretrainConfig, source=name)
 
 
 def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainConfig:
@@ -318,20 +311,4 @@ def _baseline(config: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> 
 
 def command_line(config: AblateConfig, **other: Any) -> str:
     """Return the command that has these options, some of them replaced."""
-    return shlex.join(["mvmae", *arguments(replace(config, **other))])
-
-
-def arguments(config: AblateConfig) -> list[str]:
-    """Return the arguments that give these options."""
-    words = ["ablate", config.table, *config.data]
-    for field in fields(config):
-        value, flag = getattr(config, field.name), f"--{field.name.replace('_', '-')}"
-        if field.name in ("table", "data", "list") or value == field.default:
-            continue
-        if field.name == "set":
-            words += [word for one in value for word in (flag, *one)]
-        elif isinstance(value, bool):
-            words.append(flag)
-        else:
-            words += [flag, *(map(str, value) if isinstance(value, tuple) else [str(value)])]
-    return words
+    return files.command_line("ablate", replace(config, **other))

@@ -172,14 +172,9 @@ def recipe_or_file(command: str, recipe: str) -> Any:
     """
     if not recipe.endswith(".json"):
         return recipes.named(command, recipe)
-    from mvmae.config.files import from_json
+    from mvmae.config.files import from_json, read_json
 
-    try:
-        content = json.loads(Path(recipe).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {recipe}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"{recipe} is not a config: {error}") from error
+    content = read_json(recipe)
     if isinstance(content, dict) and isinstance(content.get("config"), dict):  # a result
         if content.get("command", command) != command:
             raise UserError(f"{recipe} is a result of mvmae {content['command']}, not of {command}")

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, UseAppendAction, arg
 
+from mvmae.config import checks
 from mvmae.config.checks import require
-from mvmae.config.options import NO_IMAGES, DataArgument, Device, Reading
+from mvmae.config.options import DataArgument, Device, Reading
 
 MAX_SEEDS = 100
 MAX_JOBS = 256
@@ -32,14 +33,21 @@ class AblateConfig(Reading, Device):
     """Images to pre-train on, as for pretrain: folders, a list file, or the built-in photos or
     digits, or torchvision:NAME or hf:NAME."""
 
-    eval_data: str | None = None
+    eval_data: Annotated[
+        str | None, checks.filled("--eval-data is empty: name labelled images")
+    ] = None
     """Labelled images to judge on, never trained on. Default: the test split of a data set that is
     given by its name."""
 
     recipe: str | None = None
     """Recipe of all cells, or a run's config.json. Default: as for pretrain."""
 
-    seeds: tuple[int, ...] = (0, 1, 2)
+    seeds: Annotated[
+        tuple[int, ...],
+        checks.one_or_more("seeds is empty: name one or more"),
+        checks.DISTINCT,
+        checks.SEED,
+    ] = (0, 1, 2)
     """Seeds; every cell is trained once with each."""
 
     set: Annotated[
@@ -60,13 +68,13 @@ class AblateConfig(Reading, Device):
     only_table: bool = False
     """Train nothing: write the table of what is finished."""
 
-    jobs: int = 1
+    jobs: Annotated[int, checks.between(1, MAX_JOBS)] = 1
     """Processes that share the work on this machine, each with its own GPU in turn."""
 
     list: bool = False
     """Say what each table varies, and what the paper found."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images, for each cell. Default: depends on the machine."""
 
     def check(self) -> None:
@@ -76,23 +84,13 @@ class AblateConfig(Reading, Device):
         require(
             self.table != "", "no TABLE: name one such as table6 (`mvmae ablate --list` lists them)"
         )
-        require(len(self.data) > 0 and all(self.data), NO_IMAGES)
-        require(self.eval_data != "", "--eval-data is empty: name labelled images")
         require(
             self.eval_data is not None
             or (len(self.data) == 1 and self.data[0].startswith(SETS_WITH_TEST_SPLIT)),
             f"no labelled images to judge on: name them with --eval-data, apart from "
             f"{' '.join(self.data)}",
         )
-        require(len(self.seeds) > 0, "seeds is empty: name one or more")
         require(len(self.seeds) <= MAX_SEEDS, f"more than {MAX_SEEDS} seeds")
-        require(len(set(self.seeds)) == len(self.seeds), "seeds names one twice")
-        require(
-            all(0 <= seed < 2**63 for seed in self.seeds), "seeds must be between 0 and 2**63 - 1"
-        )
-        require(
-            1 <= self.jobs <= MAX_JOBS, f"jobs must be between 1 and {MAX_JOBS}, not {self.jobs}"
-        )
         require(not (self.only_table and self.jobs > 1), "--only-table needs no --jobs")
         self._check_settings()
 

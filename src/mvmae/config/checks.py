@@ -1,8 +1,16 @@
-"""Checks of config values, and batch sizes that may be "auto"."""
+"""Checks of config values, and batch sizes that may be "auto".
+
+A field's type carries the rules for its value, `Annotated[float, SHARE]`, so that a bound is
+declared beside the option it limits. What depends on several options is checked by `require`.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import cache
+from math import inf
+from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
@@ -11,6 +19,119 @@ from mvmae.errors import UserError
 AUTO = -1
 """A batch size that the run determines itself."""
 MAX_WORKERS = 512  # each is a process: a typing slip would stop the machine
+
+
+class Rule(NamedTuple):
+    """What a value must satisfy; None, the default of many options, always does."""
+
+    words: str
+    """The message; {name} and {value} become those of the option."""
+
+    holds: Callable[[Any], bool]
+
+    is_whole: bool = False
+    """Whether `holds` takes a tuple as a whole; otherwise each of its items in turn."""
+
+
+def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
+    """Make a rule whose message says what the value must be, and what it is."""
+    return Rule(f"{{name}} must be {words}, not {{value}}", holds)
+
+
+def between(low: int | float, high: int | float) -> Rule:
+    """Make a rule for numbers from `low` to `high`, both included."""
+    return must_be(f"between {low} and {high}", lambda value: low <= value <= high)
+
+
+def at_most(high: int | float) -> Rule:
+    """Make a rule for numbers up to `high`."""
+    return must_be(f"at most {high}", lambda value: value <= high)
+
+
+def filled(words: str) -> Rule:
+    """Make a rule for names, none of which may be empty."""
+    return Rule(words, bool)
+
+
+def one_or_more(words: str) -> Rule:
+    """Make a rule for tuples of at least one item, of which none is an empty name."""
+    return Rule(words, lambda items: len(items) > 0 and "" not in items, is_whole=True)
+
+
+def ending(*suffixes: str) -> Rule:
+    """Make a rule for files of certain formats."""
+    words = f"--{{name}} {{value}} must end in {' or '.join(suffixes)}"
+    return Rule(words, lambda file: file.suffix.lower() in suffixes)
+
+
+# NaN fails all of them, because it compares as false.
+AT_LEAST_1 = must_be("at least 1", lambda value: value >= 1)
+ABOVE_0 = must_be("above 0", lambda value: value > 0)
+POSITIVE = must_be("finite and above 0", lambda value: 0 < value < inf)
+NOT_NEGATIVE = must_be("finite and not negative", lambda value: 0 <= value < inf)
+PROBABILITY = must_be("in [0, 1]", lambda value: 0 <= value <= 1)
+BETWEEN_0_AND_1 = must_be("between 0 and 1", lambda value: 0 < value < 1)
+BELOW_1 = must_be("in [0, 1)", lambda value: 0 <= value < 1)
+SEED = must_be("between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63)
+SHARE = must_be("in (0, 1]", lambda value: 0 < value <= 1)
+AT_LEAST_0 = must_be("at least 0", lambda value: value >= 0)
+AT_LEAST_2 = must_be("at least 2", lambda value: value >= 2)
+DISTINCT = Rule(
+    "{name} names one twice: {value}",
+    lambda items: len(set(items)) == len(items),
+    is_whole=True,
+)
+SIZE_RULE = must_be("at least 1, or auto", lambda value: value >= 1 or value == AUTO)
+GRAY_OR_COLOUR = must_be("3 for colour or 1 for gray", lambda channels: channels in (1, 3))
+
+Count = Annotated[int, AT_LEAST_1]
+CountOrNone = Annotated[int | None, AT_LEAST_1]
+Minutes = Annotated[float, AT_LEAST_0]
+Workers = Annotated[int | None, between(0, MAX_WORKERS)]
+Seed = Annotated[int, SEED]
+CropScale = Annotated[
+    tuple[float, float],
+    Rule(
+        "{name} {value} must be two increasing shares in (0, 1]",
+        lambda scale: 0 < scale[0] <= scale[1] <= 1,
+        is_whole=True,
+    ),
+]
+
+
+Factors = Annotated[
+    tuple[float, float],
+    Rule(
+        "{name} {value} must be two increasing numbers above 0",
+        lambda factors: 0 < factors[0] <= factors[1] < inf,
+        is_whole=True,
+    ),
+]
+
+
+@cache
+def _rules_of(kind: type) -> list[tuple[str, Rule]]:
+    hints = get_type_hints(kind, include_extras=True)
+    return [
+        (name, rule)
+        for name, hint in hints.items()
+        for rule in getattr(hint, "__metadata__", ())
+        if isinstance(rule, Rule)
+    ]
+
+
+def require_rules(config: object) -> None:
+    """Check every value against the rules in its field's type.
+
+    Raises:
+        UserError: A value breaks one; the message names the option.
+    """
+    for name, rule in _rules_of(type(config)):
+        value = getattr(config, name)
+        for item in value if isinstance(value, tuple) and not rule.is_whole else (value,):
+            if item is not None and not rule.holds(item):
+                shown = " ".join(map(str, item)) if isinstance(item, tuple) else item
+                raise UserError(rule.words.format(name=name, value=shown))
 
 
 def require(condition: bool, message: str) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Count, CountOrNone, require
 from mvmae.config.options import (
     AdamW,
     Compute,
@@ -17,12 +17,10 @@ from mvmae.config.options import (
     EncoderOption,
     Reading,
     RunOutput,
-    require_layer_decay,
-    require_positive,
-    require_seed,
     require_warmup,
 )
 
+NO_PREDICT = "--predict is empty: name a folder of images"
 CocoArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
 
@@ -57,14 +55,14 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     boxes_only: bool = False
     """Ignore the masks of the data, and train Faster R-CNN."""
 
-    image_size: int = 1024
+    image_size: Count = 1024
     """Side of the square, in pixels, that images are fitted into."""
 
-    window: int | None = 16
+    window: CountOrNone = 16
     """Side of the windows, in patches, in which most blocks attend; none: all blocks attend to the
     whole image, and prefix tokens stay."""
 
-    global_blocks: int = 4
+    global_blocks: Annotated[int, checks.AT_LEAST_0] = 4
     """Blocks that attend to the whole image in spite of windows, evenly spaced, the last one among
     them."""
 
@@ -79,26 +77,26 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Norm in the pyramid and the heads. batch norm covers all processes on GPUs, and needs large
     batches."""
 
-    channels: int = 256
+    channels: Count = 256
     """Width of the pyramid's maps and of the heads' convolutions."""
 
-    hidden: int = 1024
+    hidden: Count = 1024
     """Width of the box head's linear layer."""
 
-    proposals: int = 2000
+    proposals: Annotated[int, checks.AT_LEAST_2] = 2000
     """Maximum number of boxes that the region proposal network passes on per training image; half
     of them per test image."""
 
-    samples: int = 512
+    samples: Count = 512
     """Boxes of these, per image, from which the heads learn in a step."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training images."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images per optimiser step, over all processes."""
 
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts in which each process handles its images of a step, for less memory; batch norm sees
     one part at a time."""
 
@@ -106,69 +104,70 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Compute the blocks' activations again in the backward pass: a third more time, far less
     memory."""
 
-    lr: float = 8e-5
+    lr: Annotated[float, checks.POSITIVE] = 8e-5
     """Peak learning rate, of the last layers if layer_decay is below 1."""
 
-    layer_decay: float = 1.0
+    layer_decay: Annotated[float, checks.SHARE] = 1.0
     """Learning rate of a block relative to that of the block above it."""
 
     schedule: Literal["cosine", "steps"] = "cosine"
     """How the learning rate falls: half a cosine to 0, or to a tenth at each of `drops`."""
 
-    drops: tuple[float, ...] = (0.89, 0.96)
+    drops: Annotated[tuple[float, ...], checks.BETWEEN_0_AND_1] = (0.89, 0.96)
     """steps: shares of the run after which the learning rate falls to a tenth."""
 
     warmup_epochs: float = 0.25
     """Epochs in which the learning rate rises from 0."""
 
-    warmup_steps: int | None = None
+    warmup_steps: Annotated[int | None, checks.AT_LEAST_0] = None
     """Steps in which it rises, instead of warmup_epochs."""
 
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.1
     """AdamW's weight decay, on everything except biases, norms, tokens and positions."""
 
-    drop_path: float = 0.1
+    drop_path: Annotated[float, checks.BELOW_1] = 0.1
     """Probability of skipping the last block's branches; smaller for the blocks before it."""
 
-    scale_jitter: tuple[float, float] = (0.1, 2.0)
+    scale_jitter: checks.Factors = (0.1, 2.0)
     """Smallest and largest size of a training image, where 1 fits into the square (large-scale
     jitter; a random part of a larger one is used)."""
 
     flip: Literal["none", "horizontal"] = "horizontal"
     """Flip a training image left to right with probability one half, or not."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the heads' weights, the order, the jitter and the samples."""
 
-    eval_every: int = 5
+    eval_every: Count = 5
     """Epochs between two evaluations on the validation images (and one at the end)."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. Boxes and losses are always
     fp32."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images, per training process. Default: depends on the machine."""
 
     log: tuple[Literal["tensorboard"], ...] = ()
     """Where else to write metrics, and pictures of predictions."""
 
-    predict: str | None = None
+    predict: Annotated[str | None, checks.filled(NO_PREDICT)] = None
     """Folder or list of images, or one image: detect objects in them with the finished run ENCODER,
     instead of training."""
 
-    score: float = 0.5
+    score: Annotated[float, checks.BELOW_1] = 0.5
     """predict: smallest score of a detection that is kept, from 0 to 1."""
 
     draw: bool = True
     """predict: also draw each image with its detections."""
 
     def check(self) -> None:
-        """Check counts, rates, the shape, and what --predict takes."""
-        self._check_counts()
-        self._check_rates()
-        self._check_shape()
-        require_seed(self.seed)
+        """Check what depends on several options, such as what --predict takes."""
+        require_warmup(self.warmup_epochs, self.epochs)
+        require(
+            self.window is not None or not self.relative_positions,
+            "relative positions need windows: add --no-relative-positions, or set --window",
+        )
         require(
             self.predict is None or not self.data,
             f"--predict takes a detector's run folder and no DATA: leave out {self.data}",
@@ -176,34 +175,4 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
         require(
             self.predict is None or not self.resume,
             "--predict cannot be resumed: leave out --resume",
-        )
-        require(self.predict != "", "--predict is empty: name a folder of images")
-        require(0 <= self.score < 1, f"score must be in [0, 1), not {self.score}")
-
-    def _check_counts(self) -> None:
-        require_positive(self, "image_size", "window", "channels", "hidden", "samples", "epochs")
-        require_positive(self, "batch_size", "accumulate", "eval_every")
-        for name in ("global_blocks", "warmup_steps"):
-            value = getattr(self, name)
-            require(value is None or value >= 0, f"{name} must be at least 0, not {value}")
-        require(self.proposals >= 2, f"proposals must be at least 2, not {self.proposals}")
-
-    def _check_shape(self) -> None:
-        require(
-            self.window is not None or not self.relative_positions,
-            "relative positions need windows: add --no-relative-positions, or set --window",
-        )
-        low, high = self.scale_jitter
-        require(
-            0 < low <= high < inf,
-            f"scale_jitter {low:g} {high:g} must be two increasing numbers above 0",
-        )
-        require(0 <= self.drop_path < 1, f"drop_path must be in [0, 1), not {self.drop_path}")
-
-    def _check_rates(self) -> None:
-        require(0 < self.lr < inf, f"lr must be finite and above 0, not {self.lr}")
-        require_layer_decay(self.layer_decay)
-        require_warmup(self.warmup_epochs, self.epochs)
-        require(
-            all(0 < drop < 1 for drop in self.drops), f"drops {self.drops} must be shares in (0, 1)"
         )

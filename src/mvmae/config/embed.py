@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mvmae.config.checks import require
-from mvmae.config.options import (
-    Compute,
-    EncoderOption,
-    Images,
-    InputSize,
-    Reading,
-    require_positive,
-)
+from mvmae.config import checks
+from mvmae.config.checks import Count, CountOrNone, require
+from mvmae.config.options import Compute, EncoderOption, Images, InputSize, Reading
 
 MAX_IN_SAFETENSORS = 100_000  # images per part: paths are in a header of at most 100 MB
 
@@ -27,11 +21,11 @@ class EmbedConfig(Reading, Compute, InputSize, Images, EncoderOption):
     """mean: the mean of the patch tokens. cls: the class token. patch: every patch token, which
     takes that much more space. Default: mean or cls, whichever training shaped."""
 
-    query: tuple[str, ...] = ()
+    query: Annotated[tuple[str, ...], checks.filled("--query is empty: name image files")] = ()
     """Image files whose nearest neighbours among the images to find; missing embeddings are
     computed first."""
 
-    k: int = 8
+    k: Count = 8
     """Neighbours of each query."""
 
     format: Literal["parquet", "npz", "safetensors"] = "parquet"
@@ -50,17 +44,15 @@ class EmbedConfig(Reading, Compute, InputSize, Images, EncoderOption):
     dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in the files; float16 takes half the space."""
 
-    part_size: int | None = None
+    part_size: CountOrNone = None
     """Images per file. Default: about 64 MB of them, and at most 4096, since --resume repeats what
     was not yet in a file."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images encoded at a time."""
 
     def check(self) -> None:
-        """Check counts and what goes together."""
-        require_positive(self, "k", "part_size", "batch_size")
-        require(all(self.query), "--query is empty: name image files")
+        """Check what goes together."""
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
         require(
             self.format != "safetensors" or (self.part_size or 0) <= MAX_IN_SAFETENSORS,

@@ -8,7 +8,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import arg
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Rule
 from mvmae.config.options import NO_IMAGES, EncoderOption
 
 ExportFormat = Literal["timm", "hf", "hf-mae", "onnx", "pt2", "safetensors"]
@@ -21,7 +22,12 @@ class ExportConfig(EncoderOption):
     Every format gets its own folder in OUT, with a README.md that says how to load it.
     """
 
-    format: Annotated[tuple[ExportFormat, ...], arg(metavar="FORMAT [FORMAT ...]")]
+    format: Annotated[
+        tuple[ExportFormat, ...],
+        arg(metavar="FORMAT [FORMAT ...]"),
+        checks.one_or_more("name a --format: timm, hf, hf-mae, onnx, pt2 or safetensors"),
+        checks.DISTINCT,
+    ]
     """timm: weights that timm.create_model loads.
     hf: transformers' ViTModel.
     hf-mae: transformers' ViTMAEForPreTraining, decoder included; ENCODER must be a run.
@@ -29,26 +35,21 @@ class ExportConfig(EncoderOption):
     pt2: torch.export's program, any number of images.
     safetensors: weights and sizes in mvmae's own format."""
 
-    data: str = "photos"
+    data: Annotated[str, checks.filled(NO_IMAGES)] = "photos"
     """Images to check with: a folder, a list file, photos or digits."""
 
-    out: Path | None = None
+    out: Annotated[
+        Path | None,
+        Rule(
+            "--out {value} must name a folder, which gets a folder for each format",
+            lambda out: out.suffix not in (".onnx", ".pt2", ".safetensors"),
+        ),
+    ] = None
     """Folder that gets a folder for each format. Default: export/ in the run folder that ENCODER is
     or is in; else in runs/ENCODER."""
 
     overwrite: bool = False
     """Replace existing exports in these formats."""
-
-    def check(self) -> None:
-        """Check formats and paths."""
-        require(len(self.format) > 0, "name a --format: timm, hf, hf-mae, onnx, pt2 or safetensors")
-        twice = sorted({name for name in self.format if self.format.count(name) > 1})
-        require(not twice, f"format {' '.join(twice)} is named twice")
-        require(self.data != "", NO_IMAGES)
-        require(
-            self.out is None or self.out.suffix not in (".onnx", ".pt2", ".safetensors"),
-            f"--out {self.out} must name a folder, which gets a folder for each format",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.checks import require
-from mvmae.config.evaluation import require_gray_or_colour
+from mvmae.config import checks
+from mvmae.config.checks import Count, CountOrNone, Rule, require
 from mvmae.config.model import Pool
 from mvmae.config.options import (
     Compute,
@@ -21,8 +21,6 @@ from mvmae.config.options import (
     InputSize,
     Options,
     Reading,
-    require_positive,
-    require_seed,
 )
 
 FeaturePicture = Literal["pca", "map", "typical", "duplicates"]
@@ -36,47 +34,44 @@ MAX_PICTURES = 64  # of a report, 40 kB each: a browser opens the page as one fi
 MAX_PORT = 65535
 MIN_IMAGES = 5  # fewer have no neighbourhoods
 
+Against = Annotated[tuple[str, ...], checks.filled("--against is empty: name an encoder")]
+Rows = Annotated[Count, checks.at_most(MAX_ROWS)]
+Channels = Annotated[
+    tuple[int, ...],
+    Rule(
+        "--channels must name 1 channel, drawn gray, or 3 for red, green and blue, not {value}",
+        lambda channels: len(channels) in (0, 1, 3),
+        is_whole=True,
+    ),
+    Rule("--channels are counted from 1", lambda channel: channel >= 1),
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Panels(Device, Images, EncoderOption):
     """Options of a figure with a row per image and a column per encoder."""
 
-    count: int = 6
+    count: Rows = 6
     """Images drawn."""
 
-    channels: tuple[int, ...] = ()
+    channels: Channels = ()
     """Channels drawn, counted from 1: three as red, green and blue, or one as gray. Default: the
     first three, or the first if there are fewer."""
 
-    against: tuple[str, ...] = ()
+    against: Against = ()
     """Other encoders to draw beside it: run folders, files, timm:NAME, random:RUN, ..."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the choice of images."""
 
     def check(self) -> None:
         """Check what fits on a sheet."""
-        require(all(self.against), "--against is empty: name an encoder")
         drawn = (self.encoder, *self.against)
         require(len(set(drawn)) == len(drawn), "--against names an encoder twice")
         require(
             len(self.against) <= MAX_AGAINST,
             f"--against names {len(self.against)}: a figure has room for {MAX_AGAINST}",
         )
-        require_drawn_channels(self.channels)
-        require_positive(self, "count")
-        require(self.count <= MAX_ROWS, f"count must be at most {MAX_ROWS}, not {self.count}")
-        require_seed(self.seed)
-
-
-def require_drawn_channels(channels: tuple[int, ...]) -> None:
-    """Require one channel, or three, counted from 1; none stands for the default."""
-    require(
-        len(channels) in (0, 1, 3),
-        f"--channels must name 1 channel, drawn gray, or 3 for red, green and blue, "
-        f"not {len(channels)}",
-    )
-    require(all(channel >= 1 for channel in channels), "--channels are counted from 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,14 +81,14 @@ class ReconstructConfig(Panels):
     encoder: EncoderArgument
     """Run folder, or a checkpoint file with a decoder (RUN/checkpoints/previous.pt)."""
 
-    against: tuple[str, ...] = ()
+    against: Against = ()
     """Other runs or checkpoints to draw beside it, for the same images; under the same masks if
     their grids of patches are equal."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the choice of images and of the masks."""
 
-    mask_ratio: float | None = None
+    mask_ratio: Annotated[float | None, checks.BETWEEN_0_AND_1] = None
     """Share of patches hidden. Default: that of ENCODER, for all runs."""
 
     statistics: Literal["visible", "target"] = "visible"
@@ -103,13 +98,6 @@ class ReconstructConfig(Panels):
 
     out: Path | None = None
     """The picture. Default: figures/reconstructions.png in the run folder."""
-
-    def check(self) -> None:
-        """Check the mask."""
-        require(
-            self.mask_ratio is None or 0 < self.mask_ratio < 1,
-            f"mask_ratio must be between 0 and 1, not {self.mask_ratio}",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,30 +128,36 @@ class AttentionConfig(Panels):
 class FeaturesConfig(Reading, Compute, InputSize, Images, EncoderOption):
     """Draw an encoder's features: colours of patches, a map of the images, outliers, duplicates."""
 
-    draw: tuple[FeaturePicture, ...] = FEATURE_PICTURES
+    draw: Annotated[
+        tuple[FeaturePicture, ...],
+        checks.one_or_more(f"--draw is empty: name {', '.join(FEATURE_PICTURES)}"),
+        checks.DISTINCT,
+    ] = FEATURE_PICTURES
     """pca: images beside their patches, coloured by the three main directions in which patches
     differ.
     map: all images in a plane, similar ones close together.
     typical: images with many similar ones, and images with none.
     duplicates: pairs of the same picture, or nearly."""
 
-    against: tuple[str, ...] = ()
+    against: Annotated[Against, checks.DISTINCT] = ()
     """pca: other encoders to draw beside it: run folders, files, timm:NAME, random:RUN, ..."""
 
-    count: int = 8
+    count: Rows = 8
     """pca: images drawn. typical: the most typical images drawn, and twice as many of the least
     typical. duplicates: a third of the pairs drawn."""
 
-    most: int = 2000
+    most: Annotated[int, checks.must_be(f"at least {MIN_IMAGES}", MIN_IMAGES.__le__)] = 2000
     """map: maximum number of images in it, drawn at random."""
 
     map: Literal["tsne", "umap"] = "tsne"
     """map: t-SNE of scikit-learn, or UMAP, which needs: pip install 'mvmae[umap]'."""
 
-    threshold: float = 0.98
+    threshold: Annotated[
+        float, checks.must_be("a cosine above -1 and up to 1", lambda value: -1 < value <= 1)
+    ] = 0.98
     """duplicates: smallest cosine of two images' features, minus the mean over all, that counts."""
 
-    max_images: int | None = None
+    max_images: CountOrNone = None
     """Maximum number of images to use, drawn at random. Default: all."""
 
     pool: Pool | None = None
@@ -174,10 +168,14 @@ class FeaturesConfig(Reading, Compute, InputSize, Images, EncoderOption):
     """Side of the input in pixels, or height and width; larger gives finer colours. Default: the
     encoder's own."""
 
-    batch_size: int = 64
+    batch_size: Count = 64
     """Images encoded at a time."""
 
-    seed: int = 0
+    in_channels: Annotated[int | None, checks.GRAY_OR_COLOUR] = None
+    """Channels of the images, 3 for colour or 1 for gray. Default: the encoder's own."""
+
+    # scikit-learn's seeds have 32 bits
+    seed: Annotated[int, checks.must_be("between 0 and 2**32 - 1", lambda s: 0 <= s < 2**32)] = 0
     """Seed of the choice of images, and of the map."""
 
     out: Path | None = None
@@ -185,26 +183,10 @@ class FeaturesConfig(Reading, Compute, InputSize, Images, EncoderOption):
     else in runs/ENCODER."""
 
     def check(self) -> None:
-        """Check counts, the threshold, and what is drawn."""
-        require_positive(self, "count", "max_images", "batch_size")
-        require(self.count <= MAX_ROWS, f"count must be at most {MAX_ROWS}, not {self.count}")
-        require(self.most >= MIN_IMAGES, f"most must be at least {MIN_IMAGES}, not {self.most}")
-        require_gray_or_colour(self.in_channels)
-        # scikit-learn's seeds are of 32 bits
-        require(0 <= self.seed < 2**32, "seed must be between 0 and 2**32 - 1")
-        require(len(self.draw) > 0, f"--draw is empty: name {', '.join(FEATURE_PICTURES)}")
-        for name in ("draw", "against"):
-            value = getattr(self, name)
-            twice = sorted({one for one in value if value.count(one) > 1})
-            require(not twice, f"--{name} names {' '.join(twice)} twice")
-        require(all(self.against), "--against is empty: name encoders")
+        """Require a picture that draws the encoders of --against."""
         require(
             not self.against or "pca" in self.draw,
             "--against is drawn by pca: add pca to --draw, or leave out --against",
-        )
-        require(
-            -1 < self.threshold <= 1,
-            f"threshold must be a cosine above -1 and up to 1, not {self.threshold}",
         )
 
 
@@ -212,23 +194,26 @@ class FeaturesConfig(Reading, Compute, InputSize, Images, EncoderOption):
 class CurvesConfig(Options):
     """Draw losses, health, scores and speed of runs over their length, side by side."""
 
-    runs: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RUN [RUN ...]"),
+        checks.one_or_more("no RUN: name a run folder, or several"),
+    ]
     """Run folders of pretrain, finetune, detect or segment; the runs may still be going on."""
 
     against: Literal["steps", "images", "hours"] = "steps"
     """Horizontal axis. Hours are hours of training, including those before a resume."""
 
-    smooth: int = 1
+    smooth: Annotated[int, checks.between(1, MAX_WINDOW)] = 1
     """Lines of metrics.jsonl in a centred mean; the measured values stay visible behind it.
     1: no smoothing."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, checks.ending(".png", ".svg", ".pdf")] = None
     """The figure: .png, .svg or .pdf. Default: figures/curves.png in the run folder; for several
     runs, curves.png beside the first of them."""
 
     def check(self) -> None:
-        """Check runs, window and the figure's name."""
-        require(len(self.runs) > 0, "no RUN: name a run folder, or several")
+        """Require runs that can be told apart."""
         require(
             len(self.runs) <= MAX_CURVES,
             f"{len(self.runs)} runs are more than the {MAX_CURVES} colours that can be told apart: "
@@ -237,14 +222,6 @@ class CurvesConfig(Options):
         paths = [normpath(path) for path in self.runs]
         twice = [path for path in dict.fromkeys(paths) if paths.count(path) > 1]
         require(not twice, f"RUN {' '.join(twice)} is named twice")
-        require(
-            1 <= self.smooth <= MAX_WINDOW,
-            f"smooth must be between 1 and {MAX_WINDOW}, not {self.smooth}",
-        )
-        require(
-            self.out is None or self.out.suffix.lower() in (".png", ".svg", ".pdf"),
-            f"--out {self.out} must end in .png, .svg or .pdf",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,44 +231,39 @@ class ReportConfig(Device):
     The file needs neither network nor other files: send it, print it, open it from disk.
     """
 
-    runs: Annotated[Positional[tuple[str, ...]], arg(metavar="RUN [RUN ...]")]
+    runs: Annotated[
+        Positional[tuple[str, ...]],
+        arg(metavar="RUN [RUN ...]"),
+        checks.one_or_more("RUN is empty: name one or more run folders"),
+    ]
     """Run folders of pretrain, finetune, detect or segment, finished or not; or a folder with the
     results/ of an encoder that was only judged."""
 
-    out: Path | None = None
+    out: Annotated[Path | None, checks.ending(".html", ".htm")] = None
     """The page. Default: report.html in the run folder; for several runs, beside the first."""
 
-    data: tuple[str, ...] = ()
+    data: Annotated[
+        tuple[str, ...],
+        checks.filled("--data is empty: name a folder, a list file, photos or digits"),
+    ] = ()
     """Images for the pictures: folders, a list file, photos or digits. Default: the training images
     of the (first) run, or the built-in photographs if those are gone."""
 
-    count: int = 6
+    count: Annotated[int, checks.between(1, MAX_PICTURES)] = 6
     """Images shown."""
 
     pictures: bool = True
     """Show reconstructions, attention and features; without them the page takes a second."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the choice of images and of the masks."""
 
     def check(self) -> None:
-        """Check runs, pictures and the page's name."""
-        require(len(self.runs) > 0, "no RUN: name one or more run folders")
-        require(all(self.runs), "RUN is empty: name a run folder")
+        """Require a number of runs that can be compared, and a use for --data."""
         require(
             len(self.runs) <= MAX_RUNS,
             f"{len(self.runs)} runs are more than a page compares well: name at most {MAX_RUNS}",
         )
-        require(
-            self.out is None or self.out.suffix.lower() in (".html", ".htm"),
-            f"--out {self.out} must end in .html",
-        )
-        require(all(self.data), "--data is empty: name a folder, a list file, photos or digits")
-        require(
-            1 <= self.count <= MAX_PICTURES,
-            f"count must be between 1 and {MAX_PICTURES}, not {self.count}",
-        )
-        require_seed(self.seed)
         require(
             self.pictures or not self.data, "--data has no effect with --no-pictures: leave out one"
         )
@@ -308,7 +280,7 @@ class ExploreConfig(Compute, Images, EncoderOption):
     """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
     timm:NAME, hf:NAME, or random:NAME. Reconstructions need a run, which has a decoder."""
 
-    most: int = 1000
+    most: Count = 1000
     """Images of DATA to embed for the search, drawn at random; the page works meanwhile. They are
     kept in the run's cache/ for the next time."""
 
@@ -319,18 +291,14 @@ class ExploreConfig(Compute, Images, EncoderOption):
     host: str = "127.0.0.1"
     """Address to serve on. Any other than this machine's own lets others in, without a password."""
 
-    port: int = 8017
+    port: Annotated[int, checks.between(0, MAX_PORT)] = 8017
     """Port to serve on; 0, or one that is taken: the next free one."""
 
     open: bool = False
     """Open the page in the browser."""
 
     def check(self) -> None:
-        """Check counts and the address."""
-        require_positive(self, "most")
-        require(
-            0 <= self.port <= MAX_PORT, f"port must be between 0 and {MAX_PORT}, not {self.port}"
-        )
+        """Check the address."""
         require(
             self.host.strip() == self.host != "" and "/" not in self.host,
             f"--host '{self.host}' is not an address: name one such as 127.0.0.1, without http:// "

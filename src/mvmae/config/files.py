@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -52,7 +51,7 @@ def _image_size(value: Any, _: Any) -> int | tuple[int, int]:
 _json.register_structure_hook_func(lambda kind: kind == int | tuple[int, int], _image_size)
 
 
-POSITIONAL = ("encoder", "data", "part")  # options without a flag on the command line
+POSITIONAL = ("encoder", "data", "part", "table")  # options without a flag on the command line
 
 
 def to_plain(config: Any) -> dict[str, Any]:
@@ -67,36 +66,46 @@ def to_json(config: Any) -> str:
 
 def command_line(command: str, config: Any) -> str:
     """Return the command line for a config: the options that differ from their defaults."""
-    return shlex.join(["mvmae", command, *_words(config, type(config), "")])
+    return shlex.join(["mvmae", command, *arguments(config)])
 
 
-def _words(config: Any, kind: Any, prefix: str) -> Iterator[str]:
-    flags = []
-    for field in fields(kind):
-        value, default = getattr(config, field.name), _default(field)
+def arguments(config: Any, prefix: str = "") -> list[str]:
+    """Return the arguments for a config, those without a flag first."""
+    words, flags = [], []
+    for field in fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
         if is_dataclass(value):
-            flags += _words(value, type(value), f"{prefix}{field.name}.")
-        elif not prefix and field.name in POSITIONAL:
-            yield from (str(item) for item in (value if isinstance(value, tuple) else (value,)))
+            flags += arguments(value, f"{name}.")
+        elif name in POSITIONAL:
+            words += map(str, value if isinstance(value, tuple) else (value,))
         elif value != default:
-            flags += _flag((prefix + field.name).replace("_", "-"), value)
-    yield from flags
-
-
-def _default(field: Any) -> Any:
-    return field.default_factory() if field.default_factory is not MISSING else field.default
+            flags += _flag(name.replace("_", "-"), value)
+    return [*words, *flags]
 
 
 def _flag(name: str, value: Any) -> list[str]:
     if isinstance(value, bool):
-        return [f"--{name}" if value else f"--{_negated(name)}"]
+        group, dot, last = name.rpartition(".")
+        return [f"--{name}" if value else f"--{group}{dot}no-{last}"]
     values = value if isinstance(value, tuple) else (value,)
-    return [f"--{name}", *(str(item) for item in values)]
+    if values and isinstance(values[0], tuple):  # given repeatedly, such as --set of ablate
+        return [word for one in values for word in (f"--{name}", *one)]
+    return [f"--{name}", *map(str, values)]
 
 
-def _negated(name: str) -> str:
-    *groups, last = name.split(".")
-    return ".".join([*groups, f"no-{last}"])
+def read_json(file: str) -> Any:
+    """Read a file of JSON.
+
+    Raises:
+        UserError: It cannot be read, or is not JSON.
+    """
+    try:
+        return json.loads(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"{file} is not a config: {error}") from error
 
 
 def from_json(text: str, kind: type[T], *, source: str) -> T:
@@ -131,5 +140,6 @@ def _describe(error: BaseException, kind: Any) -> str:
         case KeyError():
             return "a required key is missing"
         case _:
+            kind = getattr(kind, "__origin__", kind)  # without the rules of an annotated type
             wanted = getattr(kind, "__name__", str(kind)).replace("typing.", "")
             return f"a value is not {wanted} ({error})"

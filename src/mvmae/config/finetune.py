@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Count, require
 from mvmae.config.options import (
     AdamW,
     Compute,
@@ -16,10 +16,6 @@ from mvmae.config.options import (
     LabelledImages,
     Reading,
     RunOutput,
-    require_crop_scale,
-    require_layer_decay,
-    require_positive,
-    require_seed,
     require_warmup,
 )
 
@@ -38,104 +34,80 @@ class FinetuneConfig(RunOutput, AdamW, Reading, Compute, InputSize, LabelledImag
     out: Path = Path("runs/finetune")
     """Run folder, which gets everything that the run writes."""
 
-    epochs: int = 100
+    epochs: Count = 100
     """Passes over the training images."""
 
-    batch_size: int = 512
+    batch_size: Count = 512
     """Images per optimiser step, over all processes."""
 
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts in which each process handles its images of a step, for less memory."""
 
-    base_lr: float = 5e-4
+    base_lr: Annotated[float, checks.POSITIVE] = 5e-4
     """Learning rate of the head at batch size 256; the rate used is base_lr * batch_size / 256."""
 
     min_lr: float = 1e-6
     """Learning rate of the head at the end."""
 
-    layer_decay: float = 0.65
+    layer_decay: Annotated[float, checks.SHARE] = 0.65
     """Learning rate of a block relative to that of the block above it."""
 
     warmup_epochs: float = 5.0
     """Epochs in which the learning rate rises from 0."""
 
-    drop_path: float = 0.1
+    drop_path: Annotated[float, checks.BELOW_1] = 0.1
     """Probability of skipping the last block's branches; smaller for the blocks before it."""
 
-    label_smoothing: float = 0.1
+    label_smoothing: Annotated[float, checks.BELOW_1] = 0.1
     """Share of a label that is spread over all classes."""
 
-    mixup: float = 0.8
+    mixup: Annotated[float, checks.NOT_NEGATIVE] = 0.8
     """Alpha of MixUp, which blends images; 0: none."""
 
-    cutmix: float = 1.0
+    cutmix: Annotated[float, checks.NOT_NEGATIVE] = 1.0
     """Alpha of CutMix, which swaps boxes of images; 0: none. With both, each batch gets one of them
     at random."""
 
-    erasing: float = 0.25
+    erasing: Annotated[float, checks.PROBABILITY] = 0.25
     """Probability of replacing a box of an image by noise."""
 
-    rand_augment: float = 9.0
+    rand_augment: Annotated[float, checks.between(0, MAX_MAGNITUDE)] = 9.0
     """Magnitude of RandAugment on timm's scale from 0 to 10; 0: none."""
 
-    crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_scale: checks.CropScale = (0.08, 1.0)
     """Smallest and largest share of the image's area in a crop."""
 
     flip: Literal["none", "horizontal", "both"] = "horizontal"
     """Flip an image left to right with probability one half, or not; both: also upside down, as
     --views.flip of pretrain."""
 
-    test_share: float = 0.875
+    test_share: Annotated[float, checks.SHARE] = 0.875
     """Share of a test image's height and width that is used, in the middle (224 of 256)."""
 
-    ema: float | None = None
+    ema: Annotated[float | None, checks.BETWEEN_0_AND_1] = None
     """Rate of an exponential average of the weights, for example 0.9999, which is then judged and
     kept; none: the weights themselves."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the head's weights, the order, the crops and all augmentation."""
 
-    eval_every: int = 1
+    eval_every: Count = 1
     """Epochs between two evaluations on the test images (and one at the end)."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. The loss is always fp32."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images, per training process. Default: depends on the machine."""
 
     def check(self) -> None:
-        """Check rates and augmentation."""
-        require_positive(self, "epochs", "batch_size", "accumulate", "eval_every")
-        require_seed(self.seed)
-        self._check_rates()
-        self._check_augmentation()
-
-    def _check_rates(self) -> None:
-        require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
+        """Check the learning rates' course."""
         require(
             0 <= self.min_lr <= self.lr,
             f"min_lr {self.min_lr:g} must be between 0 and the peak learning rate {self.lr:g} "
             "(base_lr * batch_size / 256)",
         )
-        require_layer_decay(self.layer_decay)
         require_warmup(self.warmup_epochs, self.epochs)
-        require(self.ema is None or 0 < self.ema < 1, f"ema must be in (0, 1), not {self.ema}")
-
-    def _check_augmentation(self) -> None:
-        for name in ("drop_path", "label_smoothing"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
-        for name in ("mixup", "cutmix"):
-            value = getattr(self, name)
-            require(0 <= value < inf, f"{name} must be finite and not negative, not {value}")
-        require(0 <= self.erasing <= 1, f"erasing must be in [0, 1], not {self.erasing}")
-        require(
-            0 <= self.rand_augment <= MAX_MAGNITUDE,
-            f"rand_augment must be in [0, {MAX_MAGNITUDE}], not {self.rand_augment}",
-        )
-        require_crop_scale(self.crop_scale)
-        require(0 < self.test_share <= 1, f"test_share must be in (0, 1], not {self.test_share}")
 
     @property
     def lr(self) -> float:

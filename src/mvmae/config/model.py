@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import floor
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Count, require
 
 
 class Size(NamedTuple):
@@ -54,22 +55,22 @@ class ModelConfig:
     image_size: int | tuple[int, int] = 224
     """Side of the input in pixels, or its height and width."""
 
-    patch_size: int = 16
+    patch_size: Count = 16
     """Side of a square patch in pixels."""
 
-    in_channels: int = 3
+    in_channels: Annotated[Count, checks.at_most(MAX_CHANNELS)] = 3
     """Channels of the images: 3 for colour, 1 for gray, up to 64 of TIFF and .npy files."""
 
-    mask_ratio: float = 0.8
+    mask_ratio: Annotated[float, checks.BETWEEN_0_AND_1] = 0.8
     """Share of patches hidden from the encoder."""
 
-    decoder_depth: int = 4
+    decoder_depth: Count = 4
     """Transformer blocks in the decoder."""
 
-    decoder_dim: int = 512
+    decoder_dim: Count = 512
     """Width of the decoder, a multiple of 32."""
 
-    decoded_share: float = 1.0
+    decoded_share: Annotated[float, checks.SHARE] = 1.0
     """Share of the hidden patches that the decoder predicts in a step, chosen at random. Half saves
     18 % of the paper's arithmetic, 25 % with a decoder of 8 blocks; 1: the paper, and MAE."""
 
@@ -80,18 +81,16 @@ class ModelConfig:
     """Layers between latent and contrast: none (the paper), or a 2-layer MLP."""
 
     def __post_init__(self) -> None:
-        for name in ("patch_size", "in_channels", "decoder_depth", "decoder_dim"):
-            require(getattr(self, name) > 0, f"{name} must be at least 1")
+        checks.require_rules(self)
+        near = [
+            max(self.patch_size, round(side / self.patch_size) * self.patch_size)
+            for side in self.height_width
+        ]
+        size = "{}" if isinstance(self.image_size, int) else "{} x {}"
         require(
-            self.in_channels <= MAX_CHANNELS,
-            f"in_channels must be at most {MAX_CHANNELS}, not {self.in_channels}",
-        )
-        height, width = self.height_width
-        require(min(height, width) > 0, f"image_size {_size(self.image_size)} must be at least 1")
-        require(
-            min(height, width) > 0 and height % self.patch_size == 0 == width % self.patch_size,
-            f"image_size {_size(self.image_size)} is not a multiple of patch_size "
-            f"{self.patch_size}: {_multiples(self)} would be",
+            self.height_width == tuple(near),
+            f"image_size {size.format(*self.height_width)} is not a multiple of patch_size "
+            f"{self.patch_size}: {size.format(*near)} would be",
         )
         require(
             self.decoder_dim % DECODER_HEAD_WIDTH == 0,
@@ -99,17 +98,9 @@ class ModelConfig:
             "the width of a decoder head",
         )
         require(
-            0 < self.mask_ratio < 1,
-            f"mask_ratio must be between 0 and 1, not {self.mask_ratio}: the paper's is 0.8",
-        )
-        require(
             0 < self.num_visible < self.num_patches,
             f"mask_ratio {self.mask_ratio} leaves {self.num_visible} of {self.num_patches} patches "
             "visible: there must be a visible and a hidden one (a smaller patch_size helps)",
-        )
-        require(
-            0 < self.decoded_share <= 1,
-            f"decoded_share must be above 0 and at most 1, not {self.decoded_share:g}",
         )
 
     @property
@@ -143,14 +134,3 @@ class ModelConfig:
     def num_decoded(self) -> int:
         """Hidden patches that the decoder predicts in a step."""
         return max(1, round((self.num_patches - self.num_visible) * self.decoded_share))
-
-
-def _size(image_size: int | tuple[int, int]) -> str:
-    return str(image_size) if isinstance(image_size, int) else "{} x {}".format(*image_size)
-
-
-def _multiples(config: ModelConfig) -> str:
-    """The nearest sizes that would work."""
-    patch = config.patch_size
-    near = [max(patch, round(side / patch) * patch) for side in config.height_width]
-    return str(near[0]) if isinstance(config.image_size, int) else f"{near[0]} x {near[1]}"

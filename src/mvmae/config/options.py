@@ -1,32 +1,33 @@
 """Groups of options that several commands share.
 
 A command's config inherits the groups it needs, so that an option has one default, one help text
-and one check. The command line and the JSON stay flat. A command that means something else by an
-option declares it again, which keeps the help text true. (No slots: two slotted classes cannot be
-bases of one class.)
+and one set of rules. The command line and the JSON stay flat. A command that means something else
+by an option declares it again, with its rules, which keeps the help text true. (No slots: two
+slotted classes cannot be bases of one class.)
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.checks import MAX_WORKERS, require
+from mvmae.config import checks
+from mvmae.config.checks import Count, filled, one_or_more, require
 
-EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER")]
-DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA")]
-LabelledArgument = Annotated[Positional[str], arg(metavar="DATA")]
+NO_ENCODER = "ENCODER is empty: name a run folder, a checkpoint file, timm:NAME or hf:NAME"
 NO_IMAGES = "DATA is empty: name a folder, a list file, photos or digits"
+EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER"), filled(NO_ENCODER)]
+DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA"), one_or_more(NO_IMAGES)]
 
 
 class Options:
     """Base of every group and every config that inherits groups."""
 
     def __post_init__(self) -> None:
-        """Run the `check` of each base class, then the command's own."""
+        """Check each value by its rules, then run the `check` of each base and the command's."""
+        checks.require_rules(self)
         for kind in reversed(type(self).__mro__):
             if "check" in vars(kind):
                 kind.check(self)
@@ -43,13 +44,6 @@ class EncoderOption(Options):
     """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
     timm:NAME, hf:NAME, or random:NAME."""
 
-    def check(self) -> None:
-        """Require an encoder."""
-        require(
-            self.encoder != "",
-            "ENCODER is empty: name a run folder, a checkpoint file, timm:NAME or hf:NAME",
-        )
-
 
 @dataclass(frozen=True, kw_only=True)
 class InputSize(Options):
@@ -58,12 +52,8 @@ class InputSize(Options):
     image_size: int | tuple[int, int] | None = None
     """Side of the input in pixels, or height and width. Default: the encoder's own."""
 
-    in_channels: int | None = None
+    in_channels: Annotated[int | None, checks.AT_LEAST_1] = None
     """Channels of the images, 3 for colour or 1 for gray. Default: the encoder's own."""
-
-    def check(self) -> None:
-        """Require a positive number of channels."""
-        require_positive(self, "in_channels")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,22 +64,16 @@ class Images(Options):
     """Images, labelled or not: folders (including subfolders), a list file (.txt, .csv), or the
     built-in photos or digits."""
 
-    def check(self) -> None:
-        """Require a name of images."""
-        require(len(self.data) > 0 and all(self.data), NO_IMAGES)
-
 
 @dataclass(frozen=True, kw_only=True)
 class LabelledImages(Options):
     """Images with labels."""
 
-    data: LabelledArgument = "photos"
+    data: Annotated[
+        Positional[str], arg(metavar="DATA"), filled("DATA is empty: name labelled images")
+    ] = "photos"
     """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list of path,label, or the built-in
     photos or digits."""
-
-    def check(self) -> None:
-        """Require a name of images."""
-        require(self.data != "", "DATA is empty: name labelled images")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,46 +96,32 @@ class Compute(Device):
 class Reading(Options):
     """How images are read."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images. Default: depends on the machine."""
-
-    def check(self) -> None:
-        """Require a number of processes that can be meant."""
-        require(self.workers is None or self.workers >= 0, "workers must not be negative")
-        require(
-            self.workers is None or self.workers <= MAX_WORKERS,
-            f"workers {self.workers} is more than {MAX_WORKERS} processes",
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Options):
     """The optimiser of every training but the linear probe's."""
 
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.05
     """AdamW's weight decay, on everything except biases, norms, tokens and positions."""
 
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: Annotated[tuple[float, float], checks.BELOW_1] = (0.9, 0.999)
     """AdamW's averaging rates."""
 
-    clip_grad: float | None = None
+    clip_grad: Annotated[float | None, checks.ABOVE_0] = None
     """Largest norm of the gradient; none: not clipped."""
-
-    def check(self) -> None:
-        """Require rates with which a step is defined."""
-        require(0 <= self.weight_decay < inf, "weight_decay must be finite and not negative")
-        require(all(0 <= beta < 1 for beta in self.betas), "betas must be in [0, 1)")
-        require(self.clip_grad is None or self.clip_grad > 0, "clip_grad must be above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutput(Options):
     """What a training writes, and how it resumes."""
 
-    log_every: int = 10
+    log_every: Count = 10
     """Steps between two lines of metrics."""
 
-    save_every_minutes: float = 10.0
+    save_every_minutes: checks.Minutes = 10.0
     """Minutes between two checkpoints (and one at the end)."""
 
     log: tuple[Literal["tensorboard"], ...] = ()
@@ -164,30 +134,8 @@ class RunOutput(Options):
     """Replace the run in `out`."""
 
     def check(self) -> None:
-        """Require intervals that occur, and one way to treat an existing run."""
-        require_positive(self, "log_every")
-        require(self.save_every_minutes >= 0, "save_every_minutes must not be negative")
+        """Require one way to treat an existing run."""
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
-
-
-def require_positive(config: object, *names: str) -> None:
-    """Require each of these options to be at least 1, or None."""
-    for name in names:
-        value = getattr(config, name)
-        require(value is None or value >= 1, f"{name} must be at least 1, not {value}")
-
-
-def require_seed(seed: int) -> None:
-    """Require a seed that every generator takes."""
-    require(0 <= seed < 2**63, "seed must be between 0 and 2**63 - 1")
-
-
-def require_crop_scale(scale: tuple[float, float]) -> None:
-    """Require a smallest and a largest share of an image."""
-    low, high = scale
-    require(
-        0 < low <= high <= 1, f"crop_scale {low} {high} must be two increasing shares in (0, 1]"
-    )
 
 
 def require_warmup(warmup: float, epochs: int) -> None:
@@ -197,8 +145,3 @@ def require_warmup(warmup: float, epochs: int) -> None:
         f"warmup_epochs {warmup:g} must be less than epochs {epochs}: set --warmup-epochs 0, or "
         "more epochs",
     )
-
-
-def require_layer_decay(decay: float) -> None:
-    """Require a share of the learning rate."""
-    require(0 < decay <= 1, f"layer_decay must be in (0, 1], not {decay}")

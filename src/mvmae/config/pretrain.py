@@ -7,34 +7,28 @@ from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
-from mvmae.config.checks import AUTO, SIZE, SIZE_OR_NONE, require, require_regex
+from mvmae.config import checks
+from mvmae.config.checks import AUTO, SIZE, SIZE_OR_NONE, SIZE_RULE, Count, CountOrNone, require
 from mvmae.config.model import ModelConfig
-from mvmae.config.options import (
-    AdamW,
-    Compute,
-    Images,
-    Reading,
-    RunOutput,
-    require_positive,
-    require_seed,
-    require_warmup,
-)
+from mvmae.config.options import AdamW, Compute, Images, Reading, RunOutput, require_warmup
 from mvmae.config.views import ViewsConfig
 
 ReduceDtype = Literal["fp32", "bf16"]
+NO_EVAL_DATA = "--eval-data is empty: name labelled images, or leave it out"
+SECONDS = checks.must_be("at least 1 second", lambda value: 1 <= value < inf)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectiveConfig:
     """The objective: reconstruction_weight * L_r + contrastive_weight * L_c (equation 7)."""
 
-    reconstruction_weight: float = 1.0
+    reconstruction_weight: Annotated[float, checks.NOT_NEGATIVE] = 1.0
     """Weight of the reconstruction; 0: the decoder is not trained."""
 
-    contrastive_weight: float = 2.0
+    contrastive_weight: Annotated[float, checks.NOT_NEGATIVE] = 2.0
     """The paper's lambda, the weight of the contrast; 0: no contrast."""
 
-    temperature: float = 0.07
+    temperature: Annotated[float, checks.ABOVE_0] = 0.07
     """The paper's tau, which divides the similarities."""
 
     reconstruct: Literal["masked", "all"] = "masked"
@@ -44,13 +38,11 @@ class ObjectiveConfig:
     """Normalise target patches by their own mean and variance (as for MAE's weights)."""
 
     def __post_init__(self) -> None:
-        weights = self.reconstruction_weight, self.contrastive_weight
+        checks.require_rules(self)
         require(
-            all(0 <= weight < inf for weight in weights),
-            "the weights of the two losses must be finite and not negative",
+            self.reconstruction_weight > 0 or self.contrastive_weight > 0,
+            "both losses have weight 0: there is nothing to learn",
         )
-        require(max(weights) > 0, "both losses have weight 0: there is nothing to learn")
-        require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
 
     @property
     def rebuild(self) -> Literal["masked", "all", "none"]:
@@ -73,14 +65,14 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
     views: ViewsConfig = field(default_factory=ViewsConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
 
-    epochs: int = 1600
+    epochs: Count = 1600
     """Passes over the images."""
 
-    batch_size: Annotated[int, SIZE] = 256
+    batch_size: Annotated[int, SIZE, SIZE_RULE] = 256
     """Images per optimiser step, over all processes. auto: the largest power of two up to 4096 that
     fits into memory and leaves 8 steps per epoch (but at least 16)."""
 
-    micro_batch_size: Annotated[int | None, SIZE_OR_NONE] = None
+    micro_batch_size: Annotated[int | None, SIZE_OR_NONE, SIZE_RULE] = None
     """Images that pass through the model at once in each process. The gradient is still that of the
     whole batch, contrast included, at the cost of a second forward pass of the encoder. auto: what
     fits into memory. Default: all."""
@@ -89,29 +81,29 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
     """Compute the blocks' activations again in the backward pass: a third more time, far less
     memory."""
 
-    base_lr: float = 1.5e-4
+    base_lr: Annotated[float, checks.POSITIVE] = 1.5e-4
     """Learning rate at batch size 256; the rate used is base_lr * batch_size / 256."""
 
     warmup_epochs: float = 40.0
     """Epochs in which the learning rate rises from 0."""
 
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.05
     """AdamW's weight decay, on everything except biases and norms."""
 
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: Annotated[tuple[float, float], checks.BELOW_1] = (0.9, 0.95)
     """AdamW's averaging rates."""
 
     group_regex: str | None = None
     """Part of an image's path that names its group, such as 'patient_(\\d+)': images of one group
     are not negatives of each other in the contrast. Default: a list's column `group`."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the initial weights, the order, the crops and the masks."""
 
-    eval_data: str | None = None
+    eval_data: Annotated[str | None, checks.filled(NO_EVAL_DATA)] = None
     """Labelled images for kNN while training; never trained on."""
 
-    eval_every: int = 10
+    eval_every: Count = 10
     """Epochs between two kNN evaluations (and one at the end)."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -129,7 +121,7 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
     reduce_dtype: ReduceDtype = "fp32"
     """Precision in which processes sum their gradients; bf16 sends half the bytes, and rounds."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images, per training process. Default: depends on the machine."""
 
     decode: Literal["exact", "fast"] = "exact"
@@ -137,14 +129,14 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
     faster for photographs of several megapixels; images less than twice as large as needed give
     the same pixels."""
 
-    read_timeout: float = 600.0
+    read_timeout: Annotated[float, SECONDS] = 600.0
     """Seconds that reading an image may take; then it is skipped like one that cannot be read. Only
     where --workers read."""
 
     save_in_background: bool = False
     """Continue training while a checkpoint is written from a copy in memory."""
 
-    keep_every: int | None = None
+    keep_every: CountOrNone = None
     """Epochs between two checkpoints that are kept permanently, as checkpoints/epoch-100.pt."""
 
     dry_run: bool = False
@@ -158,28 +150,13 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
         self.views.require_colours(self.model.in_channels)
 
     def _check_run(self) -> None:
-        require_positive(self, "epochs", "eval_every")
-        for name in ("batch_size", "micro_batch_size"):
-            if getattr(self, name) != AUTO:
-                require_positive(self, name)
         require(
             self.batch_size != AUTO or self.micro_batch_size is None,
             "--batch-size auto finds what fits as a whole: leave out --micro-batch-size, or give "
             "the batch size as a number",
         )
-        require(0 < self.base_lr < inf, f"base_lr must be finite and above 0, not {self.base_lr}")
-        require(
-            1 <= self.read_timeout < inf,
-            f"read_timeout must be at least 1 second, not {self.read_timeout:g}",
-        )
-        require(
-            self.keep_every is None or self.keep_every >= 1,
-            f"keep_every must be at least 1 epoch, not {self.keep_every}",
-        )
+        checks.require_regex(self.group_regex)
         require_warmup(self.warmup_epochs, self.epochs)
-        require_regex(self.group_regex)
-        require_seed(self.seed)
-        require(self.eval_data != "", "--eval-data is empty: name labelled images, or leave it out")
         require(
             not (self.resume and self.dry_run),
             "--dry-run is for runs that have not begun: leave out --resume",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import inf
 from pathlib import Path
 from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Count, CountOrNone, require
 from mvmae.config.options import (
     AdamW,
     Compute,
@@ -17,9 +17,6 @@ from mvmae.config.options import (
     EncoderOption,
     Reading,
     RunOutput,
-    require_layer_decay,
-    require_positive,
-    require_seed,
 )
 
 Protocol = Literal["upernet", "linear", "knn", "test"]
@@ -56,7 +53,9 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Training: the run folder, runs/segment by default. Linear, knn, test: the folder that gets
     results/, by default the run folder that ENCODER is or is in. --predict: a new folder."""
 
-    predict: str | None = None
+    predict: Annotated[str | None, checks.filled("--predict is empty: name a folder of images")] = (
+        None
+    )
     """Folder or list of images, or one image: segment them with the finished run ENCODER instead of
     training."""
 
@@ -68,7 +67,13 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     test_split: str | None = None
     """Split to test on, a folder of DATA/images. Default: validation if there is one, else test."""
 
-    ignore_index: int | Literal["auto", "none"] = "auto"
+    ignore_index: Annotated[
+        int | Literal["auto", "none"],
+        checks.must_be(
+            f"between 0 and {2**16 - 1}, or none",
+            lambda value: isinstance(value, str) or 0 <= value < 2**16,
+        ),
+    ] = "auto"
     """Value in the masks that is ignored; values above it move down by one. 0 is ADE20K's rule: 1
     becomes class 0. none: all values are classes. 255 is always ignored. auto: 0 for the layout
     images/SPLIT, none for a plain pair of folders or where one class would be left; masks of 0 and
@@ -78,20 +83,20 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """File of class names: a .csv of value,name; ADE20K's objectInfo150.txt; or one name per line.
     Default: classes.csv or objectInfo150.txt in DATA, else numbers."""
 
-    num_classes: int | None = None
+    num_classes: Annotated[int | None, checks.between(2, 2**15 - 1)] = None
     """Number of classes. Default: the number of names, else of values in the masks."""
 
-    crop: int = 512
+    crop: Count = 512
     """Side of a training crop and of a test window, in pixels; a multiple of the patch size."""
 
-    short_side: int | None = 512
+    short_side: CountOrNone = 512
     """Length to which the shorter side of an image is resized (the longer to four times that at
     most), before the jitter in training and for tests; none: not resized."""
 
-    jitter: tuple[float, float] = (0.5, 2.0)
+    jitter: checks.Factors = (0.5, 2.0)
     """Smallest and largest factor by which training images are resized in addition."""
 
-    most_of_crop: float = 0.75
+    most_of_crop: Annotated[float, checks.SHARE] = 0.75
     """Largest share of one class in a crop; the first of ten random crops that satisfies it is
     used, else the last."""
 
@@ -101,50 +106,50 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     distort: bool = True
     """Change brightness, contrast, saturation and hue at random."""
 
-    channels: int = 768
+    channels: Count = 768
     """Width of UperNet's head."""
 
-    auxiliary_channels: int = 256
+    auxiliary_channels: Count = 256
     """Width of the auxiliary head on the third map, which helps training."""
 
-    auxiliary_weight: float = 0.4
+    auxiliary_weight: Annotated[float, checks.NOT_NEGATIVE] = 0.4
     """Weight of its loss; 0: no auxiliary head."""
 
-    dropout: float = 0.1
+    dropout: Annotated[float, checks.BELOW_1] = 0.1
     """Probability of dropping a channel before the scores."""
 
-    drop_path: float = 0.1
+    drop_path: Annotated[float, checks.BELOW_1] = 0.1
     """Probability of skipping the last block's branches; smaller for the blocks before it."""
 
-    iterations: int = 160_000
+    iterations: Count = 160_000
     """Optimiser steps. For protocol linear, `epochs` are the passes over the data."""
 
-    batch_size: int = 16
+    batch_size: Count = 16
     """Crops per optimiser step, over all processes."""
 
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts in which each process handles its crops of a step, for less memory. Batch norm then
     sees one part at a time."""
 
     recompute: bool = False
     """Keep no activations of the encoder for the backward pass: less memory, a third more time."""
 
-    lr: float = 1e-4
+    lr: Annotated[float, checks.POSITIVE] = 1e-4
     """Peak learning rate of the heads."""
 
-    layer_decay: float = 0.65
+    layer_decay: Annotated[float, checks.SHARE] = 0.65
     """Learning rate of a block relative to that of the block above it."""
 
-    weight_decay: float = 0.05
+    weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.05
     """AdamW's weight decay, on everything except biases, norms and tokens."""
 
     warmup_iterations: int = 1500
     """Steps in which the learning rate rises to its schedule."""
 
-    power: float = 1.0
+    power: Annotated[float, checks.POSITIVE] = 1.0
     """Exponent of the polynomial by which the learning rate falls to 0."""
 
-    stride: int | None = None
+    stride: CountOrNone = None
     """Pixels between two windows of a test image; their scores are averaged. Default: two thirds of
     the crop, 341 of 512."""
 
@@ -152,101 +157,56 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Average six scales (0.5 to 1.75) and their mirror images: about one point, twenty times the
     work. For --protocol test, --predict, and the last test of a training."""
 
-    epochs: int = 10
+    epochs: Count = 10
     """linear: passes over the training images."""
 
-    linear_lr: float = 1e-2
+    linear_lr: Annotated[float, checks.POSITIVE] = 1e-2
     """linear: peak learning rate."""
 
-    bank_size: int = 65_536
+    bank_size: Count = 65_536
     """knn: maximum number of patches of training images to search, drawn at random."""
 
-    k: int = 20
+    k: Count = 20
     """knn: neighbours that vote."""
 
-    temperature: float = 0.07
+    temperature: Annotated[float, checks.ABOVE_0] = 0.07
     """knn: sharpness of the votes: each weighs exp(similarity / temperature)."""
 
     baselines: bool = True
     """linear, knn: also judge the same encoder untrained."""
 
-    seed: int = 0
+    seed: checks.Seed = 0
     """Seed of the heads' weights, the order, the crops and all augmentation."""
 
-    eval_every: int = 16_000
+    eval_every: Count = 16_000
     """Steps between two tests (and one at the end)."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. The loss is always fp32."""
 
-    workers: int | None = None
+    workers: checks.Workers = None
     """Processes that read images, per training process. Default: depends on the machine."""
 
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between two lines of metrics."""
 
     log: tuple[Literal["tensorboard"], ...] = ()
     """Where else to write metrics, and pictures of predictions."""
 
     def check(self) -> None:
-        """Check counts, shares, rates, and what each kind of use takes."""
-        self._check_counts()
-        self._check_shares()
-        self._check_rates()
-        self._check_use()
-
-    def _check_counts(self) -> None:
-        require_positive(self, "crop", "channels", "auxiliary_channels", "iterations", "batch_size")
-        require_positive(self, "accumulate", "epochs", "bank_size", "k", "eval_every")
-        require_positive(self, "num_classes", "short_side", "stride")
-        require(
-            isinstance(self.ignore_index, str) or 0 <= self.ignore_index < 2**16,
-            f"ignore_index must be between 0 and {2**16 - 1}, or none, not {self.ignore_index}",
-        )
+        """Check what depends on several options: lengths, and what each kind of use takes."""
         require(
             self.window_stride <= self.crop,
             f"stride {self.stride} is more than crop {self.crop}: pixels between the windows would "
             "be left out",
         )
         require(
-            self.num_classes is None or 2 <= self.num_classes < 2**15,
-            f"num_classes must be between 2 and {2**15 - 1}, not {self.num_classes}",
-        )
-        require_seed(self.seed)
-
-    def _check_shares(self) -> None:
-        for name in ("dropout", "drop_path"):
-            value = getattr(self, name)
-            require(0 <= value < 1, f"{name} must be in [0, 1), not {value}")
-        low, high = self.jitter
-        require(
-            0 < low <= high < inf, f"jitter {low} {high} must be two increasing factors above 0"
-        )
-        require(
-            0 < self.most_of_crop <= 1, f"most_of_crop must be in (0, 1], not {self.most_of_crop}"
-        )
-        require(
-            0 <= self.auxiliary_weight < inf,
-            f"auxiliary_weight must be finite and not negative, not {self.auxiliary_weight}",
-        )
-        require(self.temperature > 0, f"temperature must be above 0, not {self.temperature}")
-
-    def _check_rates(self) -> None:
-        for name in ("lr", "linear_lr"):
-            value = getattr(self, name)
-            require(0 < value < inf, f"{name} must be finite and above 0, not {value}")
-        require_layer_decay(self.layer_decay)
-        require(0 < self.power < inf, f"power must be finite and above 0, not {self.power}")
-        require(
             0 <= self.warmup_iterations < self.iterations,
             f"warmup_iterations {self.warmup_iterations} must be less than iterations "
             f"{self.iterations}: set --warmup-iterations 0, or more iterations",
         )
-
-    def _check_use(self) -> None:
         require((self.images is None) == (self.masks is None), "--images and --masks go together")
         if self.predict is not None:
-            require(self.predict != "", "--predict is empty: name a folder of images")
             require(
                 self.protocol == "upernet" and self.data == "" and self.images is None,
                 "--predict takes a finished run and images alone: leave out DATA and --protocol",

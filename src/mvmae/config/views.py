@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
-from mvmae.config.checks import require
+from mvmae.config import checks
+from mvmae.config.checks import Rule, require
 
 Depth = Literal["8", "16", "float"]
 
@@ -14,21 +15,33 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 # float32 reaches 3e38, and a bicubic resize needs a factor of 2.5 of that for its sums.
 MIN_STD, MAX_VALUE = 1e-30, 1e38
 MAX_VIEWS = 8
-OR_RAW = ", or with views.depth float the values of the files"
+RAW = (
+    "; pixels are in [0, 1], or with views.depth float the values of the files: scale those beyond"
+)
+
+
+MEAN = Rule(
+    f"mean must be between -{MAX_VALUE:g} and {MAX_VALUE:g} for every channel{RAW}",
+    lambda value: abs(value) < MAX_VALUE,
+)
+STD = Rule(
+    f"std must be between {MIN_STD:g} and {MAX_VALUE:g} for every channel{RAW}",
+    lambda value: MIN_STD < value < MAX_VALUE,
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewsConfig:
     """Options of the views of an image."""
 
-    num_views: int = 2
+    num_views: Annotated[int, checks.between(1, MAX_VIEWS)] = 2
     """Masked views of an image in a step: 2 (the paper), 1 (MAE), or up to 8, each contrasted with
     all others; the image is read once."""
 
     targets: Literal["two", "one"] = "two"
     """two: a separate crop for each view. one: one crop, masked separately for each view."""
 
-    crop_scale: tuple[float, float] = (0.2, 1.0)
+    crop_scale: checks.CropScale = (0.2, 1.0)
     """Smallest and largest share of the image's area in a crop."""
 
     flip: Literal["none", "horizontal", "both"] = "horizontal"
@@ -36,59 +49,34 @@ class ViewsConfig:
     for images without an upright, taken from above or through a microscope. none: for things that
     mean something else when mirrored, such as letters and left hands."""
 
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, checks.between(0, 1)] = 0.0
     """Strength, from 0 to 1, of random brightness, contrast, saturation and hue in four views of
     five: SimCLR's 0.8, 0.8, 0.8 and 0.2 times this. 0: the paper, and MAE."""
 
-    grayscale: float = 0.0
+    grayscale: Annotated[float, checks.between(0, 1)] = 0.0
     """Probability that a view becomes gray; SimCLR's is 0.2."""
 
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     """How a crop is resized; always antialiased."""
 
     depth: Literal["auto", "8", "16", "float"] = "auto"
-    """Type of the pixels. 8: whole numbers up to 255. 16: shares of the full range, of 8 or 16 bit.
-    float: the values of the file as they are. auto: as deep as the files, determined from some of
-    them at the start and written into config.json."""
+    """Type of the pixels. 8: whole numbers up to 255. 16: shares of the full range, of 8-bit or
+    16-bit files. float: the values of the file as they are. auto: as deep as the files, determined
+    from some of them at the start and written into config.json."""
 
     statistics: Literal["auto", "imagenet", "measured"] = "auto"
     """Where mean and std come from if they are not given. measured: from a sample of the images, at
-    the start. auto: ImageNet's for gray and colour of 8 bit, measured for everything else."""
+    the start. auto: ImageNet's for 8-bit gray and colour, measured for everything else."""
 
-    mean: tuple[float, ...] | None = None
+    mean: Annotated[tuple[float, ...] | None, MEAN] = None
     """Mean of each channel, of shares of the full range in [0, 1] or, with depth float, of the
     values in the files. Default: see statistics; written into config.json."""
 
-    std: tuple[float, ...] | None = None
+    std: Annotated[tuple[float, ...] | None, STD] = None
     """Standard deviation of each channel, of the same values."""
 
     def __post_init__(self) -> None:
-        require(
-            1 <= self.num_views <= MAX_VIEWS,
-            f"num_views must be between 1 and {MAX_VIEWS}, not {self.num_views} (the paper: 2)",
-        )
-        low, high = self.crop_scale
-        require(
-            0 < low <= high <= 1, f"crop_scale {low} {high} must be two increasing shares in (0, 1]"
-        )
-        require(
-            0 <= self.color_jitter <= 1,
-            f"color_jitter must be between 0 and 1, not {self.color_jitter:g}: 0.5 is usual",
-        )
-        require(
-            0 <= self.grayscale <= 1,
-            f"grayscale is a probability from 0 to 1, not {self.grayscale:g}: 0.2 is usual",
-        )
-        require(
-            all(MIN_STD < value < MAX_VALUE for value in self.std or ()),
-            f"std must be between {MIN_STD:g} and {MAX_VALUE:g} for every channel; pixels are in "
-            f"[0, 1]{OR_RAW}: scale those beyond",
-        )
-        require(
-            all(abs(value) < MAX_VALUE for value in self.mean or ()),
-            f"mean must be between -{MAX_VALUE:g} and {MAX_VALUE:g} for every channel; pixels are "
-            f"in [0, 1]{OR_RAW}: scale those beyond",
-        )
+        checks.require_rules(self)
 
     def require_colours(self, channels: int) -> None:
         """Check that images which are to become gray have colours.

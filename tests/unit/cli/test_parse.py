@@ -266,7 +266,7 @@ REFUSED = [
     (["knn"], "mvmae: ENCODER is missing (`mvmae knn --help` lists the options)\n"),
     (["knn", "run", "--k", "0"], "k must be at least 1, not 0"),
     (["knn", "run", "--kk", "3"], "unknown option --kk: did you mean --k?"),
-    (["probe", "run", "--costs", "0"], "costs must be numbers above 0"),
+    (["probe", "run", "--costs", "0"], "costs must be finite and above 0"),
     (["recipes", "papr"], "no recipe 'papr': did you mean 'paper'?"),
 ]
 

@@ -339,7 +339,7 @@ def test_recipes_have_the_settings_of_the_papers():
         ({"window": None}, "relative positions need windows"),
         ({"window": 0}, "window must be at least 1"),
         ({"scale_jitter": (2.0, 0.1)}, "two increasing numbers"),
-        ({"drops": (1.5,)}, "must be shares"),
+        ({"drops": (1.5,)}, "drops must be between 0 and 1, not 1.5"),
         ({"score": 1.0}, r"score must be in \[0, 1\)"),
         ({"proposals": 1}, "proposals must be at least 2"),
         ({"lr": 0.0}, "lr must be finite and above 0"),

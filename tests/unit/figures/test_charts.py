@@ -255,7 +255,7 @@ def test_an_unknown_metric_is_drawn_last_and_is_not_a_formula():
         ({"runs": (Path("a"), Path("a/"))}, "named twice"),
         ({"runs": tuple(map(Path, "abcdefghi"))}, "9 runs are more than the 8 colours"),
         ({"runs": (Path("a"),), "smooth": 0}, "smooth must be between"),
-        ({"runs": (Path("a"),), "out": Path("a.jpg")}, "must end in .png, .svg or .pdf"),
+        ({"runs": (Path("a"),), "out": Path("a.jpg")}, "must end in .png or .svg or .pdf"),
     ],
 )
 def test_invalid_options_are_refused(options, words):
