@@ -1,4 +1,4 @@
-"""`--batch-size auto` and `--micro-batch-size auto`: what fits, found out and written down."""
+"""`--batch-size auto` and `--micro-batch-size auto`: find what fits and write it down."""
 
 import json
 import os

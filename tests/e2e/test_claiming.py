@@ -25,7 +25,7 @@ COMMANDS = {
 
 
 @contextmanager
-def held(folder: Path):
+def hold(folder: Path):
     """The folder, as long as another process holds it; its id."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-c", HOLD, str(folder / ".lock")]
@@ -46,7 +46,7 @@ def test_two_runs_do_not_write_into_one_folder(
     encoder = ["random:vit_pico"] if command == "finetune" else []
     small = "--epochs 1 --batch-size 8 --device cpu --workers 0 --out run"
     command = [command, *encoder, "images", *COMMANDS[command].split(), *small.split()]
-    with held(Path("run")) as other:
+    with hold(Path("run")) as other:
         assert main(command) == 2
         assert capsys.readouterr().err == (
             f"mvmae: another command (process {other} on {HOST}) is writing into run: wait for it, "
@@ -56,7 +56,7 @@ def test_two_runs_do_not_write_into_one_folder(
     assert main(command) == 0  # a lock that nobody holds says nothing
     assert not list(Path("run").glob(".lock*"))
     kept = Path("run/config.json").read_bytes()
-    with held(Path("run")):
+    with hold(Path("run")):
         for words in (["--resume"], ["--overwrite"]):
             assert main([*command, *words]) == 2
             assert "another command" in capsys.readouterr().err

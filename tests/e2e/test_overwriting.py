@@ -82,7 +82,7 @@ def test_a_picture_is_not_drawn_among_the_images(here, capsys, command):
 def test_a_list_of_clean_images_replaces_nothing(here, capsys):
     Path("list.txt").write_text("mine\n")
     assert main(["data", "check", "images", "--workers", "1", "--quarantine", "list.txt"]) == 2
-    assert "--quarantine list.txt is there" in capsys.readouterr().err
+    assert "--quarantine list.txt exists" in capsys.readouterr().err
     assert Path("list.txt").read_text() == "mine\n"
 
 

@@ -33,7 +33,7 @@ def run(tmp_path, images, pretrain) -> Path:
     return tmp_path / "run"
 
 
-def resumed(run: Path) -> int:
+def resume_run(run: Path) -> int:
     return main(["pretrain", "--resume", "--out", str(run)])
 
 
@@ -78,7 +78,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, images, pretrain, send_a
     send_after(signal.SIGTERM, stopped, 2)
     assert pretrain(images, stopped, SHARED | EPOCHS) == 143
     assert len(metrics(stopped)) < len(metrics(run))
-    assert resumed(stopped) == 0
+    assert resume_run(stopped) == 0
     assert timeless(stopped) == timeless(run)
     for name in PRODUCTS:
         assert (stopped / name).read_bytes() == (run / name).read_bytes(), name
@@ -89,7 +89,7 @@ def test_stopped_and_resumed_is_never_stopped(tmp_path, images, pretrain, send_a
     assert "damaged" not in capsys.readouterr().err
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     """Leave half of a file."""
     content = file.read_bytes()
     file.unlink()  # which has other names
@@ -115,8 +115,8 @@ def hostile(last: Path) -> None:
 DAMAGES = {
     "a flipped bit": lambda last: flip(shard(last)),
     "a flipped bit in the header": lambda last: flip(shard(last), 0.001),
-    "half a file": lambda last: cut(shard(last)),
-    "half a state": lambda last: cut(last / "state.pt"),
+    "half a file": lambda last: truncate(shard(last)),
+    "half a state": lambda last: truncate(last / "state.pt"),
     "no file": lambda last: shard(last).unlink(),
     "no state": lambda last: (last / "state.pt").unlink(),
     "another's file": lambda last: shutil.copy(shard(last), last / "shard-9.safetensors"),
@@ -130,7 +130,7 @@ def test_damaged_last_falls_back_and_both_are_refused(run, capsys, name):
     checkpoints = run / "checkpoints"
     product = (run / "encoder.safetensors").read_bytes()
     DAMAGES[name](checkpoints / "last")
-    assert resumed(run) == 0
+    assert resume_run(run) == 0
     said = capsys.readouterr()
     assert f"{checkpoints / 'last'} is damaged or missing: resuming from" in said.err
     assert ", from step 9" in said.out
@@ -139,7 +139,7 @@ def test_damaged_last_falls_back_and_both_are_refused(run, capsys, name):
 
     for place in ("last", "previous"):
         DAMAGES[name](checkpoints / place)
-    assert resumed(run) == 2
+    assert resume_run(run) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert not list(run.rglob("ran"))
 
@@ -147,7 +147,7 @@ def test_damaged_last_falls_back_and_both_are_refused(run, capsys, name):
 def test_fresh_folder_of_a_killed_run_is_no_checkpoint(run, capsys):
     shutil.copytree(run / "checkpoints" / "last", run / "checkpoints" / "fresh")
     flip(shard(run / "checkpoints" / "fresh"))
-    assert resumed(run) == 0
+    assert resume_run(run) == 0
     assert "fresh" not in names(run / "checkpoints")
     assert "damaged" not in capsys.readouterr().err
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_resumed_is_said(tmp_path, images, pretrain, run, capsys)
         assert main(["pretrain", "--resume", "--out", str(run), *words]) == 2
         assert ", not " in capsys.readouterr().err
     shutil.rmtree(run / "checkpoints")
-    assert resumed(run) == 2
+    assert resume_run(run) == 2
     assert "no checkpoint" in capsys.readouterr().err
 
 

@@ -168,8 +168,6 @@ def _contrast_words(
     if loss > 0.8 * chance:
         return "weak", f"{numbers}: it can hardly tell images apart yet; train longer"
     if chance < chance_level(MIN_COMPARED):
-        return (
-            "weak",
-            f"{numbers}: so few images are easily told apart; a larger batch would say more",
-        )
+        remark = "so few images are easily told apart; a larger batch would say more"
+        return "weak", f"{numbers}: {remark}"
     return "good", numbers

@@ -57,12 +57,12 @@ def theirs(image: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
     return tv.adjust_hue(tv.adjust_saturation(image, saturation), hue)
 
 
-def config_of(views: ViewsConfig, **changed: object) -> PretrainConfig:
+def make_config(views: ViewsConfig, **changed: object) -> PretrainConfig:
     model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=4, decoder_dim=32)
     return PretrainConfig(model=model, views=views, workers=0, **changed)
 
 
-def batch_of(config: PretrainConfig, count: int = 4):
+def make_batch(config: PretrainConfig, count: int = 4):
     dataset = ViewsDataset(open_source(("photos",), 3), config)
     return collate([dataset[3, place] for place in range(count)])
 
@@ -165,7 +165,7 @@ def test_the_two_views_of_an_image_differ_and_the_seed_decides() -> None:
 
 
 def test_crops_and_masks_stay_what_they_were() -> None:
-    plain, changed = (batch_of(config_of(views)) for views in (ViewsConfig(), STRONG))
+    plain, changed = (make_batch(make_config(views)) for views in (ViewsConfig(), STRONG))
     assert plain.augmentations is None
     assert changed.augmentations is not None
     assert {column.shape for column in changed.augmentations} == {(2, 4)}
@@ -174,8 +174,8 @@ def test_crops_and_masks_stay_what_they_were() -> None:
 
 
 def test_the_model_sees_each_view_in_its_own_colours() -> None:
-    config = config_of(STRONG)
-    batch = batch_of(config)
+    config = make_config(STRONG)
+    batch = make_batch(config)
     assert batch.augmentations is not None
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in config.pixel_statistics)
     seen, _ = model_inputs(batch, config, CPU)

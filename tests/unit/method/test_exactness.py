@@ -1,4 +1,4 @@
-"""What a user of the paper relies on, number by number (items 1 to 8 and 10 of our fidelity list).
+"""The numbers that a user of the paper relies on (items 1 to 8 and 10 of our fidelity list).
 
 Everything here is compared with a number worked out by hand, with loops that follow the printed
 equations, or with torch's own layers; nothing with a value that this code once gave.
@@ -295,12 +295,12 @@ def test_every_patch_is_hidden_equally_often(masks):
 # 5. Who sees what
 
 
-def hidden_by(noise: torch.Tensor) -> torch.Tensor:
+def hidden_patches(noise: torch.Tensor) -> torch.Tensor:
     """The patches that the model of this file does not see."""
     return masking_from_noise(noise, SMALL.num_visible).mask == 1
 
 
-def changed_where(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+def change_pixels(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
     """Images with other pixels in the patches where the mask is true."""
     pixels = where.reshape(-1, 1, 4, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     return torch.where(pixels, torch.randn_like(images), images)
@@ -309,7 +309,7 @@ def changed_where(images: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 def test_the_embedding_never_sees_hidden_pixels(model):
     images, noise = images_and_noise(3)
     before = model(images, noise)
-    after = model(changed_where(images, hidden_by(noise)), noise)
+    after = model(change_pixels(images, hidden_patches(noise)), noise)
     assert not torch.equal(before.target, after.target)
     assert torch.equal(before.embedding, after.embedding)
     assert torch.equal(before.prediction, after.prediction)
@@ -318,7 +318,7 @@ def test_the_embedding_never_sees_hidden_pixels(model):
 def test_the_targets_of_hidden_patches_do_not_depend_on_visible_pixels(model):
     images, noise = images_and_noise(3)
     before = model(images, noise)
-    after = model(changed_where(images, ~hidden_by(noise)), noise)
+    after = model(change_pixels(images, ~hidden_patches(noise)), noise)
     assert not torch.equal(before.embedding, after.embedding)
     assert torch.equal(normalize_patches(before.target), normalize_patches(after.target))
 
@@ -388,24 +388,24 @@ def test_two_targets_differ(tiny):
         assert not torch.equal(views[0], views[1])
 
 
-def batch_of(noise: torch.Tensor) -> Batch:
+def make_batch(noise: torch.Tensor) -> Batch:
     """A step's input with the given noise, views x images x patches; all its views are alike."""
     crops = torch.randint(0, 256, (noise.shape[1], 3, 16, 16), dtype=torch.uint8)
     return Batch(crops.expand(len(noise), -1, -1, -1, -1), noise, [], is_whole=True)
 
 
-def step_with(config: PretrainConfig, noise: torch.Tensor) -> dict[str, torch.Tensor]:
+def take_step(config: PretrainConfig, noise: torch.Tensor) -> dict[str, torch.Tensor]:
     model = MaskedAutoencoder(config.model)
     optimizer = adamw(model, lr=1e-3, betas=config.betas, weight_decay=0.0)
-    return training_step(model, optimizer, batch_of(noise), config, torch.device("cpu"))[1]
+    return training_step(model, optimizer, make_batch(noise), config, torch.device("cpu"))[1]
 
 
 def test_one_target_with_equal_masks_is_refused(tiny):
     config = replace(tiny, views=ViewsConfig(targets="one"))
     noise = torch.rand(2, 8, 16)
-    assert step_with(config, noise)["loss"].isfinite()
+    assert take_step(config, noise)["loss"].isfinite()
     with pytest.raises(ValueError, match="draw noise for each view"):
-        step_with(config, noise[:1].expand(2, -1, -1).contiguous())
+        take_step(config, noise[:1].expand(2, -1, -1).contiguous())
 
 
 # 10. The optimiser
@@ -447,7 +447,7 @@ def test_a_step_updates_each_matrix_by_adamw(tiny):
     model = MaskedAutoencoder(config.model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     optimizer = adamw(model, lr=1e-3, betas=config.betas, weight_decay=config.weight_decay)
-    training_step(model, optimizer, batch_of(torch.rand(2, 8, 16)), config, torch.device("cpu"))
+    training_step(model, optimizer, make_batch(torch.rand(2, 8, 16)), config, torch.device("cpu"))
     for name, parameter in model.named_parameters():
         decayed = before[name] * (1 - 1e-3 * (0.05 if parameter.ndim > 1 else 0))
         # The first step of Adam is the sign of the gradient, its averages being that gradient.
@@ -459,7 +459,7 @@ def test_a_step_updates_each_matrix_by_adamw(tiny):
 def test_a_step_forgets_the_gradients_of_the_step_before(tiny):
     model = MaskedAutoencoder(tiny.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    batch = batch_of(torch.rand(2, 8, 16))
+    batch = make_batch(torch.rand(2, 8, 16))
     gradients = []
     for _ in range(2):
         training_step(model, optimizer, batch, tiny, torch.device("cpu"))
@@ -468,7 +468,7 @@ def test_a_step_forgets_the_gradients_of_the_step_before(tiny):
 
 
 def test_gradients_are_clipped_together_where_that_is_asked_for(tiny):
-    batch, norms = batch_of(torch.rand(2, 8, 16)), []
+    batch, norms = make_batch(torch.rand(2, 8, 16)), []
     for clip_grad in (None, 0.01):
         model = MaskedAutoencoder(tiny.model)
         optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
@@ -482,7 +482,7 @@ def test_gradients_are_clipped_together_where_that_is_asked_for(tiny):
 def test_a_step_in_bfloat16_computes_its_losses_in_full_precision(tiny):
     config, model = replace(tiny, precision="bf16"), MaskedAutoencoder(tiny.model)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    batch = batch_of(torch.rand(2, 8, 16))
+    batch = make_batch(torch.rand(2, 8, 16))
     view, losses = training_step(model, optimizer, batch, config, torch.device("cpu"))
     assert view.prediction.dtype == torch.bfloat16
     exact = view._replace(prediction=view.prediction.float(), embedding=view.embedding.float())

@@ -44,7 +44,7 @@ CONFIGS = {
 }
 
 
-def batch_of(config: PretrainConfig) -> Batch:
+def make_batch(config: PretrainConfig) -> Batch:
     generator = Generator().manual_seed(1)
     shape = config.views.num_views, config.batch_size
     views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -62,7 +62,7 @@ def step(config: PretrainConfig, micro_batch_size: int | None):
     if config.objective.rebuild == "none":
         model.freeze_decoder()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    view, losses = training_step(model, optimizer, batch_of(config), config, CPU)
+    view, losses = training_step(model, optimizer, make_batch(config), config, CPU)
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return losses, view.embedding, gradients
 
@@ -86,7 +86,7 @@ def test_losses_of_parts_alone_would_be_another_gradient():
     """What gradient accumulation as usually written would do."""
     _, _, gradients = step(BASE, None)
     model = MaskedAutoencoder(BASE.model, Generator().manual_seed(0))
-    whole = batch_of(BASE)
+    whole = make_batch(BASE)
     for part in (slice(0, 3), slice(3, 7)):
         share = replace(BASE, batch_size=part.stop - part.start)
         batch = Batch(whole.views[:, part], whole.noise[:, part], [], True)

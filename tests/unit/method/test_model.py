@@ -13,7 +13,7 @@ SMALL = ModelConfig(
 )
 
 
-def model_of(config: ModelConfig = SMALL, **changes) -> MaskedAutoencoder:
+def make_model(config: ModelConfig = SMALL, **changes) -> MaskedAutoencoder:
     """An autoencoder whose every weight counts; untrained ones have biases of 0."""
     model = MaskedAutoencoder(replace(config, **changes))
     for parameter in model.parameters():
@@ -28,7 +28,7 @@ def inputs(rows: int = 4, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_view_has_an_embedding_and_the_hidden_patches(channels):
     images, noise = inputs(channels=channels)
-    view = model_of(in_channels=channels)(images, noise)
+    view = make_model(in_channels=channels)(images, noise)
     assert view.embedding.shape == (4, 64)
     assert view.prediction.shape == view.target.shape == (4, 7, 16 * channels)
     hidden = noise.argsort(dim=1)[:, 1:]
@@ -36,7 +36,7 @@ def test_a_view_has_an_embedding_and_the_hidden_patches(channels):
 
 
 def test_hidden_patches_are_rebuilt_as_when_all_are():
-    model, (images, noise) = model_of(mask_ratio=0.5), inputs()
+    model, (images, noise) = make_model(mask_ratio=0.5), inputs()
     hidden, every = model(images, noise), model(images, noise, rebuild="all")
     assert torch.equal(every.target, patchify(images, 4))
     ids = masking_from_noise(noise, 4).ids_hidden
@@ -46,14 +46,14 @@ def test_hidden_patches_are_rebuilt_as_when_all_are():
 
 
 def test_without_rebuilding_there_is_the_same_embedding_and_no_prediction():
-    model, (images, noise) = model_of(), inputs()
+    model, (images, noise) = make_model(), inputs()
     view = model(images, noise, rebuild="none")
     assert view.prediction is view.target is None
     assert torch.equal(view.embedding, model(images, noise).embedding)
 
 
 def test_computing_activations_again_changes_no_gradient():
-    model, (images, noise) = model_of(), inputs()
+    model, (images, noise) = make_model(), inputs()
     gradients = []
     for model.recompute in (False, True):
         model.zero_grad()
@@ -67,7 +67,7 @@ def test_computing_activations_again_keeps_fewer_of_them():
     images, noise = inputs()
     kept = []
     for recompute in (False, True):
-        model, sizes = model_of(), []
+        model, sizes = make_model(), []
         model.recompute = recompute
         with torch.autograd.graph.saved_tensors_hooks(
             lambda saved, sizes=sizes: sizes.append(saved.numel()) or saved, lambda saved: saved
@@ -78,7 +78,7 @@ def test_computing_activations_again_keeps_fewer_of_them():
 
 
 def test_two_views_in_one_pass_are_two_passes():
-    model, (images, noise) = model_of(), inputs()
+    model, (images, noise) = make_model(), inputs()
     together = model(images, noise)
     for rows in (slice(0, 2), slice(2, 4)):
         apart = model(images[rows], noise[rows])
@@ -87,7 +87,7 @@ def test_two_views_in_one_pass_are_two_passes():
 
 
 def test_predictions_stay_in_place_whatever_the_order_of_the_visible_patches():
-    model, (images, noise) = model_of(mask_ratio=0.5), inputs()
+    model, (images, noise) = make_model(mask_ratio=0.5), inputs()
     view = model(images, noise, rebuild="all")
     mask = masking_from_noise(noise, 4).mask
     others = torch.where(mask == 1, 2 - noise, 1 - noise)  # both orders turned, same mask
@@ -99,7 +99,7 @@ def test_predictions_stay_in_place_whatever_the_order_of_the_visible_patches():
 
 def test_the_decoder_gets_each_visible_token_at_its_own_place():
     # Behind a decoder that passes on what it gets, each visible patch shows its own token.
-    model, (images, noise) = model_of(mask_ratio=0.5), inputs()
+    model, (images, noise) = make_model(mask_ratio=0.5), inputs()
     model.decoder_blocks = nn.ModuleList()
     model.decoder_norm, model.decoder_pred = nn.Identity(), nn.Identity()
     model.decoder_pos_embed.zero_()
@@ -114,7 +114,7 @@ def test_the_decoder_gets_each_visible_token_at_its_own_place():
 
 @pytest.mark.parametrize("latent", ["mean", "cls"])
 def test_what_is_contrasted_is_the_pooled_token(latent):
-    model, (images, noise) = model_of(latent=latent), inputs()
+    model, (images, noise) = make_model(latent=latent), inputs()
     tokens = model.encoder(images, masking_from_noise(noise, 1).ids_keep)
     expected = tokens[:, 0] if latent == "cls" else tokens[:, 1:].mean(dim=1)
     torch.testing.assert_close(model(images, noise).embedding, expected)
@@ -122,7 +122,7 @@ def test_what_is_contrasted_is_the_pooled_token(latent):
 
 def test_a_head_makes_128_numbers_of_the_latent():
     images, noise = inputs()
-    model = model_of(head="mlp")
+    model = make_model(head="mlp")
     embedding = model(images, noise).embedding
     assert embedding.shape == (4, 128)
     latent = model.encoder(images, masking_from_noise(noise, 1).ids_keep)[:, 1:].mean(dim=1)
@@ -145,7 +145,7 @@ def test_the_keys_are_maes():
 
 
 def test_weights_come_back_from_their_state_dict():
-    model, other = model_of(head="mlp"), MaskedAutoencoder(replace(SMALL, head="mlp"))
+    model, other = make_model(head="mlp"), MaskedAutoencoder(replace(SMALL, head="mlp"))
     images, noise = inputs()
     state = model.state_dict()
     keys = set(state)
@@ -156,7 +156,7 @@ def test_weights_come_back_from_their_state_dict():
 
 
 def test_weights_come_back_inside_another_module_too():
-    outer, other = (nn.ModuleDict({"part": model}) for model in (model_of(), model_of()))
+    outer, other = (nn.ModuleDict({"part": model}) for model in (make_model(), make_model()))
     state = outer.state_dict()
     assert "part.blocks.0.norm1.weight" in state
     assert not [key for key in state if "encoder." in key]
@@ -183,7 +183,7 @@ def test_initial_weights_follow_the_generator():
 
 
 def test_a_frozen_decoder_is_what_the_embedding_does_not_need():
-    model, (images, noise) = model_of(head="mlp"), inputs()
+    model, (images, noise) = make_model(head="mlp"), inputs()
     model(images, noise).embedding.sum().backward()
     without_gradient = {p for p in model.parameters() if p.grad is None}
     assert model.mask_token in without_gradient
@@ -192,7 +192,7 @@ def test_a_frozen_decoder_is_what_the_embedding_does_not_need():
 
 
 def test_under_bfloat16_the_target_stays_exact():
-    model, (images, noise) = model_of(), inputs()
+    model, (images, noise) = make_model(), inputs()
     exact = model(images, noise)
     with torch.autocast("cpu", torch.bfloat16):
         view = model(images, noise)
@@ -202,7 +202,7 @@ def test_under_bfloat16_the_target_stays_exact():
 
 
 def test_a_share_of_the_hidden_patches_is_rebuilt_and_the_rest_is_not_looked_at():
-    model, (images, noise) = model_of(decoded_share=0.5), inputs()
+    model, (images, noise) = make_model(decoded_share=0.5), inputs()
     view = model(images, noise)
     chosen = noise.argsort(dim=1)[:, 1:5]  # of 7 hidden ones
     assert view.prediction.shape == (4, 4, 48)
@@ -218,7 +218,7 @@ def test_a_share_of_the_hidden_patches_is_rebuilt_and_the_rest_is_not_looked_at(
 
 
 def test_each_hidden_patch_is_rebuilt_equally_often():
-    model = model_of(decoded_share=0.3)  # 2 of 7
+    model = make_model(decoded_share=0.3)  # 2 of 7
     places = torch.arange(8.0).repeat_interleave(16 * 3).view(1, 8, 48)
     images = unpatchify(places.expand(4000, -1, -1).contiguous(), 4, SMALL.grid)
     with torch.no_grad():
@@ -230,7 +230,7 @@ def test_each_hidden_patch_is_rebuilt_equally_often():
 
 
 def test_what_is_decoded_later_is_still_every_patch():
-    model, (images, noise) = model_of(decoded_share=0.5), inputs()
+    model, (images, noise) = make_model(decoded_share=0.5), inputs()
     every = model(images, noise, rebuild="all")
     assert every.prediction.shape == (4, 8, 48)
 

@@ -96,7 +96,7 @@ def test_shares_are_of_255_for_eight_bit_alone():
     assert shares_or_values(torch.tensor([255.0])).item() == 255
 
 
-def views_with(flip: str, count: int = 400) -> list[torch.Tensor]:
+def draw_views(flip: str, count: int = 400) -> list[torch.Tensor]:
     image = eight(1)
     config = ViewsConfig(flip=flip, crop_scale=(1.0, 1.0), num_views=1)
     return [
@@ -113,7 +113,7 @@ def test_flips_give_so_many_pictures_equally_often(flip, kinds):
         "upside down": whole.flip(-2), "turned": whole.flip(-1, -2),
     }  # fmt: skip
     counts = dict.fromkeys(upright, 0)
-    for view in views_with(flip):
+    for view in draw_views(flip):
         gaps = {name: (view.int() - one.int()).abs().sum() for name, one in upright.items()}
         counts[min(gaps, key=gaps.get)] += 1
     seen = {name: count for name, count in counts.items() if count}

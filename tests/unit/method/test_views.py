@@ -43,7 +43,7 @@ def their_boxes(count: int, height: int = HEIGHT, width: int = WIDTH) -> np.ndar
     return np.array([[box["top"], box["left"], box["height"], box["width"]] for box in boxes])
 
 
-def textured(height: int = 96, width: int = 120) -> Image.Image:
+def draw_texture(height: int = 96, width: int = 120) -> Image.Image:
     """Waves of several lengths, with some noise: neither flat nor pure noise."""
     row, column = np.mgrid[0:height, 0:width] / 10
     waves = [np.sin(row) + np.cos(1.7 * column), np.sin(row * column / 9), np.cos(3 * row + column)]
@@ -51,7 +51,7 @@ def textured(height: int = 96, width: int = 120) -> Image.Image:
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def pixels_of(image: Image.Image) -> torch.Tensor:
+def to_tensor(image: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -134,13 +134,13 @@ def test_strip_too_thin_for_any_box_gives_the_largest_in_its_middle(height, widt
     ],
 )
 def test_crop_is_pillows_within_a_grey_level(name, filter_, box, size):
-    image = textured()
+    image = draw_texture()
     corners = (box.left, box.top, box.left + box.width, box.top + box.height)
     theirs = image.crop(corners).resize(size[::-1], Image.Resampling(filter_))
-    ours = crop(pixels_of(image), box, size, name)
+    ours = crop(to_tensor(image), box, size, name)
     assert ours.shape == (3, *size)
     assert ours.dtype == torch.uint8
-    difference = (ours.int() - pixels_of(theirs).int()).abs().float()
+    difference = (ours.int() - to_tensor(theirs).int()).abs().float()
     assert difference.mean() < 1
     assert difference.max() <= 3
 
@@ -154,7 +154,7 @@ def test_shrinking_is_antialiased():
 
 
 def test_crop_of_its_own_size_is_the_part_itself():
-    image = pixels_of(textured())
+    image = to_tensor(draw_texture())
     assert torch.equal(crop(image, Box(4, 6, 20, 30), (20, 30), "bicubic"), image[:, 4:24, 6:36])
 
 
@@ -162,7 +162,7 @@ def test_crop_of_its_own_size_is_the_part_itself():
 
 
 def views(seed: int = 0, size: tuple[int, int] = (16, 16), **options) -> torch.Tensor:
-    return random_views(pixels_of(textured()), ViewsConfig(**options), size, rng(seed))
+    return random_views(to_tensor(draw_texture()), ViewsConfig(**options), size, rng(seed))
 
 
 def test_two_targets_are_two_crops():
@@ -238,7 +238,7 @@ def test_noise_is_uniform_and_each_views_own():
     ],
 )
 def test_whole_view_is_the_largest_part_in_the_middle(height, width, size, middle):
-    image = pixels_of(textured(height, width))
+    image = to_tensor(draw_texture(height, width))
     view = whole_view(image, size)
     part = image[:, *middle]
     assert view.shape == (3, *size)

@@ -110,14 +110,14 @@ def test_positions_are_fixed_and_nothing_for_the_class_token(encoder):
     assert torch.equal(encoder.pos_embed[0, 1:], sincos_positions(64, (3, 4)))
 
 
-def initialized(seed: int, size: Size = ENCODERS["vit_nano"]) -> dict[str, torch.Tensor]:
+def initial_weights(seed: int, size: Size = ENCODERS["vit_nano"]) -> dict[str, torch.Tensor]:
     encoder = Encoder(size, image_size=(32, 32), patch_size=8)
     initialize(encoder, Generator().manual_seed(seed))
     return dict(encoder.named_parameters())
 
 
 def test_matrices_begin_xavier_uniform_by_their_flat_shape():
-    weights = initialized(0)
+    weights = initial_weights(0)
     for name, (rows, columns) in {
         "blocks.0.attn.qkv.weight": (384, 128),
         "blocks.3.mlp.fc1.weight": (512, 128),
@@ -131,7 +131,7 @@ def test_matrices_begin_xavier_uniform_by_their_flat_shape():
 
 
 def test_biases_begin_at_0_norms_at_1_and_the_class_token_near_0():
-    weights = initialized(0)
+    weights = initial_weights(0)
     for name, weight in weights.items():
         if name.endswith("bias"):
             assert not weight.any(), name
@@ -141,9 +141,9 @@ def test_biases_begin_at_0_norms_at_1_and_the_class_token_near_0():
 
 
 def test_initial_weights_are_a_function_of_the_seed_alone():
-    first, other = initialized(0), initialized(1)
+    first, other = initial_weights(0), initial_weights(1)
     torch.manual_seed(99)  # modules draw from torch's own generator when they are built
-    again = initialized(0)
+    again = initial_weights(0)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not torch.equal(first["blocks.0.attn.qkv.weight"], other["blocks.0.attn.qkv.weight"])
 

@@ -135,7 +135,7 @@ def test_json_is_written_whole_with_an_end_of_line(tmp_path):
 # skipped.csv
 
 
-def skipped(folder) -> list[list[str]]:
+def read_skipped(folder) -> list[list[str]]:
     with (folder / "skipped.csv").open(newline="", errors="surrogateescape") as stream:
         return list(csv.reader(stream))
 
@@ -151,15 +151,15 @@ def test_each_skipped_image_is_noted_once(tmp_path):
     )
     run_folder.append_skipped(tmp_path, [("b.jpg", "cut, short"), ("c.jpg", 'has "quotes"')])
     run_folder.append_skipped(tmp_path, [("c.jpg", "again")])
-    assert [row[0] for row in skipped(tmp_path)] == ["path", "a.jpg", "b.jpg", "c.jpg"]
-    assert skipped(tmp_path)[2:] == [["b.jpg", "cut, short"], ["c.jpg", 'has "quotes"']]
+    assert [row[0] for row in read_skipped(tmp_path)] == ["path", "a.jpg", "b.jpg", "c.jpg"]
+    assert read_skipped(tmp_path)[2:] == [["b.jpg", "cut, short"], ["c.jpg", 'has "quotes"']]
 
 
 def test_names_that_are_no_utf8_come_back_as_they_are(tmp_path):
     name = os.fsdecode(b"caf\xe9,\n.jpg")
     run_folder.append_skipped(tmp_path, [(name, "empty")])
     run_folder.append_skipped(tmp_path, [(name, "empty")])
-    assert skipped(tmp_path) == [["path", "reason"], [name, "empty"]]
+    assert read_skipped(tmp_path) == [["path", "reason"], [name, "empty"]]
 
 
 @pytest.mark.parametrize(

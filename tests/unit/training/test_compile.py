@@ -13,7 +13,7 @@ from mvmae.training.precision import compile_model
 
 CPU = torch.device("cpu")
 SMALL = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=32)
-# In a process of its own: the checks of shapes that tests switch on are no part of the graph.
+# In a separate process, without the checks of shapes that tests switch on: torch cannot trace them.
 COMPARE = """
 import sys, torch
 from mvmae.config.model import ModelConfig

@@ -1,4 +1,4 @@
-"""What the processes of a command tell each other, played in one process through one store."""
+"""Messages between the processes of a command, played in one process through one store."""
 
 import errno
 import time
@@ -39,7 +39,7 @@ def test_what_is_posted_comes_once_and_in_order(three):
     first.post(3)
     assert list(main.read_posts()) == [[1, "one"], 3, {"two": None}]
     assert list(main.read_posts()) == []
-    second.post("\udcff.jpg")  # a file's name that is no UTF-8
+    second.post("\udcff.jpg")  # a file name that is not UTF-8
     assert list(main.read_posts()) == ["\udcff.jpg"]
 
 
@@ -90,7 +90,7 @@ def test_another_process_that_fails_is_said_by_the_main_one(three, capsys):
     assert capsys.readouterr().err == "mvmae: no room\n"
     with pytest.raises(OtherFailedError, match="no room") as failure:
         main.check()
-    assert isinstance(main.error_to_raise(failure.value), ToldError)  # it was said
+    assert isinstance(main.error_to_raise(failure.value), ToldError)  # it was reported
     with pytest.raises(ToldError):
         second.check()
     assert capsys.readouterr().err == ""

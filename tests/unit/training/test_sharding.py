@@ -1,4 +1,4 @@
-"""Weights shared out over gloo processes (FSDP2) train as whole ones do; to disk and back."""
+"""Weights sharded over gloo processes (FSDP2) train as whole ones do; to disk and back."""
 
 import shutil
 from dataclasses import replace
@@ -17,15 +17,15 @@ CONTENT = {"step": 3, "words": ["one", "two"]}
 NAMES = ("both losses", "class token", "contrast only", "clipped", "in parts", "recomputed")
 
 
-def shared(config: PretrainConfig) -> PretrainConfig:
+def shard_config(config: PretrainConfig) -> PretrainConfig:
     return replace(config, sharding="full")
 
 
 def work(rank: int, world: int, folder: Path, names: tuple[str, ...] = NAMES) -> dict:
-    results = {name: trained(shared(CONFIGS[name]), "sgd", rank, world) for name in names}
-    results["bf16"] = trained(replace(shared(BASE), reduce_dtype="bf16"), "sgd", rank, world)
+    results = {name: trained(shard_config(CONFIGS[name]), "sgd", rank, world) for name in names}
+    results["bf16"] = trained(replace(shard_config(BASE), reduce_dtype="bf16"), "sgd", rank, world)
 
-    model, wrapped, update = begun(shared(BASE), "adamw")
+    model, wrapped, update = begun(shard_config(BASE), "adamw")
     results["begun"] = whole(model.state_dict())
     results["share"] = shares(model)
     steps(range(2), BASE, wrapped, update, rank, world)
@@ -43,7 +43,7 @@ def work(rank: int, world: int, folder: Path, names: tuple[str, ...] = NAMES) ->
 
 def gone_on(folder: Path, rank: int = 0, world: int = 1) -> dict:
     """What a checkpoint holds, and two steps from there."""
-    model, wrapped, update = begun(shared(BASE), "adamw")
+    model, wrapped, update = begun(shard_config(BASE), "adamw")
     tensors = sharding.training_tensors(model, update)
     facts, path = sharded_checkpoint.newest(folder)
     sharded_checkpoint.fill(tensors, path)
@@ -65,7 +65,7 @@ def shares(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 def alone(folder: Path) -> dict[str, Tensor]:
     """A checkpoint by a single process after two steps; what it holds."""
-    model, wrapped, update = begun(shared(BASE), "adamw")
+    model, wrapped, update = begun(shard_config(BASE), "adamw")
     steps(range(2), BASE, wrapped, update)
     tensors = sharding.training_tensors(model, update)
     sharded_checkpoint.save(folder, tensors, CONTENT)
@@ -165,7 +165,7 @@ def test_one_process_goes_on_from_two(results, folder):
 
 
 def test_one_process_goes_on_to_the_bit(saved_by_one, folder):
-    model, wrapped, update = begun(shared(BASE), "adamw")
+    model, wrapped, update = begun(shard_config(BASE), "adamw")
     steps(range(4), BASE, wrapped, update)
     assert_equal(gone_on(folder / "by-1")["end"], sharding.training_tensors(model, update))
 
@@ -197,7 +197,7 @@ def test_two_processes_and_one_go_on_from_four(results_after_four, results_of_fo
 
 
 @pytest.fixture
-def written(results, folder, tmp_path) -> Path:
+def saved_folder(results, folder, tmp_path) -> Path:
     """A folder with the checkpoint of two processes as its last, to be changed at will."""
     shutil.copytree(folder / "by-2" / "last", tmp_path / "last")
     return tmp_path
@@ -207,15 +207,18 @@ def shards(path: Path) -> list[Path]:
     return sorted(path.glob("*.safetensors"))
 
 
-def test_a_checkpoint_holds_no_pickle_that_runs(written):
-    names = {path.name for path in (written / "last").iterdir()}
-    assert names == {sharded_checkpoint.STATE, *(path.name for path in shards(written / "last"))}
-    assert len(shards(written / "last")) == 2
-    torch.load(written / "last" / sharded_checkpoint.STATE, weights_only=True)
+def test_a_checkpoint_holds_no_pickle_that_runs(saved_folder):
+    names = {path.name for path in (saved_folder / "last").iterdir()}
+    assert names == {
+        sharded_checkpoint.STATE,
+        *(path.name for path in shards(saved_folder / "last")),
+    }
+    assert len(shards(saved_folder / "last")) == 2
+    torch.load(saved_folder / "last" / sharded_checkpoint.STATE, weights_only=True)
 
 
-def test_whole_weights_are_read_by_one_process(written, results):
-    state = sharded_checkpoint.load(written / "last")
+def test_whole_weights_are_read_by_one_process(saved_folder, results):
+    state = sharded_checkpoint.load(saved_folder / "last")
     saved = {k[6:]: v for k, v in results[0]["saved"].items() if k.startswith("model.")}
     assert_equal(state["model"], saved)
     assert {name: state[name] for name in CONTENT} == CONTENT
