@@ -26,7 +26,7 @@ from mvmae.evaluation import knn, probe, probe_mae, shared
 from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.method import pretrain
 from mvmae.method.preflight.resolve_config import fill_from_run, resolve_config
-from mvmae.storage import metrics_file, results, run_folder
+from mvmae.storage import atomic, metrics_file, results, run_folder
 from mvmae.terminal import Bar
 from mvmae.training import precision, run_checkpoints
 
@@ -66,7 +66,7 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
             f"{folder} was run with {changed}: repeat those settings, or choose another --out for "
             "the new ones"
         )
-    known = _read_environment(cell).get("data_fingerprint")
+    known = atomic.read_object(cell.folder / "environment.json").get("data_fingerprint")
     if fingerprint is not None and known not in (None, fingerprint):
         raise UserError(
             f"the images in {' '.join(config.data)} are not those that {folder} was trained on: "
@@ -76,18 +76,9 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
     return "trained" if is_complete else "begun"
 
 
-def _read_environment(cell: Cell) -> dict[str, Any]:
-    """Read what a run recorded about its data and machine; empty if there is nothing."""
-    try:
-        facts = json.loads((cell.folder / "environment.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return facts if isinstance(facts, dict) else {}
-
-
 def num_training_images(cell: Cell) -> int | None:
     """Number of images that a cell is trained on; None before training."""
-    return _read_environment(cell).get("num_images")
+    return atomic.read_object(cell.folder / "environment.json").get("num_images")
 
 
 def training_seconds(cell: Cell) -> float | None:

@@ -152,18 +152,11 @@ def write_aside(out: Path, owned: Mapping[str, str]) -> Iterator[Path]:
             folder.rename(target)
             return
         for name in owned:
-            _remove(target / name)
+            run_folder.remove(target / name)
         for path in folder.iterdir():
             path.rename(target / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def keep_skipped(folder: Path, source: Source, skipped: Sequence[tuple[str, str]]) -> None:

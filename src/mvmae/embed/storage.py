@@ -96,9 +96,7 @@ def has_index(folder: Path) -> bool:
 
 def is_replaceable(folder: Path) -> bool:
     """Whether a folder whose index.json may be unreadable clearly holds our part files."""
-    kind = KIND
-    with contextlib.suppress(OSError, ValueError, AttributeError):
-        kind = json.loads((folder / INDEX).read_text(encoding="utf-8")).get("kind", KIND)
+    kind = atomic.read_object(folder / INDEX).get("kind", KIND)
     return kind == KIND and any(_find_parts(folder))
 
 

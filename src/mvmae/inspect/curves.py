@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Level, Line, Panel
 from mvmae.figures.text import shortened
 from mvmae.storage import metric_specs, metrics_file, run_folder
+from mvmae.storage.atomic import read_object
 from mvmae.storage.metric_specs import Metric
 from mvmae.storage.metrics_file import FILE, Column
 from mvmae.storage.outputs import headings, require_output, require_place, write
@@ -175,10 +175,7 @@ def how_far(run: Run) -> str:
 
 def epochs_of(path: Path) -> float | None:
     """Return the planned epochs of a run, where its config says."""
-    try:
-        planned = json.loads((path / run_folder.CONFIG).read_text(encoding="utf-8")).get("epochs")
-    except (OSError, ValueError, AttributeError):
-        return None
+    planned = read_object(path / run_folder.CONFIG).get("epochs")
     return float(planned) if isinstance(planned, int | float) else None
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -100,10 +99,8 @@ def divergence_recorded(folder: Path) -> Iterator[None]:
     A run that resumes from before that point loses the record.
     """
     file = folder / "health.json"
-    if distributed.is_main():
-        with suppress(OSError, ValueError, AttributeError):  # missing, or not ours
-            if json.loads(file.read_text(encoding="utf-8")).get("status") == DIVERGED:
-                file.unlink()
+    if distributed.is_main() and atomic.read_object(file).get("status") == DIVERGED:
+        file.unlink()
     try:
         yield
     except DivergedError as error:

@@ -60,6 +60,15 @@ def write_json(file: Path, content: Any) -> None:
     write_text(file, json.dumps(content, indent=2) + "\n")
 
 
+def read_object(file: Path) -> dict[str, Any]:
+    """Read a JSON object; empty if the file is missing, damaged or something else."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def digest(value: Any) -> str:
     """Compute the SHA-256 of tensors and plain data, independent of the file they are in.
 

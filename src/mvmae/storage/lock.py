@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 from mvmae import terminal
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
+from mvmae.storage.atomic import read_object
 
 NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}  # errors of a disk without locks
 
@@ -51,7 +52,8 @@ def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
         terminal.warn(f"no locks in {file.parent}: make sure that no other command writes there")
         yield True
         return
-    note = _holder_file(file)
+    # Beside it, because on Windows no other process can read a locked file.
+    note = file.with_name(f"{file.name}.holder")
     try:
         note.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         yield True
@@ -64,18 +66,12 @@ def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
         lock.release()
 
 
-def _holder_file(file: Path) -> Path:
-    """File that names the holder: on Windows no other process can read a locked file."""
-    return file.with_name(f"{file.name}.holder")
-
-
 def holder(file: Path) -> str:
     """Name the process that holds a lock."""
-    try:
-        content = json.loads(_holder_file(file).read_text(encoding="utf-8"))
-        return f"process {content['process']} on {content['host']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    content = read_object(file.with_name(f"{file.name}.holder"))
+    if not content.keys() >= {"process", "host"}:
         return "unknown process"
+    return f"process {content['process']} on {content['host']}"
 
 
 @contextlib.contextmanager

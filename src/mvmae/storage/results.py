@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -99,13 +98,10 @@ def write(
     file = _choose_file(
         folder / "results" / f"{name or f'{command}-{slug(config.data)}'}.json", config
     )
-    frame = {
-        "command": command,
-        "command_line": command_line(command, config),
-        "config": to_plain(config),
-    }
-    environment = run_folder.environment(device, world_size)
-    atomic.write_json(file, frame | content | {"environment": environment})
+    facts = {"command": command, "command_line": command_line(command, config)}
+    facts |= {"config": to_plain(config)} | content
+    facts["environment"] = run_folder.environment(device, world_size)
+    atomic.write_json(file, facts)
     emit(command, file, content)
     return file
 
@@ -122,12 +118,9 @@ def _choose_file(first: Path, config: Any) -> Path:
     question = _question(to_plain(config))
     for number in count(1):
         file = first if number == 1 else first.with_name(f"{first.stem}-{number}.json")
-        try:
-            known = json.loads(file.read_text(encoding="utf-8"))["config"]
-        except (OSError, ValueError, KeyError, TypeError):
-            break  # missing, or nothing worth keeping
-        if _question(known) == question:
-            break
+        known = atomic.read_object(file).get("config")
+        if not isinstance(known, dict) or _question(known) == question:
+            break  # nothing there, or a result of the same question
     return file
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import platform
 import shutil
 import subprocess
@@ -16,6 +15,7 @@ from typing import Any
 import torch
 
 from mvmae.errors import UserError
+from mvmae.storage.atomic import read_object
 from mvmae.version import __version__
 
 CONFIG = "config.json"
@@ -44,11 +44,8 @@ def require_format(folder: Path) -> None:
     Raises:
         UserError: It was written before run folders had a format number, or by a newer version.
     """
-    try:
-        facts = json.loads((folder / ENVIRONMENT).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return
-    if not isinstance(facts, dict) or "mvmae" not in facts or facts.get("format") == FORMAT:
+    facts = read_object(folder / ENVIRONMENT)
+    if "mvmae" not in facts or facts.get("format") == FORMAT:
         return
     written, found = f"{folder} was written by mvmae {facts['mvmae']}", facts.get("format")
     if isinstance(found, int) and found > FORMAT:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
-import json
 import os
 import re
 import shutil
@@ -31,7 +30,7 @@ from mvmae.datatools.pack.encode import ImageNames, Packed
 from mvmae.datatools.pack.order import FINISHED, assist_main, pack_in_order, pack_with_all
 from mvmae.datatools.pack.write import SKIPPED, STATE, State, Writer, read_state
 from mvmae.errors import UserError
-from mvmae.storage.atomic import write_bytes, write_json
+from mvmae.storage.atomic import read_object, write_bytes, write_json
 from mvmae.storage.lock import locked
 from mvmae.training import distributed, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
@@ -265,11 +264,8 @@ def require_destination(config: DataPackConfig) -> None:
 
 def _count_own_shards(folder: Path) -> int:
     """Number of tar files that this command wrote to a folder, from its own note there."""
-    try:
-        facts = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        return max(0, int(facts["shards"]))
-    except (OSError, ValueError, KeyError, TypeError, RecursionError, OverflowError):
-        return 0
+    shards = read_object(folder / FACTS).get("shards")
+    return max(0, shards) if isinstance(shards, int) else 0
 
 
 def _is_ours(path: Path, shards: int) -> bool:

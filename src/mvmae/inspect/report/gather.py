@@ -19,6 +19,7 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.encoders import ENCODER_FILE
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file, run_folder
+from mvmae.storage.atomic import read_object
 from mvmae.storage.outputs import headings
 
 KINDS = {
@@ -130,8 +131,8 @@ def _facts(folder: Path, name: str) -> RunFacts:
         name=name,
         command=command,
         config=config,
-        environment=json_object(folder / "environment.json"),
-        health=json_object(folder / "health.json"),
+        environment=read_object(folder / "environment.json"),
+        health=read_object(folder / "health.json"),
         records=metrics_file.read(folder),
         results=results,
         skipped=_skipped(folder / "skipped.csv"),
@@ -164,25 +165,16 @@ def required_object(file: Path) -> dict[str, Any]:
     """
     if not file.exists():
         return {}
-    content = json_object(file)
+    content = read_object(file)
     if not content:
         raise UserError(f"{file} is damaged: it holds no JSON object")
     return content
 
 
-def json_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty where there is none."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8", errors="replace"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def _results(folder: Path) -> list[Result]:
     found = []
     for file in sorted((folder / "results").glob("*.json")):
-        content = json_object(file)
+        content = read_object(file)
         config = content.get("config")
         data = config.get("data") if isinstance(config, dict) else None
         if not isinstance(content.get("command"), str):
