@@ -366,7 +366,7 @@ def damaged(what: str, command: str, says: str):
         damaged("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),
         damaged("facts cut", KNN, "run/encoder.json is damaged"),
         damaged("facts gone", KNN, "no such file: run/encoder.json"),
-        damaged("facts of a list", KNN, "encoder.json is damaged: it holds a list"),
+        damaged("facts of a list", KNN, "encoder.json is damaged: it does not hold a JSON object"),
         damaged("width gone", KNN, "encoder.json does not describe an encoder"),
         damaged("negative width", KNN, "encoder.json does not describe an encoder"),
         damaged("another width", KNN, "is of another shape"),

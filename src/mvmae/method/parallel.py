@@ -40,13 +40,11 @@ def parallelize(
 def gather_encoder(model: MaskedAutoencoder, device: torch.device) -> Encoder:
     """Gather the whole encoder on the main process; all processes take part."""
     encoder = model.encoder
-    if distributed.world_size() == 1:
+    state = encoder.state_dict()
+    if not any(hasattr(tensor, "full_tensor") for tensor in state.values()):  # not sharded
         return encoder
     from mvmae.training import sharding
 
-    state = encoder.state_dict()
-    if not sharding.is_sharded(state):
-        return encoder
     whole = sharding.gather(state)
     gathered = encoder.new_like().to(device)
     if whole:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from mvmae.errors import UserError
-from mvmae.storage import atomic
+from mvmae.storage import atomic, run_folder
 
 CHECKSUM = "checksum"  # a key in every checkpoint of ours
 MAX_KEYS = 10  # named in a message
@@ -91,16 +91,14 @@ def newest(folder: Path) -> tuple[dict[str, Any], Path]:
     Raises:
         UserError: Neither is whole.
     """
-    last, previous = folder / "last.pt", folder / "previous.pt"
-    try:
-        return load_own(last), last
-    except UserError as error:
-        if not previous.exists():
-            raise
+    complaints = []
+    for file in (folder / "last.pt", folder / "previous.pt"):
         try:
-            return load_own(previous), previous
-        except UserError:
-            raise UserError(f"{error}; {previous.name} is damaged too") from error
+            return load_own(file), file
+        except UserError as error:
+            if not complaints or file.exists():
+                complaints.append(str(error))
+    raise UserError("; ".join(complaints))
 
 
 def load_own(file: Path) -> dict[str, Any]:
@@ -116,22 +114,30 @@ def load_own(file: Path) -> dict[str, Any]:
     return state
 
 
-def set_aside(folder: Path) -> None:
-    """Rename a damaged `last.pt`, or the next save would make it `previous.pt`."""
-    last = folder / "last.pt"
+def set_aside(last: Path) -> None:
+    """Rename a damaged checkpoint, or the next save would make it the previous one."""
     if last.exists():
-        last.replace(folder / "damaged.pt")
+        damaged = last.with_stem("damaged")
+        run_folder.remove(damaged)
+        last.rename(damaged)
 
 
-def keep(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under another name for good."""
-    fresh = folder / f".{name}.tmp"
+def keep(last: Path, name: str) -> None:
+    """Keep a checkpoint, file or folder, under another name for good.
+
+    Its files get second names, so that it takes no room until the next one is saved.
+    """
+    kept, fresh = last.with_name(name), last.with_name(f".{name}.tmp")
+    run_folder.remove(fresh)
     try:
-        fresh.unlink(missing_ok=True)
-        link_or_copy(folder / "last.pt", fresh)
-        fresh.replace(folder / name)
+        if last.is_dir():
+            shutil.copytree(last, fresh, copy_function=link_or_copy)
+            run_folder.remove(kept)  # a folder cannot take the name of another
+        else:
+            link_or_copy(last, fresh)
+        fresh.replace(kept)
     finally:
-        fresh.unlink(missing_ok=True)
+        run_folder.remove(fresh)
 
 
 def link_or_copy(file: str | Path, copy: str | Path) -> None:
@@ -203,14 +209,10 @@ def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         UserError: Either file is missing or damaged.
     """
     tensors, facts_file = read_tensors(file), file.with_suffix(".json")
-    try:
-        facts = json.loads(facts_file.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no such file: {error.filename}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"{facts_file} is damaged: {error}") from error
-    if not isinstance(facts, dict):
-        raise UserError(f"{facts_file} is damaged: it holds a {type(facts).__name__}")
+    if not facts_file.exists():
+        raise UserError(f"no such file: {facts_file}")
+    if not (facts := atomic.read_object(facts_file)):
+        raise UserError(f"{facts_file} is damaged: it does not hold a JSON object")
     return tensors, facts
 
 

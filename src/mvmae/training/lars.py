@@ -46,14 +46,14 @@ class Lars(torch.optim.Optimizer):
                     continue
                 state = self.state[parameter]
                 velocity = state.setdefault("momentum", torch.zeros_like(parameter))
-                velocity.mul_(group["momentum"]).add_(_scale_gradient(parameter, group))
+                velocity.mul_(group["momentum"]).add_(
+                    _scale_gradient(parameter, parameter.grad, group)
+                )
                 parameter.sub_(velocity, alpha=group["lr"])
         return loss
 
 
-def _scale_gradient(parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-    gradient = parameter.grad
-    assert gradient is not None
+def _scale_gradient(parameter: nn.Parameter, gradient: Tensor, group: dict[str, Any]) -> Tensor:
     if parameter.ndim < 2:
         return gradient
     gradient = gradient.add(parameter, alpha=group["weight_decay"])

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from mvmae.config.files import from_json, to_json
 from mvmae.errors import UserError
@@ -80,13 +81,13 @@ class RunCheckpoints:
             tensors = training_tensors(parts["model"], parts["optimizer"])
             sharded_checkpoint.save(self.folder, tensors, content)
             if keep_as is not None and distributed.is_main():
-                sharded_checkpoint.keep(self.folder, Path(keep_as).stem)
+                checkpoint.keep(self.newest, Path(keep_as).stem)
         elif distributed.is_main():
             content |= {name: part.state_dict() for name, part in parts.items()}
             if in_background and getattr(self.config, "save_in_background", False):
                 # The interpreter waits for a thread that is not a daemon before it exits, so the
                 # file becomes whole.
-                copied = _copy_to_cpu(content)
+                copied = tree_map_only(Tensor, lambda t: t.detach().to("cpu", copy=True), content)
                 self._thread = threading.Thread(
                     target=self._write_in_thread, args=(copied, keep_as), name="checkpoint"
                 )
@@ -97,7 +98,7 @@ class RunCheckpoints:
     def _write(self, content: dict[str, Any], keep_as: str | None) -> None:
         checkpoint.save(self.folder, content)
         if keep_as is not None:
-            checkpoint.keep(self.folder, keep_as)
+            checkpoint.keep(self.newest, keep_as)
 
     def _write_in_thread(self, content: dict[str, Any], keep_as: str | None) -> None:
         try:
@@ -160,7 +161,7 @@ class RunCheckpoints:
         saved, place = kind.newest(last.parent)
         distributed.barrier()  # or a slow process would not find the file that is renamed next
         if place != last and distributed.is_main():
-            kind.set_aside(last.parent)
+            checkpoint.set_aside(last)
             print(f"mvmae: {last} is damaged or missing: resuming from {place}", file=sys.stderr)
         return saved, place
 
@@ -209,14 +210,3 @@ def _own_pending(rows_of_all: list[list[Tensor]]) -> list[Tensor]:
     if len(rows_of_all) == distributed.world_size():
         return rows_of_all[distributed.rank()]
     return [torch.stack(step).mean(dim=0) for step in zip(*rows_of_all, strict=True)]
-
-
-def _copy_to_cpu(value: Any) -> Any:
-    """Copy the tensors in plain data to the CPU, out of reach of the optimiser."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy_to_cpu(content) for key, content in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copy_to_cpu(content) for content in value)
-    return value

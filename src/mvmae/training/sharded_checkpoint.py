@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import shutil
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from mvmae.errors import UserError
+from mvmae.storage import run_folder
 from mvmae.training import checkpoint, distributed
 
 STATE = "state.pt"
@@ -43,7 +43,7 @@ def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
 
     fresh, last, previous = folder / "fresh", folder / "last", folder / "previous"
     if distributed.is_main():
-        _remove(fresh)
+        run_folder.remove(fresh)
         fresh.mkdir(parents=True)
     distributed.barrier()
     try:
@@ -55,21 +55,14 @@ def save(folder: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> Non
             checkpoint.write_state(fresh / STATE, facts | {FILES: dict(digests)})
             # A kill between any two of these leaves `last` or `previous`, and it is whole.
             if last.exists():
-                _remove(previous)
+                run_folder.remove(previous)
                 last.rename(previous)
             fresh.rename(last)
     except BaseException:
         if distributed.is_main():
-            _remove(fresh)
+            run_folder.remove(fresh)
         raise
     distributed.barrier()
-
-
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint, beginning with the file without which it does not count as one."""
-    with contextlib.suppress(FileNotFoundError):
-        (folder / STATE).unlink(missing_ok=True)
-        shutil.rmtree(folder)
 
 
 @contextlib.contextmanager
@@ -108,18 +101,6 @@ def _digests(files: list[Path]) -> list[tuple[str, str]]:
         with file.open("rb") as stream:
             digests.append((file.name, hashlib.file_digest(stream, "sha256").hexdigest()))
     return digests
-
-
-def keep(folder: Path, name: str) -> None:
-    """Keep the newest checkpoint under another name for good; only the main process calls this."""
-    kept, fresh = folder / name, folder / f".{name}.tmp"
-    _remove(fresh)
-    try:
-        shutil.copytree(folder / "last", fresh, copy_function=checkpoint.link_or_copy)
-        _remove(kept)
-        fresh.rename(kept)
-    finally:
-        _remove(fresh)
 
 
 def newest(folder: Path) -> tuple[dict[str, Any], Path]:
@@ -166,14 +147,6 @@ def _read_state(path: Path, files: list[Path]) -> dict[str, Any]:
         if recorded[name] != digest:
             raise UserError(f"{path / name} is damaged: its content does not match its checksum")
     return facts
-
-
-def set_aside(folder: Path) -> None:
-    """Rename a damaged `last`, or the next save would make it `previous`."""
-    last, damaged = folder / "last", folder / "damaged"
-    if last.exists():
-        _remove(damaged)
-        last.rename(damaged)
 
 
 def fill(tensors: dict[str, Tensor], path: Path) -> None:

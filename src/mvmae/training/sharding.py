@@ -44,11 +44,6 @@ def shard(
     fully_shard(model, mesh=mesh, mp_policy=policy)
 
 
-def is_sharded(tensors: dict[str, Tensor]) -> bool:
-    """Whether each process holds a shard of them."""
-    return any(hasattr(tensor, "full_tensor") for tensor in tensors.values())
-
-
 def gather(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Gather whole tensors on the main process; all take part, and the others get none."""
     kept = {}
