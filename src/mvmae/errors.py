@@ -29,7 +29,7 @@ MACHINE_SAYS_NO = {
 }
 
 
-def line_of(error: BaseException) -> str | None:
+def user_message(error: BaseException) -> str | None:
     """Return the one-line message of an error that the user can fix; None for our own faults."""
     if isinstance(error, UserError):
         return str(error)

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mvmae.cli.commands import COMMANDS, GROUPS
-from mvmae.errors import ToldError, UserError, line_of, nearest, printable
+from mvmae.errors import ToldError, UserError, nearest, printable, user_message
 from mvmae.version import __version__
 
 NAMES = (*COMMANDS, *GROUPS, "recipes")
@@ -57,7 +57,7 @@ def exit_status(run: Callable[[list[str]], int], args: list[str]) -> int:
             print("mvmae: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if (message := line_of(error)) is None:
+        if (message := user_message(error)) is None:
             raise
         _print_error(message)
         return 2

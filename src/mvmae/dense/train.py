@@ -5,9 +5,7 @@ The two commands differ in data, model, losses and metrics. Those come in a `Tas
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -25,13 +23,14 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.encoder_json import encoder_from_metadata
 from mvmae.errors import UserError
 from mvmae.storage import metrics_file
-from mvmae.training import distributed, precision
-from mvmae.training.log import Log, require_log
+from mvmae.storage.atomic import read_object
+from mvmae.training import distributed
+from mvmae.training.log import Log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
+from mvmae.training.run_start import begin_run, open_run
 
 DIVERGENCE_ADVICE = (
     "look at ENCODER, whose weights may be damaged",
@@ -127,16 +126,11 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
             finite.
     """
     assert config.out is not None
-    device = precision.choose_device(config.device)
-    held = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
-    with distributed.process_group(device), held:
-        require_replaceable_run(config)
-        require_log(config.log)
+    with open_run(config) as device:
         task = open_task(config, device)
         job, trained, plan = task.job, task.trained, task.job.plan
-        if not config.resume:
-            facts = {"data_fingerprint": plan.fingerprint, "num_images": len(job.data.train)}
-            begin_run(config, device, **facts, encoder=encoders.encoder_metadata(job.opened))
+        facts = {"data_fingerprint": plan.fingerprint, "num_images": len(job.data.train)}
+        begin_run(config, device, **facts, encoder=encoders.encoder_metadata(job.opened))
         trained.model.train()
         wrapped = distributed.wrap(trained.model, device)
 
@@ -205,9 +199,8 @@ def evaluate(loop: Loop, task: Task, counters: Counters) -> Any:
         figures = evaluation.figures()
         if not has_metric(loop.folder, loop.step, next(iter(figures))):
             loop.write(figures)
-            if loop.log.shows_pictures:
-                png = task.draw(evaluation, f"step {loop.step}")
-                loop.log.picture(task.picture, png, loop.step)
+            title = f"step {loop.step}"
+            loop.log.picture(task.picture, lambda: task.draw(evaluation, title), loop.step)
     counters.judged_step = loop.step
     distributed.barrier()
     return evaluation
@@ -283,9 +276,8 @@ def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
         UserError: There is no such encoder, or it was trained on other than 8-bit images.
     """
     if config.resume and config.out is not None:
-        file, metadata = config.out / "environment.json", None
-        with suppress(OSError, ValueError, AttributeError):
-            metadata = json.loads(file.read_text(encoding="utf-8")).get("encoder")
+        file = config.out / "environment.json"
+        metadata = read_object(file).get("encoder")
         if isinstance(metadata, dict):
             return encoder_from_metadata(metadata, source=str(file))
     return require_8_bit(encoders.open_encoder(config.encoder), config.encoder)

@@ -6,7 +6,6 @@ Read `run` from top to bottom, then `training_step`, then `losses.py`, `model.py
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import nullcontext
 from itertools import combinations
 
 import numpy as np
@@ -31,12 +30,11 @@ from mvmae.method.model import View, build_model
 from mvmae.method.parallel import gather_encoder, parallelize
 from mvmae.method.preflight.resolve_config import resolve_config
 from mvmae.training import distributed, precision
-from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run, claim_run
+from mvmae.training.run_start import begin_run, open_run
 
 DIVERGENCE_ADVICE = (
     "look at --views.mean, --views.std and --objective.temperature",
@@ -53,10 +51,7 @@ def run(config: PretrainConfig) -> int:
     Raises:
         UserError: The data, the folder or the settings cannot work, or the loss diverged.
     """
-    device = precision.choose_device(config.device)
-    claim = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
-    with distributed.process_group(device), nullcontext() if config.dry_run else claim:
-        require_log(config.log)
+    with open_run(config) as device:
         source = open_source(config.data, plain_channels(config.model.in_channels))
         config, source, notes = resolve_config(config, source)
         groups = read_groups(config, source)
@@ -81,8 +76,7 @@ def run(config: PretrainConfig) -> int:
         model = build_model(config, Generator().manual_seed(config.seed)).to(device)
         wrapped = parallelize(model, config, device)
         optimizer = adamw(model, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-        if not config.resume:
-            begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=len(source))
+        begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=len(source))
         counters = messages.Counters()
         loop = Loop(
             config,
@@ -104,8 +98,9 @@ def run(config: PretrainConfig) -> int:
                 set_lr(optimizer, lr)
                 view, losses = training_step(wrapped, optimizer, batch, config, device)
                 if loop.record(losses):
+                    means = loop.interval_means()  # first, as it raises if a loss is not finite
                     health = messages.embedding_health(view, config, batch.groups)
-                    counters.last_record = loop.interval_means() | health
+                    counters.last_record = means | health
                     loop.write({"lr": lr} | counters.last_record | loop.interval_speed())
                     messages.warn_of_collapse(loop, counters, warmup_steps(plan, config))
                 if knn_top1 and plan.is_evaluation(loop.step):

@@ -6,11 +6,11 @@ Shapes: B rows of this process, G rows of all, D width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from os import environ
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,10 +20,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compr
 from torch.nn.parallel import DistributedDataParallel
 
 from mvmae.config.pretrain import ReduceDtype
-from mvmae.errors import UserError
 from mvmae.training import process_store
-
-T = TypeVar("T")
 
 
 @contextmanager
@@ -193,29 +190,9 @@ def from_main(value: Any) -> Any:
     """Send plain data of the main process to all; each call returns its value.
 
     Through the store and not by a collective, which would time out while the others wait for hours
-    and would hang if the main process died.
+    and would hang if the main process died. If it fails, the others stop waiting and end too.
     """
     return process_store.current().from_main(value) if world_size() > 1 else value
-
-
-def on_main(work: Callable[[], T]) -> T:
-    """Call a function on the main process only; return its value, or raise its error, on all.
-
-    The others would wait for ever for a process that stops at its own error.
-
-    Raises:
-        UserError: Whatever the function raises.
-    """
-    outcome: T | UserError | None = None
-    if is_main():
-        try:
-            outcome = work()
-        except UserError as error:
-            outcome = error
-    outcome = from_main(outcome)
-    if isinstance(outcome, UserError):
-        raise outcome
-    return cast("T", outcome)
 
 
 def share_buffers(model: nn.Module) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,17 +112,12 @@ class Log:
         if self._bar.disable:
             self._print_line(record["step"], "  ".join(filter(None, words.values())))
 
-    def picture(self, name: str, png: bytes, step: int) -> None:
-        """Log a picture, given as the bytes of a PNG file, where pictures can be shown."""
+    def picture(self, name: str, draw: Callable[[], bytes], step: int) -> None:
+        """Log a picture, if pictures can be shown; `draw` returns the bytes of a PNG file."""
         if self._board:
-            with Image.open(io.BytesIO(png)) as file:
+            with Image.open(io.BytesIO(draw())) as file:
                 pixels = np.asarray(file.convert("RGB"))
             self._board.add_image(name, pixels, step, dataformats="HWC")
-
-    @property
-    def shows_pictures(self) -> bool:
-        """Whether `picture` shows pictures anywhere."""
-        return self._board is not None
 
     def _print_line(self, step: int, words: str) -> None:
         """Print about twenty lines in a whole run, for logs of machines without a terminal."""

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mvmae.errors import OtherFailedError, ToldError, UserError, line_of, printable
+from mvmae.errors import OtherFailedError, ToldError, UserError, printable, user_message
 
 FAILED, REPORTED, SIGNAL = "failed", "reported", "signal"  # keys of all processes
 POLL = 0.05  # seconds between two reads of a waiting process
@@ -203,7 +203,7 @@ class ProcessStore:
                 error = UserError(self.store.get(FAILED).decode())
             else:
                 error = UserError("another process of this command is gone: was it killed?")
-        line = line_of(error)
+        line = user_message(error)
         complaint = line or f"process {self.rank} failed: {type(error).__name__}: {error}"
         self.store.compare_set(FAILED, "", complaint)
         if self.rank and line is not None:
@@ -217,7 +217,7 @@ class ProcessStore:
 
     def _print_line(self, error: Exception) -> Exception:
         """Print the line here, since the command line prints only in the main process."""
-        if self.rank == 0 or (line := line_of(error)) is None:
+        if self.rank == 0 or (line := user_message(error)) is None:
             return error
         print(f"mvmae: {printable(' '.join(line.split()))}", file=sys.stderr)
         return ToldError(line)

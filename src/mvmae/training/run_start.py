@@ -14,23 +14,37 @@ from mvmae.config.files import from_json, to_json
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
 from mvmae.storage.lock import locked
-from mvmae.training import distributed
+from mvmae.training import distributed, precision
+from mvmae.training.log import require_log
 
 
 @contextmanager
-def claim_run(folder: Path, *, resume: bool, overwrite: bool) -> Iterator[None]:
-    """Check that a run may write into a folder, and lock it until the end of the block.
+def open_run(config: Any) -> Iterator[torch.device]:
+    """Join the processes of a training command, and lock its run folder until the end.
 
     Two runs started into one folder, which happens on clusters, would otherwise mix silently.
 
+    Args:
+        config: Of the run: a dataclass with `out`, `device`, `log`, `resume` and `overwrite`.
+
+    Yields:
+        The device of this process.
+
     Raises:
-        UserError: The folder holds another run or other files, or another process holds it.
+        UserError: The run may not write into the folder, another process holds it, or the device
+            or a package is missing.
     """
-    run_folder.claim(folder, resume=resume, overwrite=overwrite)
-    distributed.barrier()  # or a quick process would find the folder begun by another
-    with ExitStack() as stack:
-        distributed.on_main(lambda: stack.enter_context(locked(folder)))
-        yield
+    device = precision.choose_device(config.device)
+    with distributed.process_group(device), ExitStack() as stack:
+        if not getattr(config, "dry_run", False):
+            if distributed.is_main():
+                run_folder.claim(config.out, resume=config.resume, overwrite=config.overwrite)
+                stack.enter_context(locked(config.out))
+                if config.overwrite and hasattr(config, "encoder"):
+                    require_replaceable_run(config)
+            distributed.from_main(None)  # the others begin once the folder is locked
+        require_log(config.log)
+        yield device
 
 
 @contextmanager
@@ -54,14 +68,14 @@ def claim_shared_folder(folder: Path) -> Iterator[None]:
 
 
 def begin_run(config: Any, device: torch.device, **facts: Any) -> None:
-    """Make the run folder with config.json and environment.json; the other processes wait for it.
+    """Make the folder of a new run, with config.json and environment.json; all call this together.
 
     Args:
-        config: Of the run.
+        config: Of the run; a resumed one has its folder.
         device: Of this process.
         facts: Further entries of environment.json.
     """
-    if distributed.is_main():
+    if distributed.is_main() and not config.resume:
         run_folder.make(config.out)
         if config.overwrite:
             run_folder.clear(config.out)
@@ -81,8 +95,6 @@ def require_replaceable_run(config: Any) -> None:
         UserError: `config.out` holds another command's run, or the encoder.
     """
     out, encoder = config.out, Path(config.encoder)
-    if not config.overwrite:
-        return
     if encoder.exists() and encoder.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--overwrite would delete {encoder}, the encoder: choose another --out")
     if not run_folder.is_run(out):

@@ -25,12 +25,11 @@ from mvmae.evaluation.finetune.classifier import Classifier
 from mvmae.evaluation.finetune.report import Counters, Evaluation, Job
 from mvmae.method.views import normalized
 from mvmae.training import distributed, precision
-from mvmae.training.log import require_log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine
 from mvmae.training.run_checkpoints import RunCheckpoints
-from mvmae.training.run_start import begin_run, claim_run, require_replaceable_run
+from mvmae.training.run_start import begin_run, open_run
 
 MAX_EVALUATION_BATCH = 256
 DIVERGENCE_ADVICE = (
@@ -67,16 +66,11 @@ def run(config: FinetuneConfig) -> int:
         UserError: The encoder, the data, the folder or the settings are invalid, or the loss
             diverged.
     """
-    device = precision.choose_device(config.device)
-    held = claim_run(config.out, resume=config.resume, overwrite=config.overwrite)
-    with distributed.process_group(device), held:
-        require_replaceable_run(config)
-        require_log(config.log)
+    with open_run(config) as device:
         job = open_job(config, device)
         plan, trained = job.plan, build_trained(job)
-        if not config.resume:
-            num_images = len(job.data.train)
-            begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=num_images)
+        num_images = len(job.data.train)
+        begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=num_images)
         wrapped = distributed.wrap(trained.model, device)
         counters = Counters()
         with Loop(

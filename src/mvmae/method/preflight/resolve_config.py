@@ -40,7 +40,8 @@ def resolve_config(
             config = fill_from_run(config, from_json(text, PretrainConfig, source=str(file)))
     else:
         # One process looks at the images, because measuring them takes seconds.
-        views, notes = distributed.on_main(lambda: _infer(config, source))
+        inferred = _infer(config, source) if distributed.is_main() else None
+        views, notes = distributed.from_main(inferred)
         config = replace(config, views=views)
         if config.decode != "exact":
             from mvmae.data.reading import reduced_jpeg
