@@ -221,7 +221,7 @@ def test_cuda_that_is_not_there_is_refused(here, capsys, command):
 def test_a_folder_that_may_not_be_written_to_is_refused(here, capsys):
     (here / "notes").chmod(0o500)
     words = ["knn", "enc", "images", "--out", "notes/there"]
-    refused(here, capsys, words, "notes may not be written to: name another folder with --out")
+    refused(here, capsys, words, "notes is not writable: name another folder with --out")
     (here / "notes").chmod(0o700)
 
 

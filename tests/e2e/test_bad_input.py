@@ -348,7 +348,9 @@ def damaged(what: str, command: str, says: str):
         damaged("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
         damaged("another model", RESUME, "another model: missing keys: norm.weight"),
         damaged("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
-        damaged("foreign", RESUME, "last.pt is damaged or of another program: it has no checksum"),
+        damaged(
+            "foreign", RESUME, "last.pt is damaged or from another program: it has no checksum"
+        ),
         damaged("list", RESUME, "last.pt is not a checkpoint: it holds a list"),
         damaged("hostile", RESUME, "last.pt is damaged or no checkpoint"),
         damaged("image gone", RESUME, "the images in images are not those that run began with"),

@@ -91,7 +91,7 @@ def test_features_leave_files_of_their_names_alone(here, capsys):
     Path("own/features-typical.csv").write_text("mine")
     command = ["features", "run", "images", "--draw", "typical", "--workers", "0", "--out", "own"]
     assert main(command) == 2
-    assert "own/features-typical.csv is there" in capsys.readouterr().err
+    assert "own/features-typical.csv exists" in capsys.readouterr().err
     assert Path("own/features-typical.csv").read_text() == "mine"
     Path("own/features-typical.csv").unlink()
     for _ in range(2):
