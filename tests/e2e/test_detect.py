@@ -226,10 +226,10 @@ def test_a_failed_evaluation_loses_no_steps(data, trained, tmp_path, monkeypatch
     folder, run = shutil.copytree(data, tmp_path / "data"), tmp_path / "run"
     images, own = folder / "images" / "val", command.training_step
 
-    def losing(wrapped, trained, batch, job, step):
+    def losing(wrapped, batch, job, step):
         if step == 5:
             images.rename(tmp_path / "elsewhere")
-        return own(wrapped, trained, batch, job, step)
+        return own(wrapped, batch, job, step)
 
     monkeypatch.setattr(command, "training_step", losing)
     assert detect(folder, run) == 2

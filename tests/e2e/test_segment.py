@@ -19,8 +19,9 @@ from torch import Generator
 from mvmae import encoders
 from mvmae.cli.main import main
 from mvmae.config.model import Size
+from mvmae.dense.saved_model import saved_predictor
 from mvmae.dense.segment.evaluate import predict_classes
-from mvmae.dense.segment.predict import open_segmenter, saved_predictor
+from mvmae.dense.segment.finished import open_segmenter
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.method.vit import Encoder, initialize
 
@@ -136,10 +137,10 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(here, monkeypatch
 
     own = segment.training_step
 
-    def stopping(wrapped, trained, batch, job, step):
+    def stopping(wrapped, batch, job, step):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return own(wrapped, trained, batch, job, step)
+        return own(wrapped, batch, job, step)
 
     monkeypatch.setattr(segment, "training_step", stopping)
     assert execute(f"segment enc data --out stopped {SMALL}") == 143
@@ -156,18 +157,18 @@ def test_a_failed_evaluation_loses_no_steps(here, capsys):
     own, images = segment.training_step, Path("data/images/validation")
 
     def losing(step: int):
-        def step_of(wrapped, trained, batch, job, number):
+        def losing_step(wrapped, batch, job, number):
             if number == step:
                 images.rename("elsewhere")
-            return own(wrapped, trained, batch, job, number)
+            return own(wrapped, batch, job, number)
 
-        return step_of
+        return losing_step
 
     for step, out in ((1, "middle"), (5, "end")):  # tests are after steps 3 and 6
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(segment, "training_step", losing(step))
             message = error_line(capsys, f"segment enc data --out {out} {SMALL}")
-        assert "3 of the 3 test images cannot be read" in message
+        assert "3 of the 3 images of data cannot be read" in message
         assert torch.load(Path(out) / "checkpoints" / "last.pt")["step"] == 3 * (1 + step // 3)
         assert (Path(out) / "model.safetensors").exists() is (out == "end")
         Path("elsewhere").rename(images)
@@ -182,10 +183,10 @@ def test_a_run_resumes_without_its_encoder_and_with_a_changed_one(here):
 
     own = segment.training_step
 
-    def stopping(wrapped, trained, batch, job, step):
+    def stopping(wrapped, batch, job, step):
         if step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return own(wrapped, trained, batch, job, step)
+        return own(wrapped, batch, job, step)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(segment, "training_step", stopping)
@@ -263,7 +264,7 @@ def test_predictions_are_overlays_and_masks_with_the_training_values(here, capsy
     images = Path("data/images/validation")
     assert execute(f"segment run --predict {images} --out seen --device cpu") == 0
     assert "written: seen/masks" in capsys.readouterr().out
-    predictor = saved_predictor(open_segmenter("run"), _config(), torch.device("cpu"))
+    predictor = saved_predictor(open_segmenter("run"), "segment", _config(), torch.device("cpu"))
     for file in sorted(images.iterdir()):
         with Image.open(f"seen/masks/{file.stem}.png") as mask:
             assert mask.mode == "P"

@@ -1,4 +1,4 @@
-"""Vision Transformer backbone for dense tasks: large images, windowed attention, feature maps.
+"""Vision Transformer backbone for dense tasks: windowed attention, and maps of several scales.
 
 Follows Li et al. 2021 (arXiv 2111.11429) and ViTDet (Li et al. 2022, arXiv 2203.16527): most blocks
 attend within windows, a few over the whole image. The blocks keep timm's parameter names.
@@ -8,7 +8,7 @@ tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from mvmae.method.patches import patchify
 from mvmae.method.vit import Block, Encoder
+
+SCALES = (4.0, 2.0, 1.0, 0.5)  # size of each level of a pyramid relative to the backbone's maps
+Norm = Callable[[int], nn.Module]
 
 
 class RelativePositions(nn.Module):
@@ -41,10 +44,8 @@ class RelativePositions(nn.Module):
         """Bias to add to the attention logits of queries on a grid of tokens."""
         h, w = grid
         q = q.unflatten(2, grid)
-        rows = self._table(self.rows, h).to(q.dtype)
-        columns = self._table(self.columns, w).to(q.dtype)
-        by_row = torch.einsum("bnhwd,hkd->bnhwk", q, rows)
-        by_column = torch.einsum("bnhwd,wkd->bnhwk", q, columns)
+        by_row = torch.einsum("bnhwd,hkd->bnhwk", q, self._table(self.rows, h).to(q.dtype))
+        by_column = torch.einsum("bnhwd,wkd->bnhwk", q, self._table(self.columns, w).to(q.dtype))
         bias = by_row[..., :, None] + by_column[..., None, :]
         return bias.flatten(4).flatten(2, 3)
 
@@ -53,8 +54,7 @@ class RelativePositions(nn.Module):
         """Vector for each pair of positions, interpolated if the grid has a different side."""
         count = 2 * side - 1
         if len(distances) != count:
-            resampled = F.interpolate(distances.T[None], size=count, mode="linear")
-            distances = resampled[0].T
+            distances = F.interpolate(distances.T[None], size=count, mode="linear")[0].T
         positions = torch.arange(side, device=distances.device)
         return distances[positions[:, None] - positions[None, :] + side - 1]
 
@@ -110,16 +110,6 @@ class Backbone(nn.Module):
                 for side in self.windows
             )
 
-    @property
-    def width(self) -> int:
-        """Channels of the maps (D)."""
-        return self.encoder.embed_dim
-
-    @property
-    def stride(self) -> int:
-        """Pixels between neighbouring positions of a map."""
-        return self.encoder.patch_size
-
     def forward(self, images: Float[Tensor, "B C H W"]) -> list[Float[Tensor, "B D h w"]]:
         """Return the patch tokens after each of `out_blocks`, before the last norm, as maps.
 
@@ -151,13 +141,11 @@ class Backbone(nn.Module):
 
     def _prefix(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B P D"]:
         encoder = self.encoder
-        tokens = []
+        tokens = [x[:1, :0]]  # without prefix tokens, an empty tensor of the right width
         if self.keeps_prefix and encoder.variant.cls_token:
             tokens.append(encoder.cls_token + encoder.pos_embed[:, :1])
         if self.keeps_prefix and encoder.variant.num_registers:
             tokens.append(encoder.reg_token)
-        if not tokens:
-            return x[:, :0]
         return torch.cat([token.to(x.dtype).expand(len(x), -1, -1) for token in tokens], dim=1)
 
     def _block(
@@ -197,3 +185,53 @@ def from_windows(
     x = windows.unflatten(0, (-1, rows, columns)).unflatten(3, (side, side))
     x = x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
     return x[:, : grid[0], : grid[1]]
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of a map."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+
+    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B D h w"]:
+        """Normalise each position."""
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def rescaling_layers(width: int, scale: float, norm: Norm, shrink: int = 1) -> list[nn.Module]:
+    """Return layers that resize a map to `scale` times its side.
+
+    Args:
+        width: D, channels of the map.
+        scale: One of `SCALES`.
+        norm: Norm between two deconvolutions.
+        shrink: Divisor of the channels at each deconvolution.
+    """
+    half, quarter = width // shrink, width // shrink**2
+    layers: dict[float, list[nn.Module]] = {
+        4.0: [
+            nn.ConvTranspose2d(width, half, 2, 2),
+            norm(half),
+            nn.GELU(),
+            nn.ConvTranspose2d(half, quarter, 2, 2),
+        ],
+        2.0: [nn.ConvTranspose2d(width, half, 2, 2)],
+        1.0: [nn.Identity()],
+        0.5: [nn.MaxPool2d(2, 2)],
+    }
+    return layers[scale]
+
+
+class MultiScale(nn.Module):
+    """Bring four maps of one stride to the four `SCALES`, as Li et al. 2021 and BEiT do."""
+
+    def __init__(self, width: int, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(*rescaling_layers(width, scale, norm)) for scale in SCALES
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> list[Tensor]:
+        """Return maps from finest to coarsest, all with D channels."""
+        return [level(x) for level, x in zip(self.levels, maps, strict=True)]

@@ -1,4 +1,4 @@
-"""Images and output folders of `detect --predict` and `segment --predict`."""
+"""`detect --predict` and `segment --predict`: their images and their output folders."""
 
 from __future__ import annotations
 
@@ -7,24 +7,108 @@ import os
 import shutil
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
 from mvmae import terminal
+from mvmae.config.detect import DetectConfig
+from mvmae.config.segment import SegmentConfig
 from mvmae.data.reading.decode import EXTENSIONS
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.folders import Files
 from mvmae.data.sources.open import open_source
+from mvmae.dense.saved_model import Predictor, saved_predictor
 from mvmae.errors import UserError
 from mvmae.storage import run_folder
-from mvmae.training import distributed
+from mvmae.training import distributed, precision
 
 UNFINISHED = ".unfinished"  # inside an output folder that exists already
 MAX_NAME_BYTES = 200  # file systems allow 255, and suffixes are added
+
+
+class Prediction(NamedTuple):
+    """What one use of --predict works with."""
+
+    folder: Path
+    """Folder to write into; its content then moves to `out`."""
+
+    out: Path
+    saved: Any
+    """The trained model and its facts."""
+
+    predictor: Predictor
+    source: Source
+
+
+class Summary(NamedTuple):
+    """What the images contain."""
+
+    skipped: Sequence[tuple[str, str]]
+    """Path and reason of each image that cannot be read."""
+
+    findings: str
+    """Sentence about the predictions."""
+
+    written: str
+    """Paths of the files, in words."""
+
+    facts: dict[str, Any]
+    """Further content of the JSON line."""
+
+
+def predict(
+    command: str,
+    config: DetectConfig | SegmentConfig,
+    out: Path,
+    owned: Mapping[str, str],
+    open_saved: Callable[[str], Any],
+    predict_all: Callable[[Prediction], Summary],
+) -> None:
+    """Apply a finished run to the images `config.predict`, and print what was found.
+
+    Args:
+        command: `detect` or `segment`.
+        config: Its options.
+        out: Output folder.
+        owned: Names that predictions consist of, see `require_replaceable`.
+        open_saved: Opens the finished run `config.encoder`.
+        predict_all: Writes the predictions of all images.
+
+    Raises:
+        UserError: The run or the images cannot be opened, or the output folder holds something.
+    """
+    require_single_process("--predict")
+    began, device = time.perf_counter(), precision.choose_device(config.device)
+    require_replaceable(out, owned, overwrite=config.overwrite)
+    saved = open_saved(config.encoder)
+    predictor = saved_predictor(saved, command, config, device)
+    source = open_images(str(config.predict), saved.opened.encoder.in_channels)
+    num_images, target = len(source), out.resolve()
+    if any(Path(source.path(at)).resolve().is_relative_to(target) for at in range(num_images)):
+        raise UserError(  # --overwrite would delete them
+            f"the images are in {out}, where the predictions would go: choose another --out"
+        )
+    with write_aside(out, owned) as folder:
+        summary = predict_all(Prediction(folder, out, saved, predictor, source))
+        skipped = summary.skipped
+        if len(skipped) == num_images:
+            path, reason = skipped[0]
+            raise UserError(
+                f"none of the images in {source.name} can be read, for example {path} ({reason})"
+            )
+        run_folder.append_skipped(folder, skipped)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    counts = {"images": num_images - len(skipped), "skipped": len(skipped)}
+    seconds = time.perf_counter() - began
+    console.print(f"{counts['images']} images in {seconds:.0f} s; {summary.findings}")
+    if skipped:
+        console.print(f"{len(skipped)} images could not be read: {out / 'skipped.csv'}")
+    console.print(f"written: {summary.written}")
+    terminal.emit("result", {"command": command} | counts | summary.facts)
 
 
 def require_single_process(option: str) -> None:
@@ -44,23 +128,22 @@ def open_images(name: str, channels: int) -> Source:
         UserError: Nothing is there, or it cannot be read.
     """
     path = Path(name)
-    if path.suffix.lower() in EXTENSIONS and not path.exists():
+    if path.suffix.lower() not in EXTENSIONS or path.is_dir():
+        return open_source((name,), channels)
+    if not path.exists():
         raise UserError(f"no such image: {name}")
-    if path.suffix.lower() in EXTENSIONS and path.is_file():
-        if channels not in (1, 3):
-            raise UserError(f"image files are read with 1 or 3 channels, not {channels}")
-        return Files(name, [name], channels)
-    return open_source((name,), channels)
+    if channels not in (1, 3):
+        raise UserError(f"image files are read with 1 or 3 channels, not {channels}")
+    return Files(name, [name], channels)
 
 
-def require_replaceable(out: Path, owned: Mapping[str, str], mark: str, *, overwrite: bool) -> None:
+def require_replaceable(out: Path, owned: Mapping[str, str], *, overwrite: bool) -> None:
     """Require that a folder is new or empty, or holds predictions that may be replaced.
 
     Args:
         out: Output folder.
         owned: What predictions consist of: names in the folder, with the suffix of the files below
-            those that are folders.
-        mark: The one name that every set of predictions has.
+            those that are folders. Every set of predictions has the first name.
         overwrite: Whether existing predictions may be replaced.
 
     Raises:
@@ -71,8 +154,13 @@ def require_replaceable(out: Path, owned: Mapping[str, str], mark: str, *, overw
     present = {path.name for path in out.iterdir()} - {UNFINISHED} if out.exists() else set()
     if not present:
         return
-    foreign = sorted(present - owned.keys()) or sorted(_foreign_files(out, owned))
-    if foreign or mark not in present:
+    foreign = sorted(present - owned.keys()) or sorted(
+        str(path.relative_to(out))
+        for name, suffix in owned.items()
+        for path in (out / name).rglob("*")
+        if path.is_file() and path.suffix != suffix
+    )
+    if foreign or next(iter(owned)) not in present:
         example = foreign[0] if foreign else next(iter(present))
         raise UserError(
             f"{out} holds other files ({example}): choose an --out that is new or empty"
@@ -81,28 +169,6 @@ def require_replaceable(out: Path, owned: Mapping[str, str], mark: str, *, overw
         raise UserError(
             f"{out} already holds predictions: choose another --out, or --overwrite to replace them"
         )
-
-
-def _foreign_files(out: Path, owned: Mapping[str, str]) -> Iterator[str]:
-    """Yield files in the folders of predictions that are not predictions."""
-    for name, suffix in owned.items():
-        for path in (out / name).rglob("*"):
-            if path.is_file() and path.suffix != suffix:
-                yield str(path.relative_to(out))
-
-
-def refuse_own_images(out: Path, source: Source) -> None:
-    """Reject an output folder that holds input images, which `--overwrite` would delete.
-
-    Raises:
-        UserError: An image is in `out`.
-    """
-    folder = out.resolve()
-    for index in range(len(source)):
-        if Path(source.path(index)).resolve().is_relative_to(folder):
-            raise UserError(
-                f"the images are in {out}, where the predictions would go: choose another --out"
-            )
 
 
 def prediction_names(source: Source) -> list[str]:
@@ -143,6 +209,7 @@ def write_aside(out: Path, owned: Mapping[str, str]) -> Iterator[Path]:
     """
     target = out.resolve()
     exists = target.is_dir()
+    # Inside or beside the target, and so on the same disk, where renaming needs no copy.
     folder = target / UNFINISHED if exists else target.with_name(f".{target.name}.tmp")
     shutil.rmtree(folder, ignore_errors=True)
     run_folder.make(folder)
@@ -157,50 +224,3 @@ def write_aside(out: Path, owned: Mapping[str, str]) -> Iterator[Path]:
             path.rename(target / path.name)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def keep_skipped(folder: Path, source: Source, skipped: Sequence[tuple[str, str]]) -> None:
-    """Write skipped.csv with the images that could not be read.
-
-    Raises:
-        UserError: None of the images could be read.
-    """
-    if len(skipped) == len(source):
-        path, reason = skipped[0]
-        raise UserError(
-            f"none of the images in {source.name} can be read, for example {path} ({reason})"
-        )
-    run_folder.append_skipped(folder, skipped)
-
-
-def report_predictions(
-    command: str,
-    out: Path,
-    *,
-    began: float,
-    num_images: int,
-    num_skipped: int,
-    findings: str,
-    written: str,
-    facts: dict[str, Any],
-) -> None:
-    """Print what the images contain and where the predictions are; emit the same as JSON.
-
-    Args:
-        command: `detect` or `segment`.
-        out: Output folder.
-        began: Start by `time.perf_counter`.
-        num_images: Images given.
-        num_skipped: Those that could not be read.
-        findings: Summary of the predictions.
-        written: Paths of the files.
-        facts: Further content of the JSON line.
-    """
-    console = Console(soft_wrap=True, highlight=False, markup=False)
-    num_read = num_images - num_skipped
-    console.print(f"{num_read} images in {time.perf_counter() - began:.0f} s; {findings}")
-    if num_skipped:
-        console.print(f"{num_skipped} images could not be read: {out / 'skipped.csv'}")
-    console.print(f"written: {written}")
-    counts = {"images": num_read, "skipped": num_skipped}
-    terminal.emit("result", {"command": command} | counts | facts)

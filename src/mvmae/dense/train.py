@@ -5,27 +5,28 @@ The two commands differ in data, model, losses and metrics. Those come in a `Tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import isnan
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from rich.markup import escape
+from rich.table import Table
 from torch import Tensor, nn
 
-from mvmae import encoders
+from mvmae import encoders, terminal
 from mvmae.config.detect import DetectConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.augment import seeded
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.encoder_json import encoder_from_metadata
-from mvmae.errors import UserError
-from mvmae.storage import metrics_file
-from mvmae.storage.atomic import read_object
+from mvmae.errors import UserError, counted
+from mvmae.storage import atomic, metrics_file, results, run_folder
 from mvmae.training import distributed
-from mvmae.training.log import Log
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
 from mvmae.training.plan import Plan
@@ -36,15 +37,18 @@ DIVERGENCE_ADVICE = (
     "look at ENCODER, whose weights may be damaged",
     "begin a new run with a lower --lr, or with --clip-grad 1",
 )
+MAX_ROWS = 30  # classes in a printed table
+NUM_PICTURES = 4  # images drawn with their predictions
 
 C = TypeVar("C", bound=DetectConfig | SegmentConfig)
 D = TypeVar("D")  # images with annotations
 P = TypeVar("P")  # part of a batch
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Job(Generic[C, D]):
-    """What stays the same during a run."""
+    """What a run works with; only the weights and the optimiser's state change."""
 
     config: C
     opened: OpenedEncoder
@@ -53,19 +57,10 @@ class Job(Generic[C, D]):
     data: D
     plan: Plan
     device: torch.device
-
-    @property
-    def folder(self) -> Path:
-        """Run folder."""
-        assert self.config.out is not None  # training always has one
-        return self.config.out
-
-
-class Trained(NamedTuple):
-    """What the optimiser changes."""
-
     model: nn.Module
     optimizer: torch.optim.Optimizer
+    introduction: str
+    """What to print about data, model and length at the start."""
 
 
 @dataclass
@@ -76,47 +71,43 @@ class Counters:
     """Step of the last evaluation."""
 
 
-@dataclass(frozen=True)
-class Task:
+class Task(NamedTuple):
     """What `detect` and `segment` do differently in a run.
 
-    A batch has `images`, `skipped` and `is_whole`; an evaluation has `figures()`.
+    A batch has `images`, `skipped` and `is_whole`; an evaluation has `figures()` and `skipped`.
     """
 
     command: str
-    job: Job
-    trained: Trained
-    losses: tuple[str, ...]
-    """Names of the values that `training_step` returns."""
+    picture: str
+    """Name of the picture of some predictions."""
 
-    learning_rate: Callable[[int], float]
+    open_job: Callable[[Any, torch.device], Job]
+    learning_rate: Callable[[Job, int], float]
     """Peak learning rate over the layers, by step."""
 
     batches: Callable[..., Iterable[Any]]
-    """Called with the steps, and with rank, world_size and cuda by name."""
+    """Called with training images, config, preprocessing and steps; rank, world_size and cuda."""
 
-    training_step: Callable[[nn.Module, Trained, Any, Job, int], Tensor]
-    evaluate: Callable[[bool], Any]
+    training_step: Callable[[nn.Module, Any, Job, int], dict[str, Tensor]]
+    """Update the weights once; return the losses to log, the sum first."""
+
+    evaluate: Callable[[Job, bool], Any]
     """Called by every process with whether it is the last evaluation; may return None on all but
     the main one."""
 
-    draw: Callable[[Any, str], bytes]
+    draw: Callable[[Job, Any, str], bytes]
     """PNG of some predictions, under a title."""
 
-    picture: str
-    """Name of that picture."""
+    save_model: Callable[[Job, Path], None]
+    report: Callable[[Job, Any, Loop], dict[str, Any]]
+    """Print an evaluation and write its files; return the content of the result."""
 
-    save_model: Callable[[], None]
-    report_start: Callable[[Log, int], None]
-    report_result: Callable[[Loop, Any], None]
+    hint: str
+    """What to do with the run next; printed before the command."""
 
 
-def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
-    """Train into the run folder `config.out`.
-
-    Args:
-        config: Options of the command.
-        open_task: Opens encoder and data and builds the model.
+def train(config: C, task: Task) -> int:
+    """Train into the run folder `config.out`, by default runs/COMMAND.
 
     Returns:
         0 when done; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
@@ -125,55 +116,60 @@ def train(config: C, open_task: Callable[[C, torch.device], Task]) -> int:
         UserError: The encoder, the data, the folder or the settings cannot work, or a loss is not
             finite.
     """
-    assert config.out is not None
+    folder = config.out or Path("runs") / task.command
+    config = replace(config, out=folder)
     with open_run(config) as device:
-        task = open_task(config, device)
-        job, trained, plan = task.job, task.trained, task.job.plan
+        job = task.open_job(config, device)
+        plan, model, optimizer = job.plan, job.model, job.optimizer
         facts = {"data_fingerprint": plan.fingerprint, "num_images": len(job.data.train)}
         begin_run(config, device, **facts, encoder=encoders.encoder_metadata(job.opened))
-        trained.model.train()
-        wrapped = distributed.wrap(trained.model, device)
+        model.train()
+        wrapped = distributed.wrap(model, device)
 
         def batches(steps: range) -> Iterable[Any]:
-            rank, processes = distributed.rank(), distributed.world_size()
-            return task.batches(steps, rank=rank, world_size=processes, cuda=device.type == "cuda")
+            return task.batches(
+                *(job.data.train, config, job.opened.preprocessing, steps),
+                rank=distributed.rank(),
+                world_size=distributed.world_size(),
+                cuda=device.type == "cuda",
+            )
 
         counters = Counters()
         with Loop(
             config,
             plan,
-            trained._asdict(),
+            {"model": model, "optimizer": optimizer},
             batches,
             device,
-            checkpoints=RunCheckpoints(config.out / "checkpoints", config, plan.fingerprint),
-            folder=config.out,
+            checkpoints=RunCheckpoints(folder / "checkpoints", config, plan.fingerprint),
+            folder=folder,
             title=task.command,
             resume=config.resume,
             advice=DIVERGENCE_ADVICE,
             counters=counters,
         ) as loop:
-            task.report_start(loop.log, loop.step)
+            resumed = f", from step {loop.step}" if loop.step else ""
+            loop.log.say(f"{job.introduction}{resumed} -> {folder}")
             if counters.judged_step < loop.step and is_interim_evaluation(loop):
-                evaluate(loop, task, counters)  # the run was stopped during this evaluation
+                evaluate(loop, task, job, counters)  # the run was stopped during this evaluation
             for batch in loop:
-                lr = task.learning_rate(loop.step)
-                set_lr(trained.optimizer, lr)
-                losses = task.training_step(wrapped, trained, batch, job, loop.step)
-                if loop.record(dict(zip(task.losses, losses, strict=True))):
+                lr = task.learning_rate(job, loop.step)
+                set_lr(optimizer, lr)
+                if loop.record(task.training_step(wrapped, batch, job, loop.step)):
                     loop.write({"lr": lr} | loop.interval_means() | loop.interval_speed())
                 if is_interim_evaluation(loop):
                     loop.save()  # a failing evaluation must not cost the steps before it
-                    evaluate(loop, task, counters)
+                    evaluate(loop, task, job, counters)
             if loop.signal:
                 return loop.status
 
             loop.save()
             if distributed.is_main():
-                task.save_model()
-            evaluation = evaluate(loop, task, counters)
+                task.save_model(job, folder)
+            evaluation = evaluate(loop, task, job, counters)
             loop.save()
             if distributed.is_main():
-                task.report_result(loop, evaluation)
+                report_result(loop, task, job, evaluation)
         distributed.barrier()
     return 0
 
@@ -183,24 +179,25 @@ def is_interim_evaluation(loop: Loop) -> bool:
     return 0 < loop.step < loop.plan.total and loop.plan.is_evaluation(loop.step)
 
 
-def evaluate(loop: Loop, task: Task, counters: Counters) -> Any:
+def evaluate(loop: Loop, task: Task, job: Job, counters: Counters) -> Any:
     """Evaluate the model and write the metrics; every process takes part.
 
     Raises:
         UserError: A loss is not finite, or most images cannot be read.
     """
-    model = task.trained.model
     loop.require_finite()
-    distributed.share_buffers(model)
-    evaluation = task.evaluate(loop.step == loop.plan.total)
-    model.train()
+    # Each process has its own running statistics of batch norm; all must evaluate one model.
+    distributed.share_buffers(job.model)
+    evaluation = task.evaluate(job, loop.step == loop.plan.total)
+    job.model.train()
     is_new = counters.judged_step < loop.step  # a finished run that is resumed evaluates again
     if evaluation is not None and is_new:
         figures = evaluation.figures()
         if not has_metric(loop.folder, loop.step, next(iter(figures))):
             loop.write(figures)
-            title = f"step {loop.step}"
-            loop.log.picture(task.picture, lambda: task.draw(evaluation, title), loop.step)
+            if loop.log.shows_pictures:  # drawing takes seconds
+                png = task.draw(job, evaluation, f"step {loop.step}")
+                loop.log.picture(task.picture, png, loop.step)
     counters.judged_step = loop.step
     distributed.barrier()
     return evaluation
@@ -212,50 +209,109 @@ def has_metric(folder: Path, step: int, name: str) -> bool:
     return any(record["step"] == step and name in record for record in records[-2:])
 
 
+def report_result(loop: Loop, task: Task, job: Job, evaluation: Any) -> None:
+    """Write result, picture and skipped images of a finished run, and print where they are."""
+    config, folder, log = job.config, loop.folder, loop.log
+    run_folder.append_skipped(folder, evaluation.skipped)
+    content = task.report(job, evaluation, loop)
+    data = content["data"]["name"]
+    world_size, seconds = distributed.world_size(), log.seconds()
+    file = results.write(
+        *(folder, task.command, config),
+        content | {"world_size": world_size, "seconds": round(seconds, 1)},
+        device=job.device,
+        world_size=world_size,
+        name=f"{task.command}-{results.slug(data)}",
+    )
+    png = task.draw(job, evaluation, f"{config.encoder} on {data}")
+    picture = write_picture(folder, task.picture, png)
+    if loop.unreadable or evaluation.skipped:
+        log.say(f"images that could not be read: {folder / 'skipped.csv'}")
+    log.say(f"{loop.step} steps in {terminal.clock(seconds)}. Written: {file} and {picture}")
+    log.say(f"{task.hint}: mvmae {task.command} {folder} --predict IMAGES --out FOLDER")
+
+
+def write_picture(folder: Path, name: str, png: bytes) -> Path:
+    """Write figures/NAME.png of a run folder."""
+    file = folder / "figures" / f"{name}.png"
+    run_folder.make(file.parent)
+    atomic.write_bytes(file, png)
+    return file
+
+
+def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
+    """Build a table for the terminal: names in the first column, numbers in the others."""
+    table = Table()
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    return table
+
+
+def class_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    """Build a table of classes, of which only the first are shown."""
+    table = build_table(("class", *columns), rows[:MAX_ROWS])
+    if len(rows) > MAX_ROWS:
+        table.add_row(f"and {len(rows) - MAX_ROWS} rarer classes")
+    return table
+
+
+def percent(value: float | None) -> str:
+    """Format a percentage; "-" if it is None or NaN, because there is nothing to measure."""
+    return "-" if value is None or isnan(value) else f"{value:.1f}"
+
+
+def evenly_spaced(items: Sequence[Item]) -> list[Item]:
+    """Return a few of the items to draw, each from the middle of an equal share of them."""
+    count = min(NUM_PICTURES, len(items))
+    return [items[(2 * at + 1) * len(items) // (2 * count)] for at in range(count)]
+
+
 def optimise(
-    trained: Trained,
     job: Job,
     step: int,
     parts: Sequence[tuple[int, P]],
-    losses: Callable[[P], tuple[Float[Tensor, ""], Float[Tensor, " losses"]]],
-) -> Float[Tensor, " losses"]:
+    losses: Callable[[P], tuple[Float[Tensor, ""], Mapping[str, Float[Tensor, ""]]]],
+) -> dict[str, Float[Tensor, ""]]:
     """Update the weights once, with the gradient accumulated over the parts of a batch.
 
     Whatever is random is a function of (seed, step, rank).
 
     Args:
-        trained: Model and optimiser.
         job: The run.
         step: Number of the step, from 0.
         parts: The parts, each with its number of images.
-        losses: Returns the loss of a part and the row of values to log.
+        losses: Returns the loss of a part and the values to log.
 
     Returns:
-        Mean of the rows, weighted by the number of images.
+        Means of the values, weighted by the number of images.
     """
     config = job.config
     rng = np.random.default_rng((config.seed, step, distributed.rank()))
     count = sum(size for size, _ in parts)
-    trained.optimizer.zero_grad(set_to_none=True)
-    row_mean = torch.zeros((), device=job.device)
+    job.optimizer.zero_grad(set_to_none=True)
+    means: dict[str, Tensor] = {}
     with seeded(int(rng.integers(2**63)), job.device):
         for size, part in parts:
-            loss, row = losses(part)
+            loss, values = losses(part)
             share = size / count
             (share * loss).backward()
-            row_mean = row_mean + share * row.detach()
+            for name, value in values.items():
+                means[name] = means.get(name, 0.0) + share * value.detach()
     if config.clip_grad is not None:
-        nn.utils.clip_grad_norm_(trained.model.parameters(), config.clip_grad)
-    trained.optimizer.step()
-    return row_mean
+        nn.utils.clip_grad_norm_(job.model.parameters(), config.clip_grad)
+    job.optimizer.step()
+    return means
 
 
-def build_trained(model: nn.Module, job: Job) -> Trained:
-    """Move the model to the device, and build AdamW with layer-wise learning rate decay."""
-    model = model.to(job.device)
-    if job.device.type == "cuda" and distributed.world_size() > 1:
+def prepare_model(
+    model: nn.Module, config: DetectConfig | SegmentConfig, device: torch.device
+) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """Move a model to the device; return it with AdamW, whose rates decay layer by layer."""
+    model = model.to(device)
+    if device.type == "cuda" and distributed.world_size() > 1:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # torch has none for CPUs
-    config = job.config
     optimizer = adamw(
         model,
         lr=config.lr,
@@ -263,7 +319,7 @@ def build_trained(model: nn.Module, job: Job) -> Trained:
         weight_decay=config.weight_decay,
         layer_decay=config.layer_decay,
     )
-    return Trained(model, optimizer)
+    return model, optimizer
 
 
 def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
@@ -276,8 +332,8 @@ def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
         UserError: There is no such encoder, or it was trained on other than 8-bit images.
     """
     if config.resume and config.out is not None:
-        file = config.out / "environment.json"
-        metadata = read_object(file).get("encoder")
+        file = config.out / run_folder.ENVIRONMENT
+        metadata = atomic.read_object(file).get("encoder")
         if isinstance(metadata, dict):
             return encoder_from_metadata(metadata, source=str(file))
     return require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
@@ -297,20 +353,6 @@ def require_8_bit(opened: OpenedEncoder, name: str) -> OpenedEncoder:
         return opened
     kind = {"8": "8-bit", "16": "16-bit", "float": "floating-point"}[depth]
     raise UserError(
-        f"{name} was trained on {kind} images of {channels} channel{'s' * (channels > 1)}. Boxes "
-        "and masks need an encoder of 8-bit grey or colour images: choose another ENCODER"
+        f"{name} was trained on {kind} images of {counted(channels, 'channel')}. Boxes and masks "
+        "need an encoder of 8-bit grey or colour images: choose another ENCODER"
     )
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Number of parameters of a model, trained or not."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def report_files(loop: Loop, skipped: Sequence[Any], files: Sequence[Path]) -> None:
-    """Print the duration of a run, its main files, and whether images could not be read."""
-    if loop.unreadable or skipped:
-        loop.log.say(f"images that could not be read: {loop.folder / 'skipped.csv'}")
-    minutes, seconds = divmod(round(loop.log.seconds()), 60)
-    written = " and ".join(map(str, files))
-    loop.log.say(f"{loop.step} steps in {minutes}:{seconds:02}. Written: {written}")

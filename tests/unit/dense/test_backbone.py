@@ -10,9 +10,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from mvmae.config.model import ENCODERS, Size
-from mvmae.dense.backbone import Backbone, RelativePositions, from_windows, to_windows
-from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
-from mvmae.dense.pyramid import ChannelNorm
+from mvmae.dense.backbone import (
+    Backbone,
+    ChannelNorm,
+    RelativePositions,
+    from_windows,
+    to_windows,
+)
+from mvmae.dense.detect.model import FpnPyramid, SimplePyramid
 from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder, Variant, initialize
 from mvmae.training.optim import layer_groups
@@ -221,5 +226,7 @@ def test_every_encoder_can_be_a_backbone():
     for name, size in ENCODERS.items():
         with torch.device("meta"):
             make = partial(Encoder, size, image_size=(224, 224), patch_size=16)
-            backbone = Backbone(make(), out_blocks=[size.depth - 1], window=7)
-        assert (backbone.width, backbone.stride) == (size.width, 16), name
+            (maps,) = Backbone(make(), out_blocks=[size.depth - 1], window=7)(
+                torch.zeros(1, 3, 224, 224)
+            )
+        assert maps.shape == (1, size.width, 14, 14), name

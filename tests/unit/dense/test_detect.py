@@ -12,7 +12,7 @@ from torchvision.models.detection.roi_heads import project_masks_on_boxes
 from mvmae.config.detect import DetectConfig
 from mvmae.config.model import Size
 from mvmae.data.augment import seeded
-from mvmae.dense.detect.batches import training_batches
+from mvmae.dense.detect.data import jitter_batches
 from mvmae.dense.detect.evaluate import Detections, paste_mask
 from mvmae.dense.detect.model import (
     Anchors,
@@ -22,8 +22,7 @@ from mvmae.dense.detect.model import (
     roi_align,
     spread_blocks,
 )
-from mvmae.dense.detect.run import build_model, open_job, training_step
-from mvmae.dense.train import build_trained
+from mvmae.dense.detect.run import open_job, training_step
 from mvmae.errors import UserError
 from mvmae.figures.detection import Panel, Things, colour_of, draw, drawn
 from mvmae.method.views import normalized
@@ -299,13 +298,12 @@ def test_accumulated_gradient_is_the_mean_over_the_parts(tmp_path):
         drop_path=0.5,
         device="cpu",
     )
-    job = open_job(config, torch.device("cpu"))
-    trained, same = (build_trained(build_model(job), job) for _ in range(2))
-    options = {"rank": 0, "world_size": 1, "cuda": False}
-    (batch,) = training_batches(job.data.train, config, "bicubic", range(1), **options)
-    row = training_step(trained.model.train(), trained, batch, job, 7)
+    job, same = (open_job(config, torch.device("cpu")) for _ in range(2))
+    preprocessing = job.opened.preprocessing
+    (batch,) = jitter_batches(job.data.train, config, preprocessing, range(1), cuda=False)
+    row = training_step(job.model.train(), batch, job, 7)
 
-    mean, std, _ = job.opened.preprocessing
+    mean, std, _ = preprocessing
     losses = []
     with seeded(int(np.random.default_rng((0, 7, 0)).integers(2**63))):
         for image, target in zip(batch.images, batch.targets, strict=True):
@@ -313,10 +311,11 @@ def test_accumulated_gradient_is_the_mean_over_the_parts(tmp_path):
             terms = same.model.train()([pixels[0]], [target._asdict()])
             losses.append(sum(terms.values()))
     (sum(losses) / 2).backward()
-    torch.testing.assert_close(row[0], sum(losses).detach() / 2)
-    torch.testing.assert_close(row[0], row[1:].sum())
+    loss = row.pop("loss")
+    torch.testing.assert_close(loss, sum(losses).detach() / 2)
+    torch.testing.assert_close(loss, sum(row.values()))
     theirs = dict(same.model.named_parameters())
-    for name, parameter in trained.model.named_parameters():
+    for name, parameter in job.model.named_parameters():
         torch.testing.assert_close(parameter.grad, theirs[name].grad, rtol=1e-3, atol=1e-6)
 
 

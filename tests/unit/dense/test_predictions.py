@@ -38,24 +38,24 @@ def test_foreign_files_are_never_overwritten(tmp_path, foreign, with_skipped):
     more = [foreign, "skipped.csv"] if with_skipped else [foreign]
     out = write_predictions(tmp_path / "out", *more)
     with pytest.raises(UserError, match=r"holds other files \(.*\): choose an --out"):
-        require_replaceable(out, OWNED, MARK, overwrite=True)
+        require_replaceable(out, OWNED, overwrite=True)
     assert (out / foreign).read_text() == "old"
 
 
 def test_predictions_are_replaced_only_with_overwrite(tmp_path):
     out = write_predictions(tmp_path / "out")
-    require_replaceable(out, OWNED, MARK, overwrite=True)
+    require_replaceable(out, OWNED, overwrite=True)
     with pytest.raises(UserError, match="already holds predictions"):
-        require_replaceable(out, OWNED, MARK, overwrite=False)
+        require_replaceable(out, OWNED, overwrite=False)
     (out / MARK).unlink()  # now the pictures might be anybody's
     with pytest.raises(UserError, match=r"holds other files \(pictures\)"):
-        require_replaceable(out, OWNED, MARK, overwrite=True)
+        require_replaceable(out, OWNED, overwrite=True)
 
 
 def test_a_file_as_output_folder_is_rejected(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(UserError, match="is a file: --out must name a folder"):
-        require_replaceable(tmp_path / "out", OWNED, MARK, overwrite=True)
+        require_replaceable(tmp_path / "out", OWNED, overwrite=True)
 
 
 # Names

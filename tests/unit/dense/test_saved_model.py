@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from mvmae import encoders
 from mvmae.cli.main import main
@@ -14,15 +15,25 @@ from mvmae.config.files import to_json
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations.mask_values import Rule
 from mvmae.dense.detect.predict import open_detector
-from mvmae.dense.saved_model import apply_fixed_settings, command_of_run
-from mvmae.dense.segment.predict import open_segmenter
+from mvmae.dense.saved_model import command_of_run, saved_predictor
+from mvmae.dense.segment.finished import SavedSegmenter, open_segmenter
+from mvmae.dense.segment.model import Segmenter
 from mvmae.dense.train import has_metric, load_initial_encoder, require_8_bit
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.errors import UserError
 
 SEGMENT = SegmentConfig(encoder="e", data="d")
 FIXED = {"crop": 64, "stride": 42, "short_side": 80}
+
+
+def apply_fixed_settings(config: SegmentConfig) -> SegmentConfig:
+    """Options with which a trained model is applied."""
+    opened = encoders.open_encoder("random:vit_pico", 64)
+    model = Segmenter(opened.encoder, 2, channels=8, auxiliary_channels=None)
+    saved = SavedSegmenter(model, opened, ("a", "b"), Rule(None), FIXED, frozenset())
+    return saved_predictor(saved, "segment", config, torch.device("cpu")).config
 
 
 @pytest.mark.parametrize(
@@ -64,13 +75,13 @@ def test_a_folder_without_a_run_gets_no_hint(tmp_path):
 )
 def test_other_values_of_fixed_settings_are_rejected(changes, message):
     with pytest.raises(UserError, match=message):
-        apply_fixed_settings(replace(SEGMENT, **changes), "segment", FIXED)
+        apply_fixed_settings(replace(SEGMENT, **changes))
 
 
 def test_values_of_a_recipe_or_the_run_are_accepted():
     for words in ([], ["--recipe", "small"], ["--crop", "64", "--stride", "42"]):
         config = parse("segment", ["run", "data", "--protocol", "test", *words])
-        fixed = apply_fixed_settings(config, "segment", FIXED)
+        fixed = apply_fixed_settings(config)
         assert (fixed.crop, fixed.stride, fixed.short_side) == (64, 42, 80)
 
 

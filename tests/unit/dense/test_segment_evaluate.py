@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from torch import nn
 
+from mvmae.config.model import Size
 from mvmae.config.segment import SegmentConfig
+from mvmae.dense.saved_model import Predictor
 from mvmae.dense.segment.evaluate import (
-    Predictor,
     label_pixels,
     predict_classes,
     score_image,
@@ -19,9 +20,10 @@ from mvmae.dense.segment.evaluate import (
     window_offsets,
 )
 from mvmae.dense.segment.frozen import sample_patches
-from mvmae.dense.segment.model import Scores, pixel_loss, resize_scores
-from mvmae.encoders import Preprocessing
+from mvmae.dense.segment.model import Scores, pixel_loss, resize
+from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
+from mvmae.method.vit import Encoder
 from mvmae.metrics.miou import pixel_confusion, segmentation_scores
 from mvmae.training.plan import warmup_poly
 
@@ -38,11 +40,13 @@ class Blur(nn.Module):
         return Scores(self.layer(images), None)
 
 
-def predictor(*, multi_scale: bool = False, **options) -> Predictor:
+def predictor(**options) -> Predictor:
     preprocessing = Preprocessing((0.5,) * 3, (0.5,) * 3, "bilinear")
+    encoder = Encoder(Size(8, 1, 1), image_size=(32, 32), patch_size=4)
     config = {"crop": 32, "stride": 20, "short_side": None, "precision": "fp32", "batch_size": 3}
     config = SegmentConfig(encoder="e", data="d", **config | options)
-    return Predictor(Blur(), 4, preprocessing, config, torch.device("cpu"), multi_scale)
+    opened = OpenedEncoder(encoder, preprocessing, "mean")
+    return Predictor(Blur(), opened, config, torch.device("cpu"))
 
 
 # Windows
@@ -60,10 +64,10 @@ def test_windows_cover_a_side_and_overlap(side):
 def test_an_image_of_one_window_is_scored_once():
     image = torch.randn(3, 32, 32)
     test = predictor()
-    wanted = resize_scores(test.model(image[None]).main, (32, 32))[0]
+    wanted = resize(test.model(image[None]).main, (32, 32))[0]
     torch.testing.assert_close(sliding_scores(test, image), wanted)
     small = image[:, :24, :20]
-    wanted = resize_scores(test.model(small[None]).main, (24, 20))[0]
+    wanted = resize(test.model(small[None]).main, (24, 20))[0]
     torch.testing.assert_close(sliding_scores(test, small), wanted)
 
 
@@ -78,9 +82,7 @@ def test_windows_are_averaged():
     for top in (0, 20, 38):
         for left in (0, 13):
             cut = image[None, :, top : top + 32, left : left + 32]
-            total[:, top : top + 32, left : left + 32] += resize_scores(
-                test.model(cut).main, (32, 32)
-            )[0]
+            total[:, top : top + 32, left : left + 32] += resize(test.model(cut).main, (32, 32))[0]
             count[top : top + 32, left : left + 32] += 1
     for batch_size in (1, 4, 100):
         other = test._replace(config=replace(test.config, batch_size=batch_size))
@@ -98,7 +100,7 @@ def test_multi_scale_gives_probabilities_that_ignore_mirroring():
 
 def test_labels_are_the_classes_of_highest_score_across_chunks():
     scores = torch.randn(50, 6, 8)
-    wanted = resize_scores(scores[None], (13, 17))[0].argmax(dim=0)
+    wanted = resize(scores[None], (13, 17))[0].argmax(dim=0)
     assert label_pixels(scores, (13, 17)).long().equal(wanted)
 
 

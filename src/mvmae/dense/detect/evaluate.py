@@ -6,35 +6,31 @@ Shapes: N objects detected in an image, s x s scores of a mask in its box.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import islice
 from math import ceil
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from faster_coco_eval.core import mask as rle
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from mvmae import encoders
-from mvmae.config.detect import DetectConfig
 from mvmae.data.annotations.coco import CocoSplit, encode_mask
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
-from mvmae.dense.detect.batches import evaluation_batches
-from mvmae.encoders import Preprocessing
+from mvmae.dense.batches import whole_images
+from mvmae.dense.detect.data import read_fitted
+from mvmae.dense.saved_model import Predictor
+from mvmae.figures.detection import Things
 from mvmae.method.views import normalized
 from mvmae.metrics.coco_ap import AveragePrecision, average_precision
 from mvmae.training import distributed, precision
 
 MASK_THRESHOLD = 0.5  # probability from which a pixel belongs to an object
-
-
-class Detector(NamedTuple):
-    """Trained or training detector, with the settings for applying it to whole images."""
-
-    model: nn.Module
-    preprocessing: Preprocessing
-    config: DetectConfig
-    device: torch.device
+MAX_BATCH_SIZE = 8  # images; training batches may be too large for one device
 
 
 class Detections(NamedTuple):
@@ -55,14 +51,18 @@ class Detections(NamedTuple):
 
     def above(self, score: float) -> Detections:
         """Keep the detections of at least this score."""
-        kept = [at for at, value in enumerate(self.scores) if value >= score]
+        count = sum(value >= score for value in self.scores)  # the first ones: scores fall
+        masks = None if self.masks is None else self.masks[:count]
         return Detections(
-            self.index,
-            [self.boxes[at] for at in kept],
-            [self.labels[at] for at in kept],
-            [self.scores[at] for at in kept],
-            None if self.masks is None else [self.masks[at] for at in kept],
+            self.index, self.boxes[:count], self.labels[:count], self.scores[:count], masks
         )
+
+    def as_things(self) -> Things:
+        """Convert for drawing."""
+        masks = None
+        if self.masks is not None:
+            masks = [rle.decode(mask).astype(bool) for mask in self.masks]
+        return Things(self.boxes, self.labels, self.scores, masks)
 
     def as_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Convert to COCO's result format; `category_ids` has the id of each class."""
@@ -82,7 +82,7 @@ class Detections(NamedTuple):
 
 
 def detect_objects(
-    detector: Detector,
+    predictor: Predictor,
     source: Source,
     indices: Sequence[int],
     skipped: list[Skipped],
@@ -91,34 +91,33 @@ def detect_objects(
     """Detect objects in some images of a source; leaves the model in evaluation mode.
 
     Args:
-        detector: The detector.
+        predictor: The detector.
         source: The images.
         indices: Images to process.
         skipped: List that images that cannot be read are added to.
         advance: Called with the number of images processed since the last call.
     """
-    detector.model.eval()
-    for batch in evaluation_batches(
+    model, opened, config, device = predictor
+    mean, std, interpolation = opened.preprocessing
+    model.eval()
+    batch_size = min(config.batch_size, MAX_BATCH_SIZE)
+    images = whole_images(
         source,
+        partial(read_fitted, source, config.image_size, interpolation),
         indices,
-        detector.config,
-        detector.preprocessing.interpolation,
-        cuda=detector.device.type == "cuda",
-    ):
-        skipped += batch.skipped
-        results = _predict(detector, batch.images) if batch.images else []
-        for image, result, index, size in zip(
-            batch.images, results, batch.indices, batch.sizes, strict=True
-        ):
+        workers=config.workers,
+        cuda=device.type == "cuda",
+        batch_size=batch_size,
+    )
+    while batch := list(islice(images, batch_size)):
+        skipped += [skip for one in batch for skip in one.skipped]
+        read = [(one.index, *one.content) for one in batch if one.content]
+        prepared = [normalized(image[None], mean, std, device)[0] for _, image, _ in read]
+        with torch.inference_mode(), precision.autocast(device, config.precision):
+            results = model(prepared) if prepared else []
+        for (index, image, size), result in zip(read, results, strict=True):
             yield _to_detections(result, index, size, (image.shape[1], image.shape[2]))
-        advance(len(batch.images) + len(batch.skipped))
-
-
-def _predict(detector: Detector, images: list[Tensor]) -> list[dict[str, Tensor]]:
-    mean, std, _ = detector.preprocessing
-    prepared = [normalized(image[None], mean, std, detector.device)[0] for image in images]
-    with torch.inference_mode(), precision.autocast(detector.device, detector.config.precision):
-        return detector.model(prepared)
+        advance(len(batch))
 
 
 def _to_detections(
@@ -134,7 +133,7 @@ def _to_detections(
             paste_mask(mask, box, size, (float(scale[1]), float(scale[0])))
             for mask, box in zip(result["masks"], boxes, strict=True)
         ]
-    labels = [int(label) for label in result["labels"].tolist()]
+    labels = result["labels"].int().tolist()  # made floats above
     return Detections(index, boxes.tolist(), labels, result["scores"].tolist(), masks)
 
 
@@ -171,15 +170,19 @@ def _pixel_centres(
     start: float, end: float, side: int, scale: float
 ) -> tuple[slice, Float[Tensor, " n"]]:
     """Return the pixels whose centre is between `start` and `end`, and where: from -1 to 1."""
-    first, after = max(0, ceil(start - 0.5)), min(side, ceil(end - 0.5))
-    centres = torch.arange(first, max(first, after)) + 0.5 - 0.5 * scale
-    return slice(first, max(first, after)), (centres - start) / (end - start) * 2 - 1
+    first = max(0, ceil(start - 0.5))
+    after = max(first, min(side, ceil(end - 0.5)))
+    centres = torch.arange(first, after) + 0.5 - 0.5 * scale
+    return slice(first, after), (centres - start) / (end - start) * 2 - 1
 
 
 class Evaluation(NamedTuple):
     """Detections in all images of a split, with COCO's metrics."""
 
     found: list[Detections]
+    results: list[dict[str, Any]]
+    """The same in COCO's result format."""
+
     skipped: list[Skipped]
     box: AveragePrecision
     mask: AveragePrecision | None
@@ -192,7 +195,7 @@ class Evaluation(NamedTuple):
         return figures
 
 
-def evaluate(detector: Detector, split: CocoSplit) -> Evaluation | None:
+def evaluate(predictor: Predictor, split: CocoSplit) -> Evaluation | None:
     """Detect objects in all images of a split; all processes detect, the main one evaluates.
 
     Returns:
@@ -203,22 +206,17 @@ def evaluate(detector: Detector, split: CocoSplit) -> Evaluation | None:
     """
     skipped: list[Skipped] = []
     indices = range(distributed.rank(), len(split), distributed.world_size())
-    found = distributed.gather_objects(list(detect_objects(detector, split, indices, skipped)))
+    found = distributed.gather_objects(list(detect_objects(predictor, split, indices, skipped)))
     skipped = distributed.gather_objects(skipped)
     if not distributed.is_main():
         return None
     encoders.require_readable(split, skipped)
     found.sort(key=lambda detections: detections.index)
-    results = to_coco_results(found, split)
-    box = average_precision(split.annotations, results, "bbox")
-    mask = average_precision(split.annotations, results, "segm") if split.with_masks else None
-    return Evaluation(found, skipped, box, mask)
-
-
-def to_coco_results(found: Sequence[Detections], split: CocoSplit) -> list[dict[str, Any]]:
-    """Convert all detections to the list that COCO's evaluation reads."""
-    return [
+    results = [
         row
         for detections in found
         for row in detections.as_coco(split.images[detections.index].image_id, split.ids)
     ]
+    box = average_precision(split.annotations, results, "bbox")
+    mask = average_precision(split.annotations, results, "segm") if split.with_masks else None
+    return Evaluation(found, results, skipped, box, mask)

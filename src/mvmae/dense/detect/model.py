@@ -2,7 +2,7 @@
 
 The network may compute in bf16, but boxes, scores and losses are fp32: bf16 has eight significant
 bits, too few for a position in an image of 1024 pixels.
-Shapes: B images, C channels, h x w pixels of a prepared image, A anchors.
+Shapes: B images, C channels, D width, h x w positions of a map, A anchors.
 """
 
 from __future__ import annotations
@@ -22,12 +22,19 @@ from torchvision.models.detection.faster_rcnn import FastRCNNConvFCHead, FastRCN
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.rpn import RPNHead
-from torchvision.ops import MultiScaleRoIAlign
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign
+from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
-from mvmae.dense.backbone import Backbone
-from mvmae.dense.detect.pyramid import FpnPyramid, SimplePyramid
-from mvmae.dense.pyramid import SCALES, ChannelNorm, Norm
+from mvmae.config.detect import DetectConfig
+from mvmae.dense.backbone import (
+    SCALES,
+    Backbone,
+    ChannelNorm,
+    MultiScale,
+    Norm,
+    rescaling_layers,
+)
 from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 
@@ -37,6 +44,7 @@ NUM_LEVELS = len(SCALES) + 1  # of a pyramid, with the pooled one
 CONVOLUTIONS = 4  # in the box head and in the mask head
 MIN_SCORE = 0.05  # detections below it are not evaluated
 MAX_DETECTIONS = 100  # per image, as many as COCO's metrics consider
+NORMS: dict[str, Norm] = {"batch": nn.BatchNorm2d, "layer": ChannelNorm}
 
 
 class DetectorShape(NamedTuple):
@@ -60,10 +68,60 @@ class DetectorShape(NamedTuple):
     samples: int = 512
 
 
+def detector_shape(config: DetectConfig, num_classes: int, *, with_masks: bool) -> DetectorShape:
+    """Return the architecture that a config asks for."""
+    same = {name: getattr(config, name) for name in DetectorShape._fields if hasattr(config, name)}
+    return DetectorShape(num_classes, config.image_size, with_masks, **same)
+
+
 def spread_blocks(count: int, depth: int) -> tuple[int, ...]:
     """Return the last block of each of `count` equal parts, from 0: 2, 5, 8 and 11 of 12."""
     count = min(count, depth)
     return tuple((part + 1) * depth // count - 1 for part in range(count))
+
+
+class FpnPyramid(nn.Module):
+    """Four maps through `MultiScale` and a feature pyramid network (Li et al. 2021)."""
+
+    def __init__(self, width: int, out_channels: int = 256, norm: Norm = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.scales = MultiScale(width, norm)
+        self.fpn = FeaturePyramidNetwork(
+            [width] * len(SCALES), out_channels, LastLevelMaxPool(), norm_layer=norm
+        )
+
+    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> OrderedDict[str, Tensor]:
+        """Return five maps: "0" to "3", from fine to coarse, and "pool"."""
+        return self.fpn(OrderedDict((str(i), x) for i, x in enumerate(self.scales(maps))))
+
+
+class SimplePyramid(nn.Module):
+    """Four rescaled copies of the last map alone (ViTDet).
+
+    Each is followed by a 1x1 and a 3x3 convolution with layer norms over the channels.
+    """
+
+    def __init__(self, width: int, out_channels: int = 256) -> None:
+        super().__init__()
+        widths = {4.0: width // 4, 2.0: width // 2, 1.0: width, 0.5: width}
+        self.levels = nn.ModuleList(
+            nn.Sequential(
+                *rescaling_layers(width, scale, ChannelNorm, shrink=2),
+                nn.Conv2d(widths[scale], out_channels, 1, bias=False),
+                ChannelNorm(out_channels),
+                nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False),
+                ChannelNorm(out_channels),
+            )
+            for scale in SCALES
+        )
+        self.pool = LastLevelMaxPool()
+
+    def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> OrderedDict[str, Tensor]:
+        """Return five maps as `FpnPyramid` does; only the last of `maps` is read."""
+        levels = [level(maps[-1]) for level in self.levels]
+        names = [str(i) for i in range(len(levels))]
+        levels, names = self.pool(levels, levels, names)
+        return OrderedDict(zip(names, levels, strict=True))
 
 
 class Anchors(AnchorGenerator):
@@ -153,9 +211,9 @@ class PadToSquare(nn.Module):
 class PyramidBackbone(nn.Module):
     """Encoder with a pyramid, in the form that torchvision's detectors expect of a backbone."""
 
-    def __init__(self, body: Backbone, pyramid: FpnPyramid | SimplePyramid) -> None:
+    def __init__(self, body: Backbone, pyramid: nn.Module, out_channels: int) -> None:
         super().__init__()
-        self.body, self.pyramid, self.out_channels = body, pyramid, pyramid.out_channels
+        self.body, self.pyramid, self.out_channels = body, pyramid, out_channels
 
     def forward(self, images: Float[Tensor, "B C H W"]) -> OrderedDict[str, Tensor]:
         """Return maps by name, finest first; in fp32, which anchors and regions then inherit."""
@@ -167,14 +225,14 @@ def build_backbone(
     encoder: Encoder, shape: DetectorShape, *, drop_path: float, recompute: bool
 ) -> PyramidBackbone:
     """Build a new pyramid on a copy of the encoder; see `build_detector` for the arguments."""
-    depth = encoder.size.depth
-    body = finetuning_copy(encoder)
+    depth, width, channels = encoder.size.depth, encoder.embed_dim, shape.channels
     is_fpn = shape.pyramid == "fpn"
+    body = finetuning_copy(encoder)
     backbone = Backbone(
         body,
         out_blocks=spread_blocks(len(SCALES), depth) if is_fpn else (depth - 1,),
         window=shape.window,
-        global_blocks=spread_blocks(shape.global_blocks, depth) if shape.global_blocks else (),
+        global_blocks=spread_blocks(shape.global_blocks, depth),
         relative_positions=shape.relative_positions,
         drop_path=drop_path,
         recompute=recompute,
@@ -184,16 +242,10 @@ def build_backbone(
         for name, parameter in body.named_parameters():
             if name in ("cls_token", "reg_token"):
                 parameter.requires_grad_(False)
-    width, channels = backbone.width, shape.channels
     pyramid = (
-        FpnPyramid(width, channels, norm_layer(shape)) if is_fpn else SimplePyramid(width, channels)
+        FpnPyramid(width, channels, NORMS[shape.norm]) if is_fpn else SimplePyramid(width, channels)
     )
-    return PyramidBackbone(backbone, pyramid)
-
-
-def norm_layer(shape: DetectorShape) -> Norm:
-    """Return the norm of the pyramid and the heads."""
-    return nn.BatchNorm2d if shape.norm == "batch" else ChannelNorm
+    return PyramidBackbone(backbone, pyramid, channels)
 
 
 def build_detector(
@@ -226,13 +278,11 @@ def build_detector(
 
 
 def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int) -> FasterRCNN:
-    channels, num_scores, norm = shape.channels, shape.num_classes + 1, norm_layer(shape)
+    channels, num_scores, norm = shape.channels, shape.num_classes + 1, NORMS[shape.norm]
     strides = [patch_size * 2.0**level / 4 for level in range(NUM_LEVELS)]
-    anchors = Anchors(strides)
-    per_position = anchors.num_anchors_per_location()[0]
     options = {
-        "rpn_anchor_generator": anchors,
-        "rpn_head": _Fp32RpnHead(channels, per_position, conv_depth=2),
+        "rpn_anchor_generator": Anchors(strides),
+        "rpn_head": _Fp32RpnHead(channels, len(ANCHOR_RATIOS), conv_depth=2),
         "rpn_pre_nms_top_n_train": shape.proposals,
         "rpn_post_nms_top_n_train": shape.proposals,
         "rpn_pre_nms_top_n_test": shape.proposals // 2,

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import json
-import time
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
-from torch import nn
 from torchvision.models.detection import FasterRCNN
 
 from mvmae import encoders
 from mvmae.config.detect import DetectConfig
 from mvmae.data.reading.loader import Skipped
-from mvmae.data.sources.base import Source
 from mvmae.dense import predictions, saved_model
-from mvmae.dense.detect.evaluate import Detector, detect_objects
-from mvmae.dense.detect.model import DetectorShape, build_detector
-from mvmae.dense.detect.report import DetectJob, to_things
-from mvmae.encoders import OpenedEncoder, Preprocessing
+from mvmae.dense.detect.evaluate import detect_objects
+from mvmae.dense.detect.model import DetectorShape, build_detector, detector_shape
+from mvmae.dense.detect.report import DetectJob
+from mvmae.dense.predictions import Prediction, Summary
+from mvmae.encoders import OpenedEncoder
 from mvmae.figures.detection import drawn
-from mvmae.storage import atomic
-from mvmae.storage import run_folder as runs
+from mvmae.storage import atomic, run_folder
 from mvmae.terminal import Bar
-from mvmae.training import precision
 
 PREDICTIONS = "predictions.json"
 OWNED = {PREDICTIONS: "", "pictures": ".png", "skipped.csv": ""}
@@ -37,33 +33,25 @@ class SavedDetector(NamedTuple):
     """Trained detector with the facts needed to apply it."""
 
     model: FasterRCNN
-    shape: DetectorShape
-    preprocessing: Preprocessing
-    in_channels: int
+    opened: OpenedEncoder
     classes: list[str]
     category_ids: list[int]
     """Id of each class in the annotations of the training images."""
 
-
-class Predictions(NamedTuple):
-    """Objects detected in all images of a source."""
-
-    rows: list[dict[str, Any]]
-    """In COCO's result format, with file_name and category."""
-
-    skipped: list[Skipped]
-    best_score: float
+    fixed_settings: dict[str, int]
 
 
-def save_detector(job: DetectJob, shape: DetectorShape, model: nn.Module) -> None:
+def save_detector(job: DetectJob, folder: Path) -> None:
     """Write model.safetensors and model.json into the run folder."""
+    train = job.data.train
+    shape = detector_shape(job.config, len(train.classes), with_masks=train.with_masks)
     facts = {
         "encoder": encoders.encoder_metadata(job.opened),
         "detector": shape._asdict(),
-        "classes": job.data.train.classes,
-        "category_ids": job.data.train.ids,
+        "classes": train.classes,
+        "category_ids": train.ids,
     }
-    saved_model.save_model(job.folder, "detect", facts, model)
+    saved_model.save_model(folder, "detect", facts, job.model)
 
 
 def open_detector(source: str) -> SavedDetector:
@@ -81,8 +69,7 @@ def _build(facts: Mapping[str, Any], opened: OpenedEncoder) -> SavedDetector:
     if not len(classes) == len(ids) == shape.num_classes:
         raise ValueError(f"{len(classes)} classes, {len(ids)} ids, {shape.num_classes} scores")
     model = build_detector(opened.encoder, shape)
-    channels = opened.encoder.in_channels
-    return SavedDetector(model, shape, opened.preprocessing, channels, classes, ids)
+    return SavedDetector(model, opened, classes, ids, {"image_size": shape.side})
 
 
 def run(config: DetectConfig) -> None:
@@ -91,49 +78,26 @@ def run(config: DetectConfig) -> None:
     Raises:
         UserError: The run or the images cannot be opened, or the output folder holds something.
     """
-    images = config.predict
-    assert images is not None
-    predictions.require_single_process("--predict")
-    began = time.perf_counter()
-    device = precision.choose_device(config.device)
-    run_folder = Path(config.encoder)
-    run_folder = run_folder if run_folder.is_dir() else run_folder.parent
-    out = config.out or run_folder / "predictions"
-    predictions.require_replaceable(out, OWNED, PREDICTIONS, overwrite=config.overwrite)
-    saved = open_detector(config.encoder)
-    config = saved_model.apply_fixed_settings(config, "detect", {"image_size": saved.shape.side})
-    source = predictions.open_images(images, saved.in_channels)
-    predictions.refuse_own_images(out, source)
-    detector = Detector(saved.model.to(device), saved.preprocessing, config, device)
-    with predictions.write_aside(out, OWNED) as folder:
-        found = predict_all(folder, detector, saved, source)
-        predictions.keep_skipped(folder, source, found.skipped)
-        lines = ",\n".join(json.dumps(row) for row in found.rows)
-        atomic.write_text(folder / PREDICTIONS, f"[\n{lines}\n]\n")
-    pictures = f" and {out / 'pictures'}" if config.draw else ""
-    predictions.report_predictions(
-        "detect",
-        out,
-        began=began,
-        num_images=len(source),
-        num_skipped=len(found.skipped),
-        findings=f"detected with score {config.score:g} or more: {describe(found, config)}",
-        written=f"{out / PREDICTIONS}{pictures}",
-        facts={"file": str(out / PREDICTIONS), "things": len(found.rows)},
-    )
+    run = Path(config.encoder)
+    out = config.out or (run if run.is_dir() else run.parent) / "predictions"
+    predictions.predict("detect", config, out, OWNED, open_detector, predict_all)
 
 
-def predict_all(
-    folder: Path, detector: Detector, saved: SavedDetector, source: Source
-) -> Predictions:
+def predict_all(task: Prediction) -> Summary:
     """Detect objects in all images and draw them into pictures."""
     rows: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
     best_score = 0.0
-    config, names = detector.config, predictions.prediction_names(source)
+    saved, predictor, source, config = (
+        task.saved,
+        task.predictor,
+        task.source,
+        task.predictor.config,
+    )
+    names = predictions.prediction_names(source)
     with Bar(len(source)) as bar:
         bar.name("detecting")
-        for found in detect_objects(detector, source, range(len(source)), skipped, bar.advance):
+        for found in detect_objects(predictor, source, range(len(source)), skipped, bar.advance):
             best_score = max(best_score, *found.scores, 0.0)
             kept = found.above(config.score)
             file = source.path(found.index)
@@ -142,19 +106,27 @@ def predict_all(
                 rows.append({"file_name": file, "category": saved.classes[label - 1]} | row)
             if config.draw:
                 pixels = source.read(found.index).permute(1, 2, 0).numpy()
-                image = Image.fromarray(drawn(pixels, to_things(kept), saved.classes))
-                picture = folder / "pictures" / f"{names[found.index]}.png"
-                runs.make(picture.parent)
+                picture = task.folder / "pictures" / f"{names[found.index]}.png"
+                run_folder.make(picture.parent)
+                image = Image.fromarray(drawn(pixels, kept.as_things(), saved.classes))
                 atomic.write_whole(picture, lambda stream, image=image: image.save(stream, "png"))
-    return Predictions(rows, skipped, best_score)
+    lines = ",\n".join(json.dumps(row) for row in rows)  # a line each, for grep and diff
+    atomic.write_text(task.folder / PREDICTIONS, f"[\n{lines}\n]\n")
+    file, pictures = task.out / PREDICTIONS, f" and {task.out / 'pictures'}" if config.draw else ""
+    return Summary(
+        skipped,
+        f"detected with score {config.score:g} or more: {describe(rows, best_score)}",
+        f"{file}{pictures}",
+        {"file": str(file), "things": len(rows)},
+    )
 
 
-def describe(found: Predictions, config: DetectConfig) -> str:
-    """Describe how many objects of each class were detected."""
-    classes = Counter(row["category"] for row in found.rows).most_common(MAX_CLASSES)
-    if classes:
-        return ", ".join(f"{count} {name}" for name, count in classes)
-    best = found.best_score
-    if best:
-        return f"nothing; the best score is {best:.2f}, so --score {best / 2:.1g} would show more"
-    return "nothing"
+def describe(rows: list[dict[str, Any]], best_score: float) -> str:
+    """Describe how many objects of each class were detected; else what would show some."""
+    classes = Counter(row["category"] for row in rows).most_common(MAX_CLASSES)
+    if classes or not best_score:
+        return ", ".join(f"{count} {name}" for name, count in classes) or "nothing"
+    return (
+        f"nothing; the best score is {best_score:.2f}, so --score {best_score / 2:.1g} would show "
+        "more"
+    )

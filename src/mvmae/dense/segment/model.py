@@ -15,8 +15,7 @@ from jaxtyping import Float, Int
 from torch import Generator, Tensor, nn
 
 from mvmae.data.annotations.mask_values import IGNORED
-from mvmae.dense.backbone import Backbone
-from mvmae.dense.pyramid import MultiScale
+from mvmae.dense.backbone import Backbone, MultiScale
 from mvmae.method.vit import Encoder
 
 POOL_SCALES = (1, 2, 3, 6)
@@ -45,10 +44,9 @@ def conv_norm_relu(width: int, out: int, side: int) -> nn.Sequential:
     return nn.Sequential(convolution, BatchNorm(out), nn.ReLU())
 
 
-def resize_like(x: Float[Tensor, "B D h w"], other: Tensor) -> Float[Tensor, "B D rows columns"]:
-    """Resize a map to the size of another."""
-    size = [other.shape[2], other.shape[3]]
-    return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
+def resize(x: Float[Tensor, "B D h w"], size: Sequence[int]) -> Float[Tensor, "B D H W"]:
+    """Resize a map to a height and width, without the shift of aligned corners."""
+    return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
 class Scorer(nn.Module):
@@ -89,13 +87,13 @@ class UPerHead(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B K rows columns"]:
         """Return scores at the size of the first map, the finest."""
         *finer, last = maps
-        pooled = [resize_like(pool(last), last) for pool in self.pools]
+        pooled = [resize(pool(last), last.shape[2:]) for pool in self.pools]
         levels = [lateral(x) for lateral, x in zip(self.lateral, finer, strict=True)]
         levels.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
         for at in (2, 1, 0):
-            levels[at] = levels[at] + resize_like(levels[at + 1], levels[at])
+            levels[at] = levels[at] + resize(levels[at + 1], levels[at].shape[2:])
         smoothed = [smooth(x) for smooth, x in zip(self.smooth, levels[:3], strict=True)]
-        resized = [resize_like(x, smoothed[0]) for x in (*smoothed, levels[3])]
+        resized = [resize(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
         return self.scorer(self.fuse(torch.cat(resized, dim=1)))
 
 
@@ -116,7 +114,7 @@ class Scores(NamedTuple):
     """Output of a segmenter."""
 
     main: Float[Tensor, "B K h w"]
-    """Coarser than the images; `resize_scores` brings them to the images' size."""
+    """Coarser than the images, to whose size they are resized in fp32."""
 
     auxiliary: Float[Tensor, "B K rows columns"] | None
     """Scores of the auxiliary head, in training only."""
@@ -204,13 +202,6 @@ def initialise_scores(layer: nn.Conv2d, generator: Generator | None) -> None:
         nn.init.zeros_(layer.bias)
 
 
-def resize_scores(
-    scores: Float[Tensor, "B K h w"], size: tuple[int, int]
-) -> Float[Tensor, "B K H W"]:
-    """Resize scores to the size of an image: bilinear, in fp32."""
-    return F.interpolate(scores.float(), size=list(size), mode="bilinear", align_corners=False)
-
-
 def pixel_loss(
     scores: Float[Tensor, "B K h w"], classes: Int[Tensor, "B H W"]
 ) -> Float[Tensor, ""]:
@@ -219,7 +210,7 @@ def pixel_loss(
     The sum is divided by the number of all pixels, ignored ones included, as in BEiT and
     mmsegmentation: a crop that is half padding has half the weight.
     """
-    resized = resize_scores(scores, (classes.shape[1], classes.shape[2]))
+    resized = resize(scores.float(), classes.shape[1:])
     total = F.cross_entropy(resized, classes, ignore_index=IGNORED, reduction="sum")
     return total / classes.numel()
 

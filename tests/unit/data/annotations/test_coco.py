@@ -4,6 +4,7 @@ import copy
 import json
 import random
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,16 +28,17 @@ from mvmae.data.annotations.coco import (
 )
 from mvmae.data.annotations.coco_check import check_coco, load_coco, read_image_sizes
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.dense.detect.batches import (
+from mvmae.dense.batches import scaled_size, whole_images
+from mvmae.dense.detect.data import (
     Target,
     build_target,
     drop_invisible,
-    evaluation_batches,
-    fitted_size,
+    jitter_batches,
     jitter_image,
+    read_fitted,
     resize_masks,
-    training_batches,
 )
+from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.method.views import Box
 from mvmae.metrics.coco_ap import NAMES, average_precision
@@ -209,14 +211,13 @@ def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_and_masks_move_with_the_pixels(seed):
-    image, target = painted()
-    made = jitter(image, target, seed)
-    assert max(made.image.shape[1:]) <= 32
-    assert made.target.masks.shape[1:] == made.image.shape[1:]
-    bright = made.image[0] > 127
-    covered = made.target.masks.bool().any(dim=0)
+    image, moved = jitter(*painted(), seed)
+    assert max(image.shape[1:]) <= 32
+    assert moved.masks.shape[1:] == image.shape[1:]
+    bright = image[0] > 127
+    covered = moved.masks.bool().any(dim=0)
     assert (bright != covered).float().mean() < 0.12  # edges
-    for box, mask in zip(made.target.boxes.tolist(), made.target.masks, strict=True):
+    for box, mask in zip(moved.boxes.tolist(), moved.masks, strict=True):
         rows, columns = mask.nonzero().T
         assert box == [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
 
@@ -224,16 +225,16 @@ def test_boxes_and_masks_move_with_the_pixels(seed):
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_without_masks_move_too(seed):
     image, target = painted()
-    made = jitter(image, target._replace(masks=None), seed)
-    wanted = jitter(image, target, seed)
-    assert torch.equal(made.image, wanted.image)
-    for box in wanted.target.boxes:
-        assert (made.target.boxes - box).abs().amax(dim=1).min() <= 1.5
+    pixels, moved = jitter(image, target._replace(masks=None), seed)
+    wanted, with_masks = jitter(image, target, seed)
+    assert torch.equal(pixels, wanted)
+    for box in with_masks.boxes:
+        assert (moved.boxes - box).abs().amax(dim=1).min() <= 1.5
 
 
 def test_scales_are_spread_over_their_range():
     image, target = painted()
-    sides = [max(jitter(image, target, seed).image.shape[1:]) for seed in range(60)]
+    sides = [max(jitter(image, target, seed)[0].shape[1:]) for seed in range(60)]
     assert min(sides) < 20  # 0.5 of 32 and a little
     assert np.mean([side == 32 for side in sides]) == pytest.approx(2 / 3, abs=0.2)
 
@@ -241,10 +242,10 @@ def test_scales_are_spread_over_their_range():
 def test_no_jitter_is_the_fitted_image():
     image, target = painted()
     plain = replace(JITTER, scale_jitter=(1.0, 1.0), flip="none")
-    made = jitter(image, target, 0, plain)
-    assert made.image.shape == (3, *fitted_size((40, 60), 32)) == (3, 21, 32)
+    pixels, moved = jitter(image, target, 0, plain)
+    assert pixels.shape == (3, *scaled_size((40, 60), 32 / 60)) == (3, 21, 32)
     torch.testing.assert_close(
-        made.target.boxes, target.boxes * torch.tensor([32 / 60, 21 / 40] * 2), rtol=0, atol=1
+        moved.boxes, target.boxes * torch.tensor([32 / 60, 21 / 40] * 2), rtol=0, atol=1
     )
 
 
@@ -275,8 +276,7 @@ def test_an_image_without_things_is_jittered_too():
     image, _ = painted()
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for target in (empty, empty._replace(masks=torch.zeros(0, 40, 60, dtype=torch.uint8))):
-        made = jitter(image, target, 3)
-        assert made.target.boxes.shape == (0, 4)
+        assert jitter(image, target, 3)[1].boxes.shape == (0, 4)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 900), (700, 3)])
@@ -284,13 +284,14 @@ def test_odd_sizes_fit(size):
     image = torch.zeros(3, *size, dtype=torch.uint8)
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for seed in range(5):
-        made = jitter(image, empty, seed)
-        assert 1 <= min(made.image.shape[1:]) <= max(made.image.shape[1:]) <= 32
+        sides = jitter(image, empty, seed)[0].shape[1:]
+        assert 1 <= min(sides) <= max(sides) <= 32
 
 
 def batches_of(split, steps, workers=0, rank=0, world_size=1):
     config, options = replace(JITTER, workers=workers), {"rank": rank, "world_size": world_size}
-    return list(training_batches(split, config, "bilinear", steps, **options, cuda=False))
+    preprocessing = Preprocessing((0.5,) * 3, (0.3,) * 3, "bilinear")
+    return list(jitter_batches(split, config, preprocessing, steps, **options, cuda=False))
 
 
 def test_batches_are_a_function_of_seed_epoch_and_index_alone(tmp_path):
@@ -324,11 +325,18 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
     write_split(tmp_path, "val", count=5)
     split = split_of(tmp_path, "val")
     Path(split.path(3)).write_bytes(b"broken")
-    loaded = list(evaluation_batches(split, [0, 1, 3, 4], JITTER, "bicubic", cuda=False))
-    assert [batch.indices for batch in loaded] == [[0, 1], [4]]
-    assert loaded[0].sizes == [(48, 64), (48, 64)]
-    assert loaded[0].images[0].shape == (3, 24, 32)
-    assert [skip.path for skip in loaded[1].skipped] == [split.path(3)]
+    read = partial(read_fitted, split, 32, "bicubic")
+    for batch_size in (1, 2):
+        images = whole_images(
+            split, read, [0, 1, 3, 4], workers=0, cuda=False, batch_size=batch_size
+        )
+        first, second, broken, last = images
+        assert [one.index for one in (first, second, broken, last)] == [0, 1, 3, 4]
+        for one in (first, second, last):
+            pixels, size = one.content
+            assert (pixels.shape, size) == ((3, 24, 32), (48, 64))
+        assert broken.content is None
+        assert [skip.path for skip in broken.skipped] == [split.path(3)]
 
 
 def test_a_target_has_what_the_file_says(tmp_path):

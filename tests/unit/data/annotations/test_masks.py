@@ -21,16 +21,16 @@ from mvmae.data.annotations.mask_values import (
 )
 from mvmae.data.annotations.masks import ImageMaskPairs, Pair, class_names, fingerprint
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.dense.segment.crops import (
+from mvmae.dense.segment.data import (
     base_scale,
     crop_batches,
     distort_colours,
     largest_share,
-    patch_classes,
     random_crop,
     resize_classes,
     training_crop,
 )
+from mvmae.dense.segment.frozen import patch_classes
 from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 
@@ -304,7 +304,7 @@ def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(a
     for batches in (spread, later):
         for one, other in zip(whole[-len(batches) :], batches, strict=True):
             assert one.images.equal(other.images)
-            assert one.classes.equal(other.classes)
+            assert one.targets.equal(other.targets)
     for batch, one, other in zip(whole, first, second, strict=True):
         assert batch.images.equal(torch.cat([one.images, other.images]))
 

@@ -12,9 +12,8 @@ from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import Rule
 from mvmae.data.annotations.masks import hash_images
+from mvmae.dense.segment.finished import SavedSegmenter, open_test_data
 from mvmae.dense.segment.model import Segmenter
-from mvmae.dense.segment.predict import SavedSegmenter
-from mvmae.dense.segment.test_run import open_test_data
 from mvmae.errors import UserError
 
 NAMED = ("sky", "road", "car")
@@ -79,14 +78,14 @@ def test_different_class_names_are_rejected(tmp_path, model):
     with pytest.raises(UserError, match=r"names class tree \(value 3\), but run has 3 classes"):
         open_test_images(tmp_path, model)
     (tmp_path / "classes.csv").write_text("0,sky\n1,road\n2,car\n")
-    assert open_test_images(tmp_path, model).data.classes == NAMED
+    assert open_test_images(tmp_path, model)[0].classes == NAMED
 
 
 def test_a_model_without_names_takes_those_of_the_data(tmp_path, model):
     save_plain_pairs(tmp_path, 0, 1, 2)
     (tmp_path / "classes.csv").write_text("0,sky\n1,road\n2,car\n")
     nameless = model._replace(classes=("0", "1", "2"))
-    assert open_test_images(tmp_path, nameless).data.classes == NAMED
+    assert open_test_images(tmp_path, nameless)[0].classes == NAMED
 
 
 def test_a_folder_without_training_images_is_tested_completely(tmp_path, model):
@@ -99,7 +98,7 @@ def test_a_folder_without_training_images_is_tested_completely(tmp_path, model):
 
 def test_training_images_are_left_out_in_any_folder(tmp_path, model):
     save_plain_pairs(tmp_path / "a", 0, 1, 2)
-    whole = open_test_images(tmp_path / "a", model).data.test
+    whole = open_test_images(tmp_path / "a", model)[0].test
     learnt = frozenset(hash_images(whole.select([0, 2, 3])))
     saved = model._replace(training_images=learnt)
     shutil.copytree(tmp_path / "a", tmp_path / "b")

@@ -1,0 +1,312 @@
+"""Finished runs of `segment`: saved, applied to images (--predict), tested (--protocol test)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import time
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from rich.console import Console
+from torch import Tensor
+
+from mvmae import encoders
+from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations.mask_check import CheckedMasks, describe_values, usable_data
+from mvmae.data.annotations.mask_values import Rule
+from mvmae.data.annotations.masks import (
+    ALL_IMAGES_TEST,
+    BLACK_AND_WHITE_RULES,
+    EVERY_FIFTH_IMAGE_TESTS,
+    FoundPairs,
+    SegmentationData,
+    candidate_rules,
+    hash_images,
+)
+from mvmae.data.reading.decode import UnreadableImageError
+from mvmae.dense import predictions, saved_model
+from mvmae.dense.predictions import Prediction, Summary
+from mvmae.dense.segment import report
+from mvmae.dense.segment.data import check_masks, find_data
+from mvmae.dense.segment.evaluate import evaluate, predict_classes
+from mvmae.dense.segment.model import Segmenter
+from mvmae.dense.segment.report import SegmentJob
+from mvmae.encoders import OpenedEncoder
+from mvmae.errors import UserError
+from mvmae.figures.segmentation import overlaid, palette
+from mvmae.storage import atomic, results, run_folder
+from mvmae.terminal import Bar
+from mvmae.training import distributed, precision
+
+CLASSES = "classes.csv"
+OWNED = {CLASSES: "", "masks": ".png", "overlays": ".jpg", "skipped.csv": ""}
+JPEG_QUALITY = 90  # of the overlays
+MAX_CLASSES = 8  # printed
+
+
+class SavedSegmenter(NamedTuple):
+    """Trained segmenter with the facts needed to apply it."""
+
+    model: Segmenter
+    opened: OpenedEncoder
+    classes: tuple[str, ...]
+    rule: Rule
+    """Meaning of the values in the training masks, and in the masks that it writes."""
+
+    fixed_settings: dict[str, int | None]
+    """Settings that training has fixed, by field of the config: crop, stride and short_side."""
+
+    training_images: frozenset[str]
+    """Hashes of the training images, where no separate folder tells which they are."""
+
+
+def save_segmenter(job: SegmentJob, folder: Path) -> None:
+    """Write model.safetensors and model.json into the run folder, and the encoder separately."""
+    config, data = job.config, job.data
+    facts = {
+        "encoder": encoders.encoder_metadata(job.opened),
+        "classes": list(data.classes),
+        "ignored": data.test.rule.ignored,
+        "foreground": data.test.rule.foreground,
+        "channels": config.channels,
+        "auxiliary_channels": config.auxiliary_channels if config.auxiliary_weight else None,
+        "crop": config.crop,
+        "stride": config.window_stride,
+        "short_side": config.short_side,
+        "learnt": hash_images(data.train) if data.split == EVERY_FIFTH_IMAGE_TESTS else [],
+    }
+    saved_model.save_model(folder, "segment", facts, job.model)
+    encoders.save_encoder(folder, job.opened)
+
+
+def open_segmenter(source: str) -> SavedSegmenter:
+    """Open a finished run folder of `mvmae segment`, or its model.safetensors.
+
+    Raises:
+        UserError: There is no trained segmenter, or its files are damaged.
+    """
+    return saved_model.open_model(source, "segment", "segmenter", _build)
+
+
+def _build(facts: Mapping[str, Any], opened: OpenedEncoder) -> SavedSegmenter:
+    classes = tuple(map(str, facts["classes"]))
+    channels = {name: facts[name] for name in ("channels", "auxiliary_channels")}
+    return SavedSegmenter(
+        Segmenter(opened.encoder, len(classes), **channels),
+        opened,
+        classes,
+        Rule(facts["ignored"], facts.get("foreground")),
+        {name: facts[name] for name in ("crop", "stride", "short_side")},
+        frozenset(facts.get("learnt", ())),
+    )
+
+
+def predict(config: SegmentConfig) -> None:
+    """Write a mask and an overlay for each image of a folder or a list, or for one image.
+
+    Raises:
+        UserError: The run or the images cannot be opened, or the output folder holds something.
+    """
+    out = Path(str(config.out))  # the config requires one with --predict
+    predictions.predict("segment", config, out, OWNED, open_segmenter, predict_all)
+
+
+def predict_all(task: Prediction) -> Summary:
+    """Write masks and overlays of all images, and the table of their classes."""
+    folder, out, saved, predictor, source = task
+    predictor.model.eval()
+    colours = palette(len(saved.classes))
+    pixels = torch.zeros(len(saved.classes), dtype=torch.int64)
+    skipped = []
+    with Bar(len(source)) as bar:
+        bar.name("segmenting")
+        for index, name in enumerate(predictions.prediction_names(source)):
+            bar.advance(1)
+            try:
+                image = source.read(index)
+            except UnreadableImageError as error:
+                skipped.append((source.path(index), str(error)))
+                continue
+            classes = predict_classes(predictor, image, (image.shape[1], image.shape[2]))
+            pixels += torch.bincount(classes.flatten().int(), minlength=len(pixels))
+            mask, overlay = folder / "masks" / f"{name}.png", folder / "overlays" / f"{name}.jpg"
+            run_folder.make(mask.parent)
+            run_folder.make(overlay.parent)
+            to_mask(classes, saved, colours).save(mask)
+            laid = Image.fromarray(overlaid(image.expand(3, -1, -1), classes, colours))
+            laid.save(overlay, quality=JPEG_QUALITY)
+    write_classes(folder / CLASSES, saved, pixels)
+    total = max(1, int(pixels.sum()))
+    order = [n for n in pixels.argsort(descending=True, stable=True).tolist() if pixels[n]]
+    shares = (f"{saved.classes[n]} {100 * int(pixels[n]) / total:.1f} %" for n in order)
+    written = f"{out / 'masks'} (values: {out / CLASSES}) and {out / 'overlays'}"
+    return Summary(skipped, ", ".join(islice(shares, MAX_CLASSES)), written, {"folder": str(out)})
+
+
+def to_mask(classes: Tensor, saved: SavedSegmenter, colours: np.ndarray) -> Image.Image:
+    """Convert classes to a picture of the values in the training masks.
+
+    It has a palette, except for values beyond 255, which need 16 bits, and for black-and-white
+    training masks.
+    """
+    values = saved.rule.to_values(classes.numpy().astype(np.int64))
+    if saved.rule.to_value(len(saved.classes) - 1) > 255:
+        return Image.fromarray(values.astype(np.uint16))
+    picture = Image.fromarray(values.astype(np.uint8))
+    if saved.rule.foreground is None:
+        table = np.zeros((256, 3), dtype=np.uint8)
+        table[saved.rule.to_values(np.arange(len(colours)))] = colours
+        picture.putpalette(table.flatten().tolist())
+    return picture
+
+
+def write_classes(file: Path, saved: SavedSegmenter, pixels: Tensor) -> None:
+    """Write a CSV of each class's value in the masks, name, number of pixels and colour."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("value", "name", "pixels", "colour"))
+    values = saved.rule.to_values(np.arange(len(saved.classes))).tolist()
+    colours = ["#{:02x}{:02x}{:02x}".format(*rgb) for rgb in palette(len(values)).tolist()]
+    writer.writerows(zip(values, saved.classes, pixels.tolist(), colours, strict=True))
+    atomic.write_text(file, text.getvalue())
+
+
+def test(config: SegmentConfig) -> None:
+    """Print and keep the metrics of a finished run on other images.
+
+    Raises:
+        UserError: The run or the images cannot be opened, or have different classes.
+    """
+    began, device = time.perf_counter(), precision.choose_device(config.device)
+    with distributed.process_group(device):
+        saved = open_segmenter(config.encoder)
+        predictor = saved_model.saved_predictor(saved, "segment", config, device)
+        folder = results.home(config.encoder, config.out)
+        data, remarks = open_test_data(config, saved)
+        is_main = distributed.is_main()
+        console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main)
+        console.print("\n".join(remarks))
+        with Bar(len(data.test) // distributed.world_size()) as bar:
+            bar.name("testing")
+            evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
+        if not is_main:
+            return
+        Console().print(report.table_of_classes(evaluation, data))
+        console.print(report.describe(evaluation))
+        name = "segment-test" + ("-multi-scale" if config.multi_scale else "")
+        title = f"{config.encoder} on {data.name}"
+        seconds = round(time.perf_counter() - began, 1)
+        written = report.write_outputs(
+            folder, name, title, config, device, data, evaluation, seconds=seconds
+        )
+        console.print(written)
+
+
+def open_test_data(
+    config: SegmentConfig, saved: SavedSegmenter
+) -> tuple[SegmentationData, tuple[str, ...]]:
+    """Open the images with masks that a config names, with the classes of a saved model.
+
+    Returns:
+        The data, of which there are no training images, and sentences to print about them.
+
+    Raises:
+        UserError: There are none, they cannot be used, or their classes have different names.
+    """
+    rules, remarks = value_rules(config, saved)
+    channels = saved.opened.encoder.in_channels
+    found = find_data(config, channels, with_training=False, rules=rules)
+    found, leakage = drop_training_images(found, saved)
+    checked = check_masks(found, len(saved.classes))
+    classes = merge_class_names(checked, saved, found.test.pairs.name, config.encoder)
+    data = usable_data(found, checked._replace(names=dict(enumerate(classes))))
+    windows = saved.fixed_settings
+    summary = (
+        f"{len(data.test)} test images of {data.name} ({data.split}); {len(classes)} classes; "
+        f"windows of {windows['crop']} pixels, {windows['stride']} apart, as in training"
+    )
+    values = f"values in the masks: {describe_values(checked, classes)}"
+    return data, (summary, *leakage, *remarks, values)
+
+
+def value_rules(
+    config: SegmentConfig, saved: SavedSegmenter
+) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
+    """Return the possible meanings of mask values, most likely first, and remarks on them.
+
+    Unless the user sets one, it is the meaning in training.
+    """
+    if config.ignore_index != "auto":
+        rules = candidate_rules(config.ignore_index, has_splits=False)
+        trained = "none" if saved.rule.ignored is None else saved.rule.ignored
+        remark = (
+            f"the run was trained with --ignore-index {trained}, and is tested with "
+            f"{config.ignore_index}"
+        )
+        return rules, ((remark,) if rules[0] != saved.rule else ())
+    if saved.rule.ignored is None and len(saved.classes) == 2:  # 0 and 1, or black and white
+        return (saved.rule, *BLACK_AND_WHITE_RULES), ()
+    return (saved.rule,), ()
+
+
+def drop_training_images(
+    found: FoundPairs, saved: SavedSegmenter
+) -> tuple[FoundPairs, tuple[str, ...]]:
+    """Leave out images that the model was trained on, if it is known which they are.
+
+    A test split that the user has laid out is only remarked upon, since its metrics are expected
+    to be over all of it.
+    """
+    is_split = found.split != ALL_IMAGES_TEST
+    if is_split:
+        found = found._replace(split=found.split.split(" and ")[0])
+    hashes = hash_images(found.test.pairs) if saved.training_images else []
+    new = [at for at, digest in enumerate(hashes) if digest not in saved.training_images]
+    known, count = len(hashes) - len(new), len(hashes)
+    if not known:
+        return found, ()
+    if is_split or not new:
+        remark = f"{known} of the {count} test images are training images: metrics are optimistic"
+        return found, (remark,)
+    kept = found.test._replace(pairs=found.test.pairs.select(new))
+    remark = f"{known} of the {count} images are training images and left out"
+    return found._replace(test=kept, split="those that are not training images"), (remark,)
+
+
+def merge_class_names(
+    checked: CheckedMasks, saved: SavedSegmenter, data: str, run: str
+) -> tuple[str, ...]:
+    """Return the names of the classes: the model's, or the data's where the model has none.
+
+    Args:
+        checked: Classes of the data.
+        saved: The model.
+        data: Name of the data, for error messages.
+        run: Name of the model.
+
+    Raises:
+        UserError: Model and data have different names.
+    """
+    names = list(saved.classes)
+    for number, name in sorted(checked.names.items()):
+        value = checked.rule.to_value(number)
+        if number >= len(names):
+            raise UserError(
+                f"{data} names class {name} (value {value}), but {run} has {len(names)} classes: "
+                f"{', '.join(saved.classes[:MAX_CLASSES])}"
+            )
+        own = names[number]
+        if own in (str(number), str(saved.rule.to_value(number))):
+            names[number] = name
+        elif own != name:
+            raise UserError(
+                f"value {value} is {name} in {data} but {own} in {run}: the classes must be the "
+                "same, in the same order"
+            )
+    return tuple(names)
