@@ -10,22 +10,14 @@ from tyro.conf import Positional, arg
 
 from mvmae.config import checks
 from mvmae.config.checks import Count, CountOrNone, require
-from mvmae.config.options import (
-    AdamW,
-    Compute,
-    EncoderArgument,
-    EncoderOption,
-    Reading,
-    RunOutput,
-    require_warmup,
-)
+from mvmae.config.dense import DenseTraining
+from mvmae.config.options import EncoderArgument, require_warmup
 
-NO_PREDICT = "--predict is empty: name a folder of images"
 CocoArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
+class DetectConfig(DenseTraining):
     """Train a detector on an encoder: Mask R-CNN, or Faster R-CNN where there are no masks.
 
     mvmae detect ENCODER DATA trains; mvmae detect RUN --predict IMAGES --out FOLDER uses the
@@ -96,14 +88,6 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     batch_size: Count = 64
     """Images per optimiser step, over all processes."""
 
-    accumulate: Count = 1
-    """Parts in which each process handles its images of a step, for less memory; batch norm sees
-    one part at a time."""
-
-    recompute: bool = False
-    """Compute the blocks' activations again in the backward pass: a third more time, far less
-    memory."""
-
     lr: Annotated[float, checks.POSITIVE] = 8e-5
     """Peak learning rate, of the last layers if layer_decay is below 1."""
 
@@ -125,35 +109,12 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.1
     """AdamW's weight decay, on everything except biases, norms, tokens and positions."""
 
-    drop_path: Annotated[float, checks.BELOW_1] = 0.1
-    """Probability of skipping the last block's branches; smaller for the blocks before it."""
-
     scale_jitter: checks.Factors = (0.1, 2.0)
     """Smallest and largest size of a training image, where 1 fits into the square (large-scale
     jitter; a random part of a larger one is used)."""
 
-    flip: Literal["none", "horizontal"] = "horizontal"
-    """Flip a training image left to right with probability one half, or not."""
-
-    seed: checks.Seed = 0
-    """Seed of the heads' weights, the order, the jitter and the samples."""
-
     eval_every: Count = 5
     """Epochs between two evaluations on the validation images (and one at the end)."""
-
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. Boxes and losses are always
-    fp32."""
-
-    workers: checks.Workers = None
-    """Processes that read images, per training process. Default: depends on the machine."""
-
-    log: tuple[Literal["tensorboard"], ...] = ()
-    """Where else to write metrics, and pictures of predictions."""
-
-    predict: Annotated[str | None, checks.filled(NO_PREDICT)] = None
-    """Folder or list of images, or one image: detect objects in them with the finished run ENCODER,
-    instead of training."""
 
     score: Annotated[float, checks.BELOW_1] = 0.5
     """predict: smallest score of a detection that is kept, from 0 to 1."""
@@ -171,8 +132,4 @@ class DetectConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
         require(
             self.predict is None or not self.data,
             f"--predict takes a detector's run folder and no DATA: leave out {self.data}",
-        )
-        require(
-            self.predict is None or not self.resume,
-            "--predict cannot be resumed: leave out --resume",
         )

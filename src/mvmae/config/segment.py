@@ -10,21 +10,15 @@ from tyro.conf import Positional, arg
 
 from mvmae.config import checks
 from mvmae.config.checks import Count, CountOrNone, require
-from mvmae.config.options import (
-    AdamW,
-    Compute,
-    EncoderArgument,
-    EncoderOption,
-    Reading,
-    RunOutput,
-)
+from mvmae.config.dense import DenseTraining
+from mvmae.config.options import EncoderArgument
 
 Protocol = Literal["upernet", "linear", "knn", "test"]
 SegmentedArgument = Annotated[Positional[str], arg(metavar="DATA")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
+class SegmentConfig(DenseTraining):
     """Train an encoder to classify each pixel, with UperNet as in BEiT; or evaluate it frozen.
 
     --recipe NAME (`mvmae recipes` lists them) or --recipe RUN/config.json sets what is not given;
@@ -52,12 +46,6 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     out: Path | None = None
     """Training: the run folder, runs/segment by default. Linear, knn, test: the folder that gets
     results/, by default the run folder that ENCODER is or is in. --predict: a new folder."""
-
-    predict: Annotated[str | None, checks.filled("--predict is empty: name a folder of images")] = (
-        None
-    )
-    """Folder or list of images, or one image: segment them with the finished run ENCODER instead of
-    training."""
 
     protocol: Protocol = "upernet"
     """upernet: train everything. linear: freeze the encoder; train batch norm and a linear layer on
@@ -100,9 +88,6 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Largest share of one class in a crop; the first of ten random crops that satisfies it is
     used, else the last."""
 
-    flip: Literal["none", "horizontal"] = "horizontal"
-    """Flip an image left to right with probability one half, or not."""
-
     distort: bool = True
     """Change brightness, contrast, saturation and hue at random."""
 
@@ -118,30 +103,14 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     dropout: Annotated[float, checks.BELOW_1] = 0.1
     """Probability of dropping a channel before the scores."""
 
-    drop_path: Annotated[float, checks.BELOW_1] = 0.1
-    """Probability of skipping the last block's branches; smaller for the blocks before it."""
-
     iterations: Count = 160_000
     """Optimiser steps. For protocol linear, `epochs` are the passes over the data."""
 
     batch_size: Count = 16
     """Crops per optimiser step, over all processes."""
 
-    accumulate: Count = 1
-    """Parts in which each process handles its crops of a step, for less memory. Batch norm then
-    sees one part at a time."""
-
-    recompute: bool = False
-    """Keep no activations of the encoder for the backward pass: less memory, a third more time."""
-
     lr: Annotated[float, checks.POSITIVE] = 1e-4
     """Peak learning rate of the heads."""
-
-    layer_decay: Annotated[float, checks.SHARE] = 0.65
-    """Learning rate of a block relative to that of the block above it."""
-
-    weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.05
-    """AdamW's weight decay, on everything except biases, norms and tokens."""
 
     warmup_iterations: int = 1500
     """Steps in which the learning rate rises to its schedule."""
@@ -175,23 +144,11 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
     baselines: bool = True
     """linear, knn: also judge the same encoder untrained."""
 
-    seed: checks.Seed = 0
-    """Seed of the heads' weights, the order, the crops and all augmentation."""
-
     eval_every: Count = 16_000
     """Steps between two tests (and one at the end)."""
 
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Precision of the network; auto: bf16 on CUDA, fp32 on a CPU. The loss is always fp32."""
-
-    workers: checks.Workers = None
-    """Processes that read images, per training process. Default: depends on the machine."""
-
     log_every: Count = 50
     """Steps between two lines of metrics."""
-
-    log: tuple[Literal["tensorboard"], ...] = ()
-    """Where else to write metrics, and pictures of predictions."""
 
     def check(self) -> None:
         """Check what depends on several options: lengths, and what each kind of use takes."""
@@ -212,7 +169,6 @@ class SegmentConfig(RunOutput, AdamW, Reading, Compute, EncoderOption):
                 "--predict takes a finished run and images alone: leave out DATA and --protocol",
             )
             require(self.out is not None, "--predict needs --out FOLDER, where the masks go")
-            require(not self.resume, "--predict cannot be resumed: leave out --resume")
             return
         require(
             self.images is None or self.data == "",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isnan
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -195,9 +196,8 @@ def evaluate(loop: Loop, task: Task, job: Job, counters: Counters) -> Any:
         figures = evaluation.figures()
         if not has_metric(loop.folder, loop.step, next(iter(figures))):
             loop.write(figures)
-            if loop.log.shows_pictures:  # drawing takes seconds
-                png = task.draw(job, evaluation, f"step {loop.step}")
-                loop.log.picture(task.picture, png, loop.step)
+            draw = partial(task.draw, job, evaluation, f"step {loop.step}")
+            loop.log.picture(task.picture, draw, loop.step)
     counters.judged_step = loop.step
     distributed.barrier()
     return evaluation
