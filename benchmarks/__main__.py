@@ -50,14 +50,14 @@ def run(config: BenchConfig) -> None:
     if config.part == "input":
         result = input.measure(config)
         facts = run_folder.environment(torch.device("cpu"), 1, threads=1)
-        tables, notes = input.tables_of(result, config), input.notes_of(result, config)
+        tables, notes = input.make_tables(result, config), input.make_notes(result, config)
     else:
         device = precision.choose_device(config.device)
         part = step if config.part == "step" else scale
         result = part.measure(config, device)
         facts = run_folder.environment(device, 1)
-        tables, notes = part.tables_of(result, config), part.notes_of(result, config)
-    settings = settings_of(config)
+        tables, notes = part.make_tables(result, config), part.make_notes(result, config)
+    settings = settings_for_json(config)
     terminal.emit("result", {"command": "benchmarks"} | settings | result)
     console = Console()
     for table in tables:
@@ -69,33 +69,33 @@ def run(config: BenchConfig) -> None:
         atomic.write_json(config.out, settings | result | {"environment": facts})
         console.print(f"written: {config.out}", highlight=False, soft_wrap=True)
         if config.part == "scale":
-            picture = picture_of(config.out)
-            write(picture, scale.picture_of(result, config))
+            picture = picture_path(config.out)
+            write(picture, scale.draw_result(result, config))
             console.print(f"written: {picture}", highlight=False, soft_wrap=True)
 
 
 def require_writable(out: Path, part: str) -> None:
-    """Make sure that the JSON, and the picture of `scale`, can go where --out says.
+    """Check that the JSON, and the picture of `scale`, can be written where --out says.
 
     Raises:
-        UserError: They cannot.
+        UserError: They cannot be written there.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder: --out must name a JSON file")
     require_output(out)
     if part == "scale":
-        if picture_of(out) == out:
+        if picture_path(out) == out:
             raise UserError(f"--out {out} must name a JSON file; the picture goes beside it")
-        require_output(picture_of(out))
+        require_output(picture_path(out))
 
 
-def picture_of(out: Path) -> Path:
-    """The picture that belongs to a JSON file."""
+def picture_path(out: Path) -> Path:
+    """Return the path of the picture that belongs to a JSON file."""
     return out.with_suffix(".png")
 
 
-def settings_of(config: BenchConfig) -> dict[str, Any]:
-    """What was timed, for the JSON: the config with its defaults filled in, without `out`."""
+def settings_for_json(config: BenchConfig) -> dict[str, Any]:
+    """Return the config for the JSON, with its defaults filled in and without `out`."""
     fields = asdict(config) | {"rounds": config.num_rounds}
     if config.part == "step":
         kept = ("part", "batch_size", "rounds", "peers", "attention", "compile", "precision")

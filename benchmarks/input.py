@@ -14,8 +14,8 @@ import torch
 from rich.table import Table
 
 from benchmarks.config import BenchConfig
-from benchmarks.photographs import facts_of, jpeg_files, large_photographs
-from benchmarks.ways import OurViews, Way, differences, side_of, ways_of
+from benchmarks.photographs import describe_files, jpeg_files, large_photographs
+from benchmarks.ways import OurViews, Way, differences, make_ways, timing_for_json
 
 PARITY_IMAGES, LARGE_PARITY_IMAGES = 50, 8  # two crops of each are compared
 LARGE_IMAGES, LARGE_ROUNDS = 3, 3  # MAE's transform takes a quarter of a second for one
@@ -29,36 +29,36 @@ NAMES = {
 
 
 def measure(config: BenchConfig) -> dict[str, Any]:
-    """Time the ways; returns what goes into the JSON.
+    """Time the ways and return the result for the JSON.
 
     Raises:
-        UserError: `config.data` is no folder with JPEG files that can be read.
+        UserError: `config.data` is not a folder with JPEG files that can be read.
     """
     rounds, images = config.num_rounds, config.num_images
     with tempfile.TemporaryDirectory() as scratch, one_thread(), torch.random.fork_rng():
         torch.manual_seed(0)  # of torchvision's crops
         files = jpeg_files(config, Path(scratch))
-        result = {"photographs": measured(files, config, images, rounds, PARITY_IMAGES)}
+        result = {"photographs": measure_files(files, config, images, rounds, PARITY_IMAGES)}
         if config.data is None:
             large, few = large_photographs(Path(scratch), LARGE_IMAGES), min(rounds, LARGE_ROUNDS)
-            found = measured(large, config, len(large), few, LARGE_PARITY_IMAGES)
+            found = measure_files(large, config, len(large), few, LARGE_PARITY_IMAGES)
             result["large_photographs"] = found
     return result
 
 
-def measured(
+def measure_files(
     files: Sequence[Path], config: BenchConfig, images: int, rounds: int, compared: int
 ) -> dict[str, Any]:
-    """All ways for some files.
+    """Time all ways on some files.
 
     Args:
         files: JPEG files.
-        config: Says how large the views are.
-        images: Read in a round; files come again where they are fewer.
-        rounds: Of each way, in turn.
+        config: The size of the views.
+        images: Images read in a round; files are read again if there are fewer.
+        rounds: Rounds of each way; the ways take turns.
         compared: Images whose crops are compared between the ways.
     """
-    ways = ways_of(config.model)
+    ways = make_ways(config.model)
     for file in files[:20]:  # warms up
         _ = [way(file) for way in ways.values()]
     exact = ways["exact"]
@@ -66,22 +66,22 @@ def measured(
     exact.parts.clear()
     seconds = seconds_in_turn(ways, files, images, rounds)
     rates = {name: round(images / median(times), 4) for name, times in seconds.items()}
-    sides = {name: side_of(rates[name], seconds[name]) for name in ways}
-    ratios = {name: ratios_of(name, rates, seconds) for name in OURS}
+    sides = {name: timing_for_json(rates[name], seconds[name]) for name in ways}
+    ratios = {name: speed_ratios(name, rates, seconds) for name in OURS}
     return sides | {
         "ratios": ratios,
         "milliseconds_of_exact": exact.milliseconds(),
         "differences": differences(files, config.model, compared),
-        "files": facts_of(files),
+        "files": describe_files(files),
         "images": images,
         "rounds": rounds,
     }
 
 
-def ratios_of(
+def speed_ratios(
     name: str, rates: dict[str, float], seconds: dict[str, list[float]]
 ) -> dict[str, Any]:
-    """How many times as fast as MAE's transform one of our ways is."""
+    """Return how many times as fast as MAE's transform one of our ways is."""
     rounds = zip(seconds[name], seconds["plain"], strict=True)
     return {
         "read_twice": round(rates[name] / rates["plain"], 4),
@@ -92,7 +92,7 @@ def ratios_of(
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread for torch's operations, as many as before afterwards."""
+    """Use one thread for torch's operations inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -104,7 +104,7 @@ def one_thread() -> Iterator[None]:
 def seconds_in_turn(
     ways: dict[str, Way], files: Sequence[Path], images: int, rounds: int
 ) -> dict[str, list[float]]:
-    """Seconds of every round of every way; the ways take turns."""
+    """Return the seconds of every round of every way; the ways take turns."""
     chosen = [files[at % len(files)] for at in range(images)]
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
@@ -116,14 +116,14 @@ def seconds_in_turn(
     return seconds
 
 
-def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
-    """The ways, a row each, for each kind of files."""
+def make_tables(result: dict[str, Any], config: BenchConfig) -> list[Table]:
+    """Make a table for each kind of files, with a row for each way."""
     height, width = config.model.height_width
-    return [table_of(part, f"{width} x {height}") for part in result.values()]
+    return [make_table(part, f"{width} x {height}") for part in result.values()]
 
 
-def table_of(part: dict[str, Any], size: str) -> Table:
-    """The ways for some files."""
+def make_table(part: dict[str, Any], size: str) -> Table:
+    """Make the table of the ways for one kind of files."""
     facts = part["files"]
     table = Table(
         title=f"two views at {size} of JPEG files of {facts['mean_megapixels']:.2f} Mpixel, "
@@ -132,7 +132,7 @@ def table_of(part: dict[str, Any], size: str) -> Table:
         title_style="bold",
     )
     table.add_column("")
-    table.add_column("images/s a core", justify="right")
+    table.add_column("images/s per core", justify="right")
     table.add_column("ratio", justify="right")
     base = part["plain"]["images_per_second"]
     for key, name in NAMES.items():
@@ -142,16 +142,16 @@ def table_of(part: dict[str, Any], size: str) -> Table:
     return table
 
 
-def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
-    """What the tables do not say."""
-    notes = [note for part in result.values() for note in notes_of_part(part)]
+def make_notes(result: dict[str, Any], config: BenchConfig) -> list[str]:
+    """Make the notes below the tables."""
+    notes = [note for part in result.values() for note in part_notes(part)]
     if "large_photographs" in result:
         notes.append("the large photographs are the built-in ones, enlarged, with grain")
     return notes
 
 
-def notes_of_part(part: dict[str, Any]) -> Iterator[str]:
-    """What is to be said of some files."""
+def part_notes(part: dict[str, Any]) -> Iterator[str]:
+    """Yield the notes about one kind of files."""
     size = f"{part['files']['mean_megapixels']:.2f} Mpixel"
     yield f"{size}: medians of {part['rounds']} rounds in turn, {part['images']} images each"
     for name, ratio in part["ratios"].items():
@@ -163,7 +163,7 @@ def notes_of_part(part: dict[str, Any]) -> Iterator[str]:
         )
     parts = part["milliseconds_of_exact"].items()
     times = ", ".join(f"{name.replace('_', ' ')} {value:.2f}" for name, value in parts)
-    yield f"  milliseconds an image of mvmae: {times}"
+    yield f"  milliseconds per image of mvmae: {times}"
     found = []
     for name, levels in part["differences"].items():
         ours, theirs = name.split("_to_")
@@ -171,6 +171,6 @@ def notes_of_part(part: dict[str, Any]) -> Iterator[str]:
         figures = ", ".join(f"{value:.3g}" for value in levels.values())
         found.append(f"{NAMES[ours]} to {other} {figures}")
     yield (
-        "  grey levels between the same crops (mean, most of 99.9 % of the pixels, most of all): "
+        "  grey levels between the same crops (mean, 99.9th percentile, maximum): "
         + "; ".join(found)
     )

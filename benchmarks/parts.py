@@ -1,9 +1,9 @@
 """Where the time of a training step goes, by torch's profiler.
 
-While it is looked at, the model's modules and the two losses run inside of named ranges. What a
-part costs forward is the time of its ranges; what it costs backward is that of the nodes which its
-operators left behind (autograd numbers them). A GPU's time is that of its kernels. What no part
-accounts for is the rest, so the sum is the step's time.
+The model's modules and the two losses run inside named ranges. The forward time of a part is the
+time of its ranges. Its backward time is that of the graph nodes that its operators created, which
+autograd numbers. A GPU's time is that of its kernels. Time outside of all parts is the rest, so the
+sum is the step's time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from mvmae.method.vit import Block
 from mvmae.training.memory import silence_stderr
 
 MARK = "part of a step: "
-LEAST = 0.005  # GFLOP that are shown
+MIN_GFLOP = 0.005  # less is not shown
 OPTIMISER = "Optimizer.step#"  # torch's own name of a range around `step`
 BACKWARD = "autograd::engine::evaluate_function: "  # and around each node
 ORDER = (
@@ -61,7 +61,7 @@ Step = Callable[[], Any]
 
 
 def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) -> dict[str, Any]:
-    """Milliseconds of one step by part and by kind of operator; the parts add up to `total`."""
+    """Return milliseconds of a step by part and by kind of operator; parts add up to `total`."""
     activities = [ProfilerActivity.CPU]
     if device.type == "cuda":
         activities.append(ProfilerActivity.CUDA)
@@ -77,7 +77,7 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
         total = (time.perf_counter() - began) * 1e3
     events = [event for event in profiler.events() or () if event.device_type == DeviceType.CPU]
     clock = "device_time_total" if device.type == "cuda" else "cpu_time_total"
-    forward, backward = times_of(events, clock)
+    forward, backward = time_by_part(events, clock)
     forward["rest"] = total - sum(forward.values()) - sum(backward.values())
     return {
         "total": round(total, 3),
@@ -86,15 +86,15 @@ def parts_of_step(step: Step, model: MaskedAutoencoder, device: torch.device) ->
             for name in ORDER
             if name in forward
         },
-        "operators": kinds_of(events, f"self_{clock}"),
+        "operators": time_by_kind(events, f"self_{clock}"),
     }
 
 
-def times_of(events: list[Any], clock: str) -> tuple[dict[str, float], dict[str, float]]:
-    """Milliseconds forward and backward by part, of the profiler's events.
+def time_by_part(events: list[Any], clock: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Return milliseconds forward and backward by part, from the profiler's events.
 
-    A node of the graph has the number of the operator that made it. Operators in between, which
-    make none, have the number of the next: the last of equal number is the one.
+    A node of the graph has the number of the operator that made it. Operators that make no node
+    have the number of the next one that does, so the last operator with a number made the node.
     """
     forward: dict[str, float] = defaultdict(float)
     backward: dict[str, float] = defaultdict(float)
@@ -120,7 +120,7 @@ def times_of(events: list[Any], clock: str) -> tuple[dict[str, float], dict[str,
 
 
 def part_around(event: Any) -> str | None:
-    """The innermost part whose range an event lies in, its own if it is one."""
+    """Return the innermost part whose range contains an event, or the event's own part."""
     while event is not None:
         if event.name.startswith(MARK):
             return event.name.removeprefix(MARK)
@@ -129,7 +129,7 @@ def part_around(event: Any) -> str | None:
 
 
 def is_backward(event: Any) -> bool:
-    """Whether an operator runs in a node of the graph."""
+    """Return whether an operator runs in a node of the graph."""
     while event is not None:
         if event.name.startswith(BACKWARD):
             return True
@@ -137,8 +137,8 @@ def is_backward(event: Any) -> bool:
     return False
 
 
-def kinds_of(events: list[Any], clock: str) -> dict[str, float]:
-    """Milliseconds by kind of operator, forward and backward; each operator's own time."""
+def time_by_kind(events: list[Any], clock: str) -> dict[str, float]:
+    """Return milliseconds by kind of operator, forward and backward: operators' own time."""
     sums: dict[str, float] = defaultdict(float)
     for event in events:
         name = event.name.lower()
@@ -150,7 +150,7 @@ def kinds_of(events: list[Any], clock: str) -> dict[str, float]:
 
 @contextmanager
 def ranges(model: MaskedAutoencoder) -> Iterator[None]:
-    """Name what the model's modules and the losses do, for the profiler, and for now."""
+    """Name the model's modules and the losses for the profiler inside the block."""
     with ExitStack() as stack:
         for module, part in parts_of_model(model):
             stack.enter_context(named_module(module, part))
@@ -160,7 +160,7 @@ def ranges(model: MaskedAutoencoder) -> Iterator[None]:
 
 
 def parts_of_model(model: MaskedAutoencoder) -> Iterator[tuple[nn.Module, str]]:
-    """Modules with the part that they belong to; what lies inside of another has its own."""
+    """Yield modules with their part. A module inside another one has its own part."""
     yield model, "masks, gathers"
     yield model.encoder.patch_embed, "patch embedding"
     yield model.encoder.norm, "encoder norms, sums"
@@ -177,7 +177,7 @@ def parts_of_model(model: MaskedAutoencoder) -> Iterator[tuple[nn.Module, str]]:
 
 @contextmanager
 def named_module(module: nn.Module, part: str) -> Iterator[None]:
-    """Have a module run in a range."""
+    """Run a module in a range."""
     opened: list[record_function] = []
 
     def enter(_module: nn.Module, _args: Any) -> None:
@@ -193,7 +193,7 @@ def named_module(module: nn.Module, part: str) -> Iterator[None]:
 
 @contextmanager
 def named(module: ModuleType, function: str, part: str) -> Iterator[None]:
-    """Have a function of a module run in a range."""
+    """Run a function of a module in a range."""
     plain = getattr(module, function)
 
     def inside(*args: Any, **options: Any) -> Any:
@@ -207,8 +207,8 @@ def named(module: ModuleType, function: str, part: str) -> Iterator[None]:
         setattr(module, function, plain)
 
 
-def gflop_of_parts(counts: Mapping[str, Mapping[Any, int]]) -> dict[str, float]:
-    """GFLOP of a step by part, of what `FlopCounterMode` counted for each module."""
+def gflop_by_part(counts: Mapping[str, Mapping[Any, int]]) -> dict[str, float]:
+    """Return GFLOP of a step by part, from the counts of `FlopCounterMode` for each module."""
     sums: dict[str, float] = defaultdict(float)
     for name, operators in counts.items():
         if (part := _part_of_name(name)) is not None:
@@ -218,7 +218,7 @@ def gflop_of_parts(counts: Mapping[str, Mapping[Any, int]]) -> dict[str, float]:
 
 
 def _part_of_name(name: str) -> str | None:
-    """The part of a module that multiplies matrices, by its name from the model on."""
+    """Return the part of a module that multiplies matrices, from its name within the model."""
     outer = {
         "encoder.patch_embed": "patch embedding",
         "decoder_embed": "into the decoder",
@@ -235,13 +235,13 @@ def _part_of_name(name: str) -> str | None:
 
 
 def _wait(device: torch.device) -> None:
-    """A GPU works on after a call has returned."""
+    """Wait until a GPU has finished: its calls return earlier."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def table_of(result: dict[str, Any]) -> Table:
-    """The parts of our step, a row each."""
+def make_table(result: dict[str, Any]) -> Table:
+    """Make the table of our step, with a row for each part."""
     profiled, gflop = result["profile"], result["profile"]["gflop"]
     table = Table(title="our step by part", title_justify="left", title_style="bold")
     table.add_column("")
@@ -255,8 +255,8 @@ def table_of(result: dict[str, Any]) -> Table:
             f"{spent['forward']:.1f}",
             f"{spent['backward']:.1f}" if spent["backward"] else "",
             f"{both / profiled['total']:.1%}",
-            f"{counted:.2f}" if counted >= LEAST else "",
-            f"{counted / both * 1e3:.0f}" if counted >= LEAST and both > 0 else "",
+            f"{counted:.2f}" if counted >= MIN_GFLOP else "",
+            f"{counted / both * 1e3:.0f}" if counted >= MIN_GFLOP and both > 0 else "",
         )
     table.add_section()
     table.add_row(

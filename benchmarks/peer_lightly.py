@@ -1,4 +1,4 @@
-"""A peer of `bench step`: a masked autoencoder of lightly's modules, which stand on timm's."""
+"""A peer of `benchmarks step`: a masked autoencoder of lightly's modules, built on timm's."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LightlyAutoencoder(nn.Module):
         use_attention(self, attention)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the class and the visible patches, and the reconstruction loss."""
+        """Return tokens of the class and the visible patches, and the reconstruction loss."""
         order = noise.argsort(dim=1) + 1
         visible, hidden = order.tensor_split([self.config.num_visible], dim=1)
         keep = torch.cat([torch.zeros_like(order[:, :1]), visible], dim=1)
@@ -65,7 +65,7 @@ class LightlyAutoencoder(nn.Module):
 
 
 def lightly_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under lightly's names; its encoder has a mask token that MAE has no use of."""
+    """Rename our state dict for lightly, whose encoder has a mask token that MAE does not use."""
     renamed = {"encoder.mask_token": torch.zeros_like(state["cls_token"])}
     inner = ("mask_token", "decoder_pos_embed", "decoder_blocks", "decoder_norm")
     for name, value in state.items():
@@ -83,5 +83,5 @@ PEER = Peer(
     known="1.6.0",
     way="its masked ViT and decoder, one pass a view",
     build=LightlyAutoencoder,
-    renamed=lightly_names,
+    rename=lightly_names,
 )

@@ -1,4 +1,4 @@
-"""A peer of `bench step`: a masked autoencoder that is put together from timm's blocks."""
+"""A peer of `benchmarks step`: a masked autoencoder made of timm's blocks."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ class TimmAutoencoder(nn.Module):
         use_attention(self, attention)
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the class and the visible patches, and the reconstruction loss."""
+        """Return tokens of the class and the visible patches, and the reconstruction loss."""
         shuffle = noise.argsort(dim=1)
         restore = shuffle.argsort(dim=1)
         x = self.vit.patch_embed(images) + self.vit.pos_embed[:, 1:]
-        x = taken(x, shuffle[:, : self.config.num_visible])
+        x = gather_rows(x, shuffle[:, : self.config.num_visible])
         first = (self.vit.cls_token + self.vit.pos_embed[:, :1]).expand(len(x), -1, -1)
         tokens = self.vit.norm(self.vit.blocks(torch.cat([first, x], dim=1)))
 
         x = self.decoder_embed(tokens)
         hidden = self.mask_token.expand(len(x), self.config.num_patches + 1 - x.shape[1], -1)
-        patches = taken(torch.cat([x[:, 1:], hidden.to(x.dtype)], dim=1), restore)
+        patches = gather_rows(torch.cat([x[:, 1:], hidden.to(x.dtype)], dim=1), restore)
         x = torch.cat([x[:, :1], patches], dim=1) + self.decoder_pos_embed
         prediction = self.decoder_pred(self.decoder_norm(self.decoder_blocks(x)))[:, 1:]
 
@@ -65,7 +65,7 @@ class TimmAutoencoder(nn.Module):
         return tokens, (error * mask).sum() / mask.sum()
 
     def target(self, images: Tensor) -> Tensor:
-        """Every patch, normalised by its own mean and variance."""
+        """Return every patch, normalised by its own mean and variance."""
         p, (rows, columns) = self.config.patch_size, self.config.grid
         grid = images.reshape(len(images), -1, rows, p, columns, p)
         patches = grid.permute(0, 2, 4, 3, 5, 1).flatten(3).flatten(1, 2)
@@ -74,7 +74,7 @@ class TimmAutoencoder(nn.Module):
 
 
 def timm_encoder(config: ModelConfig) -> Any:
-    """A Vision Transformer of timm's, of our size, with positions that stay.
+    """Make timm's Vision Transformer at our size, with fixed positions.
 
     Raises:
         ImportError: timm is missing.
@@ -96,19 +96,19 @@ def timm_encoder(config: ModelConfig) -> Any:
 
 
 def use_attention(model: nn.Module, attention: Attention) -> None:
-    """Have timm's blocks attend by torch's fused kernel, their default, or by plain products."""
+    """Switch timm's blocks to torch's fused attention kernel (their default) or plain products."""
     for module in model.modules():
         if hasattr(module, "fused_attn"):
             module.fused_attn = attention == "sdpa"  # type: ignore[assignment]
 
 
-def taken(x: Tensor, ids: Tensor) -> Tensor:
-    """The rows of each image at its own indices, B x K x D."""
+def gather_rows(x: Tensor, ids: Tensor) -> Tensor:
+    """Return the rows of each image at its own indices, B x K x D."""
     return x.gather(1, ids[..., None].expand(-1, -1, x.shape[-1]))
 
 
 def timm_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict, its encoder under `vit.`."""
+    """Return our state dict with the encoder's names under `vit.`."""
     outer = ("decoder", "mask_token")
     return {
         name if name.startswith(outer) else f"vit.{name}": value for name, value in state.items()
@@ -120,6 +120,6 @@ PEER = Peer(
     known="1.0.31",
     way="its blocks, both views in one pass",
     build=TimmAutoencoder,
-    renamed=timm_names,
+    rename=timm_names,
     at_once=True,
 )

@@ -1,4 +1,4 @@
-"""A peer of `bench step`: transformers' ViTMAE."""
+"""A peer of `benchmarks step`: transformers' ViTMAE."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mvmae.config.model import DECODER_HEAD_WIDTH, ModelConfig
 
 
 class TransformersAutoencoder(nn.Module):
-    """ViTMAE, with the encoder's tokens beside its loss, which its output leaves out."""
+    """ViTMAE that also returns the encoder's tokens, which its output leaves out."""
 
     def __init__(self, config: ModelConfig, attention: Attention) -> None:
         super().__init__()
@@ -24,13 +24,13 @@ class TransformersAutoencoder(nn.Module):
         self._tokens = output.last_hidden_state
 
     def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Tokens of the class and the visible patches, and the reconstruction loss."""
+        """Return tokens of the class and the visible patches, and the reconstruction loss."""
         loss = self.mae(images, noise=noise).loss
         return self._tokens, loss
 
 
 def vit_mae(config: ModelConfig, attention: Attention) -> Any:
-    """A ViTMAE of transformers, of the same sizes, mask ratio and target.
+    """Make transformers' ViTMAE with the same sizes, mask ratio and target.
 
     Raises:
         ImportError: transformers is missing.
@@ -80,7 +80,7 @@ OUTER_NAMES = {
 
 
 def with_plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our state dict under transformers' names, query, key and value apart."""
+    """Rename our state dict for transformers, with query, key and value separated."""
     renamed = {}
     for key, value in state.items():
         stem, _, kind = key.rpartition(".")
@@ -103,5 +103,5 @@ PEER = Peer(
     known="5.23.0",
     way="ViTMAE, one pass a view",
     build=TransformersAutoencoder,
-    renamed=with_plain_names,
+    rename=with_plain_names,
 )

@@ -1,4 +1,4 @@
-"""Whom `bench step` compares with."""
+"""The packages that `benchmarks step` compares with."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ PEERS: dict[str, Peer] = {
 def peer_steps(
     config: BenchConfig, training: PretrainConfig, device: torch.device
 ) -> tuple[dict[str, PlainStep], dict[str, str]]:
-    """The steps of the peers that can be had, and why the others cannot.
+    """Return the steps of the installed peers, and why the others are left out.
 
     Raises:
-        UserError: A package names its weights in a way that is not known here.
+        UserError: A version of a package names its weights in an unknown way.
     """
     steps, left_out = {}, {}
     for name in config.peers:
@@ -34,5 +34,5 @@ def peer_steps(
 
 
 def about(name: str) -> str:
-    """A peer's version and what is particular about it."""
+    """Return a peer's version and how it works."""
     return f"{name} {version(name)}: {PEERS[name].way}"

@@ -1,4 +1,4 @@
-"""JPEG files to time the input with: one's own, or the built-in photographs at two sizes."""
+"""JPEG files to time reading: the user's own, or the built-in photographs at two sizes."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from mvmae.data.sources.folders import open_images
 from mvmae.errors import UserError
 
 SIZE, QUALITY = (500, 375), 85  # width and height, about those of ImageNet's photographs
-LARGE_SIZE, LARGE_QUALITY = (4000, 3000), 90  # 12 Mpixel, as of a telephone
-GRAIN = 3.0  # grey levels: a sensor's noise; without it, enlarged pictures are half as many bytes
+LARGE_SIZE, LARGE_QUALITY = (4000, 3000), 90  # 12 Mpixel, as from a phone
+GRAIN = 3.0  # grey levels of a sensor's noise; enlarged pictures without it have half the bytes
 JPEG = (".jpg", ".jpeg", ".jfif")
 
 
 def jpeg_files(config: BenchConfig, scratch: Path) -> list[Path]:
-    """Files to read: a random draw of `config.data`, or the built-in photographs.
+    """Return files to read: drawn at random from `config.data`, or the built-in photographs.
 
     Raises:
-        UserError: There is no such folder, or no JPEG file in it that can be read.
+        UserError: The folder does not exist or has no readable JPEG file.
     """
     if config.data is None:
         return written_photographs(scratch)
@@ -45,24 +45,24 @@ def jpeg_files(config: BenchConfig, scratch: Path) -> list[Path]:
 
 
 def is_readable(file: Path) -> bool:
-    """Whether both decoders make a picture of it."""
+    """Return whether both decoders can read a file."""
     try:
         decode(file.read_bytes(), 3)
         load_pil(file)
-    except Exception:  # whatever a decoder says of a broken file, it is not timed
+    except Exception:  # decoders raise many kinds of errors for broken files
         return False
     return True
 
 
 def photograph(name: str) -> Image.Image:
-    """A built-in photograph, as it is."""
+    """Return a built-in photograph unchanged."""
     package, source = PHOTOGRAPHS[name]
     pixels = decode(package_files(package).joinpath(source).read_bytes(), 3)
     return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
 
 def written_photographs(folder: Path) -> list[Path]:
-    """The built-in photographs as JPEG files of one size."""
+    """Write the built-in photographs as JPEG files of one size."""
     files = []
     for name in PHOTOGRAPHS:
         files.append(folder / f"{name}.jpg")
@@ -72,7 +72,7 @@ def written_photographs(folder: Path) -> list[Path]:
 
 
 def large_photographs(folder: Path, count: int) -> list[Path]:
-    """Some of the built-in photographs, enlarged to a camera's size and grainy, as JPEG files."""
+    """Write some built-in photographs as JPEG files of a camera's size, with grain."""
     files, rng = [], np.random.default_rng(0)
     for name in list(PHOTOGRAPHS)[:count]:
         files.append(folder / f"large-{name}.jpg")
@@ -84,8 +84,8 @@ def large_photographs(folder: Path, count: int) -> list[Path]:
     return files
 
 
-def facts_of(files: Sequence[Path]) -> dict[str, Any]:
-    """How many files are read in turn, and how large they are on average."""
+def describe_files(files: Sequence[Path]) -> dict[str, Any]:
+    """Return the number of files and their average size."""
     megapixels = []
     for file in files:
         with Image.open(file) as image:

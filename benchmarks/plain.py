@@ -1,8 +1,8 @@
-"""The plain way, put together from packages: what `bench` compares with.
+"""The plain way, made of other packages, that the benchmarks compare with.
 
 A step: a masked autoencoder of a package, SimCLR's loss as it is usually written, and
-`torch.optim.AdamW` as it comes. The input: MAE's transform, which opens and decodes a file for
-every view. Nothing here is slowed down on purpose: what a package does by default is kept.
+`torch.optim.AdamW` with its defaults. The input: MAE's transform, which opens and decodes a file
+for every view. Nothing here is slowed down on purpose: the packages' defaults are kept.
 """
 
 from __future__ import annotations
@@ -27,30 +27,30 @@ Attention = Literal["sdpa", "eager"]
 
 
 class PlainBatch(NamedTuple):
-    """What the plain step trains on; each is first the first views, then the second."""
+    """A batch of the plain step; each pair holds the first views, then the second."""
 
     images: tuple[Tensor, Tensor]
     """Normalised floats, B x C x H x W, as torchvision's transforms leave them."""
 
     noise: tuple[Tensor, Tensor]
-    """What ranks the patches for masking, B x N."""
+    """Noise that ranks the patches for masking, B x N."""
 
 
 class Peer(NamedTuple):
-    """A masked autoencoder put together from a package."""
+    """A masked autoencoder made of a package's modules."""
 
     package: str
     known: str
-    """The version of the package that this was written for."""
+    """Version of the package that this was written for."""
 
     way: str
-    """What is particular about it, for the user."""
+    """How it works, for the user."""
 
     build: Callable[[ModelConfig, Attention], nn.Module]
     """Makes the model, which turns images and noise into tokens, the class token first, and the
     reconstruction loss. Raises ImportError where the package is missing or has other parts."""
 
-    renamed: Callable[[dict[str, Tensor]], dict[str, Tensor]]
+    rename: Callable[[dict[str, Tensor]], dict[str, Tensor]]
     """Our state dict under the model's names."""
 
     at_once: bool = False
@@ -63,7 +63,7 @@ class PlainStep:
     Args:
         config: Sizes, loss weights, temperature and optimiser settings.
         device: Where to compute.
-        peer: Whose model.
+        peer: The package's model.
         attention: `sdpa` is every package's default, `eager` the plain products.
 
     Raises:
@@ -86,9 +86,9 @@ class PlainStep:
         """Take the weights of our model's state dict.
 
         Raises:
-            UserError: This version of the package names them in a way that is not known here.
+            UserError: This version of the package names them in an unknown way.
         """
-        renamed = self.peer.renamed(state)
+        renamed = self.peer.rename(state)
         if renamed.keys() != self.model.state_dict().keys():
             package, known = self.peer.package, self.peer.known
             raise UserError(
@@ -98,7 +98,7 @@ class PlainStep:
         self.model.load_state_dict(renamed)
 
     def __call__(self, batch: PlainBatch) -> Tensor:
-        """One update; returns the loss, a scalar."""
+        """Take one step and return the loss, a scalar."""
         reconstructions, embeddings = [], []
         for images, noise in self._passes(batch):
             images = images.to(self.device, non_blocking=True)
@@ -121,14 +121,14 @@ class PlainStep:
         return loss.detach()
 
     def _passes(self, batch: PlainBatch) -> list[tuple[Tensor, Tensor]]:
-        """What passes the model together."""
+        """Return the batches that pass the model one after the other."""
         if self.peer.at_once:
             return [(torch.cat(batch.images), torch.cat(batch.noise))]
         return list(zip(batch.images, batch.noise, strict=True))
 
 
 def plain_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
-    """SimCLR's loss as it is usually written: one matrix of all similarities.
+    """Return SimCLR's loss as it is usually written, with one matrix of all similarities.
 
     Args:
         z1: Embeddings of the first views, B x D.
@@ -145,7 +145,7 @@ def plain_nt_xent(z1: Tensor, z2: Tensor, temperature: float) -> Tensor:
 def mae_transform(
     size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> transforms.Compose:
-    """MAE's training transform (main_pretrain.py): Pillow's pictures, one view a call."""
+    """Return MAE's training transform (main_pretrain.py): a Pillow picture to one view."""
     bicubic = InterpolationMode.BICUBIC
     return transforms.Compose(
         [
@@ -158,6 +158,6 @@ def mae_transform(
 
 
 def load_pil(file: Path) -> Image.Image:
-    """An image file as torchvision's ImageFolder opens it."""
+    """Open an image file as torchvision's ImageFolder does."""
     with file.open("rb") as stream:
         return Image.open(stream).convert("RGB")

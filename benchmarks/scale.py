@@ -1,7 +1,7 @@
-"""How the cost of a training step grows: with the batch, the image, the model; and that of input.
+"""How the cost of a training step grows with batch, image and model, and the rate of reading.
 
-Each size is measured by itself, with random pixels, by the step of `--dry-run`. Input: two views
-of JPEG files by so many processes, while nothing trains.
+Each size is measured separately, with random pixels, by the step of `--dry-run`. Reading makes two
+views of JPEG files, with different numbers of processes, while nothing trains.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Generator
 from benchmarks.config import BenchConfig
 from benchmarks.input import jpeg_files
 from benchmarks.scaling import Line, draw
-from benchmarks.step import compute_dtype, gflop_of, seconds_of
+from benchmarks.step import compute_dtype, count_gflop, time_calls
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import view_batches
@@ -50,10 +50,10 @@ Point = dict[str, Any]
 
 
 def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Measure every size; returns what goes into the JSON.
+    """Measure every size and return the result for the JSON.
 
     Raises:
-        UserError: `config.data` is no folder with JPEG files that can be read.
+        UserError: `config.data` is not a folder with JPEG files that can be read.
     """
     base = scale_model(config)
     sizes = {name: both[config.quick] for name, both in AXES.items()}
@@ -63,8 +63,8 @@ def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
         for axis, values in sizes.items():
             for value in values:
                 bar.name(f"{axis} {value}")
-                model, batch = sized(base, config.batch_size, axis, value)
-                point = measured(config, model, batch, device)
+                model, batch = change_size(base, config.batch_size, axis, value)
+                point = measure_step(config, model, batch, device)
                 bar.advance(1)
                 if point is None:
                     break
@@ -81,12 +81,12 @@ def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
 
 
 def scale_model(config: BenchConfig) -> ModelConfig:
-    """The model whose sizes are changed one at a time."""
+    """Return the model whose sizes are changed one at a time."""
     return QUICK if config.quick else config.model
 
 
-def sized(base: ModelConfig, batch: int, axis: str, value: Any) -> tuple[ModelConfig, int]:
-    """The model and the batch with one of their sizes changed."""
+def change_size(base: ModelConfig, batch: int, axis: str, value: Any) -> tuple[ModelConfig, int]:
+    """Return the model and the batch with one of their sizes changed."""
     if axis == "batch":
         return base, value
     if axis == "image":
@@ -94,10 +94,10 @@ def sized(base: ModelConfig, batch: int, axis: str, value: Any) -> tuple[ModelCo
     return replace(base, encoder=value), batch
 
 
-def measured(
+def measure_step(
     config: BenchConfig, model: ModelConfig, batch: int, device: torch.device
 ) -> Point | None:
-    """Rate, products and memory of a step; none where the GPU's memory is too small."""
+    """Return rate, products and memory of a step, or None if the GPU's memory is too small."""
     training = PretrainConfig(
         model=model, batch_size=batch, device=config.device, precision=config.precision
     )
@@ -105,14 +105,14 @@ def measured(
     views = torch.randint(0, 256, (2, batch, model.in_channels, height, width), dtype=torch.uint8)
     try:
         step = make_step(Trial(training, device, training_step, views), batch)
-        gflop = gflop_of(step)  # and AdamW's averages are there
+        gflop = count_gflop(step)  # this first step also creates AdamW's averages
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             step()
             memory = torch.cuda.max_memory_allocated(device)
         else:
             memory = STATE * num_weights(model) + peak_on_cpu(step)
-        seconds = min(seconds_of(step, device) for _ in range(config.num_rounds))
+        seconds = min(time_calls(step, device) for _ in range(config.num_rounds))
     except torch.OutOfMemoryError:
         torch.cuda.empty_cache()
         return None
@@ -126,13 +126,13 @@ def measured(
 
 
 def num_weights(model: ModelConfig) -> int:
-    """Numbers that are trained; counted without making them."""
+    """Return the number of trained weights, counted without allocating them."""
     with torch.device("meta"):
         return sum(weight.numel() for weight in MaskedAutoencoder(model, Generator()).parameters())
 
 
 def input_rate(config: BenchConfig, model: ModelConfig, workers: int) -> float:
-    """Images a second that so many processes turn into two views, from JPEG files.
+    """Return the JPEG images per second that reading processes turn into two views.
 
     Raises:
         UserError: There are no JPEG files that can be read.
@@ -155,8 +155,8 @@ def input_rate(config: BenchConfig, model: ModelConfig, workers: int) -> float:
         return read / (time.perf_counter() - began)
 
 
-def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
-    """Every size, a row each."""
+def make_tables(result: dict[str, Any], config: BenchConfig) -> list[Table]:
+    """Make the table with a row for each size."""
     model = scale_model(config)
     table = Table(
         title=f"how cost grows from {model.encoder}/{model.patch_size} at "
@@ -164,7 +164,7 @@ def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
         title_justify="left",
         title_style="bold",
     )
-    for column in ("", "size", "images/s", "GFLOP an image", "GFLOP/s", "GiB"):
+    for column in ("", "size", "images/s", "GFLOP per image", "GFLOP/s", "GiB"):
         table.add_column(column, justify="left" if not column else "right")
     for axis, points in result["points"].items():
         for number, point in enumerate(points):
@@ -181,8 +181,8 @@ def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
     return [table]
 
 
-def notes_of(_result: dict[str, Any], config: BenchConfig) -> list[str]:
-    """What the table does not say."""
+def make_notes(_result: dict[str, Any], config: BenchConfig) -> list[str]:
+    """Make the notes below the table."""
     return [
         f"the best of {config.num_rounds} steps each; GiB: tensors at the peak of a step, "
         "weights, gradients and AdamW's averages among them",
@@ -190,8 +190,8 @@ def notes_of(_result: dict[str, Any], config: BenchConfig) -> list[str]:
     ]
 
 
-def picture_of(result: dict[str, Any], config: BenchConfig) -> bytes:
-    """The same as curves, PNG."""
+def draw_result(result: dict[str, Any], config: BenchConfig) -> bytes:
+    """Draw the table as curves; return a PNG."""
     model = scale_model(config)
     lines = [
         Line(LABELS.get(axis, "encoder"), [p["value"] for p in points], points)

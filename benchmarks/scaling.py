@@ -1,4 +1,4 @@
-"""How cost grows with a size: rate above, memory below, a column for each size."""
+"""Draw how cost grows with a size: rate above, memory below, a column for each size."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PANEL = (3.1, 2.3)  # inches
 
 
 class Line(NamedTuple):
-    """What was measured along one size."""
+    """Measurements along one size."""
 
     name: str
     values: Sequence[Any]
@@ -28,7 +28,7 @@ class Line(NamedTuple):
 
 
 def draw(lines: Sequence[Line], title: str) -> bytes:
-    """The picture as PNG."""
+    """Return the picture as PNG."""
     stream = io.BytesIO()
     with mpl.rc_context({"font.size": 9}):
         figure = Figure(
@@ -45,7 +45,7 @@ def draw(lines: Sequence[Line], title: str) -> bytes:
             else:
                 grid[1, column].axis("off")
             grid[int(has_memory), column].set_xlabel(line.name)
-        grid[0, 0].set_ylabel("images a second")
+        grid[0, 0].set_ylabel("images per second")
         grid[1, 0].set_ylabel("memory, GiB")
         figure.savefig(stream, format="png", dpi=160)
     return stream.getvalue()
@@ -56,7 +56,7 @@ def _panel(axes: Axes, line: Line, key: str, colour: str) -> None:
     places = list(range(len(numbers)))
     axes.plot(places, numbers, marker="o", color=colour, linewidth=1.6, markersize=4)
     axes.set_xticks(places, [str(value).removeprefix("vit_") for value in line.values])
-    axes.margins(x=0.12)  # numbers stand clear of the axis
+    axes.margins(x=0.12)  # room between the numbers and the axis
     axes.set_ylim(0, max(numbers) * 1.18 or 1)
     axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y", color=GRID)

@@ -1,4 +1,4 @@
-"""A training step of ours against those of other packages, timed in turn in one run."""
+"""Our training step against those of other packages, timed in turn in one run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Step = Callable[[], Tensor]  # updates the weights once and returns the loss
 
 
 class Cost(NamedTuple):
-    """What is known of a side before it is timed."""
+    """Facts about a side, known before it is timed."""
 
     first_loss: float
     """Of the first step, from equal weights on an equal batch."""
@@ -60,19 +60,19 @@ class Sides(NamedTuple):
     """Ours first, then one a peer."""
 
     left_out: dict[str, str]
-    """Peers that cannot be had, and why."""
+    """Peers that are left out, and why."""
 
 
 def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
-    """Time every side; returns what goes into the JSON.
+    """Time every side and return the result for the JSON.
 
     Raises:
-        UserError: A package names its weights in a way that is not known here, the model is one
-            that the packages do not have, or there is nothing to compile with.
+        UserError: A version of a package names its weights in an unknown way, the packages do not
+            have this model, or there is nothing to compile with.
     """
     training = training_config(config)
-    model, steps, left_out = sides_of(config, training, device)
-    costs = costs_of(steps, device)  # these steps also warm up
+    model, steps, left_out = make_sides(config, training, device)
+    costs = measure_costs(steps, device)  # these steps also warm up
     times = seconds_in_turn(steps, device, config)
     seconds = times.seconds
     sides = {
@@ -89,7 +89,7 @@ def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
         **({} if faster is None else {COMPILED: faster}),
         "peers": sides,
         "peers_left_out": left_out,
-        "profile": profile_of(steps["ours"], model, device),
+        "profile": profile_step(steps["ours"], model, device),
         "matmul_gflop_per_second": round(times.matmul, 1),
         "dtype": str(compute_dtype(device, config.precision)).removeprefix("torch."),
         "steps_per_timing": times.repeats,
@@ -97,10 +97,10 @@ def measure(config: BenchConfig, device: torch.device) -> dict[str, Any]:
 
 
 class Times(NamedTuple):
-    """What the rounds took."""
+    """Times of the rounds."""
 
     seconds: dict[str, list[float]]
-    """Of a step, for each side and round."""
+    """Seconds of a step, for each side and round."""
 
     matmul: float
     """GFLOP/s of the best large product."""
@@ -111,30 +111,30 @@ class Times(NamedTuple):
 
 def seconds_in_turn(steps: dict[str, Step], device: torch.device, config: BenchConfig) -> Times:
     """Time all sides, one after the other in every round."""
-    repeats = max(1, ceil(MIN_SECONDS / seconds_of(steps["ours"], device)))
+    repeats = max(1, ceil(MIN_SECONDS / time_calls(steps["ours"], device)))
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     matmul = 0.0
     for _ in range(config.num_rounds):
         for name, step in steps.items():
-            seconds[name].append(seconds_of(step, device, repeats))
+            seconds[name].append(time_calls(step, device, repeats))
         matmul = max(matmul, matmul_rate(device, config.precision))
     return Times(seconds, matmul, repeats)
 
 
-def costs_of(steps: dict[str, Step], device: torch.device) -> dict[str, Cost]:
-    """What is known of each side; the counter sees no products in compiled code."""
-    costs = {"ours": cost_of(steps["ours"], device)}
+def measure_costs(steps: dict[str, Step], device: torch.device) -> dict[str, Cost]:
+    """Measure the cost of each side; the counter sees no products in compiled code."""
+    costs = {"ours": measure_cost(steps["ours"], device)}
     for name, step in steps.items():
         if name != "ours":
             gflop = costs["ours"].gflop if name == COMPILED else None
-            costs[name] = cost_of(step, device, gflop)
+            costs[name] = measure_cost(step, device, gflop)
     return costs
 
 
 def against(
     ours: dict[str, Any], our_seconds: list[float], side: dict[str, Any], seconds: list[float]
 ) -> dict[str, Any]:
-    """How many times as fast as another side we are, by the medians and by round."""
+    """Return how many times as fast as another side we are, by the medians and by round."""
     rounds = zip(our_seconds, seconds, strict=True)
     return {
         "ratio": round(ours["images_per_second"] / side["images_per_second"], 4),
@@ -142,18 +142,18 @@ def against(
     }
 
 
-def profile_of(step: Step, model: MaskedAutoencoder, device: torch.device) -> dict[str, Any]:
-    """Time and products of our step by part."""
-    counter = counted(step)
-    gflop = parts.gflop_of_parts(counter.get_flop_counts())
+def profile_step(step: Step, model: MaskedAutoencoder, device: torch.device) -> dict[str, Any]:
+    """Return time and products of our step by part."""
+    counter = count_products(step)
+    gflop = parts.gflop_by_part(counter.get_flop_counts())
     return parts.parts_of_step(step, model, device) | {"gflop": gflop}
 
 
 def training_config(config: BenchConfig) -> PretrainConfig:
-    """The run that the steps belong to, with the paper's objective.
+    """Return the config of the run that the steps belong to, with the paper's objective.
 
     Raises:
-        UserError: The packages have no such model, or the batch is too small to contrast.
+        UserError: The packages do not have this model, or the batch is too small to contrast.
     """
     model = config.step_model
     if model.height_width[0] != model.height_width[1]:
@@ -172,11 +172,11 @@ def training_config(config: BenchConfig) -> PretrainConfig:
     )
 
 
-def sides_of(config: BenchConfig, training: PretrainConfig, device: torch.device) -> Sides:
-    """Our step, the same compiled where that is asked for, and the peers'.
+def make_sides(config: BenchConfig, training: PretrainConfig, device: torch.device) -> Sides:
+    """Make our step, the same compiled if requested, and the peers' steps.
 
     Raises:
-        UserError: A package names its weights in a way that is not known here, or there is nothing
+        UserError: A version of a package names its weights in an unknown way, or there is nothing
             to compile with.
     """
     peers, left_out = peer_steps(config, training, device)
@@ -194,14 +194,14 @@ def sides_of(config: BenchConfig, training: PretrainConfig, device: torch.device
 
 
 def new_model(training: PretrainConfig, device: torch.device) -> MaskedAutoencoder:
-    """Our model, always of the same weights."""
+    """Make our model, always with the same weights."""
     return MaskedAutoencoder(training.model, Generator().manual_seed(0)).to(device).train()
 
 
 def our_step(
     model: nn.Module, training: PretrainConfig, batch: Batch, device: torch.device
 ) -> Step:
-    """The step of `pretrain`."""
+    """Make the step of `pretrain`."""
     decay = training.weight_decay
     optimizer = adamw(model, lr=training.lr, betas=training.betas, weight_decay=decay)
 
@@ -213,7 +213,7 @@ def our_step(
 
 
 def random_batch(training: PretrainConfig, *, pinned: bool) -> Batch:
-    """A batch as our loader makes it, of random pixels."""
+    """Make a batch of random pixels, in the form of our loader."""
     generator = Generator().manual_seed(0)
     model = training.model
     shape = (2, training.batch_size, model.in_channels, *model.height_width)
@@ -225,7 +225,7 @@ def random_batch(training: PretrainConfig, *, pinned: bool) -> Batch:
 
 
 def as_plain(batch: Batch, training: PretrainConfig) -> PlainBatch:
-    """The same batch as torchvision's transforms hand it over: normalised already."""
+    """Return the same batch as torchvision's transforms would: already normalised."""
     mean, std = training.pixel_statistics
     images = normalized(batch.views.flatten(0, 1), mean, std, torch.device("cpu"))
     images = images.pin_memory() if batch.views.is_pinned() else images
@@ -233,27 +233,27 @@ def as_plain(batch: Batch, training: PretrainConfig) -> PlainBatch:
     return PlainBatch((first, second), (batch.noise[0], batch.noise[1]))
 
 
-def cost_of(step: Step, device: torch.device, gflop: float | None = None) -> Cost:
-    """Take a few steps, of which the first is from equal weights.
+def measure_cost(step: Step, device: torch.device, gflop: float | None = None) -> Cost:
+    """Take a few steps, the first from equal weights.
 
     Args:
-        step: Of one side.
-        device: Where it computes.
-        gflop: Its products, where they are known.
+        step: Step of one side.
+        device: Device that computes.
+        gflop: Products of a step, if known; otherwise they are counted.
     """
     first = float(step())
-    return Cost(first, gflop_of(step) if gflop is None else gflop, step_memory(step, device))
+    return Cost(first, count_gflop(step) if gflop is None else gflop, step_memory(step, device))
 
 
-def gflop_of(step: Step) -> float:
-    """GFLOP of the matrix products and convolutions of a step."""
-    return counted(step).get_total_flops() / 1e9
+def count_gflop(step: Step) -> float:
+    """Return GFLOP of the matrix products and convolutions of a step."""
+    return count_products(step).get_total_flops() / 1e9
 
 
-def counted(step: Step) -> FlopCounterMode:
-    """The products of a step, also by module.
+def count_products(step: Step) -> FlopCounterMode:
+    """Count the products of a step, also by module.
 
-    Attention is counted as plain products: the counter would add what a fused kernel computes
+    Attention runs as plain products here: with a fused kernel, the counter would count its products
     twice.
     """
     counter = FlopCounterMode(display=False)
@@ -263,9 +263,9 @@ def counted(step: Step) -> FlopCounterMode:
 
 
 def step_memory(step: Step, device: torch.device) -> float:
-    """GiB of tensors at the peak of a step, beyond what stays between steps.
+    """Return GiB of tensors at the peak of a step, beyond those that stay between steps.
 
-    What stays, weights, gradients and AdamW's averages, is the same for all sides.
+    Those that stay (weights, gradients and AdamW's averages) are the same for all sides.
     """
     if device.type != "cuda":
         return round(peak_on_cpu(step) / GIB, 3)
@@ -275,8 +275,8 @@ def step_memory(step: Step, device: torch.device) -> float:
     return round((torch.cuda.max_memory_allocated(device) - before) / GIB, 3)
 
 
-def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
-    """Seconds of one call, as the mean of so many."""
+def time_calls(work: Callable[[], Any], device: torch.device, repeats: int = 1) -> float:
+    """Return the seconds of one call, as the mean of several."""
     _wait(device)
     begin = time.perf_counter()
     for _ in range(repeats):
@@ -286,13 +286,13 @@ def seconds_of(work: Callable[[], Any], device: torch.device, repeats: int = 1) 
 
 
 def _wait(device: torch.device) -> None:
-    """A GPU works on after a call has returned."""
+    """Wait until a GPU has finished: its calls return earlier."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def compute_dtype(device: torch.device, precision_name: str) -> torch.dtype:
-    """Of the matrix products of both sides."""
+    """Return the type of the matrix products of both sides."""
     with precision.autocast(device, precision_name):
         if torch.is_autocast_enabled(device.type):
             return torch.get_autocast_dtype(device.type)
@@ -300,16 +300,16 @@ def compute_dtype(device: torch.device, precision_name: str) -> torch.dtype:
 
 
 def matmul_rate(device: torch.device, precision_name: str) -> float:
-    """GFLOP/s of a product of large square matrices: what the machine gives just now."""
+    """Return GFLOP/s of a product of large square matrices: the machine's present speed."""
     side = MATMUL_SIDE[device.type]
     dtype = compute_dtype(device, precision_name)
     left, right = torch.randn(2, side, side, device=device, dtype=dtype)
-    seconds = min(seconds_of(lambda: left @ right, device) for _ in range(MATMUL_TRIES))
+    seconds = min(time_calls(lambda: left @ right, device) for _ in range(MATMUL_TRIES))
     return 2 * side**3 / seconds / 1e9
 
 
 def summary(cost: Cost, seconds: list[float], batch_size: int, matmul: float) -> dict[str, Any]:
-    """One side for the JSON; rates are by the median round."""
+    """Return one side for the JSON; rates are by the median round."""
     rate = cost.gflop / median(seconds)
     return {
         "images_per_second": round(batch_size / median(seconds), 4),
@@ -322,13 +322,13 @@ def summary(cost: Cost, seconds: list[float], batch_size: int, matmul: float) ->
     }
 
 
-def tables_of(result: dict[str, Any], config: BenchConfig) -> list[Table]:
-    """All sides, a row each, and our step by part."""
-    return [sides_table(result, config), parts.table_of(result)]
+def make_tables(result: dict[str, Any], config: BenchConfig) -> list[Table]:
+    """Make the table of all sides and the table of our step by part."""
+    return [sides_table(result, config), parts.make_table(result)]
 
 
 def sides_table(result: dict[str, Any], config: BenchConfig) -> Table:
-    """All sides, a row each; the ratio is what we are to them."""
+    """Make the table of all sides, a row each; the ratio is our speed to theirs."""
     model = config.step_model
     table = Table(
         title=f"training step, {model.encoder} at {model.image_size}, batch {config.batch_size}, "
@@ -356,8 +356,8 @@ def sides_table(result: dict[str, Any], config: BenchConfig) -> Table:
     return table
 
 
-def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
-    """What the tables do not say."""
+def make_notes(result: dict[str, Any], config: BenchConfig) -> list[str]:
+    """Make the notes below the tables."""
     peers, ours = result["peers"], result["ours"]
     profiled, seconds = result["profile"], median(ours["seconds_per_step"])
     losses = ", ".join(f"{side['first_loss']:.5f}" for side in (ours, *peers.values()))
@@ -383,7 +383,7 @@ def notes_of(result: dict[str, Any], config: BenchConfig) -> list[str]:
 
 
 def compiled_notes(result: dict[str, Any]) -> list[str]:
-    """How much compiling gains, where it was tried."""
+    """Make the notes on compiling, if it was timed."""
     if COMPILED not in result:
         return []
     side = result[COMPILED]

@@ -1,10 +1,10 @@
-"""Does the method do what it claims, at a size that two cores can run: six rows, equal views.
+"""Test the method's claims at a size that two cores can run: six rows, equal views.
 
     python benchmarks/table.py imagenette/ --out runs/table
 
 DATA has train/CLASS and val/CLASS. The encoders train on train/ without labels; kNN and the linear
-probe learn from train/ with labels and test on val/. `mae` gets one view an image and twice the
-epochs, so that every encoder sees equally many views. A row that is there already is not run again.
+probe train on train/ with labels and test on val/. `mae` gets one view per image and twice
+the epochs, so that every encoder sees the same number of views. Existing rows are not run again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ NAMES = {"raw pixels": "raw pixels", "the same, untrained": "untrained encoder"}
 ACCENT, PLAIN, INK = "#0f766e", "#b6c2c9", "#1f2933"
 
 
-def parsed() -> Namespace:
-    """What to run."""
+def parse_options() -> Namespace:
+    """Parse the command line."""
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path("runs/table"))
@@ -45,13 +45,13 @@ def parsed() -> Namespace:
 
 
 def run_all(options: Namespace) -> int:
-    """Train and judge every arm, print the table, keep it as JSON."""
+    """Train and judge every arm, print the table and write it as JSON."""
     began = time.perf_counter()
     for variant in ARMS.values():
         if status := train_and_judge(options, variant):
             return status
-    table = collected(options)
-    environment = json.loads((run_of(options, "") / "environment.json").read_text())
+    table = collect_rows(options)
+    environment = json.loads((run_folder(options, "") / "environment.json").read_text())
     result = {
         "data": options.data.name,
         "recipe": options.recipe,
@@ -69,58 +69,58 @@ def run_all(options: Namespace) -> int:
     return 0
 
 
-def run_of(options: Namespace, variant: str) -> Path:
-    """Run folder of an arm."""
+def run_folder(options: Namespace, variant: str) -> Path:
+    """Return the run folder of an arm."""
     return options.out / f"{(variant or '+method')[1:]}-{options.seed}"
 
 
-def result_of(options: Namespace, variant: str, command: str) -> Path:
-    """What a command says of an arm."""
-    return run_of(options, variant) / "results" / f"{command}-{slug(str(options.data))}.json"
+def result_file(options: Namespace, variant: str, command: str) -> Path:
+    """Return the result file that a command writes for an arm."""
+    return run_folder(options, variant) / "results" / f"{command}-{slug(str(options.data))}.json"
 
 
 def train_and_judge(options: Namespace, variant: str) -> int:
-    """One arm, unless it is there already."""
-    run = run_of(options, variant)
+    """Train and judge one arm, unless its files exist; return the exit status."""
+    run = run_folder(options, variant)
     if not (run / "encoder.safetensors").exists():
         passes = 2 if variant == "+mae" else 1
         command = ["pretrain", str(options.data / "train"), "--recipe", options.recipe + variant]
         command += ["--epochs", str(passes * options.epochs), "--warmup-epochs", str(passes)]
-        if status := said(
+        if status := run_command(
             [*command, "--seed", str(options.seed), "--out", str(run), "--overwrite"]
         ):
             return status
     for command in ("knn", "probe"):
         baselines = [] if variant == "+mae" else ["--no-baselines"]
-        if not result_of(options, variant, command).exists() and (
-            status := said([command, str(run), str(options.data), *baselines])
+        if not result_file(options, variant, command).exists() and (
+            status := run_command([command, str(run), str(options.data), *baselines])
         ):
             return status
-    return said(["reconstruct", str(run), str(options.data / "val")]) if not variant else 0
+    return run_command(["reconstruct", str(run), str(options.data / "val")]) if not variant else 0
 
 
-def said(command: list[str]) -> int:
-    """Show the command and run it."""
+def run_command(command: list[str]) -> int:
+    """Print a command, run it and return its exit status."""
     print("\n$ mvmae", " ".join(command), flush=True)
     return main(command)
 
 
-def collected(options: Namespace) -> list[dict]:
-    """The rows, from what the commands left in the run folders."""
+def collect_rows(options: Namespace) -> list[dict]:
+    """Return the rows, from the results in the run folders."""
     scores: dict[str, dict] = {name: {"name": name} for name in (*BASELINES, *ARMS)}
     for name, variant in ARMS.items():
         for command in ("knn", "probe"):
-            result = json.loads(result_of(options, variant, command).read_text())
+            result = json.loads(result_file(options, variant, command).read_text())
             k = result["headline"].get("k")
             for row in result["rows"]:
                 if row["notes"].get("k") == k:
-                    of = NAMES.get(row["name"], name)
-                    scores[of].setdefault(command, {})[row["token"]] = row["top1"]
+                    label = NAMES.get(row["name"], name)
+                    scores[label].setdefault(command, {})[row["token"]] = row["top1"]
     return list(scores.values())
 
 
 def markdown(table: list[dict]) -> str:
-    """The table as it stands in docs/results.md."""
+    """Return the table as in docs/results.md."""
     lines = [
         "| features | kNN, mean token | kNN, class token | linear, mean token | linear, class |"
     ]
@@ -137,7 +137,7 @@ CELLS = (("knn", "mean"), ("knn", "cls"), ("probe", "mean"), ("probe", "cls"))
 
 
 def draw(table: list[dict], file: Path) -> None:
-    """Bars of the kNN column."""
+    """Draw bars of the kNN column."""
     names = [row["name"] for row in table]
     values = [row["knn"].get("mean", row["knn"].get("pixels")) for row in table]
     figure = Figure(figsize=(7.2, 2.7), dpi=160, facecolor="white", layout="constrained")
@@ -157,4 +157,4 @@ def draw(table: list[dict], file: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_all(parsed()))
+    sys.exit(run_all(parse_options()))

@@ -1,4 +1,4 @@
-"""The ways from a JPEG file to two views that `bench input` times, and how much they differ."""
+"""The ways from a JPEG file to two views that `benchmarks input` times, and their differences."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ Way = Callable[[Path], Any]  # an image file to two normalised views
 CPU = torch.device("cpu")
 
 
-def ways_of(model: ModelConfig) -> dict[str, Way]:
-    """The ways that there are on this machine, by their names in the JSON."""
+def make_ways(model: ModelConfig) -> dict[str, Way]:
+    """Return the ways by their names in the JSON."""
     config = PretrainConfig(model=replace(model, in_channels=3))
     transform = mae_transform(model.height_width, *config.pixel_statistics)
     return {
@@ -40,7 +40,7 @@ def ways_of(model: ModelConfig) -> dict[str, Way]:
 
 
 def twice(transform: Compose, image: Image.Image) -> list[Tensor]:
-    """Two views of one decoded image."""
+    """Return two views of one decoded image."""
     return [transform(image), transform(image)]
 
 
@@ -54,9 +54,9 @@ class Parts(NamedTuple):
 
 
 class OurViews:
-    """Our way, by `config.decode`; where that is exact, it notes what it spends its time on.
+    """Our way, by `config.decode`; if that is exact, it notes the time of each part.
 
-    It ends in normalised floats, as the plain way does; in training these arise on the device.
+    It ends in normalised floats, as the plain way does; in training the device makes them.
     """
 
     def __init__(self, config: PretrainConfig) -> None:
@@ -64,7 +64,7 @@ class OurViews:
         self.parts: list[Parts] = []
 
     def __call__(self, file: Path) -> Tensor:
-        """Two views, 2 x 3 x H x W."""
+        """Return two views, 2 x 3 x H x W."""
         begin = time.perf_counter()
         data = file.read_bytes()
         read = time.perf_counter()
@@ -81,13 +81,13 @@ class OurViews:
         return views
 
     def milliseconds(self) -> dict[str, float]:
-        """Of an image, by part: means over what was timed."""
+        """Return the mean milliseconds per image, by part."""
         means = np.mean(self.parts, axis=0) * 1000
         return {name: round(float(m), 4) for name, m in zip(Parts._fields, means, strict=True)}
 
 
-def side_of(rate: float, seconds: list[float]) -> dict[str, Any]:
-    """One way for the JSON."""
+def timing_for_json(rate: float, seconds: list[float]) -> dict[str, Any]:
+    """Return one way's speed for the JSON."""
     return {
         "images_per_second": round(rate, 4),
         "seconds_per_round": [round(value, 4) for value in seconds],
@@ -95,18 +95,18 @@ def side_of(rate: float, seconds: list[float]) -> dict[str, Any]:
 
 
 class Differences:
-    """Grey levels between two pictures of the same crops, over many."""
+    """Distribution of the grey-level differences between pictures of the same crops."""
 
     def __init__(self) -> None:
         self.counts = np.zeros(256, dtype=np.int64)
 
     def add(self, ours: UInt8[Tensor, "*B"], theirs: UInt8[Tensor, "*B"]) -> None:
-        """Count the numbers of two pictures."""
+        """Count the differences between two pictures."""
         levels = (ours.short() - theirs.short()).abs().flatten().numpy()
         self.counts += np.bincount(levels, minlength=256)
 
-    def told(self) -> dict[str, float]:
-        """Mean, what 99.9 % do not exceed, and the largest."""
+    def summary(self) -> dict[str, float]:
+        """Return the mean, the value that 99.9 % do not exceed, and the largest."""
         shares = self.counts.cumsum() / self.counts.sum()
         return {
             "mean": round(float(self.counts @ np.arange(256) / self.counts.sum()), 4),
@@ -118,12 +118,12 @@ class Differences:
 def differences(
     files: Sequence[Path], model: ModelConfig, images: int
 ) -> dict[str, dict[str, float]]:
-    """Between our ways and Pillow's bicubic, and between each other, of the same crops.
+    """Compare our ways with Pillow's bicubic and with each other, on the same crops.
 
     Args:
         files: JPEG files.
-        model: Says how large the views are.
-        images: Of which two crops are compared; files come again where they are fewer.
+        model: The size of the views.
+        images: Images of which two crops are compared; files are read again if there are fewer.
     """
     config = PretrainConfig(model=replace(model, in_channels=3))
     kinds: dict[str, Differences] = {}
@@ -141,13 +141,13 @@ def differences(
         }
         for name, pair in pairs.items():
             kinds.setdefault(name, Differences()).add(*pair)
-    return {name: kind.told() for name, kind in kinds.items()}
+    return {name: kind.summary() for name, kind in kinds.items()}
 
 
 def pillow_views(
     file: Path, config: PretrainConfig, rng: np.random.Generator
 ) -> UInt8[Tensor, "V C h w"]:
-    """What `random_views` shows, resized by Pillow, as MAE does."""
+    """Return the views of `random_views`, resized by Pillow as in MAE."""
     image = ImageOps.exif_transpose(load_pil(file))
     views = []
     for box, flipped in random_crops(image.height, image.width, config.views, rng):

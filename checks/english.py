@@ -12,7 +12,7 @@ import re
 import sys
 from pathlib import Path
 
-from checks.files import CODE, PAGES, ROOT, find, report, shown
+from checks.files import CODE, PAGES, ROOT, find, relative_name, report
 
 HISTORY = {ROOT / "docs" / "log.md"}
 # A line break with what surrounds it in a comment, a quotation or two strings that Python joins.
@@ -173,7 +173,7 @@ def problems_in(path: Path) -> list[str]:
     text = path.read_text()
     found = bad_phrases(path, text) + (bad_names(text) if path.suffix == ".py" else [])
     return [
-        f"{shown(path)}:{line}: {phrase} -> {replacement}"
+        f"{relative_name(path)}:{line}: {phrase} -> {replacement}"
         for line, phrase, replacement in sorted(found)
     ]
 

@@ -1,4 +1,4 @@
-"""Which files the checks read."""
+"""The files that the checks read."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ def find(folders: tuple[str, ...], suffix: str) -> list[Path]:
     return sorted(path for path in found if path.suffix == suffix)
 
 
-def shown(path: Path) -> str:
+def relative_name(path: Path) -> str:
     """Return the path as an editor can open it from the repository's top."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 

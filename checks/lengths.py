@@ -6,7 +6,7 @@ Test files may be longer, because a file holds all the tests of one behaviour.
 import ast
 from pathlib import Path
 
-from checks.files import CODE, find, report, shown
+from checks.files import CODE, find, relative_name, report
 
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
@@ -18,13 +18,15 @@ def too_long(path: Path) -> list[str]:
     problems = []
     lines = text.count("\n")
     if lines > MAX_FILE_LINES and not path.name.startswith("test_"):
-        problems.append(f"{shown(path)}:1: {lines} lines; a file has at most {MAX_FILE_LINES}")
+        problems.append(
+            f"{relative_name(path)}:1: {lines} lines; a file has at most {MAX_FILE_LINES}"
+        )
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             lines = (node.end_lineno or node.lineno) - node.lineno + 1
             if lines > MAX_FUNCTION_LINES:
                 problems.append(
-                    f"{shown(path)}:{node.lineno}: {node.name} has {lines} lines; "
+                    f"{relative_name(path)}:{node.lineno}: {node.name} has {lines} lines; "
                     f"a function has at most {MAX_FUNCTION_LINES}"
                 )
     return problems

@@ -86,7 +86,7 @@ def test_a_peer_follows_the_same_course(peer):
 
     model = ModelConfig(encoder="vit_pico", image_size=32, patch_size=8, decoder_dim=32)
     config = BenchConfig(part="step", model=model, batch_size=4, peers=(peer,), device="cpu")
-    sides = step.sides_of(config, step.training_config(config), torch.device("cpu"))
+    sides = step.make_sides(config, step.training_config(config), torch.device("cpu"))
     courses = [[float(one()) for _ in range(6)] for one in sides.steps.values()]
     assert courses[0] == pytest.approx(courses[1], rel=2e-4)
     assert courses[0][5] < 0.999 * courses[0][0]
@@ -189,7 +189,7 @@ def test_input_times_the_built_in_photographs(tmp_path, capfd):
     assert result["environment"]["threads"] == 1
     assert torch.get_num_threads() == threads
     said = capfd.readouterr().out
-    assert "images/s a core" in said
+    assert "images/s per core" in said
     assert "mvmae --decode fast: " in said
 
 

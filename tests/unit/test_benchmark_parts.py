@@ -147,5 +147,5 @@ def products_by_part(config: ModelConfig, batch_size: int) -> dict[str, float]:
 )
 def test_products_by_part_are_those_of_the_formulas(config):
     _, once = step_of(config, batch_size=3)
-    counted = parts.gflop_of_parts(step.counted(once).get_flop_counts())
-    assert counted == pytest.approx(products_by_part(config, 3), abs=1e-4)
+    gflop = parts.gflop_by_part(step.count_products(once).get_flop_counts())
+    assert gflop == pytest.approx(products_by_part(config, 3), abs=1e-4)
