@@ -265,7 +265,9 @@ def _principal_components(candidate: Candidate, count: int) -> Candidate:
 
     train, test = candidate.train, candidate.test
     count = min(count, *train.mean.shape)
-    solver: Any = "covariance_eigh"  # exact, and its cost depends on the width alone
+    # Both are exact. The first one's cost depends on the width alone, which is seconds for pixels.
+    many = len(train.mean) > train.mean.shape[1]
+    solver: Any = "covariance_eigh" if many else "full"
     pca = PCA(count, svd_solver=solver).fit(train.mean.numpy())
     train, test = (
         part._replace(mean=torch.from_numpy(pca.transform(part.mean.numpy())).float())
