@@ -98,6 +98,7 @@ def encoder_from_metadata(metadata: dict[str, Any], *, source: str) -> OpenedEnc
         preprocessing = Preprocessing(
             tuple(metadata["mean"]), tuple(metadata["std"]), metadata["interpolation"]
         )
+    # The file may come from anywhere: torch raises RuntimeError for sizes beyond the memory.
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise UserError(
             f"{source}: encoder.json does not describe an encoder: {error!r}"
@@ -114,6 +115,7 @@ def _require_valid(metadata: dict[str, Any]) -> None:
         raise ValueError("pixel_depth must be 8, 16 or float")
     counts = [metadata[n] for n in ("width", "depth", "num_heads", "patch_size", "in_channels")]
     counts += metadata["image_size"]
+    # By type: JSON's true is an int for Python.
     if any(type(count) is not int or count < 1 for count in counts):
         raise ValueError("sizes must be whole numbers of at least 1")
     if metadata["width"] % metadata["num_heads"]:

@@ -247,6 +247,7 @@ def extract_features(
         UserError: More than half of the images cannot be read.
     """
     spans = _spans(len(source), extractor.batch_size)
+    # By their headers: hundreds of files of 25 MB are read once, when they are joined.
     complete = {span for span in spans if keep and _is_complete(_file(keep, span))}
     missing = [span for span in spans if span not in complete]
     computed = _compute_spans(extractor, source, missing)
@@ -271,6 +272,7 @@ def _spans(count: int, batch_size: int) -> list[range]:
     """
     max_batches = max(1, MAX_IMAGES_PER_FILE // batch_size)
     batches = min(max_batches, -(-count // (batch_size * TARGET_FILES)))
+    # Whole batches, because the last bits of a vector depend on the others of its batch.
     size = max(1, batches) * batch_size
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
@@ -285,6 +287,7 @@ def _compute_spans(
     """
     if not spans:
         return
+    # One pass for all: reading processes are started once, not for each span.
     batches = extractor.batches(Subset(source, list(chain.from_iterable(spans))))
     for span in spans:
         joined = _Joined(len(span))

@@ -91,6 +91,7 @@ def find_encoder(
             left_out.append(prefix + key)
         else:
             tensors[key] = tensor
+    # The code below asks for lengths and widths, which a number does not have.
     if scalar := next((key for key, tensor in tensors.items() if tensor.ndim == 0), None):
         raise UserError(
             f"{source} is damaged: {scalar} holds a single number, not a tensor of weights"
@@ -99,6 +100,7 @@ def find_encoder(
     if maker == "MoCo v3" and tensors["patch_embed.proj.weight"].shape[0] == 384:
         hints = hints._replace(num_heads=hints.num_heads or 12)  # its ViT-S has 12 heads, others 6
     if maker.startswith("transformers"):
+        # transformers' own defaults, for files without the config.json that says it.
         default = 1e-6 if maker == "transformers DINOv2" else 1e-12
         hints = hints._replace(norm_eps=hints.norm_eps or default)
     return _build(maker, tensors, tuple(sorted(left_out)), hints, source)
@@ -109,6 +111,7 @@ def unwrap_tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
     while True:
         inner = next((state[key] for key in WRAPPERS if isinstance(state.get(key), dict)), None)
         tensors = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        # A file may have both an encoder and a key such as "model" beside it.
         if inner is None or any(key.endswith(tuple(EMBEDDINGS)) for key in tensors):
             return tensors
         state = inner
@@ -135,6 +138,7 @@ def _prefix(tensors: Mapping[str, Tensor], source: str) -> str:
 
 def identify_maker(everything: Mapping[str, Any], inside: Mapping[str, Any], prefix: str) -> str:
     """Name the project whose layout a file has."""
+    # The name is shown to the user; beyond that it decides MoCo v3's heads and the default epsilon.
     if "embeddings.patch_embeddings.projection.weight" in inside:
         if any("layer_scale" in key for key in inside):
             return "transformers DINOv2"
@@ -195,6 +199,7 @@ def _join_qkv(tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
             if v is None:
                 raise UserError(f"{source} lacks the v bias of block {block}")
             joined[f"{attn}qkv.bias"] = _stack_qkv([q, torch.zeros_like(q), v], block, source)
+        # A model trained without these biases computes the same with zeros.
         if (weight := joined.get(f"{attn}qkv.weight")) is not None:
             joined.setdefault(f"{attn}qkv.bias", weight.new_zeros(len(weight)))
     # A patch embedding may lack its bias too; `Encoder` has one.

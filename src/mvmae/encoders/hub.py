@@ -15,6 +15,7 @@ from mvmae.encoders.formats import Hints, find_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.training import checkpoint
 
+# Plain ViTs. BEiT, Swin and others share key names with them but compute something else.
 SUPPORTED_MODELS = ("vit", "vit_mae", "deit", "dinov2", "dinov2_with_registers")  # model_type
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin")  # in order of preference
 PREPROCESSOR_FILE = "preprocessor_config.json"
@@ -32,8 +33,8 @@ def from_timm(name: str) -> OpenedEncoder:
         import timm
     except ImportError as error:
         raise UserError("timm:NAME needs timm: pip install 'mvmae[timm]'") from error
-    known = timm.list_models(module="vision_transformer")
     if not timm.is_model(name):
+        known = timm.list_models(module="vision_transformer")
         raise UserError(
             f"timm has no model '{name}'{nearest(name, known)} "
             "(timm.list_models('vit*') lists them)"
@@ -44,6 +45,7 @@ def from_timm(name: str) -> OpenedEncoder:
         ).eval()
     except Exception as error:  # no network, weights or file: timm raises many classes
         raise UserError(f"timm cannot load {name}: {_first_line(error)}") from error
+    # By its exact class: timm's subclasses add parts that leave no trace in the weights.
     if type(model).__name__ != "VisionTransformer":
         raise UserError(
             f"timm:{name} is a {type(model).__name__}, not a plain Vision Transformer: "
@@ -169,7 +171,7 @@ def from_transformers(folder: Path) -> OpenedEncoder:
         tuple(content.get("image_std") or found.preprocessing.std),
         RESAMPLING.get(content.get("resample", 3), "bicubic"),
     )
-    pool = facts.get("mvmae_pool")
+    pool = facts.get("mvmae_pool")  # written by `mvmae export`
     return found._replace(
         preprocessing=preprocessing, pool=pool if pool in ("mean", "cls") else found.pool
     )

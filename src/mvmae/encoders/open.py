@@ -111,6 +111,7 @@ def _open_random(
             f"no encoder '{name}'{nearest(name, ENCODERS)} (sizes: {', '.join(ENCODERS)}; "
             "random:RUN builds an untrained encoder of a run's shape)"
         )
+    # No resampling: positions are a function of the grid, computed for the requested size.
     size = height_width(RANDOM_IMAGE_SIZE if image_size is None else image_size, RANDOM_PATCH_SIZE)
     channels = 3 if in_channels is None else in_channels
     encoder = Encoder(
@@ -275,9 +276,8 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     path = Path(source)
     if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
         run_folder.require_format(path)
-        newest = _checkpoint_in(path)
-        has_encoder_alone = (path / ENCODER_FILE).exists() and not newest.exists()
-        path = path / ENCODER_FILE if has_encoder_alone else newest
+        newest, alone = _checkpoint_in(path), path / ENCODER_FILE
+        path = alone if alone.exists() and not newest.exists() else newest
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
@@ -296,6 +296,7 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
 
 def _is_supervised(config: str) -> bool:
     """Whether a config belongs to finetune, detect or segment: those start from an encoder."""
+    # Their configs name an encoder; that of `pretrain` has no such field.
     with suppress(ValueError, AttributeError):
         return isinstance(json.loads(config).get("encoder"), str)
     return False

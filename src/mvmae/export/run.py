@@ -136,6 +136,7 @@ def run(config: ExportConfig) -> None:
                 written.mkdir()
                 FORMATS[name].write(written, source)
                 card = write_card(description, name, FORMATS[name].snippet(Path(), source))
+                # The card comes with the weights, so that a copied folder explains itself.
                 (written / "README.md").write_text(card, encoding="utf-8")
                 difference, largest = compare(name, written, source, images)
             rows.append(
@@ -176,6 +177,7 @@ def require_packages(formats: tuple[ExportFormat, ...]) -> None:
         UserError: One is missing.
     """
     for name in formats:
+        # Found and not imported: transformers takes seconds to import.
         missing = [package for package in FORMATS[name].packages if find_spec(package) is None]
         if missing:
             raise UserError(
@@ -191,6 +193,7 @@ def output_folder(config: ExportConfig) -> Path:
         UserError: It is a file or inside one, or a format exists in it already.
     """
     folder = config.out or results.home(config.encoder, None) / "export"
+    # All parents, because a folder inside a file cannot be made, which would show much later.
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file: --out must name a folder")

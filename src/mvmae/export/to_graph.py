@@ -42,6 +42,7 @@ def _trace(opened: OpenedEncoder) -> torch.export.ExportedProgram:
     # From a batch of one, torch.export would infer that the batch size is constant.
     example = torch.zeros(2, encoder.in_channels, *encoder.image_size)
     shapes = {"images": {0: torch.export.Dim("batch", min=1)}}
+    # In eval mode, which the trace keeps for ever.
     graph = Graph(encoder, opened.pool).eval()
     with torch.no_grad():
         return torch.export.export(graph, (example,), dynamic_shapes=shapes)

@@ -119,7 +119,7 @@ def _write(
         "num_hidden_layers": size.depth,
         "num_attention_heads": size.num_heads,
         "intermediate_size": round(size.width * encoder.variant.mlp_ratio),
-        "hidden_act": "gelu",
+        "hidden_act": "gelu",  # the exact one, as in mvmae
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
         "layer_norm_eps": encoder.variant.norm_eps,
@@ -264,6 +264,7 @@ def _load_model(kind: Any, folder: Path, **options: Any) -> Any:
     # Loading initialises at random first, which would otherwise change the caller's generator.
     with _quiet(), torch.random.fork_rng(devices=[]):
         model, report = kind.from_pretrained(folder, output_loading_info=True, **options)
+    # transformers only warns of missing keys, and draws their weights at random.
     problems = {key: sorted(map(str, names)) for key, names in report.items() if names}
     if problems:
         raise RuntimeError(f"transformers does not load every tensor of {folder}: {problems}")

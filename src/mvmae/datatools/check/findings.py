@@ -75,18 +75,16 @@ def find_all(
     yield from _exact_duplicates(subject, columns)
     if config.near:
         yield from _near_duplicates(subject, columns, config)
-    yield Finding(
-        what="folders that cannot be listed",
-        remedy="left out",
-        advice="check their permissions: what is in them is not trained on",
-        examples=tuple(f"{path} ({why})" for path, why in subject.unlisted),
-    )
-    yield Finding(
-        what="damaged tar files",
-        remedy="left out",
-        advice="copy or pack them again: what follows the damage is not trained on",
-        examples=tuple(f"{path} ({why})" for path, why in subject.damaged),
-    )
+    for what, advice, places in (
+        ("folders that cannot be listed", "check their permissions", subject.unlisted),
+        ("damaged tar files", "copy or pack them again", subject.damaged),
+    ):
+        yield Finding(
+            what=what,
+            remedy="left out",
+            advice=f"{advice}: what cannot be read is not trained on",
+            examples=tuple(f"{path} ({why})" for path, why in places),
+        )
     if subject.label is not None:
         yield from _odd_classes(subject, columns)
     formats = passed_over_formats(subject, every)

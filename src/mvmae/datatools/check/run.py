@@ -26,7 +26,7 @@ def run(config: DataCheckConfig) -> int:
     Raises:
         UserError: There is nothing to check, or the output cannot be written.
     """
-    output.require_writable(config)
+    output.require_writable(config)  # before files are inspected, which may take hours
     layout = subjects.detect_layout(config)
     splits: CocoSplits | MaskSplits | None = None
     if layout == "images":

@@ -98,6 +98,7 @@ def detect_layout(config: DataCheckConfig) -> str:
         return config.kind
     if len(config.data) > 1 or not folder.is_dir():
         return "images"
+    # COCO first: its folders may also hold masks in annotations/.
     if any((folder / "annotations").glob(f"{FILE_PREFIX}*.json")):
         return "coco"
     has_masks = any((folder / name).is_dir() for name in MASK_FOLDERS)
@@ -166,6 +167,7 @@ def add_comparison(subject: Subject, config: DataCheckConfig) -> None:
     part = np.full(len(source), subject.against, dtype=np.int16)
     subject.part = np.concatenate([subject.part, part])
     subject.paths = [*subject.paths, *paths]
+    # Images of --against count for no class, whatever folders they are in.
     if subject.label is not None:
         subject.label = np.concatenate([subject.label, np.full(len(source), -1, np.int32)])
 

@@ -65,6 +65,7 @@ class Packer:
             return self._pack_file(content, self.source.path(index))
         except UnreadableImageError as error:
             return Refused(str(error))
+        # The memory limit of the process is --memory; here it is the image's fault.
         except MemoryError:
             return Refused("needs more memory than --memory")
 
@@ -155,16 +156,13 @@ class ImageNames:
     def __init__(self, source: Source) -> None:
         self.source = source
         # Folders are compared one by one: a list of ten million paths would take gigabytes.
-        base: str | None = None
-        for index in range(len(source)):
-            folder = self.source.member(index).rpartition("/")[0] + "/"
-            if base is None:
-                base = folder
-            elif not folder.startswith(base):
+        folders = (source.member(i).rpartition("/")[0] + "/" for i in range(len(source)))
+        self.base = next(folders, "")
+        for folder in folders:
+            if not folder.startswith(self.base):
                 # By characters: commonpath would drop the double slash of a URL.
-                common = os.path.commonprefix([base, folder])  # noqa: RUF071
-                base = common[: common.rfind("/") + 1]
-        self.base = base or ""
+                common = os.path.commonprefix([self.base, folder])  # noqa: RUF071
+                self.base = common[: common.rfind("/") + 1]
 
     def key(self, index: int) -> str:
         """Name of an image, without suffix; two images may have the same."""

@@ -36,6 +36,7 @@ from mvmae.training import distributed, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
 
 FACTS = "pack.json"
+OLD = ".old"  # ends the name of the old DST while the new one takes its place
 OURS = (FACTS, CLASSES, SKIPPED, STATE)
 SHARD = re.compile(rf"(\d{{6,}})\.tar({re.escape(SUFFIX)})?")
 
@@ -51,7 +52,7 @@ def run(config: DataPackConfig) -> int:
     """
     with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
         if distributed.is_main():
-            require_destination(config)
+            require_destination(config)  # one process asks, so that one message is printed
         source, folder = open_src(config), unfinished_folder(config.out)
         if not distributed.is_main():
             signal = assist_main(source, config, folder)
@@ -185,7 +186,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
     write_json(folder / FACTS, facts)
     require_destination(config)  # again, because packing may have taken hours
     # Two renames instead of a copy: a kill in between leaves one of the two folders whole.
-    whole, old = config.out.resolve(), replaced_folder(config.out)
+    whole, old = config.out.resolve(), folder.with_name(folder.name + OLD)
     shutil.rmtree(old, ignore_errors=True)
     if whole.exists():
         whole.rename(old)
@@ -222,12 +223,6 @@ def unfinished_folder(out: Path) -> Path:
     """Where the tar files are until all of them are complete."""
     whole = out.resolve()
     return whole.with_name(f".{whole.name}.unfinished")
-
-
-def replaced_folder(out: Path) -> Path:
-    """Where the old DST is while the new one takes its name."""
-    folder = unfinished_folder(out)
-    return folder.with_name(folder.name + ".old")
 
 
 def require_destination(config: DataPackConfig) -> None:
@@ -282,7 +277,8 @@ def require_source_survives(source: Source, config: DataPackConfig) -> None:
     Raises:
         UserError: One would be.
     """
-    folders = (config.out.resolve(), unfinished_folder(config.out), replaced_folder(config.out))
+    unfinished = unfinished_folder(config.out)
+    folders = (config.out.resolve(), unfinished, unfinished.with_name(unfinished.name + OLD))
     gone = tuple(f"{folder}{os.sep}" for folder in folders if folder.is_dir())
     if not gone:
         return
