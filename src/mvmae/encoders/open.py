@@ -296,7 +296,7 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
 
 def _is_supervised(config: str) -> bool:
     """Whether a config belongs to finetune, detect or segment: those start from an encoder."""
-    # Their configs name an encoder; that of `pretrain` has no such field.
+    # Their configs name an encoder; the config of `pretrain` does not.
     with suppress(ValueError, AttributeError):
         return isinstance(json.loads(config).get("encoder"), str)
     return False
