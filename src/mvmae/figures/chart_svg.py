@@ -18,7 +18,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from mvmae.figures.charts import STYLE, Line, Panel, draw_axes
+from mvmae.figures.charts import STYLE, Level, Line, Panel, draw_axes
 
 WIDTH, HEIGHT = 440.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 54.0, 16.0, 14.0, 42.0
@@ -51,7 +51,8 @@ def draw(panel: Panel, *, label: str, x_label: str, axis: str = "steps") -> str:
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
         for number, line in enumerate(panel.lines):
             _draw_line(axes, line, number)
-        draw_axes(axes, panel, None)
+        levels = [_thinned_level(level) for level in panel.levels]
+        draw_axes(axes, panel._replace(levels=levels), None)
         axes.set_xlabel(x_label, gid="axis-name")
         axes.spines["bottom"].set_gid("base")
         stream = io.StringIO()
@@ -105,6 +106,11 @@ def thinned(y: np.ndarray) -> np.ndarray:
         else:
             kept.add(int(stretch[0]))  # keeps the gap
     return np.array(sorted(kept))
+
+
+def _thinned_level(level: Level) -> Level:
+    kept = thinned(level.y)
+    return level if level.x is None else level._replace(x=level.x[kept], y=level.y[kept])
 
 
 def dash(style: int) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from mvmae.figures.text import FAINT, INK, drawable, shortened
+from mvmae.storage import metrics_file
+from mvmae.storage.metrics_file import Column
 
 # Okabe and Ito's colours, which colour-blind people can distinguish, without the pale yellow.
 COLOURS = (
@@ -85,6 +87,31 @@ class Panel(NamedTuple):
 
     log_x: bool = False
     """Whether x has a logarithmic scale with a tick at every point; x must be positive."""
+
+
+def levels_of(name: str, runs: Sequence[Mapping[str, Column]]) -> list[Level]:
+    """Return what the lines of a metric are compared with: one level where all runs have the same.
+
+    Args:
+        name: The metric.
+        runs: From `metrics_file.columns`, in the order of the lines.
+    """
+    found = {
+        number: level
+        for number, columns in enumerate(runs)
+        if name in columns and (level := metrics_file.level(columns, name))
+    }
+    if not found:
+        return []
+    label = metrics_file.level_name(name)
+    values = np.concatenate([level.y for level in found.values()])
+    # Less than a thousandth cannot be told apart in a chart: one line with one name is clearer.
+    if np.ptp(values[np.isfinite(values)]) < 1e-3 * np.nanmax(np.abs(values)):
+        x = np.concatenate([level.x for level in found.values()])
+        value = np.nanmean(values)
+        ends = np.array([x.min(), x.max()])
+        return [Level(ends, np.full(2, value), f"{label} {value:.3g}")]
+    return [Level(*level, label, number) for number, level in found.items()]
 
 
 def figure_of(

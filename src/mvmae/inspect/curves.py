@@ -12,11 +12,10 @@ from mvmae import terminal
 from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures import charts
-from mvmae.figures.charts import PANEL, Level, Line, Panel
+from mvmae.figures.charts import PANEL, Line, Panel
 from mvmae.figures.text import shortened
 from mvmae.storage import metric_specs, metrics_file, run_folder
 from mvmae.storage.atomic import read_object
-from mvmae.storage.metric_specs import Metric
 from mvmae.storage.metrics_file import FILE, Column
 from mvmae.storage.outputs import headings, require_output, require_place, write
 from mvmae.training.log import in_words
@@ -40,12 +39,11 @@ def run(config: CurvesConfig) -> None:
         UserError: A run cannot be read, none has written metrics yet, or the figure cannot be
             written.
     """
-    file = output_file(config)
-    paths = [folder_of(path) for path in config.runs]
-    opened = [
-        opened_run(*both, config)
-        for both in zip(paths, headings(list(map(str, paths))), strict=True)
-    ]
+    # The metrics file may be named instead of its run.
+    paths = [path.parent if path.name == FILE else path for path in config.runs]
+    file = output_file(config, paths[0])
+    names = headings(list(map(str, paths)))
+    opened = [opened_run(path, name, config) for path, name in zip(paths, names, strict=True)]
     drawn = [run for run in opened if run.columns]
     if not drawn:
         raise UserError(
@@ -65,26 +63,17 @@ def run(config: CurvesConfig) -> None:
     tell(opened, file)
 
 
-def output_file(config: CurvesConfig) -> Path:
+def output_file(config: CurvesConfig, first: Path) -> Path:
     """Return the path of the figure.
 
     Raises:
         UserError: It is a folder, or a file that mvmae did not write.
     """
-    first = folder_of(config.runs[0])
-    here = first / "figures" if len(config.runs) == 1 else first.parent
-    file = config.out or here / "curves.png"
-    if file.is_dir():
-        raise UserError(f"{file} is a folder: --out must name a .png, .svg or .pdf file")
+    is_alone = len(config.runs) == 1
+    file = config.out or (first / "figures" if is_alone else first.parent) / "curves.png"
     # Among the run's own figures, whatever is there may be replaced.
-    is_own = config.out is None and len(config.runs) == 1
-    (require_place if is_own else require_output)(file)
+    (require_place if config.out is None and is_alone else require_output)(file)
     return file
-
-
-def folder_of(path: Path) -> Path:
-    """Return the run folder, also where its metrics.jsonl was named."""
-    return path.parent if path.name == FILE else path
 
 
 def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
@@ -108,46 +97,21 @@ def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
 def panels_of(drawn: Sequence[Run]) -> list[Panel]:
     """Return a panel for each chart that any of the runs has metrics for."""
     names = dict.fromkeys(name for run in drawn for name in run.columns)
-    return [_panel(rows, drawn) for rows in metric_specs.charts(names)]
-
-
-def _panel(rows: Sequence[Metric], drawn: Sequence[Run]) -> Panel:
-    """Draw the first metric solid and the second dashed."""
-    first, *others = rows
-    key = f"solid: {first.label}, dashed: {others[0].label}" if others else ""
-    lines = [
-        Line(*run.columns[row.name], number, dashed=row != first)
-        for number, run in enumerate(drawn)
-        for row in rows
-        if row.name in run.columns
-    ]
-    return Panel(_title(first), key, lines, _levels(first.name, drawn), first.best)
-
-
-def _title(row: Metric) -> str:
-    """Return a panel's title; the name of an unknown metric is not a formula and may be long."""
-    if row.name in metric_specs.METRICS:
-        return row.figure_title
-    return shortened(row.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
-
-
-def _levels(name: str, drawn: Sequence[Run]) -> list[Level]:
-    """Return what a panel's first line is compared with: once where it is the same for all runs."""
-    found = {
-        number: level
-        for number, run in enumerate(drawn)
-        if name in run.columns and (level := metrics_file.level(run.columns, name))
-    }
-    if not found:
-        return []
-    label = metrics_file.level_name(name)
-    values = np.concatenate([level.y for level in found.values()])
-    if np.ptp(values[np.isfinite(values)]) < 1e-3 * np.nanmax(np.abs(values)):
-        ends = np.array([f(level.x) for f in (np.min, np.max) for level in found.values()])
-        value = np.nanmean(values)
-        x = np.array([ends.min(), ends.max()])
-        return [Level(x, np.full(2, value), f"{label} {value:.3g}")]
-    return [Level(*level, label, number) for number, level in found.items()]
+    columns = [run.columns for run in drawn]
+    panels = []
+    for first, *others in metric_specs.charts(names):
+        key = f"solid: {first.label}, dashed: {others[0].label}" if others else ""
+        lines = [
+            Line(*run.columns[row.name], number, dashed=row != first)
+            for number, run in enumerate(drawn)
+            for row in (first, *others)
+            if row.name in run.columns
+        ]
+        title = first.figure_title
+        if first.name not in metric_specs.METRICS:  # its name is not a formula, and may be long
+            title = shortened(first.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
+        panels.append(Panel(title, key, lines, charts.levels_of(first.name, columns), first.best))
+    return panels
 
 
 def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
@@ -164,19 +128,14 @@ def how_far(run: Run) -> str:
     last = metrics_file.last(run.records)
     parts = [f"{last['step']:.0f} steps"]
     if "epoch" in last:
-        planned = epochs_of(run.path)
-        parts.append(f"epoch {last['epoch']:.4g}" + (f" of {planned:g}" if planned else ""))
+        planned = read_object(run.path / run_folder.CONFIG).get("epochs")
+        of = f" of {planned:g}" if isinstance(planned, int | float) else ""
+        parts.append(f"epoch {last['epoch']:.4g}{of}")
     if "seconds" in last:
         parts.append(terminal.clock(last["seconds"]))
     loss = metrics_file.columns(run.records).get("loss")
     lost = [] if loss is None else loss.x[np.isnan(loss.y)]
     return ", ".join(parts) + (f", loss not finite from step {lost[0]:.0f}" if len(lost) else "")
-
-
-def epochs_of(path: Path) -> float | None:
-    """Return the planned epochs of a run, where its config says."""
-    planned = read_object(path / run_folder.CONFIG).get("epochs")
-    return float(planned) if isinstance(planned, int | float) else None
 
 
 def tell(opened: Sequence[Run], file: Path) -> None:
