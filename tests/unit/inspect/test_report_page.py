@@ -7,6 +7,7 @@ from html import unescape
 from pathlib import Path
 
 import pytest
+from markupsafe import Markup
 
 from mvmae.inspect.report import html as page
 from mvmae.inspect.report.html import (
@@ -19,7 +20,6 @@ from mvmae.inspect.report.html import (
     Gallery,
     Page,
     Picture,
-    Row,
     Section,
     Strip,
     Table,
@@ -33,7 +33,7 @@ EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}"
 
 def page_of(*blocks, text: str = "plain") -> Page:
     verdict = Verdict("good", text, text, [Tile(text, text, text)], [text])
-    return Page(text, text, text, verdict, [Section("a", text, text, blocks)], text)
+    return Page(text, text, verdict, [Section("a", text, text, blocks)])
 
 
 def rendered(*blocks, text: str = "plain") -> str:
@@ -41,12 +41,12 @@ def rendered(*blocks, text: str = "plain") -> str:
 
 
 def every_block(text: str) -> list:
-    table = Table(text, [text], [Row([Cell(text, 1.0, 50.0, text)], strong=True)], sortable=True)
+    table = Table(text, [text], [[Cell(text, 1.0, 50.0, text, strong=True)]], sortable=True)
     chart = Chart(text, text, [], [(0, text), (1, text)])
-    pictures = [Picture("data:,", text, text, True)]
+    pictures = [Picture(Markup("data:,"), text, text, True)]
     parts = [
         Text([text], "note"),
-        Facts([(text, text)]),
+        Facts([(text, text, text)]),
         Code(text, text),
         table,
         Charts([chart], ["steps", "images"]),
@@ -87,7 +87,8 @@ def test_page_may_load_nothing_and_run_its_own_script_only():
     ("letters", "written"),
     [
         ("a\udcffb", "a\\udcffb"),  # of a file name that is no UTF-8
-        ("a\x00\x1bb", "a\\u0000\\u001bb"),
+        ("a\x00\x1bb", "a\\x00\\x1bb"),
+        ("a\nb\tc", "a\\nb\\tc"),  # of a file name: it stays on one line
         ("gpj.\u202efdp", "gpj.\\u202efdp"),  # turns what follows around
         ("a\u200fb\u2066c", "a\\u200fb\\u2066c"),
         ("a\ud83d", "a\\ud83d"),
@@ -99,13 +100,23 @@ def test_characters_that_deceive_or_cannot_be_written_become_code_points(letters
     assert letters not in html
 
 
+def test_code_keeps_its_lines():
+    html = rendered(Code("one\n  two", "Code"))
+    assert ">one\n  two\n</code>" in html
+
+
+def test_a_section_without_blocks_is_left_out():
+    assert 'href="#a"' in rendered(Text(["something"]))
+    assert 'href="#a"' not in rendered()
+
+
 def test_letters_of_every_language_are_kept():
     said = "Köln 東京 עברית 🦆 naïve"
     assert said in rendered(Text([said]))
 
 
 def test_numbers_of_a_table_are_kept_for_sorting():
-    row = Row([Cell("a"), Cell("57.1 %", 57.121, 57.121, "untrained 34.2 %")], strong=True)
+    row = [Cell("a", strong=True), Cell("57.1 %", 57.121, 57.121, "untrained 34.2 %")]
     html = rendered(Table("t", ["run", "kNN"], [row]))
     assert 'data-value="57.121"' in html
     assert "width:57.1%" in html

@@ -16,7 +16,7 @@ from mvmae.inspect.report.pictures import (
     Drawn,
     Look,
     Shown,
-    overlay_picture,
+    attention_picture,
     picture,
     side_by_side,
 )
@@ -25,7 +25,7 @@ GRAY = np.full((32, 32, 3), 0.5, np.float32)
 
 
 def drawn(name: str, heat: np.ndarray) -> Drawn:
-    return Drawn(name, None, [Look(GRAY, heat.astype(np.float32))], None, [])
+    return Drawn(name, None, [Look(GRAY, heat.astype(np.float32), GRAY)], [])
 
 
 def pixels(picture) -> np.ndarray:
@@ -40,21 +40,22 @@ def test_runs_side_by_side_share_a_scale_and_say_their_peaks():
     weak[0, 0], strong[0, 0] = 1.2, 6.0
     shown = Shown(("photos",), choose(open_source(("photos",), 3), 1, 0), "said")
     runs = [drawn("weak", weak), drawn("strong", strong)]
-    ((kind, gallery),) = side_by_side(runs, shown, [GRAY])
-    assert kind == "attention"
-    _, first, second = gallery.strips[0].pictures
+    galleries = dict(side_by_side(runs, shown))
+    assert galleries.keys() == {"attention", "features"}
+    _, first, second = galleries["attention"].strips[0].pictures
     assert (first.caption, second.caption) == (
         "weak, peak 1.2x even",
         "strong, peak 6.0x even",
     )
-    assert "peak 1.2x even" in first.alt
+    assert "peak 1.2x even, strongest in the upper left" in first.alt
     corner = [pixels(one)[:4, :4].mean() for one in (first, second)]
     assert corner[1] > corner[0] + 30
 
 
 def test_even_attention_has_one_colour():
     heat = np.random.default_rng(0).normal(1, 0.01, (4, 4)).astype(np.float32)
-    made = pixels(overlay_picture(Look(GRAY, heat), "a", "attention"))
+    look = Look(GRAY, heat, GRAY)
+    made = pixels(attention_picture(look, "a", "attention", [look]))
     assert np.ptp(made, axis=(0, 1)).max() < 30
     assert np.ptp(255 * overlay(GRAY, heat), axis=(0, 1)).max() > 80
 

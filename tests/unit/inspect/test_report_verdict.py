@@ -8,7 +8,7 @@ import pytest
 from mvmae import terminal
 from mvmae.config.files import to_plain
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.inspect.report import compare, curves, scores, verdict, wording
+from mvmae.inspect.report import compare, curves, html, scores, verdict
 from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, command_of
 
 
@@ -76,7 +76,7 @@ def test_durations_are_written_in_their_two_largest_units(seconds, said):
 )
 def test_the_home_folder_is_written_as_a_tilde(monkeypatch, text, said):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert wording.without_home(text) == said
+    assert html.shown(text) == said
 
 
 def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
@@ -85,15 +85,14 @@ def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
 
 def test_baselines_have_the_same_number_of_neighbours():
     found = knn(57.1, untrained=34.2, pixels=27.1)
-    assert scores.baseline(found, scores.UNTRAINED) == 34.2
-    assert scores.baseline(found, scores.PIXELS) == 27.1
-    assert scores.baseline(knn(57.1), scores.PIXELS) is None
+    assert scores.baselines(found) == {scores.UNTRAINED: 34.2, scores.PIXELS: 27.1}
+    assert scores.baselines(knn(57.1)) == {}
 
 
 def test_the_better_token_represents_an_untrained_encoder():
     found = knn(39.3, untrained=24.6, pixels=50.9)
     found.content["rows"][0]["top1"] = 29.5  # of its class token
-    assert scores.baseline(found, scores.UNTRAINED) == 29.5
+    assert scores.baselines(found)[scores.UNTRAINED] == 29.5
     said = plain(verdict.verdict(run(results=[found])).reasons[0])
     assert "before training it was 29.5 %, with raw pixels 50.9 %" in said
 
@@ -185,7 +184,7 @@ def test_the_reconstruction_is_compared_with_its_own_level(channels, filled):
     config = {"model": {"in_channels": channels}}
     (said,) = verdict.verdict(run(records=records, config=config)).reasons
     assert plain(said) == (
-        "Hidden parts of an image are rebuilt with 105 % of the error of filling each patch with "
+        "Hidden patches of an image are rebuilt with 105 % of the error of filling each with "
         f"{filled}: no better than that yet."
     )
 
@@ -194,9 +193,9 @@ def test_the_summary_does_not_overstate_the_reconstruction():
     health = {"status": "good", "reconstruction": 0.7, "colour_error": 0.6}
     for known, said in {
         "contrast and no": (health | {"contrastive": 0.2}, "tells images apart, and does not re"),
-        "contrast and yes": (GOOD, "tells images apart, and rebuilds what is hidden better than"),
+        "contrast and yes": (GOOD, "tells images apart, and rebuilds hidden patches better than"),
         "contrast": ({"status": "good", "contrastive": 0.2}, "tells images apart."),
-        "yes": (health | {"reconstruction": 0.5}, "rebuilds what is hidden better than filling"),
+        "yes": (health | {"reconstruction": 0.5}, "rebuilds hidden patches better than filling"),
     }.values():
         assert verdict.verdict(run(health=known)).summary.startswith(f"The encoder {said}")
 
@@ -249,7 +248,7 @@ def test_a_run_that_stopped_because_it_diverged_says_so_and_why():
     )
     assert (said.status, said.word) == ("bad", "Diverged")
     assert said.summary == f"T{why[1:]}."
-    (cell,) = [row.cells[1] for row in compare.ranking([run(health=health, finished=False)]).rows]
+    (cell,) = [row[1] for row in compare.ranking([run(health=health, finished=False)]).rows]
     assert cell.text == "diverged"
 
 
@@ -303,7 +302,7 @@ def test_reconstruction_errors_name_the_masking_where_it_differs():
         runs = [run(str(r), config={"model": {"mask_ratio": r}}, health=health) for r in ratios]
         table = compare.ranking(runs)
         at = table.headings.index("rebuilding error")
-        return [plain(row.cells[at].note) for row in table.rows]
+        return [plain(row[at].note) for row in table.rows]
 
     assert notes(0.8, 0.8) == ["", ""]
     assert notes(0.8, 0.75) == ["80 % hidden", "75 % hidden"]
@@ -315,7 +314,7 @@ def test_a_run_that_is_not_useful_is_not_called_good_beside_others():
         run("b", results=[knn(60.0, pixels=50.0)], health=GOOD),
         run("c", health=GOOD | {"status": "collapsed"}),
     ]
-    states = {row.cells[0].text: row.cells[1].text for row in compare.ranking(runs).rows}
+    states = {row[0].text: row[1].text for row in compare.ranking(runs).rows}
     assert states == {"a": "trained well, but not useful here yet", "b": "good", "c": "collapsed"}
 
 
@@ -341,7 +340,7 @@ def test_runs_of_different_commands_differ_only_in_shared_settings():
         run("c", command="finetune", config={"epochs": 3, "seed": 0, "mixup": 0.5}),
     ]
     table = compare.differences(runs)
-    rows = {row.cells[0].text: [cell.text for cell in row.cells[1:]] for row in table.rows}
+    rows = {row[0].text: [cell.text for cell in row[1:]] for row in table.rows}
     assert rows == {"command": ["pretrain", "pretrain", "finetune"], "epochs": ["3", "4", "3"]}
     assert compare.differences([runs[0], runs[0]]) is None
 
@@ -377,10 +376,10 @@ def test_several_runs_have_one_style_each_in_all_charts():
         {"step": s, "contrastive": 1.0, "positive_similarity": 0.5, "negative_similarity": 0.1}
         for s in (1, 2)
     ]
-    drawn = curves.curves([run("a", records=records), run("b", records=records)])
+    (drawn,) = curves.curves([run("a", records=records), run("b", records=records)])
     assert all(chart.legend == [(0, "a"), (1, "b")] for chart in drawn.charts)
     titles = [chart.title for chart in drawn.charts]
     assert "Similarity of two crops: same image" in titles
-    alone = curves.curves([run("a", records=records)])
+    (alone,) = curves.curves([run("a", records=records)])
     (alike,) = [chart for chart in alone.charts if chart.title == "Similarity of two crops"]
     assert [name for _, name in alike.legend] == ["same image", "different images"]

@@ -32,9 +32,8 @@ def test_an_unknown_metric_gets_a_panel_among_the_curves():
 
 def test_an_unknown_metric_gets_a_chart_in_the_report_of_one_run_and_of_several():
     for runs in ([run_facts("a")], [run_facts("a"), run_facts("b")]):
-        more = report_curves.more_curves(runs)
-        assert more is not None
-        (chart,) = more.charts
+        _, more = report_curves.curves(runs)
+        (chart,) = more.blocks[0].charts
         assert chart.title == "uniformity"
         assert "from -0.25 to -0.75" in chart.drawings[0]
 

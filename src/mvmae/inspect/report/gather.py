@@ -17,7 +17,7 @@ from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.encoders import ENCODER_FILE
-from mvmae.errors import UserError
+from mvmae.errors import UserError, shown
 from mvmae.storage import metrics_file, run_folder
 from mvmae.storage.atomic import read_object
 from mvmae.storage.outputs import headings
@@ -29,7 +29,6 @@ KINDS = {
     "segment": SegmentConfig,
 }
 JUDGED = "judged"  # an encoder from elsewhere, of which there are only results
-STALE = 600.0  # seconds without a new line of metrics, after which a run counts as stopped
 
 
 class Result(NamedTuple):
@@ -47,13 +46,6 @@ class Result(NamedTuple):
     content: dict[str, Any]
 
 
-class Skipped(NamedTuple):
-    """An image that could not be read."""
-
-    path: str
-    reason: str
-
-
 class RunFacts(NamedTuple):
     """What a run folder holds."""
 
@@ -67,25 +59,24 @@ class RunFacts(NamedTuple):
     health: dict[str, Any]
     records: list[dict[str, Any]]
     results: list[Result]
-    skipped: list[Skipped]
+    skipped: list[tuple[str, str]]
+    """Path and reason of each image that could not be read."""
+
     finished: bool
     age: float | None
     """Seconds since the last line of metrics.jsonl; None without one."""
 
     @property
-    def pretraining(self) -> PretrainConfig | None:
-        """The config of a `pretrain` run; None where this version cannot read it."""
-        return self.parsed if isinstance(self.parsed, PretrainConfig) else None
-
-    @property
     def parsed(self) -> Any:
         """The config as the command's class; None where this version cannot read it."""
-        if self.command not in KINDS:
-            return None
+        kind = KINDS.get(self.command)
         with suppress(UserError):
-            text = json.dumps(self.config)
-            return from_json(text, KINDS[self.command], source=run_folder.CONFIG)
-        return None
+            return kind and from_json(json.dumps(self.config), kind, source=run_folder.CONFIG)
+
+    @property
+    def pretraining(self) -> PretrainConfig | None:
+        """The config of a `pretrain` run; None where this version cannot read it."""
+        return self.parsed if self.command == "pretrain" else None
 
 
 def gather(names: Sequence[str]) -> list[RunFacts]:
@@ -94,49 +85,49 @@ def gather(names: Sequence[str]) -> list[RunFacts]:
     Raises:
         UserError: A run is not a folder, holds no run, or is named twice.
     """
-    folders = [_folder(name) for name in names]
     known: dict[Path, str] = {}
-    for name, folder in zip(names, folders, strict=True):
-        place = folder.resolve()
+    for name in names:
+        _require_run(Path(name))
+        place = Path(name).resolve()
         if place in known:
             raise UserError(f"{name} is the same run as {known[place]}: name each once")
         known[place] = name
-    names_shown = headings(list(map(str, folders)))
-    return [_facts(folder, name) for folder, name in zip(folders, names_shown, strict=True)]
+    return [_facts(Path(name), title) for name, title in zip(names, headings(names), strict=True)]
 
 
-def _folder(name: str) -> Path:
-    folder = Path(name)
-    if "\0" in name or not folder.exists():
-        raise UserError(f"no such run: {name!r} (RUN is a run folder)".replace("'", ""))
+def _require_run(folder: Path) -> None:
+    if not folder.exists():
+        raise UserError(f"no such run: {shown(str(folder))} (RUN is a run folder)")
     if not folder.is_dir():
-        raise UserError(f"{name} is a file: name the run folder that contains it")
-    if not any(
-        (folder / part).exists() for part in (run_folder.CONFIG, metrics_file.FILE, "results")
-    ):
-        raise UserError(
-            f"{name} holds no run: neither {run_folder.CONFIG} nor {metrics_file.FILE} nor results/"
-        )
+        raise UserError(f"{folder} is a file: name the run folder that contains it")
+    parts = run_folder.CONFIG, metrics_file.FILE, "results"
+    if not any((folder / part).exists() for part in parts):
+        raise UserError("{} holds no run: neither {} nor {} nor {}/".format(folder, *parts))
     run_folder.require_format(folder)
-    return folder
 
 
 def _facts(folder: Path, name: str) -> RunFacts:
-    config = required_object(folder / run_folder.CONFIG)
+    config = read_object(folder / run_folder.CONFIG)
+    # Other files may be damaged; without its settings a run would be taken for another command's.
+    if not config and (folder / run_folder.CONFIG).exists():
+        raise UserError(f"{folder / run_folder.CONFIG} is damaged: it holds no JSON object")
     command = command_of(config)
-    results = _results(folder)
+    results = [one for file in sorted((folder / "results").glob("*.json")) for one in _result(file)]
+    product = folder / (ENCODER_FILE if command == "pretrain" else "model.safetensors")
     metrics = folder / metrics_file.FILE
     return RunFacts(
         folder=folder,
         name=name,
         command=command,
         config=config,
-        environment=read_object(folder / "environment.json"),
+        environment=read_object(folder / run_folder.ENVIRONMENT),
         health=read_object(folder / "health.json"),
         records=metrics_file.read(folder),
         results=results,
         skipped=_skipped(folder / "skipped.csv"),
-        finished=_is_finished(folder, command, results),
+        finished=command == JUDGED
+        or product.exists()
+        or any(one.command == command for one in results),
         age=max(0.0, time.time() - metrics.stat().st_mtime) if metrics.exists() else None,
     )
 
@@ -145,51 +136,13 @@ def command_of(config: dict[str, Any]) -> str:
     """The command whose fields are most like a config's."""
     if not config:
         return JUDGED
-    fields = {command: set(kind.__dataclass_fields__) for command, kind in KINDS.items()}
-    return max(fields, key=lambda command: len(fields[command] & config.keys()))
+    return max(KINDS, key=lambda name: len(KINDS[name].__dataclass_fields__.keys() & config.keys()))
 
 
-def _is_finished(folder: Path, command: str, results: Sequence[Result]) -> bool:
-    if command == JUDGED:
-        return True
-    if command == "pretrain":
-        return (folder / ENCODER_FILE).exists()
-    return (folder / "model.safetensors").exists() or any(one.command == command for one in results)
-
-
-def required_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object that must be whole where its file exists.
-
-    Raises:
-        UserError: It is damaged.
-    """
-    if not file.exists():
-        return {}
-    content = read_object(file)
-    if not content:
-        raise UserError(f"{file} is damaged: it holds no JSON object")
-    return content
-
-
-def _results(folder: Path) -> list[Result]:
-    found = []
-    for file in sorted((folder / "results").glob("*.json")):
-        content = read_object(file)
-        config = content.get("config")
-        data = config.get("data") if isinstance(config, dict) else None
-        if not isinstance(content.get("command"), str):
-            continue
-        found.append(
-            Result(
-                file=os.fsdecode(file.name),
-                command=content["command"],
-                data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
-                command_line=str(content.get("command_line") or ""),
-                headline=numbers(content.get("headline")),
-                content=content,
-            )
-        )
-    return found
+def part(content: dict[str, Any], name: str) -> dict[str, Any]:
+    """Return a JSON object inside another; empty where there is none."""
+    inner = content.get(name)
+    return inner if isinstance(inner, dict) else {}
 
 
 def numbers(content: Any) -> dict[str, float]:
@@ -205,10 +158,28 @@ def numbers(content: Any) -> dict[str, float]:
     }
 
 
-def _skipped(file: Path) -> list[Skipped]:
+def _result(file: Path) -> list[Result]:
+    """Read a result; empty where the file holds none."""
+    content = read_object(file)
+    if not isinstance(content.get("command"), str):
+        return []
+    data = part(content, "config").get("data")
+    return [
+        Result(
+            file=os.fsdecode(file.name),
+            command=content["command"],
+            data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
+            command_line=str(content.get("command_line") or ""),
+            headline=numbers(content.get("headline")),
+            content=content,
+        )
+    ]
+
+
+def _skipped(file: Path) -> list[tuple[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
             rows = [row for row in csv.reader(stream) if len(row) >= 2]
     except (OSError, csv.Error):
         return []
-    return [Skipped(row[0], row[1]) for row in rows if row[:2] != ["path", "reason"]]
+    return [(row[0], row[1]) for row in rows if row[:2] != ["path", "reason"]]

@@ -1,8 +1,8 @@
 """The parts of a page, and the HTML made from them. Nothing in them is trusted.
 
 Text in the parts is plain: the template escapes everything that is not our own markup. A
-Content-Security-Policy forbids the page every request and every script but its own. Characters
-that a file cannot hold, or that reverse or hide text, are written as their code points.
+Content-Security-Policy forbids the page every request and every script but its own. Line breaks
+and characters that reverse or hide text are written as escapes.
 """
 
 from __future__ import annotations
@@ -10,53 +10,69 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
 
+from mvmae.errors import printable
 from mvmae.figures import chart_svg
 from mvmae.version import __version__
 
-GENERATOR = "mvmae report"  # in a meta element, which tells our pages from other files
+PERCENT = "\u00a0%"  # with a space at which no line breaks
 UNITS = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
-# Control characters, lone surrogates, and what reverses or hides text (bidirectional controls)
-UNSAFE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
+
+
+def percent(value: int | float) -> str:
+    """Write a percentage with one digit, as results are printed."""
+    return f"{value:.1f}{PERCENT}"
+
+
+def share(value: int | float) -> str:
+    """Write a share of 1 as a whole percentage."""
+    return f"{100 * value:.0f}{PERCENT}"
+
+
+def count(value: int | float) -> str:
+    """Write a whole number with commas."""
+    return f"{round(value):,}"
+
+
+def short(path: str, parts: int = 1) -> str:
+    """Return the last parts of a path; any other text as it is."""
+    pieces = [piece for piece in path.split("/") if piece]
+    return "/".join(pieces[-parts:]) or path
 
 
 class Text(NamedTuple):
-    """Paragraphs; the kinds note and warning are set apart."""
+    """Paragraphs; a note is set apart."""
 
     paragraphs: Sequence[str]
     kind: str = "plain"
-    block: str = "text"
 
 
 class Facts(NamedTuple):
-    """Names and their values."""
+    """Names, their values, and small print below these; empty: none."""
 
-    rows: Sequence[tuple[str, str]]
-    block: str = "facts"
+    rows: Sequence[tuple[str, str, str]]
 
 
 class Code(NamedTuple):
     """Code to copy."""
 
     text: str
-    caption: str = ""
-    block: str = "code"
+    caption: str
 
 
 class Cell(NamedTuple):
     """One cell of a table."""
 
     text: str
-    value: float | None = None
+    value: int | float | None = None
     """What it is sorted by; None: by its text."""
 
     bar: float | None = None
@@ -65,13 +81,21 @@ class Cell(NamedTuple):
     note: str = ""
     """Small print below it."""
 
-
-class Row(NamedTuple):
-    """One row of a table; its first cell names it."""
-
-    cells: Sequence[Cell]
     strong: bool = False
-    """Whether it is set in bold."""
+    """Whether its row is set in bold, if it is the first of the row, which names it."""
+
+
+def figure_cell(
+    value: int | float | None,
+    write: Callable[[int | float], str] = percent,
+    *,
+    has_bar: bool = False,
+    note: str = "",
+) -> Cell:
+    """Write a number, by default a percentage, in a cell; a dash where there is none."""
+    if value is None:
+        return Cell("-")
+    return Cell(write(value), value, min(100.0, max(0.0, value)) if has_bar else None, note)
 
 
 class Table(NamedTuple):
@@ -79,9 +103,8 @@ class Table(NamedTuple):
 
     caption: str
     headings: Sequence[str]
-    rows: Sequence[Row]
+    rows: Sequence[Sequence[Cell]]
     sortable: bool = False
-    block: str = "table"
 
 
 class Chart(NamedTuple):
@@ -89,7 +112,7 @@ class Chart(NamedTuple):
 
     title: str
     caption: str
-    drawings: Sequence[str]
+    drawings: Sequence[Markup]
     """SVG elements, one for each unit of x."""
 
     legend: Sequence[tuple[int, str]] = ()
@@ -103,13 +126,11 @@ class Charts(NamedTuple):
     axes: Sequence[str] = ()
     """Units of x to choose from."""
 
-    block: str = "charts"
-
 
 class Picture(NamedTuple):
     """An image in the page."""
 
-    uri: str
+    uri: Markup
     alt: str
     caption: str
     pixelated: bool
@@ -127,7 +148,6 @@ class Gallery(NamedTuple):
 
     strips: Sequence[Strip]
     columns: int
-    block: str = "gallery"
 
 
 class Fold(NamedTuple):
@@ -135,7 +155,6 @@ class Fold(NamedTuple):
 
     summary: str
     blocks: Sequence[Block]
-    block: str = "fold"
 
 
 Block = Text | Facts | Code | Table | Charts | Gallery | Fold
@@ -150,7 +169,7 @@ class Tile(NamedTuple):
 
 
 class Section(NamedTuple):
-    """A part of a page, with an anchor."""
+    """A part of a page, with an anchor; left out of the page if it has no blocks."""
 
     anchor: str
     title: str
@@ -175,23 +194,29 @@ class Page(NamedTuple):
     """A page from top to bottom."""
 
     title: str
-    kicker: str
     subtitle: str
     verdict: Verdict
     sections: Sequence[Section]
-    footer: str
 
 
 def render(page: Page) -> bytes:
     """Return the page as the bytes of a file, UTF-8."""
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        finalize=shown,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     script = asset("script.js")
-    html = _template().render(
+    html = environment.from_string(asset("page.html")).render(
         page=page,
+        kind_of=lambda part: type(part).__name__,
         style=Markup(asset("style.css")),
         script=Markup(script),
         policy=policy(script),
-        generator=GENERATOR,
         version=__version__,
+        written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
         units=UNITS,
         colours=chart_svg.COLOURS,
         dash=chart_svg.dash,
@@ -213,20 +238,17 @@ def asset(name: str) -> str:
     return files("mvmae.inspect.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def printable(value: Any) -> Any:
-    """Replace characters that cannot be written or that deceive by their code points."""
+def shown(value: Any) -> Any:
+    """Escape what deceives or cannot be written, and replace the home folder by `~`.
+
+    The template passes all that it inserts through this function, so that no part can forget it.
+    Line breaks are escaped too: the name of a file stays on one line. A page is passed on, and
+    should not name its author.
+    """
     if not isinstance(value, str) or isinstance(value, Markup):
         return value
-    return UNSAFE.sub(lambda found: f"\\u{ord(found[0]):04x}", value)
-
-
-@cache
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        finalize=printable,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.from_string(asset("page.html"))
+    text = printable(value.replace("\n", "\\n").replace("\t", "\\t"))
+    home = str(Path.home()).rstrip("/")
+    # Of a whole path only: /home/ann is not the beginning of /home/anna, or of /mnt/home/ann.
+    path = rf"(?<![\w./-]){re.escape(home)}(?=/|$|[\s'\",\]])"
+    return re.sub(path, "~", text) if len(home) > 1 else text

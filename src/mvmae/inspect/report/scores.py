@@ -2,59 +2,64 @@
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
+from math import hypot, isfinite
 from typing import Any, Literal, NamedTuple
 
-from mvmae.inspect.report.gather import Result, RunFacts
-from mvmae.inspect.report.wording import short
-from mvmae.storage.metric_specs import metric
+from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, numbers, part
+from mvmae.inspect.report.html import short
+from mvmae.metrics.accuracy import sampling_error
 
 UNTRAINED, PIXELS = "the same, untrained", "raw pixels"  # rows of knn, probe and labels
 HEADLINES = ("top1", "mask_ap", "box_ap", "miou")  # metrics that represent a result, best first
 JUDGING = ("knn", "probe")  # commands that evaluate frozen features beside baselines
 CLEAR = 2.0  # standard errors: a larger difference of accuracies counts as real
+NAMES = {
+    "pretrain": "pre-training",
+    "knn": "kNN",
+    "probe": "linear probe",
+    "labels": "few labels",
+    "finetune": "fine-tuning",
+    "detect": "detection",
+    "segment": "segmentation",
+    JUDGED: "an encoder from elsewhere",
+}
 
 
-def headline_of(result: Result) -> tuple[str, float] | None:
-    """Return the label and value of a result's main metric; None where it has none."""
-    return next(
-        (
-            (metric(name).label, result.headline[name])
-            for name in HEADLINES
-            if name in result.headline
-        ),
-        None,
-    )
+def main_figure(values: Any) -> tuple[str, float] | None:
+    """Return the name and value of the main metric of a result or a row; None without one."""
+    known = numbers(values)
+    return next(((name, known[name]) for name in HEADLINES if name in known), None)
+
+
+def score_of(result: Result) -> float:
+    """Return the value of a result's main metric; 0 without one."""
+    return (main_figure(result.headline) or ("", 0.0))[1]
 
 
 def rows_of(result: Result) -> list[dict[str, Any]]:
     """Return the rows of a result that have a main metric."""
     rows = result.content.get("rows")
-    if not isinstance(rows, list):
-        return []
-    return [row for row in rows if isinstance(row, dict) and _figure(row) is not None]
+    return [row for row in rows if main_figure(row)] if isinstance(rows, list) else []
 
 
-def _figure(row: dict[str, Any]) -> float | None:
-    value = next((row[key] for key in HEADLINES if key in row), None)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and isfinite(value) else None
+def has_main_setting(result: Result, row: dict[str, Any]) -> bool:
+    """Whether a row has the number of neighbours that the result's headline has."""
+    own = part(result.content, "headline")
+    return "k" not in own or part(row, "notes").get("k") == own["k"]
 
 
-def baseline(result: Result, name: str) -> float | None:
-    """Return the score of a baseline with the settings of the result's headline.
+def baselines(result: Result) -> dict[str, float]:
+    """Return the scores of the baselines by name, with the settings of the result's headline.
 
-    The best of its tokens: the encoder's own is the one that training shaped, and none was shaped
-    in an untrained one. A baseline without that setting has no figure.
+    The best of a baseline's tokens: the encoder's own is the one that training shaped, and none was
+    shaped in an untrained one. A baseline without those settings has no score.
     """
-    own = result.content.get("headline")
-    own = own if isinstance(own, dict) else {}
-    found = []
+    found: dict[str, float] = {}
     for row in rows_of(result):
-        notes = row.get("notes") if isinstance(row.get("notes"), dict) else {}
-        if row.get("name") == name and ("k" not in own or notes.get("k") == own["k"]):
-            found.append(_figure(row) or 0.0)
-    return max(found, default=None)
+        name, figure = str(row.get("name")), main_figure(row)
+        if figure and name in (PIXELS, UNTRAINED) and has_main_setting(result, row):
+            found[name] = max(figure[1], found.get(name, 0.0))
+    return found
 
 
 def label_points(result: Result) -> dict[str, dict[int, list[float]]]:
@@ -73,37 +78,37 @@ def label_points(result: Result) -> dict[str, dict[int, list[float]]]:
 
 def encoder_name(result: Result, name: str) -> str:
     """Name a row: the encoder that was judged, a baseline, or another encoder's short name."""
-    config = result.content.get("config")
-    own = config.get("encoder") if isinstance(config, dict) else None
-    if name == own:
+    if name == part(result.content, "config").get("encoder"):
         return "this encoder"
-    if name == UNTRAINED:
-        return "the same encoder, untrained"
-    return name if name == PIXELS else short(name)
+    known = {UNTRAINED: "the same encoder, untrained", PIXELS: PIXELS}
+    return known.get(name) or short(name)
+
+
+def judged_results(facts: RunFacts) -> list[Result]:
+    """Return the results of kNN and the linear probe, those on the main data first.
+
+    The main data are labelled images that the run was also trained on, else the first judged.
+    """
+    data = facts.config.get("data")
+    names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
+    found = [
+        one
+        for command in JUDGING
+        for one in facts.results
+        if one.command == command and "top1" in one.headline
+    ]
+    own = [
+        one
+        for one in found
+        if one.data and any(f"{name}/".startswith(f"{one.data.rstrip('/')}/") for name in names)
+    ]
+    first = (own or found)[:1]
+    return sorted(found, key=lambda one: one.data != first[0].data)
 
 
 def main_data(facts: RunFacts) -> str | None:
-    """Return the labelled images that the run was also trained on, else the first evaluated."""
-    data = facts.config.get("data")
-    names = [str(name) for name in data] if isinstance(data, list) else [str(data)]
-    judged = [one for command in JUDGING for one in facts.results if _is_score(one, command)]
-    own = [one for one in judged if one.data and any(_within(name, one.data) for name in names)]
-    return next((one.data for one in own or judged), None)
-
-
-def _is_score(result: Result, command: str) -> bool:
-    return result.command == command and "top1" in result.headline
-
-
-def _within(name: str, folder: str) -> bool:
-    return name == folder or name.startswith(f"{folder.rstrip('/')}/")
-
-
-def main_knn(facts: RunFacts) -> Result | None:
-    """Return the kNN result on the images that the run was trained on, else the first."""
-    found = [one for one in facts.results if _is_score(one, "knn")]
-    data = main_data(facts)
-    return next((one for one in found if one.data == data), next(iter(found), None))
+    """Return the labelled images whose results come first; None without kNN or linear probe."""
+    return next((one.data for one in judged_results(facts)), None)
 
 
 class Judgement(NamedTuple):
@@ -115,31 +120,20 @@ class Judgement(NamedTuple):
     """UNTRAINED or PIXELS."""
 
     other: float
-
-    @property
-    def gain(self) -> float:
-        """Points above the baseline."""
-        return self.own - self.other
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the gain exceeds the sampling error of the test images."""
-        images = num_test(self.result)
-        error = 0.0 if images is None else error_of((self.own, images), (self.other, images))
-        return self.gain > CLEAR * error
+    is_clear: bool
+    """Whether the gain exceeds the sampling error of the test images."""
 
 
 def judgements(facts: RunFacts) -> list[Judgement]:
     """Compare the run with its baselines, for each command that measured them."""
-    data = main_data(facts)
     found = []
-    for command in JUDGING:
-        for result in facts.results:
-            rivals = {name: baseline(result, name) for name in (PIXELS, UNTRAINED)}
-            known = {name: value for name, value in rivals.items() if value is not None}
-            if _is_score(result, command) and result.data == data and known:
-                rival = max(known, key=lambda name: known[name])
-                found.append(Judgement(result, result.headline["top1"], rival, known[rival]))
+    for result in judged_results(facts):
+        known = baselines(result)
+        if result.data == main_data(facts) and known:
+            rival = max(known, key=lambda name: known[name])
+            own, other, images = result.headline["top1"], known[rival], num_test(result)
+            is_clear = exceeds(own - other, error_of((own, images), (other, images)))
+            found.append(Judgement(result, own, rival, other, is_clear))
     return found
 
 
@@ -149,31 +143,33 @@ def use(found: list[Judgement]) -> Literal["clear", "chance", "none", "unknown"]
         return "unknown"
     if any(one.is_clear for one in found):
         return "clear"
-    return "chance" if any(one.gain > 0 for one in found) else "none"
+    return "chance" if any(one.own > one.other for one in found) else "none"
 
 
-def num_test(result: Result) -> int | None:
-    """Return the number of test images of a result, where it says."""
-    data = result.content.get("data")
-    images = data.get("num_test") if isinstance(data, dict) else None
-    is_count = isinstance(images, int) and not isinstance(images, bool) and images > 0
-    return images if is_count else None
+def num_test(result: Result) -> float:
+    """Return the number of test images of a result; 0 where it does not say."""
+    return numbers(result.content.get("data")).get("num_test", 0.0)
 
 
 def standard_error(first: Result, second: Result) -> float | None:
-    """Return the standard error of a difference of two accuracies, in points.
+    """Return the standard error of a difference of two accuracies, in points; None if unknown.
 
-    The test images are the same, so the true error is smaller: the
-    comparison is conservative.
+    The test images are the same, so the true error is smaller: the comparison is conservative.
     """
-    images = num_test(first), num_test(second)
-    if images[0] is None or images[1] is None:
-        return None
     if "top1" not in first.headline or "top1" not in second.headline:
         return None
-    return error_of((first.headline["top1"], images[0]), (second.headline["top1"], images[1]))
+    return error_of(*((one.headline["top1"], num_test(one)) for one in (first, second)))
 
 
-def error_of(*accuracies: tuple[float, int]) -> float:
+def error_of(*accuracies: tuple[float, float]) -> float | None:
     """Return the standard error of a difference of accuracies in percent of so many images."""
-    return sqrt(sum(max(0.0, value * (100 - value)) / images for value, images in accuracies))
+    if any(images < 1 for _, images in accuracies):
+        return None
+    # The numbers come from files that anybody may have edited: 101 % would have no root.
+    shares = [(min(max(value / 100, 0.0), 1.0), int(images)) for value, images in accuracies]
+    return hypot(*(sampling_error(*one) for one in shares))
+
+
+def exceeds(gap: float, error: float | None) -> bool:
+    """Whether a gap is larger than the sampling error, where that is known."""
+    return gap > 0 and (error is None or gap >= CLEAR * error)

@@ -3,117 +3,83 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
 from typing import Any
 
-from mvmae.config.files import command_line
-from mvmae.config.pretrain import PretrainConfig
-from mvmae.encoders import ENCODER_FILE
-from mvmae.inspect.report.gather import JUDGED, RunFacts
-from mvmae.inspect.report.html import Block, Code, Facts, Fold, Text
-from mvmae.inspect.report.wording import count, one_line, share, short, without_home
+import docstring_parser
 
-MAIN = {  # fields of supervised runs that matter most, and their names
-    "encoder": "initial encoder",
-    "data": "labelled images",
-    "protocol": "protocol",
-    "image_size": "image size",
-    "crop": "crop",
-    "epochs": "epochs",
-    "iterations": "iterations",
-    "batch_size": "images per step",
-    "base_lr": "learning rate (for 256 images)",
-    "lr": "learning rate",
-    "layer_decay": "layer decay",
-    "weight_decay": "weight decay",
-    "seed": "seed",
-}
-PREDICT = {  # commands whose product is a whole model
-    "detect": "To detect objects in new images",
-    "segment": "To segment new images",
+from mvmae.config.files import command_line
+from mvmae.encoders import ENCODER_FILE
+from mvmae.inspect.report.gather import JUDGED, KINDS, RunFacts
+from mvmae.inspect.report.html import Block, Code, Facts, Fold, Text, short
+
+MAIN = (  # settings that matter most, of all commands
+    *("encoder", "data", "protocol", "image_size", "crop", "model.encoder", "model.image_size"),
+    *("model.patch_size", "model.in_channels", "model.mask_ratio", "views.num_views"),
+    *("views.crop_scale", "views.flip", "objective.reconstruction_weight"),
+    *("objective.contrastive_weight", "objective.temperature", "epochs", "iterations"),
+    *("batch_size", "base_lr", "lr", "warmup_epochs", "layer_decay", "seed"),
+)
+ENVIRONMENT = {  # keys of environment.json
+    "images": ("num_images", "data_fingerprint"),
+    "machine": ("device", "world_size", "threads", "platform"),
+    "software": ("mvmae", "torch", "python", "git_commit"),
 }
 PATHS = ("encoder", "data", "eval_data", "out")
 
 
 def what_was_run(facts: RunFacts) -> Iterator[Block]:
-    """Describe data, model and schedule, then machine and versions."""
-    rows = list(_pretraining(facts)) if facts.pretraining else list(_supervised(facts))
-    rows += list(_machine(facts))
+    """Describe the settings by the help texts of their options, then machine and versions."""
+    known = _help_texts(KINDS[facts.command]) if facts.command in KINDS else {}
+    rows = {
+        name: (name, value_in_words(name, value), meaning(known.get(name, ""), value))
+        for name, value in flattened(facts.config).items()
+    }
+    main = [rows.pop(name) for name in MAIN if name in rows]
+    for label, names in ENVIRONMENT.items():
+        found = {name: facts.environment[name] for name in names if facts.environment.get(name)}
+        words = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in found.items())
+        main += [(label, words, "")] if words else []
+    yield Facts(main) if main else Text(["The folder holds no settings."], "note")
     if rows:
-        yield Facts(rows)
-    else:
-        yield Text(["The folder holds no settings."], "note")
+        yield Fold("All other settings", [Facts(list(rows.values()))])
 
 
-def _pretraining(facts: RunFacts) -> Iterator[tuple[str, str]]:
-    trained = facts.pretraining
-    assert trained is not None
-    model = trained.model
-    height, width = model.height_width
-    images = facts.environment.get("num_images")
-    known = f": {count(images)} images" if isinstance(images, int) else ""
-    yield "images", one_line(" ".join(short(name, 2) for name in trained.data)) + known
-    yield "encoder", f"{model.encoder}, patches of {model.patch_size} x {model.patch_size} pixels"
-    channels = "gray" if model.in_channels == 1 else f"{model.in_channels} channels"
-    yield "input", f"{height} x {width} pixels, {channels}"
-    yield (
-        "hidden",
-        (
-            f"{share(model.mask_ratio)} of each crop: the encoder sees {model.num_visible} of "
-            f"{model.num_patches} patches"
-        ),
+def flattened(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the settings of a config; those of a group as `views.flip`."""
+    found = {}
+    for name, value in content.items():
+        inner = flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+        found |= inner or {f"{prefix}{name}": value}
+    return found
+
+
+def _help_texts(kind: type, prefix: str = "") -> dict[str, str]:
+    """Return the help text of each option of a config: the docstring of its attribute."""
+    found = {
+        f"{prefix}{option.arg_name}": option.description or ""
+        for base in reversed(kind.__mro__[:-1])  # a class overrides the texts of its bases
+        for option in docstring_parser.parse_from_object(base).params
+    }
+    for field in fields(kind):
+        if is_dataclass(field.default_factory):
+            found |= _help_texts(field.default_factory, f"{prefix}{field.name}.")
+    return found
+
+
+def meaning(text: str, value: Any) -> str:
+    """Return what a help text says of a value: its sentences without those on other values.
+
+    A sentence that begins with a word and a colon, such as "horizontal: left to right.", is about
+    that value alone.
+    """
+    sentences = re.split(r"(?<=\.) ", " ".join(text.split()))
+    return " ".join(
+        one for one in sentences if not re.match(r"\w+: ", one) or one.startswith(f"{value}: ")
     )
-    yield "crops", _views(trained)
-    yield "learns by", _objective(trained)
-    yield (
-        "schedule",
-        (
-            f"{count(trained.epochs)} epochs, {count(trained.batch_size)} images a step, learning "
-            f"rate {trained.lr:.3g} after {trained.warmup_epochs:g} "
-            f"epoch{'' if trained.warmup_epochs == 1 else 's'} of warm-up"
-        ),
-    )
-    yield "seed", str(trained.seed)
-
-
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight")
-
-
-def _views(trained: PretrainConfig) -> str:
-    low, high = trained.views.crop_scale
-    number = NUMBERS[trained.views.num_views]
-    which = "one crop" if trained.views.num_views == 1 else f"{number} crops"
-    if trained.views.num_views > 1 and trained.views.targets == "one":
-        which = f"one crop, hidden in {number} ways"
-    views = trained.views
-    changed = [
-        *([f"flipped ({views.flip})"] if views.flip != "none" else []),
-        *([f"colours changed (strength {views.color_jitter:g})"] if views.color_jitter else []),
-        *([f"{share(views.grayscale)} gray"] if views.grayscale else []),
-    ]
-    of_its_area = f"{which} of each image, {share(low)} to {share(high)} of its area"
-    return ", ".join([of_its_area, *changed])
-
-
-def _objective(trained: PretrainConfig) -> str:
-    goal = trained.objective
-    terms = []
-    if goal.reconstruction_weight > 0:
-        terms.append(f"rebuilding what is hidden (weight {goal.reconstruction_weight:g})")
-    if goal.contrastive_weight > 0:
-        terms.append(
-            f"telling images apart (weight {goal.contrastive_weight:g}, temperature "
-            f"{goal.temperature:g})"
-        )
-    return " and ".join(terms)
-
-
-def _supervised(facts: RunFacts) -> Iterator[tuple[str, str]]:
-    for name, label in MAIN.items():
-        value = facts.config.get(name)
-        if value is not None:
-            yield label, value_in_words(name, value)
 
 
 def value_in_words(name: str, value: Any) -> str:
@@ -124,73 +90,46 @@ def value_in_words(name: str, value: Any) -> str:
         return f"{value:.6g}"
     if value is None or isinstance(value, bool):
         return {None: "-", True: "yes", False: "no"}[value]
-    text = str(value)
-    return one_line(short(text, 2) if name.split(".")[-1] in PATHS else text)
-
-
-def _machine(facts: RunFacts) -> Iterator[tuple[str, str]]:
-    made = facts.environment
-    device = made.get("device")
-    if device:
-        processes, threads = made.get("world_size"), made.get("threads")
-        extra = f", {processes} processes" if isinstance(processes, int) and processes > 1 else ""
-        if device == "cpu" and isinstance(threads, int):
-            extra += f", {threads} thread{'s' if threads != 1 else ''}"
-        yield "machine", one_line(f"{device}{extra}; {made.get('platform', '')}".rstrip("; "))
-    versions = [
-        f"{name} {made[key]}"
-        for key, name in (("mvmae", "mvmae"), ("torch", "torch"), ("python", "Python"))
-        if made.get(key)
-    ]
-    if versions:
-        yield "software", one_line(", ".join(versions))
-    if made.get("git_commit"):
-        yield "code", one_line(f"commit {made['git_commit']}")
+    return short(str(value), 2) if name.split(".")[-1] in PATHS else str(value)
 
 
 def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
     """Show the commands that repeat the run, and its config and environment files."""
     if facts.command != JUDGED:
-        folder = shlex.quote(str(facts.folder))
-        again = f"mvmae {facts.command} --recipe {folder}/config.json --out runs/again"
+        folder, command = shlex.quote(str(facts.folder)), f"mvmae {facts.command}"
         if not facts.finished:
-            go_on = f"mvmae {facts.command} --resume --out {folder}"
-            if facts.command != "pretrain":
-                go_on = f"mvmae {facts.command} ENCODER --resume --out {folder}"
-            yield Code(without_home(go_on), "To resume it")
-        yield Code(without_home(again), "To run it again")
+            encoder = "" if facts.command == "pretrain" else "ENCODER "
+            yield Code(f"{command} {encoder}--resume --out {folder}", "To resume it")
+        again = f"{command} --recipe {folder}/config.json --out runs/again"
+        yield Code(again, "To run it again")
     if facts.parsed is not None:
-        full = Code(without_home(command_line(facts.command, facts.parsed)), "Without config.json")
+        full = Code(command_line(facts.command, facts.parsed), "Without config.json")
         yield Fold("The command in full", [full])
-    if facts.config:
-        yield Fold("config.json: every setting", [Code(_json(facts.config), "config.json")])
-    if facts.environment:
-        yield Fold(
-            "environment.json: versions, machine, data",
-            [Code(_json(facts.environment), "environment.json")],
-        )
-
-
-def _json(content: dict[str, Any]) -> str:
-    return without_home(json.dumps(content, indent=2, ensure_ascii=False))
+    for name, title, content in (
+        ("config.json", "every setting", facts.config),
+        ("environment.json", "versions, machine, data", facts.environment),
+    ):
+        if content:
+            text = json.dumps(content, indent=2, ensure_ascii=False)
+            yield Fold(f"{name}: {title}", [Code(text, name)])
 
 
 def how_to_use(facts: RunFacts) -> Iterator[Block]:
     """Show how to compute embeddings, in Python and on the command line."""
-    folder = without_home(str(facts.folder))
-    name = shlex.quote(folder)
-    if facts.command in PREDICT and (facts.folder / "model.safetensors").exists():
-        yield Code(
-            f"mvmae {facts.command} {name} --predict IMAGES --out FOLDER", PREDICT[facts.command]
-        )
+    name = shlex.quote(str(facts.folder))
+    is_whole_model = facts.command in ("detect", "segment")
+    if is_whole_model and (facts.folder / "model.safetensors").exists():
+        verb = "detect objects in" if facts.command == "detect" else "segment"
+        command = f"mvmae {facts.command} {name} --predict IMAGES --out FOLDER"
+        yield Code(command, f"To {verb} new images")
     if not (facts.folder / ENCODER_FILE).exists():
-        if facts.command not in PREDICT or not facts.finished:
+        if not is_whole_model or not facts.finished:
             note = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."
             yield Text([note], "note")
         return
     yield Code(
         "from mvmae import load_encoder\n\n"
-        f"encoder = load_encoder({json.dumps(folder, ensure_ascii=False)})\n"
+        f"encoder = load_encoder({json.dumps(str(facts.folder), ensure_ascii=False)})\n"
         "embeddings = encoder.embed(images)  # B x C x H x W, normalised as in encoder.json",
         "In Python",
     )
