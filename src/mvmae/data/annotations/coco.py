@@ -18,13 +18,13 @@ from faster_coco_eval.core import mask as rle
 from jaxtyping import UInt8
 from torch import Tensor
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted
-from mvmae.data.sources.base import Source
-from mvmae.data.sources.folders import file_version, read_file
+from mvmae.data.reading.decode import Pixels, UnreadableImageError
+from mvmae.data.sources.folders import Files
 from mvmae.errors import UserError
 
 FILE_PREFIX = "instances_"
 LAYOUT = "annotations/instances_train.json beside images/train"
+Entry = dict[str, Any]  # an object of a file in COCO's layout
 MIN_MASK_PIXELS = 4  # smaller masks teach nothing
 
 
@@ -55,7 +55,7 @@ class AnnotatedImage(NamedTuple):
     """Without crowds, which are not learnt."""
 
 
-class CocoSplit(Source):
+class CocoSplit(Files):
     """The images of one annotation file; boxes are not labels.
 
     Args:
@@ -66,16 +66,13 @@ class CocoSplit(Source):
     """
 
     def __init__(
-        self, files: SplitFiles, content: dict[str, Any], *, channels: int, with_masks: bool
+        self, files: SplitFiles, content: Entry, *, channels: int, with_masks: bool
     ) -> None:
-        self.name, self.file, self.annotations = files.name, files.file, content
-        self.with_masks, self.wanted = with_masks, Wanted(channels)
+        self.file, self.annotations, self.with_masks = files.file, content, with_masks
         self.ids = [int(category["id"]) for category in content["categories"]]
+        self.images = _annotated_images(content, files.images, with_masks)
+        super().__init__(files.name, [str(image.path) for image in self.images], channels)
         self.classes = [str(category["name"]) for category in content["categories"]]
-        self.images = _annotated_images(content, files.images, self.ids, with_masks=with_masks)
-
-    def __len__(self) -> int:
-        return len(self.images)
 
     def read(self, index: int) -> Pixels:
         """Decode an image.
@@ -83,24 +80,15 @@ class CocoSplit(Source):
         Raises:
             UnreadableImageError: It cannot be read, or its size differs from the annotations.
         """
-        image, pixels = self.images[index], super().read(index)
-        if tuple(pixels.shape[1:]) != image.size:
-            raise UnreadableImageError(
-                f"it is {_width_by_height(pixels.shape[1:])}, not {_width_by_height(image.size)}"
-            )
+        pixels, (height, width) = super().read(index), self.images[index].size
+        if pixels.shape[1:] != (height, width):
+            size = f"{pixels.shape[2]} x {pixels.shape[1]}"
+            raise UnreadableImageError(f"it is {size}, not {width} x {height}")
         return pixels
-
-    def path(self, index: int) -> str:
-        return str(self.images[index].path)
-
-    def content(self, index: int) -> bytes:
-        return read_file(self.path(index))
-
-    def version(self, index: int) -> str:
-        return file_version(self.path(index))
 
     def fingerprint(self) -> str:
         """Hash the annotations and the images' paths and sizes in bytes."""
+        # Sizes in place of the contents, all of which would have to be read.
         digest = hashlib.sha256(json.dumps(self.annotations, sort_keys=True).encode())
         for image in self.images:
             digest.update(str(image.path).encode(errors="surrogateescape") + b"\0")
@@ -109,15 +97,8 @@ class CocoSplit(Source):
         return digest.hexdigest()[:16]
 
 
-def _width_by_height(size: Sequence[int]) -> str:
-    """Format a size of height and width the way COCO's files order it."""
-    return f"{size[1]} x {size[0]}"
-
-
-def _annotated_images(
-    content: dict[str, Any], folder: Path, ids: list[int], *, with_masks: bool
-) -> list[AnnotatedImage]:
-    labels = {category_id: label for label, category_id in enumerate(ids, start=1)}
+def _annotated_images(content: Entry, folder: Path, with_masks: bool) -> list[AnnotatedImage]:
+    labels = {int(one["id"]): label for label, one in enumerate(content["categories"], start=1)}
     instances: dict[int, list[Instance]] = {int(image["id"]): [] for image in content["images"]}
     for annotation in content["annotations"]:
         if not annotation.get("iscrowd"):
@@ -137,13 +118,14 @@ def _annotated_images(
     ]
 
 
-def compress_mask(segmentation: Any, size: tuple[int, int]) -> dict[str, Any]:
+def compress_mask(segmentation: Any, size: tuple[int, int]) -> Entry:
     """Convert polygons or run lengths to COCO's compressed run lengths.
 
     Args:
         segmentation: From a COCO file: a list of polygons, or a dict of `counts` and `size`.
         size: Height and width of the image.
     """
+    # The package has no types.
     compress: Any = rle.frPyObjects  # returns a list for a list, otherwise a dict
     if isinstance(segmentation, list):
         return rle.merge(compress(segmentation, *size))
@@ -159,8 +141,9 @@ def decode_masks(instances: Sequence[Instance], size: tuple[int, int]) -> UInt8[
     return torch.from_numpy(np.ascontiguousarray(planes.transpose(2, 0, 1)))
 
 
-def encode_mask(mask: np.ndarray) -> dict[str, Any]:
+def encode_mask(mask: np.ndarray) -> Entry:
     """Encode an H x W mask of zeros and ones as compressed run lengths that JSON can hold."""
+    # COCO counts runs down the columns.
     made = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
     counts = made["counts"]
     text = counts.decode() if isinstance(counts, bytes) else counts

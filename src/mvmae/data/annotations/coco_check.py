@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from mvmae.data.annotations.coco import SplitFiles
+from mvmae.data.annotations.coco import Entry, SplitFiles
 from mvmae.data.annotations.coco_mask_check import (
     BOX_TOLERANCE,
     Size,
@@ -29,15 +29,16 @@ from mvmae.data.annotations.findings import Finding, FindingCounter
 from mvmae.data.reading.deep_formats import open_image, upright_size
 from mvmae.errors import UserError
 
-READER_THREADS = 16
+READER_THREADS = 16  # they wait for the disk, not for a processor
 MAX_DIFFERENCES = 3  # categories named in an error message
+Sizes = Mapping[str, Size | None]  # by file name; None for files that are not images
 MAX_ID = 2**63 - 1  # faster-coco-eval keeps ids as 64-bit integers
 
 
 class CheckedCoco(NamedTuple):
     """The usable content of a file, and what was found."""
 
-    content: dict[str, Any]
+    content: Entry
     """Images, annotations and categories; annotations are numbered from 1."""
 
     findings: list[Finding]
@@ -50,7 +51,7 @@ class CheckedCoco(NamedTuple):
         return [finding for finding in self.findings if finding.remedy == "stop"]
 
 
-def load_coco(file: Path) -> dict[str, Any]:
+def load_coco(file: Path) -> Entry:
     """Load an annotation file.
 
     Raises:
@@ -75,7 +76,7 @@ def load_coco(file: Path) -> dict[str, Any]:
     return content
 
 
-def read_image_sizes(folder: Path, content: Mapping[str, Any]) -> dict[str, Size | None]:
+def read_image_sizes(folder: Path, content: Entry) -> Sizes:
     """Read the upright height and width of the images that a file names, from their headers.
 
     Returns:
@@ -99,8 +100,8 @@ def _read_image_size(path: Path) -> Any:
 
 
 def check_coco(
-    content: Mapping[str, Any],
-    sizes: Mapping[str, Size | None] | None = None,
+    content: Entry,
+    sizes: Sizes | None = None,
     *,
     with_masks: bool = True,
 ) -> CheckedCoco:
@@ -129,9 +130,11 @@ def check_coco(
             notes.add(*problem.args)
     kept = drop_misplaced_masks(kept, images, notes)
     kept, has_masks = decide_on_masks(kept, notes) if with_masks else (kept, False)
+    # As text, because JSON may hold lists and objects, which cannot be counted.
     for number, count in Counter(str(one.get("id")) for one in content["annotations"]).items():
         if count > 1:
             notes.add("annotations with the same id", number, "renumbered", count - 1)
+    # Ids may repeat, and metrics tell instances apart by them.
     kept = [{**one, "id": number} for number, one in enumerate(kept, start=1)]
     empty = images.keys() - {one["image_id"] for one in kept}
     for image_id in sorted(empty):
@@ -145,7 +148,7 @@ def check_coco(
         "annotations": kept,
         "categories": [dict(one) for one in content["categories"]],
     }
-    return CheckedCoco(usable, notes.findings(), has_masks)
+    return CheckedCoco(usable, list(notes.values()), has_masks)
 
 
 def require_same_categories(splits: Sequence[SplitFiles], checked: Sequence[CheckedCoco]) -> None:
@@ -172,7 +175,7 @@ def is_id(value: Any) -> TypeGuard[int]:
     return type(value) is int and abs(value) <= MAX_ID
 
 
-def _category_ids(categories: list[dict], notes: FindingCounter) -> set[int]:
+def _category_ids(categories: list[Entry], notes: FindingCounter) -> set[int]:
     if not categories:
         notes.add("no categories", "", "stop")
     ids: set[int] = set()
@@ -191,9 +194,9 @@ def _category_ids(categories: list[dict], notes: FindingCounter) -> set[int]:
 
 
 def _usable_images(
-    images: list[dict], sizes: Mapping | None, notes: FindingCounter
-) -> dict[int, dict[str, Any]]:
-    kept: dict[int, dict[str, Any]] = {}
+    images: list[Entry], sizes: Sizes | None, notes: FindingCounter
+) -> dict[int, Entry]:
+    kept: dict[int, Entry] = {}
     id_of_file: dict[str, int] = {}
     lost = 0
     for one in images:
@@ -205,6 +208,7 @@ def _usable_images(
         elif number in kept:
             example = f"{number}: {kept[number]['file_name']}, {name}"
             notes.add("images with the same id", example, "stop")
+        # a.jpg and ./a.jpg are the same file.
         elif (file := posixpath.normpath(name)) in id_of_file:
             example = f"{name}: {id_of_file[file]} and {number}"
             notes.add("images with the same file_name", example, "stop")
@@ -222,7 +226,7 @@ def _usable_images(
     return kept
 
 
-def _stated_size(image: dict) -> Size | None:
+def _stated_size(image: Entry) -> Size | None:
     """Height and width as the file gives them; None where they are not positive integers."""
     sides: list[Any] = [image.get("height"), image.get("width")]
     if not all(is_coordinate(side) and side >= 1 and side == int(side) for side in sides):
@@ -230,20 +234,19 @@ def _stated_size(image: dict) -> Size | None:
     return int(sides[0]), int(sides[1])
 
 
-def _count_lost_image(name: str, size: Size, sizes: Mapping, notes: FindingCounter) -> None:
+def _count_lost_image(name: str, size: Size, sizes: Sizes, notes: FindingCounter) -> None:
     if name not in sizes:
         notes.add("missing image files", name, "left out")
-    elif sizes[name] is None:
+    elif (real := sizes[name]) is None:
         notes.add("files that are not images", name, "left out")
     else:
-        height, width = sizes[name]
-        example = f"{name} is {width} x {height}, not {size[1]} x {size[0]}"
+        example = f"{name} is {real[1]} x {real[0]}, not {size[1]} x {size[0]}"
         notes.add("images of a different size than the file says", example, "left out")
 
 
 def _repair_annotation(
-    one: dict, images: dict[int, dict], category_ids: set[int], notes: FindingCounter
-) -> dict[str, Any]:
+    one: Entry, images: dict[int, Entry], category_ids: set[int], notes: FindingCounter
+) -> Entry:
     """Return an annotation in usable form.
 
     Raises:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from faster_coco_eval.core import mask as rle
 
-from mvmae.data.annotations.coco import MIN_MASK_PIXELS, compress_mask
+from mvmae.data.annotations.coco import MIN_MASK_PIXELS, Entry, compress_mask
 from mvmae.data.annotations.findings import FindingCounter
 
 MAX_COORDINATE = 1e6  # pixels
@@ -50,8 +49,8 @@ def repair_mask(value: Any, size: Size, name: str, notes: FindingCounter) -> Any
 
 
 def drop_misplaced_masks(
-    kept: list[dict[str, Any]], images: Mapping[int, dict[str, Any]], notes: FindingCounter
-) -> list[dict[str, Any]]:
+    kept: list[Entry], images: dict[int, Entry], notes: FindingCounter
+) -> list[Entry]:
     """Drop objects whose mask lies outside their box; tiny masks are only counted."""
     fitting, objects, odd = [], 0, 0
     for one in kept:
@@ -72,7 +71,7 @@ def drop_misplaced_masks(
     return fitting
 
 
-def _mask_problem(one: dict[str, Any], size: Size) -> str:
+def _mask_problem(one: Entry, size: Size) -> str:
     """Return what is wrong with a mask that can be decoded, or an empty string."""
     packed = compress_mask(one["segmentation"], size)
     x, y, w, h = one["bbox"]
@@ -83,9 +82,7 @@ def _mask_problem(one: dict[str, Any], size: Size) -> str:
     return MASK_OUTSIDE_BOX if gap > BOX_TOLERANCE else ""
 
 
-def decide_on_masks(
-    kept: list[dict[str, Any]], notes: FindingCounter
-) -> tuple[list[dict[str, Any]], bool]:
+def decide_on_masks(kept: list[Entry], notes: FindingCounter) -> tuple[list[Entry], bool]:
     """Use masks where most objects have one, and leave out the few objects without."""
     objects = [one for one in kept if not one["iscrowd"]]
     bare = [one for one in objects if "segmentation" not in one]
@@ -122,7 +119,7 @@ def _is_polygon(points: Any) -> bool:
     )
 
 
-def _is_decodable(value: dict) -> bool:
+def _is_decodable(value: Entry) -> bool:
     """Whether run lengths are 64-bit counts that fill the mask's size exactly.
 
     faster-coco-eval does not check this, and writes beyond the mask's memory.

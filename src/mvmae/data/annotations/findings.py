@@ -47,23 +47,16 @@ class Finding:
         return SEVERITY.get(self.remedy, "look")
 
 
-class FindingCounter:
-    """Counts problems by kind and keeps the first few examples of each."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Finding] = {}
+class FindingCounter(dict[str, Finding]):
+    """Findings by what is wrong, in the order of the first occurrences."""
 
     def add(self, what: str, example: str, remedy: Remedy, count: int = 1) -> None:
-        """Count a problem; an empty example is only counted."""
-        one = self._found.get(what, Finding(what=what, remedy=remedy))
+        """Count a problem and keep its first few examples; an empty example is only counted."""
+        one = self.get(what, Finding(what=what, remedy=remedy))
         if example and len(one.examples) < MAX_EXAMPLES:
             shown = printable(example.replace("\n", "\\n").replace("\t", "\\t"))
             one = replace(one, examples=(*one.examples, shown))
-        self._found[what] = replace(one, remedy=remedy, total=one.total + count)
-
-    def findings(self) -> list[Finding]:
-        """Return what was counted, in the order of the first occurrences."""
-        return list(self._found.values())
+        self[what] = replace(one, remedy=remedy, total=one.total + count)
 
 
 def print_findings(title: str, findings: Mapping[str, Sequence[Finding]]) -> None:

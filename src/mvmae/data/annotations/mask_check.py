@@ -88,6 +88,7 @@ def check_pairs(
         UserError: The file of class names cannot be read by the rule that holds.
     """
     splits = (found.train, found.test)
+    # What a value means is known only when all masks were read.
     read = [_read_pairs(split, advance) for split in splits]
     occurring = {value for pairs in read for pair in pairs for value in pair.values}
     rule = _choose_rule(found, occurring)
@@ -110,7 +111,7 @@ def check_pairs(
             where |= dict.fromkeys(pair.values, f"in {pair.mask}")
         _count_sparse_values(where, rule, count, notes)
     return CheckedMasks(
-        tuple(notes.findings()),
+        tuple(notes.values()),
         (_usable_indices(train), _usable_indices(test)),
         (_pixels_of_each_class(train, count), _pixels_of_each_class(test, count)),
         rule,

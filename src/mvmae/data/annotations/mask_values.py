@@ -73,7 +73,7 @@ def read_values(path: str) -> np.ndarray:
             values = np.array(file)
     except Exception as error:  # decoders raise anything
         raise unreadable(error) from error
-    if values.ndim == 3:
+    if values.ndim == 3:  # painting programs save gray as colour
         colours = values[..., : 1 if values.shape[2] == 2 else 3]  # without transparency
         if (colours != colours[..., :1]).any():
             raise ColourMaskError("it has colours instead of class numbers")
@@ -88,8 +88,9 @@ def count_values(values: np.ndarray) -> dict[int, int]:
     if values.size and values.min() >= 0 and values.max() <= MAX_VALUE:
         counts = np.bincount(values.reshape(-1))  # ten times as fast as sorting
         numbers = counts.nonzero()[0]
-        return dict(zip(numbers.tolist(), counts[numbers].tolist(), strict=True))
-    numbers, counts = np.unique(values, return_counts=True)
+        counts = counts[numbers]
+    else:
+        numbers, counts = np.unique(values, return_counts=True)
     return dict(zip(numbers.tolist(), counts.tolist(), strict=True))
 
 

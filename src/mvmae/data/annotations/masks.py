@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,23 +28,18 @@ EVERY_FIFTH_IMAGE_TESTS = "every fifth image is a test image"
 ALL_IMAGES_TEST = "all images test"
 # Rules for masks of two values, as microscopy and painting programs save them.
 BLACK_AND_WHITE_RULES = tuple(Rule(None, white) for white in WHITE_VALUES)
+# Without JPEG, which changes values.
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
-
-
-class Pair(NamedTuple):
-    """Paths of an image and its mask."""
-
-    image: str
-    mask: str
 
 
 class ImageMaskPairs(Files):
     """Images with masks, as a source of images; `read_mask` reads the masks."""
 
-    def __init__(self, name: str, pairs: Sequence[Pair], channels: int, rule: Rule) -> None:
-        super().__init__(name, [pair.image for pair in pairs], channels)
-        self.channels = channels
-        self.masks, self.rule = [pair.mask for pair in pairs], rule
+    def __init__(
+        self, name: str, paths: Sequence[str], masks: Sequence[str], channels: int, rule: Rule
+    ) -> None:
+        super().__init__(name, paths, channels)
+        self.channels, self.masks, self.rule = channels, list(masks), rule
 
     def read_mask(self, index: int) -> Int16[Tensor, "H W"]:
         """Read the classes of an image's pixels.
@@ -70,8 +65,8 @@ class ImageMaskPairs(Files):
 
     def select(self, indices: Sequence[int], rule: Rule | None = None) -> ImageMaskPairs:
         """Return some of the pairs, on request with another meaning of the masks' values."""
-        kept = [Pair(self.paths[index], self.masks[index]) for index in indices]
-        return ImageMaskPairs(self.name, kept, self.channels, rule or self.rule)
+        paths, masks = ([own[index] for index in indices] for own in (self.paths, self.masks))
+        return ImageMaskPairs(self.name, paths, masks, self.channels, rule or self.rule)
 
 
 class MaskSplit(NamedTuple):
@@ -173,6 +168,7 @@ def find_pairs(
     whole = match_by_name(name, images, masks, channels, rules[0])
     if not with_training:
         return FoundPairs(without_files(whole), whole, ALL_IMAGES_TEST, *meaning)
+    # The second of five, so that two pairs make one of each part.
     test_indices = [index for index in range(len(whole.pairs)) if index % 5 == 1]
     train_indices = [index for index in range(len(whole.pairs)) if index % 5 != 1]
     if not test_indices:
@@ -202,6 +198,7 @@ def candidate_rules(ignore_index: int | str, *, has_splits: bool) -> tuple[Rule,
 
 def _read_names_by_first_rule(file: Path, rules: Sequence[Rule]) -> dict[int, str]:
     """Read class names by the first rule that leaves any; masks decide later which rule holds."""
+    # In black-and-white masks, a file may name only 0 and 255, which other rules leave out.
     for rule in rules[:-1]:
         with contextlib.suppress(UserError):
             return read_class_names(file, rule)
@@ -271,10 +268,9 @@ def match_by_name(name: str, images: Path, masks: Path, channels: int, rule: Rul
             f"({_describe_files(others)}; {', '.join(MASK_EXTENSIONS[:3])} are read; JPEG is not, "
             f"because it changes values){twice}"
         )
+    paths, partners = ([known[stem][0] for stem in both] for known in (own, others))
     return MaskSplit(
-        ImageMaskPairs(
-            name, [Pair(own[stem][0], others[stem][0]) for stem in both], channels, rule
-        ),
+        ImageMaskPairs(name, paths, partners, channels, rule),
         [own[stem][0] for stem in sorted(own.keys() - others.keys() - ambiguous)],
         [others[stem][0] for stem in sorted(others.keys() - own.keys() - ambiguous)],
         same_name,
@@ -286,9 +282,7 @@ def _describe_files(found: dict[str, list[str]]) -> str:
     return f"{len(found)} found{f', such as {Path(min(found)).name}' if found else ''}"
 
 
-def _paths_by_stem(
-    folder: Path, extensions: Sequence[str] | frozenset[str]
-) -> dict[str, list[str]]:
+def _paths_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, list[str]]:
     """Files in a folder and all folders in it, by their relative path without suffix."""
     found: dict[str, list[str]] = {}
     for path in sorted(folder.rglob("*")):

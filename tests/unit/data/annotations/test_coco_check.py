@@ -1,4 +1,4 @@
-"""What is wrong with a COCO file: found, counted, repaired where that is harmless."""
+"""Problems of COCO files are found, counted, and repaired where that is harmless."""
 
 import copy
 import json
@@ -28,7 +28,7 @@ def with_(**changes) -> dict:
     return GOOD | {"id": 2} | changes
 
 
-def boxed(*box: float) -> dict:
+def with_box(*box: float) -> dict:
     """A good annotation with its box, and its mask, elsewhere."""
     return annotation(2, 1, 3, list(box))
 
@@ -36,7 +36,7 @@ def boxed(*box: float) -> dict:
 @pytest.mark.parametrize(
     ("second", "what", "remedy", "left"),
     [
-        (boxed(50, 5, 20, 10), "boxes that stick out of their image", "clipped", 2),
+        (with_box(50, 5, 20, 10), "boxes that stick out of their image", "clipped", 2),
         (with_(bbox=[70, 5, 20, 10]), "boxes outside their image", "left out", 1),
         (with_(bbox=[7, 5, 0, 10]), "boxes without an area", "left out", 1),
         (with_(bbox=[7, 5, -3, 10]), "boxes without an area", "left out", 1),
@@ -99,12 +99,12 @@ def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
 
 
 def test_a_box_that_sticks_out_is_clipped_to_the_image():
-    found = check_coco(content_of(GOOD, boxed(-4, 30, 14, 20)))
+    found = check_coco(content_of(GOOD, with_box(-4, 30, 14, 20)))
     assert found.content["annotations"][1]["bbox"] == [0, 30, 10, 10]
 
 
 def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
-    found = check_coco(content_of(boxed(50.5, 5, 10, 10)))
+    found = check_coco(content_of(with_box(50.5, 5, 10, 10)))
     assert found.findings == []
     assert found.content["annotations"][0]["bbox"] == [50.5, 5, 10, 10]
 

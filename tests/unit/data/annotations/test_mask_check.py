@@ -1,4 +1,4 @@
-"""What is wrong with images and masks: found, counted, left out or refused; what values become."""
+"""Problems of images and masks are found, counted, left out or refused; what values become."""
 
 from pathlib import Path
 

@@ -19,7 +19,7 @@ from mvmae.data.annotations.mask_values import (
     read_class_names,
     read_values,
 )
-from mvmae.data.annotations.masks import ImageMaskPairs, Pair, class_names, fingerprint
+from mvmae.data.annotations.masks import ImageMaskPairs, class_names, fingerprint
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.segment.data import (
     base_scale,
@@ -317,7 +317,7 @@ def test_unreadable_pair_is_replaced_and_told(ade):
     skipped = [skip for batch in batches for skip in batch.skipped]
     assert {Path(skip.path).stem for skip in skipped} == {"2"}
     assert all(batch.is_whole for batch in batches)
-    broken = ImageMaskPairs("x", [Pair(pairs.paths[2], pairs.masks[2])], 3, Rule(0))
+    broken = ImageMaskPairs("x", [pairs.paths[2]], [pairs.masks[2]], 3, Rule(0))
     config = replace(TRAINING, batch_size=1)
     (batch,) = crop_batches(broken, config, PREPROCESSING, range(1), **options)
     assert not batch.is_whole
