@@ -17,7 +17,7 @@ from mvmae.method.health import chance_level, contrast_health
 from mvmae.method.losses import nt_xent
 
 
-def by_hand(z1: np.ndarray, z2: np.ndarray, groups: list[int], temperature: float) -> float:
+def nt_xent_loop(z1: np.ndarray, z2: np.ndarray, groups: list[int], temperature: float) -> float:
     """Equation 6 in loops: an image's own other view above, other groups' images below."""
     z = np.concatenate([z1, z2]).astype(np.float64)
     z /= np.linalg.norm(z, axis=1, keepdims=True)
@@ -47,7 +47,7 @@ def by_hand(z1: np.ndarray, z2: np.ndarray, groups: list[int], temperature: floa
 def test_grouped_loss_is_that_of_a_loop(groups, temperature):
     z1, z2 = torch.randn(2, 6, 8)
     loss = nt_xent(z1, z2, temperature=temperature, groups=torch.tensor(groups))
-    expected = by_hand(z1.numpy(), z2.numpy(), groups, temperature)
+    expected = nt_xent_loop(z1.numpy(), z2.numpy(), groups, temperature)
     assert loss.item() == pytest.approx(expected, rel=1e-5, abs=1e-6)
 
 

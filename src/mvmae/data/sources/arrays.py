@@ -51,7 +51,7 @@ class ArrayFile(Source):
         return len(self.images)
 
     def content(self, index: int) -> Values:
-        image = np.array(self.images[index])
+        image = np.array(self.images[index])  # a copy, because torch needs memory it may write to
         return Values(image if image.ndim == 3 else image[..., None])
 
     def version(self, index: int) -> str:
@@ -74,17 +74,13 @@ def _map_images(file: str) -> np.ndarray:
     shape = " x ".join(map(str, array.shape)) or "none"
     if array.dtype.kind not in KINDS:
         raise UserError(f"{file} holds {array.dtype}: images are integers or floats")
-    if array.ndim not in (3, 4) or 0 in array.shape:
-        raise UserError(
-            f"{file} holds an array of shape {shape}: images are N x H x W, "
-            "N x H x W x C or N x C x H x W"
-        )
     if array.ndim == 4 and array.shape[1] < min(array.shape[2:]):  # N x C x H x W
         array = array.transpose(0, 2, 3, 1)  # a view: the file stays mapped
-    if array.ndim == 4 and array.shape[3] > MAX_CHANNELS:
+    channels = array.shape[3] if array.ndim == 4 else 1
+    if array.ndim not in (3, 4) or 0 in array.shape or channels > MAX_CHANNELS:
         raise UserError(
-            f"{file} holds an array of shape {shape}, of {array.shape[3]} channels, and "
-            f"at most {MAX_CHANNELS} are read"
+            f"{file} holds an array of shape {shape}: images are N x H x W, N x H x W x C or "
+            f"N x C x H x W, with at most {MAX_CHANNELS} channels"
         )
     return array
 

@@ -187,6 +187,7 @@ def labels(source: Source) -> np.ndarray:
 
 def fingerprint(source: Source) -> str:
     """A short hash of the number of images and their paths, to notice that the data changed."""
+    # Without the size and time of each file, for which a network disk takes long; see `stamp`.
     digest = hashlib.sha256(str(len(source)).encode())
     for index in range(len(source)):
         digest.update(source.path(index).encode(errors="surrogateescape") + b"\0")

@@ -43,7 +43,7 @@ class InMemory(Source):
         self.name, self.wanted = name, Wanted(channels)
         self.images = torch.from_numpy(images).expand(-1, channels, -1, -1)
         self.label_codes, self.classes = labels
-        kind = name.partition(":")[0]
+        kind, _, _ = name.partition(":")
         self.refuses_check = f"{kind} is built in: there is nothing to check. Name a folder"
 
     def __len__(self) -> int:
@@ -77,6 +77,7 @@ def photos(split: Split, channels: int) -> InMemory:
 
 def _windows(photograph: np.ndarray, split: Split, label: int) -> np.ndarray:
     """Windows of one photograph at the stored size: count x side x side x channels."""
+    # One generator for each photograph and part: another photograph leaves the others as they are.
     rng = np.random.default_rng((label, split == "val"))
     height, width, channels = photograph.shape
     low, high = (round(share * width) for share in SHARE[split])

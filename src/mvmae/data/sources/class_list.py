@@ -38,20 +38,16 @@ def class_list_text(names: Sequence[str]) -> bytes:
             f"two classes have the name {twice!r}, and {CLASSES} distinguishes classes by name"
         )
     for name in names:
-        if not _is_a_line(name):
+        try:
+            line = name.encode("utf-8", "surrogateescape")
+            is_line = bool(name.strip()) and parse_class_list(line, CLASSES) == [name]
+        except (UnicodeEncodeError, UserError):
+            is_line = False
+        if not is_line:
             raise UserError(
                 f"the class name {name!r} cannot be written to {CLASSES}, one line per class"
             )
     return "".join(f"{name}\n" for name in names).encode("utf-8", "surrogateescape")
-
-
-def _is_a_line(name: str) -> bool:
-    """Whether a name can be written as a line and read back unchanged."""
-    try:
-        line = name.encode("utf-8", "surrogateescape")
-        return bool(name.strip()) and parse_class_list(line, CLASSES) == [name]
-    except (UnicodeEncodeError, UserError):
-        return False
 
 
 def class_names(words: list[str], listed: list[str], name: str) -> list[str]:

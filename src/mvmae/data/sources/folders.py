@@ -11,7 +11,7 @@ from pathlib import Path
 
 from mvmae.data.reading.decode import EXTENSIONS, UnreadableImageError, Wanted
 from mvmae.data.sources.base import Source
-from mvmae.data.sources.string_table import StringTable, encode_words
+from mvmae.data.sources.string_table import StringTable, encode_words, store_strings
 from mvmae.errors import UserError
 
 OF_IMAGES_AND_FOLDERS = EXTENSIONS | {os.sep}  # suffixes from `visible_names`
@@ -40,7 +40,7 @@ class Files(Source):
         group_names: Sequence[str] | None = None,
     ) -> None:
         self.name, self.wanted = name, Wanted(channels)
-        self.names = paths if isinstance(paths, StringTable) else StringTable(paths)
+        self.names = paths if isinstance(paths, StringTable) else store_strings(paths)
         self.label_codes, self.classes = encode_words(class_names or ())
         self.groups = encode_words(group_names or ())
 
@@ -104,8 +104,9 @@ def open_images(folders: Sequence[str], channels: int) -> Files:
         UserError: A folder is missing or contains no images.
     """
     class_names: list[str] = []
+    # A folder that is named twice, or through a link, must not count twice.
     unique = {os.path.realpath(folder): folder for folder in folders}.values()
-    names = StringTable(_paths_below(unique, class_names))
+    names = store_strings(_paths_below(unique, class_names))
     return Files(" ".join(folders), names, channels, class_names if all(class_names) else None)
 
 

@@ -8,13 +8,14 @@ import numpy as np
 from jaxtyping import Int
 
 from mvmae.data.sources.base import Source
+from mvmae.data.sources.string_table import encode_words
 from mvmae.errors import UserError
 
 
 def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " images"] | None:
     """Number the groups of images; None without groups.
 
-    An image without a group gets a number of its own, below zero.
+    An image without a group gets a separate number, below zero.
 
     Args:
         source: The images.
@@ -28,21 +29,17 @@ def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " imag
         source.group(index) if pattern is None else _match_group(pattern, source.path(index))
         for index in range(len(source))
     ]
-    if not any(names):
+    words = [name or "" for name in names]
+    if not any(words):
         if pattern is None:
             return None
         raise UserError(
             f"group_regex '{pattern}' matches none of the {len(source)} paths, such as "
             f"{source.path(0)}"
         )
-    known: dict[str, int] = {}
-    return np.array(
-        [
-            known.setdefault(name, len(known)) if name else -1 - index
-            for index, name in enumerate(names)
-        ],
-        dtype=np.int64,
-    )
+    in_order = dict.fromkeys(filter(None, words))
+    codes = encode_words(words, [*in_order]).codes.astype(np.int64)
+    return np.where(codes < 0, -1 - np.arange(len(codes)), codes)
 
 
 def _match_group(pattern: str, path: str) -> str | None:

@@ -48,6 +48,7 @@ class HubSet(Source):
                 f"{name} has no column of images: its columns are {', '.join(rows.column_names)}"
             )
         self.column = "image" if "image" in images else images[0]
+        # Undecoded, so that one decoder reads the images of all sources.
         self.rows = rows.select_columns([self.column]).cast_column(self.column, Image(decode=False))
         label = next((key for key in LABELS if key in rows.features), None)
         kind = rows.features[label] if label else None

@@ -59,6 +59,7 @@ def open_labelled(data: str, channels: int, depth: Depth = "8") -> Labelled:
             )
         return Labelled(train, test, f"{folders[0].name}/ and {folders[1].name}/")
     source = _require_labels(open_source([data], channels, depth))
+    # Images of one patient in both parts would be leakage.
     groups = group_numbers(source, None)
     tests = _every_fifth(labels(source), groups)
     if tests.all() or not tests.any():

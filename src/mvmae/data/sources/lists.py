@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mvmae.data.sources.folders import Files, folder_prefix
-from mvmae.data.sources.string_table import StringTable
+from mvmae.data.sources.string_table import store_strings
 from mvmae.errors import UserError, printable
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ def from_list(file: str, channels: int, root: str | None = None) -> Files:
     """
     labels: list[str] = []
     groups: list[str] = []
-    names = StringTable(_paths(file, labels, groups, root))
+    names = store_strings(_paths(file, labels, groups, root))
     if not names:
         raise UserError(f"{file} lists no images")
     if any(labels) and not all(labels):
@@ -160,6 +160,7 @@ def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
             if suffix == ".txt":
                 yield from (Row(line.rstrip("\n")) for line in at if line.strip())
             else:
+                # Strict, or a quote that is not closed would swallow the rest of the list.
                 reader = csv.reader(at, delimiter="\t" if suffix == ".tsv" else ",", strict=True)
                 yield from _table_rows(file, reader, is_path)
     except UserError:

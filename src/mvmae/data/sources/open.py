@@ -93,7 +93,7 @@ def open_source(data: Sequence[str], channels: int, depth: Depth = "8") -> Sourc
     open_images = getattr(_load(kind), kind.opener)
     names = data if kind.takes_several else data[0]
     source = with_depth(open_images(names, plain_channels(channels)), channels, depth)
-    if channels not in (1, 3):
+    if channels not in (1, 3):  # gray and colour are converted to each other
         require_channels(detect_kind(source, 0), channels, data)
     return source
 

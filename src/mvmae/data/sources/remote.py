@@ -64,7 +64,7 @@ class Cache:
         with contextlib.suppress(OSError):  # a full disk: keeping it only saves time
             cache_dir.write_whole(path, content)
             self._written += 1
-            if self._written % SWEEP == 1:
+            if self._written % SWEEP == 1:  # also at the first: many processes write only a few
                 self.sweep()
         return content
 
@@ -82,6 +82,7 @@ class Cache:
             with contextlib.suppress(OSError):
                 path.unlink()
             total -= size
+            # With some room, or the next block would need another sweep.
             if total <= 0.9 * self.limit:
                 return
 
@@ -121,9 +122,22 @@ class Remote:
 
     @property
     def system(self) -> Any:
-        """The file system; each process has its own, as event loops cannot be shared."""
+        """The file system; each process has its own, as event loops cannot be shared.
+
+        Raises:
+            UserError: A package is missing.
+        """
         if self._system is None or self._pid != os.getpid():
-            self._system, self._pid = _system(self.shards[0]), os.getpid()
+            kind = self.shards[0].partition("://")[0]
+            try:
+                import fsspec
+
+                self._system = fsspec.filesystem(kind, skip_instance_cache=True)
+            except ImportError as error:
+                raise UserError(
+                    f"{kind}:// needs {NEEDS[kind]}: pip install 'mvmae[cloud]'"
+                ) from error
+            self._pid = os.getpid()
         return self._system
 
     def _expand(self, shard: str) -> list[str]:
@@ -187,6 +201,7 @@ class Remote:
     def open_index(self, shard: int) -> tuple[TarIndex, Stamp]:
         """Find the index in the cache, beside the shard, or by reading the whole shard."""
         name, size = self.shards[shard], self.sizes[shard]
+        # Servers need not tell a time; 15 digits of the mark's hash fit into its 64 bits.
         stamp = Stamp(size, int(cache_dir.short_name(self.marks[shard])[:15], 16))
         elsewhere = cache_dir.index_file(name)
         file = io.BufferedReader(_Reader(self, shard), BLOCK)
@@ -248,21 +263,6 @@ class _Reader(io.RawIOBase):
 def _plain(address: str) -> str:
     """An address without its query string, which may contain a key."""
     return address.partition("?")[0]
-
-
-def _system(address: str) -> Any:
-    """The file system of an address.
-
-    Raises:
-        UserError: A package is missing.
-    """
-    kind = address.partition("://")[0]
-    try:
-        import fsspec
-
-        return fsspec.filesystem(kind, skip_instance_cache=True)
-    except ImportError as error:
-        raise UserError(f"{kind}:// needs {NEEDS[kind]}: pip install 'mvmae[cloud]'") from error
 
 
 def _retry(question: Callable[[], T]) -> T:

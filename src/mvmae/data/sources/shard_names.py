@@ -5,6 +5,8 @@ from __future__ import annotations
 import glob
 import re
 from collections.abc import Sequence
+from itertools import chain, product
+from math import prod
 from pathlib import Path
 
 from mvmae.data.sources.folders import OF_IMAGES_AND_FOLDERS, visible_names
@@ -85,22 +87,17 @@ def expand_braces(name: str) -> list[str]:
     Raises:
         UserError: A range counts down, or there are too many names.
     """
-    done: list[str] = []
-    todo = [name]
-    while todo:
-        one = todo.pop(0) if len(todo) < 2 else todo.pop()
-        match = BRACES.search(one)
-        if match is None:
-            done.append(one)
-            continue
-        parts = _parts(match[1], name)
-        if len(done) + len(todo) + len(parts) > MAX_SHARDS:
-            raise UserError(f"{name} stands for more than {MAX_SHARDS:,} files")
-        todo += [one[: match.start()] + part + one[match.end() :] for part in reversed(parts)]
-    return done
+    pieces = BRACES.split(name)  # texts, and what is in braces between them
+    if len(pieces) == 1:
+        return [name]
+    choices = [_choices(piece, name) if at % 2 else [piece] for at, piece in enumerate(pieces)]
+    if prod(map(len, choices)) > MAX_SHARDS:
+        raise UserError(f"{name} stands for more than {MAX_SHARDS:,} files")
+    made = map("".join, product(*choices))
+    return list(chain(*map(expand_braces, made)))  # braces may have been inside braces
 
 
-def _parts(inside: str, name: str) -> list[str]:
+def _choices(inside: str, name: str) -> list[str]:
     limits = RANGE.match(inside)
     if limits is None:
         return inside.split(",")

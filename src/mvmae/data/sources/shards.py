@@ -84,6 +84,7 @@ class Shards(Source):
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
         if not len(self):
             raise UserError(f"no images in {name}: searched {len(self.shards)} tar file(s)")
+        # Names stay in their tables: joined, they would be copied.
         self._names = [index.names for index in indexes]
         self._starts = np.concatenate([index.starts for index in indexes])
         self._sizes = np.concatenate([index.sizes for index in indexes])
@@ -173,9 +174,7 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
     """The folder of each image below the folders common to all; empty for none."""
     every = [name.split("/")[:-1] for index in indexes for name in index.names]
-    first, last = min(every), max(every)  # all paths share what these two share
-    ends = (at for at, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-    common = next(ends, min(len(first), len(last)))
+    common = len(os.path.commonprefix(every))  # noqa: RUF071  # compares parts, not letters
     return [parts[common] if len(parts) > common else "" for parts in every]
 
 
@@ -183,7 +182,7 @@ class _Opened:
     """An open file, closed when the last reference to it is gone."""
 
     def __init__(self, path: str) -> None:
-        self.handle = -1
+        self.handle = -1  # for __del__, if opening fails
         self.handle = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
 
     def __del__(self) -> None:

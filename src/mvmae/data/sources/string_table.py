@@ -16,27 +16,15 @@ class StringTable:
     never copy its memory pages, because there are no reference counts in between.
 
     Args:
-        strings: The strings; iterated once.
+        blob: All strings, without separators.
+        ends: The end of each string in `blob`.
     """
 
-    def __init__(self, strings: Iterable[str] = ()) -> None:
-        blob, lengths = bytearray(), [0]
-        for text in strings:
-            own = text.encode("utf-8", "surrogateescape")
-            blob += own
-            lengths.append(len(own))
-        self.blob = bytes(blob)  # all strings without separators
-        self._starts = np.cumsum(lengths, dtype=np.int64)
-
-    @classmethod
-    def from_bytes(cls, blob: bytes, ends: np.ndarray) -> StringTable:
-        """Strings that follow each other in `blob`, with the end of each."""
-        table = cls()
-        table.blob, table._starts = blob, np.concatenate([[0], ends]).astype(np.int64)
-        return table
+    def __init__(self, blob: bytes, ends: Int[np.ndarray, " strings"]) -> None:
+        self.blob, self.ends = blob, ends
 
     def __len__(self) -> int:
-        return len(self._starts) - 1
+        return len(self.ends)
 
     def __iter__(self) -> Iterator[str]:
         return (self[at] for at in range(len(self)))
@@ -45,13 +33,17 @@ class StringTable:
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         at = index % len(self)
-        own = self.blob[self._starts[at] : self._starts[at + 1]]
-        return own.decode("utf-8", "surrogateescape")
+        start = self.ends[at - 1] if at else 0
+        return self.blob[start : self.ends[at]].decode("utf-8", "surrogateescape")
 
-    @property
-    def ends(self) -> Int[np.ndarray, " strings"]:
-        """The end of each string in `blob`."""
-        return self._starts[1:]
+
+def store_strings(strings: Iterable[str]) -> StringTable:
+    """Store strings; they are iterated once."""
+    blob, ends = bytearray(), []
+    for text in strings:
+        blob += text.encode("utf-8", "surrogateescape")
+        ends.append(len(blob))
+    return StringTable(bytes(blob), np.array(ends, dtype=np.int64))
 
 
 def label_order(words: Iterable[str]) -> list[str]:
@@ -70,7 +62,7 @@ class CodedWords(NamedTuple):
     """A word for each image, such as its class, stored as an index in a table of words."""
 
     codes: Int[np.ndarray, " images"]
-    """int32; -1 for an image without a word."""
+    """int32; -1 for an image that has no word."""
 
     table: tuple[str, ...]
 
@@ -80,7 +72,7 @@ class CodedWords(NamedTuple):
         return None if code < 0 else self.table[code]
 
     def words(self) -> list[str]:
-        """The words of all images; empty for an image without a word."""
+        """The words of all images; empty for an image that has none."""
         table = (*self.table, "")  # which -1 picks
         return [table[code] for code in self.codes.tolist()]
 
@@ -89,7 +81,7 @@ def encode_words(words: Iterable[str], table: Sequence[str] | None = None) -> Co
     """Store a word for each image.
 
     Args:
-        words: The words; iterated once. Empty for an image without a word.
+        words: The words; iterated once. Empty for an image that has none.
         table: The distinct words in the order of their indices. Default: sorted.
     """
     seen: dict[str, int] = {}

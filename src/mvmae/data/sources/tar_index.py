@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mvmae.data.reading.decode import EXTENSIONS
-from mvmae.data.sources.string_table import CodedWords, StringTable, encode_words
+from mvmae.data.sources.string_table import CodedWords, StringTable, encode_words, store_strings
 from mvmae.errors import UserError
 
 SUFFIX = ".index"
@@ -123,8 +123,9 @@ def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
                 passed["larger than 2 GB"] += 1
                 continue
             passed["replaced by a later one of the same name"] += inside in images
-            images.pop(inside, None)
+            images.pop(inside, None)  # so that the order is that of the members that count
             images[inside] = member.offset_data, member.size
+        # Larger ones are not labels, and would be read into memory.
         elif suffix in ("cls", "json") and member.size <= MAX_TEXT:
             file.seek(member.offset_data)
             text = file.read(member.size)
@@ -137,7 +138,7 @@ def index_tar(file: BufferedIOBase, size: int, name: str) -> TarIndex:
     keys = [split_name(name)[0] for name in images]
     numbers = np.array(list(images.values()), dtype=np.int64).reshape(-1, 2)
     return TarIndex(
-        StringTable(images),
+        store_strings(images),
         *(numbers[:, 0].copy(), numbers[:, 1].copy()),
         encode_words(labels.get(key) or described.get(key, "") for key in keys),
         encode_words(groups.get(key, "") for key in keys),
@@ -331,8 +332,9 @@ def _parse(whole: bytes) -> KeptIndex | None:
     if not is_sound:
         return None
     passed = {str(what): int(number) for what, number in facts["passed_over"].items()}
-    names = StringTable.from_bytes(blob, ends)
-    index = TarIndex(names, starts, sizes, labels, groups, passed, str(facts["damage"]))
+    index = TarIndex(
+        StringTable(blob, ends), starts, sizes, labels, groups, passed, str(facts["damage"])
+    )
     mtime = None if facts["mtime_ns"] is None else int(facts["mtime_ns"])
     return KeptIndex(index, Stamp(size, mtime), str(facts["probe"]))
 

@@ -95,7 +95,7 @@ def test_of_several_numbers_of_an_image_the_first_is_its_label():
 # Sets of the package datasets
 
 
-def encoded(seed: int) -> bytes:
+def encode_png(seed: int) -> bytes:
     stream = io.BytesIO()
     pixels = np.random.default_rng(seed).integers(0, 256, (5, 7, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(stream, "PNG")
@@ -103,7 +103,7 @@ def encoded(seed: int) -> bytes:
 
 
 @pytest.fixture
-def saved(tmp_path):
+def saved_set(tmp_path):
     """A folder of save_to_disk with two parts."""
     datasets = pytest.importorskip("datasets")
     features = datasets.Features(
@@ -114,7 +114,7 @@ def saved(tmp_path):
         name: datasets.Dataset.from_dict(
             {
                 "id": list(range(count)),
-                "image": [{"bytes": encoded(number), "path": None} for number in range(count)],
+                "image": [{"bytes": encode_png(number), "path": None} for number in range(count)],
                 "label": [number % 2 for number in range(count)],
             },
             features=features,
@@ -125,13 +125,13 @@ def saved(tmp_path):
     return tmp_path / "set"
 
 
-def test_a_folder_of_save_to_disk_is_its_image_files(saved):
-    source = open_source([f"hf:{saved}"], 3)
+def test_a_folder_of_save_to_disk_is_its_image_files(saved_set):
+    source = open_source([f"hf:{saved_set}"], 3)
     assert (len(source), source.classes) == (6, ("zebra", "ape"))
     assert labels(source).tolist() == [0, 1, 0, 1, 0, 1]
-    assert source.content(4) == encoded(4)
+    assert source.content(4) == encode_png(4)
     assert torch.equal(pickle.loads(pickle.dumps(source)).read(4), source.read(4))
-    both = open_labelled(f"hf:{saved}", 3)
+    both = open_labelled(f"hf:{saved_set}", 3)
     assert (len(both.test), both.split) == (2, "its own parts")
 
 

@@ -39,7 +39,9 @@ class Server(ThreadingHTTPServer):
 
     def parts(self) -> list[int]:
         """Bytes sent of tar files, an answer each."""
-        return [size for verb, path, size in self.asked if verb == "GET" and path.endswith(".tar")]
+        return [
+            size for command, path, size in self.asked if command == "GET" and path.endswith(".tar")
+        ]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -105,7 +107,7 @@ def shards(server) -> Path:
     return server.folder
 
 
-def opened(server, name: str = "s-{0..1}.tar"):
+def open_shards(server, name: str = "s-{0..1}.tar"):
     return open_source([f"{server.address}/{name}"], 3)
 
 
@@ -114,7 +116,7 @@ def cached(folder: Path) -> int:
 
 
 def test_images_at_an_address_are_those_on_the_disk(server, shards):
-    there, here = opened(server), open_source([str(shards)], 3)
+    there, here = open_shards(server), open_source([str(shards)], 3)
     assert len(there) == 6
     assert there.classes == here.classes == ("x", "y")
     assert labels(there).tolist() == labels(here).tolist()
@@ -124,14 +126,14 @@ def test_images_at_an_address_are_those_on_the_disk(server, shards):
 
 
 def test_each_byte_is_sent_once_and_then_lies_in_the_cache(server, shards, tmp_path):
-    source = opened(server)
+    source = open_shards(server)
     for _ in range(2):
         for index in range(6):
             source.content(index)
     sizes = [(shards / f"s-{shard}.tar").stat().st_size for shard in range(2)]
     assert sum(server.parts()) == sum(sizes) == cached(tmp_path / "cache")
     server.asked.clear()
-    again = opened(server)
+    again = open_shards(server)
     for index in range(6):
         assert again.content(index) == source.content(index)
     assert server.parts() == []
@@ -140,7 +142,7 @@ def test_each_byte_is_sent_once_and_then_lies_in_the_cache(server, shards, tmp_p
 
 def test_an_index_beside_the_tar_file_saves_reading_all_of_it(server, shards, capsys):
     open_source([str(shards)], 3)  # writes them
-    source = opened(server)
+    source = open_shards(server)
     assert server.parts() == []
     assert source.content(5) == image(12)
     assert "reading the whole file" not in capsys.readouterr().err
@@ -150,7 +152,7 @@ def test_a_damaged_index_at_the_address_is_not_believed(server, shards, capsys):
     open_source([str(shards)], 3)
     for file in shards.glob("*.index"):
         file.write_bytes(file.read_bytes()[:-1] + b"?")
-    assert opened(server).content(2) == image(2)
+    assert open_shards(server).content(2) == image(2)
     assert capsys.readouterr().err.count("reading the whole file") == 2
 
 
@@ -159,7 +161,7 @@ def test_what_does_not_fit_into_the_cache_is_sent_an_image_at_a_time(
 ):
     open_source([str(shards)], 3)
     monkeypatch.setenv("MVMAE_CACHE_GB", "0")
-    source = opened(server)
+    source = open_shards(server)
     assert "each image is fetched when it is needed" in capsys.readouterr().err
     assert [source.content(index) for index in (4, 4)] == [image(11)] * 2
     assert server.parts() == [len(image(11))] * 2
@@ -167,15 +169,15 @@ def test_what_does_not_fit_into_the_cache_is_sent_an_image_at_a_time(
 
 
 def test_a_file_that_changed_is_fetched_again(server, shards):
-    assert opened(server, "s-0.tar").content(1) == image(1)
+    assert open_shards(server, "s-0.tar").content(1) == image(1)
     facts = (shards / "s-0.tar").stat()
     tar(shards / "s-0.tar", {f"{'xy'[n % 2]}/{n}.png": image(7 - n) for n in range(3)})
     os.utime(shards / "s-0.tar", ns=(0, facts.st_mtime_ns + 10**9))
-    assert opened(server, "s-0.tar").content(1) == image(6)
+    assert open_shards(server, "s-0.tar").content(1) == image(6)
 
 
 def test_a_server_that_fails_for_a_while_is_asked_again(server, shards):
-    source = opened(server)
+    source = open_shards(server)
     source.storage.cache.folder = shards.parent / "another"
     server.fails = 2
     assert source.content(5) == image(12)
@@ -189,7 +191,7 @@ def test_a_server_that_sends_whole_files_only_is_refused(server, shards, monkeyp
     server.has_ranges = False
     monkeypatch.setattr(remote, "BLOCK", 1024)
     with pytest.raises(UserError, match="does not send parts of files"):
-        opened(server, "s-0.tar")
+        open_shards(server, "s-0.tar")
 
 
 class Bucket:
@@ -209,7 +211,7 @@ class Bucket:
 
 
 def test_a_pattern_stands_for_every_tar_file_that_matches(shards, monkeypatch):
-    monkeypatch.setattr(remote, "_system", lambda address: Bucket(shards))
+    monkeypatch.setattr("fsspec.filesystem", lambda *args, **options: Bucket(shards))
     source = open_source(["s3://s-*.tar"], 3)
     paths = [source.path(index) for index in range(len(source))]
     assert (paths[0], paths[5]) == ("s3://s-0.tar/x/0.png", "s3://s-1.tar/x/2.png")
@@ -217,10 +219,10 @@ def test_a_pattern_stands_for_every_tar_file_that_matches(shards, monkeypatch):
 
 
 def test_signed_addresses_keep_their_key_to_themselves(server, shards, capsys):
-    source = opened(server, "s-0.tar?key=secret")
+    source = open_shards(server, "s-0.tar?key=secret")
     assert source.content(0) == image(0)
     with pytest.raises(UserError, match="no such file") as error:
-        opened(server, "gone.tar?key=secret")
+        open_shards(server, "gone.tar?key=secret")
     assert "secret" not in str(error.value) + capsys.readouterr().err
 
 
@@ -235,7 +237,7 @@ def test_signed_addresses_keep_their_key_to_themselves(server, shards, capsys):
 def test_addresses_without_tar_files_say_so(server, shards, name, message):
     (shards / "text.tar").write_text("not a tar file" * 100)
     with pytest.raises(UserError, match=message):
-        opened(server, name)
+        open_shards(server, name)
 
 
 def test_files_and_addresses_are_not_mixed(server, shards):
@@ -252,7 +254,7 @@ def _read_all(source, queue) -> None:
 def test_other_processes_have_connections_of_their_own(server, shards, monkeypatch, method):
     open_source([str(shards)], 3)
     monkeypatch.setenv("MVMAE_CACHE_GB", "0")
-    source = opened(server)
+    source = open_shards(server)
     first = source.content(0)  # this process has a connection
     context = multiprocessing.get_context(method)
     queue = context.Queue()
@@ -298,7 +300,7 @@ def test_a_cache_that_cannot_be_written_to_costs_time_only(tmp_path):
 def test_a_size_of_the_cache_that_is_none_is_refused(server, shards, monkeypatch, said):
     monkeypatch.setenv("MVMAE_CACHE_GB", said)
     with pytest.raises(UserError, match="MVMAE_CACHE_GB"):
-        opened(server)
+        open_shards(server)
 
 
 @pytest.mark.parametrize(

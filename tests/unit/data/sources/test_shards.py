@@ -1,4 +1,4 @@
-"""Tar files as a source: what is read, what is passed over, and what damage does."""
+"""Tar files as a source: what is read, what is skipped, and what damage does."""
 
 import io
 import json
@@ -30,7 +30,7 @@ def members(source) -> list[str]:
     return [source.member(index) for index in range(len(source))]
 
 
-def opened(*names) -> object:
+def open_shards(*names) -> object:
     return open_source([str(name) for name in names], 3)
 
 
@@ -61,14 +61,14 @@ def test_a_file_a_pattern_a_range_and_a_folder_are_the_same_tar_files(tmp_path, 
     monkeypatch.chdir(tmp_path)
     for number in range(3):
         tar(tmp_path / "shards" / f"x-{number}.tar", {f"{number}.png": image(number)})
-    by_range = opened("shards/x-{0..2}.tar")
+    by_range = open_shards("shards/x-{0..2}.tar")
     for data in (
         ["shards"],
         ["shards/*.tar"],
         ["shards/x-?.tar"],
         [f"shards/x-{n}.tar" for n in range(3)],
     ):
-        source = opened(*data)
+        source = open_shards(*data)
         assert fingerprint(source) == fingerprint(by_range), data
     assert by_range.path(2) == "shards/x-2.tar/2.png"
 
@@ -76,7 +76,7 @@ def test_a_file_a_pattern_a_range_and_a_folder_are_the_same_tar_files(tmp_path, 
 def test_a_folder_with_images_or_folders_beside_a_tar_file_is_a_folder_of_images(tmp_path):
     tar(tmp_path / "data" / "a.tar", {"in.png": image()})
     (tmp_path / "data" / "out.png").write_bytes(image(1))
-    source = opened(tmp_path / "data")
+    source = open_shards(tmp_path / "data")
     assert [Path(source.path(index)).name for index in range(len(source))] == ["out.png"]
 
 
@@ -103,7 +103,7 @@ def test_tar_files_that_cannot_be_read_say_why(tmp_path, monkeypatch, data, mess
     (tmp_path / "text.tar").write_text("no tar file at all" * 100)
     (tmp_path / "empty.tar").touch()
     with pytest.raises(UserError, match=message):
-        opened(data)
+        open_shards(data)
 
 
 # Names and labels
@@ -113,7 +113,7 @@ def test_labels_come_from_cls_and_numbers_are_in_their_order(tmp_path):
     content = {}
     for number in (10, 2, 0, 11):
         content |= {f"{number}.png": image(number), f"{number}.cls": f"{number}\n".encode()}
-    source = opened(tar(tmp_path / "a.tar", content))
+    source = open_shards(tar(tmp_path / "a.tar", content))
     assert source.classes == ("0", "2", "10", "11")
     assert [source.classes[label] for label in labels(source)] == ["10", "2", "0", "11"]
 
@@ -121,12 +121,12 @@ def test_labels_come_from_cls_and_numbers_are_in_their_order(tmp_path):
 def test_a_list_of_classes_beside_the_tar_files_names_the_numbers(tmp_path):
     tar(tmp_path / "a.tar", {"a.png": image(), "a.cls": b"2", "b.png": image(), "b.cls": b"0"})
     (tmp_path / "classes.txt").write_text("zebra\nape\nbee\n")
-    source = opened(tmp_path / "a.tar")
+    source = open_shards(tmp_path / "a.tar")
     assert source.classes == ("zebra", "ape", "bee")
     assert labels(source).tolist() == [2, 0]
     (tmp_path / "classes.txt").write_text("zebra\nape\n")
     with pytest.raises(UserError, match=r"the class 2, which classes\.txt does not name"):
-        opened(tmp_path / "a.tar")
+        open_shards(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize(
@@ -145,14 +145,14 @@ def test_the_class_that_no_line_names_is_named(tmp_path, words, unknown):
     file = tar(tmp_path / "a.tar", content)
     (tmp_path / "classes.txt").write_text("zebra\nape\nbee\n")
     with pytest.raises(UserError, match=f"has the class {unknown} which classes"):
-        opened(file)
+        open_shards(file)
 
 
 def test_an_empty_list_of_classes_says_that_there_are_none(tmp_path):
     file = tar(tmp_path / "a.tar", {"cat/1.png": image(), "dog/2.png": image()})
-    assert opened(file).classes == ("cat", "dog")
+    assert open_shards(file).classes == ("cat", "dog")
     (tmp_path / "classes.txt").touch()
-    source = opened(file)
+    source = open_shards(file)
     assert source.classes == ()
     assert labels(source).tolist() == [-1, -1]
 
@@ -160,10 +160,10 @@ def test_an_empty_list_of_classes_says_that_there_are_none(tmp_path):
 def test_a_list_of_classes_may_hold_bytes_that_are_no_text_and_no_zeros(tmp_path):
     file = tar(tmp_path / "a.tar", {"1.png": image(), "1.cls": b"1"})
     (tmp_path / "classes.txt").write_bytes(b"ape\ncaf\xe9\n")
-    assert opened(file).classes == ("ape", "caf\udce9")
+    assert open_shards(file).classes == ("ape", "caf\udce9")
     (tmp_path / "classes.txt").write_bytes("ape\nbee\n".encode("utf-16"))
     with pytest.raises(UserError, match="is not a list of class names"):
-        opened(file)
+        open_shards(file)
 
 
 def test_labels_and_groups_come_from_json(tmp_path):
@@ -173,27 +173,29 @@ def test_labels_and_groups_come_from_json(tmp_path):
         "b.png": image(),
         "b.json": json.dumps({"label": "ape"}).encode(),
     }
-    source = opened(tar(tmp_path / "a.tar", content))
+    source = open_shards(tar(tmp_path / "a.tar", content))
     assert [source.classes[label] for label in labels(source)] == ["cat", "ape"]
     assert [source.group(index) for index in range(2)] == ["p1", None]
 
 
 @pytest.mark.parametrize("text", [b"{", b"[1]", b'{"label": {}}', b"\xff", b"[" * 60000, b"null"])
 def test_json_that_says_nothing_is_no_label(tmp_path, text):
-    source = opened(tar(tmp_path / "a.tar", {"a.png": image(), "a.json": text}))
+    source = open_shards(tar(tmp_path / "a.tar", {"a.png": image(), "a.json": text}))
     assert source.classes == ()
 
 
 def test_first_folders_are_classes_below_what_all_have_in_common(tmp_path):
     names = ("./top/cat/1.png", "./top/dog/deep/2.png", "./top/cat/3.png")
-    source = opened(tar(tmp_path / "a.tar", {name: image() for name in names}))
+    source = open_shards(tar(tmp_path / "a.tar", {name: image() for name in names}))
     assert source.classes == ("cat", "dog")
     assert labels(source).tolist() == [0, 1, 0]
     assert members(source) == ["top/cat/1.png", "top/dog/deep/2.png", "top/cat/3.png"]
 
 
 def test_labels_of_some_images_only_are_none(tmp_path):
-    source = opened(tar(tmp_path / "a.tar", {"a.png": image(), "a.cls": b"1", "b.png": image()}))
+    source = open_shards(
+        tar(tmp_path / "a.tar", {"a.png": image(), "a.cls": b"1", "b.png": image()})
+    )
     assert source.classes == ()
     assert source.label(0) == -1
 
@@ -201,7 +203,7 @@ def test_labels_of_some_images_only_are_none(tmp_path):
 def test_images_of_one_key_share_its_label(tmp_path):
     """WebDataset's key ends at the first dot of the last part of a name, not at a folder's."""
     content = {"v1.0/7.left.png": image(), "v1.0/7.right.png": image(1), "v1.0/7.cls": b"3"}
-    source = opened(tar(tmp_path / "a.tar", content))
+    source = open_shards(tar(tmp_path / "a.tar", content))
     assert source.classes == ("3",)
     assert labels(source).tolist() == [0, 0]
 
@@ -212,7 +214,7 @@ def test_of_two_members_of_one_name_the_last_counts(tmp_path, capsys):
         info = tarfile.TarInfo("a.png")
         info.size = len(image(3))
         made.addfile(info, io.BytesIO(image(3)))
-    source = opened(file)
+    source = open_shards(file)
     assert members(source) == ["b.png", "a.png"]
     assert source.content(1) == image(3)
     assert "1 replaced by a later one of the same name" in capsys.readouterr().err
@@ -247,7 +249,7 @@ def test_what_is_no_plain_file_is_passed_over_and_counted(tmp_path, capsys):
             info = tarfile.TarInfo(name)
             info.size = len(image())
             made.addfile(info, io.BytesIO(image()))
-    source = opened(file)
+    source = open_shards(file)
     assert members(source) == ["good.png"]
     assert source.content(0) == image()
     said = capsys.readouterr().err
@@ -278,14 +280,14 @@ def test_a_sparse_file_is_passed_over_and_what_follows_it_is_read(tmp_path, opti
     names = ["0.png", "a.jpg", "1.png", "2.png"]
     subprocess.run(["tar", *options, "-S", "-cf", "a.tar", *names], cwd=tmp_path, check=True)
     assert (tmp_path / "a.tar").stat().st_size < 1_000_000
-    source = opened(tmp_path / "a.tar")
+    source = open_shards(tmp_path / "a.tar")
     assert members(source) == ["0.png", "1.png", "2.png"]
     assert [source.content(number) for number in range(3)] == [image(number) for number in range(3)]
     assert capsys.readouterr().err == "mvmae: skipped in the tar files: 1 sparse files\n"
     whole = (tmp_path / "a.tar").read_bytes()
     for cut in range(whole.index(b"a.jpg"), len(whole) - 1024, 700):  # wherever it ends
         (tmp_path / "cut.tar").write_bytes(whole[:cut])
-        found = members(opened(tmp_path / "cut.tar"))
+        found = members(open_shards(tmp_path / "cut.tar"))
         assert found[:1] == ["0.png"]
         assert found == ["0.png", "1.png", "2.png"][: len(found)]
 
@@ -298,7 +300,7 @@ def test_what_was_not_taken_is_told_where_no_image_is_left(tmp_path, capsys):
     whole = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[:512] + header("cut.png", 5000) + bytes(700))
     with pytest.raises(UserError, match="no images in"):
-        opened(tmp_path / "a.tar")
+        open_shards(tmp_path / "a.tar")
     said = capsys.readouterr().err
     assert "a.tar is damaged after byte 512 (cut short); images read: 0 before that" in said
     assert "1 links" in said
@@ -353,7 +355,7 @@ def good_member() -> bytes:
 )
 def test_a_lying_header_costs_what_lies_behind_it_and_nothing_else(tmp_path, bad, capsys):
     (tmp_path / "a.tar").write_bytes(good_member() + bad)
-    source = opened(tmp_path / "a.tar")
+    source = open_shards(tmp_path / "a.tar")
     assert members(source)[0] == "good.png"
     assert source.content(0) == image()
     assert len(source) == 1
@@ -362,7 +364,7 @@ def test_a_lying_header_costs_what_lies_behind_it_and_nothing_else(tmp_path, bad
     assert said.count("\n") <= 2
     (tmp_path / "b.tar").write_bytes(bad)
     with pytest.raises(UserError, match=r"not a tar file|no images"):
-        opened(tmp_path / "b.tar")
+        open_shards(tmp_path / "b.tar")
 
 
 def test_damage_in_the_middle_keeps_what_was_whole_before_and_says_so(tmp_path, capsys):
@@ -373,7 +375,7 @@ def test_damage_in_the_middle_keeps_what_was_whole_before_and_says_so(tmp_path, 
     third = content.index(b"2.png")
     content[third : third + 512] = b"\x55" * 512
     (tmp_path / "s" / "1.tar").write_bytes(content)
-    source = opened(tmp_path / "s")
+    source = open_shards(tmp_path / "s")
     assert members(source) == ["0.png", "1.png", "2.png", "3.png", "0.png", "1.png"]
     said = capsys.readouterr().err
     assert f"1.tar is damaged at byte {third:,} (not a header)" in said
@@ -383,7 +385,7 @@ def test_damage_in_the_middle_keeps_what_was_whole_before_and_says_so(tmp_path, 
 def test_a_tar_file_that_is_cut_short_says_so(tmp_path, capsys):
     file = tar(tmp_path / "a.tar", {"a.png": image(), "b.png": image(1)})
     file.write_bytes(file.read_bytes()[:1100])
-    source = opened(file)
+    source = open_shards(file)
     assert members(source) == ["a.png"]
     assert "cut short" in capsys.readouterr().err
 
@@ -393,7 +395,7 @@ def test_long_and_foreign_names_of_every_kind_of_tar_are_read(tmp_path, format):
     names = ["kätze/ü.png", "a" * 90 + "/" + "b" * 90 + ".png"]
     if format != tarfile.USTAR_FORMAT:
         names.append("/".join(["long" * 20] * 5) + "/x.PNG")
-    source = opened(tar(tmp_path / "a.tar", {name: image(2) for name in names}, format))
+    source = open_shards(tar(tmp_path / "a.tar", {name: image(2) for name in names}, format))
     assert members(source) == names
     assert torch.equal(source.read(0), source.read(1))
 
@@ -406,7 +408,7 @@ def test_gnu_tar_makes_the_same_images(image_folder, tmp_path):
             cwd=folder,
             check=True,
         )
-        source, plain = opened(tmp_path / f"{kind}.tar"), opened(folder)
+        source, plain = open_shards(tmp_path / f"{kind}.tar"), open_shards(folder)
         assert members(source) == [plain.path(n)[len(str(folder)) + 1 :] for n in range(6)]
         assert labels(source).tolist() == labels(plain).tolist()
         assert all(torch.equal(source.read(n), plain.read(n)) for n in range(6))
@@ -417,7 +419,7 @@ def test_webdatasets_own_writer_is_read(tmp_path):
     with webdataset.TarWriter(str(tmp_path / "a.tar"), encoder=False) as sink:
         for number in range(3):
             sink.write({"__key__": f"s.{number}/x", "png": image(number), "cls": b"%d" % number})
-    source = opened(tmp_path / "a.tar")
+    source = open_shards(tmp_path / "a.tar")
     assert [source.content(number) for number in range(3)] == [image(number) for number in range(3)]
     assert source.classes == ("0", "1", "2")
 
@@ -427,22 +429,22 @@ def test_webdatasets_own_writer_is_read(tmp_path):
 
 def test_an_index_is_kept_beside_the_tar_file_and_used(tmp_path, monkeypatch):
     file = tar(tmp_path / "a.tar", {"a.png": image(), "b.png": image(1)})
-    first = opened(file)
+    first = open_shards(file)
     assert (tmp_path / "a.tar.index").is_file()
     monkeypatch.setattr(tar_index, "index_tar", None)  # it would be called
-    second = opened(file)
+    second = open_shards(file)
     assert stamp(first) == stamp(second)
     assert second.content(1) == image(1)
 
 
 def test_a_changed_tar_file_is_looked_through_again(tmp_path):
     file = tar(tmp_path / "a.tar", {"a.png": image(1), "b.png": image(2)})
-    before = opened(file)
+    before = open_shards(file)
     old = stamp(before)
     facts = file.stat()
     tar(file, {"c.png": image(3), "d.png": image(4)})
     os.utime(file, ns=(facts.st_atime_ns, facts.st_mtime_ns + 1))
-    after = opened(file)
+    after = open_shards(file)
     assert members(after) == ["c.png", "d.png"]
     assert stamp(after) != old
     with pytest.raises(UnreadableImageError, match="changed after it was indexed"):
@@ -453,22 +455,22 @@ def test_where_nothing_may_be_written_the_index_goes_to_the_cache(tmp_path, monk
     file = tar(tmp_path / "a.tar", {"a.png": image()})
     write = cache_dir.write_whole
 
-    def refused(path: Path, content: bytes) -> None:
+    def refuse(path: Path, content: bytes) -> None:
         if path.parent == tmp_path:
             raise PermissionError(13, "Permission denied")
         write(path, content)
 
-    monkeypatch.setattr(cache_dir, "write_whole", refused)
-    opened(file)
+    monkeypatch.setattr(cache_dir, "write_whole", refuse)
+    open_shards(file)
     assert not (tmp_path / "a.tar.index").exists()
     assert len(list((cache_dir.cache_folder() / "indexes").iterdir())) == 1
     monkeypatch.setattr(tar_index, "index_tar", None)
-    assert opened(file).content(0) == image()
+    assert open_shards(file).content(0) == image()
 
 
 def test_a_tar_file_that_is_cut_after_it_was_opened_is_an_unreadable_image(tmp_path):
     file = tar(tmp_path / "a.tar", {"a.png": image(), "b.png": image()})
-    source = opened(file)
+    source = open_shards(file)
     source.read(1)
     os.truncate(file, 1000)
     with pytest.raises(UnreadableImageError, match="ends before"):

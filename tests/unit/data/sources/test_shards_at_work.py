@@ -19,12 +19,12 @@ def _own_cache(tmp_path_factory, monkeypatch):
     monkeypatch.setenv("MVMAE_CACHE", str(tmp_path_factory.mktemp("cache")))
 
 
-def opened(name):
+def open_shards(name):
     return open_source([str(name)], 3)
 
 
 def test_the_source_goes_to_another_process_without_open_files(tmp_path):
-    source = opened(tar(tmp_path / "a.tar", {"a.png": image(1), "b.png": image(2)}))
+    source = open_shards(tar(tmp_path / "a.tar", {"a.png": image(1), "b.png": image(2)}))
     source.read(0)
     copy = pickle.loads(pickle.dumps(source))
     assert copy.storage._opened == {}
@@ -36,7 +36,7 @@ def test_many_tar_files_are_read_by_threads_with_few_of_them_open(tmp_path, monk
     monkeypatch.setattr("mvmae.data.sources.shards.MAX_OPEN", 2)
     for number in range(9):
         tar(tmp_path / "s" / f"{number}.tar", {"a.png": image(number)})
-    source = opened(tmp_path / "s")
+    source = open_shards(tmp_path / "s")
     wrong: list[int] = []
 
     def read(seed: int) -> None:
