@@ -13,7 +13,7 @@ from run_folders import metrics
 from torch import Generator
 
 from mvmae.cli.main import main
-from mvmae.data.reading.samples import Batch
+from mvmae.data.reading.loader import Batch
 from mvmae.method import gradient_cache, losses, pretrain
 from mvmae.method.losses import Term
 from mvmae.method.model import MaskedAutoencoder

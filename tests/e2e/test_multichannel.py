@@ -116,7 +116,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit_and_measures_nothing_anew(
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value, err_msg=name)
     words = pretrain_command(images, halved, options | {"resume": True})
-    assert main(words) == 0  # what is not given is what the run found out
+    assert main(words) == 0  # what is not given is what the run inferred
 
 
 def test_a_run_repeats_from_its_config_without_looking_again(tmp_path, pretrain_command):

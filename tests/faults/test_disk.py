@@ -13,8 +13,8 @@ from mvmae.cli.main import main
 from mvmae.training import checkpoint
 
 
-def limited(bytes_: int):
-    """In the child: no file may grow beyond so many bytes, as if the disk were full there."""
+def limit_file_size(bytes_: int):
+    """In the child: no file may grow beyond this size, as if the disk were full there."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, bytes_))
@@ -26,7 +26,7 @@ def limited(bytes_: int):
 def test_full_disk_stops_the_run_with_one_line(tmp_path, command, where):
     run = tmp_path / "run"
     done = subprocess.run(
-        [*command(run), *where], capture_output=True, text=True, preexec_fn=limited(100_000)
+        [*command(run), *where], capture_output=True, text=True, preexec_fn=limit_file_size(100_000)
     )
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
@@ -44,7 +44,7 @@ def test_run_goes_on_from_the_checkpoint_before_the_disk_was_full(tmp_path, comm
     size = (run / "checkpoints" / "last.pt").stat().st_size
     resume = ["--resume", "--out", str(run)]
     done = subprocess.run(
-        [*command(run)[:4], *resume], capture_output=True, preexec_fn=limited(size // 2)
+        [*command(run)[:4], *resume], capture_output=True, preexec_fn=limit_file_size(size // 2)
     )
     assert done.returncode == 2
     assert state(run)["step"] == before

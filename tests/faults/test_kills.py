@@ -13,7 +13,7 @@ from run_folders import PRODUCTS, state, timeless, wait_for_lines
 
 
 def end(command: list[str], number: int, seconds: float) -> int:
-    """Run a command, and signal it after so many seconds if it still runs; its status."""
+    """Run a command, and signal it after some seconds if it still runs; return its status."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
             process.wait(timeout=seconds)

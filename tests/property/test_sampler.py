@@ -1,4 +1,4 @@
-"""Which image is in which step follows from the seed, whoever asks and wherever they begin."""
+"""The seed alone decides which image is in which step, wherever and whenever a run starts."""
 
 from itertools import chain
 from typing import NamedTuple

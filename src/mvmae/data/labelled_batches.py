@@ -9,15 +9,13 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from jaxtyping import Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config.views import IMAGENET_MEAN
 from mvmae.data.augment import rand_augment
-from mvmae.data.reading.loader import Skipped, StepSampler, loading
-from mvmae.data.reading.samples import first_readable
+from mvmae.data.reading.loader import Skipped, StepSampler, collate_whole, first_readable, loading
 from mvmae.data.sources.base import Source
 from mvmae.method.views import crop, random_box
 
@@ -61,24 +59,18 @@ class BatchOptions(NamedTuple):
     """Whether half of them are flipped top to bottom."""
 
 
-class _Sample(NamedTuple):
-    image: Tensor | None
-    label: int
-    skipped: list[Skipped]
-
-
 class LabelledDataset(Dataset):
     """A random crop of an image, and its class, by (epoch, index)."""
 
     def __init__(self, source: Source, options: BatchOptions) -> None:
         self.source, self.options = source, options
 
-    def __getitem__(self, index: tuple[int, int]) -> _Sample:
+    def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor | None, int, list[Skipped]]:
         options = self.options
         rng = np.random.default_rng((options.seed, *index))
         pixels, place, skipped = first_readable(self.source.read, self.source, index[1], rng)
         if pixels is None:
-            return _Sample(None, 0, skipped)
+            return None, 0, skipped
         height, width = pixels.shape[1:]
         box = random_box(rng, height, width, options.crop_scale)
         # Drawn only where used, so that an option that is off leaves the other draws as they are.
@@ -88,23 +80,16 @@ class LabelledDataset(Dataset):
         image = image.flip(-1) if mirrored else image
         image = image.flip(-2) if turned else image
         if options.augment > 0:
-            image = rand_augment(image, options.augment, rng, _fill(len(image)))
-        return _Sample(image, self.source.label(place), skipped)
+            channels = len(image)  # edges are filled with ImageNet's mean, as in timm
+            mean = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,) * channels
+            fill = tuple(float(round(255 * value)) for value in mean)
+            image = rand_augment(image, options.augment, rng, fill)
+        return image, self.source.label(place), skipped
 
 
-def _fill(channels: int) -> tuple[float, ...]:
-    """The fill colour at the edges: ImageNet's mean, as in timm."""
-    mean = IMAGENET_MEAN if channels == 3 else (sum(IMAGENET_MEAN) / 3,) * channels
-    return tuple(float(round(255 * value)) for value in mean)
-
-
-def _collate(samples: list[_Sample]) -> LabelledBatch:
-    images = [sample.image for sample in samples if sample.image is not None]
-    stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
-    labels = [sample.label for sample in samples if sample.image is not None]
-    skipped = [skip for sample in samples for skip in sample.skipped]
-    is_whole = len(images) == len(samples)
-    return LabelledBatch(stacked, torch.tensor(labels, dtype=torch.int64), skipped, is_whole)
+def _collate(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> LabelledBatch:
+    images, labels, skipped = collate_whole(samples)
+    return LabelledBatch(images, labels, skipped, is_whole=len(images) == len(samples))
 
 
 def labelled_batches(

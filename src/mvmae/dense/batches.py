@@ -17,8 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvmae.config.detect import DetectConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.reading.loader import Skipped, StepSampler, loading
-from mvmae.data.reading.samples import first_readable
+from mvmae.data.reading.loader import Skipped, StepSampler, first_readable, loading
 from mvmae.data.sources.base import Source
 
 

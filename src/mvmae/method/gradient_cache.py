@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.samples import Batch
+from mvmae.data.reading.loader import Batch
 from mvmae.method.inputs import model_inputs
 from mvmae.method.losses import Term, compares_images, embedding_terms, equation_7, patch_terms
 from mvmae.method.model import Rebuild, View

@@ -9,7 +9,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.samples import Batch
+from mvmae.data.reading.loader import Batch
 from mvmae.method.augmentations import Augmentations, augment
 from mvmae.method.views import normalized
 

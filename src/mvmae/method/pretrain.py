@@ -15,8 +15,7 @@ from torch import Generator, Tensor, nn
 
 from mvmae.config.checks import AUTO
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.loader import view_batches
-from mvmae.data.reading.samples import Batch
+from mvmae.data.reading.loader import Batch, view_batches
 from mvmae.data.sources.base import Source, fingerprint, plain_channels
 from mvmae.data.sources.groups import describe_groups, group_numbers
 from mvmae.data.sources.open import open_source

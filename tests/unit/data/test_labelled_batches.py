@@ -167,7 +167,7 @@ def test_with_both_each_batch_gets_one_of_them_half_of_the_time():
 
 
 @pytest.fixture
-def labelled(image_folder):
+def labelled_source(image_folder):
     return open_labelled(str(image_folder(per_class=10)), 3).train
 
 
@@ -193,13 +193,13 @@ def assert_equal(ours: list[LabelledBatch], theirs: list[LabelledBatch]) -> None
         assert one.skipped == other.skipped
 
 
-def test_labelled_batch_is_crops_and_their_classes(labelled):
-    (batch,) = batches(labelled, range(1))
+def test_labelled_batch_is_crops_and_their_classes(labelled_source):
+    (batch,) = batches(labelled_source, range(1))
     assert batch.images.shape == (4, 3, 16, 16)
     assert batch.images.dtype == torch.uint8
     assert batch.is_whole
     assert batch.skipped == []
-    redder = batches(labelled, range(4), augment=False)
+    redder = batches(labelled_source, range(4), augment=False)
     for one in redder:
         blue = one.images.float().mean(dim=(2, 3))
         means = {label: blue[one.labels == label].mean(dim=0) for label in one.labels.tolist()}
@@ -207,36 +207,39 @@ def test_labelled_batch_is_crops_and_their_classes(labelled):
             assert (pixels - means[label]).abs().max() < 40  # each class has its colour
 
 
-def test_an_epoch_is_every_image_once_but_for_the_rest(labelled):
+def test_an_epoch_is_every_image_once_but_for_the_rest(labelled_source):
     seen = []
-    for batch in batches(labelled, range(4), augment=False):
+    for batch in batches(labelled_source, range(4), augment=False):
         seen += batch.labels.tolist()
-    assert len(seen) == 16 == len(labelled)
-    assert sorted(seen) == sorted(labelled.label(index) for index in range(16))
+    assert len(seen) == 16 == len(labelled_source)
+    assert sorted(seen) == sorted(labelled_source.label(index) for index in range(16))
 
 
-def test_labelled_batches_are_the_same_whoever_reads_them(labelled):
-    alone = batches(labelled, range(6))
-    assert_equal(batches(labelled, range(6), workers=2), alone)
-    assert_equal(batches(labelled, range(3, 6)), alone[3:])
-    halves = [batches(labelled, range(6), rank=rank, world_size=2) for rank in range(2)]
+def test_labelled_batches_are_the_same_whoever_reads_them(labelled_source):
+    alone = batches(labelled_source, range(6))
+    assert_equal(batches(labelled_source, range(6), workers=2), alone)
+    assert_equal(batches(labelled_source, range(3, 6)), alone[3:])
+    halves = [batches(labelled_source, range(6), rank=rank, world_size=2) for rank in range(2)]
     for whole, first, second in zip(alone, *halves, strict=True):
         assert torch.equal(torch.cat([first.images, second.images]), whole.images)
         assert torch.equal(torch.cat([first.labels, second.labels]), whole.labels)
 
 
-def test_another_seed_or_epoch_gives_other_crops(labelled):
-    (first,), (other) = batches(labelled, range(1)), batches(labelled, range(1), seed=1)
+def test_another_seed_or_epoch_gives_other_crops(labelled_source):
+    (first,), (other) = (
+        batches(labelled_source, range(1)),
+        batches(labelled_source, range(1), seed=1),
+    )
     assert not torch.equal(first.images, other[0].images)
     orders = [
-        torch.cat([batch.images for batch in batches(labelled, range(start, start + 4))])
+        torch.cat([batch.images for batch in batches(labelled_source, range(start, start + 4))])
         for start in (0, 4)
     ]
     assert not torch.equal(*orders)
 
 
-def test_augmentation_changes_pixels_but_neither_order_nor_crops(labelled):
-    plain, augmented = (batches(labelled, augment=strength) for strength in (False, 9.0))
+def test_augmentation_changes_pixels_but_neither_order_nor_crops(labelled_source):
+    plain, augmented = (batches(labelled_source, augment=strength) for strength in (False, 9.0))
     unchanged = 0
     for one, other in zip(plain, augmented, strict=True):
         assert torch.equal(one.labels, other.labels)
@@ -245,10 +248,10 @@ def test_augmentation_changes_pixels_but_neither_order_nor_crops(labelled):
     assert 0 < unchanged < 16
 
 
-def test_without_flips_no_image_is_mirrored(labelled):
+def test_without_flips_no_image_is_mirrored(labelled_source):
     size = {"size": (24, 20), "crop_scale": (1.0, 1.0)}
-    for batch in batches(labelled, augment=False, flip=False, **size):
-        originals = [labelled.read(index) for index in range(len(labelled))]
+    for batch in batches(labelled_source, augment=False, flip=False, **size):
+        originals = [labelled_source.read(index) for index in range(len(labelled_source))]
         assert not any(
             torch.equal(one, other.flip(-1)) for one in batch.images for other in originals
         )
@@ -269,14 +272,14 @@ def test_unreadable_image_is_replaced_with_its_label(image_folder):
     assert reds.std(dim=0).max() < 15 or len(reds) < 2  # all of the one image left
 
 
-def test_pretraining_batches_are_unaffected(labelled, tiny):
+def test_pretraining_batches_are_unaffected(labelled_source, tiny):
     """The code that both share draws the same numbers for pre-training as before."""
-    (batch,) = list(view_batches(labelled, tiny, range(1), rank=0, world_size=1, cuda=False))
+    (batch,) = list(view_batches(labelled_source, tiny, range(1), rank=0, world_size=1, cuda=False))
     rng = np.random.default_rng((tiny.seed, 0, 0))
     expected = rng.random((2, 16), dtype=np.float32)
     from mvmae.data.reading.loader import epoch_order
 
-    place = epoch_order(tiny.seed, 0, len(labelled)).tolist().index(0)
+    place = epoch_order(tiny.seed, 0, len(labelled_source)).tolist().index(0)
     if place < 8:
         assert batch.noise[:, place].numpy() == pytest.approx(expected)
 
@@ -292,11 +295,11 @@ def test_share_of_a_test_image_is_its_middle():
     assert (whole_view(pixels, (32, 32)) == 0).any()
 
 
-def test_share_of_1_is_the_whole_centre(labelled):
+def test_share_of_1_is_the_whole_centre(labelled_source):
     for one, other in zip(
         *(
             whole_batches(
-                labelled,
+                labelled_source,
                 (16, 16),
                 interpolation="bicubic",
                 batch_size=4,

@@ -10,7 +10,7 @@ from torchvision.transforms.v2 import functional as tv
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.data.reading.samples import ViewsDataset, collate
+from mvmae.data.reading.loader import ViewsDataset, collate
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.method.augmentations import (

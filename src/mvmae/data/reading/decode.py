@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import re
+from itertools import chain
 
 import numpy as np
 import simplejpeg
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from mvmae.data.reading import jpeg_header
 from mvmae.data.reading.deep_formats import (
+    NPY_MAGIC,
+    SUFFIXES,
     TIFF_MAGIC,
-    is_array,
     is_stack,
     read_values,
     read_with_pillow,
@@ -36,12 +38,7 @@ from mvmae.data.reading.pixel_depth import (
     with_channels,
 )
 
-EXTENSIONS = frozenset(
-    (
-        *(".jpg", ".jpeg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".tga", ".npy"),
-    )
-)
+EXTENSIONS = frozenset(chain(*SUFFIXES.values()))
 TIFF_HANDLERS = ("TIFFSetWarningHandler", "TIFFSetErrorHandler")
 LOADED_LIBRARIES = "/proc/self/maps"  # Linux only; elsewhere libtiff writes to stderr
 
@@ -72,7 +69,8 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
         UnreadableImageError: The bytes are not an image, are damaged, or of an unsupported kind.
     """
     try:
-        if is_array(data) or is_stack(data, channels):
+        # Before Pillow, which would read the first page of a stack alone.
+        if data.startswith(NPY_MAGIC) or is_stack(data, channels):
             return convert_values(read_values(data, channels), Wanted(channels))
         image = _decode_jpeg(data) if data.startswith(jpeg_header.MAGIC) else None
         if image is None:
@@ -142,6 +140,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
     Pillow gets the colours of CMYK right, and accepts faults after which simplejpeg gives up.
     """
+    # simplejpeg has no limit of its own, and allocates what the header says.
     if (size := jpeg_header.announced_pixels(data)) > MAX_PIXELS:
         raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     header = jpeg_header.read_header(data)
@@ -160,6 +159,7 @@ def decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -
         Upright pixels in the file's channels; None if the decoder reports any fault, even one that
         `decode` accepts.
     """
+    # simplejpeg chooses the reduction: the largest that leaves at least these sides.
     height, width = -(-header.stored_height // reduction), -(-header.stored_width // reduction)
     kind = "RGB" if header.channels == 3 else "GRAY"
     try:

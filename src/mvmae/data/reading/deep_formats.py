@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image, ImageFile, ImageOps
 
 from mvmae.config.model import MAX_CHANNELS
@@ -27,16 +28,29 @@ from mvmae.data.reading.pixel_depth import (
     MAX_VALUES,
     UnreadableImageError,
     Values,
-    depth_of,
+    lossless_depth,
 )
 
 if TYPE_CHECKING:
     import tifffile
 
-FORMATS = (  # Pillow knows more, some of which start other programs (PostScript)
-    *("JPEG", "PNG", "WEBP", "BMP", "DIB", "GIF"),
-    *("TIFF", "PPM", "AVIF", "JPEG2000", "TGA"),
-)
+SUFFIXES = {  # by Pillow's name of the format
+    "JPEG": (".jpg", ".jpeg", ".jfif"),
+    "MPO": (".jpg", ".jpeg", ".jfif"),  # what Pillow calls a JPEG file of several pictures
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "DIB": (".bmp",),
+    "GIF": (".gif",),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "AVIF": (".avif",),
+    "JPEG2000": (".jp2",),
+    "TGA": (".tga",),
+    "NPY": (".npy",),
+}
+# Pillow knows more formats, some of which start other programs (PostScript).
+FORMATS = tuple(name for name in SUFFIXES if name not in ("MPO", "NPY"))
 NPY_MAGIC = b"\x93NUMPY"
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -61,16 +75,12 @@ class FileFormat(NamedTuple):
     """Pages of a TIFF file that become channels."""
 
 
-def is_array(data: bytes) -> bool:
-    """Whether a file is in numpy's format."""
-    return data.startswith(NPY_MAGIC)
-
-
 def is_stack(data: bytes, channels: int) -> bool:
     """Whether a file is a TIFF with one gray page for each requested channel.
 
     Of other TIFF files with several pages, the first is read.
     """
+    # Most files are not TIFF, and tifffile is not loaded for them.
     if channels == 1 or not data.startswith(TIFF_MAGIC):
         return False
     try:
@@ -94,7 +104,7 @@ def read_values(data: bytes, channels: int | None) -> Values:
         UnreadableImageError: The file has too many values.
         Exception: Anything that a decoder raises.
     """
-    if is_array(data):
+    if data.startswith(NPY_MAGIC):
         return Values(_array(data))
     if data.startswith(TIFF_MAGIC):
         return _read_tiff(data, channels)
@@ -112,9 +122,9 @@ def read_format(data: bytes) -> FileFormat:
     Raises:
         Exception: Anything that a decoder raises.
     """
-    if is_array(data):
+    if data.startswith(NPY_MAGIC):
         array = _header(data)[0]
-        return FileFormat(_channels_last(array).shape[2], depth_of(array.dtype))
+        return FileFormat(_channels_last(array).shape[2], lossless_depth(array.dtype))
     if data.startswith(TIFF_MAGIC):
         return _tiff_format(data)
     if _is_deep_png(data):
@@ -142,11 +152,9 @@ def _header(data: bytes) -> tuple[np.ndarray, int]:
         UnreadableImageError: The header is damaged, or does not describe an image.
     """
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0
-    if version != (1, 0):
-        read = np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    is_old = npy.read_magic(stream) == (1, 0)
+    read_header = npy.read_array_header_1_0 if is_old else npy.read_array_header_2_0
+    shape, _, dtype = read_header(stream)
     if dtype.kind not in "buif":
         raise UnreadableImageError(f"an array of {dtype} is not an image")
     if len(shape) not in (2, 3) or 0 in shape:
@@ -164,7 +172,7 @@ def _array(data: bytes) -> np.ndarray:
     need = empty.size * empty.dtype.itemsize
     if len(data) - begin < need:
         raise UnreadableImageError(f"truncated: {need - len(data) + begin} bytes are missing")
-    array = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+    array = npy.read_array(io.BytesIO(data), allow_pickle=False)
     return _native(_channels_last(array))
 
 
@@ -176,7 +184,7 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """Convert to this machine's byte order."""
+    """Convert to this machine's byte order, the only one that torch takes."""
     return array.astype(array.dtype.newbyteorder("="), copy=False)
 
 
@@ -215,7 +223,7 @@ def _tiff_format(data: bytes) -> FileFormat:
         count, samples = _count_channels(series), page.samplesperpixel
         alpha = bool(_alpha_samples(page)) and count == samples
         pages = count // samples if samples else 1
-        return FileFormat(count - alpha, depth_of(np.dtype(page.dtype)), alpha, pages)
+        return FileFormat(count - alpha, lossless_depth(np.dtype(page.dtype)), alpha, pages)
 
 
 def _read_tiff(data: bytes, channels: int | None) -> Values:
@@ -236,6 +244,7 @@ def _read_tiff(data: bytes, channels: int | None) -> Values:
                 raise
             return _decompress_with_pillow(data, page, channels if is_whole else 1)
         array = _order_axes(array, part.axes)
+        # In such a file, 0 is white.
         if page.photometric == MINISWHITE and array.dtype.kind == "u":
             array = np.iinfo(array.dtype).max - array
         is_alpha = bool(_alpha_samples(page)) and array.shape[2] == page.samplesperpixel
@@ -363,7 +372,7 @@ def read_with_pillow(data: bytes, *, on_white: bool = False) -> Values:
         Exception: Anything that Pillow raises.
     """
     with open_image(data) as file:
-        file.load()
+        file.load()  # here, because `upright` ignores all errors
         is_tiff = file.format == "TIFF"  # the upright copy does not know
         return _pillow_values(upright(file), is_tiff=is_tiff, on_white=on_white)
 

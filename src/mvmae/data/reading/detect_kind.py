@@ -11,7 +11,7 @@ import numpy as np
 
 from mvmae.config.views import Depth
 from mvmae.data.reading.deep_formats import FileFormat, read_format
-from mvmae.data.reading.pixel_depth import depth_of
+from mvmae.data.reading.pixel_depth import lossless_depth
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError
 
@@ -90,7 +90,7 @@ def detect_kind(source: Source, seed: int) -> ImageKind:
                 read_format(content)
                 if isinstance(content, bytes)
                 else FileFormat(
-                    content.array.shape[2], depth_of(content.array.dtype), content.alpha
+                    content.array.shape[2], lossless_depth(content.array.dtype), content.alpha
                 )
             )
     return ImageKind(formats)

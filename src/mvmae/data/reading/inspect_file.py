@@ -7,7 +7,6 @@ values.
 from __future__ import annotations
 
 import hashlib
-import os
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Literal, NamedTuple
 from PIL import Image
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError, decode
-from mvmae.data.reading.deep_formats import is_array, open_image, read_values, upright_size
+from mvmae.data.reading.deep_formats import NPY_MAGIC, open_image, read_values, upright_size
 from mvmae.data.reading.jpeg_header import ORIENTATION
 from mvmae.data.reading.pixel_depth import Values, Wanted, convert_values
 from mvmae.data.sources.base import Source
@@ -29,23 +28,10 @@ Problem = Literal[
 ]  # fmt: skip
 THUMB = 16  # pixels, the side of a thumbnail
 HEADER_BYTES = 1 << 16  # read of a file with another suffix
-SUFFIXES = {  # by Pillow's name of the format
-    "JPEG": (".jpg", ".jpeg", ".jfif"),
-    "MPO": (".jpg", ".jpeg", ".jfif"),
-    "PNG": (".png",),
-    "WEBP": (".webp",),
-    "BMP": (".bmp",),
-    "DIB": (".bmp",),
-    "GIF": (".gif",),
-    "TIFF": (".tif", ".tiff"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
-    "AVIF": (".avif",),
-    "JPEG2000": (".jp2",),
-    "TGA": (".tga",),
-    "NPY": (".npy",),
-}
+# How decoders say that a file ends too early.
 CUT_SHORT = ("truncated", "broken data stream", "premature", "not enough", "incomplete", "overrun")
-BEGINNINGS = (  # first bytes of image files, even damaged ones
+# First bytes of image files: with them, a file is damaged; without, it was never an image.
+BEGINNINGS = (
     *(b"\xff\xd8\xff", b"\x89PNG", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"),
     *(b"\0\0\0\x0cjP", b"\xff\x4f\xff\x51", b"P1", b"P2", b"P3", b"P4", b"P5", b"P6"),
 )
@@ -117,9 +103,6 @@ class Inspection(NamedTuple):
     """`THUMB` x `THUMB` x 3 bytes."""
 
 
-TOO_LARGE = Inspection("memory", "the file is larger than the memory")
-
-
 class Inspector:
     """Inspects images; picklable, and called in processes that may be lost.
 
@@ -132,9 +115,12 @@ class Inspector:
 
     def __call__(self, item: Item) -> Inspection:
         """Read an image as training would."""
-        if isinstance(item, Part):
-            return _inspect_part(self.sources[item.source], item.index)
-        return inspect_header(item.path) if isinstance(item, Header) else inspect_file(item)
+        try:
+            if isinstance(item, Part):
+                return _inspect_part(self.sources[item.source], item.index)
+            return inspect_header(item.path) if isinstance(item, Header) else inspect_file(item)
+        except MemoryError:  # of reading; what decoding needs is caught where it is decoded
+            return Inspection("memory", "the file is larger than the memory")
 
 
 def inspect_file(path: str) -> Inspection:
@@ -147,8 +133,6 @@ def inspect_file(path: str) -> Inspection:
         data = read_file(path)
     except (UnreadableImageError, OSError, ValueError) as error:
         return Inspection("unopened", getattr(error, "strerror", None) or str(error))
-    except MemoryError:
-        return TOO_LARGE
     return _inspect_bytes(data)
 
 
@@ -158,8 +142,6 @@ def _inspect_part(source: Source, index: int) -> Inspection:
     except UnreadableImageError as error:
         reason = str(error)
         return Inspection("truncated" if "ends before" in reason else "unopened", reason)
-    except MemoryError:
-        return TOO_LARGE
     return _inspect_bytes(content) if isinstance(content, bytes) else _inspect_values(content)
 
 
@@ -186,7 +168,7 @@ def _inspect_bytes(data: bytes) -> Inspection:
     found = _with_header(found, data)
     # "unread": perhaps readable with its own channels and depth; no mode: Pillow does not know it.
     if found.problem == "unread" or found.bits > 8 or not (found.problem or found.mode):
-        kind = found.format or ("NPY" if is_array(data) else "TIFF")
+        kind = found.format or ("NPY" if data.startswith(NPY_MAGIC) else "TIFF")
         return _with_values(found, data, kind)
     return found
 
@@ -207,11 +189,6 @@ def inspect_header(path: str) -> Inspection:
             return _with_header(Inspection(), file.read(HEADER_BYTES))
     except (OSError, ValueError) as error:
         return Inspection("unopened", str(error))
-
-
-def suffix_fits(path: str, format_name: str) -> bool:
-    """Whether a file's suffix matches its format."""
-    return os.path.splitext(path)[1].lower() in SUFFIXES.get(format_name, ())  # noqa: PTH122
 
 
 def _classify(error: UnreadableImageError, data: bytes) -> tuple[Problem, str]:

@@ -42,20 +42,28 @@ class Header(NamedTuple):
 
 def read_header(data: bytes) -> Header | None:
     """Read everything before the first scan; None if anything is unusual."""
-    frame: tuple[int, bytes] | None = None
+    frames: list[tuple[int, bytes]] = []
     exif = adobe = None
     for marker, content in segments(data):
         if marker in FRAMES:
-            if frame is not None:
-                return None
-            frame = marker, content
+            frames.append((marker, content))
         elif marker == APP1 and exif is None:  # the first one counts
             exif = content
         elif marker == APP14 and content.startswith(b"Adobe") and len(content) >= 12:
             adobe = content[11]  # colour transform; 0: none
         elif marker == SCAN:
-            return _header(frame, exif, adobe)
-    return None
+            break
+    else:
+        return None
+    if len(frames) != 1 or frames[0][0] not in HUFFMAN or len(frames[0][1]) < 6:
+        return None
+    precision, height, width, channels = struct.unpack_from(">BHHB", frames[0][1])
+    ids = frames[0][1][6::3]
+    orientation = 1 if exif is None else exif_orientation(exif)
+    usual = precision == 8 and channels in (1, 3) and len(ids) == channels and height and width
+    if not usual or orientation is None:
+        return None
+    return Header(height, width, channels, adobe != 0 and ids != b"RGB", orientation)
 
 
 def announced_pixels(data: bytes) -> int:
@@ -79,20 +87,6 @@ def segments(data: bytes) -> Iterator[tuple[int, bytes]]:
         if marker == SCAN or length < 2:
             return
         at += 2 + length
-
-
-def _header(
-    frame: tuple[int, bytes] | None, exif: bytes | None, adobe: int | None
-) -> Header | None:
-    if frame is None or frame[0] not in HUFFMAN or len(frame[1]) < 6:
-        return None
-    precision, height, width, channels = struct.unpack_from(">BHHB", frame[1])
-    ids = frame[1][6::3]
-    orientation = 1 if exif is None else exif_orientation(exif)
-    usual = precision == 8 and channels in (1, 3) and len(ids) == channels and height and width
-    if not usual or orientation is None:
-        return None
-    return Header(height, width, channels, adobe != 0 and ids != b"RGB", orientation)
 
 
 def exif_orientation(content: bytes) -> int | None:

@@ -1,7 +1,9 @@
-"""Batches for pre-training and for evaluation, read by worker processes.
+"""Views and whole images by index, and batches of them, read by worker processes.
 
 The order of the images is a function of (seed, epoch) and a batch is a slice of it, so that a run
 resumes at any step, on any number of processes, with the batches it would have seen.
+
+Shapes: V views of an image, B images, C channels, H x W pixels, N patches.
 """
 
 from __future__ import annotations
@@ -10,22 +12,145 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int, UInt8
+from jaxtyping import Float, Float32, Int, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
-from mvmae.data.reading.samples import Batch, Skipped, ViewsDataset, collate
+from mvmae.data.reading.decode import UnreadableImageError, decode_content
+from mvmae.data.reading.resilient_loader import POLL, Watched, note_reading, resilient_batches
 from mvmae.data.sources.base import Source
-from mvmae.method.views import whole_view
+from mvmae.method.augmentations import Augmentations, draw_augmentations, stack_augmentations
+from mvmae.method.views import mask_noise, random_views, whole_view
+
+AUGMENTATIONS = 1  # seeds their draws apart from those of crops and masks
+ATTEMPTS = 64  # other images tried in place of an unreadable one
+T = TypeVar("T")
+FastViews = Callable[[bytes, PretrainConfig, np.random.Generator], Tensor | None]
+
+
+class Skipped(NamedTuple):
+    """An image that could not be read."""
+
+    path: str
+    reason: str
+
+
+class Batch(NamedTuple):
+    """The images of one process in one step."""
+
+    views: UInt8[Tensor, "V B C H W"] | Float32[Tensor, "V B C H W"]
+    """Views of each image, first views first."""
+
+    noise: Float[Tensor, "V B N"]
+    """Ranks the patches of each view for masking."""
+
+    skipped: list[Skipped]
+    """Images that should have been in the batch and could not be read."""
+
+    is_whole: bool
+    """Whether a readable image was found for every row."""
+
+    groups: Int[Tensor, " B"] | None = None
+    """Group numbers of the images; None without groups."""
+
+    augmentations: Augmentations | None = None
+    """Columns of shape "V B"; None where views keep their colours."""
+
+
+class Sample(NamedTuple):
+    """What was made of an image, or of another in place of an unreadable one."""
+
+    views: Tensor | None
+    """Shape V C H W; None where no readable image was found."""
+
+    noise: Float[Tensor, "V N"]
+    skipped: list[Skipped]
+    index: int
+    """Index in the source of the image that was read."""
+
+    augmentations: Augmentations | None = None
+
+
+class ViewsDataset(Dataset):
+    """Views of an image by (epoch, index)."""
+
+    def __init__(self, source: Source, config: PretrainConfig) -> None:
+        self.source, self.config = source, config
+        self.fast_views: FastViews | None = None
+        if config.decode == "fast":
+            from mvmae.data.reading import reduced_jpeg
+
+            self.fast_views = reduced_jpeg.fast_views if reduced_jpeg.applies(config) else None
+
+    def __getitem__(self, index: tuple[int, int]) -> Sample:
+        config, (epoch, place) = self.config, index
+        rng = np.random.default_rng((config.seed, epoch, place))
+        # First, so that masks do not depend on how many images were tried.
+        noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
+        read = partial(self.views, rng=rng)
+        views, place, skipped = first_readable(read, self.source, place, rng)
+        # From a separate stream, so that runs without augmentation stay the same bit for bit.
+        augmentations = draw_augmentations((config.seed, *index, AUGMENTATIONS), config.views)
+        return Sample(views, noise, skipped, place, augmentations)
+
+    def views(self, index: int, rng: np.random.Generator) -> Tensor:
+        """Random views of an image, shape V C H W.
+
+        Raises:
+            UnreadableImageError: The image cannot be decoded.
+        """
+        config = self.config
+        with note_reading(self.source, index):
+            if self.fast_views is None:
+                image = self.source.read(index)
+            else:
+                content = self.source.content(index)
+                if isinstance(content, bytes):
+                    views = self.fast_views(content, config, rng)
+                    if views is not None:
+                        return views
+                image = decode_content(content, self.source.wanted)
+        return random_views(image, config.views, config.model.height_width, rng)
+
+
+def first_readable(
+    read: Callable[[int], T], source: Source, index: int, rng: np.random.Generator
+) -> tuple[T | None, int, list[Skipped]]:
+    """Call `read` on an image and, while it cannot be read, on others drawn from `rng`.
+
+    Returns:
+        The result, or None after `ATTEMPTS` unreadable images; the index of the image that was
+        read; the images that were skipped.
+    """
+    skipped = []
+    for _ in range(ATTEMPTS):
+        try:
+            return read(index), index, skipped
+        except UnreadableImageError as error:
+            skipped.append(Skipped(source.path(index), str(error)))
+            # From the image's own generator: a resumed run finds the same one.
+            index = int(rng.integers(len(source)))
+    return None, index, skipped
+
+
+def collate(samples: Sequence[Sample], groups: np.ndarray | None = None) -> Batch:
+    """Stack samples to a batch; `groups` has the group number of each image of the source."""
+    views = [sample.views for sample in samples if sample.views is not None]
+    stacked = torch.stack(views, dim=1) if views else torch.empty(0, 0, 0, 0, 0, dtype=torch.uint8)
+    noise = torch.stack([sample.noise for sample in samples], dim=1)
+    skipped = [skip for sample in samples for skip in sample.skipped]
+    indices = [sample.index for sample in samples]
+    batch_groups = None if groups is None else torch.from_numpy(groups[indices])
+    augmentations = stack_augmentations([sample.augmentations for sample in samples])
+    is_whole = len(views) == len(samples)
+    return Batch(stacked, noise, skipped, is_whole, batch_groups, augmentations)
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
@@ -61,6 +186,7 @@ class StepSampler:
         per_epoch = self.num_images // batch_size
         first = batch_size * self.rank // self.world_size  # shares need not be equal
         stop = batch_size * (self.rank + 1) // self.world_size
+        # One epoch's order at a time: shuffling a million images takes a while.
         known, order = -1, np.empty(0, dtype=np.int64)
         for step in self.steps:
             epoch, place = divmod(step, per_epoch)
@@ -134,7 +260,8 @@ class WholeDataset(Dataset):
         return whole_view(pixels, self.size, self.interpolation, self.share), index, []
 
 
-def _collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
+def collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
+    """Stack images, the numbers of those that could be read, and what was skipped."""
     images = [image for image, _, _ in samples if image is not None]
     indices = [index for image, index, _ in samples if image is not None]
     stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
@@ -157,7 +284,7 @@ def whole_batches(
         WholeDataset(source, size, interpolation, share),
         batch_size=batch_size,
         **loading(workers, cuda),
-        collate_fn=_collate_whole,
+        collate_fn=collate_whole,
     )
 
 

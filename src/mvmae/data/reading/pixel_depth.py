@@ -19,6 +19,7 @@ from mvmae.method.views import Pixels as Pixels
 
 MAX_PIXELS = 2 * (Image.MAX_IMAGE_PIXELS or 89_478_485)  # Pillow's limit
 MAX_VALUES = 4 * MAX_PIXELS  # pixels times channels: 2.9 GB as float32
+DEPTHS: dict[str, Depth] = {"bool": "8", "uint8": "8", "uint16": "16"}
 FULL_RANGE = {"uint8": 255, "uint16": 65535}
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601, as in Pillow
 LUMA_8_BIT = (0.2989, 0.587, 0.114)  # as in torchvision's rgb_to_grayscale
@@ -53,11 +54,9 @@ class Values(NamedTuple):
     """The value that marks a missing measurement, such as GeoTIFF's nodata."""
 
 
-def depth_of(kind: np.dtype) -> Depth:
+def lossless_depth(kind: np.dtype) -> Depth:
     """The smallest depth that keeps all values of a number type."""
-    if kind.name in ("uint8", "bool"):
-        return "8"
-    return "16" if kind.name == "uint16" else "float"
+    return DEPTHS.get(kind.name, "float")
 
 
 def convert_values(values: Values, wanted: Wanted) -> Pixels:
@@ -68,7 +67,7 @@ def convert_values(values: Values, wanted: Wanted) -> Pixels:
             pixels.
     """
     array = values.array
-    if array.dtype == bool:
+    if array.dtype == bool:  # True is white
         values = values._replace(array=array.astype(np.uint8) * np.uint8(255))
     if array.dtype.kind not in "buif":
         raise UnreadableImageError(f"values of type {array.dtype} are not supported")
@@ -76,7 +75,11 @@ def convert_values(values: Values, wanted: Wanted) -> Pixels:
         raise UnreadableImageError("it has no pixels")
     image = _with_depth(values, wanted.depth)
     if values.alpha and len(image) != wanted.channels:
-        image = _on_white(image, _white(values.array.dtype, wanted.depth))
+        kind = values.array.dtype.name
+        white = {"8": 255.0, "16": 1.0, "float": float(FULL_RANGE.get(kind, 1))}[wanted.depth]
+        opacity = image[-1:].float() / white
+        blended = image[:-1].float() * opacity + white * (1 - opacity)
+        image = blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
     return with_channels(image, wanted.channels, values.array.shape[2]).contiguous()
 
 
@@ -91,18 +94,16 @@ def _with_depth(values: Values, depth: Depth) -> Pixels:
     """Values at the requested depth, channels first."""
     array, kind = values.array, values.array.dtype.name
     if depth == "float":
-        return _channels_first(_fill_missing(values))
-    if kind not in FULL_RANGE:
+        array = _fill_missing(values)
+    elif kind not in FULL_RANGE:
         raise UnreadableImageError(
             f"values of type {kind} are not supported at depth {depth}: "
             "--views.depth float reads them"
         )
-    if depth == "8":
-        return _channels_first((array // 257).astype(np.uint8) if kind == "uint16" else array)
-    return _channels_first(array.astype(np.float32) / np.float32(FULL_RANGE[kind]))
-
-
-def _channels_first(array: np.ndarray) -> Tensor:
+    elif depth == "16":
+        array = array.astype(np.float32) / np.float32(FULL_RANGE[kind])
+    elif kind == "uint16":
+        array = (array // 257).astype(np.uint8)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 
@@ -124,22 +125,10 @@ def _fill_missing(values: Values) -> Float32[np.ndarray, "H W C"]:
         here = missing[..., channel]
         if here.all():
             raise UnreadableImageError(f"channel {channel + 1} has no finite values")
+        # In double precision: a sum of millions of float32 would lose digits.
         known = floats[..., channel][~here].mean(dtype=np.float64)
         floats[..., channel][here] = known
     return floats
-
-
-def _white(kind: np.dtype, depth: Depth) -> float:
-    """The largest value of a number type at a depth."""
-    return {"8": 255.0, "16": 1.0, "float": float(FULL_RANGE.get(kind.name, 1))}[depth]
-
-
-def _on_white(image: Tensor, white: float) -> Tensor:
-    """Blend an image with white by its last channel, the opacity."""
-    floats = image.float()
-    opacity = floats[-1:] / white
-    blended = floats[:-1] * opacity + white * (1 - opacity)
-    return blended.round().to(torch.uint8) if image.dtype == torch.uint8 else blended
 
 
 def with_channels(image: Tensor, channels: int | None, file_channels: int) -> Tensor:

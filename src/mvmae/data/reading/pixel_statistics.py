@@ -24,7 +24,9 @@ from mvmae.data.reading.loader import Skipped, loading
 from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.sources.base import Source
 
-PIECE = 16  # images that a process reads before it answers
+# Images that a process reads before it answers. Fixed, because sums of floats depend on what was
+# summed first, and the number of processes must not matter.
+PIECE = 16
 MAX_KEPT_VALUES = 200_000  # per channel, to estimate the quantiles of floats
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
 LEVELS: dict[Depth, int] = {"8": 256, "16": 65536}
@@ -146,6 +148,7 @@ class PieceDataset(Dataset):
             return Piece([], None, [], sizes, skipped)
         if self.depth in LEVELS:
             counted = sum(_counts(image, LEVELS[self.depth]) for _, image in images)
+            # Only levels that occur are sent: of 65,536, a piece of few images has a small part.
             levels = [(used := np.flatnonzero(row), row[used]) for row in np.asarray(counted)]
             return Piece(levels, None, [], sizes, skipped)
         sums = reduce(merge_sums, (_sums(image) for _, image in images))
@@ -215,6 +218,7 @@ def _merge(
 
 def _from_counts(counts: Int[np.ndarray, " levels"]) -> Channel:
     """Statistics of integers from their counts, computed in integers."""
+    # In Python's integers: squares of 16-bit values times their counts outgrow 64 bits.
     used = np.flatnonzero(counts).tolist()
     times = [int(counts[value]) for value in used]
     total, full = sum(times), len(counts) - 1
@@ -264,13 +268,13 @@ def rounded_statistics(channels: list[Channel]) -> tuple[tuple[float, ...], tupl
 
     A mean far above its deviation keeps more digits, so that six digits of the deviation count.
     """
-    means, deviations = [], []
-    for one in channels:
-        ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
-        digits = 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
-        means.append(float(f"{one.mean:.{digits}g}"))
-        deviations.append(float(f"{one.std:.6g}") if one.std > 0 else 1.0)
-    return tuple(means), tuple(deviations)
+    mean = tuple(float(f"{one.mean:.{_digits(one)}g}") for one in channels)
+    return mean, tuple(float(f"{one.std:.6g}") if one.std > 0 else 1.0 for one in channels)
+
+
+def _digits(one: Channel) -> int:
+    ratio = abs(one.mean) / one.std if one.std > 0 else 1.0
+    return 6 + max(0, min(9, floor(log10(ratio)))) if ratio > 0 else 6
 
 
 def constant_notes(channels: list[Channel]) -> list[str]:

@@ -49,10 +49,11 @@ def fast_views(
     header = plain_header(data)
     if header is None:
         return None
+    # The exact decoder must draw the same crops if this one fails.
     before = rng.bit_generator.state
     crops = random_crops(*header.size, config.views, rng)
     size, channels = config.model.height_width, config.model.in_channels
-    reduction = reduction_for(crops, size)
+    reduction = choose_reduction(crops, size)
     image = decode_simplejpeg(data, header, reduction)
     if image is None:
         rng.bit_generator.state = before
@@ -73,15 +74,10 @@ def plain_header(data: bytes) -> Header | None:
     return header if header.stored_height * header.stored_width <= MAX_PIXELS else None
 
 
-def reduction_for(crops: Sequence[Crop], size: tuple[int, int]) -> int:
+def choose_reduction(crops: Sequence[Crop], size: tuple[int, int]) -> int:
     """The largest reduction at which every crop still has the pixels of a view."""
-    for reduction in REDUCTIONS:
-        if all(
-            box.height >= reduction * size[0] and box.width >= reduction * size[1]
-            for box, _ in crops
-        ):
-            return reduction
-    return 1
+    most = min(min(box.height / size[0], box.width / size[1]) for box, _ in crops)
+    return next((reduction for reduction in REDUCTIONS if reduction <= most), 1)
 
 
 def reduced_box(box: Box, header: Header, reduction: int) -> tuple[float, float, float, float]:

@@ -15,7 +15,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -55,6 +55,7 @@ class Watched(Forwarding):
 
     def __init__(self, source: Source, workers: int) -> None:
         super().__init__(source)
+        # float64 holds indices, process ids and seconds alike, without losing a digit.
         self.slots = torch.full((workers, 3), -1.0, dtype=torch.float64).share_memory_()
         self.suspects: set[int] = set()
         self.deadly: dict[int, str] = {}
@@ -77,6 +78,7 @@ class Watched(Forwarding):
             yield
             return
         slot = self.slots[worker.id].numpy()
+        # The index last: with it, the other two count.
         slot[PID], slot[SINCE] = os.getpid(), time.monotonic()
         slot[INDEX] = index
         try:
@@ -84,7 +86,7 @@ class Watched(Forwarding):
         finally:
             slot[INDEX] = -1
 
-    def unfinished(self) -> list[Held]:
+    def list_held(self) -> list[Held]:
         """The images that are being read now."""
         now = time.monotonic()
         return [
@@ -93,7 +95,7 @@ class Watched(Forwarding):
             if index >= 0
         ]
 
-    def blame(self, lost: list[Held], timeout: float) -> None:
+    def blame(self, lost: Iterable[Held], timeout: float) -> None:
         """Report what was being read; an image reported before is not read again."""
         # Two readers may have held the same image, of two epochs.
         for index, one in {held.index: held for held in lost}.items():
@@ -140,9 +142,9 @@ def resilient_batches(
                 step += 1
         except _FailedError as failed:
             failures += 1
-            watched.blame(failed.lost, timeout)
+            watched.blame(failed.args, timeout)
             if failures >= MAX_FAILURES:
-                paths = [watched.path(one.index) for one in failed.lost]
+                paths = [watched.path(one.index) for one in failed.args]
                 last = f", the last with {paths[-1]}" if paths else ""
                 raise UserError(
                     f"reader processes died or hung {failures} times{last}: is there too little "
@@ -155,10 +157,7 @@ def resilient_batches(
 
 
 class _FailedError(Exception):
-    """Reader processes died or hung; `lost` is what they were reading."""
-
-    def __init__(self, lost: list[Held]) -> None:
-        self.lost = lost
+    """Reader processes died or hung; `args` are the images that they were reading."""
 
 
 def _next(batches: Iterator[Any], watched: Watched, timeout: float) -> Any:
@@ -171,14 +170,14 @@ def _next(batches: Iterator[Any], watched: Watched, timeout: float) -> Any:
             failure = FAILURE.match(str(error))
             if failure is None:
                 raise
-            held = watched.unfinished()
+            held = watched.list_held()
             if failure[1]:  # a process died
-                raise _FailedError([one for one in held if not _is_alive(one.pid)]) from error
+                raise _FailedError(*(one for one in held if not _is_alive(one.pid))) from error
             lost = [one for one in held if one.seconds >= timeout]
             # If nobody reads for so long, a process died holding a lock that the others wait for.
             if lost or (not held and time.monotonic() - began >= timeout):
                 _end(watched)
-                raise _FailedError(lost) from error
+                raise _FailedError(*lost) from error
 
 
 def _end(watched: Watched) -> None:

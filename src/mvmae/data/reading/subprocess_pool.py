@@ -76,9 +76,6 @@ def _blocked_signals() -> Iterator[None]:
     A terminal sends Ctrl-C to all of its processes. Python's fork server protects itself only after
     its preloaded imports; a signal before that ended it, and failed every later start.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
     resource_tracker.ensure_running()  # its start would unblock the signals
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:

@@ -9,7 +9,7 @@ import numpy as np
 
 from mvmae.config.datatools import DataCheckConfig, Severity
 from mvmae.data.annotations.findings import Finding, Remedy
-from mvmae.data.reading.inspect_file import suffix_fits
+from mvmae.data.reading.deep_formats import SUFFIXES
 from mvmae.datatools.check.columns import LOST, Columns
 from mvmae.datatools.check.subjects import Subject
 from mvmae.metrics import near_duplicates
@@ -138,8 +138,8 @@ def _odd_content(subject: Subject, columns: Columns, config: DataCheckConfig) ->
             for at, name in inside.items()
             # An image in an array has no suffix.
             if name
-            and os.path.splitext(subject.paths[at])[1]  # noqa: PTH122
-            and not suffix_fits(subject.paths[at], name)
+            and (suffix := os.path.splitext(subject.paths[at])[1].lower())  # noqa: PTH122
+            and suffix not in SUFFIXES.get(name, ())
         },
     )
     if len(columns.thumbs):

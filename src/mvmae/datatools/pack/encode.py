@@ -21,8 +21,7 @@ from mvmae.data.reading.decode import (
     decode,
     decode_deep,
 )
-from mvmae.data.reading.deep_formats import open_image
-from mvmae.data.reading.inspect_file import SUFFIXES
+from mvmae.data.reading.deep_formats import SUFFIXES, open_image
 from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.base import Source
 

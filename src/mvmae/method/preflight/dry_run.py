@@ -15,8 +15,7 @@ from torch import Tensor
 
 from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.loader import loading
-from mvmae.data.reading.samples import ViewsDataset
+from mvmae.data.reading.loader import ViewsDataset, loading
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError, counted
 from mvmae.method.preflight.measured_step import (

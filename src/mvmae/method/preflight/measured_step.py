@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.samples import Batch
+from mvmae.data.reading.loader import Batch
 from mvmae.method.augmentations import draw_augmentations, stack_augmentations
 from mvmae.method.model import build_model
 from mvmae.method.views import mask_noise

@@ -47,28 +47,28 @@ def npy(array: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def chunk_of(name: bytes, content: bytes) -> bytes:
+def make_chunk(name: bytes, content: bytes) -> bytes:
     check = struct.pack(">I", zlib.crc32(name + content))
     return struct.pack(">I", len(content)) + name + content + check
 
 
 def png16(array: np.ndarray, *, orientation: int = 1, is_interlaced: bool = False) -> bytes:
-    """Height x width x channels of 16 bit, written by hand."""
+    """Height x width x channels with 16 bits, written by hand."""
     height, width, channels = array.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in array)
     rows = adam7(array) if is_interlaced else rows
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    turn = chunk_of(b"eXIf", exif.tobytes()[6:]) if orientation > 1 else b""
+    turn = make_chunk(b"eXIf", exif.tobytes()[6:]) if orientation > 1 else b""
 
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, is_interlaced)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk_of(b"IHDR", header)
+        + make_chunk(b"IHDR", header)
         + turn
-        + chunk_of(b"IDAT", zlib.compress(rows))
-        + chunk_of(b"IEND", b"")
+        + make_chunk(b"IDAT", zlib.compress(rows))
+        + make_chunk(b"IEND", b"")
     )
 
 

@@ -8,8 +8,7 @@ import torch
 
 from mvmae.config.pretrain import ObjectiveConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.data.reading.loader import Batch, view_batches, whole_batches
-from mvmae.data.reading.samples import ATTEMPTS
+from mvmae.data.reading.loader import ATTEMPTS, Batch, view_batches, whole_batches
 from mvmae.data.sources.open import open_source
 from mvmae.method.views import whole_view
 
@@ -51,7 +50,7 @@ def source(image_folder):
 
 
 @pytest.fixture
-def damaged(image_folder):
+def damaged_source(image_folder):
     """20 images, of which one is empty, one cut short and one no image."""
     folder = image_folder(per_class=10)
     (folder / "blue" / "3.jpg").write_bytes(b"")
@@ -78,21 +77,25 @@ def test_batch_of_one_view(source, tiny):
     assert batch.noise.shape == (1, 8, 16)
 
 
-def test_no_workers_and_two_workers_read_the_same(damaged, tiny):
-    alone = batches(damaged, replace(tiny, workers=0))
+def test_no_workers_and_two_workers_read_the_same(damaged_source, tiny):
+    alone = batches(damaged_source, replace(tiny, workers=0))
     assert any(batch.skipped for batch in alone)
-    assert_equal(batches(damaged, replace(tiny, workers=2)), alone)
+    assert_equal(batches(damaged_source, replace(tiny, workers=2)), alone)
 
 
 @pytest.mark.parametrize("start", [1, 2, 3, 5])
-def test_start_at_a_later_step_reads_what_would_have_come(damaged, tiny, start):
-    assert_equal(batches(damaged, tiny, range(start, 6)), batches(damaged, tiny)[start:])
+def test_start_at_a_later_step_reads_what_would_have_come(damaged_source, tiny, start):
+    assert_equal(
+        batches(damaged_source, tiny, range(start, 6)), batches(damaged_source, tiny)[start:]
+    )
 
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
-def test_shares_of_several_processes_are_the_batch_of_one(damaged, tiny, world_size):
-    alone = batches(damaged, tiny, range(4))
-    shares = [batches(damaged, tiny, range(4), rank, world_size) for rank in range(world_size)]
+def test_shares_of_several_processes_are_the_batch_of_one(damaged_source, tiny, world_size):
+    alone = batches(damaged_source, tiny, range(4))
+    shares = [
+        batches(damaged_source, tiny, range(4), rank, world_size) for rank in range(world_size)
+    ]
     joined = [
         Batch(
             torch.cat([part.views for part in parts], dim=1),
@@ -112,8 +115,8 @@ def test_another_seed_reads_something_else(source, tiny):
     assert not torch.equal(first.noise, second.noise)
 
 
-def test_unreadable_images_are_named_with_the_reason_each_time_they_are_drawn(damaged, tiny):
-    read = batches(damaged, replace(tiny, batch_size=20), range(3))  # three whole epochs
+def test_unreadable_images_are_named_with_the_reason_each_time_they_are_drawn(damaged_source, tiny):
+    read = batches(damaged_source, replace(tiny, batch_size=20), range(3))  # three whole epochs
     names = {"blue/3.jpg", "red/1.jpg", "red/7.jpg"}
     for batch in read:
         assert batch.is_whole
@@ -164,15 +167,15 @@ def test_whole_batches_are_every_image_once_in_order(source):
     assert torch.equal(images[7], whole_view(source.read(7), (16, 16)))
 
 
-def test_whole_batches_leave_out_and_name_what_cannot_be_read(damaged):
-    read = whole(damaged)
+def test_whole_batches_leave_out_and_name_what_cannot_be_read(damaged_source):
+    read = whole(damaged_source)
     indices = torch.cat([batch.indices for batch in read]).tolist()
     assert indices == [index for index in range(20) if index not in (3, 11, 17)]
-    assert list(chain(*map(paths, read))) == [damaged.path(index) for index in (3, 11, 17)]
+    assert list(chain(*map(paths, read))) == [damaged_source.path(index) for index in (3, 11, 17)]
 
 
-def test_whole_batches_of_no_workers_and_two_workers_are_the_same(damaged):
-    for one, other in zip(whole(damaged, 0), whole(damaged, 2), strict=True):
+def test_whole_batches_of_no_workers_and_two_workers_are_the_same(damaged_source):
+    for one, other in zip(whole(damaged_source, 0), whole(damaged_source, 2), strict=True):
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.indices, other.indices)
         assert paths(one) == paths(other)

@@ -17,7 +17,7 @@ from mvmae.data.reading.pixel_statistics import (
 from mvmae.data.sources.open import open_source
 
 
-def folder_of(tmp_path, kind, count=20, channels=3, top=None):
+def write_folder(tmp_path, kind, count=20, channels=3, top=None):
     rng = np.random.default_rng(0)
     arrays = []
     for number in range(count):
@@ -34,7 +34,7 @@ def folder_of(tmp_path, kind, count=20, channels=3, top=None):
 
 @pytest.mark.parametrize(("kind", "depth"), [(np.uint8, "8"), (np.uint16, "16")])
 def test_whole_numbers_are_measured_exactly(tmp_path, kind, depth):
-    values = folder_of(tmp_path, kind).astype(np.float64) / np.iinfo(kind).max
+    values = write_folder(tmp_path, kind).astype(np.float64) / np.iinfo(kind).max
     source = open_source([str(tmp_path)], 3, depth)
     found = measure_pixels(source, range(20), depth, workers=0)
     for channel, own in zip(found.channels, values, strict=True):
@@ -50,7 +50,7 @@ def test_whole_numbers_are_measured_exactly(tmp_path, kind, depth):
 
 
 def test_floats_far_from_zero_keep_their_deviation(tmp_path):
-    values = folder_of(tmp_path, np.float32).astype(np.float64)
+    values = write_folder(tmp_path, np.float32).astype(np.float64)
     source = open_source([str(tmp_path)], 3, "float")
     found = measure_pixels(source, range(20), "float", workers=0)
     for channel, own in zip(found.channels, values, strict=True):
@@ -62,7 +62,7 @@ def test_floats_far_from_zero_keep_their_deviation(tmp_path):
 
 @pytest.mark.parametrize(("kind", "depth"), [(np.uint16, "16"), (np.float32, "float")])
 def test_any_number_of_processes_measures_the_same_to_the_last_bit(tmp_path, kind, depth):
-    folder_of(tmp_path, kind, count=40)
+    write_folder(tmp_path, kind, count=40)
     source = open_source([str(tmp_path)], 3, depth)
     alone, shared = (measure_pixels(source, range(40), depth, workers=n) for n in (0, 2))
     assert alone == shared
@@ -94,7 +94,7 @@ def test_sums_are_joined_as_if_they_were_one():
 
 
 def test_unreadable_images_are_named_and_passed_over(tmp_path):
-    folder_of(tmp_path, np.uint8, count=4)
+    write_folder(tmp_path, np.uint8, count=4)
     (tmp_path / "001.npy").write_bytes(b"\x93NUMPY nothing")
     found = measure_pixels(open_source([str(tmp_path)], 3), range(4), "8", workers=0)
     assert [one.path[-7:] for one in found.skipped] == ["001.npy"]
@@ -113,7 +113,7 @@ def test_the_kind_of_images_is_found_in_their_headers(tmp_path, image_folder):
     photos = detect_kind(open_source([str(image_folder())], 3), 0)
     assert (photos.channels, photos.depth, photos.has_alpha) == (3, "8", False)
     (tmp_path / "deep").mkdir()
-    folder_of(tmp_path / "deep", np.uint16, channels=6)
+    write_folder(tmp_path / "deep", np.uint16, channels=6)
     deep = detect_kind(open_source([str(tmp_path / "deep")], 3), 0)
     assert (deep.channels, deep.depth) == (6, "16")
     assert not deep.fits(3)

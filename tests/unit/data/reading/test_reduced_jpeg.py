@@ -15,9 +15,8 @@ from mvmae.config.views import ViewsConfig
 from mvmae.data.reading import reduced_jpeg
 from mvmae.data.reading.decode import UnreadableImageError, decode
 from mvmae.data.reading.jpeg_header import Header, announced_pixels, exif_orientation, read_header
-from mvmae.data.reading.loader import view_batches
-from mvmae.data.reading.reduced_jpeg import fast_views, plain_header, reduced_box, reduction_for
-from mvmae.data.reading.samples import ViewsDataset
+from mvmae.data.reading.loader import ViewsDataset, view_batches
+from mvmae.data.reading.reduced_jpeg import choose_reduction, fast_views, plain_header, reduced_box
 from mvmae.data.sources.open import open_source
 from mvmae.method.views import Box, Crop, random_views
 
@@ -51,7 +50,7 @@ def rng(seed: int = 0) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def config_for(size: int | tuple[int, int], channels: int = 3, **views) -> PretrainConfig:
+def make_config(size: int | tuple[int, int], channels: int = 3, **views) -> PretrainConfig:
     model = ModelConfig(image_size=size, patch_size=4, in_channels=channels)
     return PretrainConfig(model=model, views=ViewsConfig(**views), decode="fast")
 
@@ -74,7 +73,7 @@ def gap(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
 def test_what_is_not_reduced_has_the_pixels_of_exact(orientation, channels, options):
     data = jpeg(61, 83, channels, orientation, **(options if channels == 3 else {}))
     for wanted in (1, 3):
-        ours, theirs = both(data, config_for((48, 64), wanted))
+        ours, theirs = both(data, make_config((48, 64), wanted))
         assert torch.equal(ours, theirs)
 
 
@@ -82,7 +81,7 @@ def test_what_is_not_reduced_has_the_pixels_of_exact(orientation, channels, opti
 @pytest.mark.parametrize("flip", ["none", "horizontal", "both"])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 def test_settings_of_the_views_are_followed(targets, flip, interpolation):
-    config = config_for(16, targets=targets, flip=flip, interpolation=interpolation)
+    config = make_config(16, targets=targets, flip=flip, interpolation=interpolation)
     for seed in range(4):
         small, reduced = jpeg(37, 29), jpeg(256, 200)
         ours, theirs = both(small, config, seed)
@@ -97,7 +96,7 @@ def test_settings_of_the_views_are_followed(targets, flip, interpolation):
 @pytest.mark.parametrize(("height", "width"), [(400, 560), (403, 557), (399, 562)])
 def test_a_reduced_picture_shows_the_same_crop_to_a_fraction_of_a_pixel(orientation, height, width):
     """Sizes that no reduction divides, turned every way: an error of half a pixel would show."""
-    data, config = jpeg(height, width, orientation=orientation), config_for(32)
+    data, config = jpeg(height, width, orientation=orientation), make_config(32)
     for seed in range(6):
         ours, theirs = both(data, config, seed)
         assert gap(ours, theirs).mean() < 0.8
@@ -107,7 +106,7 @@ def test_a_reduced_picture_shows_the_same_crop_to_a_fraction_of_a_pixel(orientat
 
 def test_the_same_is_drawn_as_by_exact():
     ours, theirs = rng(3), rng(3)
-    config = config_for(32)
+    config = make_config(32)
     data = jpeg(400, 560)
     fast_views(data, config, ours)
     random_views(decode(data, 3), config.views, (32, 32), theirs)
@@ -127,7 +126,7 @@ def test_the_same_is_drawn_as_by_exact():
 )
 def test_the_reduction_leaves_every_crop_the_pixels_of_its_view(boxes, reduction):
     crops = [Crop(Box(0, 0, *box), ()) for box in boxes]
-    assert reduction_for(crops, (32, 32)) == reduction
+    assert choose_reduction(crops, (32, 32)) == reduction
 
 
 def test_a_reduced_box_lies_where_the_pixels_are():
@@ -142,19 +141,19 @@ def test_a_large_photograph_is_decoded_to_few_pixels(monkeypatch):
     seen = []
     original = reduced_jpeg.decode_simplejpeg
 
-    def noted(*args):
+    def note_shape(*args):
         seen.append(original(*args).shape)
         return original(*args)
 
-    monkeypatch.setattr(reduced_jpeg, "decode_simplejpeg", noted)
-    fast_views(jpeg(1200, 1600), config_for(32), rng())
+    monkeypatch.setattr(reduced_jpeg, "decode_simplejpeg", note_shape)
+    fast_views(jpeg(1200, 1600), make_config(32), rng())
     assert seen == [(3, 150, 200)]
 
 
 # what is left to the exact decoder
 
 
-def damaged(data: bytes, seed: int) -> bytes:
+def damage(data: bytes, seed: int) -> bytes:
     draw = rng(seed)
     changed = bytearray(data)
     for place in draw.integers(len(data) // 4, len(data), 1 + seed % 4):
@@ -164,10 +163,10 @@ def damaged(data: bytes, seed: int) -> bytes:
 
 def test_a_damaged_file_is_what_it_is_to_exact():
     """Whatever libjpeg complains of is left to the exact decoder, which decides what is read."""
-    config, taken = config_for((40, 48)), 0
+    config, taken = make_config((40, 48)), 0
     files = [jpeg(41, 53), jpeg(41, 53, progressive=True), jpeg(41, 53, 1), jpeg(41, 53, 3, 6)]
     for seed in range(150):
-        data = damaged(files[seed % 4], seed)
+        data = damage(files[seed % 4], seed)
         ours = fast_views(data, config, rng())
         if ours is not None:
             taken += 1
@@ -180,7 +179,7 @@ def test_a_truncated_file_is_left_to_exact_which_refuses_it(progressive):
     data, draw = jpeg(41, 53, progressive=progressive), rng()
     before = draw.bit_generator.state
     for end in (*range(2, len(data) - 2, 97), len(data) - 2, len(data) - 1):
-        assert fast_views(data[:end], config_for(16), draw) is None
+        assert fast_views(data[:end], make_config(16), draw) is None
         with pytest.raises(UnreadableImageError):
             decode(data[:end], 3)
     assert draw.bit_generator.state == before
@@ -208,7 +207,7 @@ def test_tiny_files_are_those_of_exact(tmp_path):
     for side in range(1, 18):
         for other in (1, 3, 8, 17):
             (tmp_path / f"{side}x{other}.jpg").write_bytes(jpeg(side, other))
-    assert_same_batches(str(tmp_path), config_for(12), size_of_batch=4)
+    assert_same_batches(str(tmp_path), make_config(12), size_of_batch=4)
 
 
 def assert_same_batches(data: str, config: PretrainConfig, size_of_batch: int) -> None:
@@ -231,7 +230,7 @@ def test_batches_are_those_of_exact_beside_broken_files_and_others(image_folder,
     broken = jpeg(20, 24)
     (folder / "red" / "broken.jpg").write_bytes(broken[: len(broken) // 2])
     (folder / "red" / "text.jpg").write_text("no picture")
-    assert_same_batches(str(folder), config_for(16), size_of_batch=4)
+    assert_same_batches(str(folder), make_config(16), size_of_batch=4)
 
 
 def test_deep_images_are_those_of_exact(tmp_path):
@@ -239,7 +238,7 @@ def test_deep_images_are_those_of_exact(tmp_path):
     np.save(tmp_path / "stack.npy", values)
     for number in range(3):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(40, 30 + number))
-    config = config_for(16, depth="16", mean=(0.5,) * 3, std=(0.2,) * 3)
+    config = make_config(16, depth="16", mean=(0.5,) * 3, std=(0.2,) * 3)
     assert not reduced_jpeg.applies(config)
     assert_same_batches(str(tmp_path / "stack.npy"), config, size_of_batch=2)
     assert ViewsDataset(open_source([str(tmp_path)], 3), config).fast_views is None
@@ -271,7 +270,7 @@ def test_odd_files_of_the_wild_are_those_of_exact(data_root, tmp_path, monkeypat
         names = [name for name in archive.getnames() if name.lower().endswith((".jpg", ".jpeg"))]
         archive.extractall(tmp_path, names, filter="data")
     monkeypatch.setattr(reduced_jpeg, "REDUCTIONS", ())
-    source, config = open_source([str(tmp_path)], 3), config_for(16)
+    source, config = open_source([str(tmp_path)], 3), make_config(16)
     exact, quick = (ViewsDataset(source, replace(config, decode=way)) for way in ("exact", "fast"))
     for index in range(len(source)):
         ours, theirs = quick[0, index], exact[0, index]

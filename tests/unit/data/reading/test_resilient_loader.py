@@ -1,4 +1,4 @@
-"""Reading goes on when a reader process dies or hangs, and the image is named."""
+"""Reading continues when a reader process dies or hangs, and the image is named."""
 
 import os
 import signal
