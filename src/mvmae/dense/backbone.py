@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mvmae.method.patches import patchify
-from mvmae.method.vit import Block, Encoder
+from mvmae.method.vit import Encoder
 
 SCALES = (4.0, 2.0, 1.0, 0.5)  # size of each level of a pyramid relative to the backbone's maps
 Norm = Callable[[int], nn.Module]
@@ -149,10 +150,9 @@ class Backbone(nn.Module):
         return torch.cat([token.to(x.dtype).expand(len(x), -1, -1) for token in tokens], dim=1)
 
     def _block(
-        self, block: nn.Module, number: int, prefix: Tensor, x: Tensor, *, grid: tuple[int, int]
+        self, block: Any, number: int, prefix: Tensor, x: Tensor, *, grid: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Apply one block to prefix and patches; its attention may be windowed."""
-        assert isinstance(block, Block)
+        """Apply one `Block` to prefix and patches; its attention may be windowed."""
         whole = torch.cat([prefix, x], dim=1)
         y = block.norm1(whole)
         side = self.windows[number]

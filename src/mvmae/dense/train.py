@@ -34,10 +34,6 @@ from mvmae.training.plan import Plan
 from mvmae.training.run_checkpoints import RunCheckpoints
 from mvmae.training.run_start import begin_run, open_run
 
-DIVERGENCE_ADVICE = (
-    "look at ENCODER, whose weights may be damaged",
-    "begin a new run with a lower --lr, or with --clip-grad 1",
-)
 MAX_ROWS = 30  # classes in a printed table
 NUM_PICTURES = 4  # images drawn with their predictions
 
@@ -146,7 +142,10 @@ def train(config: C, task: Task) -> int:
             folder=folder,
             title=task.command,
             resume=config.resume,
-            advice=DIVERGENCE_ADVICE,
+            advice=(
+                "look at ENCODER, whose weights may be damaged",
+                "begin a new run with a lower --lr, or with --clip-grad 1",
+            ),
             counters=counters,
         ) as loop:
             resumed = f", from step {loop.step}" if loop.step else ""
@@ -191,8 +190,8 @@ def evaluate(loop: Loop, task: Task, job: Job, counters: Counters) -> Any:
     distributed.share_buffers(job.model)
     evaluation = task.evaluate(job, loop.step == loop.plan.total)
     job.model.train()
-    is_new = counters.judged_step < loop.step  # a finished run that is resumed evaluates again
-    if evaluation is not None and is_new:
+    # A finished run that is resumed evaluates again, but has the metrics already.
+    if evaluation is not None and counters.judged_step < loop.step:
         figures = evaluation.figures()
         if not has_metric(loop.folder, loop.step, next(iter(figures))):
             loop.write(figures)
@@ -337,6 +336,28 @@ def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
         if isinstance(metadata, dict):
             return encoder_from_metadata(metadata, source=str(file))
     return require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
+
+
+def resize_to(opened: OpenedEncoder, option: str, side: int, patches: int) -> OpenedEncoder:
+    """Resize an encoder's positions to images of another size.
+
+    Args:
+        opened: The encoder.
+        option: Name of the option that gives the side.
+        side: Side of the images in pixels.
+        patches: Number of patches that the side must be a multiple of.
+
+    Raises:
+        UserError: The side is not such a multiple, or less than two patches.
+    """
+    patch_size, multiple = opened.encoder.patch_size, patches * opened.encoder.patch_size
+    if side % multiple or side < 2 * patch_size:
+        nearest = max(2 * patch_size, round(side / multiple) * multiple, multiple)
+        raise UserError(
+            f"{option} {side} is not a multiple of {multiple}, as patches of {patch_size} pixels "
+            f"need, or is less than two of them: set --{option.replace('_', '-')} {nearest}"
+        )
+    return opened._replace(encoder=encoders.resize_encoder(opened.encoder, side))
 
 
 def require_8_bit(opened: OpenedEncoder, name: str) -> OpenedEncoder:

@@ -8,7 +8,7 @@ from PIL import Image
 from mvmae.config.detect import DetectConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.sources.folders import Files
-from mvmae.dense.predictions import open_images, prediction_names, require_replaceable, write_aside
+from mvmae.dense.saved_model import open_images, prediction_names, require_replaceable, write_aside
 from mvmae.errors import UserError
 
 OWNED = {"predictions.json": "", "pictures": ".png", "skipped.csv": ""}

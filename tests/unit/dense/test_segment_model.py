@@ -8,11 +8,11 @@ from torch import Generator, nn
 from mvmae.config.model import Size
 from mvmae.dense.segment.model import (
     BatchNorm,
-    FcnHead,
     FrozenMap,
     LinearSegmenter,
     Segmenter,
     UPerHead,
+    fcn_head,
     map_blocks,
 )
 from mvmae.method.vit import Encoder, initialize
@@ -82,7 +82,7 @@ def test_head_has_as_many_parameters_as_in_beit():
     wanted += 9 * 4 * channels * channels + bn + 150 * (channels + 1)
     with torch.device("meta"):
         head = UPerHead(width, 150, channels=channels, dropout=0.1)
-        auxiliary = FcnHead(width, 150, channels=256, dropout=0.1)
+        auxiliary = fcn_head(width, 150, channels=256, dropout=0.1)
     assert sum(p.numel() for p in head.parameters()) == wanted
     assert sum(p.numel() for p in auxiliary.parameters()) == 9 * width * 256 + 512 + 150 * 257
 

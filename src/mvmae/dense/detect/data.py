@@ -19,23 +19,13 @@ from torchvision.ops import masks_to_boxes
 from torchvision.transforms.v2 import functional as tv
 
 from mvmae.config.detect import DetectConfig
-from mvmae.data.annotations.coco import (
-    MIN_MASK_PIXELS,
-    AnnotatedImage,
-    CocoSplit,
-    decode_masks,
-    find_splits,
-)
-from mvmae.data.annotations.coco_check import (
-    check_coco,
-    load_coco,
-    read_image_sizes,
-    require_same_categories,
-)
+from mvmae.data.annotations import coco_check
+from mvmae.data.annotations.coco import MIN_MASK_PIXELS, CocoSplit, decode_masks, find_splits
 from mvmae.data.annotations.findings import print_findings
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.sources.base import Source
 from mvmae.dense.batches import scaled_size, training_batches
+from mvmae.dense.train import Job
 from mvmae.encoders import Preprocessing
 from mvmae.errors import UserError
 from mvmae.method.views import Box, crop, resize
@@ -51,6 +41,9 @@ class DetectionData(NamedTuple):
     test: CocoSplit
 
 
+DetectJob = Job[DetectConfig, DetectionData]
+
+
 def open_detection(config: DetectConfig, channels: int) -> DetectionData:
     """Open and check the images with boxes that a config names.
 
@@ -62,9 +55,9 @@ def open_detection(config: DetectConfig, channels: int) -> DetectionData:
     files = find_splits(Path(config.data), config.train_split, config.val_split)
     checked = []
     for split in files:
-        content = load_coco(split.file)
-        sizes = read_image_sizes(split.images, content)
-        checked.append(check_coco(content, sizes, with_masks=not config.boxes_only))
+        content = coco_check.load_coco(split.file)
+        sizes = coco_check.read_image_sizes(split.images, content)
+        checked.append(coco_check.check_coco(content, sizes, with_masks=not config.boxes_only))
     if distributed.is_main():
         findings = {split.name: one.findings for split, one in zip(files, checked, strict=True)}
         print_findings("annotations", findings)
@@ -75,7 +68,7 @@ def open_detection(config: DetectConfig, channels: int) -> DetectionData:
                 for finding in one.fatal
             )
             raise UserError(f"{split.file} cannot be used: {problems}")
-    require_same_categories(files, checked)
+    coco_check.require_same_categories(files, checked)
     # A model has a mask head or not, so both splits must have masks for it to be trained.
     options = {"channels": channels, "with_masks": all(one.has_masks for one in checked)}
     train, test = (
@@ -110,11 +103,7 @@ def read_fitted(
 
 
 def jitter_batches(
-    split: CocoSplit,
-    config: DetectConfig,
-    preprocessing: Preprocessing,
-    steps: range,
-    **share: Any,
+    split: CocoSplit, config: DetectConfig, preprocessing: Preprocessing, steps: range, **share: Any
 ) -> DataLoader:
     """Load jittered images, each with its `Target`; `share` is as in `training_batches`."""
     jitter = partial(jitter_image, config=config, interpolation=preprocessing.interpolation)
@@ -127,18 +116,13 @@ def read_annotated(split: CocoSplit, index: int) -> tuple[Pixels, Target]:
     Raises:
         UnreadableImageError: The image cannot be read.
     """
-    return split.read(index), build_target(split.images[index], with_masks=split.with_masks)
-
-
-def build_target(image: AnnotatedImage, *, with_masks: bool) -> Target:
-    """Build the ground truth of an image, in its own pixels."""
-    boxes = [instance.box for instance in image.instances]
-    labels = [instance.label for instance in image.instances]
-    return Target(
-        torch.tensor(boxes, dtype=torch.float32).view(-1, 4),
-        torch.tensor(labels, dtype=torch.int64),
-        decode_masks(image.instances, image.size) if with_masks else None,
+    pixels, image = split.read(index), split.images[index]
+    target = Target(
+        torch.tensor([one.box for one in image.instances], dtype=torch.float32).view(-1, 4),
+        torch.tensor([one.label for one in image.instances], dtype=torch.int64),
+        decode_masks(image.instances, image.size) if split.with_masks else None,
     )
+    return pixels, target
 
 
 def jitter_image(

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.data.annotations.coco import CocoSplit, encode_mask
+from mvmae.data.annotations.coco import encode_mask
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
 from mvmae.dense.batches import whole_images
-from mvmae.dense.detect.data import read_fitted
+from mvmae.dense.detect.data import DetectJob, read_fitted
 from mvmae.dense.saved_model import Predictor
 from mvmae.figures.detection import Things
 from mvmae.method.views import normalized
@@ -67,6 +67,7 @@ class Detections(NamedTuple):
     def as_coco(self, image_id: int, category_ids: Sequence[int]) -> list[dict[str, Any]]:
         """Convert to COCO's result format; `category_ids` has the id of each class."""
         masks = self.masks or [None] * len(self.boxes)
+        rows = zip(self.boxes, self.labels, self.scores, masks, strict=True)
         return [
             {
                 "image_id": image_id,
@@ -75,9 +76,7 @@ class Detections(NamedTuple):
                 "score": round(score, 5),
             }
             | ({} if mask is None else {"segmentation": mask})
-            for box, label, score, mask in zip(
-                self.boxes, self.labels, self.scores, masks, strict=True
-            )
+            for box, label, score, mask in rows
         ]
 
 
@@ -195,8 +194,8 @@ class Evaluation(NamedTuple):
         return figures
 
 
-def evaluate(predictor: Predictor, split: CocoSplit) -> Evaluation | None:
-    """Detect objects in all images of a split; all processes detect, the main one evaluates.
+def evaluate(job: DetectJob, _is_last: bool) -> Evaluation | None:
+    """Detect objects in all validation images; all processes detect, the main one evaluates.
 
     Returns:
         The metrics on the main process, None on the others.
@@ -204,7 +203,8 @@ def evaluate(predictor: Predictor, split: CocoSplit) -> Evaluation | None:
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    skipped: list[Skipped] = []
+    split, skipped = job.data.test, []
+    predictor = Predictor(job.model, job.opened, job.config, job.device)
     indices = range(distributed.rank(), len(split), distributed.world_size())
     found = distributed.gather_objects(list(detect_objects(predictor, split, indices, skipped)))
     skipped = distributed.gather_objects(skipped)

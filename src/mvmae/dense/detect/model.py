@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import log2
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -27,14 +27,7 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import LevelMapper
 
 from mvmae.config.detect import DetectConfig
-from mvmae.dense.backbone import (
-    SCALES,
-    Backbone,
-    ChannelNorm,
-    MultiScale,
-    Norm,
-    rescaling_layers,
-)
+from mvmae.dense.backbone import SCALES, Backbone, ChannelNorm, MultiScale, Norm, rescaling_layers
 from mvmae.encoders.open import finetuning_copy
 from mvmae.method.vit import Encoder
 
@@ -119,8 +112,7 @@ class SimplePyramid(nn.Module):
     def forward(self, maps: Sequence[Float[Tensor, "B D h w"]]) -> OrderedDict[str, Tensor]:
         """Return five maps as `FpnPyramid` does; only the last of `maps` is read."""
         levels = [level(maps[-1]) for level in self.levels]
-        names = [str(i) for i in range(len(levels))]
-        levels, names = self.pool(levels, levels, names)
+        levels, names = self.pool(levels, levels, list("0123"))
         return OrderedDict(zip(names, levels, strict=True))
 
 
@@ -162,21 +154,11 @@ def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
     return pool
 
 
-class _Fp32RpnHead(RPNHead):
-    def forward(self, x: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        logits, deltas = super().forward(x)
-        return [level.float() for level in logits], [level.float() for level in deltas]
-
-
-class _Fp32BoxPredictor(FastRCNNPredictor):
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        scores, deltas = super().forward(x)
-        return scores.float(), deltas.float()
-
-
-class _Fp32MaskPredictor(MaskRCNNPredictor):
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).float()
+def to_fp32(_module: nn.Module, _inputs: object, output: Any) -> Any:
+    """Convert what a layer returns, tensors or lists of them; a forward hook."""
+    if isinstance(output, Tensor):
+        return output.float()
+    return [to_fp32(_module, _inputs, part) for part in output]
 
 
 class PadToSquare(nn.Module):
@@ -274,6 +256,11 @@ def build_detector(
         backbone = build_backbone(encoder, shape, drop_path=drop_path, recompute=recompute)
         model = _build_rcnn(backbone, shape, encoder.patch_size)
     model.transform = PadToSquare(shape.side)
+    heads: Any = model.roi_heads
+    layers: list[Any] = [model.rpn.head, heads.box_predictor, heads.mask_predictor]
+    for layer in layers:
+        if layer is not None:
+            layer.register_forward_hook(to_fp32)
     return model
 
 
@@ -282,7 +269,7 @@ def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int
     strides = [patch_size * 2.0**level / 4 for level in range(NUM_LEVELS)]
     options = {
         "rpn_anchor_generator": Anchors(strides),
-        "rpn_head": _Fp32RpnHead(channels, len(ANCHOR_RATIOS), conv_depth=2),
+        "rpn_head": RPNHead(channels, len(ANCHOR_RATIOS), conv_depth=2),
         "rpn_pre_nms_top_n_train": shape.proposals,
         "rpn_post_nms_top_n_train": shape.proposals,
         "rpn_pre_nms_top_n_test": shape.proposals // 2,
@@ -291,7 +278,7 @@ def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int
         "box_head": FastRCNNConvFCHead(
             (channels, 7, 7), [channels] * CONVOLUTIONS, [shape.hidden], norm_layer=norm
         ),
-        "box_predictor": _Fp32BoxPredictor(shape.hidden, num_scores),
+        "box_predictor": FastRCNNPredictor(shape.hidden, num_scores),
         "box_score_thresh": MIN_SCORE,
         "box_detections_per_img": MAX_DETECTIONS,
         "box_batch_size_per_image": shape.samples,
@@ -302,6 +289,6 @@ def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int
         backbone,
         mask_roi_pool=roi_align(14, strides),
         mask_head=MaskRCNNHeads(channels, [channels] * CONVOLUTIONS, 1, norm_layer=norm),
-        mask_predictor=_Fp32MaskPredictor(channels, channels, num_scores),
+        mask_predictor=MaskRCNNPredictor(channels, channels, num_scores),
         **options,
     )

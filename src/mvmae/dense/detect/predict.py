@@ -14,11 +14,11 @@ from torchvision.models.detection import FasterRCNN
 from mvmae import encoders
 from mvmae.config.detect import DetectConfig
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense import predictions, saved_model
+from mvmae.dense import saved_model
+from mvmae.dense.detect.data import DetectJob
 from mvmae.dense.detect.evaluate import detect_objects
 from mvmae.dense.detect.model import DetectorShape, build_detector, detector_shape
-from mvmae.dense.detect.report import DetectJob
-from mvmae.dense.predictions import Prediction, Summary
+from mvmae.dense.saved_model import Prediction
 from mvmae.encoders import OpenedEncoder
 from mvmae.figures.detection import drawn
 from mvmae.storage import atomic, run_folder
@@ -80,10 +80,10 @@ def run(config: DetectConfig) -> None:
     """
     run = Path(config.encoder)
     out = config.out or (run if run.is_dir() else run.parent) / "predictions"
-    predictions.predict("detect", config, out, OWNED, open_detector, predict_all)
+    saved_model.predict("detect", config, out, OWNED, open_detector, predict_all)
 
 
-def predict_all(task: Prediction) -> Summary:
+def predict_all(task: Prediction) -> tuple[list[Skipped], str, str, dict[str, Any]]:
     """Detect objects in all images and draw them into pictures."""
     rows: list[dict[str, Any]] = []
     skipped: list[Skipped] = []
@@ -94,7 +94,7 @@ def predict_all(task: Prediction) -> Summary:
         task.source,
         task.predictor.config,
     )
-    names = predictions.prediction_names(source)
+    names = saved_model.prediction_names(source)
     with Bar(len(source)) as bar:
         bar.name("detecting")
         for found in detect_objects(predictor, source, range(len(source)), skipped, bar.advance):
@@ -113,7 +113,7 @@ def predict_all(task: Prediction) -> Summary:
     lines = ",\n".join(json.dumps(row) for row in rows)  # a line each, for grep and diff
     atomic.write_text(task.folder / PREDICTIONS, f"[\n{lines}\n]\n")
     file, pictures = task.out / PREDICTIONS, f" and {task.out / 'pictures'}" if config.draw else ""
-    return Summary(
+    return (
         skipped,
         f"detected with score {config.score:g} or more: {describe(rows, best_score)}",
         f"{file}{pictures}",

@@ -18,10 +18,10 @@ from mvmae.config.files import command_line
 from mvmae.data.annotations.coco import CocoSplit, decode_masks
 from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.backbone import SCALES
-from mvmae.dense.detect.data import DetectionData
+from mvmae.dense.detect.data import DetectionData, DetectJob
 from mvmae.dense.detect.evaluate import Detections, Evaluation
 from mvmae.dense.detect.model import ANCHOR_SIDE
-from mvmae.dense.train import MAX_ROWS, Job, build_table, class_table, evenly_spaced, percent
+from mvmae.dense.train import MAX_ROWS, build_table, class_table, evenly_spaced, percent
 from mvmae.errors import counted
 from mvmae.figures import detection
 from mvmae.figures.detection import Panel, Things
@@ -34,8 +34,6 @@ NUM_BEST = 3  # detections drawn in an image without any above DRAWN_SCORE
 METRICS = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large", "AR_100")  # printed
 NUM_WORST = 5  # classes named below the table
 DRAWN_SCORE = 0.5  # minimum score of a detection that is drawn
-
-DetectJob = Job[DetectConfig, DetectionData]
 
 
 def introduce(config: DetectConfig, data: DetectionData, plan: Plan, model: nn.Module) -> str:

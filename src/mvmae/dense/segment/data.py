@@ -16,7 +16,6 @@ from jaxtyping import Int16, UInt8
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.findings import print_findings
 from mvmae.data.annotations.mask_check import (
@@ -26,19 +25,17 @@ from mvmae.data.annotations.mask_check import (
     usable_data,
 )
 from mvmae.data.annotations.mask_values import IGNORED
-from mvmae.data.annotations.masks import (
-    FoundPairs,
-    ImageMaskPairs,
-    SegmentationData,
-    find_pairs,
-)
+from mvmae.data.annotations.masks import FoundPairs, ImageMaskPairs, SegmentationData, find_pairs
 from mvmae.data.reading.decode import Pixels
 from mvmae.dense.batches import WholeImage, scaled_size, training_batches, whole_images
-from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.errors import UserError
+from mvmae.dense.saved_model import Predictor
+from mvmae.dense.train import Job
+from mvmae.encoders import Preprocessing
 from mvmae.method.views import Box, crop, resize
 from mvmae.terminal import Bar
 from mvmae.training import distributed
+
+SegmentJob = Job[SegmentConfig, SegmentationData]
 
 MAX_NAMES = 5  # classes named in a warning
 MAX_ASPECT = 4  # long side over short side after resizing: ADE20K's 2048 for 512
@@ -70,9 +67,7 @@ def open_segmentation(config: SegmentConfig, channels: int) -> tuple[Segmentatio
 
 def find_data(config: SegmentConfig, channels: int, **options: Any) -> FoundPairs:
     """Find the images with masks that a config names; `options` are those of `find_pairs`."""
-    folders = None
-    if config.images is not None and config.masks is not None:
-        folders = config.images, config.masks
+    folders = (config.images, config.masks) if config.images and config.masks else None
     return find_pairs(
         config.data,
         folders=folders,
@@ -93,22 +88,6 @@ def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
             checked = check_pairs(found, num_classes, bar.advance)
         print_findings("images and masks", {"": checked.findings})
     return distributed.from_main(checked)
-
-
-def resize_to_crop(config: SegmentConfig, opened: OpenedEncoder) -> OpenedEncoder:
-    """Resize an encoder's positions to crops.
-
-    Raises:
-        UserError: The crop is not a multiple of the patch size.
-    """
-    patch_size, side = opened.encoder.patch_size, config.crop
-    if side % patch_size or side < 2 * patch_size:
-        nearest = max(2, round(side / patch_size)) * patch_size
-        raise UserError(
-            f"crop {side} is not a multiple of the encoder's patch size {patch_size}, or is less "
-            f"than two patches: set --crop {nearest}"
-        )
-    return opened._replace(encoder=encoders.resize_encoder(opened.encoder, side))
 
 
 def base_scale(size: tuple[int, int], short_side: int | None) -> float:
@@ -227,16 +206,15 @@ def distort_colours(image: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def read_images(
-    pairs: ImageMaskPairs,
-    indices: Sequence[int],
-    short_side: int | None,
-    interpolation: str,
-    workers: int | None,
-    device: torch.device,
+    predictor: Predictor, pairs: ImageMaskPairs, indices: Sequence[int]
 ) -> Iterator[WholeImage]:
     """Read images, resized to the scale of evaluation, with their classes at the file's size."""
-    read = partial(read_resized, pairs, short_side, interpolation)
-    return whole_images(pairs, read, indices, workers=workers, cuda=device.type == "cuda")
+    config = predictor.config
+    # Several scales are made from the original, not from the base scale.
+    short_side = None if config.multi_scale else config.short_side
+    read = partial(read_resized, pairs, short_side, predictor.opened.preprocessing.interpolation)
+    is_cuda = predictor.device.type == "cuda"
+    return whole_images(pairs, read, indices, workers=config.workers, cuda=is_cuda)
 
 
 def read_resized(

@@ -1,4 +1,4 @@
-"""Predict the classes of whole images by sliding windows, and compute mIoU.
+"""Predict the classes of whole images by sliding windows, compute mIoU, and report it.
 
 Shapes: C channels, K classes, H x W pixels.
 """
@@ -8,30 +8,39 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice, product
-from typing import NamedTuple
+from math import isnan
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int16
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
 from mvmae import encoders
-from mvmae.data.annotations.masks import ImageMaskPairs
+from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData, fingerprint
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
 from mvmae.dense.batches import scaled_size
 from mvmae.dense.saved_model import Predictor
-from mvmae.dense.segment.data import base_scale, read_images, resize_to_base
+from mvmae.dense.segment.data import SegmentJob, base_scale, read_images, resize_to_base
 from mvmae.dense.segment.model import resize
-from mvmae.dense.train import evenly_spaced
+from mvmae.dense.train import class_table, evenly_spaced, percent, write_picture
+from mvmae.figures import segmentation
 from mvmae.figures.segmentation import Shown
 from mvmae.method.views import normalized
 from mvmae.metrics.miou import SegmentationScores, pixel_confusion, segmentation_scores
+from mvmae.storage import results
 from mvmae.training import distributed, precision
+from mvmae.training.loop import Loop
 
 SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 MAX_WINDOWS = 16  # in a batch
 CLASS_CHUNK = 16  # classes resized at a time
+MAX_CONFUSION = 200  # classes up to which the JSON has the confusion matrix
 
 Size = tuple[int, int]
 
@@ -53,12 +62,8 @@ class Evaluation(NamedTuple):
 
     def figures(self) -> dict[str, float]:
         """Headline metrics, in percent."""
-        metrics = self.scores
-        return {
-            "miou": round(metrics.miou, 4),
-            "mean_accuracy": round(metrics.mean_accuracy, 4),
-            "pixel_accuracy": round(metrics.pixel_accuracy, 4),
-        }
+        metrics, names = self.scores, ("miou", "mean_accuracy", "pixel_accuracy")
+        return {name: round(getattr(metrics, name), 4) for name in names}
 
 
 def window_offsets(side: int, window: int, stride: int) -> list[int]:
@@ -79,11 +84,10 @@ def sliding_scores(predictor: Predictor, image: Float[Tensor, "C H W"]) -> Float
     )
     image = F.pad(image, (0, max(0, w - size[1]), 0, max(0, h - size[0])))
     padded = (image.shape[1], image.shape[2])
-    offsets = (
-        window_offsets(side, window, config.window_stride)
-        for side, window in zip(padded, (h, w), strict=True)
+    corners = product(
+        window_offsets(padded[0], h, config.window_stride),
+        window_offsets(padded[1], w, config.window_stride),
     )
-    corners = product(*offsets)
     total, counts = image.new_zeros(0, *padded), image.new_zeros(padded)
     while batch := list(islice(corners, min(config.batch_size, MAX_WINDOWS))):
         windows = torch.stack([image[:, top : top + h, left : left + w] for top, left in batch])
@@ -165,17 +169,13 @@ def evaluate(
     Raises:
         UserError: More than half of the images cannot be read.
     """
-    model, opened, config, device = predictor
-    model.eval()
+    predictor.model.eval()
+    predict = predict or partial(map, partial(predict_classes, predictor))
     indices = range(distributed.rank(), len(pairs), distributed.world_size())
     drawn = evenly_spaced(indices) if distributed.is_main() else []
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     skipped, shown = [], []
-    # Several scales are made from the original, not from the base scale.
-    short_side = None if config.multi_scale else config.short_side
-    images = read_images(
-        pairs, indices, short_side, opened.preprocessing.interpolation, config.workers, device
-    )
+    images = read_images(predictor, pairs, indices)
     while group := list(islice(images, at_once)):
         skipped += [skip for one in group for skip in one.skipped]
         read = [(one.index, *one.content) for one in group if one.content]
@@ -183,11 +183,7 @@ def evaluate(
             [image for _, image, _ in read],
             [tuple(truth.shape) for _, _, truth in read],
         )
-        if predict:
-            predicted = predict(pixels, sizes)
-        else:
-            predicted = map(partial(predict_classes, predictor), pixels, sizes)
-        for (index, image, truth), classes in zip(read, predicted, strict=True):
+        for (index, image, truth), classes in zip(read, predict(pixels, sizes), strict=True):
             confusion += pixel_confusion(classes, truth, num_classes)
             if index in drawn:
                 shown.append(Shown(pairs.path(index), image, truth, classes))
@@ -195,6 +191,109 @@ def evaluate(
     skipped = distributed.from_main(distributed.gather_objects(skipped))
     encoders.require_readable(pairs, skipped)
     # Sum counts exactly: float64 represents whole numbers up to 2**53.
-    mean = distributed.mean_over_processes(confusion.double().to(device))
+    mean = distributed.mean_over_processes(confusion.double().to(predictor.device))
     confusion = (mean * distributed.world_size()).round().long().cpu()
     return Evaluation(confusion, skipped, shown)
+
+
+def report(job: SegmentJob, evaluation: Evaluation, loop: Loop) -> dict[str, Any]:
+    """Print the metrics; return the content of the result."""
+    Console().print(table_of_classes(evaluation, job.data))
+    loop.log.say(describe(evaluation))
+    return result_content(evaluation, job.data)
+
+
+def write_outputs(
+    folder: Path,
+    name: str,
+    title: str,
+    config: SegmentConfig,
+    device: torch.device,
+    data: SegmentationData,
+    evaluation: Evaluation,
+    **facts: Any,
+) -> None:
+    """Write result and picture of an evaluation that makes no run, and print where they are."""
+    world_size = distributed.world_size()
+    file = results.write(
+        *(folder, "segment", config, result_content(evaluation, data) | facts),
+        device=device,
+        world_size=world_size,
+        name=f"{name}-{results.slug(data.name)}",
+    )
+    picture = write_picture(folder, name, draw(evaluation, data, title))
+    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console.print(f"written: {file} and {picture}")
+
+
+def result_content(evaluation: Evaluation, data: SegmentationData) -> dict[str, Any]:
+    """Return the content of a result file: metrics, data and skipped images."""
+    metrics = evaluation.scores
+    pixels = evaluation.confusion.sum(dim=1).tolist()
+    rows = zip(data.classes, metrics.iou.tolist(), metrics.accuracy.tolist(), pixels, strict=True)
+    content = {
+        "headline": evaluation.figures(),
+        "per_class": [
+            {
+                "class": name,
+                "iou": None if isnan(iou) else round(iou, 4),
+                "accuracy": None if isnan(accuracy) else round(accuracy, 4),
+                "pixels": count,
+            }
+            for name, iou, accuracy, count in rows
+        ],
+        "data": {
+            "name": data.name,
+            "fingerprint": fingerprint(data),
+            "split": data.split,
+            "num_train": len(data.train),
+            "num_test": len(data.test) - len(evaluation.skipped),
+            "classes": list(data.classes),
+            "ignored_value": data.test.rule.ignored,
+        },
+        "skipped": [skip._asdict() for skip in evaluation.skipped],
+    }
+    if len(data.classes) <= MAX_CONFUSION:  # 1,000 classes would be a million numbers
+        content["confusion"] = evaluation.confusion.tolist()
+    return content
+
+
+def table_of_classes(evaluation: Evaluation, data: SegmentationData) -> Table:
+    """Return a table of each class's share of the pixels, IoU and accuracy, largest class first."""
+    metrics, pixels = evaluation.scores, evaluation.confusion.sum(dim=1)
+    total = max(1, int(pixels.sum()))
+    rows = [
+        (
+            data.classes[at],
+            f"{100 * int(pixels[at]) / total:.1f}",
+            percent(metrics.iou[at].item()),
+            percent(metrics.accuracy[at].item()),
+        )
+        for at in pixels.argsort(descending=True, stable=True).tolist()
+    ]
+    table = class_table(("share", "IoU", "accuracy"), rows)
+    table.add_section()
+    table.add_row("mean", "", f"{metrics.miou:.1f}", f"{metrics.mean_accuracy:.1f}")
+    return table
+
+
+def describe(evaluation: Evaluation) -> str:
+    """State the three metrics in one sentence, and what the mean leaves out."""
+    metrics = evaluation.scores
+    absent = int(metrics.iou.isnan().sum())
+    left_out = ""
+    if absent:
+        left_out = f"; classes left out of the mean, neither in the masks nor predicted: {absent}"
+    return (
+        f"mIoU {metrics.miou:.1f}, mean accuracy {metrics.mean_accuracy:.1f}, pixel accuracy "
+        f"{metrics.pixel_accuracy:.1f} (in %, over the pixels of all test images{left_out})"
+    )
+
+
+def draw(evaluation: Evaluation, data: SegmentationData, title: str) -> bytes:
+    """Draw masks and predictions of some test images, as PNG."""
+    miou = evaluation.scores.miou
+    note = (
+        f"test images, evenly spaced over {data.name}; mIoU of all {len(data.test)}: {miou:.1f} %"
+    )
+    return segmentation.draw(evaluation.shown, data.classes, title=title, note=note)

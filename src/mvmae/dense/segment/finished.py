@@ -18,25 +18,21 @@ from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config.segment import SegmentConfig
+from mvmae.data.annotations import masks
 from mvmae.data.annotations.mask_check import CheckedMasks, describe_values, usable_data
 from mvmae.data.annotations.mask_values import Rule
-from mvmae.data.annotations.masks import (
-    ALL_IMAGES_TEST,
-    BLACK_AND_WHITE_RULES,
-    EVERY_FIFTH_IMAGE_TESTS,
-    FoundPairs,
-    SegmentationData,
-    candidate_rules,
-    hash_images,
-)
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.dense import predictions, saved_model
-from mvmae.dense.predictions import Prediction, Summary
-from mvmae.dense.segment import report
-from mvmae.dense.segment.data import check_masks, find_data
-from mvmae.dense.segment.evaluate import evaluate, predict_classes
+from mvmae.dense import saved_model
+from mvmae.dense.saved_model import Prediction
+from mvmae.dense.segment.data import SegmentJob, check_masks, find_data
+from mvmae.dense.segment.evaluate import (
+    describe,
+    evaluate,
+    predict_classes,
+    table_of_classes,
+    write_outputs,
+)
 from mvmae.dense.segment.model import Segmenter
-from mvmae.dense.segment.report import SegmentJob
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import overlaid, palette
@@ -79,7 +75,9 @@ def save_segmenter(job: SegmentJob, folder: Path) -> None:
         "crop": config.crop,
         "stride": config.window_stride,
         "short_side": config.short_side,
-        "learnt": hash_images(data.train) if data.split == EVERY_FIFTH_IMAGE_TESTS else [],
+        "learnt": masks.hash_images(data.train)
+        if data.split == masks.EVERY_FIFTH_IMAGE_TESTS
+        else [],
     }
     saved_model.save_model(folder, "segment", facts, job.model)
     encoders.save_encoder(folder, job.opened)
@@ -114,10 +112,10 @@ def predict(config: SegmentConfig) -> None:
         UserError: The run or the images cannot be opened, or the output folder holds something.
     """
     out = Path(str(config.out))  # the config requires one with --predict
-    predictions.predict("segment", config, out, OWNED, open_segmenter, predict_all)
+    saved_model.predict("segment", config, out, OWNED, open_segmenter, predict_all)
 
 
-def predict_all(task: Prediction) -> Summary:
+def predict_all(task: Prediction) -> tuple[list[tuple[str, str]], str, str, dict[str, Any]]:
     """Write masks and overlays of all images, and the table of their classes."""
     folder, out, saved, predictor, source = task
     predictor.model.eval()
@@ -126,7 +124,7 @@ def predict_all(task: Prediction) -> Summary:
     skipped = []
     with Bar(len(source)) as bar:
         bar.name("segmenting")
-        for index, name in enumerate(predictions.prediction_names(source)):
+        for index, name in enumerate(saved_model.prediction_names(source)):
             bar.advance(1)
             try:
                 image = source.read(index)
@@ -146,7 +144,7 @@ def predict_all(task: Prediction) -> Summary:
     order = [n for n in pixels.argsort(descending=True, stable=True).tolist() if pixels[n]]
     shares = (f"{saved.classes[n]} {100 * int(pixels[n]) / total:.1f} %" for n in order)
     written = f"{out / 'masks'} (values: {out / CLASSES}) and {out / 'overlays'}"
-    return Summary(skipped, ", ".join(islice(shares, MAX_CLASSES)), written, {"folder": str(out)})
+    return skipped, ", ".join(islice(shares, MAX_CLASSES)), written, {"folder": str(out)}
 
 
 def to_mask(classes: Tensor, saved: SavedSegmenter, colours: np.ndarray) -> Image.Image:
@@ -197,20 +195,17 @@ def test(config: SegmentConfig) -> None:
             evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
         if not is_main:
             return
-        Console().print(report.table_of_classes(evaluation, data))
-        console.print(report.describe(evaluation))
+        Console().print(table_of_classes(evaluation, data))
+        console.print(describe(evaluation))
         name = "segment-test" + ("-multi-scale" if config.multi_scale else "")
         title = f"{config.encoder} on {data.name}"
         seconds = round(time.perf_counter() - began, 1)
-        written = report.write_outputs(
-            folder, name, title, config, device, data, evaluation, seconds=seconds
-        )
-        console.print(written)
+        write_outputs(folder, name, title, config, device, data, evaluation, seconds=seconds)
 
 
 def open_test_data(
     config: SegmentConfig, saved: SavedSegmenter
-) -> tuple[SegmentationData, tuple[str, ...]]:
+) -> tuple[masks.SegmentationData, list[str]]:
     """Open the images with masks that a config names, with the classes of a saved model.
 
     Returns:
@@ -219,7 +214,7 @@ def open_test_data(
     Raises:
         UserError: There are none, they cannot be used, or their classes have different names.
     """
-    rules, remarks = value_rules(config, saved)
+    rules, remark = value_rules(config, saved)
     channels = saved.opened.encoder.in_channels
     found = find_data(config, channels, with_training=False, rules=rules)
     found, leakage = drop_training_images(found, saved)
@@ -232,51 +227,49 @@ def open_test_data(
         f"windows of {windows['crop']} pixels, {windows['stride']} apart, as in training"
     )
     values = f"values in the masks: {describe_values(checked, classes)}"
-    return data, (summary, *leakage, *remarks, values)
+    return data, [text for text in (summary, leakage, remark, values) if text]
 
 
-def value_rules(
-    config: SegmentConfig, saved: SavedSegmenter
-) -> tuple[tuple[Rule, ...], tuple[str, ...]]:
-    """Return the possible meanings of mask values, most likely first, and remarks on them.
+def value_rules(config: SegmentConfig, saved: SavedSegmenter) -> tuple[tuple[Rule, ...], str]:
+    """Return the possible meanings of mask values, most likely first, and a remark or nothing.
 
     Unless the user sets one, it is the meaning in training.
     """
-    if config.ignore_index != "auto":
-        rules = candidate_rules(config.ignore_index, has_splits=False)
-        trained = "none" if saved.rule.ignored is None else saved.rule.ignored
-        remark = (
-            f"the run was trained with --ignore-index {trained}, and is tested with "
-            f"{config.ignore_index}"
-        )
-        return rules, ((remark,) if rules[0] != saved.rule else ())
-    if saved.rule.ignored is None and len(saved.classes) == 2:  # 0 and 1, or black and white
-        return (saved.rule, *BLACK_AND_WHITE_RULES), ()
-    return (saved.rule,), ()
+    trained, given = saved.rule.ignored, config.ignore_index
+    if given == "auto":
+        is_binary = trained is None and len(saved.classes) == 2  # 0 and 1, or black and white
+        return (saved.rule, *(masks.BLACK_AND_WHITE_RULES if is_binary else ())), ""
+    rules, name = (
+        masks.candidate_rules(given, has_splits=False),
+        "none" if trained is None else trained,
+    )
+    if rules[0] == saved.rule:
+        return rules, ""
+    return rules, f"the run was trained with --ignore-index {name}, and is tested with {given}"
 
 
 def drop_training_images(
-    found: FoundPairs, saved: SavedSegmenter
-) -> tuple[FoundPairs, tuple[str, ...]]:
-    """Leave out images that the model was trained on, if it is known which they are.
+    found: masks.FoundPairs, saved: SavedSegmenter
+) -> tuple[masks.FoundPairs, str]:
+    """Leave out images that the model was trained on, if it is known which they are, and say so.
 
     A test split that the user has laid out is only remarked upon, since its metrics are expected
     to be over all of it.
     """
-    is_split = found.split != ALL_IMAGES_TEST
+    is_split = found.split != masks.ALL_IMAGES_TEST
     if is_split:
         found = found._replace(split=found.split.split(" and ")[0])
-    hashes = hash_images(found.test.pairs) if saved.training_images else []
+    hashes = masks.hash_images(found.test.pairs) if saved.training_images else []
     new = [at for at, digest in enumerate(hashes) if digest not in saved.training_images]
     known, count = len(hashes) - len(new), len(hashes)
     if not known:
-        return found, ()
+        return found, ""
     if is_split or not new:
         remark = f"{known} of the {count} test images are training images: metrics are optimistic"
-        return found, (remark,)
+        return found, remark
     kept = found.test._replace(pairs=found.test.pairs.select(new))
-    remark = f"{known} of the {count} images are training images and left out"
-    return found._replace(test=kept, split="those that are not training images"), (remark,)
+    found = found._replace(test=kept, split="those that are not training images")
+    return found, f"{known} of the {count} images are training images and left out"
 
 
 def merge_class_names(

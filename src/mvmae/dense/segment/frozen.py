@@ -24,25 +24,11 @@ from mvmae.data.annotations.mask_values import IGNORED
 from mvmae.data.annotations.masks import SegmentationData
 from mvmae.data.reading.decode import Pixels
 from mvmae.data.reading.loader import Skipped
-from mvmae.dense import predictions
-from mvmae.dense.saved_model import Predictor
-from mvmae.dense.segment import report
-from mvmae.dense.segment.data import (
-    crop_batches,
-    open_segmentation,
-    read_images,
-    resize_classes,
-    resize_to_crop,
-)
-from mvmae.dense.segment.evaluate import (
-    Evaluation,
-    Size,
-    evaluate,
-    label_pixels,
-)
+from mvmae.dense.saved_model import Predictor, require_single_process
+from mvmae.dense.segment.data import crop_batches, open_segmentation, read_images, resize_classes
+from mvmae.dense.segment.evaluate import Evaluation, Size, evaluate, label_pixels, write_outputs
 from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
-from mvmae.dense.train import build_table, require_8_bit
-from mvmae.encoders import OpenedEncoder
+from mvmae.dense.train import build_table, percent, require_8_bit, resize_to
 from mvmae.errors import UserError
 from mvmae.evaluation.result_text import short_name
 from mvmae.method.views import normalized, resize
@@ -63,11 +49,11 @@ def run(config: SegmentConfig) -> None:
     Raises:
         UserError: The encoder or the images with masks cannot be used.
     """
-    predictions.require_single_process(f"--protocol {config.protocol}")
+    require_single_process(f"--protocol {config.protocol}")
     began, device = time.perf_counter(), precision.choose_device(config.device)
     folder = results.home(config.encoder, config.out)
     opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
-    opened = resize_to_crop(config, opened)
+    opened = resize_to(opened, "crop", config.crop, 1)
     data, description = open_segmentation(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(description)
@@ -77,45 +63,30 @@ def run(config: SegmentConfig) -> None:
         untrained = encoders.untrained_copy(opened.encoder, config.seed)
         candidates.append(("the same, untrained", opened._replace(encoder=untrained)))
     evaluate_frozen = evaluate_linear if config.protocol == "linear" else evaluate_knn
-    evaluations = [evaluate_frozen(config, one, data, device, name) for name, one in candidates]
-    figures = [evaluation.figures() for evaluation in evaluations]
-    names = [name for name, _ in candidates]
+    evaluations, rows, cells = [], [], []
+    for name, one in candidates:
+        evaluations.append(evaluate_frozen(Predictor(one.encoder, one, config, device), data, name))
+        figures = evaluations[-1].figures()
+        rows.append({"name": name, **figures})
+        cells.append((short_name(name), *map(percent, figures.values())))
 
     title = f"{config.protocol} segmentation on {data.name}, frozen encoder"
     console.print(f"\n{title}", style="bold")
-    rows = [
-        (short_name(name), *(f"{value:.1f}" for value in row.values()))
-        for name, row in zip(names, figures, strict=True)
-    ]
     columns = ("encoder", "mIoU", "mean accuracy", "pixel accuracy")
-    Console().print(build_table(columns, rows))
+    Console().print(build_table(columns, cells))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
-    written = report.write_outputs(
-        folder,
-        f"segment-{config.protocol}",
-        f"{config.encoder}: {title}",
-        config,
-        device,
-        data,
-        evaluations[0],
-        rows=[{"name": name, **row} for name, row in zip(names, figures, strict=True)],
-        seconds=round(time.perf_counter() - began, 1),
-    )
-    console.print(written)
+    facts = {"rows": rows, "seconds": round(time.perf_counter() - began, 1)}
+    name, title = f"segment-{config.protocol}", f"{config.encoder}: {title}"
+    write_outputs(folder, name, title, config, device, data, evaluations[0], **facts)
 
 
-def evaluate_linear(
-    config: SegmentConfig,
-    opened: OpenedEncoder,
-    data: SegmentationData,
-    device: torch.device,
-    name: str,
-) -> Evaluation:
+def evaluate_linear(predictor: Predictor, data: SegmentationData, name: str) -> Evaluation:
     """Train a linear layer on random crops, then evaluate by sliding windows as for UperNet.
 
     Raises:
         UserError: Most images cannot be read.
     """
+    _, opened, config, device = predictor
     batch_size = min(config.batch_size, len(data.train))
     total = config.epochs * (len(data.train) // batch_size)
     generator = Generator().manual_seed(config.seed)
@@ -149,7 +120,7 @@ def evaluate_linear(
             loss.backward()
             optimizer.step()
             bar.advance(1)
-        predictor = Predictor(model, opened, config, device)
+        predictor = predictor._replace(model=model)
         evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
     # A training image is skipped in every epoch, but counts once.
     distinct = [Skipped(*skip) for skip in dict(skipped).items()]
@@ -164,21 +135,15 @@ class Bank(NamedTuple):
     skipped: list[Skipped]
 
 
-def evaluate_knn(
-    config: SegmentConfig,
-    opened: OpenedEncoder,
-    data: SegmentationData,
-    device: torch.device,
-    name: str,
-) -> Evaluation:
+def evaluate_knn(predictor: Predictor, data: SegmentationData, name: str) -> Evaluation:
     """Classify each patch by its nearest training patches; nothing is trained.
 
     Raises:
         UserError: No training image, or fewer than half of the test images, can be read.
     """
-    config = replace(config, multi_scale=False)  # a patch has one size
-    predictor = Predictor(FrozenMap(opened.encoder).to(device).eval(), opened, config, device)
-    num_classes = len(data.classes)
+    model = FrozenMap(predictor.opened.encoder).to(predictor.device).eval()
+    config = replace(predictor.config, multi_scale=False)  # patches are those of one scale
+    predictor, num_classes = predictor._replace(model=model, config=config), len(data.classes)
     with Bar(len(data.train) + len(data.test)) as bar:
         bar.name(short_name(name))
         bank = build_bank(predictor, data, bar)
@@ -195,12 +160,10 @@ def build_bank(predictor: Predictor, data: SegmentationData, bar: Bar) -> Bank:
     Raises:
         UserError: No training image can be read.
     """
-    _, opened, config, device = predictor
-    patch_size, mode = opened.encoder.patch_size, opened.preprocessing.interpolation
-    indices = range(len(data.train))
+    config, patch_size = predictor.config, predictor.opened.encoder.patch_size
     per_image = ceil(config.bank_size / len(data.train))
     tokens, classes, skipped = [], [], []
-    for whole in read_images(data.train, indices, config.short_side, mode, config.workers, device):
+    for whole in read_images(predictor, data.train, range(len(data.train))):
         bar.advance(1)
         skipped += whole.skipped
         if whole.content is None:
@@ -255,11 +218,7 @@ def patch_map(predictor: Predictor, image: Pixels) -> Float[Tensor, "D h w"]:
 
 
 def classify_patches(
-    predictor: Predictor,
-    bank: Bank,
-    num_classes: int,
-    images: list[Pixels],
-    sizes: list[Size],
+    predictor: Predictor, bank: Bank, num_classes: int, images: list[Pixels], sizes: list[Size]
 ) -> Iterator[Int16[Tensor, "H W"]]:
     """Yield the classes of images at the given sizes, by the votes for each of their patches."""
     if not images:  # none of them could be read

@@ -6,8 +6,9 @@ map.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -49,17 +50,13 @@ def resize(x: Float[Tensor, "B D h w"], size: Sequence[int]) -> Float[Tensor, "B
     return F.interpolate(x, size=list(size), mode="bilinear", align_corners=False)
 
 
-class Scorer(nn.Module):
-    """Dropout of whole channels, then a score for each class at each position."""
-
-    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.scores = nn.Conv2d(width, num_classes, 1)
-
-    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
-        """Return the scores of each class."""
-        return self.scores(self.dropout(x))
+def scorer(width: int, num_classes: int, dropout: float) -> nn.Sequential:
+    """Build dropout of whole channels, then a score for each class at each position."""
+    layers: dict[str, nn.Module] = {
+        "dropout": nn.Dropout2d(dropout),
+        "scores": nn.Conv2d(width, num_classes, 1),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class UPerHead(nn.Module):
@@ -82,7 +79,7 @@ class UPerHead(nn.Module):
         self.lateral = nn.ModuleList(conv_norm_relu(width, channels, 1) for _ in range(3))
         self.smooth = nn.ModuleList(conv_norm_relu(channels, channels, 3) for _ in range(3))
         self.fuse = conv_norm_relu(4 * channels, channels, 3)
-        self.scorer = Scorer(channels, num_classes, dropout)
+        self.scorer = scorer(channels, num_classes, dropout)
 
     def forward(self, maps: Sequence[Tensor]) -> Float[Tensor, "B K rows columns"]:
         """Return scores at the size of the first map, the finest."""
@@ -97,17 +94,13 @@ class UPerHead(nn.Module):
         return self.scorer(self.fuse(torch.cat(resized, dim=1)))
 
 
-class FcnHead(nn.Module):
-    """One convolution and scores."""
-
-    def __init__(self, width: int, num_classes: int, *, channels: int, dropout: float) -> None:
-        super().__init__()
-        self.convolution = conv_norm_relu(width, channels, 3)
-        self.scorer = Scorer(channels, num_classes, dropout)
-
-    def forward(self, x: Float[Tensor, "B D h w"]) -> Float[Tensor, "B K h w"]:
-        """Return scores at the size of the map."""
-        return self.scorer(self.convolution(x))
+def fcn_head(width: int, num_classes: int, *, channels: int, dropout: float) -> nn.Sequential:
+    """Build the auxiliary head: one convolution and scores, at the size of its map."""
+    layers: dict[str, nn.Module] = {
+        "convolution": conv_norm_relu(width, channels, 3),
+        "scorer": scorer(channels, num_classes, dropout),
+    }
+    return nn.Sequential(OrderedDict(layers))
 
 
 class Scores(NamedTuple):
@@ -159,7 +152,7 @@ class Segmenter(nn.Module):
         self.scales = MultiScale(width, BatchNorm)
         self.head = UPerHead(width, num_classes, channels=channels, dropout=dropout)
         self.auxiliary = (
-            FcnHead(width, num_classes, channels=auxiliary_channels, dropout=dropout)
+            fcn_head(width, num_classes, channels=auxiliary_channels, dropout=dropout)
             if auxiliary_channels
             else None
         )
@@ -190,12 +183,12 @@ def initialise_weights(module: nn.Module, generator: Generator | None) -> None:
             )
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-    for part in module.modules():
-        if isinstance(part, Scorer):
-            initialise_scores(part.scores, generator)
+    for name, part in module.named_modules():
+        if name.endswith("scorer.scores"):
+            initialise_scores(part, generator)
 
 
-def initialise_scores(layer: nn.Conv2d, generator: Generator | None) -> None:
+def initialise_scores(layer: Any, generator: Generator | None) -> None:
     """Initialise near zero, so that the first predictions are uniform."""
     nn.init.normal_(layer.weight, std=SCORE_STD, generator=generator)
     if layer.bias is not None:

@@ -13,14 +13,13 @@ from torch import Generator, Tensor, nn
 
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import fingerprint
+from mvmae.dense import train
 from mvmae.dense.batches import TrainingBatch
 from mvmae.dense.saved_model import Predictor
-from mvmae.dense.segment import finished, frozen, report
-from mvmae.dense.segment.data import crop_batches, open_segmentation, resize_to_crop
-from mvmae.dense.segment.evaluate import Evaluation, evaluate
+from mvmae.dense.segment import finished, frozen
+from mvmae.dense.segment.data import SegmentJob, crop_batches, open_segmentation
+from mvmae.dense.segment.evaluate import Evaluation, draw, evaluate, report
 from mvmae.dense.segment.model import Segmenter, pixel_loss
-from mvmae.dense.segment.report import SegmentJob
-from mvmae.dense.train import Job, Task, load_initial_encoder, optimise, prepare_model, train
 from mvmae.method.views import normalized
 from mvmae.training import precision
 from mvmae.training.plan import Plan, steps_per_epoch, warmup_poly
@@ -42,7 +41,7 @@ def run(config: SegmentConfig) -> int:
     elif config.protocol != "upernet":
         frozen.run(config)
     else:
-        task = Task(
+        task = train.Task(
             command="segment",
             picture="segmentations",
             open_job=open_job,
@@ -50,12 +49,12 @@ def run(config: SegmentConfig) -> int:
             batches=crop_batches,
             training_step=training_step,
             evaluate=evaluate_model,
-            draw=lambda job, evaluation, title: report.draw(evaluation, job.data, title),
+            draw=lambda job, evaluation, title: draw(evaluation, job.data, title),
             save_model=finished.save_segmenter,
-            report=report.report,
+            report=report,
             hint="Segment other images",
         )
-        return train(config, task)
+        return train.train(config, task)
     return 0
 
 
@@ -65,7 +64,7 @@ def open_job(config: SegmentConfig, device: torch.device) -> SegmentJob:
     Raises:
         UserError: Something cannot be opened, or there are too few images for a batch.
     """
-    opened = resize_to_crop(config, load_initial_encoder(config))
+    opened = train.resize_to(train.load_initial_encoder(config), "crop", config.crop, 1)
     data, description = open_segmentation(config, opened.encoder.in_channels)
     plan = Plan(
         per_epoch=steps_per_epoch(len(data.train), config.batch_size, config.accumulate),
@@ -92,8 +91,8 @@ def open_job(config: SegmentConfig, device: torch.device) -> SegmentJob:
         f"{config.iterations} steps of {config.batch_size} crops, "
         f"{config.iterations / plan.per_epoch:.0f} epochs"
     )
-    model, optimizer = prepare_model(segmenter, config, device)
-    return Job(config, opened, data, plan, device, model, optimizer, introduction)
+    model, optimizer = train.prepare_model(segmenter, config, device)
+    return train.Job(config, opened, data, plan, device, model, optimizer, introduction)
 
 
 def learning_rate(job: SegmentJob, step: int) -> float:
@@ -135,4 +134,4 @@ def training_step(
 
     count = config.accumulate
     parts = zip(images.tensor_split(count), classes.tensor_split(count), strict=True)
-    return optimise(job, step, [(len(part[0]), part) for part in parts], losses)
+    return train.optimise(job, step, [(len(part[0]), part) for part in parts], losses)

@@ -31,10 +31,10 @@ from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.dense.batches import scaled_size, whole_images
 from mvmae.dense.detect.data import (
     Target,
-    build_target,
     drop_invisible,
     jitter_batches,
     jitter_image,
+    read_annotated,
     read_fitted,
     resize_masks,
 )
@@ -341,11 +341,11 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
 
 def test_a_target_has_what_the_file_says(tmp_path):
     content = write_split(tmp_path, "train", count=1)
-    target = build_target(split_of(tmp_path).images[0], with_masks=True)
+    _, target = read_annotated(split_of(tmp_path), 0)
     x, y, w, h = content["annotations"][0]["bbox"]
     assert target.boxes[0].tolist() == [x, y, x + w, y + h]
     assert target.masks[0].sum() == w * h
-    assert build_target(split_of(tmp_path).images[0], with_masks=False).masks is None
+    assert read_annotated(split_of(tmp_path, with_masks=False), 0)[1].masks is None
 
 
 # Figures
