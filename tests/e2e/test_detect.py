@@ -70,7 +70,7 @@ def data(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory) -> Path:
+def trained_run(data, tmp_path_factory) -> Path:
     """Folder of a finished run."""
     run = tmp_path_factory.mktemp("runs") / "run"
     assert detect(data, run) == 0
@@ -80,26 +80,26 @@ def trained(data, tmp_path_factory) -> Path:
 # Outputs
 
 
-def test_a_run_writes_its_folder(trained, data):
-    assert names(trained) == LEFT
-    kept = result(trained)
+def test_a_run_writes_its_folder(trained_run, data):
+    assert names(trained_run) == LEFT
+    kept = result(trained_run)
     assert kept["command"] == "detect"
     assert {*kept["headline"]} == {"box_ap", "box_ap50", "mask_ap", "mask_ap50"}
     assert len(kept["box"]["figures"]) == len(kept["mask"]["figures"]) == 12
     assert {*kept["mask"]["by_class"]} == {"square", "bar"}
     assert kept["data"]["split"] == "train and val"
     assert kept["data"]["classes"] == ["square", "bar"]
-    lines = metrics(trained)
+    lines = metrics(trained_run)
     assert {*NAMES, "loss", "lr"} <= lines[0].keys()
     assert lines[0]["loss"] == pytest.approx(sum(lines[0][name] for name in NAMES), abs=1e-5)
     assert [line["step"] for line in lines if "box_ap" in line] == [4, 6]
-    with Image.open(trained / "figures" / "detections.png") as picture:
+    with Image.open(trained_run / "figures" / "detections.png") as picture:
         assert min(picture.size) > 200
     ids = {
         one["id"]
         for one in json.loads((data / "annotations/instances_val.json").read_text())["images"]
     }
-    for one in json.loads((trained / "predictions.json").read_text()):
+    for one in json.loads((trained_run / "predictions.json").read_text()):
         assert one["image_id"] in ids
         assert one["category_id"] in (3, 7)
         assert one["segmentation"]["size"] == [48, 64]
@@ -124,13 +124,13 @@ def test_a_run_prints_its_data_model_and_metrics(data, tmp_path, capsys):
         assert words in said
 
 
-def test_the_command_line_in_the_result_repeats_the_run(trained, tmp_path):
-    words = shlex.split(result(trained)["command_line"])
+def test_the_command_line_in_the_result_repeats_the_run(trained_run, tmp_path):
+    words = shlex.split(result(trained_run)["command_line"])
     assert words[:2] == ["mvmae", "detect"]
     again = tmp_path / "again"
     words[words.index("--out") + 1] = str(again)
     assert main(words[1:]) == 0
-    assert_same_run(trained, again, PRODUCTS)
+    assert_same_run(trained_run, again, PRODUCTS)
 
 
 @pytest.mark.parametrize("how", ["no masks", "boxes only"])
@@ -202,8 +202,10 @@ def test_an_interrupted_and_resumed_run_equals_an_uninterrupted_one(
     assert_same_run(run, whole, PRODUCTS)
 
 
-def test_resuming_with_other_settings_or_annotations_is_rejected(trained, data, tmp_path, capsys):
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_resuming_with_other_settings_or_annotations_is_rejected(
+    trained_run, data, tmp_path, capsys
+):
+    run = shutil.copytree(trained_run, tmp_path / "run")
     assert main(["detect", "--resume", "--out", str(run), "--lr", "0.1"]) == 2
     assert "was run with lr 0.001, not 0.1" in capsys.readouterr().err
     folder = shutil.copytree(data, tmp_path / "data")
@@ -219,7 +221,7 @@ def test_resuming_with_other_settings_or_annotations_is_rejected(trained, data, 
     assert "are not those that" in capsys.readouterr().err
 
 
-def test_a_failed_evaluation_loses_no_steps(data, trained, tmp_path, monkeypatch, capsys):
+def test_a_failed_evaluation_loses_no_steps(data, trained_run, tmp_path, monkeypatch, capsys):
     """The validation images vanish for a while; afterwards the run is equal bit by bit."""
     from mvmae.dense.detect import run as command
 
@@ -241,7 +243,7 @@ def test_a_failed_evaluation_loses_no_steps(data, trained, tmp_path, monkeypatch
     assert main(["detect", "--resume", "--out", str(run)]) == 0
     assert [line["step"] for line in metrics(run) if "box_ap" in line] == [4, 6]
     for name in ("model.safetensors", "predictions.json"):
-        assert (run / name).read_bytes() == (trained / name).read_bytes()
+        assert (run / name).read_bytes() == (trained_run / name).read_bytes()
 
 
 @pytest.mark.slow
@@ -268,15 +270,22 @@ def test_two_processes_train_and_evaluate_together(data, tmp_path, free_port):
 # Predictions
 
 
-def test_a_finished_run_detects_objects_in_other_images(trained, data, tmp_path, capsys):
+def test_a_finished_run_detects_objects_in_other_images(trained_run, data, tmp_path, capsys):
     out = tmp_path / "found"
-    words = ["detect", str(trained), "--predict", str(data / "images" / "val"), "--device", "cpu"]
+    words = [
+        "detect",
+        str(trained_run),
+        "--predict",
+        str(data / "images" / "val"),
+        "--device",
+        "cpu",
+    ]
     words += ["--workers", "0"]
     assert main([*words, "--out", str(out), "--score", "0"]) == 0
     assert names(out) == {"predictions.json", "pictures"}
     assert names(out / "pictures") == {f"000{n}.png" for n in range(1, 5)}
     rows = json.loads((out / "predictions.json").read_text())
-    judged = json.loads((trained / "predictions.json").read_text())
+    judged = json.loads((trained_run / "predictions.json").read_text())
     assert len(rows) == len(judged)
     first = rows[0]
     assert first["file_name"] == str(data / "images" / "val" / "0001.png")
@@ -295,9 +304,9 @@ def test_a_finished_run_detects_objects_in_other_images(trained, data, tmp_path,
     assert f"nothing; the best score is {best:.2f}, so --score" in capsys.readouterr().out
 
 
-def test_foreign_files_are_kept(trained, data, tmp_path, capsys):
+def test_foreign_files_are_kept(trained_run, data, tmp_path, capsys):
     out = tmp_path / "found"
-    words = ["detect", str(trained), "--predict", str(data / "images" / "val" / "0001.png")]
+    words = ["detect", str(trained_run), "--predict", str(data / "images" / "val" / "0001.png")]
     words += ["--out", str(out), "--device", "cpu", "--workers", "0"]
     assert main(words) == 0
     assert names(out / "pictures") == {"0001.png"}
@@ -307,11 +316,11 @@ def test_foreign_files_are_kept(trained, data, tmp_path, capsys):
     assert (out / "my_thesis.txt").read_text() == "years of work"
 
 
-def test_unreadable_images_are_listed(trained, data, tmp_path):
+def test_unreadable_images_are_listed(trained_run, data, tmp_path):
     images = shutil.copytree(data / "images" / "val", tmp_path / "images")
     (images / "0002.png").write_bytes(b"broken")
     out = tmp_path / "found"
-    words = ["detect", str(trained), "--predict", str(images), "--out", str(out)]
+    words = ["detect", str(trained_run), "--predict", str(images), "--out", str(out)]
     assert main([*words, "--device", "cpu", "--workers", "0"]) == 0
     assert "0002.png" in (out / "skipped.csv").read_text()
     assert len(names(out / "pictures")) == 3
@@ -421,13 +430,13 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_reported_in_one_line(name, data, trained, tmp_path, monkeypatch, capsys):
+def test_bad_input_is_reported_in_one_line(name, data, trained_run, tmp_path, monkeypatch, capsys):
     shutil.copytree(data, tmp_path / "data")
     monkeypatch.chdir(tmp_path)
     spoil, what, message = BAD[name]
     spoil(tmp_path / "data")
     if isinstance(what, list):
-        words = [str(trained) if word == FINISHED else word for word in what]
+        words = [str(trained_run) if word == FINISHED else word for word in what]
     elif isinstance(what, str):
         words = command(what, "out")
     else:
@@ -441,8 +450,8 @@ def test_bad_input_is_reported_in_one_line(name, data, trained, tmp_path, monkey
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_run_of_another_command_is_rejected(trained, tmp_path, capsys):
-    run = shutil.copytree(trained, tmp_path / "run")
+def test_a_run_of_another_command_is_rejected(trained_run, tmp_path, capsys):
+    run = shutil.copytree(trained_run, tmp_path / "run")
     facts = json.loads((run / "model.json").read_text())
     (run / "model.json").write_text(json.dumps(facts | {"task": "segment"}))
     assert main(["detect", str(run), "--predict", str(tmp_path)]) == 2

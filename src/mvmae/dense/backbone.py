@@ -98,6 +98,7 @@ class Backbone(nn.Module):
         ]
         self.keeps_prefix = window is None
         self.recompute = recompute
+        # Plain numbers, also where the model is built on the meta device.
         rates = torch.linspace(0, drop_path, len(encoder.blocks), device="cpu").tolist()
         for block, rate in zip(encoder.blocks, rates, strict=True):
             block.drop_path = rate

@@ -182,6 +182,7 @@ def predict(
     """
     require_single_process("--predict")
     began, device = time.perf_counter(), precision.choose_device(config.device)
+    # Whatever may be refused is checked before the first image, and leaves everything as it was.
     require_replaceable(out, owned, overwrite=config.overwrite)
     saved = open_saved(config.encoder)
     predictor = saved_predictor(saved, command, config, device)
@@ -253,6 +254,7 @@ def require_replaceable(out: Path, owned: Mapping[str, str], *, overwrite: bool)
     present = {path.name for path in out.iterdir()} - {UNFINISHED} if out.exists() else set()
     if not present:
         return
+    # Also below pictures/ or masks/: a folder of that name may hold anything.
     foreign = sorted(present - owned.keys()) or sorted(
         str(path.relative_to(out))
         for name, suffix in owned.items()
@@ -275,6 +277,7 @@ def prediction_names(source: Source) -> list[str]:
 
     The suffix is dropped unless two names would then be equal.
     """
+    # `resolve` would follow links, to names that the user does not know.
     paths = [Path(os.path.abspath(source.path(index))) for index in range(len(source))]  # noqa: PTH100
     base = Path(os.path.commonpath([path.parent for path in paths]))
     relative = [path.relative_to(base) for path in paths]

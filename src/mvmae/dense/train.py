@@ -167,7 +167,7 @@ def train(config: C, task: Task) -> int:
             if distributed.is_main():
                 task.save_model(job, folder)
             evaluation = evaluate(loop, task, job, counters)
-            loop.save()
+            loop.save()  # with the step of this evaluation
             if distributed.is_main():
                 report_result(loop, task, job, evaluation)
         distributed.barrier()
@@ -291,6 +291,7 @@ def optimise(
     count = sum(size for size, _ in parts)
     job.optimizer.zero_grad(set_to_none=True)
     means: dict[str, Tensor] = {}
+    # Dropout, and torchvision where it samples anchors and boxes, read torch's global generator.
     with seeded(int(rng.integers(2**63)), job.device):
         for size, part in parts:
             loss, values = losses(part)
@@ -338,7 +339,7 @@ def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
     return require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
 
 
-def resize_to(opened: OpenedEncoder, option: str, side: int, patches: int) -> OpenedEncoder:
+def fit_encoder(opened: OpenedEncoder, option: str, side: int, patches: int) -> OpenedEncoder:
     """Resize an encoder's positions to images of another size.
 
     Args:

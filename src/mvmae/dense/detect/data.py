@@ -52,6 +52,7 @@ def open_detection(config: DetectConfig, channels: int) -> DetectionData:
     """
     if channels not in (1, 3):
         raise UserError(f"image files are read with 1 or 3 channels, and ENCODER takes {channels}")
+    # Everything is checked now: a night's training must not end at an invalid polygon.
     files = find_splits(Path(config.data), config.train_split, config.val_split)
     checked = []
     for split in files:
@@ -173,6 +174,7 @@ def resize_masks(
     """
     if not len(masks):
         return masks.new_zeros(0, *size)
+    # As an 8-bit picture, whose grey levels are the shares of the area.
     return (crop(255 * masks, box, size, "bilinear") > 127).byte()
 
 

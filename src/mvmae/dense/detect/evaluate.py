@@ -211,6 +211,7 @@ def evaluate(job: DetectJob, _is_last: bool) -> Evaluation | None:
     if not distributed.is_main():
         return None
     encoders.require_readable(split, skipped)
+    # Processes took every n-th image; files must not depend on their number.
     found.sort(key=lambda detections: detections.index)
     results = [
         row

@@ -252,11 +252,13 @@ def build_detector(
         recompute: Whether to recompute the blocks' activations in the backward pass.
     """
     with torch.random.fork_rng(devices=[]):
+        # Not `torch.manual_seed`, which would also reset the generators of GPUs.
         torch.default_generator.manual_seed(seed)
         backbone = build_backbone(encoder, shape, drop_path=drop_path, recompute=recompute)
         model = _build_rcnn(backbone, shape, encoder.patch_size)
     model.transform = PadToSquare(shape.side)
     heads: Any = model.roi_heads
+    # Mixed precision ends here: boxes, scores and losses are computed from these outputs.
     layers: list[Any] = [model.rpn.head, heads.box_predictor, heads.mask_predictor]
     for layer in layers:
         if layer is not None:
@@ -267,6 +269,8 @@ def build_detector(
 def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int) -> FasterRCNN:
     channels, num_scores, norm = shape.channels, shape.num_classes + 1, NORMS[shape.norm]
     strides = [patch_size * 2.0**level / 4 for level in range(NUM_LEVELS)]
+    # Sizes and numbers without a name are those of torchvision's v2 models: two convolutions in the
+    # RPN, regions of 7 and 14, half as many proposals in tests as in training.
     options = {
         "rpn_anchor_generator": Anchors(strides),
         "rpn_head": RPNHead(channels, len(ANCHOR_RATIOS), conv_depth=2),

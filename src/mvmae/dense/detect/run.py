@@ -62,7 +62,9 @@ def open_job(config: DetectConfig, device: torch.device) -> DetectJob:
         UserError: Something cannot be opened, or there are too few images for a batch.
     """
     # The maps of all levels must have whole sides; the pooled one's stride is four patches.
-    opened = train.resize_to(train.load_initial_encoder(config), "image_size", config.image_size, 4)
+    opened = train.fit_encoder(
+        train.load_initial_encoder(config), "image_size", config.image_size, 4
+    )
     depth = opened.encoder.size.depth
     if config.pyramid == "fpn" and depth < len(SCALES):
         raise UserError(

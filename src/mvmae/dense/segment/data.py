@@ -40,6 +40,7 @@ SegmentJob = Job[SegmentConfig, SegmentationData]
 MAX_NAMES = 5  # classes named in a warning
 MAX_ASPECT = 4  # long side over short side after resizing: ADE20K's 2048 for 512
 CROP_ATTEMPTS = 10  # to find a crop that is not dominated by one class
+# Defaults of mmsegmentation's PhotoMetricDistortion; the hue is a share of the circle: 18 of 180.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 0.1
 
 

@@ -37,7 +37,7 @@ from mvmae.storage import results
 from mvmae.training import distributed, precision
 from mvmae.training.loop import Loop
 
-SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
+SCALES = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)  # of a multi-scale test, as in mmsegmentation
 MAX_WINDOWS = 16  # in a batch
 CLASS_CHUNK = 16  # classes resized at a time
 MAX_CONFUSION = 200  # classes up to which the JSON has the confusion matrix
@@ -117,13 +117,14 @@ def score_image(predictor: Predictor, pixels: Pixels) -> Float[Tensor, "K rows c
     for factor in SCALES:
         image = resize_to_base(pixels, short_side, interpolation, factor)
         for mirrored in (False, True):
+            # Scores of different scales are not comparable, probabilities are.
             probabilities = score(image.flip(-1) if mirrored else image).softmax(dim=0)
             resized = resize(probabilities[None], base_size)[0]
             total = total + (resized.flip(-1) if mirrored else resized)
     return total / (2 * len(SCALES))
 
 
-def label_pixels(scores: Float[Tensor, "K h w"], size: tuple[int, int]) -> Int16[Tensor, "H W"]:
+def label_pixels(scores: Float[Tensor, "K h w"], size: Size) -> Int16[Tensor, "H W"]:
     """Return the class of highest score at each pixel of an image of this size.
 
     A few classes at a time are resized: all 150 of ADE20K would take gigabytes.
@@ -179,15 +180,14 @@ def evaluate(
     while group := list(islice(images, at_once)):
         skipped += [skip for one in group for skip in one.skipped]
         read = [(one.index, *one.content) for one in group if one.content]
-        pixels, sizes = (
-            [image for _, image, _ in read],
-            [tuple(truth.shape) for _, _, truth in read],
-        )
+        pixels = [image for _, image, _ in read]
+        sizes = [tuple(truth.shape) for _, _, truth in read]
         for (index, image, truth), classes in zip(read, predict(pixels, sizes), strict=True):
             confusion += pixel_confusion(classes, truth, num_classes)
             if index in drawn:
                 shown.append(Shown(pairs.path(index), image, truth, classes))
         advance(len(group))
+    # All processes get the whole list, so that either all of them stop or none.
     skipped = distributed.from_main(distributed.gather_objects(skipped))
     encoders.require_readable(pairs, skipped)
     # Sum counts exactly: float64 represents whole numbers up to 2**53.

@@ -75,6 +75,7 @@ def save_segmenter(job: SegmentJob, folder: Path) -> None:
         "crop": config.crop,
         "stride": config.window_stride,
         "short_side": config.short_side,
+        # Only where no folder tells which images were trained on: reading all of them takes time.
         "learnt": masks.hash_images(data.train)
         if data.split == masks.EVERY_FIFTH_IMAGE_TESTS
         else [],

@@ -28,7 +28,7 @@ from mvmae.dense.saved_model import Predictor, require_single_process
 from mvmae.dense.segment.data import crop_batches, open_segmentation, read_images, resize_classes
 from mvmae.dense.segment.evaluate import Evaluation, Size, evaluate, label_pixels, write_outputs
 from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
-from mvmae.dense.train import build_table, percent, require_8_bit, resize_to
+from mvmae.dense.train import build_table, fit_encoder, percent, require_8_bit
 from mvmae.errors import UserError
 from mvmae.evaluation.result_text import short_name
 from mvmae.method.views import normalized, resize
@@ -53,7 +53,7 @@ def run(config: SegmentConfig) -> None:
     began, device = time.perf_counter(), precision.choose_device(config.device)
     folder = results.home(config.encoder, config.out)
     opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
-    opened = resize_to(opened, "crop", config.crop, 1)
+    opened = fit_encoder(opened, "crop", config.crop, 1)
     data, description = open_segmentation(config, opened.encoder.in_channels)
     console = Console(soft_wrap=True, highlight=False, markup=False)
     console.print(description)
@@ -173,6 +173,7 @@ def build_bank(predictor: Predictor, data: SegmentationData, bar: Bar) -> Bank:
         size = (features.shape[1] * patch_size, features.shape[2] * patch_size)
         labels = patch_classes(resize_classes(truth, size), patch_size, len(data.classes)).long()
         usable = (labels >= 0).nonzero()[:, 0]
+        # Few patches of each image, so that memory does not grow with the number of images.
         rng = np.random.default_rng((config.seed, whole.index))
         chosen = usable[torch.from_numpy(rng.permutation(len(usable))[:per_image]).sort().values]
         tokens.append(features.flatten(1).T[chosen])

@@ -87,7 +87,7 @@ class UPerHead(nn.Module):
         pooled = [resize(pool(last), last.shape[2:]) for pool in self.pools]
         levels = [lateral(x) for lateral, x in zip(self.lateral, finer, strict=True)]
         levels.append(self.bottleneck(torch.cat([last, *pooled], dim=1)))
-        for at in (2, 1, 0):
+        for at in (2, 1, 0):  # from coarse to fine
             levels[at] = levels[at] + resize(levels[at + 1], levels[at].shape[2:])
         smoothed = [smooth(x) for smooth, x in zip(self.smooth, levels[:3], strict=True)]
         resized = [resize(x, smoothed[0].shape[2:]) for x in (*smoothed, levels[3])]
@@ -183,6 +183,7 @@ def initialise_weights(module: nn.Module, generator: Generator | None) -> None:
             )
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+    # After all others: the order of the draws decides which weights a seed gives.
     for name, part in module.named_modules():
         if name.endswith("scorer.scores"):
             initialise_scores(part, generator)

@@ -64,7 +64,7 @@ def open_job(config: SegmentConfig, device: torch.device) -> SegmentJob:
     Raises:
         UserError: Something cannot be opened, or there are too few images for a batch.
     """
-    opened = train.resize_to(train.load_initial_encoder(config), "crop", config.crop, 1)
+    opened = train.fit_encoder(train.load_initial_encoder(config), "crop", config.crop, 1)
     data, description = open_segmentation(config, opened.encoder.in_channels)
     plan = Plan(
         per_epoch=steps_per_epoch(len(data.train), config.batch_size, config.accumulate),
