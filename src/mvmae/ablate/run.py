@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import shlex
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 from mvmae import terminal
@@ -19,7 +17,7 @@ from mvmae.errors import UserError, counted
 from mvmae.storage import run_folder
 from mvmae.storage.lock import holder, try_lock
 from mvmae.training import distributed, precision
-from mvmae.training.interrupt import exit_status
+from mvmae.training.interrupt import Interrupt, exit_status
 
 
 def run(config: AblateConfig) -> int:
@@ -54,12 +52,12 @@ def run(config: AblateConfig) -> int:
     inputs = work.check_inputs(plan)
     run_folder.make(config.folder)
     introduce(plan, inputs)
-    with catch_signals() as caught:
+    with Interrupt(at_once=True) as interrupt:  # training has its own while it runs
         try:
             parallel = config.jobs > 1
             outcome = jobs.run_jobs(plan, inputs) if parallel else work.do_cells(plan, inputs)
         except KeyboardInterrupt:
-            outcome = Outcome(exit_status(caught[0] if caught else signal.SIGINT), {}, [])
+            outcome = Outcome(exit_status(interrupt.signal or signal.SIGINT), {}, [])
     if outcome.status:
         console = terminal.people()
         console.print(f"stopped; finished work is kept. To resume: {command_line(config)}")
@@ -70,26 +68,6 @@ def run(config: AblateConfig) -> int:
         summary.write(plan, results.gather(plan, inputs.labelled_fingerprint))
     conclude(plan, outcome)
     return 0
-
-
-@contextlib.contextmanager
-def catch_signals() -> Iterator[list[int]]:
-    """Turn SIGINT and SIGTERM into KeyboardInterrupt, and record which came.
-
-    Training installs its own handlers while it runs.
-    """
-    caught: list[int] = []
-
-    def stop(number: int, _frame: object) -> None:
-        caught.append(number)
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield caught
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def introduce(plan: Plan, inputs: Inputs) -> None:

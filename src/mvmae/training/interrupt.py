@@ -10,10 +10,13 @@ class Interrupt:
     """Context in which the first SIGINT or SIGTERM is recorded instead of ending the program.
 
     A second SIGINT ends the program at once.
+
+    Args:
+        at_once: Raise KeyboardInterrupt at the first signal, too.
     """
 
-    def __init__(self) -> None:
-        self.signal = 0
+    def __init__(self, *, at_once: bool = False) -> None:
+        self.signal, self.at_once = 0, at_once
         self._before: dict[int, object] = {}
 
     def __enter__(self) -> Interrupt:
@@ -26,9 +29,10 @@ class Interrupt:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _record(self, number: int, _frame: FrameType | None) -> None:
-        if self.signal and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        is_second = self.signal and number == signal.SIGINT
         self.signal = self.signal or number
+        if self.at_once or is_second:
+            raise KeyboardInterrupt
 
 
 def exit_status(number: int) -> int:

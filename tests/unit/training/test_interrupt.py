@@ -36,6 +36,14 @@ def test_sigint_after_sigterm_stops_at_once():
         assert interrupt.signal == signal.SIGTERM
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_may_stop_at_once_too(number):
+    with Interrupt(at_once=True) as interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            send(number)
+        assert interrupt.signal == number
+
+
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
 def test_second_sigterm_changes_nothing(first):
     with Interrupt() as interrupt:
