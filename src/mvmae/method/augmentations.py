@@ -55,7 +55,7 @@ def draw_augmentations(seed: tuple[int, ...], config: ViewsConfig) -> Augmentati
     strength s, followed by RandomGrayscale; a gray view has saturation 0.
 
     Returns:
-        Columns of shape "V"; None where views keep their colours.
+        Columns of shape "V"; None if views keep their colours.
     """
     strength = config.color_jitter
     if strength == 0 and config.grayscale == 0:
@@ -73,7 +73,7 @@ def draw_augmentations(seed: tuple[int, ...], config: ViewsConfig) -> Augmentati
 
 
 def stack_augmentations(drawn: Sequence[Augmentations | None]) -> Augmentations | None:
-    """Stack the columns of a batch's images to shape "V B"; None where no view changes."""
+    """Stack the columns of a batch's images to shape "V B"; None if no view changes."""
     images = [one for one in drawn if one is not None]
     if not images:
         return None

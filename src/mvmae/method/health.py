@@ -135,7 +135,7 @@ def reconstruction_share(metrics: Mapping[str, float]) -> float:
 
 
 def reconstruction_baseline(metrics: Mapping[str, float], channels: int) -> str:
-    """Name what `reconstruction_share` compares with; empty where nothing can be compared."""
+    """Name what `reconstruction_share` compares with; empty if nothing can be compared."""
     if "reconstruction" not in metrics or metrics.get("colour_error", 0.0) <= 0:
         return ""
     return "filling each with its mean" if channels == 1 else "filling each with its average colour"

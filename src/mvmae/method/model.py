@@ -32,7 +32,7 @@ class View(NamedTuple):
     """Output of the model for masked views."""
 
     embedding: Float[Tensor, "B E"]
-    """What the contrast compares: the latent, after the projection head where there is one."""
+    """What the contrast compares: the latent, after the projection head if there is one."""
 
     prediction: Float[Tensor, "B M P"] | None = None
     """The hidden patches in the order of their noise, or all patches in image order; None where
@@ -96,7 +96,7 @@ class MaskedAutoencoder(nn.Module):
         *,
         rebuild: Rebuild = "masked",
     ) -> View:
-        """Mask, encode and reconstruct views; the patches with the largest noise are hidden.
+        """Mask, encode and reconstruct views (equations 1 and 2); the largest noise hides a patch.
 
         With `decoded_share` below 1, "masked" means the hidden patches with the least noise. The
         decoder then sees no other hidden ones: a mask token carries nothing but its position.

@@ -14,13 +14,13 @@ from mvmae.training import distributed, precision
 def parallelize(
     model: MaskedAutoencoder, config: PretrainConfig, device: torch.device
 ) -> nn.Module:
-    """Wrap the model for training on all processes, compiled where the config says so.
+    """Wrap the model for training on all processes, compiled if the config says so.
 
     Make the optimiser afterwards: sharding replaces the parameters. The blocks of a sharded model
     are compiled one by one, since gathering their weights in between cannot be compiled.
 
     Raises:
-        UserError: Compiling was asked for where it is not possible.
+        UserError: Compiling was requested and is not possible.
     """
     if config.sharding == "full" and distributed.world_size() > 1:
         from mvmae.training import sharding

@@ -44,7 +44,7 @@ class Masking(NamedTuple):
     """Place of each patch after shuffling; undoes the shuffle."""
 
     mask: Float[Tensor, "B N"]
-    """1 where a patch is hidden."""
+    """1 for a hidden patch, 0 for a visible one."""
 
 
 def masking_from_noise(noise: Float[Tensor, "B N"], num_visible: int) -> Masking:

@@ -52,6 +52,7 @@ def run(config: PretrainConfig) -> int:
     """
     with open_run(config) as device:
         source = open_source(config.data, plain_channels(config.model.in_channels))
+        # The images and the machine decide what the config leaves open; the notes tell the user.
         config, source, notes = resolve_config(config, source)
         groups = read_groups(config, source)
         if groups is not None:
@@ -77,6 +78,8 @@ def run(config: PretrainConfig) -> int:
         optimizer = adamw(model, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
         begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=len(source))
         counters = messages.Counters()
+        # Order, crops, flips and masks are functions of the seed, the epoch and the image, so that
+        # a resumed run sees what it would have seen.
         loop = Loop(
             config,
             plan,
@@ -167,7 +170,7 @@ def learning_rate(step: int, plan: Plan, config: PretrainConfig) -> float:
 
 
 def read_groups(config: PretrainConfig, source: Source) -> Int[np.ndarray, " images"] | None:
-    """Number the group of each image; None where the images have no groups.
+    """Number the group of each image; None if the images have no groups.
 
     Raises:
         UserError: All images are in one group, so that there is nothing to contrast.

@@ -40,11 +40,11 @@ class Metric(NamedTuple):
     """A value that its chart shows whatever the lines reach."""
 
     figure: str = ""
-    """Title of its chart in a figure for papers, where it differs; $...$ is a formula."""
+    """Title of its chart in a figure for papers, if it differs; $...$ is a formula."""
 
     @property
     def caption(self) -> str:
-        """How to read its chart; empty where nothing needs saying."""
+        """How to read its chart; empty if nothing needs saying."""
         return CAPTIONS.get(self.chart, "")
 
     @property

@@ -27,7 +27,7 @@ class Column(NamedTuple):
     """Steps, images or hours, increasing."""
 
     y: Float[np.ndarray, " T"]
-    """The metric; NaN where it was not finite."""
+    """The metric; NaN if it was not finite."""
 
 
 def read(run: Path) -> list[dict[str, Any]]:
@@ -42,7 +42,7 @@ def read(run: Path) -> list[dict[str, Any]]:
         run: The run folder.
 
     Returns:
-        The records; empty where the run has not written any yet.
+        The records; empty if the run has not written any yet.
 
     Raises:
         UserError: The file cannot be read.
@@ -105,7 +105,7 @@ def columns(records: Sequence[Mapping[str, Any]], against: Against = "steps") ->
 
 
 def position(record: Mapping[str, Any], against: Against) -> float | None:
-    """Return the x of a record; None where the record lacks it."""
+    """Return the x of a record; None if the record lacks it."""
     value = record.get({"steps": "step", "images": "images", "hours": "seconds"}[against])
     if value is None or not _is_number(value):
         return None
@@ -142,6 +142,6 @@ def level(found: Mapping[str, Column], name: str) -> Column | None:
 
 
 def level_name(name: str) -> str:
-    """Return what the level of a metric is called; empty where it has none."""
+    """Return what the level of a metric is called; empty if it has none."""
     compared = metric(name).level
     return metric(compared).label if compared else ""

@@ -34,7 +34,7 @@ class Trial(NamedTuple):
     """`pretrain.training_step`; passed on, because `pretrain` imports this package."""
 
     views: Tensor
-    """Pixels, V x B x C x H x W; where B is smaller than a batch, images repeat."""
+    """Pixels, V x B x C x H x W; if B is smaller than a batch, images repeat."""
 
 
 def make_step(
