@@ -87,10 +87,17 @@ def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> It
         UserError: Another process holds it.
     """
     file = file or folder / run_folder.LOCK
-    with run_folder.make_for_now(folder), try_lock(file) as is_held:
-        if not is_held:
-            raise UserError(
-                f"another command ({holder(file)}) is writing into {folder}: wait for it, or "
-                f"choose another {flag}"
-            )
-        yield
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    run_folder.make(folder)
+    try:
+        with try_lock(file) as is_held:
+            if not is_held:
+                raise UserError(
+                    f"another command ({holder(file)}) is writing into {folder}: wait for it, or "
+                    f"choose another {flag}"
+                )
+            yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty
+            for path in made:
+                path.rmdir()

@@ -66,7 +66,9 @@ def require_place(file: Path, flag: str = "--out") -> None:
         raise UserError(f"{flag} {file} is a folder: name a file")
     nearest = next(place for place in file.absolute().parents if place.exists())
     if not nearest.is_dir():
-        raise UserError(f"{flag} {file}: {nearest.name} is a file, not a folder")
+        raise UserError(
+            f"{flag} {file}: {nearest.name} is a file, not a folder: name another place"
+        )
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass

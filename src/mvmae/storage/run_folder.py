@@ -6,8 +6,7 @@ import csv
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -105,23 +104,6 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
-
-
-@contextmanager
-def make_for_now(folder: Path) -> Iterator[None]:
-    """Make a folder; at the end, remove the new folders that stayed empty.
-
-    Raises:
-        UserError: It cannot be made.
-    """
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    make(folder)
-    try:
-        yield
-    finally:
-        with suppress(OSError):  # not empty
-            for path in made:
-                path.rmdir()
 
 
 def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def _write(state: dict[str, Any], stream: BinaryIO) -> None:
     torch.save(state, cast(BinaryIO, writer))
     if writer.failure:
         # A new error: one kept in a variable would hold this frame and itself in a cycle, with all
-        # weights, and torch 2.15 aborts where it finds those when the interpreter ends.
+        # weights, and torch 2.15 aborts if it finds those when the interpreter ends.
         raise OSError(*writer.failure)
 
 
@@ -141,7 +141,7 @@ def keep(last: Path, name: str) -> None:
 
 
 def link_or_copy(file: str | Path, copy: str | Path) -> None:
-    """Give a file a second name, or copy it where the file system has no hard links."""
+    """Give a file a second name, or copy it if the file system has no hard links."""
     try:
         os.link(file, copy)
     except OSError:

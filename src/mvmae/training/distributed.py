@@ -104,7 +104,7 @@ def wrap(
     ids = [device] if device.type == "cuda" else None
     wrapped = DistributedDataParallel(model, device_ids=ids, static_graph=static_graph)
     if reduce_dtype == "bf16":
-        # A lambda, because torch refuses this hook by its name where it has no CUDA, although gloo
+        # A lambda, because torch refuses this hook by its name if it has no CUDA, although gloo
         # can sum bf16 too.
         wrapped.register_comm_hook(None, lambda group, bucket: bf16_compress_hook(group, bucket))
     return wrapped

@@ -19,7 +19,7 @@ from mvmae.errors import UserError, printable
 from mvmae.storage.atomic import write_text
 from mvmae.storage.metric_specs import in_order
 
-PLAIN_LINES = 20  # lines in a whole run where there is no terminal
+PLAIN_LINES = 20  # lines in a whole run without a terminal
 LONG_WAIT = 0.1  # share of time waiting for data from which it is shown
 
 

@@ -149,7 +149,9 @@ class Loop(Generic[B]):
                 )
                 return
             kept = self.plan.name_to_keep(self.step)
-            if self.step < self.plan.total and (kept or (agree and self._is_save_due())):
+            late = time.monotonic() - self._saved_at >= 60 * self.config.save_every_minutes
+            is_due = agree and distributed.largest(int(late), self.device)
+            if self.step < self.plan.total and (kept or is_due):
                 self.save(keep_as=kept, in_background=True)
 
     def _next_batch(self) -> B | None:
@@ -177,13 +179,9 @@ class Loop(Generic[B]):
         self._drawn, self.unreadable = attempts, failed
         return batch
 
-    def _is_save_due(self) -> bool:
-        late = time.monotonic() - self._saved_at >= 60 * self.config.save_every_minutes
-        return bool(distributed.largest(int(late), self.device))
-
     @property
     def status(self) -> int:
-        """Exit status: 0, or 130 or 143 where a signal stopped the run."""
+        """Exit status: 0, or 130 or 143 if a signal stopped the run."""
         return exit_status(self.signal)
 
     def record(self, losses: Mapping[str, Tensor]) -> bool:

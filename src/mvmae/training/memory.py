@@ -17,7 +17,7 @@ CGROUPS = Path("/sys/fs/cgroup")  # of the container, seen from inside
 
 
 def total(device: torch.device) -> int:
-    """Bytes of the GPU, or of the machine within its container's limit; 0 where unknown."""
+    """Bytes of the GPU, or of the machine within its container's limit; 0 if unknown."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     try:
@@ -31,7 +31,7 @@ def total(device: torch.device) -> int:
 
 
 def resident() -> int | None:
-    """Resident bytes of this process; None where the system does not report them."""
+    """Resident bytes of this process; None if the system does not report them."""
     try:
         pages = int(Path("/proc/self/statm").read_text().split()[1])
     except (OSError, ValueError, IndexError):

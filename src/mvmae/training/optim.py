@@ -29,7 +29,7 @@ def adamw(
     weight_decay: float,
     layer_decay: float | None = None,
 ) -> torch.optim.AdamW:
-    """Make AdamW over `parameter_groups`, or over `layer_groups` where there is a layer decay.
+    """Make AdamW over `parameter_groups`, or over `layer_groups` with a layer decay.
 
     `set_lr` applies the factors of the layers.
     """

@@ -138,7 +138,12 @@ class RunCheckpoints:
             self._require_same_run(saved, folder, names)
             tensors = training_tensors(parts["model"], parts["optimizer"])
             sharded_checkpoint.fill(tensors, folder)
-            return saved | {"pending": _own_pending(saved["pending"])}
+            pending = saved["pending"]
+            if len(pending) == distributed.world_size():
+                return saved | {"pending": pending[distributed.rank()]}
+            # Another number of processes resumes: each takes the mean of all losses.
+            means = [torch.stack(step).mean(dim=0) for step in zip(*pending, strict=True)]
+            return saved | {"pending": means}
         saved, file = self._find_newest(checkpoint)
         self._require_same_run(saved, file, (*parts, *names))
         for name, part in parts.items():
@@ -203,10 +208,3 @@ def differences(before: Any, now: Any, prefix: str = "") -> str:
         is_group = hasattr(old, "__dataclass_fields__")
         words.append(differences(old, new, f"{name}.") if is_group else f"{name} {old}, not {new}")
     return "; ".join(words)
-
-
-def _own_pending(rows_of_all: list[list[Tensor]]) -> list[Tensor]:
-    """Losses of this process; their mean if a different number of processes resumes the run."""
-    if len(rows_of_all) == distributed.world_size():
-        return rows_of_all[distributed.rank()]
-    return [torch.stack(step).mean(dim=0) for step in zip(*rows_of_all, strict=True)]
