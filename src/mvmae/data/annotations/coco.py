@@ -25,13 +25,14 @@ from mvmae.errors import UserError
 FILE_PREFIX = "instances_"
 LAYOUT = "annotations/instances_train.json beside images/train"
 Entry = dict[str, Any]  # an object of a file in COCO's layout
+Box = tuple[float, float, float, float]
 MIN_MASK_PIXELS = 4  # smaller masks teach nothing
 
 
 class Instance(NamedTuple):
     """One annotated object."""
 
-    box: tuple[float, float, float, float]
+    box: Box
     """Left, top, right and bottom in pixels."""
 
     label: int
@@ -98,6 +99,7 @@ class CocoSplit(Files):
 
 
 def _annotated_images(content: Entry, folder: Path, with_masks: bool) -> list[AnnotatedImage]:
+    # 0 is the background.
     labels = {int(one["id"]): label for label, one in enumerate(content["categories"], start=1)}
     instances: dict[int, list[Instance]] = {int(image["id"]): [] for image in content["images"]}
     for annotation in content["annotations"]:
@@ -145,7 +147,7 @@ def encode_mask(mask: np.ndarray) -> Entry:
     """Encode an H x W mask of zeros and ones as compressed run lengths that JSON can hold."""
     # COCO counts runs down the columns.
     made = rle.encode(np.asfortranarray(mask.astype(np.uint8)))
-    counts = made["counts"]
+    counts = made["counts"]  # bytes, which JSON cannot hold
     text = counts.decode() if isinstance(counts, bytes) else counts
     return {"size": [int(side) for side in made["size"]], "counts": text}
 
@@ -225,6 +227,7 @@ def find_split(folder: Path, name: str) -> SplitFiles:
         UserError: There is no folder of images.
     """
     file = folder / "annotations" / f"{FILE_PREFIX}{name}.json"
+    # COCO's own layout first; the last folder may be shared by several splits.
     choices = (folder / "images" / name, folder / name, folder / "images")
     for images in choices:
         if images.is_dir():

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from mvmae.data.annotations.coco import Entry, SplitFiles
+from mvmae.data.annotations.coco import Box, Entry, SplitFiles
 from mvmae.data.annotations.coco_mask_check import (
     BOX_TOLERANCE,
     Size,
@@ -58,6 +58,7 @@ def load_coco(file: Path) -> Entry:
         UserError: It cannot be read, or is not in COCO's format.
     """
     try:
+        # Programs on Windows begin such files with a byte order mark.
         content = json.loads(file.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror}") from error
@@ -172,6 +173,7 @@ def require_same_categories(splits: Sequence[SplitFiles], checked: Sequence[Chec
 
 def is_id(value: Any) -> TypeGuard[int]:
     """Whether a value is a 64-bit integer."""
+    # True and False are integers too, but not of this type.
     return type(value) is int and abs(value) <= MAX_ID
 
 
@@ -220,6 +222,7 @@ def _usable_images(
         else:
             lost += 1
             _count_lost_image(name, size, sizes, notes)
+    # A wrong folder, rather than some damaged files.
     if lost > len(images) / 2:
         what = "more than half of the images cannot be used"
         notes.add(what, f"{lost} of {len(images)}", "stop")
@@ -263,6 +266,7 @@ def _repair_annotation(
     size = image["height"], image["width"]
     box = _repair_box(one.get("bbox"), size, name, notes)
     mask = repair_mask(one.get("segmentation"), size, name, notes)
+    # COCO's metrics sort objects into small, medium and large by it.
     area: Any = one.get("area")
     is_area = is_coordinate(area) and area >= 0
     return {
@@ -279,9 +283,7 @@ def _is_crowd(value: Any) -> bool:
     return value.strip().lower() in ("1", "true") if isinstance(value, str) else bool(value)
 
 
-def _repair_box(
-    box: Any, size: Size, name: str, notes: FindingCounter
-) -> tuple[float, float, float, float]:
+def _repair_box(box: Any, size: Size, name: str, notes: FindingCounter) -> Box:
     """Return left, top, width and height within the image.
 
     Raises:

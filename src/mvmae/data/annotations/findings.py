@@ -54,6 +54,7 @@ class FindingCounter(dict[str, Finding]):
         """Count a problem and keep its first few examples; an empty example is only counted."""
         one = self.get(what, Finding(what=what, remedy=remedy))
         if example and len(one.examples) < MAX_EXAMPLES:
+            # Names from a file must neither break the table nor control the terminal.
             shown = printable(example.replace("\n", "\\n").replace("\t", "\\t"))
             one = replace(one, examples=(*one.examples, shown))
         self[what] = replace(one, remedy=remedy, total=one.total + count)

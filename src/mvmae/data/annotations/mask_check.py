@@ -103,13 +103,13 @@ def check_pairs(
         if pair.problem:
             example = f"{pair.mask} ({pair.detail})" if pair.detail else pair.mask
             notes.add(pair.problem, example, "left out")
-    _count_values_beyond(used, count, rule, notes)
+    _count_beyond(used, count, rule, notes)
     most = max(MIN_SPARSE_CLASSES, MAX_CLASSES_PER_KNOWN * max(len(known), len(names)))
     if num_classes is None and count > most:
         where = {rule.to_value(number): f"in {found.names_file}" for number in names}
         for pair in used:
             where |= dict.fromkeys(pair.values, f"in {pair.mask}")
-        _count_sparse_values(where, rule, count, notes)
+        _count_sparse(where, rule, count, notes)
     return CheckedMasks(
         tuple(notes.values()),
         (_usable_indices(train), _usable_indices(test)),
@@ -193,9 +193,7 @@ def _count_unpaired(splits: Sequence[MaskSplit], notes: FindingCounter) -> None:
                 notes.add(what, paths, "left out")
 
 
-def _count_values_beyond(
-    pairs: Sequence[_PairFacts], count: int, rule: Rule, notes: FindingCounter
-) -> None:
+def _count_beyond(pairs: list[_PairFacts], count: int, rule: Rule, notes: FindingCounter) -> None:
     """Count masks with a value beyond the last class."""
     for pair in pairs:
         if max(pair.classes) >= count:
@@ -205,9 +203,7 @@ def _count_values_beyond(
             notes.add(what, f"{pair.mask} (value {largest})", "stop")
 
 
-def _count_sparse_values(
-    where: dict[int, str], rule: Rule, count: int, notes: FindingCounter
-) -> None:
+def _count_sparse(where: dict[int, str], rule: Rule, count: int, notes: FindingCounter) -> None:
     """Count values so far apart that hardly any class would occur: one of them is not a class."""
     values = np.array(sorted(where))
     values = values[rule.to_classes(values) != IGNORED]
@@ -265,7 +261,7 @@ def require_usable(found: FoundPairs, checked: CheckedMasks) -> None:
     for split, usable, name in zip(
         (found.train, found.test), checked.usable, ("training", "test"), strict=True
     ):
-        total = len(split.pairs) + len(split.same_name)
+        total = len(split.pairs) + len(split.same_name)  # each of these would have been a pair
         is_needed = found.with_training or split is found.test
         if is_needed and len(usable) < max(1, total / 2):
             worst = max(checked.findings, key=lambda finding: finding.count, default=None)

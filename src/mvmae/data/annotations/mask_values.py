@@ -37,7 +37,7 @@ class Rule(NamedTuple):
 
     def to_classes(self, values: np.ndarray) -> np.ndarray:
         """Convert values to classes, as int16; values too large for that become `MAX_CLASS`."""
-        values = values.astype(np.int64)
+        values = values.astype(np.int64)  # unsigned values would wrap around below 0
         if self.foreground is not None:
             known = np.where(values == self.foreground, 1, values)
             known = np.where(known > 1, MAX_CLASS, known)
@@ -130,6 +130,7 @@ def _class_of_row(value: str, rule: Rule, file: Path) -> int:
     """Class of a row's value; `IGNORED` for a heading or anything else that is not a number."""
     if not re.fullmatch(r"\s*\d+\s*", value):
         return IGNORED
+    # The length first: Python refuses to convert thousands of digits.
     digits = value.strip().lstrip("0") or "0"
     if len(digits) > 5 or int(digits) > MAX_VALUE:
         raise UserError(f"{file} names value {digits[:12]}: masks have values 0 to {MAX_VALUE}")

@@ -303,6 +303,7 @@ def fingerprint(data: SegmentationData) -> str:
     """Hash the pairs' paths and sizes in bytes, to notice when the data change."""
     whole = hashlib.sha256(repr((data.train.rule, len(data.classes))).encode())
     for part in (data.train, data.test):
+        # The empty texts end the lists, so that no path moves unnoticed from one to the other.
         for path in (*part.paths, "", *part.masks, ""):
             whole.update(path.encode(errors="surrogateescape") + b"\0")
             whole.update(f"{_file_size(path)}".encode())

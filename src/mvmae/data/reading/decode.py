@@ -140,7 +140,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
     Pillow gets the colours of CMYK right, and accepts faults after which simplejpeg gives up.
     """
-    # simplejpeg has no limit of its own, and allocates what the header says.
+    # Here, because simplejpeg sets no limit to what a header may announce.
     if (size := jpeg_header.announced_pixels(data)) > MAX_PIXELS:
         raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     header = jpeg_header.read_header(data)

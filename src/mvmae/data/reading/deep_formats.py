@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.lib import format as npy
-from PIL import Image, ImageFile, ImageOps
+from PIL import Image, ImageOps
+from PIL.ImageFile import ImageFile
 
 from mvmae.config.model import MAX_CHANNELS
 from mvmae.config.views import Depth
@@ -59,7 +60,6 @@ PLAIN_TIFF = (MINISWHITE, 1, 2)  # photometric: two kinds of gray, RGB; the rest
 GDAL_NODATA = 42113  # a tag
 ALPHA = (1, 2)  # values of ExtraSamples: opacity, multiplied in or not
 PNG_DEPTH, PNG_COLOUR_TYPE = 24, 25  # offsets in a PNG file
-WHITE = (255, 255, 255, 255)
 GRAY, GRAY_ALPHA, RGBA = 0, 4, 6  # PNG's colour types
 
 
@@ -305,9 +305,7 @@ def _decompress_with_pillow(data: bytes, page: tifffile.TiffPage, channels: int 
 
 
 @contextlib.contextmanager
-def open_image(
-    file: bytes | str | Path, formats: tuple[str, ...] = FORMATS
-) -> Iterator[ImageFile.ImageFile]:
+def open_image(file: bytes | str | Path, formats: tuple[str, ...] = FORMATS) -> Iterator[ImageFile]:
     """Open an image file, or its content, with Pillow; only its header is read.
 
     Raises:
@@ -390,7 +388,7 @@ def _pillow_values(image: Image.Image, *, is_tiff: bool = True, on_white: bool =
         image = image.convert("RGBA")
         if not on_white:
             return Values(np.array(image), alpha=True)
-        image = Image.alpha_composite(Image.new("RGBA", image.size, WHITE), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode in ("1", "L"):
         return Values(np.array(image.convert("L"))[..., None])
     return Values(np.array(image.convert("RGB")))

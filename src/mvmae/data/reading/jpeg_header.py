@@ -55,6 +55,7 @@ def read_header(data: bytes) -> Header | None:
             break
     else:
         return None
+    # Several frames (hierarchical coding) and lossless or arithmetic ones go to Pillow.
     if len(frames) != 1 or frames[0][0] not in HUFFMAN or len(frames[0][1]) < 6:
         return None
     precision, height, width, channels = struct.unpack_from(">BHHB", frames[0][1])

@@ -32,7 +32,6 @@ from mvmae.method.views import mask_noise, random_views, whole_view
 AUGMENTATIONS = 1  # seeds their draws apart from those of crops and masks
 ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
-FastViews = Callable[[bytes, PretrainConfig, np.random.Generator], Tensor | None]
 
 
 class Skipped(NamedTuple):
@@ -83,7 +82,7 @@ class ViewsDataset(Dataset):
 
     def __init__(self, source: Source, config: PretrainConfig) -> None:
         self.source, self.config = source, config
-        self.fast_views: FastViews | None = None
+        self.fast_views: Callable[..., Tensor | None] | None = None
         if config.decode == "fast":
             from mvmae.data.reading import reduced_jpeg
 

@@ -102,7 +102,7 @@ def _with_depth(values: Values, depth: Depth) -> Pixels:
         )
     elif depth == "16":
         array = array.astype(np.float32) / np.float32(FULL_RANGE[kind])
-    elif kind == "uint16":
+    elif kind == "uint16":  # 65535 is 255 times 257
         array = (array // 257).astype(np.uint8)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 

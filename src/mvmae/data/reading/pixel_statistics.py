@@ -29,6 +29,7 @@ from mvmae.data.sources.base import Source
 PIECE = 16
 MAX_KEPT_VALUES = 200_000  # per channel, to estimate the quantiles of floats
 QUANTILES = (0.001, 0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 0.999)
+Advance = Callable[[int], object]
 LEVELS: dict[Depth, int] = {"8": 256, "16": 65536}
 
 
@@ -102,7 +103,7 @@ def measure_pixels(
     *,
     workers: int | None,
     timeout: float = 600.0,
-    advance: Callable[[int], object] = lambda count: None,
+    advance: Advance = lambda count: None,
 ) -> PixelStatistics:
     """Measure every pixel of some images.
 
@@ -192,9 +193,7 @@ def merge_sums(a: Sums, b: Sums) -> Sums:
     )
 
 
-def _merge(
-    pieces: Iterator[Piece], depth: Depth, advance: Callable[[int], object]
-) -> PixelStatistics:
+def _merge(pieces: Iterator[Piece], depth: Depth, advance: Advance) -> PixelStatistics:
     counts: list[np.ndarray] = []
     sums: Sums | None = None
     kept: list[np.ndarray] = []

@@ -21,6 +21,7 @@ from mvmae.data.reading.decode import MAX_PIXELS, decode_simplejpeg, with_channe
 from mvmae.data.reading.jpeg_header import FLIPS, MAGIC, Header, read_header
 from mvmae.method.views import Box, Crop, cut_views, random_crops, stack_views
 
+Edges = tuple[float, float, float, float]  # left, top, right and bottom
 REDUCTIONS = (8, 4, 2)
 MIN_SIDE = 8  # of the longer side; below it, simplejpeg returns 7/8 of the image as the whole
 RESAMPLING = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
@@ -80,7 +81,7 @@ def choose_reduction(crops: Sequence[Crop], size: tuple[int, int]) -> int:
     return next((reduction for reduction in REDUCTIONS if reduction <= most), 1)
 
 
-def reduced_box(box: Box, header: Header, reduction: int) -> tuple[float, float, float, float]:
+def reduced_box(box: Box, header: Header, reduction: int) -> Edges:
     """Left, top, right and bottom of a box in pixels of the reduced image.
 
     If the width is not a multiple of the reduction, the last pixel of a row covers fewer pixels of
@@ -95,10 +96,7 @@ def reduced_box(box: Box, header: Header, reduction: int) -> tuple[float, float,
 
 
 def reduced_parts(
-    image: UInt8[Tensor, "C H W"],
-    boxes: Sequence[tuple[float, float, float, float]],
-    size: tuple[int, int],
-    interpolation: str,
+    image: UInt8[Tensor, "C H W"], boxes: Sequence[Edges], size: tuple[int, int], interpolation: str
 ) -> list[UInt8[Tensor, "C h w"]]:
     """Cut out boxes and resize them.
 

@@ -19,8 +19,6 @@ from mvmae.data.sources.folders import file_version
 from mvmae.data.sources.string_table import CodedWords, encode_words, label_order
 from mvmae.errors import UserError
 
-KINDS = "buif"  # numpy's letters for booleans, integers and floats
-
 
 class ArrayFile(Source):
     """The images of an array in a file, which is mapped rather than loaded.
@@ -72,7 +70,7 @@ def _map_images(file: str) -> np.ndarray:
     """
     array = _map_array(file, "images")
     shape = " x ".join(map(str, array.shape)) or "none"
-    if array.dtype.kind not in KINDS:
+    if array.dtype.kind not in "buif":  # booleans, integers and floats
         raise UserError(f"{file} holds {array.dtype}: images are integers or floats")
     if array.ndim == 4 and array.shape[1] < min(array.shape[2:]):  # N x C x H x W
         array = array.transpose(0, 2, 3, 1)  # a view: the file stays mapped

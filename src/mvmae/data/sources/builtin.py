@@ -65,13 +65,13 @@ def photos(split: Split, channels: int) -> InMemory:
     Training windows come from the left 60 % of each photograph, validation windows from the right
     38 %. They are drawn with a fixed seed, the same on every machine.
     """
-    windows, labels = [], []
+    windows = []
     for label, (package, file) in enumerate(PHOTOGRAPHS.values()):
         photograph = decode(files(package).joinpath(file).read_bytes(), channels)
         windows.append(_windows(photograph.permute(1, 2, 0).numpy(), split, label))
-        labels += [label] * NUM_WINDOWS[split]
     images = np.concatenate(windows).transpose(0, 3, 1, 2)
-    coded = CodedWords(np.array(labels), tuple(PHOTOGRAPHS))
+    labels = np.repeat(np.arange(len(PHOTOGRAPHS)), NUM_WINDOWS[split])
+    coded = CodedWords(labels, tuple(PHOTOGRAPHS))
     return InMemory(f"photos:{split}", np.ascontiguousarray(images), coded, channels)
 
 

@@ -51,7 +51,7 @@ def may_download() -> bool:
 
 
 def short_name(text: str) -> str:
-    """A short file name that stands for a text."""
+    """A short file name that stands for a text, such as an address with slashes and a key."""
     return hashlib.blake2b(text.encode(errors="surrogateescape"), digest_size=12).hexdigest()
 
 

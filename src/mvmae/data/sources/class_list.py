@@ -20,6 +20,7 @@ def parse_class_list(content: bytes, name: str) -> list[str]:
     """
     if b"\0" in content:
         raise UserError(f"{name} is not a list of class names: it contains zero bytes")
+    # Editors may begin the file with a byte order mark, which is not part of the first name.
     found = content.decode("utf-8-sig", "surrogateescape").splitlines()
     if len(set(found)) < len(found) or "" in found:
         raise UserError(f"{name} names a class twice, or has an empty line")
@@ -32,10 +33,9 @@ def class_list_text(names: Sequence[str]) -> bytes:
     Raises:
         UserError: A name occurs twice, or cannot be written as a line.
     """
-    if len(set(names)) < len(names):
-        twice = next(name for name, times in Counter(names).items() if times > 1)
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
         raise UserError(
-            f"two classes have the name {twice!r}, and {CLASSES} distinguishes classes by name"
+            f"two classes have the name {twice[0]!r}, and {CLASSES} distinguishes classes by name"
         )
     for name in names:
         try:

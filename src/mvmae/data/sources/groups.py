@@ -39,6 +39,7 @@ def group_numbers(source: Source, pattern: str | None) -> Int[np.ndarray, " imag
         )
     in_order = dict.fromkeys(filter(None, words))
     codes = encode_words(words, [*in_order]).codes.astype(np.int64)
+    # Below zero and all different, so that no two of them count as one group.
     return np.where(codes < 0, -1 - np.arange(len(codes)), codes)
 
 

@@ -123,6 +123,7 @@ def _load_parts(data: str) -> dict[str, Any]:
             with _offline(not may_download()):
                 found = datasets.load_dataset(name)
     except Exception as error:  # it raises anything, including errors of network packages
+        # One line, and not pages of hints for programmers.
         said = " ".join(str(error).split())[:200]
         raise UserError(
             f"{data} cannot be opened: {said}. Name a folder written by save_to_disk, or a set in "

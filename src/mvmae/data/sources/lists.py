@@ -156,6 +156,7 @@ def _rows(file: str, is_path: Callable[[str], bool]) -> Iterator[Row]:
         if suffix == ".parquet":
             yield from _parquet_rows(file)
             return
+        # The csv module reads line ends itself, as they may be inside quotes.
         with Path(file).open(encoding="utf-8-sig", newline=None if suffix == ".txt" else "") as at:
             if suffix == ".txt":
                 yield from (Row(line.rstrip("\n")) for line in at if line.strip())

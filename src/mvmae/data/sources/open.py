@@ -67,7 +67,8 @@ def _is_file(*suffixes: str) -> Callable[[str], bool]:
     return lambda name: Path(name).suffix.lower() in suffixes and Path(name).is_file()
 
 
-KINDS = (  # the first that recognises a name opens it
+# The first that recognises a name opens it; shards come first, as their folder is a folder too.
+KINDS = (
     SourceKind(names_shards, "shards", takes_several=True),
     SourceKind(is_builtin, "builtin", split="built in"),
     SourceKind(_has_prefix("torchvision:"), "torchvision_sets", split="its own parts"),

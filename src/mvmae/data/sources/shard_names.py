@@ -106,5 +106,6 @@ def _choices(inside: str, name: str) -> list[str]:
         raise UserError(
             f"{name}: {{{inside}}} must count upwards, with at most {MAX_SHARDS:,} numbers"
         )
+    # As in a shell, numbers have leading zeros only where the range is written with them.
     width = len(limits[1]) if limits[1].startswith("0") or len(limits[1]) == len(limits[2]) else 0
     return [f"{number:0{width}}" for number in range(low, high + 1)]

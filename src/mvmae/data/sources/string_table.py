@@ -41,7 +41,7 @@ def store_strings(strings: Iterable[str]) -> StringTable:
     """Store strings; they are iterated once."""
     blob, ends = bytearray(), []
     for text in strings:
-        blob += text.encode("utf-8", "surrogateescape")
+        blob += text.encode("utf-8", "surrogateescape")  # paths need not be UTF-8
         ends.append(len(blob))
     return StringTable(bytes(blob), np.array(ends, dtype=np.int64))
 

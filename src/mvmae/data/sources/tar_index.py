@@ -179,6 +179,7 @@ def _members(
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
                 tar.members = []  # tarfile would keep all members in memory
+                # Or a loop of headers would never end.
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("a header points backwards")
                 last = member.offset

@@ -56,6 +56,7 @@ class TorchvisionSet(Source):
         self.name, self.channels = f"{PREFIX}{name}:{split}", channels
         self.wanted, self.refuses_check = Wanted(channels), NOT_OWN_FILES.format(self.name)
         root, kind, options = folder(), getattr(datasets, name), dict(PARTS[name][split])
+        # Some classes cannot download, and raise an error if they are asked to.
         if "download" in inspect.signature(kind).parameters:
             options["download"] = may_download()
         try:
