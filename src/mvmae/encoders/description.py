@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from mvmae.encoders.encoder_json import OpenedEncoder
 from mvmae.errors import counted
 from mvmae.method.vit import PLAIN
 from mvmae.storage import metrics_file, results, run_folder
+from mvmae.storage.atomic import read_object
 
 POOLED = {"mean": "the mean of the patch tokens", "cls": "the class token"}
 
@@ -49,9 +49,9 @@ def describe_encoder(name: str, opened: OpenedEncoder) -> dict[str, Any]:
 
 def _describe_run(folder: Path) -> dict[str, Any]:
     """Describe how a run was trained; None for what its files do not record."""
-    config = _read_object(folder / run_folder.CONFIG)
-    environment = _read_object(folder / run_folder.ENVIRONMENT)
-    health = _read_object(folder / "health.json")
+    config = read_object(folder / run_folder.CONFIG)
+    environment = read_object(folder / run_folder.ENVIRONMENT)
+    health = read_object(folder / "health.json")
     records = metrics_file.read(folder)
     return {
         "folder": str(folder),
@@ -68,7 +68,7 @@ def _headlines(folder: Path) -> list[dict[str, Any]]:
     """The headline figures of every result in the folder."""
     headlines = []
     for file in sorted((folder / "results").glob("*.json")):
-        result = _read_object(file)
+        result = read_object(file)
         config = result.get("config")
         if isinstance(headline := result.get("headline"), dict):
             headlines.append(
@@ -80,15 +80,6 @@ def _headlines(folder: Path) -> list[dict[str, Any]]:
                 }
             )
     return headlines
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    """Read a JSON object; empty if there is none, since the folder may be incomplete."""
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 def format_training(run: dict[str, Any]) -> dict[str, str]:

@@ -111,14 +111,6 @@ def _first_line(error: Exception) -> str:
     return lines[0][:200] if lines else type(error).__name__
 
 
-def is_transformers_folder(folder: Path) -> bool:
-    """Whether transformers' `save_pretrained` wrote a folder."""
-    try:
-        return "model_type" in json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, TypeError):
-        return False
-
-
 def local_folder(name: str) -> Path:
     """Return a model's folder: a local one, or a download (or its cache) from the hub.
 

@@ -19,12 +19,13 @@ from mvmae.encoders.encoder_json import (
     encoder_from_metadata,
 )
 from mvmae.encoders.formats import Hints, default_preprocessing, find_encoder
-from mvmae.encoders.hub import from_timm, from_transformers, is_transformers_folder, local_folder
+from mvmae.encoders.hub import from_timm, from_transformers, local_folder
 from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
 from mvmae.errors import UserError, nearest
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder, initialize
 from mvmae.storage import run_folder
+from mvmae.storage.atomic import read_object
 from mvmae.training import checkpoint, sharded_checkpoint
 
 RANDOM_PATCH_SIZE = 16  # of random:NAME, in pixels
@@ -173,7 +174,7 @@ def _open_path(path: Path) -> OpenedEncoder:
             path = newest
         elif sharded_checkpoint.is_checkpoint(path):
             pass
-        elif is_transformers_folder(path):
+        elif "model_type" in read_object(path / "config.json"):  # from transformers
             return from_transformers(path)
         else:
             raise UserError(

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from mvmae.data.sources import tar_index
 from mvmae.datatools.pack.encode import Packed, unique_key
 from mvmae.errors import UserError
-from mvmae.storage.atomic import write_bytes, write_text
+from mvmae.storage.atomic import read_object, write_bytes, write_text
 
 STATE = "unfinished.json"
 SKIPPED = "skipped.csv"
@@ -55,8 +55,7 @@ def read_state(folder: Path, settings: dict[str, Any], *, overwrite: bool) -> St
         UserError: The run had other settings or other images, and may not be overwritten.
     """
     try:
-        content = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        state = State(**content)
+        state = State(**read_object(folder / STATE))
         there = sum((folder / shard).stat().st_size for shard in state.shards)
     except (OSError, ValueError, TypeError):
         return None
