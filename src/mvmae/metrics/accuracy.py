@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.special import stdtrit
 from torch import Tensor
 
 NORMAL_QUANTILE = 1.96  # 97.5 %
@@ -106,4 +105,6 @@ def significance_threshold(count: int) -> float | None:
 
     The quantile of Student's t; None for one seed, which allows no statement.
     """
+    from scipy.special import stdtrit  # heavy, and `knn` reads this module for other figures
+
     return float(stdtrit(count - 1, 0.975)) if count > 1 else None
