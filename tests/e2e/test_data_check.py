@@ -469,7 +469,7 @@ BAD = {
     "one file twice": ("images --out a.csv --quarantine a.csv", "name two files"),
     "no workers": ("images --workers 0", "workers must be at least 1"),
     "no time": ("images --timeout 0", "timeout must be a number of seconds"),
-    "no memory": ("images --memory 0.001", "memory is in GiB"),
+    "no memory": ("images --memory 0.001", "memory must be between 0.25 and 4096 GiB"),
     "not coco": ("images --kind coco", "has no annotations/"),
     "not masks": ("images --kind masks", "has no images/ and annotations/"),
     "kinds of several": ("images images --kind coco", "takes one folder, not 2"),

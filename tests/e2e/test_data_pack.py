@@ -273,7 +273,7 @@ def test_where_nothing_can_be_read_nothing_is_left(tmp_path, capsys):
         (("packed", "packed", "--overwrite"), "SRC and DST are both packed"),
         (("images", "x", "--root", "images"), "--root is for lists of paths"),
         (("list.txt", "x", "--root", "full"), "is outside of full"),
-        (("images", "x", "--shard-size", "nan"), "shard_size is in MB"),
+        (("images", "x", "--shard-size", "nan"), "shard_size must be between 0.001"),
         (("images", "x", "--short-side", "0"), "short_side must be between"),
         (("images", "x", "--quality", "101"), "quality must be between"),
         (("images", "."), "DST is the current folder"),
