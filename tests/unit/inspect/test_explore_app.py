@@ -56,6 +56,18 @@ def copying(tiny: PretrainConfig) -> OpenedAutoencoder:
     return OpenedAutoencoder(model.eval(), config)
 
 
+class Unused(Workers):
+    """Workers that nobody has asked for anything."""
+
+    seconds = 9.0
+
+    def idle(self) -> float:
+        return self.seconds
+
+
+FINISHED = {"unreadable": 0, "finished": True, "error": "", "has_basis": True}
+
+
 def serve(data, *, decoder=None, embed=True, opened=None, **options):
     """Start a server for an untrained encoder of 4 x 4 patches on 64 x 64 pixels."""
     config = ExploreConfig(encoder="random:vit_pico", image_size=64, data=(str(data),), **options)
@@ -69,13 +81,7 @@ def serve(data, *, decoder=None, embed=True, opened=None, **options):
         source, order[: config.most].tolist(), networks.opened.encoder.embed_dim
     )
     if embed:
-        embeddings.embed_in_background(
-            embedded,
-            networks,
-            compute=lambda work: work(),
-            idle=lambda: 9.0,
-            stop=threading.Event(),
-        )
+        embeddings.embed_in_background(embedded, networks, Unused())
     facts = run.describe(config, networks.opened, source, reason)
     session = Session(networks, source, order, embedded, facts)
     return testclient.TestClient(build_app(session, Workers(), names={"testserver"}))
@@ -302,23 +308,18 @@ def test_the_background_pauses_while_a_person_is_active(image_folder):
     config = ExploreConfig(encoder="random:vit_pico", image_size=64, data=(str(image_folder()),))
     networks, _ = run.open_networks(config, torch.device("cpu"))
     source = open_source(config.data, 3)
-    embedded, stop, quiet = (
-        EmbeddingIndex(source, range(8), networks.opened.encoder.embed_dim),
-        None,
-        [0.0],
+    embedded = EmbeddingIndex(source, range(8), networks.opened.encoder.embed_dim)
+    workers = Unused()
+    workers.seconds = 0.0
+    thread = threading.Thread(
+        target=embeddings.embed_in_background, args=(embedded, networks, workers)
     )
-    stop = threading.Event()
-    worker = threading.Thread(
-        target=embeddings.embed_in_background,
-        args=(embedded, networks),
-        kwargs={"compute": lambda work: work(), "idle": lambda: quiet[0], "stop": stop},
-    )
-    worker.start()
+    thread.start()
     time.sleep(0.5)
-    assert embedded.progress().done == 0
-    quiet[0] = 9.0
-    worker.join(20)
-    assert embedded.progress() == (8, 8, 0, True, "")
+    assert embedded.progress()["done"] == 0
+    workers.seconds = 9.0
+    thread.join(20)
+    assert embedded.progress() == FINISHED | {"done": 8, "total": 8}
 
 
 def test_cached_embeddings_are_the_computed_ones(image_folder, tmp_path):
@@ -327,17 +328,15 @@ def test_cached_embeddings_are_the_computed_ones(image_folder, tmp_path):
     source = open_source(config.data, 3)
     width = networks.opened.encoder.embed_dim
     made, again = (EmbeddingIndex(source, [5, 1, 3, 0], width) for _ in range(2))
-    embeddings.embed_in_background(
-        made, networks, compute=lambda work: work(), idle=lambda: 9.0, stop=threading.Event()
-    )
+    embeddings.embed_in_background(made, networks, Unused())
     file = embeddings.cache_file(tmp_path, made, networks)
     assert not embeddings.load(file, again)
-    embeddings.save(file, made)
+    embeddings.save(file, made, made.basis)
     assert embeddings.load(file, again)
     assert torch.equal(made.vectors, again.vectors)
     assert again.indices.tolist() == [5, 1, 3, 0]
     assert torch.equal(made.basis.components, again.basis.components)
-    assert again.progress() == (4, 4, 0, True, "")
+    assert again.progress() == FINISHED | {"done": 4, "total": 4}
     other = EmbeddingIndex(source, [5, 1, 3], width)
     assert embeddings.cache_file(tmp_path, other, networks) != file
     file.write_bytes(file.read_bytes()[:-9])

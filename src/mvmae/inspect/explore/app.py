@@ -17,9 +17,9 @@ from starlette.routing import Route
 
 from mvmae.inspect.explore import request_values
 from mvmae.inspect.explore.guard import Guard
-from mvmae.inspect.explore.request_values import BadRequestError
+from mvmae.inspect.explore.request_values import integer
 from mvmae.inspect.explore.server import Workers
-from mvmae.inspect.explore.session import ImageNotFoundError, Session
+from mvmae.inspect.explore.session import RequestError, Session
 
 T = TypeVar("T")
 Values = dict[str, Any]
@@ -48,57 +48,66 @@ def build_app(
         names: Host names of the server, see `Guard`.
         allow_addresses: See `Guard`.
     """
-    routes = [Route(path, _static(*content)) for path, content in STATIC.items()]
-    routes += _get_routes(session, workers) + _post_routes(session, workers)
+    errors = (RequestError, HTTPException, ClientDisconnect, Exception)
     return Starlette(
-        routes=routes,
+        routes=[*_static_routes(), *_get_routes(session, workers), *_post_routes(session, workers)],
         middleware=[Middleware(Guard, names=names, allow_addresses=allow_addresses)],
-        exception_handlers={
-            BadRequestError: _bad_request,
-            ImageNotFoundError: _image_not_found,
-            HTTPException: _http_error,
-            ClientDisconnect: _client_left,
-            Exception: _internal_error,
-        },
+        exception_handlers=dict.fromkeys(errors, _explain),
     )
 
 
-def _static(name: str, kind: str) -> Callable[[Request], Any]:
-    content = files("mvmae.inspect.explore").joinpath(name).read_bytes()
+async def _explain(_: Request, error: Exception) -> Response:
+    """Answer an error. Of one that is our fault, Starlette prints the traceback to the terminal."""
+    if isinstance(error, RequestError):
+        return JSONResponse({"message": str(error)}, error.status)
+    if isinstance(error, HTTPException):
+        return JSONResponse({"message": f"{error.detail}."}, error.status_code, error.headers)
+    if isinstance(error, ClientDisconnect):  # for example the page was reloaded during an upload
+        return Response(status_code=400)
+    message = "Something went wrong on the server: the terminal shows what."
+    return JSONResponse({"message": message}, 500)
 
-    async def page(_: Request) -> Response:
-        return Response(content, media_type=kind, headers=NO_CACHE)
 
-    return page
+def _static_routes() -> list[Route]:
+    """The files of the page, read once."""
+
+    def route(path: str, name: str, kind: str) -> Route:
+        content = files("mvmae.inspect.explore").joinpath(name).read_bytes()
+
+        async def page(_: Request) -> Response:
+            return Response(content, media_type=kind, headers=NO_CACHE)
+
+        return Route(path, page)
+
+    return [route(path, *file) for path, file in STATIC.items()]
 
 
 def _get_routes(session: Session, workers: Workers) -> list[Route]:
     """Requests without a body."""
 
-    async def about(_: Request) -> Response:
-        return JSONResponse(session.about())
+    def numbers(request: Request) -> Values:
+        """Values of the address; text other than a number stays as it is, and is refused later."""
+        texts = dict(request.query_params) | request.path_params
+        return {
+            name: int(text) if text.isascii() and text.isdigit() and len(text) < 19 else text
+            for name, text in texts.items()
+        }
 
-    async def progress(_: Request) -> Response:
-        return JSONResponse(session.progress())
+    def index_of(values: Values) -> int:
+        return integer(values, "index", 0, len(session.source) - 1, 0)
 
-    async def typical(_: Request) -> Response:
-        return JSONResponse(session.typical(NUM_TYPICAL))
+    def gallery(values: Values) -> Values:
+        offset = integer(values, "offset", 0, len(session.order), 0)
+        return session.gallery(offset, integer(values, "count", 1, MAX_GALLERY, 24))
 
-    async def gallery(request: Request) -> Response:
-        values = {name: _parse_number(text) for name, text in request.query_params.items()}
-        offset = request_values.integer(values, "offset", 0, len(session.order), 0)
-        count = request_values.integer(values, "count", 1, MAX_GALLERY, 24)
-        return JSONResponse(session.gallery(offset, count))
+    def route(path: str, answer: Callable[[Values], Any]) -> Route:
+        async def page(request: Request) -> Response:
+            return JSONResponse(answer(numbers(request)))
 
-    def image_index(request: Request) -> int:
-        values = {"index": _parse_number(request.path_params["index"])}
-        return request_values.integer(values, "index", 0, len(session.source) - 1, 0)
-
-    async def card(request: Request) -> Response:
-        return JSONResponse(session.card(image_index(request)))
+        return Route(path, page)
 
     async def thumbnail(request: Request) -> Response:
-        index = image_index(request)
+        index = index_of(numbers(request))
         content = await _run_in(workers.reading, lambda: session.thumbnail(index))
         return Response(content, media_type="image/jpeg", headers=NO_CACHE)
 
@@ -109,11 +118,11 @@ def _get_routes(session: Session, workers: Workers) -> list[Route]:
         return Response(content, media_type="image/png", headers=NO_CACHE)
 
     return [
-        Route("/api/about", about),
-        Route("/api/progress", progress),
-        Route("/api/typical", typical),
-        Route("/api/gallery", gallery),
-        Route("/api/cards/{index}", card),
+        route("/api/about", lambda _: session.about()),
+        route("/api/progress", lambda _: session.embedded.progress()),
+        route("/api/typical", lambda _: session.typical(NUM_TYPICAL)),
+        route("/api/gallery", gallery),
+        route("/api/cards/{index}", lambda values: session.card(index_of(values))),
         Route("/api/thumbnails/{index}", thumbnail),
         Route("/api/images/{image}", picture),
     ]
@@ -127,107 +136,68 @@ def _post_routes(session: Session, workers: Workers) -> list[Route]:
         limit = request_values.MAX_UPLOAD_BYTES
         content = await request_values.read_body(request, limit, "That file")
         if not content:
-            raise BadRequestError("That file is empty.")
+            raise RequestError("That file is empty.")
         image = await _run_in(workers.reading, lambda: session.upload(content))
         return JSONResponse({"image": image})
 
-    def answer_route(prepare: Callable[[Session, Values], Callable[[], Any]]) -> Any:
-        async def answer(request: Request) -> Response:
+    def route(name: str, answer: Callable[[Session, Values], Any]) -> Route:
+        async def page(request: Request) -> Response:
             workers.touch()
-            work = prepare(session, await request_values.read_json(request))
+            values = await request_values.read_json(request)
             try:
-                return JSONResponse(await _run_in(workers.computing, work))
+                work = _run_in(workers.computing, lambda: answer(session, values))
+                return JSONResponse(await work)
             finally:
                 workers.touch()
 
-        return answer
+        return Route(f"/api/{name}", page, methods=["POST"])
 
-    answers = {
-        "reconstruct": _reconstruct,
-        "attention": _attention,
-        "similar": _similar,
-        "features": _features,
-        "neighbours": _neighbours,
-    }
     return [
         Route("/api/images", upload, methods=["POST"]),
-        *(Route(f"/api/{k}", answer_route(v), methods=["POST"]) for k, v in answers.items()),
+        route("reconstruct", _reconstruct),
+        route("attention", _attention),
+        route("similar", _similar),
+        route("features", _features),
+        route("neighbours", _neighbours),
     ]
 
 
-def _reconstruct(session: Session, values: Values) -> Callable[[], Any]:
+def _reconstruct(session: Session, values: Values) -> Values:
     decoder = session.networks.decoder
     if decoder is None:
-        raise BadRequestError(session.facts.no_decoder)
-    image = request_values.image(values)
-    ratio = request_values.fraction(values, "mask_ratio", decoder.config.model.mask_ratio)
-    seed = request_values.integer(values, "seed", 0, MAX_SEED, 0)
-    visible = request_values.patches(values, "visible", decoder.config.model.num_patches)
-    return lambda: session.reconstruct(image, ratio, seed, visible)
+        raise RequestError(session.facts.no_decoder)
+    model, image = decoder.config.model, request_values.image(values)
+    ratio = request_values.fraction(values, "mask_ratio", model.mask_ratio)
+    seed = integer(values, "seed", 0, MAX_SEED, 0)
+    visible = request_values.patches(values, "visible", model.num_patches)
+    return session.reconstruct(decoder, image, ratio, seed, visible)
 
 
-def _attention(session: Session, values: Values) -> Callable[[], Any]:
+def _attention(session: Session, values: Values) -> Values:
     image, heads = request_values.image(values), request_values.flag(values, "heads")
     if values.get("block") is None:
         if heads:
-            raise BadRequestError("heads belong to one block: name a block.")
-        return lambda: session.attention(image, None, False)
+            raise RequestError("heads belong to one block: name a block.")
+        return session.attention(image, None, False)
     depth = len(session.networks.opened.encoder.blocks)
-    block = request_values.integer(values, "block", 0, depth - 1, 0)
-    return lambda: session.attention(image, block, heads)
+    return session.attention(image, integer(values, "block", 0, depth - 1, 0), heads)
 
 
-def _similar(session: Session, values: Values) -> Callable[[], Any]:
+def _similar(session: Session, values: Values) -> Values:
     rows, columns = session.networks.opened.encoder.grid
-    image = request_values.image(values)
-    patch = request_values.integer(values, "patch", 0, rows * columns - 1, 0)
-    return lambda: session.similar(image, patch)
+    patch = integer(values, "patch", 0, rows * columns - 1, 0)
+    return session.similar(request_values.image(values), patch)
 
 
-def _features(session: Session, values: Values) -> Callable[[], Any]:
-    image, alone = request_values.image(values), request_values.flag(values, "alone")
-    return lambda: session.features(image, alone)
+def _features(session: Session, values: Values) -> Values:
+    alone = request_values.flag(values, "alone")
+    return session.features(request_values.image(values), alone)
 
 
-def _neighbours(session: Session, values: Values) -> Callable[[], Any]:
-    image = request_values.image(values)
-    count = request_values.integer(values, "count", 1, 50, 12)
-    return lambda: session.neighbours(image, count)
+def _neighbours(session: Session, values: Values) -> Values:
+    count = integer(values, "count", 1, 50, 12)
+    return session.neighbours(request_values.image(values), count)
 
 
 async def _run_in(pool: Executor, work: Callable[[], T]) -> T:
     return await asyncio.get_running_loop().run_in_executor(pool, work)
-
-
-def _parse_number(text: str) -> int | str:
-    """Parse an integer; other text stays as it is, and `request_values` refuses it."""
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else text
-
-
-async def _bad_request(_: Request, error: Exception) -> Response:
-    assert isinstance(error, BadRequestError)
-    return JSONResponse({"message": str(error)}, status_code=error.status)
-
-
-async def _image_not_found(request: Request, error: Exception) -> Response:
-    status = 400 if request.method == "POST" and request.url.path == "/api/images" else 404
-    return JSONResponse({"message": str(error)}, status_code=status)
-
-
-async def _http_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    return JSONResponse(
-        {"message": f"{error.detail}."}, status_code=error.status_code, headers=error.headers
-    )
-
-
-async def _client_left(_: Request, __: Exception) -> Response:
-    """The browser left before it had sent everything, for example to reload the page."""
-    return Response(status_code=400)
-
-
-async def _internal_error(_: Request, __: Exception) -> Response:
-    """Starlette prints the traceback to the terminal."""
-    return JSONResponse(
-        {"message": "Something went wrong on the server: the terminal shows what."}, status_code=500
-    )

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +25,7 @@ from mvmae.data.reading.decode import UnreadableImageError
 from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.inspect.explore import model
 from mvmae.inspect.explore.model import Networks
+from mvmae.inspect.explore.server import Workers
 from mvmae.method.views import whole_view
 from mvmae.metrics.principal import Basis, principal_basis
 from mvmae.metrics.typicality import typicality
@@ -35,6 +35,7 @@ BASIS_IMAGES, MIN_BASIS_IMAGES = 64, 8  # whose patches set the colours; fewer f
 BASIS_TOKENS = 20_000
 MAX_BATCH = 64
 MAX_BATCH_SECONDS = 0.2  # a request of the page may have to wait for a batch
+# The background takes turns with a person: it starts no batch until nothing was asked for a while.
 PAUSE = 0.4  # seconds without a request after which the background continues
 
 
@@ -43,17 +44,6 @@ class Match(NamedTuple):
 
     index: int
     similarity: float
-
-
-class Progress(NamedTuple):
-    """State of the background."""
-
-    done: int
-    total: int
-    unreadable: int
-    finished: bool
-    error: str
-    """Why it stopped early; empty otherwise."""
 
 
 class EmbeddingIndex:
@@ -71,7 +61,7 @@ class EmbeddingIndex:
         self.source, self.order, self.width = source, list(order), width
         self._vectors, self._indices = torch.zeros(len(self.order), width), np.zeros(0, np.int64)
         self._count = self._unreadable = 0
-        self._finished, self._error = False, ""
+        self.finished, self._error = False, ""
         self.basis: Basis | None = None
         self.typicality: Float[Tensor, " M"] | None = None
 
@@ -85,10 +75,16 @@ class EmbeddingIndex:
         """Number of the image of each embedding."""
         return self._indices[: self._count]
 
-    def progress(self) -> Progress:
-        """State of the background."""
-        done = self._count + self._unreadable
-        return Progress(done, len(self.order), self._unreadable, self._finished, self._error)
+    def progress(self) -> dict[str, Any]:
+        """State of the background for the page; `error` says why it stopped early, or is empty."""
+        return {
+            "done": self._count + self._unreadable,
+            "total": len(self.order),
+            "unreadable": self._unreadable,
+            "finished": self.finished,
+            "error": self._error,
+            "has_basis": self.basis is not None,
+        }
 
     def add(self, indices: Sequence[int], vectors: Float[Tensor, "b D"], unreadable: int) -> None:
         """Add a batch."""
@@ -101,7 +97,7 @@ class EmbeddingIndex:
         """Mark the embeddings as complete, or as stopped by an error."""
         if self._count and not error:
             self.typicality = typicality(self.vectors)
-        self._finished, self._error = True, error
+        self.finished, self._error = True, error
 
     def nearest(
         self, vector: Float[Tensor, " D"], count: int, itself: int | None = None
@@ -123,61 +119,46 @@ class EmbeddingIndex:
         return ranked[:count], ranked[::-1][:count]
 
 
-def embed_in_background(
-    embedded: EmbeddingIndex,
-    networks: Networks,
-    *,
-    compute: Callable[[Callable[[], Any]], Any],
-    idle: Callable[[], float],
-    stop: threading.Event,
-) -> None:
-    """Embed images until all are done or `stop` is set.
+def embed_in_background(embedded: EmbeddingIndex, networks: Networks, workers: Workers) -> None:
+    """Embed images until all are done or the workers stop.
 
     An error is recorded in the progress, for the page, and raised.
-
-    Args:
-        embedded: Index to fill.
-        networks: Networks with the encoder.
-        compute: Runs a function in the thread of the networks and returns its result.
-        idle: Seconds since the last request of the page.
-        stop: Set when the program ends.
     """
     try:
-        _embed(embedded, networks, compute, idle, stop)
+        _embed(embedded, networks, workers)
     except Exception as error:
-        if not stop.is_set():  # at the end of the program the compute thread is gone
+        if not workers.stopped.is_set():  # at the end of the program the compute thread is gone
             embedded.finish(f"{type(error).__name__}: {error}")
             raise
 
 
-def _embed(
-    embedded: EmbeddingIndex,
-    networks: Networks,
-    compute: Callable[[Callable[[], Any]], Any],
-    idle: Callable[[], float],
-    stop: threading.Event,
-) -> None:
+def _embed(embedded: EmbeddingIndex, networks: Networks, workers: Workers) -> None:
+    rows, columns = networks.opened.encoder.grid
+    num_sampled = max(MIN_BASIS_IMAGES, min(BASIS_IMAGES, BASIS_TOKENS // (rows * columns)))
     sample: list[Tensor] = []
-    begin, size, num_sampled = 0, 1, basis_images(networks)
 
     def set_basis() -> None:
         # A fixed number of images, so that the colours do not depend on speed.
         tokens = torch.cat(sample)[:num_sampled]
-        embedded.basis = compute(lambda: principal_basis(tokens))
+        embedded.basis = workers.compute(lambda: principal_basis(tokens))
 
+    begin, size = 0, 1
     while begin < len(embedded.order):
-        images, indices = _read(embedded, networks, begin, size)
-        begin, lost = begin + size, min(size, len(embedded.order) - begin) - len(indices)
-        while idle() < PAUSE and not stop.wait(PAUSE / 4):
+        batch = embedded.order[begin : begin + size]
+        images, indices = _read(embedded.source, batch, networks)
+        begin += size
+        while workers.idle() < PAUSE and not workers.stopped.wait(PAUSE / 4):
             pass
-        if stop.is_set():
+        if workers.stopped.is_set():
             return
+        lost = len(batch) - len(indices)
         if not indices:
             embedded.add([], torch.zeros(0, embedded.width), lost)
             continue
         began = time.perf_counter()
-        tokens = compute(lambda images=images: model.encode(networks, images))
+        tokens = workers.compute(lambda images=images: model.encode(networks, images))
         seconds = (time.perf_counter() - began) / len(indices)
+        # Grow from one image, because the first batch also pays for what is done once.
         size = max(1, min(MAX_BATCH, 2 * size, int(MAX_BATCH_SECONDS / seconds)))
         embedded.add(indices, model.embedding(networks, tokens), lost)
         if embedded.basis is None:
@@ -189,26 +170,14 @@ def _embed(
     embedded.finish("" if len(embedded.indices) else "none of the images can be read")
 
 
-def _read(
-    embedded: EmbeddingIndex, networks: Networks, begin: int, size: int
-) -> tuple[Tensor, list[int]]:
-    """Read some images as the encoder takes them; unreadable ones are left out."""
-    opened = networks.opened
-    images, indices = [], []
-    for index in embedded.order[begin : begin + size]:
+def _read(source: Source, batch: Sequence[int], networks: Networks) -> tuple[Tensor, list[int]]:
+    """Read images as the encoder takes them; unreadable ones are left out."""
+    size, mode = networks.opened.encoder.image_size, networks.opened.preprocessing.interpolation
+    views = {}
+    for index in batch:
         with suppress(UnreadableImageError):
-            pixels = embedded.source.read(index)
-            images.append(
-                whole_view(pixels, opened.encoder.image_size, opened.preprocessing.interpolation)
-            )
-            indices.append(index)
-    return torch.stack(images) if images else torch.empty(0), indices
-
-
-def basis_images(networks: Networks) -> int:
-    """Number of images whose patches set the colours."""
-    rows, columns = networks.opened.encoder.grid
-    return max(MIN_BASIS_IMAGES, min(BASIS_IMAGES, BASIS_TOKENS // (rows * columns)))
+            views[index] = whole_view(source.read(index), size, mode)
+    return torch.stack([*views.values()]) if views else torch.empty(0), [*views]
 
 
 def cache_file(folder: Path, embedded: EmbeddingIndex, networks: Networks) -> Path:
@@ -224,16 +193,12 @@ def cache_file(folder: Path, embedded: EmbeddingIndex, networks: Networks) -> Pa
     return folder / "cache" / f"explore-{key}.safetensors"
 
 
-def save(file: Path, embedded: EmbeddingIndex) -> None:
-    """Write finished embeddings to a file."""
-    assert embedded.basis is not None
-    tensors = {f"basis.{k}": v.contiguous() for k, v in embedded.basis._asdict().items()}
-    tensors |= {
-        "vectors": embedded.vectors.contiguous(),
-        "indices": torch.from_numpy(embedded.indices.copy()),
-    }
+def save(file: Path, embedded: EmbeddingIndex, basis: Basis) -> None:
+    """Write finished embeddings, and the basis of the colours, to a file."""
+    tensors = {f"basis.{name}": value for name, value in basis._asdict().items()}
+    tensors |= {"vectors": embedded.vectors, "indices": torch.from_numpy(embedded.indices)}
+    content = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
     run_folder.make(file.parent)
-    content = safetensors.torch.save(tensors)
     atomic.write_bytes(file, content)
 
 

@@ -8,25 +8,19 @@ from typing import Any
 
 from starlette.requests import Request
 
+from mvmae.inspect.explore.session import RequestError
+
 MAX_UPLOAD_BYTES = 32 * 2**20
 MAX_JSON_BYTES = 2**18  # enough for the numbers of all patches of a large grid
-
-
-class BadRequestError(Exception):
-    """A request with a wrong value; the message says which value would be right."""
-
-    def __init__(self, message: str, status: int = 400) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 async def read_body(request: Request, limit: int, what: str) -> bytes:
     """Read all bytes of a request.
 
     Raises:
-        BadRequestError: It is larger than `limit` bytes; if it says so itself, it is not read.
+        RequestError: It is larger than `limit` bytes; if it says so itself, it is not read.
     """
-    too_large = BadRequestError(f"{what} is too large: at most {limit // 2**20 or 1} MB.", 413)
+    too_large = RequestError(f"{what} is too large: at most {limit // 2**20 or 1} MB.", 413)
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and (len(announced) > 12 or int(announced) > limit):
         raise too_large
@@ -42,15 +36,15 @@ async def read_json(request: Request) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        BadRequestError: The request is something else.
+        RequestError: The request is something else.
     """
     content = await read_body(request, MAX_JSON_BYTES, "The request")
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
-        raise BadRequestError("The request is not JSON.") from error
+        raise RequestError("The request is not JSON.") from error
     if not isinstance(values, dict):
-        raise BadRequestError("The request is not a JSON object.")
+        raise RequestError("The request is not a JSON object.")
     return values
 
 
@@ -58,11 +52,11 @@ def integer(values: dict[str, Any], name: str, low: int, high: int, default: int
     """An integer from `low` to `high`.
 
     Raises:
-        BadRequestError: It is something else.
+        RequestError: It is something else.
     """
     value = values.get(name, default)
     if type(value) is not int or not low <= value <= high:
-        raise BadRequestError(f"{name} must be a whole number from {low} to {high}.")
+        raise RequestError(f"{name} must be a whole number from {low} to {high}.")
     return value
 
 
@@ -70,11 +64,11 @@ def fraction(values: dict[str, Any], name: str, default: float) -> float:
     """A number from 0 to 1.
 
     Raises:
-        BadRequestError: It is something else.
+        RequestError: It is something else.
     """
     value = values.get(name, default)
     if type(value) not in (int, float) or not isfinite(value) or not 0 <= value <= 1:
-        raise BadRequestError(f"{name} must be a number from 0 to 1.")
+        raise RequestError(f"{name} must be a number from 0 to 1.")
     return float(value)
 
 
@@ -82,11 +76,11 @@ def flag(values: dict[str, Any], name: str) -> bool:
     """True or false; false if it is missing.
 
     Raises:
-        BadRequestError: It is something else.
+        RequestError: It is something else.
     """
     value = values.get(name, False)
     if type(value) is not bool:
-        raise BadRequestError(f"{name} must be true or false.")
+        raise RequestError(f"{name} must be true or false.")
     return value
 
 
@@ -94,11 +88,11 @@ def image(values: dict[str, Any]) -> str:
     """The name of an image, whether or not it exists.
 
     Raises:
-        BadRequestError: It is not a short string.
+        RequestError: It is not a short string.
     """
     value = values.get("image")
     if not isinstance(value, str) or not 0 < len(value) < 64:
-        raise BadRequestError("image must name an image.")
+        raise RequestError("image must name an image.")
     return value
 
 
@@ -106,7 +100,7 @@ def patches(values: dict[str, Any], name: str, total: int) -> list[int] | None:
     """Numbers of some but not all of `total` patches; None if they are missing.
 
     Raises:
-        BadRequestError: They are something else.
+        RequestError: They are something else.
     """
     value = values.get(name)
     if value is None:
@@ -115,7 +109,7 @@ def patches(values: dict[str, Any], name: str, total: int) -> list[int] | None:
         type(one) is int and 0 <= one < total for one in value[: total + 1]
     )
     if not is_list or not 0 < len(set(value)) < total or len(value) >= total:
-        raise BadRequestError(
+        raise RequestError(
             f"{name} must be a list of patches from 0 to {total - 1}: at least one must stay "
             "visible, and one hidden."
         )

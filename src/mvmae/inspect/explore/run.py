@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import webbrowser
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,9 @@ from mvmae.config.figures import ExploreConfig
 from mvmae.config.model import ENCODERS
 from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import open_source
-from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
+from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.description import format_sizes
-from mvmae.errors import UserError, encodable
+from mvmae.errors import UserError, counted, encodable
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.explore import embeddings
 from mvmae.inspect.explore.embeddings import EmbeddingIndex
@@ -75,27 +75,22 @@ def require_packages() -> None:
 
 
 def open_networks(config: ExploreConfig, device: torch.device) -> tuple[Networks, str]:
-    """Open the encoder and the autoencoder, or say why there is no autoencoder.
+    """Open the encoder and the autoencoder of a run, or say why there is no autoencoder.
 
     Raises:
         UserError: The encoder cannot be opened.
     """
     opened = encoders.open_encoder(config.encoder, config.image_size)
     opened.encoder.to(device)
-    decoder, reason = open_decoder(config.encoder)
-    if decoder is not None:
-        decoder.model.to(device)
+    decoder = None
+    reason = f"{config.encoder} is an encoder alone; only a run of mvmae pretrain has a decoder."
+    if Path(config.encoder).exists():
+        try:
+            decoder, reason = open_with_decoder(config.encoder), ""
+            decoder.model.to(device)
+        except UserError as error:
+            reason = encodable(f"{error}.")
     return Networks(opened, decoder, device, config.precision), reason
-
-
-def open_decoder(name: str) -> tuple[OpenedAutoencoder | None, str]:
-    """Open the autoencoder of a run, or say why there is none."""
-    if not Path(name).exists():
-        return None, f"{name} is an encoder alone; only a run of mvmae pretrain has a decoder."
-    try:
-        return open_with_decoder(name), ""
-    except UserError as error:
-        return None, encodable(f"{error}.")
 
 
 def describe(config: ExploreConfig, opened: OpenedEncoder, source: Source, reason: str) -> Facts:
@@ -112,18 +107,14 @@ def describe(config: ExploreConfig, opened: OpenedEncoder, source: Source, reaso
     )
     height, width = encoder.image_size
     maker = "" if opened.maker == "mvmae" else f", {opened.maker}"
-    images = f"{len(source):,} image{'' if len(source) == 1 else 's'}"
+    # The last two parts of a path are clear enough, and fit on a phone.
+    data = " ".join("/".join(Path(part).parts[-2:]).lstrip("/") for part in config.data)
     return Facts(
         encodable(name),
         f"{sizes}, {height} x {width} pixels{maker}",
-        encodable(f"{shorten_paths(config.data)}: {images}"),
+        encodable(f"{data}: {counted(len(source), 'image')}"),
         reason,
     )
-
-
-def shorten_paths(data: Sequence[str]) -> str:
-    """The last two parts of each path, which are clear enough and fit on a phone."""
-    return " ".join("/".join(Path(name).parts[-2:]).lstrip("/") for name in data)
 
 
 def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
@@ -136,13 +127,8 @@ def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
 
     from mvmae.inspect.explore.app import build_app
 
-    workers, stop = Workers(), threading.Event()
-    app = build_app(
-        session,
-        workers,
-        names=own_names(config.host),
-        allow_addresses=not is_loopback(config.host),
-    )
+    workers, host = Workers(), config.host
+    app = build_app(session, workers, names=own_names(host), allow_addresses=not is_loopback(host))
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -154,9 +140,9 @@ def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
         )
     )
     background = threading.Thread(
-        target=embed_data, args=(config, session, workers, stop), daemon=True, name="embed"
+        target=embed_data, args=(config, session, workers), daemon=True, name="embed"
     )
-    url = page_url(sock, config.host)
+    url = page_url(sock, host)
     announce(config, session, url, sock)
     with Interrupt() as interrupt:  # uvicorn raises its signals again when it has shut down
         background.start()
@@ -164,7 +150,6 @@ def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
             webbrowser.open(url)  # its requests wait in the socket's queue until the server runs
         if not interrupt.signal:
             server.run(sockets=[sock])
-        stop.set()
         workers.close()
         background.join(SHUTDOWN_SECONDS)
     terminal.people().print("stopped")
@@ -191,33 +176,19 @@ def announce(config: ExploreConfig, session: Session, url: str, sock: socket.soc
     terminal.emit("address", {"url": url})
 
 
-def embed_data(
-    config: ExploreConfig, session: Session, workers: Workers, stop: threading.Event
-) -> None:
+def embed_data(config: ExploreConfig, session: Session, workers: Workers) -> None:
     """Fill the session's embeddings, from the cache if they are there."""
-    embedded = session.embedded
-    file = find_cache_file(config, session)
+    embedded, file = session.embedded, None
+    # Looking at an encoder must not create a folder, and must work for a run that is read-only.
+    with suppress(UserError):
+        home = results.home(config.encoder, None)
+        if home.is_dir():
+            file = embeddings.cache_file(home, embedded, session.networks)
     if file and embeddings.load(file, embedded):
         return
-    embeddings.embed_in_background(
-        embedded, session.networks, compute=workers.compute, idle=workers.idle, stop=stop
-    )
-    if file and embedded.progress().finished and embedded.basis is not None:
+    embeddings.embed_in_background(embedded, session.networks, workers)
+    if file and embedded.finished and embedded.basis is not None:
         try:
-            embeddings.save(file, embedded)
+            embeddings.save(file, embedded, embedded.basis)
         except (OSError, UserError) as error:
             terminal.warn(f"the embeddings cannot be cached and will be computed again: {error}")
-
-
-def find_cache_file(config: ExploreConfig, session: Session) -> Path | None:
-    """Cache file of the embeddings; None if the encoder has no folder.
-
-    Looking at an encoder must not create a folder, and it must work for a run that is read-only.
-    """
-    try:
-        home = results.home(config.encoder, None)
-    except UserError:
-        return None
-    if not home.is_dir():
-        return None
-    return embeddings.cache_file(home, session.embedded, session.networks)

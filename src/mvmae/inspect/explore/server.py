@@ -10,6 +10,7 @@ import errno
 import ipaddress
 import os
 import socket
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ class Workers:
     """The threads that answer, and the time of the last request."""
 
     def __init__(self) -> None:
+        self.stopped = threading.Event()
         self.computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.reading = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._last_request = time.monotonic()
@@ -44,6 +46,7 @@ class Workers:
 
     def close(self) -> None:
         """Accept no more work; do not wait for what is running."""
+        self.stopped.set()
         for pool in (self.computing, self.reading):
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -60,34 +63,25 @@ def listen(host: str, port: int) -> socket.socket:
         )[0]
     except (OSError, UnicodeError) as error:
         raise UserError(f"--host {host} is not a known address: use 127.0.0.1") from error
+    # Like other servers, answer IPv4 too at the address `::` that stands for all of this machine.
+    is_dual = family == socket.AF_INET6 and socket.has_dualstack_ipv6()
     last = min(port + MAX_TRIES, MAX_PORT)
     for number in [0] if port == 0 else [*range(port, last + 1), 0]:
-        if (sock := _bind(family, (address[0], number, *address[2:]), host)) is not None:
-            return sock
-    raise UserError(f"the ports from {port} to {last} are in use: choose another --port")
-
-
-def _bind(family: int, address: tuple, host: str) -> socket.socket | None:
-    """Open a listening socket; None if the port is in use."""
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    if os.name == "posix":  # on Windows this would let two programs share a port
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind(address)
-        sock.listen(128)
-    except OSError as error:
-        sock.close()
-        if error.errno == errno.EADDRINUSE:
-            return None
-        if error.errno == errno.EACCES:
+        place = (address[0], number, *address[2:])
+        try:
+            return socket.create_server(place, family=family, dualstack_ipv6=is_dual)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                continue
+            if error.errno == errno.EACCES:
+                raise UserError(
+                    f"port {number} is reserved for the system: choose a --port of 1024 or above"
+                ) from error
             raise UserError(
-                f"port {address[1]} is reserved for the system: choose a --port of 1024 or above"
+                f"--host {host} cannot be served on ({os.strerror(error.errno or 0)}): use "
+                "127.0.0.1, or an address of this machine"
             ) from error
-        raise UserError(
-            f"--host {host} cannot be served on ({error.strerror}): use 127.0.0.1, or an address "
-            "of this machine"
-        ) from error
-    return sock
+    raise UserError(f"the ports from {port} to {last} are in use: choose another --port")
 
 
 def is_loopback(host: str) -> bool:

@@ -7,34 +7,51 @@ import hashlib
 import io
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from mvmae.data.reading.decode import Pixels, UnreadableImageError, Wanted, decode, decode_deep
+from mvmae.config.model import num_visible
+from mvmae.data.reading.decode import UnreadableImageError, Wanted, decode_content
 from mvmae.data.sources.base import Source
+from mvmae.encoders import OpenedAutoencoder
+from mvmae.encoders.attention import patch_similarity
 from mvmae.errors import encodable
 from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.inspect.explore import model
 from mvmae.inspect.explore.embeddings import EmbeddingIndex, Match
 from mvmae.inspect.explore.model import ImageViews, Networks
-from mvmae.inspect.model_pictures import shared_limits
+from mvmae.inspect.model_pictures import Limits, attention_maps, overlay, panels_of, shared_limits
+from mvmae.method.views import mask_noise, normalized
+from mvmae.metrics.principal import colors, principal_basis
+from mvmae.training import precision
 
-T = TypeVar("T")
+HEAD_SIDE = 192  # pixels on the longer side of a picture where there is one for each head
 THUMBNAIL = 128  # pixels
 UNREADABLE = 128  # gray of the thumbnail of an unreadable image
 MAX_IMAGES = 64  # in memory: 3 MB each for ViT-B at 224 pixels
-MAX_ANSWERS = 256  # heat maps and tokens in memory: less than 1 MB each
+MAX_ANSWERS = 128  # heat maps, and tokens, in memory: less than 1 MB each
 MAX_THUMBNAILS = 2048
 
 
-class ImageNotFoundError(Exception):
-    """An image that the page asks for does not exist or cannot be read; the message says why."""
+class RequestError(Exception):
+    """A request that cannot be answered; the message says why, and what would be right.
+
+    Args:
+        message: In sentences, for the page.
+        status: Of HTTP.
+    """
+
+    def __init__(self, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 class Facts(NamedTuple):
@@ -45,41 +62,6 @@ class Facts(NamedTuple):
     data: str
     no_decoder: str
     """Why there are no reconstructions; empty if there are."""
-
-
-class Cache:
-    """The most recently used values, shared by several threads.
-
-    Args:
-        limit: Maximum number of values.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self._values: OrderedDict[Hashable, Any] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def get(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return the value of a key, and make it first if it is missing."""
-        with self._lock:
-            if key in self._values:
-                self._values.move_to_end(key)
-                return self._values[key]
-        value = make()
-        self.store(key, value)
-        return value
-
-    def store(self, key: Hashable, value: Any) -> None:
-        """Store a value, and drop the least recently used one."""
-        with self._lock:
-            self._values[key] = value
-            self._values.move_to_end(key)
-            while len(self._values) > self.limit:
-                self._values.popitem(last=False)
-
-    def __contains__(self, key: Hashable) -> bool:
-        with self._lock:
-            return key in self._values
 
 
 class Session:
@@ -106,8 +88,12 @@ class Session:
     ) -> None:
         self.networks, self.source, self.order = networks, source, order
         self.embedded, self.facts = embedded, facts
-        self._images, self._uploads = Cache(MAX_IMAGES), Cache(MAX_IMAGES)
-        self._answers, self._thumbnails = Cache(MAX_ANSWERS), Cache(MAX_THUMBNAILS)
+        self._uploads: OrderedDict[str, ImageViews] = OrderedDict()
+        self._lock = threading.Lock()  # of the uploads; `lru_cache` has its own
+        self._read = lru_cache(MAX_IMAGES)(self._read_views)
+        self.thumbnail = lru_cache(MAX_THUMBNAILS)(self._make_thumbnail)
+        self.tokens = lru_cache(MAX_ANSWERS)(self._encode)
+        self._heat = lru_cache(MAX_ANSWERS)(self._attend)
 
     # what there is
 
@@ -133,11 +119,6 @@ class Session:
             },
         }
 
-    def progress(self) -> dict[str, Any]:
-        """Progress of the embeddings, and whether there are colours for all images."""
-        progress = self.embedded.progress()._asdict()
-        return progress | {"has_basis": self.embedded.basis is not None}
-
     def gallery(self, offset: int, count: int) -> dict[str, Any]:
         """Some images of the data."""
         indices = self.order[offset : offset + count].tolist()
@@ -151,125 +132,149 @@ class Session:
             "label": encodable(class_name(self.source, index)) or None,
         }
 
-    def thumbnail(self, index: int) -> bytes:
+    def _make_thumbnail(self, index: int) -> bytes:
         """A small JPEG of an image of the data; gray if the image cannot be read."""
         opened = self.networks.opened
-
-        def make() -> bytes:
-            pixels = render_image(self.source, index, opened, THUMBNAIL, unreadable=UNREADABLE)
-            return encode_picture(pixels, "JPEG", quality=85)
-
-        return self._thumbnails.get(index, make)
+        pixels = render_image(self.source, index, opened, THUMBNAIL, unreadable=UNREADABLE)
+        return encode_picture(pixels, "JPEG", quality=85)
 
     # images
-
-    def pixels(self, index: int) -> Pixels:
-        """Pixels of an image of the data.
-
-        Raises:
-            ImageNotFoundError: There is no such image, or it cannot be read.
-        """
-        if not 0 <= index < len(self.source):
-            last = len(self.source) - 1
-            raise ImageNotFoundError(f"There is no image {index}: name one from 0 to {last}.")
-        try:
-            return self.source.read(index)
-        except UnreadableImageError as error:
-            name = self.card(index)["name"]
-            raise ImageNotFoundError(f"{name} cannot be read: {read_problem(error)}.") from error
-
-    def upload(self, content: bytes) -> str:
-        """Accept the bytes of an image file and return the image's name.
-
-        Raises:
-            ImageNotFoundError: They cannot be read as an image.
-        """
-        name = f"u{hashlib.sha256(content).hexdigest()[:16]}"
-        if name not in self._uploads:
-            channels = self.networks.opened.encoder.in_channels
-            depth = self.networks.opened.depth
-            is_plain = depth == "8" and channels in (1, 3)
-            try:
-                pixels = (
-                    decode(content, channels)
-                    if is_plain
-                    else decode_deep(content, Wanted(channels, depth))
-                )
-            except UnreadableImageError as error:
-                raise ImageNotFoundError(
-                    f"That file cannot be read as an image: {read_problem(error)}."
-                ) from error
-            self._uploads.store(name, model.prepare(pixels, self.networks))
-        return name
 
     def views(self, image: str) -> ImageViews:
         """An image in the sizes that the networks and the page need.
 
         Raises:
-            ImageNotFoundError: There is no such image, or it cannot be read.
+            RequestError: There is no such image, or it cannot be read.
         """
         number = image[1:]
         if image.startswith("d") and number.isascii() and number.isdigit() and len(number) < 19:
-            return self._images.get(
-                image, lambda: model.prepare(self.pixels(int(number)), self.networks)
-            )
+            return self._read(int(number))
+        with self._lock:
+            if image not in self._uploads:
+                raise RequestError("That image is no longer in memory: upload it again.", 404)
+            self._uploads.move_to_end(image)
+            return self._uploads[image]
 
-        def report_missing() -> ImageViews:
-            raise ImageNotFoundError("That image is no longer in memory: upload it again.")
+    def _read_views(self, index: int) -> ImageViews:
+        if not 0 <= index < len(self.source):
+            last = len(self.source) - 1
+            raise RequestError(f"There is no image {index}: name one from 0 to {last}.", 404)
+        try:
+            return model.prepare(self.source.read(index), self.networks)
+        except UnreadableImageError as error:
+            name, reason = self.card(index)["name"], encodable(str(error)).rstrip(".")
+            raise RequestError(f"{name} cannot be read: {reason}.", 404) from error
 
-        return self._uploads.get(image, report_missing)
+    def upload(self, content: bytes) -> str:
+        """Accept the bytes of an image file and return the image's name.
+
+        Raises:
+            RequestError: They cannot be read as an image.
+        """
+        channels, depth = self.networks.opened.encoder.in_channels, self.networks.opened.depth
+        try:
+            pixels = decode_content(content, Wanted(channels, depth))
+        except UnreadableImageError as error:
+            reason = encodable(str(error)).rstrip(".")
+            raise RequestError(f"That file cannot be read as an image: {reason}.") from error
+        name = f"u{hashlib.sha256(content).hexdigest()[:16]}"
+        views = model.prepare(pixels, self.networks)
+        with self._lock:
+            self._uploads[name] = views
+            self._uploads.move_to_end(name)
+            if len(self._uploads) > MAX_IMAGES:
+                self._uploads.popitem(last=False)
+        return name
 
     def picture(self, image: str) -> bytes:
         """A PNG of the part of an image that the networks see."""
         return encode_png(self.views(image).picture)
 
-    def tokens(self, image: str) -> Tensor:
-        """All tokens of an image, 1 x tokens x D."""
-        views = self.views(image)
-        return self._answers.get(
-            ("tokens", image), lambda: model.encode(self.networks, views.encoder)
-        )
-
     # answers
 
     def reconstruct(
-        self, image: str, mask_ratio: float, seed: int, visible: Sequence[int] | None
+        self,
+        decoder: OpenedAutoencoder,
+        image: str,
+        mask_ratio: float,
+        seed: int,
+        visible: Sequence[int] | None,
     ) -> dict[str, Any]:
-        """Reconstruct an image from its visible patches."""
-        result = model.reconstruct(
-            self.networks, self.views(image), mask_ratio=mask_ratio, seed=seed, visible=visible
+        """Reconstruct an image from its visible patches.
+
+        Args:
+            decoder: The autoencoder of the networks.
+            image: Name of the image.
+            mask_ratio: Share of patches hidden; at least one stays visible and one hidden.
+            seed: Of the mask. For one seed, a larger share hides all that a smaller share hides.
+            visible: Numbers of the visible patches, in place of a mask by share and seed.
+        """
+        network, trained = decoder
+        total = trained.model.num_patches
+        if visible is None:
+            noise = mask_noise(np.random.default_rng((seed, 1)), 1, total)
+            count = min(max(num_visible(total, mask_ratio), 1), total - 1)
+        else:
+            noise = torch.ones(1, total)
+            noise[0, list(visible)] = 0
+            count = len(set(visible))
+        panels = panels_of(
+            network,
+            self.views(image).decoder,
+            noise,
+            trained,
+            num_visible=count,
+            statistics="visible",
+            device=self.networks.device,
         )
+        shown = ("original", "masked", "prediction", "pasted")
         return {
-            "pictures": {name: data_uri(pixels) for name, pixels in result.pictures.items()},
-            "visible": result.visible,
-            "error": result.error,
+            "pictures": {name: data_uri(getattr(panels, name)[0]) for name in shown},
+            "visible": sorted(noise[0].argsort(stable=True)[:count].tolist()),
+            "error": float(panels.error[0]),
         }
 
     def attention(self, image: str, block: int | None, heads: bool) -> dict[str, Any]:
         """Heat maps on the image: one of all blocks, one of a block, or one per head of a block."""
-        views = self.views(image)
-        heat = self._answers.get(
-            ("heat", image, block), lambda: model.attention_maps(self.networks, views, block)
-        )
+        heat = self._heat(image, block)
         maps = heat if heads else [heat.mean(axis=0)]
-        side = model.HEAD_SIDE if heads else model.SIDE
-        limits = shared_limits(maps)
-        pictures = [model.overlay_heat(views, one, side, limits) for one in maps]
-        return {"maps": [data_uri(picture) for picture in pictures]}
+        side, limits = HEAD_SIDE if heads else model.SIDE, shared_limits(maps)
+        return {"maps": [self._overlay(image, one, side, limits) for one in maps]}
+
+    def _attend(self, image: str, block: int | None) -> Float[np.ndarray, "heads rows columns"]:
+        opened, device = self.networks.opened, self.networks.device
+        mean, std, _ = opened.preprocessing
+        inputs = normalized(self.views(image).encoder, mean, std, device)
+        with precision.autocast(device, self.networks.precision):
+            return attention_maps(opened.encoder, inputs, block)[0]
+
+    def _overlay(
+        self,
+        image: str,
+        heat: Float[np.ndarray, "rows columns"],
+        side: int = model.SIDE,
+        limits: Limits | None = None,
+    ) -> str:
+        """Draw a heat map on the image, on its own colour scale if no limits are given."""
+        picture = self.views(image).picture
+        step = max(1, round(max(picture.shape[:2]) / side))
+        return data_uri(overlay(picture[::step, ::step], heat, limits))
 
     def similar(self, image: str, patch: int) -> dict[str, Any]:
         """Similarity of one patch to all patches of its image."""
-        cosines = model.patch_cosines(self.networks, self.tokens(image), patch)
-        return {
-            "map": data_uri(model.overlay_heat(self.views(image), cosines)),
-            "values": [round(float(value), 4) for value in cosines.flatten()],
-        }
+        tokens = model.patch_tokens(self.networks, self.tokens(image))
+        cosines = patch_similarity(tokens, patch)[0].clamp(-1, 1)
+        heat = cosines.unflatten(0, self.networks.opened.encoder.grid).numpy()
+        values = [round(value, 4) for value in cosines.tolist()]
+        return {"map": self._overlay(image, heat), "values": values}
 
     def features(self, image: str, alone: bool) -> dict[str, Any]:
         """A colour for each patch; for this image alone until there are colours for all."""
         basis = None if alone else self.embedded.basis
-        coloured = model.patch_colours(self.networks, self.tokens(image), basis)
-        return {"map": data_uri(coloured), "common": basis is not None}
+        tokens = model.patch_tokens(self.networks, self.tokens(image))
+        coloured = colors(tokens, principal_basis(tokens) if basis is None else basis)[0]
+        pixels = coloured.unflatten(0, self.networks.opened.encoder.grid).numpy()
+        return {"map": data_uri(pixels), "common": basis is not None}
 
     def neighbours(self, image: str, count: int) -> dict[str, Any]:
         """The images of the data that are most similar to an image, without itself."""
@@ -283,15 +288,12 @@ class Session:
         most, least = self.embedded.extremes(count)
         return {"most": self._cards(most), "least": self._cards(least)}
 
+    def _encode(self, image: str) -> Tensor:
+        """All tokens of an image, 1 x tokens x D."""
+        return model.encode(self.networks, self.views(image).encoder)
+
     def _cards(self, matches: Sequence[Match]) -> list[dict[str, Any]]:
         return [self.card(match.index) | {"similarity": match.similarity} for match in matches]
-
-
-def read_problem(error: UnreadableImageError) -> str:
-    """Why an image cannot be read, in words for the page."""
-    reason = encodable(str(error)).rstrip(".")
-    # torchvision's message names its own source files.
-    return "the JPEG is damaged" if reason.startswith("decode_jpeg") else reason
 
 
 def encode_png(pixels: Float[np.ndarray, "H W K"]) -> bytes:
