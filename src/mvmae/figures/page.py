@@ -25,7 +25,7 @@ MIN_ASPECT = 0.2  # flatter or narrower pictures are stretched: a line of pixels
 GAP, GROUP_GAP = 0.08, 0.24
 MARGIN, NAME = 0.14, 0.18  # around the page; for the upright names left of the rows
 MIN_WIDTH = 4.8  # room for title and note even around one small picture
-TOP, GROUP_LINE, HEADING_LINE, CAPTION, NOTE_LINE, FOOT = 0.4, 0.24, 0.22, 0.16, 0.14, 0.12
+TOP, GROUP_LINE, HEADING_LINE, CAPTION, NOTE_LINE, FOOT = 0.4, 0.24, 0.22, 0.16, 0.14, 0.08
 SCALE, SCALE_LINE, LEGEND_LINE, LEGEND_NAME = 1.2, 0.24, 0.2, 1.5
 SMALL = 6.5  # points of small print; narrow letters of 6.0 are drawn wider than measured
 DPI, MAX_PIXELS, MAX_SIDE = 150, 60e6, 20_000  # viewers fail on larger files
@@ -204,7 +204,7 @@ class Sheet:
     def __init__(self, width: float, height: float, *, title: str, note: str) -> None:
         self.width, room = width, width - 2 * MARGIN
         lines = wrapped(note, room, SMALL)
-        self.height = TOP + height + NOTE_LINE * len(lines) + FOOT
+        self.height = TOP + height + NOTE_LINE * len(lines) + 2 * FOOT
         dpi = min(DPI, (MAX_PIXELS / (width * self.height)) ** 0.5)
         dpi = min(dpi, MAX_SIDE / max(width, self.height))
         self.figure = Figure(figsize=(width, self.height), dpi=dpi, facecolor="white")
@@ -215,21 +215,16 @@ class Sheet:
         style = {"ha": "left", "color": INK, "weight": "bold"}
         self.write(MARGIN, TOP / 2, title, room / BOLD, 10.0, **style)
         for number, line in enumerate(lines, 1):
-            y = TOP + height + NOTE_LINE * number
-            self.write(MARGIN, y, line, room, SMALL, ha="left", va="bottom")
+            y = TOP + height + FOOT / 2 + NOTE_LINE * number
+            self.write(MARGIN, y, line, None, SMALL, ha="left", va="bottom")
 
     def write(
-        self, x: float, y: float, text: str, room: float, points: float, **style: Any
+        self, x: float, y: float, text: str, room: float | None, points: float, **style: Any
     ) -> None:
-        """Write a text centred at a place, shortened where it is wider than the room."""
-        words = shortened(text, room, points)
-        look: dict[str, Any] = {
-            "color": FAINT,
-            "ha": "center",
-            "va": "center",
-            "parse_math": False,
-        } | style
-        self.axes.text(x, y, words, fontsize=points, **look)
+        """Write a text centred at a place, shortened where it is wider than the room, if any."""
+        words = text if room is None else shortened(text, room, points)
+        place: dict[str, Any] = {"color": FAINT, "ha": "center", "va": "center"}
+        self.axes.text(x, y, words, fontsize=points, parse_math=False, **place | style)
 
     def picture(
         self, x: float, y: float, size: tuple[float, float], picture: Picture, frame: str = ""

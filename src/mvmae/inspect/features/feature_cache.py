@@ -57,7 +57,8 @@ class Job(NamedTuple):
     def cell(self, index: int, detail: str = "") -> Cell:
         """The part of an image that the encoder sees, its file name and a detail."""
         captions = (Path(self.source.path(index)).name, detail)
-        return Cell(render_image(self.source, index, self.opened), captions=captions)
+        picture = render_image(self.source, index, self.opened)
+        return Cell(picture, captions=captions if detail else captions[:1])
 
 
 class ImageFeatures(NamedTuple):

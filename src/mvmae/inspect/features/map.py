@@ -160,20 +160,21 @@ def draw_map(
     if labels is not None:
         counts = np.bincount(labels, minlength=len(classes))
         rows = [
-            (style, f"{shortened(classes[label], NAME_WIDTH, 7.5)}  {counts[label]:,}")
+            (style, f"{shortened(classes[label], NAME_WIDTH, 7.5)}: {counts[label]:,}")
             for label, style in styles.items()
         ]
         if others.any():
             count = len(np.unique(labels[others]))
-            rows.append((OTHERS, f"smaller classes ({count:,})  {others.sum():,}"))
+            rows.append((OTHERS, f"{count:,} smaller classes: {others.sum():,}"))
         _draw_legend(sheet, rows)
     return sheet.png()
 
 
 def _scatter(sheet: Sheet, places: np.ndarray, style: tuple[str, str], area: float) -> None:
-    """Draw points of a colour and a marker."""
+    """Draw points of a colour and a marker, below the thumbnails."""
     colour, marker = style
-    sheet.axes.scatter(*places.T, s=area, c=colour, marker=marker, alpha=0.85, linewidths=0)
+    looks = {"c": colour, "marker": marker, "alpha": 0.85, "linewidths": 0, "zorder": -1}
+    sheet.axes.scatter(*places.T, s=area, **looks)
 
 
 def _draw_legend(sheet: Sheet, rows: Sequence[tuple[tuple[str, str], str]]) -> None:
