@@ -42,7 +42,7 @@ def looking(channel: int = 0, variant: Variant | None = None, **more) -> Encoder
     return encoder
 
 
-def saved(folder: Path, encoder: Encoder) -> None:
+def save(folder: Path, encoder: Encoder) -> None:
     folder.mkdir()
     channels = encoder.in_channels
     save_encoder(
@@ -63,10 +63,10 @@ def here(tmp_path, monkeypatch, capsys) -> Path:
         pixels[PATCH * row :, PATCH * column :][:PATCH, :PATCH] = colour
     for number in range(3):
         Image.fromarray(pixels).save(f"images/{number}.png")
-    saved(tmp_path / "red", looking(0))
-    saved(tmp_path / "green", looking(1, Variant(cls_token=False)))
-    saved(tmp_path / "registers", looking(0, Variant(num_registers=3)))
-    saved(tmp_path / "gray", looking(0, in_channels=1))
+    save(tmp_path / "red", looking(0))
+    save(tmp_path / "green", looking(1, Variant(cls_token=False)))
+    save(tmp_path / "registers", looking(0, Variant(num_registers=3)))
+    save(tmp_path / "gray", looking(0, in_channels=1))
     return tmp_path
 
 
@@ -80,7 +80,7 @@ def cells(file: str) -> list[np.ndarray]:
     return drawn.cells(file, ROWS / COLUMNS)
 
 
-def patch_of(picture: np.ndarray) -> tuple[int, int]:
+def brightest_patch(picture: np.ndarray) -> tuple[int, int]:
     """The patch with the brightest pixels."""
     light = picture.mean(2)
     places = np.argwhere(light > light.max() - 2).mean(0)
@@ -95,8 +95,8 @@ def test_the_picture_is_brightest_where_the_encoder_looks(here, encoder, place, 
     command = f"attention {encoder} images --kind {kind} --count 1 --out a.png"
     does(command)
     original, heat, overlay = cells("a.png")
-    assert patch_of(heat) == place
-    assert patch_of(overlay) == place
+    assert brightest_patch(heat) == place
+    assert brightest_patch(overlay) == place
     assert original[..., 0].max() > 240
     reddest = original[..., 0] - original[..., 1]
     row, column = np.unravel_index(reddest.argmax(), reddest.shape)
@@ -107,15 +107,15 @@ def test_encoders_side_by_side_see_the_same_images(here):
     command = "attention red images --against green random:red --count 2 --out a.png"
     does(command)
     _, heat, over, other_heat, other_over, random_heat, _ = cells("a.png")
-    assert [patch_of(one) for one in (heat, over)] == [PLACE, PLACE]
-    assert [patch_of(one) for one in (other_heat, other_over)] == [(3, 0), (3, 0)]
+    assert [brightest_patch(one) for one in (heat, over)] == [PLACE, PLACE]
+    assert [brightest_patch(one) for one in (other_heat, other_over)] == [(3, 0), (3, 0)]
     assert random_heat.max() < heat.max()  # on one scale
 
 
 def test_heads_stand_in_columns(here):
     does("attention red images --kind heads --count 1 --out a.png")
     _, *heads = cells("a.png")
-    assert [patch_of(head) for head in heads] == [PLACE, PLACE]
+    assert [brightest_patch(head) for head in heads] == [PLACE, PLACE]
 
 
 def test_larger_images_make_finer_maps(here):
@@ -123,7 +123,7 @@ def test_larger_images_make_finer_maps(here):
     does(command)
     does("attention red images --count 1 --out coarse.png")
     fine, coarse = (cells(name)[1] for name in ("fine.png", "coarse.png"))
-    assert patch_of(fine) == patch_of(coarse) == PLACE
+    assert brightest_patch(fine) == brightest_patch(coarse) == PLACE
     bright = [(one.mean(2) > 200).sum() for one in (fine, coarse)]
     assert bright[0] != bright[1]
 
@@ -135,10 +135,10 @@ def test_gray_images_and_chosen_channels_are_drawn(here):
     does("attention red images --channels 1 --count 1 --out red.png")
     original = cells("red.png")[0]
     assert np.ptp(original, axis=2).max() <= 2
-    assert patch_of(original) == PLACE
+    assert brightest_patch(original) == PLACE
     does("attention red images --channels 3 2 1 --count 1 --out bgr.png")
     original = cells("bgr.png")[0]
-    assert patch_of(original[..., 2:]) == PLACE
+    assert brightest_patch(original[..., 2:]) == PLACE
 
 
 def test_a_run_folder_gets_the_picture_among_its_figures(here, capsys):
@@ -181,7 +181,7 @@ def test_names_of_files_are_only_text(here):
     Path("images/1.png").unlink()
     Path("images/2.png").unlink()
     assert main(["attention", "red", "images", "--out", "a.png"]) == 0
-    assert patch_of(cells("a.png")[1]) == PLACE
+    assert brightest_patch(cells("a.png")[1]) == PLACE
 
 
 @pytest.mark.parametrize(

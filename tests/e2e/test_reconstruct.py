@@ -31,7 +31,7 @@ TILE = torch.randint(
 )
 
 
-def run_of(folder: str, config: PretrainConfig, *, copies: bool, spoilt: bool = False) -> None:
+def make_run(folder: str, config: PretrainConfig, *, copies: bool, spoilt: bool = False) -> None:
     """A finished run whose model knows the tile by heart, or nothing."""
     model = MaskedAutoencoder(config.model)
     if copies:
@@ -54,11 +54,11 @@ def run_of(folder: str, config: PretrainConfig, *, copies: bool, spoilt: bool = 
 def here(tmp_path, monkeypatch) -> Path:
     """Runs, and images made of one tile."""
     monkeypatch.chdir(tmp_path)
-    run_of("knows", CONFIG, copies=True)
-    run_of("deep", replace(CONFIG, model=replace(CONFIG.model, decoder_depth=3)), copies=False)
+    make_run("knows", CONFIG, copies=True)
+    make_run("deep", replace(CONFIG, model=replace(CONFIG.model, decoder_depth=3)), copies=False)
     coarse = replace(CONFIG.model, patch_size=16, mask_ratio=0.5)
-    run_of("coarse", replace(CONFIG, model=coarse), copies=True)
-    run_of("large", replace(CONFIG, model=replace(CONFIG.model, image_size=64)), copies=False)
+    make_run("coarse", replace(CONFIG, model=coarse), copies=True)
+    make_run("large", replace(CONFIG, model=replace(CONFIG.model, image_size=64)), copies=False)
     Path("images").mkdir()
     pixels = TILE.repeat(1, 1, 4, 4)[0].permute(1, 2, 0).numpy()
     for number in range(3):
@@ -109,7 +109,7 @@ def test_another_grid_has_a_mask_of_its_own_and_the_same_share_hidden(here):
     command = "reconstruct knows images --against coarse large --count 2 --out a.png"
     does(command)
     shown = cells("a.png")
-    assert len(shown) == 2 + 2 + 3 + 4  # `large` sees finer pixels: an original of its own
+    assert len(shown) == 2 + 2 + 3 + 4  # `large` sees finer pixels: a separate original
     for masked in (shown[1], shown[4], shown[8]):
         hidden = (np.abs(masked[:150, :150] - 127.5) < 1).all(2).mean()
         assert 0.4 < hidden < 1
@@ -124,7 +124,7 @@ def test_the_first_run_is_drawn_the_same_alone_and_beside_others(here):
 
 
 def test_a_checkpoint_in_a_run_is_compared_with_its_last(here):
-    run_of("before", CONFIG, copies=False)
+    make_run("before", CONFIG, copies=False)
     Path("before/checkpoints/last.pt").rename("knows/checkpoints/previous.pt")
     command = "reconstruct knows images --against knows/checkpoints/previous.pt --count 1"
     does(f"{command} --out a.png")
@@ -149,8 +149,8 @@ def test_a_checkpoint_in_a_run_is_compared_with_its_last(here):
 )
 def test_what_cannot_work_is_said_in_a_line_and_writes_nothing(here, capsys, command, says):
     lost = ObjectiveConfig(normalize_targets=False, reconstruction_weight=0.0)
-    run_of("lost", replace(CONFIG, objective=lost), copies=False)
-    run_of("broken", CONFIG, copies=False, spoilt=True)
+    make_run("lost", replace(CONFIG, objective=lost), copies=False)
+    make_run("broken", CONFIG, copies=False, spoilt=True)
     before = sorted(here.rglob("*"))
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()

@@ -31,14 +31,14 @@ def run(tmp_path_factory) -> Path:
     return home / "run"
 
 
-def shown(capsys, *words: str) -> str:
+def run_show(capsys, *words: str) -> str:
     capsys.readouterr()
     assert main(["show", *words]) == 0
     return capsys.readouterr().out
 
 
 def test_a_run_is_shown_with_its_training(run, capsys):
-    lines = dict(line.split(maxsplit=1) for line in shown(capsys, str(run)).splitlines())
+    lines = dict(line.split(maxsplit=1) for line in run_show(capsys, str(run)).splitlines())
     assert lines["size"].startswith("vit_pico/4, width 64, 4 blocks, 2 heads, 0.2 M parameters")
     assert lines["input"] == "16 x 16 pixels, 3 channels, 4 x 4 patches of 4 x 4"
     assert lines["steps"] == "2 of 8 images, 2 epochs planned"
@@ -48,7 +48,7 @@ def test_a_run_is_shown_with_its_training(run, capsys):
 
 
 def test_json_is_for_machines(run, capsys):
-    facts = json.loads(shown(capsys, str(run / "encoder.safetensors"), "--json"))
+    facts = json.loads(run_show(capsys, str(run / "encoder.safetensors"), "--json"))
     assert facts["known_as"] == "vit_pico"
     assert (facts["width"], facts["depth"], facts["num_heads"]) == (64, 4, 2)
     assert facts["grid"] == [4, 4]
@@ -72,7 +72,7 @@ def test_results_so_far_are_shown(run, capsys):
     (run / "results" / "knn-pets.json").write_text(json.dumps(result))
     (run / "results" / "broken.json").write_text("{")
     (run / "results" / "list.json").write_text("[1]")
-    text = shown(capsys, str(run))
+    text = run_show(capsys, str(run))
     assert f"knn           pets: token cls, top1 71.25 ({run}/results/knn-pets.json)\n" in text
     assert "broken" not in text
     for file in (run / "results").iterdir():
@@ -83,7 +83,7 @@ def test_a_run_whose_records_are_damaged_is_still_shown(run, tmp_path, capsys):
     shutil.copytree(run, tmp_path / "run")
     for name in ("health.json", "metrics.jsonl", "environment.json"):
         (tmp_path / "run" / name).write_text('{"step"')
-    text = shown(capsys, str(tmp_path / "run"))
+    text = run_show(capsys, str(tmp_path / "run"))
     assert "steps         unknown of 8 images" in text
     assert "health" not in text
 
@@ -98,7 +98,7 @@ def test_a_strangers_file_is_shown_with_what_was_left_out(tmp_path, capsys):
     )
     state |= {"blocks.0.ls2.gamma": torch.ones(64)}
     torch.save({"model": state}, tmp_path / "w.pth")
-    text = shown(capsys, str(tmp_path / "w.pth"))
+    text = run_show(capsys, str(tmp_path / "w.pth"))
     assert "made by       ViT with timm's keys\n" in text
     assert "left out      5 keys: head.0.weight, head.1.weight, head.2.weight ...\n" in text
     assert "unlike MAE's  2 registers, layer scale\n" in text

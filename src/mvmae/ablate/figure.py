@@ -18,7 +18,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mvmae.figures.text import drawable, shortened
+from mvmae.figures.text import drawable, shorten
 
 OURS, PAPER, GRAY = "#0f766e", "#b45309", "#8a8f98"
 INK, FAINT, GRID, TINT = "#1f2933", "#66707a", "#e4e7eb", "#fdf6ec"
@@ -98,7 +98,7 @@ def draw(
 def _add_text(figure: Figure, title: str, subtitle: str, note: str, width: float) -> None:
     full_title = drawable(f"{title}: {subtitle}")
     heading: dict[str, Any] = {"fontsize": 10.0, "fontweight": "bold", "parse_math": False}
-    shown = textwrap.fill(shortened(full_title, 1.9 * width, 10.0), int(12.5 * width))
+    shown = textwrap.fill(shorten(full_title, 1.9 * width, 10.0), int(12.5 * width))
     figure.suptitle(shown, x=0.008, ha="left", color=INK, linespacing=1.3, **heading)
     filled = textwrap.fill(drawable(note), int(NOTE_LETTERS * width))
     figure.supxlabel(
@@ -196,7 +196,7 @@ def _leave_room(axes: Axes, low: float, high: float) -> None:
 def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_yticks(
         range(len(rows)),
-        [shortened(drawable(row.name), 2.2, 9.0) for row in rows],
+        [shorten(drawable(row.name), 2.2, 9.0) for row in rows],
         parse_math=False,
     )
     axes.set_ylim(len(rows) - 0.5, -0.7)
@@ -259,7 +259,7 @@ def _levels(axes: Axes, rows: Sequence[Row], key: str) -> None:
 def _name_values(axes: Axes, rows: Sequence[Row]) -> None:
     axes.set_xticks(
         range(len(rows)),
-        [shortened(drawable(row.name), 0.9, 9.0) for row in rows],
+        [shorten(drawable(row.name), 0.9, 9.0) for row in rows],
         parse_math=False,
     )
     axes.set_xlim(-0.4, len(rows) - 0.6)

@@ -19,7 +19,7 @@ from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 from mvmae.figures import page
 from mvmae.figures.page import Column
-from mvmae.inspect.choose_images import HIDDEN, Chosen, choose, displayed, report_missing
+from mvmae.inspect.choose_images import HIDDEN, Chosen, choose, report_missing, select_channels
 from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
 from mvmae.method.preflight.resolve_config import resolve_config
@@ -101,7 +101,7 @@ def read_whole_images(
         size = max(1, round(height * scale)), max(1, round(width * scale))
         small = crop(pixels, Box(0, 0, *pixels.shape[1:]), size, trained.views.interpolation)
         shown = for_people(small[None], *trained.pixel_statistics, like=pixels[None])
-        found.append(displayed(shown.permute(0, 2, 3, 1).numpy(), channels)[0])
+        found.append(select_channels(shown.permute(0, 2, 3, 1).numpy(), channels)[0])
     return found
 
 
@@ -130,7 +130,7 @@ def draw_views(
         marks = hidden.mask[..., None].expand_as(patchify(shown, shape.patch_size)).contiguous()
         is_hidden = unpatchify(marks, shape.patch_size, shape.grid)
         whole, masked = (
-            displayed(one.permute(0, 2, 3, 1).numpy(), channels)
+            select_channels(one.permute(0, 2, 3, 1).numpy(), channels)
             for one in (shown, shown * (1 - is_hidden) + HIDDEN * is_hidden)
         )
         heading = f"view {number + 1}" if trained.views.num_views > 1 else "view"

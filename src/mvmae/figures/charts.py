@@ -21,7 +21,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from mvmae.figures.text import FAINT, INK, drawable, shortened
+from mvmae.figures.text import FAINT, INK, drawable, shorten
 from mvmae.storage import metrics_file
 from mvmae.storage.metrics_file import Column
 
@@ -200,7 +200,7 @@ def smoothed(y: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]
 def _head(figure: Figure, names: Sequence[str], title: str, inches: float) -> None:
     """Write the title, or the names of several runs in their colours."""
     if len(names) < 2:
-        shown = shortened(title, 0.9 * inches, 11.0)
+        shown = shorten(title, 0.9 * inches, 11.0)
         figure.suptitle(
             shown, x=0.008, ha="left", fontsize=11, fontweight="bold", color=INK, parse_math=False
         )
@@ -209,7 +209,7 @@ def _head(figure: Figure, names: Sequence[str], title: str, inches: float) -> No
     columns = min(len(names), max(1, int(inches // 2.4)))
     legend = figure.legend(
         handles,
-        [shortened(name, inches / columns - 0.8, 10.0) for name in names],
+        [shorten(name, inches / columns - 0.8, 10.0) for name in names],
         loc="outside upper left",
         ncols=columns,
         frameon=False,

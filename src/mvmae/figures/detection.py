@@ -47,14 +47,14 @@ class Panel(NamedTuple):
     found: Things
 
 
-def colour_of(number: int) -> tuple[int, int, int]:
+def object_colour(number: int) -> tuple[int, int, int]:
     """Return one of twenty strong colours; later numbers repeat them."""
     # The map alternates strong and pale colours: the strong ones come first.
     red, green, blue, _ = colormaps["tab20"]((2 * number + number // 10 % 2) % 20)
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
-def drawn(
+def draw_objects(
     image: UInt8[np.ndarray, "H W C"], things: Things, classes: Sequence[str]
 ) -> UInt8[np.ndarray, "h w 3"]:
     """Draw objects into an image, enlarged where it is small.
@@ -69,7 +69,7 @@ def drawn(
     is_single = len(classes) == 1
     numbers = range(len(things.boxes)) if is_single else [label - 1 for label in things.labels]
     boxes = np.array(things.boxes, dtype=float).reshape(-1, 4) * scale
-    objects = list(zip(boxes.tolist(), map(colour_of, numbers), strict=True))
+    objects = list(zip(boxes.tolist(), map(object_colour, numbers), strict=True))
     line = max(1, round(max(size) / 320))
     if things.masks is not None:
         for mask, (_, colour) in zip(things.masks, objects, strict=True):
@@ -134,17 +134,16 @@ def draw(panels: Sequence[Panel], classes: Sequence[str], *, title: str, note: s
     columns = [
         Column(
             one.name,
-            [drawn(one.image, things, classes) for things in (one.truth, one.found)],
+            [draw_objects(one.image, things, classes) for things in (one.truth, one.found)],
             [f"{len(one.truth.boxes)} there", f"{len(one.found.boxes)} found"],
         )
         for one in panels
     ]
-    seen = {label for one in panels for label in (*one.truth.labels, *one.found.labels)}
-    legend = [
-        ("#{:02x}{:02x}{:02x}".format(*colour_of(label - 1)), classes[label - 1])
-        for label in sorted(seen)
-    ]
-    if len(classes) == 1 or len(legend) > MAX_CLASSES:
-        legend = []
+    seen = {label - 1 for one in panels for label in (*one.truth.labels, *one.found.labels)}
+    # The colours of a single class tell its objects apart, and those of many classes repeat.
+    if len(classes) == 1 or len(seen) > MAX_CLASSES:
+        seen = set()
+    codes = {number: "#{:02x}{:02x}{:02x}".format(*object_colour(number)) for number in seen}
+    legend = [(code, classes[number]) for number, code in sorted(codes.items())]
     rows = page.columns_to_rows(columns, ("truth", "found"))
     return page.draw(rows, title=title, note=note, side=CELL, legend=legend)

@@ -11,7 +11,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-from mvmae.figures.text import drawable, shortened
+from mvmae.figures.text import drawable, shorten
 
 COLOURS = ("#d1495b", "#2e6f95", "#66a182", "#edae49", "#7d5ba6", "#00798c")
 TITLE_WIDTH = 6.0  # inches
@@ -51,7 +51,7 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
     axes.set_xlabel("labelled images")
     axes.set_ylabel("top-1 in %")
     heading: dict[str, Any] = {"fontsize": 12.0, "fontweight": "bold", "parse_math": False}
-    shown = shortened(title, TITLE_WIDTH, heading["fontsize"])
+    shown = shorten(title, TITLE_WIDTH, heading["fontsize"])
     axes.set_title(shown, loc="left", **heading)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from mvmae.figures.text import BOLD, FAINT, INK, shortened, width_of, wrapped
+from mvmae.figures.text import BOLD, FAINT, INK, shorten, text_width, wrap
 
 # Lengths are multiples of 0.02, three pixels, so that equal pictures are drawn with equal pixels.
 CELL, SMALL_CELL, MANY_COLUMNS = 1.7, 1.2, 8  # a cell's longer side; smaller beyond so many columns
@@ -169,8 +169,8 @@ def draw(
         len(row.cells) * (size[0] + GAP) + len(row.groups) * (GROUP_GAP - GAP) for row in rows
     ]
     width = max(MIN_WIDTH, left + max(widths) - GROUP_GAP + MARGIN)
-    legend = [(colour, shortened(name, LEGEND_NAME, 7.0)) for colour, name in legend]
-    step = max((width_of(name, 7.0) for _, name in legend), default=0.0) + 0.36
+    legend = [(colour, shorten(name, LEGEND_NAME, 7.0)) for colour, name in legend]
+    step = max((text_width(name, 7.0) for _, name in legend), default=0.0) + 0.36
     fitting = max(1, int((width - 2 * MARGIN) / step))
     legend_rows = -(-len(legend) // fitting)
     bottom = LEGEND_LINE * legend_rows + (SCALE_LINE if scale else 0.0)
@@ -203,7 +203,7 @@ class Sheet:
 
     def __init__(self, width: float, height: float, *, title: str, note: str) -> None:
         self.width, room = width, width - 2 * MARGIN
-        lines = wrapped(note, room, SMALL)
+        lines = wrap(note, room, SMALL)
         self.height = TOP + height + NOTE_LINE * len(lines) + 2 * FOOT
         dpi = min(DPI, (MAX_PIXELS / (width * self.height)) ** 0.5)
         dpi = min(dpi, MAX_SIDE / max(width, self.height))
@@ -222,7 +222,7 @@ class Sheet:
         self, x: float, y: float, text: str, room: float | None, points: float, **style: Any
     ) -> None:
         """Write a text centred at a place, shortened where it is wider than the room, if any."""
-        words = text if room is None else shortened(text, room, points)
+        words = text if room is None else shorten(text, room, points)
         place: dict[str, Any] = {"color": FAINT, "ha": "center", "va": "center"}
         self.axes.text(x, y, words, fontsize=points, parse_math=False, **place | style)
 
@@ -313,7 +313,7 @@ def _draw_row(sheet: Sheet, row: Row, left: float, top: float, size: tuple[float
 def _draw_scale(sheet: Sheet, scale: Scale, y: float) -> None:
     """Draw the colours between their labels."""
     style = {"va": "center_baseline", "ha": "left"}
-    begin = MARGIN + width_of(scale.low, SMALL) + 0.06
+    begin = MARGIN + text_width(scale.low, SMALL) + 0.06
     sheet.write(MARGIN, y, scale.low, begin, SMALL, **style)
     sheet.axes.imshow(
         np.linspace(0, 1, 256)[None],

@@ -48,18 +48,20 @@ def palette(count: int) -> UInt8[np.ndarray, "K 3"]:
     return np.array(given, dtype=np.uint8).reshape(count, 3)
 
 
-def coloured(classes: Int16[Tensor, "H W"], colours: np.ndarray) -> UInt8[np.ndarray, "H W 3"]:
+def colour_classes(
+    classes: Int16[Tensor, "H W"], colours: np.ndarray
+) -> UInt8[np.ndarray, "H W 3"]:
     """Colour a mask; ignored pixels are nearly white."""
     table = np.concatenate([colours, np.array([IGNORED], dtype=np.uint8)])
     return table[classes.numpy()]  # -1 is the last row
 
 
-def overlaid(
+def overlay_classes(
     image: UInt8[Tensor, "C H W"], classes: Int16[Tensor, "H W"], colours: np.ndarray
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Lay a mask over its image, with white borders between classes."""
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32)
-    mixed = 0.45 * pixels + 0.55 * coloured(classes, colours)
+    mixed = 0.45 * pixels + 0.55 * colour_classes(classes, colours)
     # A pixel is a border if the one to its right or below has another class.
     mixed[:, :-1][(classes[:, :-1] != classes[:, 1:]).numpy()] = 255
     mixed[:-1][(classes[:-1] != classes[1:]).numpy()] = 255
@@ -72,7 +74,7 @@ def draw(rows: Sequence[Shown], classes: Sequence[str], *, title: str, note: str
     masks = {"truth": [one.truth for one in rows], "prediction": [one.predicted for one in rows]}
     columns = [Column("image", [_small(one.image.permute(1, 2, 0).numpy()) for one in rows])]
     for heading, column in masks.items():
-        columns.append(Column(heading, [_small(coloured(mask, colours)) for mask in column]))
+        columns.append(Column(heading, [_small(colour_classes(mask, colours)) for mask in column]))
     pixels = torch.cat([mask.flatten() for column in masks.values() for mask in column])
     numbers, areas = pixels.unique(return_counts=True)
     largest = numbers[areas.argsort(descending=True, stable=True)]

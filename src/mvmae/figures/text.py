@@ -13,19 +13,19 @@ FONT, BOLD = "DejaVu Sans", 1.15  # bold letters are wider by this factor
 MAX_LENGTH = 200  # characters of a text, of which the rest is left out before it is measured
 
 
-def shortened(text: str, inches: float, points: float) -> str:
+def shorten(text: str, inches: float, points: float) -> str:
     """Make a text drawable, and leave out its middle where it is too wide."""
     text = drawable(text)
     if len(text) > MAX_LENGTH:
         text = f"{text[: MAX_LENGTH // 2]}…{text[-MAX_LENGTH // 2 :]}"
     short, kept = text, len(text)
-    while kept > 2 and width_of(short, points) > inches:
+    while kept > 2 and text_width(short, points) > inches:
         kept -= 1
         short = f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
     return short
 
 
-def width_of(text: str, points: float) -> float:
+def text_width(text: str, points: float) -> float:
     """Return the width of a line; small letters are drawn up to 6 % wider than measured."""
     font = FontProperties(family=FONT, size=points)
     return 1.06 * TextToPath().get_text_width_height_descent(text, font, ismath=False)[0] / 72
@@ -37,11 +37,11 @@ def drawable(text: str) -> str:
     return "".join(letter if ord(letter) in glyphs else "?" for letter in " ".join(text.split()))
 
 
-def wrapped(text: str, room: float, points: float) -> list[str]:
+def wrap(text: str, room: float, points: float) -> list[str]:
     """Break a text into lines that are no wider than the room."""
     lines: list[str] = []
-    for word in (shortened(word, room, points) for word in drawable(text).split()):
-        if lines and width_of(f"{lines[-1]} {word}", points) <= room:
+    for word in (shorten(word, room, points) for word in drawable(text).split()):
+        if lines and text_width(f"{lines[-1]} {word}", points) <= room:
             lines[-1] += f" {word}"
         else:
             lines.append(word)

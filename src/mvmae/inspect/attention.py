@@ -23,10 +23,10 @@ from mvmae.figures.page import Column, Scale
 from mvmae.inspect.choose_images import (
     Chosen,
     choose,
-    displayed,
     finer,
     report_missing,
     require_channels,
+    select_channels,
     views,
 )
 from mvmae.inspect.model_pictures import (
@@ -84,7 +84,7 @@ def run(config: AttentionConfig) -> None:
     source = open_source(config.data, opened[0].encoder.in_channels, opened[0].depth)
     chosen = choose(source, config.count, config.seed)
     models = [
-        model_of(heading, one, chosen, config, device)
+        look_at_images(heading, one, chosen, config, device)
         for heading, one in zip(headings(names), opened, strict=True)
     ]
     looks = "looks" if len(names) == 1 else "look"
@@ -92,7 +92,7 @@ def run(config: AttentionConfig) -> None:
         models,
         names=chosen.names,
         title=f"Where {join_names(headings(names))} {looks}",
-        note=note_of(config, [one.encoder for one in opened]),
+        note=write_note(config, [one.encoder for one in opened]),
         shared_scale=config.scale == "row",
         heat_column=config.kind != "heads",
     )
@@ -102,7 +102,7 @@ def run(config: AttentionConfig) -> None:
     terminal.emit("result", {"command": "attention", "file": str(file)})
 
 
-def model_of(
+def look_at_images(
     heading: str,
     opened: OpenedEncoder,
     chosen: Chosen,
@@ -114,14 +114,16 @@ def model_of(
     mean, std, interpolation = opened.preprocessing
     source = open_source(config.data, encoder.in_channels, opened.depth)
     shown = views(source, chosen.indices, finer(encoder.image_size, DRAWN_SIDE), interpolation)
-    pixels = displayed(for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels)
+    pixels = select_channels(
+        for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels
+    )
     seen = views(source, chosen.indices, encoder.image_size, interpolation)
-    heat = heat_of(encoder, normalized(seen, mean, std, device), config)
+    heat = compute_heat(encoder, normalized(seen, mean, std, device), config)
     maps = [Maps(f"head {head + 1}", heat[:, head]) for head in range(heat.shape[1])]
     return Model(heading, list(pixels), maps if len(maps) > 1 else [Maps("heat map", heat[:, 0])])
 
 
-def heat_of(
+def compute_heat(
     encoder: Encoder, images: Float[Tensor, "B C H W"], config: AttentionConfig
 ) -> Float[np.ndarray, "B maps rows columns"]:
     """Compute maps as multiples of even attention, one image at a time to save memory."""
@@ -130,7 +132,7 @@ def heat_of(
     return heat.mean(axis=1, keepdims=True) if config.kind == "last" else heat
 
 
-def note_of(config: AttentionConfig, shown: Sequence[Encoder]) -> str:
+def write_note(config: AttentionConfig, shown: Sequence[Encoder]) -> str:
     """Say how the maps were made, and how to read their colours."""
     depths = sorted({encoder.size.depth for encoder in shown})
     method = METHODS[config.kind].format(depth=" or ".join(map(str, depths)))

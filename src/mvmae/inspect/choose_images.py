@@ -100,7 +100,7 @@ def require_channels(channels: Sequence[int], have: int, encoder: str) -> None:
         )
 
 
-def displayed(
+def select_channels(
     pixels: Shaped[np.ndarray, "*B C"], channels: Sequence[int] = ()
 ) -> Shaped[np.ndarray, "*B K"]:
     """Select the requested channels, else the first three, or the first of fewer."""
@@ -135,7 +135,7 @@ def render_image(
     except UnreadableImageError:
         view = torch.full((opened.encoder.in_channels, *size), unreadable, dtype=torch.uint8)
     picture = for_people(view[None], preprocessing.mean, preprocessing.std)[0]
-    return displayed((picture * 255).round().byte().permute(1, 2, 0).numpy())
+    return select_channels((picture * 255).round().byte().permute(1, 2, 0).numpy())
 
 
 def class_name(source: Source, index: int) -> str:

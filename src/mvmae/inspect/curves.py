@@ -13,7 +13,7 @@ from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures import charts
 from mvmae.figures.charts import PANEL, Line, Panel
-from mvmae.figures.text import shortened
+from mvmae.figures.text import shorten
 from mvmae.storage import metric_specs, metrics_file, run_folder
 from mvmae.storage.atomic import read_object
 from mvmae.storage.metrics_file import FILE, Column
@@ -109,7 +109,7 @@ def panels_of(drawn: Sequence[Run]) -> list[Panel]:
         ]
         title = first.figure_title
         if first.name not in metric_specs.METRICS:  # its name is not a formula, and may be long
-            title = shortened(first.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
+            title = shorten(first.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
         panels.append(Panel(title, key, lines, charts.levels_of(first.name, columns), first.best))
     return panels
 

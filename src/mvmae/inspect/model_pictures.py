@@ -1,4 +1,4 @@
-"""What a model makes of images, as pixels: reconstructions, attention maps and overlays.
+"""Pixels that a model makes of images: reconstructions, attention maps and overlays.
 
 Shared by `reconstruct`, `attention`, `report` and `explore`. Shapes: B images, H and W pixels,
 C channels, rows x columns of patches.
@@ -23,7 +23,7 @@ from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedAutoencoder
 from mvmae.encoders.attention import attention_rollout, class_attention
 from mvmae.errors import UserError
-from mvmae.inspect.choose_images import HIDDEN, displayed, views
+from mvmae.inspect.choose_images import HIDDEN, select_channels, views
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.patches import (
     Statistics,
@@ -98,8 +98,8 @@ def reconstruct_images(
         seed: Seed of the masks.
         mask_ratio: Share of hidden patches.
         device: Where to compute.
-        statistics: See `panels_of`.
-        channels: See `panels_of`.
+        statistics: See `reconstruct_batch`.
+        channels: See `reconstruct_batch`.
     """
     model, trained = opened
     shape = trained.model
@@ -109,7 +109,7 @@ def reconstruct_images(
     model.to(device)
     visible = num_visible(shape.num_patches, mask_ratio)
     parts = [
-        panels_of(
+        reconstruct_batch(
             model,
             some,
             mask,
@@ -125,7 +125,7 @@ def reconstruct_images(
 
 
 @torch.inference_mode()
-def panels_of(
+def reconstruct_batch(
     model: MaskedAutoencoder,
     images: Tensor,
     noise: Tensor,
@@ -147,7 +147,7 @@ def panels_of(
         statistics: Where the brightness and contrast of hidden patches come from, under normalised
             targets.
         device: Where to compute.
-        channels: Channels that are drawn, counted from 1; see `displayed` for the default.
+        channels: Channels that are drawn, counted from 1; see `select_channels` for the default.
     """
     mean, std = trained.pixel_statistics
     inputs = normalized(images, mean, std, device)
@@ -159,7 +159,7 @@ def panels_of(
         prediction = denormalize_patches(prediction, target, masking.mask, grid, statistics)
     hidden = masking.mask[..., None]
 
-    def pixels_of(patches: Tensor) -> np.ndarray:
+    def to_pixels(patches: Tensor) -> np.ndarray:
         shape = (1, -1, 1, 1)
         pixels = unpatchify(patches, patch, grid)
         pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
@@ -168,22 +168,22 @@ def panels_of(
             pixels = (pixels - low) / (high - low)
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
-    original, predicted = pixels_of(target), pixels_of(prediction)
+    original, predicted = to_pixels(target), to_pixels(prediction)
     area = unpatchify(hidden.expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
     squares = target.unflatten(-1, (-1, images.shape[1])).mean(-2, keepdim=True)
     squares = squares.expand(-1, -1, patch**2, -1).flatten(-2)
 
-    def error_of(pixels: np.ndarray) -> np.ndarray:
+    def hidden_error(pixels: np.ndarray) -> np.ndarray:
         return ((pixels - original) ** 2 * area).sum((1, 2, 3)) / area.sum((1, 2, 3))
 
-    shown = displayed(1 - area, channels)
+    shown = select_channels(1 - area, channels)
     return Panels(
-        original=displayed(original, channels),
-        masked=displayed(original, channels) * shown + HIDDEN * (1 - shown),
-        prediction=displayed(predicted, channels),
-        pasted=displayed(pixels_of(prediction * hidden + target * (1 - hidden)), channels),
-        error=error_of(predicted),
-        plain=error_of(pixels_of(squares)),
+        original=select_channels(original, channels),
+        masked=select_channels(original, channels) * shown + HIDDEN * (1 - shown),
+        prediction=select_channels(predicted, channels),
+        pasted=select_channels(to_pixels(prediction * hidden + target * (1 - hidden)), channels),
+        error=hidden_error(predicted),
+        plain=hidden_error(to_pixels(squares)),
     )
 
 
@@ -235,7 +235,7 @@ def heat_picture(
     heat: Float[np.ndarray, "rows columns"], height: int, width: int, ends: Limits | None = None
 ) -> Float[np.ndarray, "height width 3"]:
     """Colour heat from dark to bright; values in [0, 1]. `ends` default to those of `limits`."""
-    return _coloured(_shades(heat, height, width, ends))
+    return _apply_colours(_shades(heat, height, width, ends))
 
 
 def overlay(
@@ -253,7 +253,7 @@ def overlay(
     gray = image[..., 0] if image.shape[2] == 1 else image @ LUMA
     shades = _shades(heat, image.shape[0], image.shape[1], ends)
     opacity = (MIN_OPACITY + (MAX_OPACITY - MIN_OPACITY) * shades)[..., None]
-    return ((1 - opacity) * gray[..., None] + opacity * _coloured(shades)).astype(np.float32)
+    return ((1 - opacity) * gray[..., None] + opacity * _apply_colours(shades)).astype(np.float32)
 
 
 def _shades(heat: np.ndarray, height: int, width: int, ends: Limits | None) -> np.ndarray:
@@ -267,5 +267,5 @@ def _shades(heat: np.ndarray, height: int, width: int, ends: Limits | None) -> n
     return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC)).clip(0, 1)
 
 
-def _coloured(shades: np.ndarray) -> np.ndarray:
+def _apply_colours(shades: np.ndarray) -> np.ndarray:
     return mpl.colormaps[COLOURS](shades)[..., :3].astype(np.float32)

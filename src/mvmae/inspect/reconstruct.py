@@ -75,7 +75,7 @@ def run(config: ReconstructConfig) -> None:
         )
         for name, one in zip(names, opened, strict=True)
     ]
-    title, note = title_of(config, shapes, ratio), note_of(config, opened)
+    title, note = write_title(config, shapes, ratio), write_note(config, opened)
     write(file, draw(models, names=chosen.names, title=title, note=note))
     report_missing(chosen, config.count)
     terminal.people().print(f"written: {file}")
@@ -97,7 +97,7 @@ def require_visible_and_hidden(shape: ModelConfig, mask_ratio: float, name: str)
         )
 
 
-def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
+def write_title(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
     """Name the runs, and say how much of each image they saw."""
     names = join_names(headings((config.encoder, *config.against)))
     shown = {(num_visible(shape.num_patches, mask_ratio), shape.num_patches) for shape in shapes}
@@ -107,7 +107,7 @@ def title_of(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_rati
     return f"{names}: {visible} of {total} patches visible"
 
 
-def note_of(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> str:
+def write_note(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -> str:
     """Say where the colours and the errors come from."""
     error = (
         "MSE: of drawn pixels, 0 to 1, over hidden patches; colours: the MSE of filling each of "

@@ -24,7 +24,7 @@ from mvmae.dense.detect.model import (
 )
 from mvmae.dense.detect.run import open_job, training_step
 from mvmae.errors import UserError
-from mvmae.figures.detection import Panel, Things, colour_of, draw, drawn
+from mvmae.figures.detection import Panel, Things, draw, draw_objects, object_colour
 from mvmae.method.views import normalized
 from mvmae.method.vit import Encoder, initialize
 from mvmae.recipes.supervised import DETECT
@@ -256,17 +256,17 @@ def test_masks_and_boxes_are_drawn_in_their_colours():
     mask = np.zeros((480, 480), bool)
     mask[100:200, 50:150] = True
     things = Things([[50, 100, 150, 200]], [1], masks=[mask])
-    made = drawn(image, things, ["nucleus"])
-    assert tuple(made[100, 100]) == colour_of(0)  # the outline
-    assert 0 < made[150, 100].sum() < sum(colour_of(0))  # the area
+    made = draw_objects(image, things, ["nucleus"])
+    assert tuple(made[100, 100]) == object_colour(0)  # the outline
+    assert 0 < made[150, 100].sum() < sum(object_colour(0))  # the area
     assert made[300, 300].sum() == 0
-    boxed = drawn(image, things._replace(masks=None), ["nucleus"])
-    assert tuple(boxed[150, 50]) == colour_of(0)
+    boxed = draw_objects(image, things._replace(masks=None), ["nucleus"])
+    assert tuple(boxed[150, 50]) == object_colour(0)
     assert boxed[150, 100].sum() == 0
 
 
 def test_small_gray_images_are_enlarged():
-    made = drawn(np.zeros((30, 60, 1), np.uint8), Things([], []), ["a"])
+    made = draw_objects(np.zeros((30, 60, 1), np.uint8), Things([], []), ["a"])
     assert made.shape == (240, 480, 3)
     png = draw(
         [Panel("a $name_", np.zeros((30, 60, 1), np.uint8), Things([], []), Things([], []))],
@@ -278,7 +278,7 @@ def test_small_gray_images_are_enlarged():
 
 
 def test_there_are_twenty_colours():
-    assert len({colour_of(number) for number in range(20)}) == 20
+    assert len({object_colour(number) for number in range(20)}) == 20
 
 
 def test_accumulated_gradient_is_the_mean_over_the_parts(tmp_path):

@@ -22,7 +22,7 @@ from mvmae.dense.segment.evaluate import (
 from mvmae.dense.segment.frozen import sample_patches
 from mvmae.dense.segment.model import Scores, pixel_loss, resize
 from mvmae.encoders import OpenedEncoder, Preprocessing
-from mvmae.figures.segmentation import Shown, coloured, draw, overlaid, palette
+from mvmae.figures.segmentation import Shown, colour_classes, draw, overlay_classes, palette
 from mvmae.method.vit import Encoder
 from mvmae.metrics.miou import pixel_confusion, segmentation_scores
 from mvmae.training.plan import warmup_poly
@@ -176,11 +176,11 @@ def test_150_classes_have_different_colours():
 
 def test_ignored_pixels_are_nearly_white_and_borders_are_drawn():
     classes = torch.tensor([[0, 0, 1], [0, 0, 1], [-1, -1, -1]], dtype=torch.int16)
-    picture = coloured(classes, palette(2))
+    picture = colour_classes(classes, palette(2))
     assert picture[2].min() > 230
     assert picture[0, 0].tolist() == palette(2)[0].tolist()
     image = torch.zeros(3, 3, 3, dtype=torch.uint8)
-    laid = overlaid(image, classes, palette(2))
+    laid = overlay_classes(image, classes, palette(2))
     assert (laid[0, 1] == 255).all()
     assert (laid[0, 0] < 255).any()
 

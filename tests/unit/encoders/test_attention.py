@@ -17,7 +17,7 @@ from mvmae.encoders.attention import (
 )
 from mvmae.errors import UserError
 from mvmae.inspect import attention as figure
-from mvmae.inspect.attention import Maps, Model, heat_of
+from mvmae.inspect.attention import Maps, Model, compute_heat
 from mvmae.inspect.model_pictures import (
     EVEN,
     heat_picture,
@@ -154,7 +154,7 @@ def test_even_attention_is_1_in_multiples_of_even():
         nn.init.zeros_(block.attn.qkv.weight)
         nn.init.zeros_(block.attn.qkv.bias)
     for kind, maps in (("rollout", 1), ("last", 1), ("heads", 4)):
-        heat = heat_of(encoder, images(), AttentionConfig(encoder="any", kind=kind))
+        heat = compute_heat(encoder, images(), AttentionConfig(encoder="any", kind=kind))
         assert heat.shape == (2, maps, ROWS, COLUMNS)
         np.testing.assert_allclose(heat, 1, rtol=1e-5)
 

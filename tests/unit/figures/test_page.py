@@ -8,7 +8,7 @@ from PIL import Image
 
 from mvmae.figures import page
 from mvmae.figures.page import Cell, Group, Row
-from mvmae.figures.text import drawable, shortened, width_of, wrapped
+from mvmae.figures.text import drawable, shorten, text_width, wrap
 
 SIDE = 1.2
 
@@ -95,12 +95,12 @@ def test_rows_of_many_cells_are_broken_into_blocks():
 
 
 def test_shortened_text_keeps_both_ends_and_fits():
-    assert shortened("short", 2.0, 7.0) == "short"
-    long = shortened("beginning-of-a-very-long-name-end.jpg", 1.0, 7.0)
+    assert shorten("short", 2.0, 7.0) == "short"
+    long = shorten("beginning-of-a-very-long-name-end.jpg", 1.0, 7.0)
     assert long.startswith("begin")
     assert long.endswith("end.jpg")
     assert "…" in long
-    assert width_of(long, 7.0) <= 1.0
+    assert text_width(long, 7.0) <= 1.0
 
 
 def test_line_breaks_and_missing_characters_are_replaced():
@@ -108,7 +108,7 @@ def test_line_breaks_and_missing_characters_are_replaced():
 
 
 def test_notes_are_wrapped_into_lines_that_fit():
-    lines = wrapped("some words " * 30 + "W" * 300, 3.0, 6.5)
+    lines = wrap("some words " * 30 + "W" * 300, 3.0, 6.5)
     assert len(lines) > 4
-    assert all(width_of(line, 6.5) <= 3.0 for line in lines)
+    assert all(text_width(line, 6.5) <= 3.0 for line in lines)
     assert " ".join(lines[:-1]).startswith("some words some")

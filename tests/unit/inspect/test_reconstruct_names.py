@@ -1,4 +1,4 @@
-"""What drawn runs are called, and what `reconstruct` refuses before it begins."""
+"""Names of drawn runs, and settings that `reconstruct` refuses before it begins."""
 
 import pytest
 

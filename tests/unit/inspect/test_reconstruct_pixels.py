@@ -15,8 +15,8 @@ from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
 from mvmae.config.views import ViewsConfig
 from mvmae.figures import page
 from mvmae.inspect import reconstruct
-from mvmae.inspect.choose_images import HIDDEN, displayed
-from mvmae.inspect.model_pictures import Panels, panels_of
+from mvmae.inspect.choose_images import HIDDEN, select_channels
+from mvmae.inspect.model_pictures import Panels, reconstruct_batch
 from mvmae.inspect.reconstruct import Model
 from mvmae.method.losses import normalize_patches
 from mvmae.method.model import MaskedAutoencoder
@@ -138,7 +138,7 @@ def tiled_images(channels: int = 3) -> torch.Tensor:
 
 def panels(model, images, config, statistics="visible", channels=()) -> Panels:
     noise = torch.rand(2, 24, generator=torch.Generator().manual_seed(3))
-    return panels_of(
+    return reconstruct_batch(
         model,
         images,
         noise,
@@ -222,7 +222,7 @@ def test_beside_the_error_stands_that_of_the_average_colour_of_the_same_patches(
 )
 def test_channels_drawn_are_those_asked_or_the_first(have, asked, drawn):
     pixels = np.random.default_rng(0).random((2, 4, 4, have))
-    np.testing.assert_array_equal(displayed(pixels, asked), pixels[..., drawn])
+    np.testing.assert_array_equal(select_channels(pixels, asked), pixels[..., drawn])
 
 
 def test_images_of_five_channels_are_drawn_by_three():
@@ -280,7 +280,7 @@ def test_unasked_the_picture_takes_nothing_from_hidden_pixels():
 # figure
 
 
-def made(picture: np.ndarray, others: np.ndarray | None = None) -> Panels:
+def make_panels(picture: np.ndarray, others: np.ndarray | None = None) -> Panels:
     """Panels that all show the same, or another prediction."""
     count = len(picture)
     others = picture if others is None else others
@@ -290,7 +290,7 @@ def made(picture: np.ndarray, others: np.ndarray | None = None) -> Panels:
 def figure(count=2, size=(16, 24, 3), names=None, models=1, **words) -> Image.Image:
     picture = 0.9 * np.random.default_rng(0).random((count, *size), dtype=np.float32)
     words = {"title": "run: 4 of 16 patches visible", "note": "how it was made"} | words
-    shown = [Model(f"run {number}", made(picture)) for number in range(models)]
+    shown = [Model(f"run {number}", make_panels(picture)) for number in range(models)]
     drawn = reconstruct.draw(shown, names=names or ["class/name.jpg"] * count, **words)
     return Image.open(io.BytesIO(drawn))
 
@@ -331,18 +331,21 @@ def test_a_further_model_adds_its_prediction_alone_and_pasted():
 
 def test_a_model_that_saw_another_mask_or_part_shows_what_it_saw():
     first, second = np.full((2, 1, 16, 24, 3), 0.3, dtype=np.float32)
-    other = made(first)._replace(masked=1 - first)
-    tall = made(np.full((1, 24, 16, 3), 0.6, dtype=np.float32))
+    other = make_panels(first)._replace(masked=1 - first)
+    tall = make_panels(np.full((1, 24, 16, 3), 0.6, dtype=np.float32))
     words = {"names": ["a"], "title": "t", "note": "n"}
-    for panels_, count in ((made(second), 6), (other, 7), (tall, 8)):
-        models = [Model("a", made(first)), Model("b", panels_)]
+    for panels_, count in ((make_panels(second), 6), (other, 7), (tall, 8)):
+        models = [Model("a", make_panels(first)), Model("b", panels_)]
         png = reconstruct.draw(models, **words)
         assert len(cells(png)) == count
 
 
 def test_each_model_stands_in_its_own_columns():
     shades = [np.full((1, 16, 16, 3), value, dtype=np.float32) for value in (0.2, 0.5, 0.8)]
-    models = [Model("a", made(shades[0], shades[1])), Model("b", made(shades[0], shades[2]))]
+    models = [
+        Model("a", make_panels(shades[0], shades[1])),
+        Model("b", make_panels(shades[0], shades[2])),
+    ]
     png = reconstruct.draw(models, names=["a"], title="t", note="n")
     means = [cell.mean() / 255 for cell in cells(png)]
     np.testing.assert_allclose(means, [0.2, 0.2, 0.5, 0.5, 0.8, 0.8], atol=0.01)
@@ -360,7 +363,9 @@ def test_words_of_any_length_stay_on_the_figure():
 
 def test_very_many_rows_are_drawn_smaller_and_not_refused():
     picture = np.full((75, 8, 4, 1), 0.5, dtype=np.float32)
-    png = reconstruct.draw([Model("a", made(picture))], names=["a"] * 75, title="t", note="n")
+    png = reconstruct.draw(
+        [Model("a", make_panels(picture))], names=["a"] * 75, title="t", note="n"
+    )
     width, height = Image.open(io.BytesIO(png)).size
     assert height <= page.MAX_SIDE
     assert width * height <= 1.01 * page.MAX_PIXELS

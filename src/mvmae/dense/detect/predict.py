@@ -20,7 +20,7 @@ from mvmae.dense.detect.evaluate import detect_objects
 from mvmae.dense.detect.model import DetectorShape, build_detector, detector_shape
 from mvmae.dense.saved_model import Prediction
 from mvmae.encoders import OpenedEncoder
-from mvmae.figures.detection import drawn
+from mvmae.figures.detection import draw_objects
 from mvmae.storage import atomic, run_folder
 from mvmae.terminal import Bar
 
@@ -108,7 +108,7 @@ def predict_all(task: Prediction) -> tuple[list[Skipped], str, str, dict[str, An
                 pixels = source.read(found.index).permute(1, 2, 0).numpy()
                 picture = task.folder / "pictures" / f"{names[found.index]}.png"
                 run_folder.make(picture.parent)
-                image = Image.fromarray(drawn(pixels, kept.as_things(), saved.classes))
+                image = Image.fromarray(draw_objects(pixels, kept.as_things(), saved.classes))
                 atomic.write_whole(picture, lambda stream, image=image: image.save(stream, "png"))
     lines = ",\n".join(json.dumps(row) for row in rows)  # a line each, for grep and diff
     atomic.write_text(task.folder / PREDICTIONS, f"[\n{lines}\n]\n")

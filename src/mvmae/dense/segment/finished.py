@@ -35,7 +35,7 @@ from mvmae.dense.segment.evaluate import (
 from mvmae.dense.segment.model import Segmenter
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.figures.segmentation import overlaid, palette
+from mvmae.figures.segmentation import overlay_classes, palette
 from mvmae.storage import atomic, results, run_folder
 from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
@@ -138,7 +138,7 @@ def predict_all(task: Prediction) -> tuple[list[tuple[str, str]], str, str, dict
             run_folder.make(mask.parent)
             run_folder.make(overlay.parent)
             to_mask(classes, saved, colours).save(mask)
-            laid = Image.fromarray(overlaid(image.expand(3, -1, -1), classes, colours))
+            laid = Image.fromarray(overlay_classes(image.expand(3, -1, -1), classes, colours))
             laid.save(overlay, quality=JPEG_QUALITY)
     write_classes(folder / CLASSES, saved, pixels)
     total = max(1, int(pixels.sum()))

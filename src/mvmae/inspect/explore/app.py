@@ -93,7 +93,7 @@ def _get_routes(session: Session, workers: Workers) -> list[Route]:
             for name, text in texts.items()
         }
 
-    def index_of(values: Values) -> int:
+    def parse_index(values: Values) -> int:
         return integer(values, "index", 0, len(session.source) - 1, 0)
 
     def gallery(values: Values) -> Values:
@@ -107,7 +107,7 @@ def _get_routes(session: Session, workers: Workers) -> list[Route]:
         return Route(path, page)
 
     async def thumbnail(request: Request) -> Response:
-        index = index_of(numbers(request))
+        index = parse_index(numbers(request))
         content = await _run_in(workers.reading, lambda: session.thumbnail(index))
         return Response(content, media_type="image/jpeg", headers=NO_CACHE)
 
@@ -122,7 +122,7 @@ def _get_routes(session: Session, workers: Workers) -> list[Route]:
         route("/api/progress", lambda _: session.embedded.progress()),
         route("/api/typical", lambda _: session.typical(NUM_TYPICAL)),
         route("/api/gallery", gallery),
-        route("/api/cards/{index}", lambda values: session.card(index_of(values))),
+        route("/api/cards/{index}", lambda values: session.card(parse_index(values))),
         Route("/api/thumbnails/{index}", thumbnail),
         Route("/api/images/{image}", picture),
     ]

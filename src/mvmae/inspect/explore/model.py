@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mvmae.data.reading.decode import Pixels
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
-from mvmae.inspect.choose_images import displayed, finer
+from mvmae.inspect.choose_images import finer, select_channels
 from mvmae.method.views import for_people, normalized, whole_view
 from mvmae.training import precision
 
@@ -57,7 +57,7 @@ def prepare(pixels: Pixels, networks: Networks) -> ImageViews:
         model, views = networks.decoder.config.model, networks.decoder.config.views
         for_decoder = whole_view(pixels, model.height_width, views.interpolation)[None]
     picture = for_people(whole_view(pixels, finer(size, SIDE), mode)[None], mean, std)[0]
-    return ImageViews(seen, for_decoder, displayed(picture.permute(1, 2, 0).numpy()))
+    return ImageViews(seen, for_decoder, select_channels(picture.permute(1, 2, 0).numpy()))
 
 
 @torch.inference_mode()

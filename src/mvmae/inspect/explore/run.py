@@ -20,7 +20,7 @@ from mvmae.data.sources.base import Source
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.description import format_sizes
-from mvmae.errors import UserError, counted, encodable
+from mvmae.errors import UserError, encodable
 from mvmae.inspect.choose_images import choose
 from mvmae.inspect.explore import embeddings
 from mvmae.inspect.explore.embeddings import EmbeddingIndex
@@ -107,12 +107,13 @@ def describe(config: ExploreConfig, opened: OpenedEncoder, source: Source, reaso
     )
     height, width = encoder.image_size
     maker = "" if opened.maker == "mvmae" else f", {opened.maker}"
+    images = f"{len(source):,} image{'' if len(source) == 1 else 's'}"
     # The last two parts of a path are clear enough, and fit on a phone.
     data = " ".join("/".join(Path(part).parts[-2:]).lstrip("/") for part in config.data)
     return Facts(
         encodable(name),
         f"{sizes}, {height} x {width} pixels{maker}",
-        encodable(f"{data}: {counted(len(source), 'image')}"),
+        encodable(f"{data}: {images}"),
         reason,
     )
 

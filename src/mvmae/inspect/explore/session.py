@@ -28,7 +28,13 @@ from mvmae.inspect.choose_images import class_name, render_image
 from mvmae.inspect.explore import model
 from mvmae.inspect.explore.embeddings import EmbeddingIndex, Match
 from mvmae.inspect.explore.model import ImageViews, Networks
-from mvmae.inspect.model_pictures import Limits, attention_maps, overlay, panels_of, shared_limits
+from mvmae.inspect.model_pictures import (
+    Limits,
+    attention_maps,
+    overlay,
+    reconstruct_batch,
+    shared_limits,
+)
 from mvmae.method.views import mask_noise, normalized
 from mvmae.metrics.principal import colors, principal_basis
 from mvmae.training import precision
@@ -218,7 +224,7 @@ class Session:
             noise = torch.ones(1, total)
             noise[0, list(visible)] = 0
             count = len(set(visible))
-        panels = panels_of(
+        panels = reconstruct_batch(
             network,
             self.views(image).decoder,
             noise,

@@ -41,7 +41,10 @@ def draw(job: Job) -> Drawing:
     count = max(config.count, min(BASIS_IMAGES, MAX_BASIS_TOKENS // int(largest)))
     indices = choose(job.source, count, config.seed).indices
     drawn = indices[: config.count]
-    rows, facts = [Row([Group([job.cell(index) for index in drawn])], "image")], []
+    cells = [job.cell(index) for index in drawn]
+    # Names above the images, so that the colours are right below these.
+    images = [Cell(cell.picture, cell.captions[0]) for cell in cells]
+    rows, facts = [Row([Group(images)], "image")], []
     with Bar(len(named) * len(indices)) as bar:
         for name, opened in named.items():
             label = short_name(name, [*named])
@@ -49,10 +52,10 @@ def draw(job: Job) -> Drawing:
             tokens = encode_patches(job, opened, indices, bar)
             basis = principal_basis(tokens)
             coloured = colors(tokens[: len(drawn)], basis).unflatten(1, opened.encoder.grid)
-            cells = [Cell(picture) for picture in coloured.cpu().numpy()]
+            patches = Group([Cell(picture) for picture in coloured.cpu().numpy()])
             shares = basis.explained.tolist()
             listed = " + ".join(f"{100 * share:.0f}" for share in shares)
-            rows.append(Row([Group(cells)], label, f"{listed} %"))
+            rows.append(Row([patches], label, f"{listed} %"))
             facts.append(
                 {
                     "encoder": name,

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from mvmae.config.figures import MIN_IMAGES
 from mvmae.figures import page
 from mvmae.figures.page import Picture, Sheet
-from mvmae.figures.text import INK, shortened
+from mvmae.figures.text import INK, shorten
 from mvmae.inspect.features.feature_cache import Drawing, ImageFeatures, Job, sample_indices
 from mvmae.metrics.plane import embed_in_plane
 
@@ -160,7 +160,7 @@ def draw_map(
     if labels is not None:
         counts = np.bincount(labels, minlength=len(classes))
         rows = [
-            (style, f"{shortened(classes[label], NAME_WIDTH, 7.5)}: {counts[label]:,}")
+            (style, f"{shorten(classes[label], NAME_WIDTH, 7.5)}: {counts[label]:,}")
             for label, style in styles.items()
         ]
         if others.any():

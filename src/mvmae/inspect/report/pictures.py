@@ -24,7 +24,7 @@ from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.open import open_source
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.inspect.choose_images import Chosen, choose, displayed, finer, views
+from mvmae.inspect.choose_images import Chosen, choose, finer, select_channels, views
 from mvmae.inspect.model_pictures import (
     Panels,
     attention_maps,
@@ -157,7 +157,7 @@ def look(facts: RunFacts, shown: Shown, device: torch.device) -> list[Look] | No
     size = finer(encoder.image_size, DRAWN_SIDE)
     fine = views(source, shown.chosen.indices, size, interpolation)
     heat, tokens = _encode(opened, images, device)
-    pixels = displayed(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
+    pixels = select_channels(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
     colours = principal_colors(tokens).unflatten(1, encoder.grid).numpy()
     return [Look(*one) for one in zip(pixels, heat, colours, strict=True)]
 
