@@ -31,16 +31,33 @@ HEARTBEAT, DEAD = 2.0, 60.0
 CONNECTION_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
 
 
+class NoStore:
+    """The key-value store of a single process: it keeps nothing, as nobody else reads it.
+
+    torch's own store in memory, `HashStore`, does not exist on Windows.
+    """
+
+    def set(self, key: str, value: object) -> None:
+        """Drop a value."""
+
+    def compare_set(self, key: str, expected: str, value: str) -> None:
+        """Drop a value."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether the keys are set: never."""
+        return False
+
+
 class ProcessStore:
     """The store as one of the processes of a command sees it; a single process asks nobody.
 
     Args:
-        store: Reachable from all processes.
+        store: A `torch.distributed.Store` that all processes reach, or `NoStore`.
         rank: Of this process; 0 is the main one.
         size: Number of processes.
     """
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Any, rank: int, size: int) -> None:
         self.store, self.rank, self.size = store, rank, size
         self.others = range(1, size)
         self._calls, self._posts, self._phase = count(), count(), 0
@@ -99,7 +116,7 @@ class ProcessStore:
         """Send the main process's value, plain data, to all."""
         key = f"main/{next(self._calls)}"
         if self.rank == 0:
-            self.store.set(key, pickle.dumps(value))  # pyrefly: ignore[bad-argument-type]  # bytes
+            self.store.set(key, pickle.dumps(value))
             return value
         while not self.store.check([key]):
             self.check()
@@ -230,7 +247,7 @@ def _is_connection_loss(error: Exception) -> bool:
     return has_words or isinstance(error, dist.DistNetworkError)
 
 
-ALONE = ProcessStore(dist.HashStore(), 0, 1)  # of commands that run in one process
+ALONE = ProcessStore(NoStore(), 0, 1)  # of commands that run in one process
 _current = ALONE
 
 
