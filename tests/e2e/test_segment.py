@@ -20,6 +20,7 @@ from mvmae import encoders
 from mvmae.cli.main import main
 from mvmae.config.model import Size
 from mvmae.dense.saved_model import saved_predictor
+from mvmae.dense.segment import run as segment
 from mvmae.dense.segment.evaluate import predict_classes
 from mvmae.dense.segment.finished import open_segmenter
 from mvmae.encoders import OpenedEncoder, Preprocessing
@@ -132,9 +133,8 @@ def test_squares_can_be_learnt(here):
     assert result("more/results/segment-data.json")["headline"]["miou"] > 80
 
 
-def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(here, monkeypatch):
-    from mvmae.dense.segment import run as segment
-
+def stop_at_step_2(patch: pytest.MonkeyPatch) -> None:
+    """Let runs get SIGTERM in their third step."""
     own = segment.training_step
 
     def stopping(wrapped, batch, job, step):
@@ -142,18 +142,20 @@ def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(here, monkeypatch
             os.kill(os.getpid(), signal.SIGTERM)
         return own(wrapped, batch, job, step)
 
-    monkeypatch.setattr(segment, "training_step", stopping)
-    assert execute(f"segment enc data --out stopped {SMALL}") == 143
+    patch.setattr(segment, "training_step", stopping)
+
+
+def test_a_stopped_and_resumed_run_equals_an_uninterrupted_one(here):
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at_step_2(patch)
+        assert execute(f"segment enc data --out stopped {SMALL}") == 143
     assert not Path("stopped/model.safetensors").exists()
-    monkeypatch.setattr(segment, "training_step", own)
     assert execute("segment --resume --out stopped --workers 2") == 0
     assert_same_run(Path("stopped"), Path("run"), PRODUCTS)
 
 
 def test_a_failed_evaluation_loses_no_steps(here, capsys):
     """The test images vanish for a while; afterwards the run is equal bit by bit."""
-    from mvmae.dense.segment import run as segment
-
     own, images = segment.training_step, Path("data/images/validation")
 
     def losing(step: int):
@@ -179,17 +181,8 @@ def test_a_failed_evaluation_loses_no_steps(here, capsys):
 
 
 def test_a_run_resumes_without_its_encoder_and_with_a_changed_one(here):
-    from mvmae.dense.segment import run as segment
-
-    own = segment.training_step
-
-    def stopping(wrapped, batch, job, step):
-        if step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return own(wrapped, batch, job, step)
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(segment, "training_step", stopping)
+        stop_at_step_2(patch)
         for out in ("gone", "other"):
             assert execute(f"segment enc data --out {out} {SMALL}") == 143
     facts = result("enc/encoder.json")

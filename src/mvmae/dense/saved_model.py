@@ -232,8 +232,6 @@ def open_images(name: str, channels: int) -> Source:
         return open_source((name,), channels)
     if not path.exists():
         raise UserError(f"no such image: {name}")
-    if channels not in (1, 3):
-        raise UserError(f"image files are read with 1 or 3 channels, not {channels}")
     return Files(name, [name], channels)
 
 

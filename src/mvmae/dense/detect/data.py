@@ -50,8 +50,6 @@ def open_detection(config: DetectConfig, channels: int) -> DetectionData:
     Raises:
         UserError: There are none, or they cannot be used.
     """
-    if channels not in (1, 3):
-        raise UserError(f"image files are read with 1 or 3 channels, and ENCODER takes {channels}")
     # Everything is checked now: a night's training must not end at an invalid polygon.
     files = find_splits(Path(config.data), config.train_split, config.val_split)
     checked = []
