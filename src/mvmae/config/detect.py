@@ -13,8 +13,6 @@ from mvmae.config.checks import Count, CountOrNone, require
 from mvmae.config.dense import DenseTraining
 from mvmae.config.options import EncoderArgument, require_warmup
 
-CocoArgument = Annotated[Positional[str], arg(metavar="DATA")]
-
 
 @dataclass(frozen=True, kw_only=True)
 class DetectConfig(DenseTraining):
@@ -30,7 +28,7 @@ class DetectConfig(DenseTraining):
     """Run folder, checkpoint file (ours, MAE's, MoCo v3's, DINO's, timm's, transformers'),
     timm:NAME, hf:NAME, or random:NAME. With --predict: the run folder of a detector."""
 
-    data: CocoArgument = ""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """Folder in COCO's layout: annotations/instances_SPLIT.json, and images/SPLIT or SPLIT. Boxes
     with masks (polygons or RLE), or boxes only."""
 

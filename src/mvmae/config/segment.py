@@ -13,9 +13,6 @@ from mvmae.config.checks import Count, CountOrNone, require
 from mvmae.config.dense import DenseTraining
 from mvmae.config.options import EncoderArgument
 
-Protocol = Literal["upernet", "linear", "knn", "test"]
-SegmentedArgument = Annotated[Positional[str], arg(metavar="DATA")]
-
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentConfig(DenseTraining):
@@ -32,7 +29,7 @@ class SegmentConfig(DenseTraining):
     timm:NAME, hf:NAME, or random:NAME. For --predict and --protocol test: a finished run of this
     command."""
 
-    data: SegmentedArgument = ""
+    data: Annotated[Positional[str], arg(metavar="DATA")] = ""
     """Folder of images with masks: images/SPLIT and annotations/SPLIT (ADE20K: training,
     validation; train, val and test work too), or images and masks, where every fifth image is a
     test image."""
@@ -47,7 +44,7 @@ class SegmentConfig(DenseTraining):
     """Training: the run folder, runs/segment by default. Linear, knn, test: the folder that gets
     results/, by default the run folder that ENCODER is or is in. --predict: a new folder."""
 
-    protocol: Protocol = "upernet"
+    protocol: Literal["upernet", "linear", "knn", "test"] = "upernet"
     """upernet: train everything. linear: freeze the encoder; train batch norm and a linear layer on
     its last map. knn: train nothing; nearest neighbours classify the patches. test: only test the
     finished run ENCODER."""

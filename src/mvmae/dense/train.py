@@ -164,6 +164,7 @@ def train(config: C, task: Task) -> int:
                 return loop.status
 
             loop.save()
+            # Before the evaluation: images that vanished must not cost the trained model.
             if distributed.is_main():
                 task.save_model(job, folder)
             evaluation = evaluate(loop, task, job, counters)

@@ -111,6 +111,7 @@ def training_step(
 ) -> dict[str, Float[Tensor, ""]]:
     """Update the weights once; returns the sum of the losses, then each (all of weight 1)."""
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
+    # One at a time and as a list: images differ in size, and the model pads them.
     images = [normalized(image[None], mean, std, device)[0] for image in batch.images]
     targets = [
         {

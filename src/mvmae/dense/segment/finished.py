@@ -68,6 +68,7 @@ def save_segmenter(job: SegmentJob, folder: Path) -> None:
     facts = {
         "encoder": encoders.encoder_metadata(job.opened),
         "classes": list(data.classes),
+        # What values mean, so that masks of --predict and --protocol test agree with training.
         "ignored": data.test.rule.ignored,
         "foreground": data.test.rule.foreground,
         "channels": config.channels,
@@ -81,6 +82,7 @@ def save_segmenter(job: SegmentJob, folder: Path) -> None:
         else [],
     }
     saved_model.save_model(folder, "segment", facts, job.model)
+    # The segmenter has trained this very encoder, so other commands can go on with it.
     encoders.save_encoder(folder, job.opened)
 
 
