@@ -71,7 +71,7 @@ def test_what_cannot_begin_leaves_no_folder(tmp_path, image_folder, pretrain):
 
 def test_images_that_go_and_come_back_cost_no_steps(tmp_path, image_folder, pretrain, capsys):
     images, whole, run = image_folder(per_class=12), tmp_path / "whole", tmp_path / "run"
-    many = {"epochs": 40}
+    many = {"epochs": 15}  # 45 steps: enough for the images to go in between
     assert pretrain(images, whole, many) == 0
 
     def take_away() -> None:
@@ -85,7 +85,7 @@ def test_images_that_go_and_come_back_cost_no_steps(tmp_path, image_folder, pret
     (line,) = capsys.readouterr().err.splitlines()
     assert "attempts to read an image failed" in line
     step = state(run)["step"]
-    assert 8 <= step < 120
+    assert 8 <= step < 45
     assert metrics(run)[-1]["step"] in (step, step - 1)  # a line is written every second step
 
     (tmp_path / "gone").rename(images)

@@ -26,10 +26,20 @@ def images(image_folder) -> Path:
     return image_folder(per_class=12)
 
 
+@pytest.fixture(scope="module")
+def finished_runs() -> list[Path]:
+    return []
+
+
 @pytest.fixture
-def run(tmp_path, images, pretrain) -> Path:
-    """A finished run of 12 steps whose checkpoints after 9 and 12 are there."""
-    assert pretrain(images, tmp_path / "run", SHARED | EPOCHS) == 0
+def run(finished_runs, tmp_path, tmp_path_factory, images, pretrain, capsys) -> Path:
+    """A copy of a finished run of 12 steps with its checkpoints after steps 9 and 12."""
+    if not finished_runs:
+        run = tmp_path_factory.mktemp("finished") / "run"
+        assert pretrain(images, run, SHARED | EPOCHS) == 0
+        finished_runs.append(run)
+    shutil.copytree(finished_runs[0], tmp_path / "run")
+    capsys.readouterr()
     return tmp_path / "run"
 
 

@@ -2,9 +2,11 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,9 +30,35 @@ from mvmae.cli.main import main
 SOME_STEPS, MANY_STEPS = {"epochs": 15}, {"epochs": 30}  # of 3 steps: time to be stopped
 
 
+@pytest.fixture(scope="module")
+def common() -> dict[str | int, Path]:
+    """The images of all tests, and runs on them by their number of epochs."""
+    return {}
+
+
 @pytest.fixture
-def images(image_folder) -> Path:
-    return image_folder(per_class=12)
+def images(common, image_folder, tmp_path_factory) -> Path:
+    """Images at one place for all tests, because a run's checkpoint depends on their paths."""
+    if "images" not in common:
+        folder = tmp_path_factory.mktemp("shared")
+        common["images"] = Path(shutil.move(image_folder(per_class=12), folder))
+    return common["images"]
+
+
+@pytest.fixture
+def whole(common, tmp_path_factory, images, pretrain, capsys) -> Callable[[dict], Path]:
+    """Makes a run that is never stopped, once for each number of epochs."""
+
+    def make(options: dict) -> Path:
+        epochs = options["epochs"]
+        if epochs not in common:
+            run = tmp_path_factory.mktemp("whole") / "run"
+            assert pretrain(images, run, options) == 0
+            common[epochs] = run
+            capsys.readouterr()
+        return common[epochs]
+
+    return make
 
 
 # stopping and going on
@@ -39,10 +67,9 @@ def images(image_folder) -> Path:
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_and_resumed_is_never_stopped(
-    tmp_path, images, pretrain, send_after, capsys, number, workers
+    tmp_path, images, pretrain, send_after, whole, capsys, number, workers
 ):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    assert pretrain(images, whole, SOME_STEPS) == 0
+    stopped = tmp_path / "stopped"
     send_after(number, stopped, 3)
     assert pretrain(images, stopped, SOME_STEPS | {"workers": workers}) == 128 + number
     said = capsys.readouterr().out.splitlines()[-1]
@@ -56,14 +83,11 @@ def test_stopped_and_resumed_is_never_stopped(
 
     assert main(["pretrain", "--resume", "--out", str(stopped)]) == 0
     assert f"from step {step} ->" in capsys.readouterr().out
-    assert_same_run(stopped, whole)
+    assert_same_run(stopped, whole(SOME_STEPS))
 
 
-def test_sigterm_to_the_program_saves_and_exits_with_143(
-    tmp_path, images, pretrain, pretrain_command
-):
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    pretrain(images, whole, MANY_STEPS)
+def test_sigterm_to_the_program_saves_and_exits_with_143(tmp_path, images, whole, pretrain_command):
+    stopped = tmp_path / "stopped"
     command = pretrain_command(images, stopped, MANY_STEPS | {"workers": 2})
     with subprocess.Popen(
         [sys.executable, "-m", "mvmae", *command], stdout=subprocess.PIPE, text=True
@@ -74,23 +98,22 @@ def test_sigterm_to_the_program_saves_and_exits_with_143(
     assert process.returncode == 143
     assert said[-1].startswith("stopped by SIGTERM after step ")
     assert main(["pretrain", "--resume", "--out", str(stopped)]) == 0
-    assert_same_run(stopped, whole)
+    assert_same_run(stopped, whole(MANY_STEPS))
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_is_never_stopped(tmp_path, images, pretrain, pretrain_command):
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    pretrain(images, whole, MANY_STEPS)
+def test_killed_and_resumed_is_never_stopped(tmp_path, images, whole, pretrain_command):
+    killed = tmp_path / "killed"
     command = pretrain_command(images, killed, MANY_STEPS | {"save-every-minutes": 0})
     with subprocess.Popen([sys.executable, "-m", "mvmae", *command]) as process:
         wait_for_lines(killed, 4)
         process.kill()
     assert process.returncode == -signal.SIGKILL
     assert main(["pretrain", "--resume", "--out", str(killed)]) == 0
-    assert timeless(killed) == timeless(whole)
-    assert (killed / "encoder.safetensors").read_bytes() == (
-        whole / "encoder.safetensors"
-    ).read_bytes()
+    expected = whole(MANY_STEPS)
+    assert timeless(killed) == timeless(expected)
+    ours, theirs = (run / "encoder.safetensors" for run in (killed, expected))
+    assert ours.read_bytes() == theirs.read_bytes()
 
 
 @pytest.mark.slow
@@ -122,14 +145,15 @@ def test_finished_run_that_is_resumed_stays_as_it_is(tmp_path, images, pretrain,
     assert "from step 12" in capsys.readouterr().out
 
 
-def test_run_goes_on_in_another_folder_with_other_workers(tmp_path, images, pretrain, send_after):
-    whole, stopped, moved = tmp_path / "whole", tmp_path / "stopped", tmp_path / "moved"
-    pretrain(images, whole, SOME_STEPS)
+def test_run_goes_on_in_another_folder_with_other_workers(
+    tmp_path, images, pretrain, send_after, whole
+):
+    stopped, moved = tmp_path / "stopped", tmp_path / "moved"
     send_after(signal.SIGTERM, stopped, 2)
     assert pretrain(images, stopped, SOME_STEPS) == 143
     stopped.rename(moved)
     assert main(["pretrain", "--resume", f"--out={moved}", "--workers", "1"]) == 0
-    assert_same_run(moved, whole)
+    assert_same_run(moved, whole(SOME_STEPS))
 
 
 def test_checkpoints_are_saved_on_the_way(tmp_path, images, pretrain):
@@ -175,6 +199,7 @@ def on_two_processes(arguments: list[str], port: int) -> list[subprocess.Popen]:
 def test_two_processes_leave_one_run_like_that_of_one(
     tmp_path, images, pretrain, pretrain_command, free_port
 ):
+    images = shutil.copytree(images, tmp_path / "images")
     (images / "blue" / "3.jpg").write_bytes(b"no image")
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert pretrain(images, alone) == 0
@@ -197,11 +222,10 @@ def test_two_processes_leave_one_run_like_that_of_one(
 
 @pytest.mark.slow
 def test_run_begun_on_two_processes_goes_on_alone(
-    tmp_path, images, pretrain, pretrain_command, free_port
+    tmp_path, images, whole, pretrain_command, free_port
 ):
-    """The images come in the same order; only sums are rounded elsewhere."""
-    whole, begun = tmp_path / "whole", tmp_path / "begun"
-    assert pretrain(images, whole, SOME_STEPS) == 0
+    """The images come in the same order; only sums are rounded differently."""
+    begun, expected = tmp_path / "begun", whole(SOME_STEPS)
     processes = on_two_processes(pretrain_command(images, begun, SOME_STEPS), free_port)
     wait_for_lines(begun, 3)
     for process in processes:
@@ -212,8 +236,8 @@ def test_run_begun_on_two_processes_goes_on_alone(
     step = state(begun)["step"]
     assert 0 < step < 45
     assert main(["pretrain", "--resume", "--out", str(begun)]) == 0
-    assert [line["step"] for line in metrics(begun)] == [line["step"] for line in metrics(whole)]
-    for ours, theirs in zip(timeless(begun), timeless(whole), strict=True):
+    assert [line["step"] for line in metrics(begun)] == [line["step"] for line in metrics(expected)]
+    for ours, theirs in zip(timeless(begun), timeless(expected), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-3)
 
 
@@ -239,10 +263,9 @@ def test_saving_in_the_background_leaves_the_same_run(tmp_path, images, pretrain
 
 
 def test_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
-    tmp_path, images, pretrain, send_after, capsys
+    tmp_path, images, pretrain, send_after, whole, capsys
 ):
-    whole, run = tmp_path / "whole", tmp_path / "run"
-    pretrain(images, whole, SOME_STEPS)
+    run = tmp_path / "run"
     send_after(signal.SIGTERM, run, 4)
     assert pretrain(images, run, SOME_STEPS | {"save-every-minutes": 0}) == 143
     last = run / "checkpoints" / "last.pt"
@@ -254,5 +277,5 @@ def test_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
     assert said == [
         f"mvmae: {last} is damaged or missing: resuming from {run}/checkpoints/previous.pt"
     ]
-    assert_same_run(run, whole)
+    assert_same_run(run, whole(SOME_STEPS))
     assert "damaged.pt" in names(run / "checkpoints")
