@@ -82,7 +82,7 @@ def write_both(folder: Path, **options: Any) -> Path:
     return folder
 
 
-def content_of(*annotations: dict, images: int = 1, **changes) -> dict:
+def coco_content(*annotations: dict, images: int = 1, **changes) -> dict:
     return {
         "images": [
             {"id": n, "file_name": f"{n}.png", "height": 40, "width": 60}
@@ -96,7 +96,7 @@ def content_of(*annotations: dict, images: int = 1, **changes) -> dict:
 GOOD = annotation(1, 1, 3, [5, 5, 10, 10])
 
 
-def as_found(truth: dict, score: float = 0.9) -> list[dict]:
+def perfect_detections(truth: dict, score: float = 0.9) -> list[dict]:
     sizes = {one["id"]: (one["height"], one["width"]) for one in truth["images"]}
     return [
         {

@@ -1,4 +1,4 @@
-"""What stands in a figure, found in its pixels."""
+"""Find the pictures in a figure by its pixels."""
 
 import io
 from pathlib import Path
@@ -20,7 +20,7 @@ def cells(figure: bytes | str | Path, aspect: float = 1.0) -> list[np.ndarray]:
     pixels = np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
     coloured = (pixels < WHITE).any(2)
     full = coloured.mean(1) > 0.4
-    top = int(np.flatnonzero(full[:-9] & full[9:])[0])  # a thin rule is no picture
+    top = int(np.flatnonzero(full[:-9] & full[9:])[0])  # skips thin rules
     edges = np.flatnonzero(np.diff(np.pad(coloured[top + 20].astype(int), 1)))
     spans = [(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if b - a > 60]
     return [pixels[top : top + round((b - a) * aspect), a:b] for a, b in spans]

@@ -21,12 +21,12 @@ def save_pair(root: Path, name: str, values: np.ndarray, part: str = "", masks="
     Image.fromarray(values.astype(np.uint8)).save(mask)
 
 
-def values_of(*numbers: int, size=(20, 30)) -> np.ndarray:
+def make_stripes(*numbers: int, size=(20, 30)) -> np.ndarray:
     """Vertical stripes."""
     return np.array(numbers)[np.arange(size[1]) * len(numbers) // size[1]][None].repeat(size[0], 0)
 
 
-def found(root: Path, **options):
+def find_test_pairs(root: Path, **options):
     options = {
         "folders": None,
         "channels": 3,
@@ -37,15 +37,15 @@ def found(root: Path, **options):
     return find_pairs(str(root), **options)
 
 
-def checked(root: Path, num_classes=None, **options):
-    return check_pairs(found(root, **options), num_classes)
+def check_test_pairs(root: Path, num_classes=None, **options):
+    return check_pairs(find_test_pairs(root, **options), num_classes)
 
 
 def complaint(root: Path, num_classes=None, **options) -> str:
-    def opened():
-        where = found(root, **options)
+    def open_pairs():
+        where = find_test_pairs(root, **options)
         return usable_data(where, check_pairs(where, num_classes))
 
     with pytest.raises(UserError) as caught:
-        opened()
+        open_pairs()
     return str(caught.value)

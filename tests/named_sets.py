@@ -14,7 +14,7 @@ CLASSES = "airplane automobile bird cat deer dog frog horse ship truck".split() 
 def cifar10(root: Path, monkeypatch: pytest.MonkeyPatch, per_batch: int = 4) -> None:
     """CIFAR-10 in torchvision's folder, which mvmae then looks into.
 
-    torchvision holds the files against their checksums: it is told those of these.
+    torchvision compares the files with its checksums, which are replaced by those of these files.
     """
     folder = root / "cifar-10-batches-py"
     folder.mkdir(parents=True)

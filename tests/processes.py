@@ -1,4 +1,4 @@
-"""What the tests of several processes share: settings, batches, training, and starting gloo."""
+"""Shared by tests of several processes: settings, batches, training, and starting gloo."""
 
 import os
 import socket
@@ -57,7 +57,7 @@ OPTIMIZERS = {
 
 
 def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> Batch:
-    """This process's share of the batch of a step."""
+    """Return this process's share of the batch of a step."""
     generator = Generator().manual_seed(step)
     shape = config.views.num_views, config.batch_size
     views = torch.randint(0, 256, (*shape, 3, 16, 16), generator=generator, dtype=torch.uint8)
@@ -69,8 +69,8 @@ def batch(config: PretrainConfig, step: int, rank: int = 0, world: int = 1) -> B
     return Batch(*share, skipped=[], is_whole=True, groups=groups, augmentations=drawn)
 
 
-def begun(config: PretrainConfig, optimizer: str):
-    """A model, what trains of it on these processes, and its optimiser."""
+def make_training(config: PretrainConfig, optimizer: str):
+    """Make a model, its parallel form for these processes, and its optimiser."""
     generator = Generator().manual_seed(0)
     model = MaskedAutoencoder(config.model, generator, recompute=config.recompute)
     if config.objective.rebuild == "none":
@@ -87,9 +87,9 @@ def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def trained(config: PretrainConfig, optimizer: str, rank: int = 0, world: int = 1):
-    """Losses and weights after two steps."""
-    model, wrapped, update = begun(config, optimizer)
+def train_two_steps(config: PretrainConfig, optimizer: str, rank: int = 0, world: int = 1):
+    """Train two steps; return losses and weights."""
+    model, wrapped, update = make_training(config, optimizer)
     losses = steps(range(2), config, wrapped, update, rank, world)
     return losses, whole(model.state_dict())
 
@@ -105,15 +105,15 @@ def steps(numbers: range, config, wrapped, update, rank: int = 0, world: int = 1
 
 
 def on_processes(work: Callable[[int, int, Path], dict], world: int, folder: Path) -> list[dict]:
-    """What `work` comes to on each of so many gloo processes, given its rank, world and folder."""
+    """Return the results of `work(rank, world, folder)` on `world` gloo processes."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
-    mp.spawn(_joined, (work, world, port, folder), nprocs=world)
+    mp.spawn(_run_in_group, (work, world, port, folder), nprocs=world)
     return [torch.load(folder / f"{rank}-of-{world}.pt") for rank in range(world)]
 
 
-def _joined(rank: int, work: Callable, world: int, port: int, folder: Path) -> None:
+def _run_in_group(rank: int, work: Callable, world: int, port: int, folder: Path) -> None:
     os.environ |= {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),

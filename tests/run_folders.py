@@ -1,4 +1,4 @@
-"""What the tests of runs share: reading run folders, and comparing them."""
+"""Shared by tests of runs: reading and comparing run folders."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_flatten_with_path
 
-TIMES = {"seconds", "images_per_second", "data_wait"}  # what no two runs have in common
+TIMES = {"seconds", "images_per_second", "data_wait"}  # differ between any two runs
 PRODUCTS = {"encoder.safetensors", "encoder.json", "health.json"}
 NAMED = {"config", "checksum"}  # of a checkpoint: where the folder's name is, and its sum
 RUN = {"config.json", "environment.json", "metrics.jsonl", "checkpoints", *PRODUCTS}
@@ -40,7 +40,7 @@ def names(folder: Path) -> set[str]:
 
 
 def assert_same_run(ours: Path, theirs: Path, products: Iterable[str] = PRODUCTS) -> None:
-    """To the bit, but for times and the folder's name: metrics, checkpoint and other files."""
+    """Assert that metrics, checkpoint and other files are equal, except for times and the name."""
     assert timeless(ours) == timeless(theirs)
     for name in products:
         assert (ours / name).read_bytes() == (theirs / name).read_bytes(), name
@@ -56,7 +56,7 @@ def assert_same_run(ours: Path, theirs: Path, products: Iterable[str] = PRODUCTS
 
 
 def wait_for_lines(run: Path, count: int) -> None:
-    """Until the run has written so many lines of metrics, a minute at most."""
+    """Wait until the run has written `count` lines of metrics, at most a minute."""
     for _ in range(6000):
         file = run / "metrics.jsonl"
         if file.exists() and file.read_text().count("\n") >= count:

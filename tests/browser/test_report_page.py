@@ -85,8 +85,8 @@ class Opened:
 
 
 @pytest.fixture
-def opened(browser) -> Iterator:
-    """Open pages, and close them afterwards."""
+def open_report(browser) -> Iterator:
+    """Open pages and close them afterwards."""
     known = []
 
     def open_page(file: Path, **options) -> Opened:
@@ -100,8 +100,8 @@ def opened(browser) -> Iterator:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_the_page_fits_and_loads_nothing_at_every_width_and_theme(opened, file, width, scheme):
-    view = opened(file, viewport={"width": width, "height": 800}, color_scheme=scheme)
+def test_the_page_fits_and_loads_nothing_at_every_width_and_theme(open_report, file, width, scheme):
+    view = open_report(file, viewport={"width": width, "height": 800}, color_scheme=scheme)
     page = view.page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     loaded = "[...document.images].map(i => i.decode().then(() => i.naturalWidth))"
@@ -115,8 +115,8 @@ def test_the_page_fits_and_loads_nothing_at_every_width_and_theme(opened, file, 
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(390, "light"), (1440, "dark")])
-def test_axe_finds_nothing_serious(opened, file, axe, width, scheme):
-    page = opened(file, viewport={"width": width, "height": 800}, color_scheme=scheme).page
+def test_axe_finds_nothing_serious(open_report, file, axe, width, scheme):
+    page = open_report(file, viewport={"width": width, "height": 800}, color_scheme=scheme).page
     page.evaluate("for (const fold of document.querySelectorAll('details')) fold.open = true")
     page.evaluate(axe)
     found = page.evaluate("axe.run().then(r => r.violations)")
@@ -129,8 +129,8 @@ def test_axe_finds_nothing_serious(opened, file, axe, width, scheme):
     assert grave == []
 
 
-def test_the_theme_button_works_by_keyboard(opened, pages):
-    page = opened(pages["one"], color_scheme="light").page
+def test_the_theme_button_works_by_keyboard(open_report, pages):
+    page = open_report(pages["one"], color_scheme="light").page
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.textContent") == "Skip to the verdict"
     page.keyboard.press("Tab")
@@ -145,8 +145,8 @@ def test_the_theme_button_works_by_keyboard(opened, pages):
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == before
 
 
-def test_headings_sort_by_keyboard_and_announce_it(opened, pages):
-    page = opened(pages["several"]).page
+def test_headings_sort_by_keyboard_and_announce_it(open_report, pages):
+    page = open_report(pages["several"]).page
     table = page.locator("#ranking table")
     heading = table.locator("thead th").nth(2)
 
@@ -165,8 +165,8 @@ def test_headings_sort_by_keyboard_and_announce_it(opened, pages):
     assert heading.get_attribute("aria-sort") is None
 
 
-def test_folded_parts_open_by_keyboard(opened, pages):
-    page = opened(pages["one"]).page
+def test_folded_parts_open_by_keyboard(open_report, pages):
+    page = open_report(pages["one"]).page
     fold = page.locator("details", has_text="config.json: every setting")
     fold.locator("summary").focus()
     page.keyboard.press("Enter")
@@ -174,8 +174,8 @@ def test_folded_parts_open_by_keyboard(opened, pages):
     assert '"mask_ratio"' in fold.inner_text()
 
 
-def test_curves_change_their_axis_and_show_their_values(opened, pages):
-    page = opened(pages["one"]).page
+def test_curves_change_their_axis_and_show_their_values(open_report, pages):
+    page = open_report(pages["one"]).page
     records = [
         json.loads(line)
         for line in (pages["one"].parent / "metrics.jsonl").read_text().splitlines()
@@ -196,8 +196,8 @@ def test_curves_change_their_axis_and_show_their_values(opened, pages):
     assert figure.locator(".readout").inner_text().startswith(f"{records[-1]['images']} images")
 
 
-def test_pointing_at_a_curve_shows_its_values(opened, pages):
-    page = opened(pages["one"]).page
+def test_pointing_at_a_curve_shows_its_values(open_report, pages):
+    page = open_report(pages["one"]).page
     figure = page.locator("figure.chart", has_text="Learning rate")
     figure.scroll_into_view_if_needed()
     assert figure.locator(".readout").inner_text().startswith("At the end: learning rate")
@@ -207,8 +207,8 @@ def test_pointing_at_a_curve_shows_its_values(opened, pages):
     assert figure.locator("svg.plot:visible .cursor").get_attribute("visibility") == "visible"
 
 
-def test_print_is_light_and_unfolded_and_without_controls(opened, file):
-    page = opened(file, color_scheme="dark").page
+def test_print_is_light_and_unfolded_and_without_controls(open_report, file):
+    page = open_report(file, color_scheme="dark").page
     page.emulate_media(media="print")
     for control in (".tools", "nav", ".choice", ".reader input"):
         assert not page.locator(control).first.is_visible()
@@ -221,33 +221,33 @@ def test_print_is_light_and_unfolded_and_without_controls(opened, file):
     assert page.locator("details[open]").count() == 0
 
 
-def test_page_prints_to_paper(opened, file):
-    paper = opened(file).page.pdf(format="A4")
+def test_page_prints_to_paper(open_report, file):
+    paper = open_report(file).page.pdf(format="A4")
     assert paper.startswith(b"%PDF")
     assert 1 < paper.count(b"/Type /Page\n") + paper.count(b"/Type /Page ") < 40
 
 
-def test_without_scripts_everything_is_there(opened, pages):
-    page = opened(pages["one"], java_script_enabled=False).page
+def test_without_scripts_everything_is_there(open_report, pages):
+    page = open_report(pages["one"], java_script_enabled=False).page
     assert not page.locator(".tools").is_visible()
     assert page.locator("svg.plot").first.is_visible()
     assert page.locator("table").first.is_visible()
     assert page.locator("#skipped").inner_text().count("<script>alert(1)</script>.png") <= 1
 
 
-def test_names_that_look_like_markup_are_shown_as_they_are(opened, pages):
-    view = opened(pages["several"])
+def test_names_that_look_like_markup_are_shown_as_they_are(open_report, pages):
+    view = open_report(pages["several"])
     assert view.page.locator("#ranking tbody th").first.inner_text() == "two<img src=x>"
     assert view.page.locator("main b").count() == 0
     sources = view.page.evaluate("[...document.images].map(image => image.getAttribute('src'))")
     assert all(source.startswith("data:image/") for source in sources)
 
 
-def test_a_script_slipped_into_the_file_does_not_run(opened, pages, tmp_path):
+def test_a_script_slipped_into_the_file_does_not_run(open_report, pages, tmp_path):
     """The policy is the second line of defence, behind the escaping."""
     html = pages["one"].read_text()
     file = tmp_path / "changed.html"
     file.write_text(html.replace("</main>", "<script>document.title = 'run'</script></main>"))
-    view = opened(file)
+    view = open_report(file)
     assert view.page.title() != "run"
     assert any("Content Security Policy" in said for said in view.complaints)

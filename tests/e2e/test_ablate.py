@@ -61,7 +61,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home`, in which commands are given; nothing has been said yet."""
+    """A copy of `home` as the working folder; output so far is dropped."""
     shutil.copytree(home, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
@@ -368,7 +368,7 @@ def test_a_program_gets_json_alone(here, capsys):
 # Refused
 
 
-def refused(here: Path, capsys, command: str, says: str) -> None:
+def assert_refused(here: Path, capsys, command: str, says: str) -> None:
     before = digests(here)
     assert main(command.split()) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -408,14 +408,14 @@ def refused(here: Path, capsys, command: str, says: str) -> None:
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_done(here, capsys, command, says):
-    refused(here, capsys, command, says)
+    assert_refused(here, capsys, command, says)
 
 
 def test_other_images_of_training_are_refused(here, capsys):
     shutil.copy("images/a/0.png", "images/a/new.png")
-    refused(here, capsys, HEAD, "the images in images are not those that table/base-0")
+    assert_refused(here, capsys, HEAD, "the images in images are not those that table/base-0")
 
 
 def test_several_processes_of_one_run_are_refused(here, capsys, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    refused(here, capsys, HEAD, "leave out torchrun")
+    assert_refused(here, capsys, HEAD, "leave out torchrun")

@@ -1,4 +1,4 @@
-"""What a user can get wrong with `knn`, `probe` and `labels`: refused before anything is done."""
+"""Mistakes with `knn`, `probe` and `labels` are refused before anything is done."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def on_disk(folder: Path) -> dict[str, str]:
     }
 
 
-def refused(here: Path, capsys, words: list[str], says: str) -> None:
+def assert_refused(here: Path, capsys, words: list[str], says: str) -> None:
     """Assert that a command is refused as a user's mistake should be."""
     capsys.readouterr()
     before = on_disk(here)
@@ -195,33 +195,35 @@ OF_ONE = [
 @pytest.mark.parametrize("command", ["knn", "probe", "labels"])
 @pytest.mark.parametrize(("words", "says"), OF_ALL)
 def test_evaluation_is_refused(here, capsys, command, words, says):
-    refused(here, capsys, [command, *words.split()], says)
+    assert_refused(here, capsys, [command, *words.split()], says)
 
 
 @pytest.mark.parametrize(("words", "says"), OF_ONE)
 def test_setting_of_an_evaluation_is_refused(here, capsys, words, says):
-    refused(here, capsys, words.split(), says)
+    assert_refused(here, capsys, words.split(), says)
 
 
 def test_empty_data_is_refused(here, capsys):
-    refused(here, capsys, ["knn", "enc", ""], "DATA is empty: name labelled images")
+    assert_refused(here, capsys, ["knn", "enc", ""], "DATA is empty: name labelled images")
 
 
 def test_an_empty_encoder_is_refused(here, capsys):
-    refused(here, capsys, ["knn", "", "images"], "ENCODER is empty")
+    assert_refused(here, capsys, ["knn", "", "images"], "ENCODER is empty")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("command", ["knn", "probe", "labels"])
 def test_cuda_that_is_not_there_is_refused(here, capsys, command):
-    refused(here, capsys, [command, "enc", "images", "--device", "cuda"], "no CUDA device found")
+    assert_refused(
+        here, capsys, [command, "enc", "images", "--device", "cuda"], "no CUDA device found"
+    )
 
 
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write anywhere")
 def test_a_folder_that_may_not_be_written_to_is_refused(here, capsys):
     (here / "notes").chmod(0o500)
     words = ["knn", "enc", "images", "--out", "notes/there"]
-    refused(here, capsys, words, "notes is not writable: name another folder with --out")
+    assert_refused(here, capsys, words, "notes is not writable: name another folder with --out")
     (here / "notes").chmod(0o700)
 
 

@@ -1,4 +1,4 @@
-"""What a user can get wrong: status 2, one plain line that says what would be right, no trace."""
+"""Mistakes of users end with status 2, one line with what would be right, and no traceback."""
 
 import json
 import pickle
@@ -66,7 +66,7 @@ def on_disk(folder: Path) -> dict[str, str]:
     }
 
 
-def refused(here: Path, capsys, command: str | list[str], says: str) -> None:
+def assert_refused(here: Path, capsys, command: str | list[str], says: str) -> None:
     """Assert that a command is refused as a user's mistake should be."""
     capsys.readouterr()
     before = on_disk(here)
@@ -167,7 +167,7 @@ FOLDERS = [
     case("no images", "pretrain empty --out new", "no images below empty: looked for .*png"),
     case("no images but notes", "pretrain notes --out new", "no images below notes"),
     case("built in or not", "pretrain digits --out new", "builtin:digits for the other"),
-    case("a file that is no list", "pretrain run/config.json --out new", "neither a folder nor"),
+    case("a file that is not a list", "pretrain run/config.json --out new", "neither a folder nor"),
     case("list of nothing there", "pretrain notes/a.txt --out new", "entry 1: no such file"),
     case("two, one no folder", "pretrain images gone --out new", "gone is not one"),
     case("endless name", f"pretrain {'x' * 300} --out new", "x{50}"),
@@ -190,7 +190,7 @@ FOLDERS = [
 
 RECONSTRUCTIONS = [
     case("reconstruct nothing", "reconstruct gone images", "no checkpoint gone"),
-    case("reconstruct from nothing", "reconstruct run gone", "no such folder: gone"),
+    case("reconstruct missing images", "reconstruct run gone", "no such folder: gone"),
     case("reconstruct notes", "reconstruct notes images", "no checkpoint notes"),
     case("reconstruct at random", "reconstruct random:vit_pico images", "random:vit_pico"),
     case(
@@ -214,7 +214,7 @@ RECONSTRUCTIONS = [
 
 @pytest.mark.parametrize(("command", "says"), [*WORDS, *FOLDERS, *RECONSTRUCTIONS])
 def test_command_is_refused(here, capsys, command, says):
-    refused(here, capsys, command, says)
+    assert_refused(here, capsys, command, says)
 
 
 @pytest.mark.parametrize(("options", "says"), SETTINGS)
@@ -222,19 +222,19 @@ def test_setting_is_refused(here, capsys, options, says):
     given = {word.split("=")[0] for word in options.split() if word.startswith("--")}
     words = re.split(r" (?=--)", A_SECOND)
     kept = [word for word in words if word.split()[0] not in given]
-    refused(here, capsys, f"pretrain images --out new {' '.join(kept)} {options}", says)
+    assert_refused(here, capsys, f"pretrain images --out new {' '.join(kept)} {options}", says)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 @pytest.mark.parametrize("command", ["pretrain images", "reconstruct run images"])
 def test_cuda_that_is_not_there_is_refused(here, capsys, command):
-    refused(here, capsys, f"{command} --device cuda --out new.png", "no CUDA device found")
+    assert_refused(here, capsys, f"{command} --device cuda --out new.png", "no CUDA device found")
 
 
 def test_missing_tensorboard_is_refused(here, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     command = f"pretrain images --out new --log tensorboard {A_SECOND}"
-    refused(here, capsys, command, r"pip install 'mvmae\[logging\]'")
+    assert_refused(here, capsys, command, r"pip install 'mvmae\[logging\]'")
 
 
 # configs that were edited
@@ -264,13 +264,13 @@ def edited_config(here: Path, **changes) -> None:
 )
 def test_edited_config_is_refused(here, capsys, changes, says):
     edited_config(here, **changes)
-    refused(here, capsys, "pretrain --recipe edited.json --out run", says)
+    assert_refused(here, capsys, "pretrain --recipe edited.json --out run", says)
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"7", b"\xff\xfe{}"], ids=str)
 def test_file_that_is_no_config_is_refused(here, capsys, content):
     (here / "edited.json").write_bytes(content)
-    refused(here, capsys, "pretrain --recipe edited.json --out new", "edited.json")
+    assert_refused(here, capsys, "pretrain --recipe edited.json --out new", "edited.json")
 
 
 # data and checkpoints that were damaged
@@ -280,7 +280,7 @@ PRODUCT = Path("run/encoder.safetensors")
 FACTS = Path("run/encoder.json")
 
 
-def cut(file: Path, share: float = 0.5) -> None:
+def truncate(file: Path, share: float = 0.5) -> None:
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
 
@@ -306,8 +306,8 @@ def facts(**changes) -> None:
 
 
 DAMAGE = {
-    "truncated": lambda: cut(LAST),
-    "emptied": lambda: cut(LAST, 0),
+    "truncated": lambda: truncate(LAST),
+    "emptied": lambda: truncate(LAST, 0),
     "removed": lambda: LAST.unlink(),
     "another shape": lambda: edit(lambda s: s["model"].update({"norm.weight": torch.ones(3)})),
     "another model": lambda: edit(lambda s: s["model"].pop("norm.weight")),
@@ -318,9 +318,9 @@ DAMAGE = {
     "hostile": lambda: LAST.write_bytes(pickle.dumps(UserError("made by a pickle"))),
     "image gone": lambda: Path("images/red/3.png").unlink(),
     "image added": lambda: shutil.copy("flat/0.png", "images/red/new.png"),
-    "config cut": lambda: cut(Path("run/config.json")),
-    "product cut": lambda: cut(PRODUCT),
-    "facts cut": lambda: cut(FACTS),
+    "config cut": lambda: truncate(Path("run/config.json")),
+    "product cut": lambda: truncate(PRODUCT),
+    "facts cut": lambda: truncate(FACTS),
     "facts gone": lambda: FACTS.unlink(),
     "facts of a list": lambda: FACTS.write_text("[]"),
     "width gone": lambda: facts(width=None),
@@ -335,51 +335,55 @@ KNN = "knn run images"
 RECONSTRUCT = "reconstruct run images"
 
 
-def damaged(what: str, command: str, says: str):
+def damage_case(what: str, command: str, says: str):
     return pytest.param(what, command, says, id=f"{what}: {command.split()[0]}")
 
 
 @pytest.mark.parametrize(
     ("what", "command", "says"),
     [
-        damaged("truncated", RESUME, "last.pt is damaged or no checkpoint"),
-        damaged("emptied", RESUME, "last.pt is damaged or no checkpoint"),
-        damaged("removed", RESUME, "no checkpoint run/checkpoints/last.pt"),
-        damaged("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
-        damaged("another model", RESUME, "another model: missing keys: norm.weight"),
-        damaged("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
-        damaged(
+        damage_case("truncated", RESUME, "last.pt is damaged or no checkpoint"),
+        damage_case("emptied", RESUME, "last.pt is damaged or no checkpoint"),
+        damage_case("removed", RESUME, "no checkpoint run/checkpoints/last.pt"),
+        damage_case("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
+        damage_case("another model", RESUME, "another model: missing keys: norm.weight"),
+        damage_case("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
+        damage_case(
             "foreign", RESUME, "last.pt is damaged or from another program: it has no checksum"
         ),
-        damaged("list", RESUME, "last.pt is not a checkpoint: it holds a list"),
-        damaged("hostile", RESUME, "last.pt is damaged or no checkpoint"),
-        damaged("image gone", RESUME, "the images in images are not those that run began with"),
-        damaged("image added", RESUME, "the images in images are not those that run began with"),
-        damaged("config cut", RESUME, "run/config.json is not a config"),
-        damaged("truncated", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
-        damaged("another shape", RECONSTRUCT, "last.pt is of another shape: norm.weight is"),
-        damaged(
+        damage_case("list", RESUME, "last.pt is not a checkpoint: it holds a list"),
+        damage_case("hostile", RESUME, "last.pt is damaged or no checkpoint"),
+        damage_case("image gone", RESUME, "the images in images are not those that run began with"),
+        damage_case(
+            "image added", RESUME, "the images in images are not those that run began with"
+        ),
+        damage_case("config cut", RESUME, "run/config.json is not a config"),
+        damage_case("truncated", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
+        damage_case("another shape", RECONSTRUCT, "last.pt is of another shape: norm.weight is"),
+        damage_case(
             "foreign",
             RECONSTRUCT,
             "is not a training checkpoint of a pretrain run and has no decoder",
         ),
-        damaged("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
-        damaged("no decoder", RECONSTRUCT, "was trained without reconstruction"),
-        damaged("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),
-        damaged("facts cut", KNN, "run/encoder.json is damaged"),
-        damaged("facts gone", KNN, "no such file: run/encoder.json"),
-        damaged("facts of a list", KNN, "encoder.json is damaged: it does not hold a JSON object"),
-        damaged("width gone", KNN, "encoder.json does not describe an encoder"),
-        damaged("negative width", KNN, "encoder.json does not describe an encoder"),
-        damaged("another width", KNN, "is of another shape"),
-        damaged("no patch", KNN, "describe"),
-        damaged("another pool", KNN, "describe"),
-        damaged("another interpolation", KNN, "describe"),
+        damage_case("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
+        damage_case("no decoder", RECONSTRUCT, "was trained without reconstruction"),
+        damage_case("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),
+        damage_case("facts cut", KNN, "run/encoder.json is damaged"),
+        damage_case("facts gone", KNN, "no such file: run/encoder.json"),
+        damage_case(
+            "facts of a list", KNN, "encoder.json is damaged: it does not hold a JSON object"
+        ),
+        damage_case("width gone", KNN, "encoder.json does not describe an encoder"),
+        damage_case("negative width", KNN, "encoder.json does not describe an encoder"),
+        damage_case("another width", KNN, "is of another shape"),
+        damage_case("no patch", KNN, "describe"),
+        damage_case("another pool", KNN, "describe"),
+        damage_case("another interpolation", KNN, "describe"),
     ],
 )
 def test_damage_is_named(here, capsys, what, command, says):
     DAMAGE[what]()
-    refused(here, capsys, command, says)
+    assert_refused(here, capsys, command, says)
 
 
 @pytest.mark.parametrize(
@@ -397,4 +401,4 @@ def test_damage_is_named(here, capsys, what, command, says):
 )
 def test_bad_list_is_refused(here, capsys, content, says):
     (here / "all.csv").write_text(content)
-    refused(here, capsys, "pretrain all.csv --out new", says)
+    assert_refused(here, capsys, "pretrain all.csv --out new", says)

@@ -44,8 +44,8 @@ def assert_ratio_is_the_quotient_of_the_rates(result: dict) -> None:
     assert result["ratio"] == pytest.approx(quotient, abs=1e-4)
 
 
-def error_of(capfd, *args: str) -> str:
-    """The one line on stderr of a command that the user got wrong."""
+def error_line(capfd, *args: str) -> str:
+    """Return the line on stderr of a command with a mistake."""
     assert main([*args]) == 2
     said = capfd.readouterr().err
     assert said.startswith("mvmae: ")
@@ -121,7 +121,7 @@ def test_step_is_told_by_part(tmp_path, capfd):
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("g++"), reason="needs a C++ compiler")
 def test_step_is_timed_compiled_too(tmp_path):
-    # In a process of its own: the checks of shapes that tests switch on are no part of the graph.
+    # In a separate process, because tests check shapes, which torch cannot compile.
     words = ["step", *TINY_STEP, "--peers", "--compile", "on", "--out", str(tmp_path / "step.json")]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words], capture_output=True, text=True
@@ -164,7 +164,7 @@ def test_step_leaves_out_who_is_not_installed_and_says_so(tmp_path, monkeypatch,
     ],
 )
 def test_step_refuses_what_cannot_be_compared(capfd, words, said):
-    assert said in error_of(capfd, "step", *words)
+    assert said in error_line(capfd, "step", *words)
 
 
 def assert_input_is_told(part: dict, ways: set[str]) -> None:
@@ -206,16 +206,16 @@ def test_input_reads_the_jpeg_files_of_a_folder(tmp_path, image_folder):
 
 
 def test_input_refuses_a_folder_without_jpeg_files(tmp_path, capfd, image_folder):
-    assert "no such folder" in error_of(capfd, "input", "--data", str(tmp_path / "missing"))
-    assert "no images below" in error_of(capfd, "input", "--data", str(tmp_path))
+    assert "no such folder" in error_line(capfd, "input", "--data", str(tmp_path / "missing"))
+    assert "no images below" in error_line(capfd, "input", "--data", str(tmp_path))
     folder = image_folder(suffix=".png")
-    assert "no JPEG images below" in error_of(capfd, "input", "--data", str(folder))
+    assert "no JPEG images below" in error_line(capfd, "input", "--data", str(folder))
     (folder / "broken.jpg").write_bytes(b"\xff\xd8\xff and no more")
-    assert "can be read" in error_of(capfd, "input", "--data", str(folder))
+    assert "can be read" in error_line(capfd, "input", "--data", str(folder))
 
 
 def test_the_result_cannot_go_into_a_folder(tmp_path, capfd):
-    assert "is a folder" in error_of(capfd, "input", "--out", str(tmp_path))
+    assert "is a folder" in error_line(capfd, "input", "--out", str(tmp_path))
 
 
 def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
@@ -256,5 +256,5 @@ def test_scale_measures_each_size_and_draws(tmp_path, capfd, monkeypatch):
 
 
 def test_scale_needs_a_file_beside_which_a_picture_fits(tmp_path, capfd):
-    said = error_of(capfd, "scale", "--quick", "--out", str(tmp_path / "x.png"))
+    said = error_line(capfd, "scale", "--quick", "--out", str(tmp_path / "x.png"))
     assert "must name a JSON file" in said

@@ -38,14 +38,14 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home`, in which commands are given; nothing has been said yet."""
+    """A copy of `home` as the working folder; output so far is dropped."""
     shutil.copytree(home, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
     return tmp_path / "here"
 
 
-def said(capsys) -> str:
+def read_output(capsys) -> str:
     """What a person reads, in one line: tables are as wide as the terminal."""
     return " ".join(capsys.readouterr().out.split())
 
@@ -55,7 +55,7 @@ def said(capsys) -> str:
 
 def test_reconstructions_are_a_picture_in_the_run_folder(here, capsys):
     assert main(["reconstruct", "run", "images", "--count", "3"]) == 0
-    assert said(capsys) == "written: run/figures/reconstructions.png"
+    assert read_output(capsys) == "written: run/figures/reconstructions.png"
     with Image.open("run/figures/reconstructions.png") as picture:
         assert picture.format == "PNG"
         width, height = picture.size

@@ -56,7 +56,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home`, in which commands are given; nothing has been said yet."""
+    """A copy of `home` as the working folder; output so far is dropped."""
     shutil.copytree(home, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
     capsys.readouterr()
@@ -67,7 +67,7 @@ def result(file: Path | str) -> dict:
     return json.loads(Path(file).read_text())
 
 
-def said(capsys) -> str:
+def read_output(capsys) -> str:
     """What a person reads, in one line: tables are as wide as the terminal."""
     return " ".join(capsys.readouterr().out.split())
 
@@ -82,11 +82,11 @@ both = pytest.mark.parametrize("command", ["knn", "probe"])
 @both
 def test_evaluation_prints_a_table_and_keeps_the_numbers(here, capsys, command):
     assert judge(command, "run", "images") == 0
-    text = said(capsys)
+    text = read_output(capsys)
     chance = "2 classes, chance level 50.0"
     for words in (*ROWS, "mean", "cls", "16 training and 4 test images", chance):
         assert words in text
-    assert "every fifth image of each class tests" in text
+    assert "every fifth image of each class is for testing" in text
     assert f"written: run/results/{command}-images.json" in text
     assert "top-5" not in text  # of two classes
 
@@ -138,7 +138,7 @@ def test_a_result_repeats_itself(here, command):
 def test_two_colours_are_told_apart_by_their_pixels(here, capsys, command):
     assert judge(command, "run", "images") == 0
     assert result(f"run/results/{command}-images.json")["rows"][-1]["top1"] == 100
-    assert "│ raw pixels │ │ 100.0 │" in said(capsys)
+    assert "│ raw pixels │ │ 100.0 │" in read_output(capsys)
 
 
 def test_pixels_are_compared_without_the_mean_image(here):
@@ -157,7 +157,7 @@ def test_pixels_are_compared_without_the_mean_image(here):
     train, test = (extract_features(extractor, part) for part in (data.train, data.test))
     mean = train.mean.mean(dim=0)
     said, other = (
-        by_nearest(train.mean - away, train.labels, test.mean - away, test.labels)
+        nearest_accuracy(train.mean - away, train.labels, test.mean - away, test.labels)
         for away in (mean, 0)
     )
     assert (found["name"], found["notes"]["k"]) == (PIXELS, 5)
@@ -165,8 +165,8 @@ def test_pixels_are_compared_without_the_mean_image(here):
     assert said != other
 
 
-def by_nearest(train, labels, test, truth) -> float:
-    """The accuracy in percent of the 5 nearest, counted one by one."""
+def nearest_accuracy(train, labels, test, truth) -> float:
+    """Return the accuracy in percent of the 5 nearest neighbours, counted one by one."""
     one, other = (v.numpy() / np.linalg.norm(v, axis=1, keepdims=True) for v in (train, test))
     hits = 0
     for likeness, label in zip(other @ one.T, truth.tolist(), strict=True):
@@ -180,7 +180,7 @@ def by_nearest(train, labels, test, truth) -> float:
 @both
 def test_of_many_classes_the_worst_and_the_mistakes_are_told(here, capsys, command):
     assert judge(command, "run", "many") == 0
-    text = said(capsys)
+    text = read_output(capsys)
     assert "top-5" in text
     kept = result(f"run/results/{command}-many.json")
     assert list(kept["per_class"]) == sorted(COLOURS)
@@ -194,7 +194,7 @@ def test_of_many_classes_the_worst_and_the_mistakes_are_told(here, capsys, comma
 
 def test_every_number_of_neighbours_is_a_row_and_20_is_what_counts(here, capsys):
     assert main(["knn", "run", "many", "--k", "1", "20", "7", "--workers", "0"]) == 0
-    text = said(capsys)
+    text = read_output(capsys)
     assert "k = 1 ┃ k = 20 ┃ k = 7" in text
     kept = result("run/results/knn-many.json")
     assert [row["notes"]["k"] for row in kept["rows"]] == [1, 20, 7] * 5
@@ -247,12 +247,12 @@ def test_baselines_can_be_left_out(here, capsys, command):
     assert judge(command, "run", "images", "--no-baselines") == 0
     rows = result(f"run/results/{command}-images.json")["rows"]
     assert [row["name"] for row in rows] == ["run", "run"]
-    assert "untrained" not in said(capsys)
+    assert "untrained" not in read_output(capsys)
 
 
 def test_result_goes_where_it_is_asked_to(here, capsys):
     assert judge("knn", "run", "images", "--out", "a/b") == 0
-    assert "written: a/b/results/knn-images.json" in said(capsys)
+    assert "written: a/b/results/knn-images.json" in read_output(capsys)
     assert result("a/b/results/knn-images.json")["command"] == "knn"
     assert not Path("run/results").exists()
 
@@ -266,7 +266,7 @@ def test_each_data_has_a_result_of_its_own(here):
 
 def test_fewer_images_can_be_asked_for(here, capsys):
     assert judge("knn", "run", "images", "--max-train", "6", "--max-test", "3") == 0
-    assert "6 training and 3 test images" in said(capsys)
+    assert "6 training and 3 test images" in read_output(capsys)
     kept = result("run/results/knn-images.json")["data"]
     assert (kept["num_train"], kept["num_test"]) == (6, 3)
 
@@ -303,7 +303,7 @@ def test_another_size_and_kind_of_input_is_judged(here):
 def test_random_encoder_takes_any_multiple_of_its_patch(here, capsys, size):
     command = ["random:vit_pico", "images", "--image-size", size, "--no-baselines"]
     assert judge("knn", *command) == 0
-    assert "random:vit_pico" in said(capsys)
+    assert "random:vit_pico" in read_output(capsys)
     assert Path("runs/random-vit_pico/results/knn-images.json").exists()
 
 
@@ -311,7 +311,7 @@ def test_folders_of_both_parts_are_judged_as_they_are(here, capsys):
     for part in ("train", "val"):
         shutil.copytree("images", f"split/{part}")
     assert judge("knn", "run", "split") == 0
-    assert "20 training and 20 test images (train/ and val/)" in said(capsys)
+    assert "20 training and 20 test images (train/ and val/)" in read_output(capsys)
 
 
 @both
@@ -319,7 +319,7 @@ def test_images_that_cannot_be_judged_are_mentioned(here, capsys, command):
     for name in ("blue/0", "red/1"):
         Path(f"images/{name}.png").write_bytes(b"no image")
     assert judge(command, "run", "images") == 0
-    text = said(capsys)
+    text = read_output(capsys)
     assert "15 training and 3 test images" in text
     assert "2 images could not be read" in text
     assert [
@@ -333,31 +333,31 @@ def test_odd_names_are_written_as_they_are(here, capsys, command, name):
     Path("run").rename(name)
     Path("images").rename("images[old]")
     assert judge(command, name, "images[old]", "--no-baselines") == 0
-    text = said(capsys)
+    text = read_output(capsys)
     assert "on images[old] (" in text
     assert f"│ {name} │" in text
     assert f"{name}/results/{command}-images-old.json" in text
     assert main([command, "--recipe", f"{name}/results/{command}-images-old.json"]) == 0
 
 
-# going on after an interruption
+# resuming after an interruption
 
 
 @pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the reading of images stop at the so-manieth; none: go on."""
+def interrupt_reading(monkeypatch):
+    """Interrupts the reading of images at the n-th; with None, only counts."""
     read, seen = Files.read, []
 
     def stop(at: int | None) -> list[str]:
         seen.clear()
 
-        def watched(self: Files, index: int):
+        def read_or_stop(self: Files, index: int):
             seen.append(self.path(index))
             if len(seen) == at:
                 raise KeyboardInterrupt
             return read(self, index)
 
-        monkeypatch.setattr(Files, "read", watched)
+        monkeypatch.setattr(Files, "read", read_or_stop)
         return seen
 
     monkeypatch.setattr(sys.modules["mvmae.encoders.features"], "MAX_IMAGES_PER_FILE", 3)
@@ -365,13 +365,13 @@ def stop_at(monkeypatch):
 
 
 @both
-def test_an_interrupted_evaluation_goes_on_where_it_stopped(here, stop_at, command):
-    seen = stop_at(None)
+def test_an_interrupted_evaluation_goes_on_where_it_stopped(here, interrupt_reading, command):
+    seen = interrupt_reading(None)
     assert judge(command, "run", "images", "--out", "whole") == 0
     (one, *_) = Path("whole").iterdir()
     assert one.name == "results"  # and nothing else is left
     needed = len(seen)
-    stop_at(26)
+    interrupt_reading(26)
     assert judge(command, "run", "images") == 130
     assert not Path("run/results").exists()
     kept = list(Path("run/cache").rglob("*.safetensors"))
@@ -385,10 +385,10 @@ def test_an_interrupted_evaluation_goes_on_where_it_stopped(here, stop_at, comma
     assert needed > 40
 
 
-def test_what_was_kept_of_images_that_changed_is_not_used(here, stop_at):
-    stop_at(26)
+def test_what_was_kept_of_images_that_changed_is_not_used(here, interrupt_reading):
+    interrupt_reading(26)
     assert judge("knn", "run", "images") == 130
     Image.new("RGB", (20, 16), (200, 40, 20)).save("images/blue/0.png")
-    seen = stop_at(None)
+    seen = interrupt_reading(None)
     assert judge("knn", "run", "images") == 0
     assert sum(path.endswith("blue/0.png") for path in seen) == 3  # each encoder, and the pixels

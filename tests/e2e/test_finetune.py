@@ -80,7 +80,8 @@ def test_run_learns_and_leaves_its_folder(tmp_path, images, capsys):
     assert said.startswith(f"recipe: small-finetune ({FINETUNE['small-finetune'].summary}")
     assert names(run) == WHOLE
     for words in (
-        "18 training and 6 test images of 2 classes (every fifth image of each class tests)",
+        "18 training and 6 test images of 2 classes "
+        "(every fifth image of each class is for testing)",
         "8 epochs of 2 steps of 8 images",
         "chance level 50.0",
         "sampling error of one figure ±",
@@ -98,7 +99,7 @@ def test_run_learns_and_leaves_its_folder(tmp_path, images, capsys):
     assert kept["data"] | {"fingerprint": ""} == {
         "name": str(images),
         "fingerprint": "",
-        "split": "every fifth image of each class tests",
+        "split": "every fifth image of each class is for testing",
         "num_train": 18,
         "num_test": 6,
         "classes": ["blue", "red"],

@@ -162,33 +162,33 @@ def test_unreadable_images_are_left_out(here):
     assert {cell["count"] for cell in result()["cells"]} == {47}
 
 
-# going on after an interruption
+# resuming after an interruption
 
 
 @pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the reading of images stop once, at the so-manieth."""
+def interrupt_reading(monkeypatch):
+    """Interrupts the reading of images once, at the n-th."""
     read, seen = Files.read, []
 
     def stop(at: int) -> None:
-        def watched(self: Files, index: int):
+        def read_or_stop(self: Files, index: int):
             seen.append(index)
             if len(seen) == at:
                 raise KeyboardInterrupt
             return read(self, index)
 
-        monkeypatch.setattr(Files, "read", watched)
+        monkeypatch.setattr(Files, "read", read_or_stop)
 
     monkeypatch.setattr(sys.modules["mvmae.encoders.features"], "MAX_IMAGES_PER_FILE", 20)
     return stop
 
 
-def test_an_interrupted_command_goes_on_with_the_cells_it_has(here, stop_at):
+def test_an_interrupted_command_goes_on_with_the_cells_it_has(here, interrupt_reading):
     command = ["labels", "enc", "images", "--shares", "0.1", "0.5", "--draws", "3", *QUICK]
     assert main([*command, "--out", "whole"]) == 0
     whole = result("whole/results/labels-images.json")
 
-    stop_at(100)  # in the images of the untrained one
+    interrupt_reading(100)  # in the images of the untrained one
     assert main(command) == 130
     assert not Path(RESULT).exists()
     (file,) = Path("runs/enc/cache").glob("labels-*.jsonl")
@@ -209,9 +209,9 @@ def test_an_interrupted_command_goes_on_with_the_cells_it_has(here, stop_at):
 @pytest.mark.parametrize(
     "change", [("--seed", "1"), ("--costs", "2"), ("--pool", "cls"), ("--max-train", "20")]
 )
-def test_cells_of_other_settings_are_not_used(here, stop_at, change):
+def test_cells_of_other_settings_are_not_used(here, interrupt_reading, change):
     command = ["labels", "enc", "images", "--shares", "0.5", "--draws", "1", *QUICK, *change]
-    stop_at(100)
+    interrupt_reading(100)
     assert main(command[: -len(change)]) == 130
     (file,) = Path("runs/enc/cache").glob("labels-*.jsonl")
     cells = [json.loads(line) for line in file.read_text().splitlines() if line]

@@ -18,7 +18,7 @@ from mvmae.data.sources.folders import Files
 from mvmae.encoders import OpenedEncoder, Preprocessing
 from mvmae.method.vit import Encoder, Variant, initialize
 
-STEPS = 60  # of 8 of the 16 images that learn: two an epoch
+STEPS = 60  # of 8 of the 16 training images: two per epoch
 A_MOMENT = (
     *("--protocol", "mae", "--epochs", "30", "--warmup-epochs", "3", "--step-size", "8"),
     *("--base-lr", "3", "--workers", "0"),
@@ -103,11 +103,11 @@ def test_it_has_a_result_beside_that_of_the_other_protocol(here):
     assert names == ["probe-images.json", "probe-mae-images.json"]
 
 
-# stopping and going on
+# stopping and resuming
 
 
-def wait_for(file_pattern: str, lines: int) -> None:
-    """Until a file below here has so many lines."""
+def wait_until_written(file_pattern: str, lines: int) -> None:
+    """Wait until a file in this folder has `lines` lines."""
     until = time.monotonic() + 120
     while time.monotonic() < until:
         for file in Path().glob(file_pattern):
@@ -124,7 +124,7 @@ def test_a_run_stopped_by_sigterm_resumes_exactly(here, capsys):
     assert probe("enc", "images", "--out", "whole", *longer) == 0
     command = [sys.executable, "-m", "mvmae", "probe", "enc", "images", *A_MOMENT, *longer]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as it:
-        wait_for("runs/enc/cache/*/metrics.jsonl", 2)
+        wait_until_written("runs/enc/cache/*/metrics.jsonl", 2)
         it.send_signal(signal.SIGTERM)
         said, complaint = it.communicate(timeout=120)
     assert (it.returncode, complaint) == (143, "")
@@ -143,26 +143,26 @@ def test_a_run_stopped_by_sigterm_resumes_exactly(here, capsys):
 
 
 @pytest.fixture
-def stop_at(monkeypatch):
-    """Makes the reading of images stop once, at the so-manieth, as if the power had gone."""
+def interrupt_reading(monkeypatch):
+    """Interrupts the reading of images once, at the n-th, as a power cut would."""
     read, seen = Files.read, []
 
     def stop(at: int) -> None:
-        def watched(self: Files, index: int):
+        def read_or_stop(self: Files, index: int):
             seen.append(index)
             if len(seen) == at:
                 raise KeyboardInterrupt
             return read(self, index)
 
-        monkeypatch.setattr(Files, "read", watched)
+        monkeypatch.setattr(Files, "read", read_or_stop)
 
     return stop
 
 
 @pytest.mark.parametrize("at", [300, 8 * STEPS + 2], ids=["training", "judging"])
-def test_ended_at_once_it_goes_on_from_the_last_checkpoint(here, capsys, stop_at, at):
+def test_ended_at_once_it_goes_on_from_the_last_checkpoint(here, capsys, interrupt_reading, at):
     assert probe("enc", "images", "--out", "whole") == 0
-    stop_at(at)
+    interrupt_reading(at)
     often = ("--save-every-minutes", "0")
     assert probe("enc", "images", *often) == 130
     step = min(STEPS, (at - 1) // 8)
@@ -172,8 +172,8 @@ def test_ended_at_once_it_goes_on_from_the_last_checkpoint(here, capsys, stop_at
     assert_same(result(), result("whole"))
 
 
-def test_other_settings_begin_anew(here, capsys, stop_at):
-    stop_at(300)
+def test_other_settings_begin_anew(here, capsys, interrupt_reading):
+    interrupt_reading(300)
     assert probe("enc", "images", "--save-every-minutes", "0") == 130
     capsys.readouterr()
     assert probe("enc", "images", "--base-lr", "2") == 0

@@ -55,7 +55,7 @@ def here(home, tmp_path, monkeypatch, capsys) -> Path:
     return tmp_path / "here"
 
 
-def records_of(run: str) -> list[dict]:
+def read_records(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 
 
@@ -208,7 +208,7 @@ def test_metrics_that_were_cut_short_are_not_taken_for_the_end(here):
 def test_metrics_are_drawn_with_their_chance_level(here):
     assert main(["report", "runs/a", "--no-pictures"]) == 0
     html = Path("runs/a/report.html").read_text()
-    records = records_of("runs/a")
+    records = read_records("runs/a")
     chart = html[html.index("<h3>Telling images apart</h3>") :]
     chart = chart[chart.index("<svg") : chart.index("</svg>")]
     low, high, begin, end, _ = re.search(r'data-y="([^"]*)"', chart)[1].split()
@@ -313,7 +313,7 @@ def test_an_encoder_from_elsewhere_has_a_page_of_its_results(here):
 
 
 def test_values_that_are_not_finite_are_gaps_and_are_counted(here):
-    lines = records_of("runs/a")
+    lines = read_records("runs/a")
     lines[1]["contrastive"] = float("nan")
     lines[2]["contrastive"] = float("inf")
     Path("runs/a/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -377,7 +377,7 @@ def test_names_and_settings_and_results_are_text(here):
     Path("runs/a").rename(run)
     for name in ("config.json", "environment.json", "health.json", "results/knn-images.json"):
         content = json.loads((run / name).read_text())
-        (run / name).write_text(json.dumps(poisoned(content)))
+        (run / name).write_text(json.dumps(poison(content)))
     Path("images/red/0.png").rename('images/red/"><img src=x onerror=alert(1)>.png')
     with (run / "skipped.csv").open("w", newline="") as stream:
         rows = [(f"{EVIL}\n\u202e.png", EVIL), ("b\udcff.png", "bad")]
@@ -397,13 +397,13 @@ def test_names_and_settings_and_results_are_text(here):
     assert "2 images could not be read" in page.text
 
 
-def poisoned(value):
-    """Every text with something that would run."""
+def poison(value):
+    """Add to every text something that a browser would run."""
     if isinstance(value, dict):
         keep = {"command", "name", "token", "data", "encoder"}
-        return {k: v if k in keep else poisoned(v) for k, v in value.items()}
+        return {k: v if k in keep else poison(v) for k, v in value.items()}
     if isinstance(value, list):
-        return [poisoned(one) for one in value]
+        return [poison(one) for one in value]
     return f"{value}{EVIL}" if isinstance(value, str) else value
 
 
@@ -496,7 +496,7 @@ def test_runs_with_the_same_name_are_named_with_their_folders(here):
 # Mistakes
 
 
-def refused(capsys, words: list[str], says: str) -> None:
+def assert_refused(capsys, words: list[str], says: str) -> None:
     capsys.readouterr()
     assert main(["report", *words]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -527,24 +527,24 @@ def refused(capsys, words: list[str], says: str) -> None:
 def test_mistakes_are_one_line_and_write_nothing(here, capsys, words, says):
     if "cuda" in words and torch.cuda.is_available():
         pytest.skip("there is CUDA")
-    refused(capsys, words, says)
+    assert_refused(capsys, words, says)
     assert not list(here.rglob("*report.html"))
 
 
 def test_a_page_that_report_did_not_write_is_not_replaced(here, capsys):
     Path("mine.html").write_text("<p>mine</p>")
-    refused(
+    assert_refused(
         capsys,
         ["runs/a", "--out", "mine.html"],
         "mine.html exists and has no mark of mvmae, so it is not replaced",
     )
     assert Path("mine.html").read_text() == "<p>mine</p>"
     Path("folder.html").mkdir()
-    refused(capsys, ["runs/a", "--out", "folder.html"], "folder.html is a folder")
+    assert_refused(capsys, ["runs/a", "--out", "folder.html"], "folder.html is a folder")
     assert main(["report", "runs/a", "--no-pictures"]) == 0
     assert main(["report", "runs/a", "--no-pictures"]) == 0  # our own is
 
 
 def test_a_damaged_config_is_an_error(here, capsys):
     Path("runs/a/config.json").write_text("{")
-    refused(capsys, ["runs/a"], "config.json is damaged")
+    assert_refused(capsys, ["runs/a"], "config.json is damaged")

@@ -1,7 +1,7 @@
-"""Each command of docs/reproduce.md, as it stands there, for two steps on small stand-ins.
+"""Each command of docs/reproduce.md, for two steps on small stand-ins.
 
-What makes it small is added behind it: sizes, epochs, the device. The recipe is left alone, and
-what it is about (the share hidden, lambda, the decoder, the targets) is found in the run's config.
+Options that make it small are appended: sizes, epochs, the device. The recipe stays, and its
+settings (the mask ratio, lambda, the decoder, the targets) are found in the run's config.
 """
 
 import json
@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from coco_data import write_split
-from masks_data import save_pair, values_of
+from masks_data import make_stripes, save_pair
 from PIL import Image
 from run_folders import metrics
 
@@ -46,7 +46,7 @@ SMALL = {
 }
 
 
-def name_of(words: list[str]) -> str:
+def command_and_recipe(words: list[str]) -> str:
     return f"{words[1]} {words[words.index('--recipe') + 1]}"
 
 
@@ -73,7 +73,9 @@ def home(tmp_path_factory) -> Path:
     write_split(home / "coco", "val2017", images="val2017", count=2, seed=1)
     for part, count in (("training", 8), ("validation", 2)):
         for number in range(count):
-            save_pair(home / "ade20k", f"{part}{number}", values_of(0, 1, 2, size=(40, 50)), part)
+            save_pair(
+                home / "ade20k", f"{part}{number}", make_stripes(0, 1, 2, size=(40, 50)), part
+            )
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         data = "pretrain imagenet/train --recipe paper --out runs/paper"
@@ -89,7 +91,7 @@ def test_the_page_has_the_commands_of_every_command():
     }
 
 
-@pytest.mark.parametrize("words", LINES, ids=name_of)
+@pytest.mark.parametrize("words", LINES, ids=command_and_recipe)
 def test_each_command_is_read_and_is_its_recipe(words):
     config = parse(words[1], words[2:])
     assert isinstance(config, COMMANDS[words[1]].config)
@@ -131,7 +133,7 @@ def test_commands_within_sentences_are_read_too():
 
 
 def run(home: Path, words: list[str], out: str) -> Path:
-    """Run a command from the page, made small, into a folder of its own."""
+    """Run a command from the page, made small, with its own output folder."""
     small = [*words[1:], *SMALL[words[1]].split()]
     if "--out" in small:
         at = small.index("--out")
@@ -145,7 +147,7 @@ def run(home: Path, words: list[str], out: str) -> Path:
 PRETRAINED = [words for words in LINES if words[1] == "pretrain"]
 
 
-@pytest.mark.parametrize("words", PRETRAINED, ids=name_of)
+@pytest.mark.parametrize("words", PRETRAINED, ids=command_and_recipe)
 def test_each_pretraining_takes_its_steps(words, home):
     out = run(home, words, f"new/{words[words.index('--recipe') + 1]}")
     lines = metrics(out)
@@ -160,7 +162,7 @@ def test_each_pretraining_takes_its_steps(words, home):
 
 
 def test_fine_tuning_takes_its_steps(home):
-    out = run(home, one_of("finetune"), "new/finetune")
+    out = run(home, only_line("finetune"), "new/finetune")
     assert [line["step"] for line in metrics(out) if "loss" in line] == [1, 2]
     result = json.loads(next((out / "results").iterdir()).read_text())
     assert result["config"]["layer_decay"] == 0.65
@@ -168,7 +170,7 @@ def test_fine_tuning_takes_its_steps(home):
 
 
 def test_the_probe_takes_its_steps(home):
-    out = run(home, one_of("probe"), "new/probe")
+    out = run(home, only_line("probe"), "new/probe")
     result = json.loads(next((out / "results").iterdir()).read_text())
     assert result["config"]["protocol"] == "mae"
     assert result["config"]["base_lr"] == 0.1
@@ -176,7 +178,7 @@ def test_the_probe_takes_its_steps(home):
 
 @pytest.mark.slow
 def test_detection_takes_its_steps(home):
-    out = run(home, one_of("detect"), "new/detect")
+    out = run(home, only_line("detect"), "new/detect")
     assert [line["step"] for line in metrics(out) if "loss" in line] == [1, 2]
     result = json.loads(next((out / "results").iterdir()).read_text())
     assert {"box_ap", "mask_ap"} <= result["headline"].keys()
@@ -184,12 +186,12 @@ def test_detection_takes_its_steps(home):
 
 @pytest.mark.slow
 def test_segmentation_takes_its_steps(home):
-    out = run(home, one_of("segment"), "new/segment")
+    out = run(home, only_line("segment"), "new/segment")
     assert [line["step"] for line in metrics(out) if "loss" in line] == [1, 2]
     result = json.loads(next((out / "results").iterdir()).read_text())
     assert 0 <= result["headline"]["miou"] <= 100
 
 
-def one_of(command: str) -> list[str]:
+def only_line(command: str) -> list[str]:
     (words,) = [words for words in LINES if words[1] == command]
     return words

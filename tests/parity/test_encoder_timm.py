@@ -9,7 +9,7 @@ pytestmark = pytest.mark.parity
 timm = pytest.importorskip("timm")
 
 
-def encoder_of(name: str, image_size: tuple[int, int], channels: int) -> Encoder:
+def make_encoder(name: str, image_size: tuple[int, int], channels: int) -> Encoder:
     """An encoder whose every weight counts; untrained ones have biases of 0."""
     encoder = Encoder(ENCODERS[name], image_size=image_size, patch_size=8, in_channels=channels)
     initialize(encoder, Generator().manual_seed(0))
@@ -44,7 +44,7 @@ CASES = pytest.mark.parametrize(
 
 @CASES
 def test_the_encoder_is_timms_vit_under_the_same_names(name, image_size, channels):
-    ours, theirs = encoder_of(name, image_size, channels), timms(name, image_size, channels)
+    ours, theirs = make_encoder(name, image_size, channels), timms(name, image_size, channels)
     theirs.load_state_dict(ours.state_dict(), strict=True)
     images = torch.randn(2, channels, *image_size)
     torch.testing.assert_close(ours(images), theirs.forward_features(images), rtol=1e-4, atol=1e-5)
@@ -52,7 +52,7 @@ def test_the_encoder_is_timms_vit_under_the_same_names(name, image_size, channel
 
 @CASES
 def test_timms_weights_load_into_the_encoder(name, image_size, channels):
-    ours, theirs = encoder_of(name, image_size, channels), timms(name, image_size, channels)
+    ours, theirs = make_encoder(name, image_size, channels), timms(name, image_size, channels)
     ours.load_state_dict(theirs.state_dict(), strict=True)
     images = torch.randn(2, channels, *image_size)
     torch.testing.assert_close(ours(images), theirs.forward_features(images), rtol=1e-4, atol=1e-5)
@@ -60,7 +60,7 @@ def test_timms_weights_load_into_the_encoder(name, image_size, channels):
 
 @CASES
 def test_intermediate_maps_are_timms(name, image_size, channels):
-    ours, theirs = encoder_of(name, image_size, channels), timms(name, image_size, channels)
+    ours, theirs = make_encoder(name, image_size, channels), timms(name, image_size, channels)
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, channels, *image_size)
     maps = ours.forward_intermediates(images, [0, 2, 3])
@@ -72,7 +72,7 @@ def test_intermediate_maps_are_timms(name, image_size, channels):
 
 @pytest.mark.parametrize(("pool", "global_pool"), [("mean", "avg"), ("cls", "token")])
 def test_vectors_of_images_are_timms(pool, global_pool):
-    ours = encoder_of("vit_pico", (32, 32), 3)
+    ours = make_encoder("vit_pico", (32, 32), 3)
     theirs = timms("vit_pico", (32, 32), 3)
     theirs.load_state_dict(ours.state_dict())
     images = torch.randn(2, 3, 32, 32)

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.parity
 timm = pytest.importorskip("timm")
 
 
-def ours_of(name: str, image_size: tuple[int, int], classes: int) -> Classifier:
+def our_model(name: str, image_size: tuple[int, int], classes: int) -> Classifier:
     encoder = Encoder(ENCODERS[name], image_size=image_size, patch_size=16)
     initialize(encoder, Generator().manual_seed(0))
     model = Classifier(encoder, classes)
@@ -24,8 +24,8 @@ def ours_of(name: str, image_size: tuple[int, int], classes: int) -> Classifier:
     return model.eval()
 
 
-def timms_of(name: str, image_size: tuple[int, int], classes: int, **options) -> nn.Module:
-    """`create_model` knows the larger ones by name."""
+def timm_model(name: str, image_size: tuple[int, int], classes: int, **options) -> nn.Module:
+    """Make timm's model; `create_model` has the larger ones by name."""
     known = {"vit_tiny": "vit_tiny_patch16_224", "vit_small": "vit_small_patch16_224"}
     if name in known:
         return timm.create_model(
@@ -51,7 +51,7 @@ def timms_of(name: str, image_size: tuple[int, int], classes: int, **options) ->
 def test_classifier_is_timms_vit_with_average_pooling_under_the_same_names(
     name, image_size, classes
 ):
-    ours, theirs = (make(name, image_size, classes) for make in (ours_of, timms_of))
+    ours, theirs = (make(name, image_size, classes) for make in (our_model, timm_model))
     theirs.load_state_dict(timm_keys(ours.state_dict()), strict=True)
     images = torch.randn(2, 3, *image_size)
     torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
@@ -62,7 +62,7 @@ def test_classifier_is_timms_vit_with_average_pooling_under_the_same_names(
 def test_layers_are_timms(name, layer_decay):
     from timm.optim import param_groups_layer_decay
 
-    ours, theirs = (make(name, (32, 32), 4) for make in (ours_of, timms_of))
+    ours, theirs = (make(name, (32, 32), 4) for make in (our_model, timm_model))
     groups = param_groups_layer_decay(
         theirs,
         weight_decay=0.05,
@@ -70,7 +70,7 @@ def test_layers_are_timms(name, layer_decay):
         layer_decay=layer_decay,
     )
 
-    def by_name(model: nn.Module, groups: list[dict], prefix: str) -> list:
+    def name_groups(model: nn.Module, groups: list[dict], prefix: str) -> list:
         names = {id(p): n.removeprefix(prefix) for n, p in model.named_parameters()}
         return sorted(
             (
@@ -82,15 +82,15 @@ def test_layers_are_timms(name, layer_decay):
         )
 
     own = layer_groups(ours, weight_decay=0.05, layer_decay=layer_decay)
-    expected = by_name(theirs, groups, "")
+    expected = name_groups(theirs, groups, "")
     found = [
-        (names, scale.expected, decay) for names, scale, decay in by_name(ours, own, "encoder.")
+        (names, scale.expected, decay) for names, scale, decay in name_groups(ours, own, "encoder.")
     ]
     assert found == expected
 
 
 def test_drop_path_rises_as_timms():
-    theirs = timms_of("vit_tiny", (32, 32), 2, drop_path_rate=0.1)
+    theirs = timm_model("vit_tiny", (32, 32), 2, drop_path_rate=0.1)
     encoder = Encoder(ENCODERS["vit_tiny"], image_size=(32, 32), patch_size=16)
     ours = Classifier(encoder, 2, drop_path=0.1)
     rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in theirs.blocks]

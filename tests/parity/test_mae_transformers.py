@@ -6,7 +6,7 @@ they are compared with lightly's in test_positions_lightly.py.
 
 import pytest
 import torch
-from objective import losses_of
+from objective import named_losses
 from torch import Tensor, nn
 
 from mvmae.config.model import ModelConfig
@@ -120,7 +120,7 @@ def test_the_whole_model_predicts_and_loses_what_transformers_does(model, normal
     theirs = reference(images, noise=noise)
 
     objective = ObjectiveConfig(contrastive_weight=0.0, normalize_targets=normalize_targets)
-    loss = losses_of(model(images, noise), objective)["loss"]
+    loss = named_losses(model(images, noise), objective)["loss"]
     torch.testing.assert_close(loss, theirs.loss, rtol=1e-5, atol=1e-5)
     every = model(images, noise, rebuild="all").prediction
     torch.testing.assert_close(every, theirs.logits, rtol=1e-5, atol=1e-5)
@@ -131,7 +131,7 @@ def test_the_whole_model_learns_what_transformers_does(model):
     reference.load_state_dict(in_their_words(model.state_dict()))
     images, noise = torch.randn(3, 3, 32, 32), torch.rand(3, 16)
     reference(images, noise=noise).loss.backward()
-    losses_of(model(images, noise), ObjectiveConfig(contrastive_weight=0.0))["loss"].backward()
+    named_losses(model(images, noise), ObjectiveConfig(contrastive_weight=0.0))["loss"].backward()
 
     ours = {
         name.removeprefix("encoder."): parameter.grad

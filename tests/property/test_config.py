@@ -35,7 +35,7 @@ def model_values(draw) -> dict[str, Any]:
 
 @st.composite
 def values(draw) -> dict[str, Any]:
-    """What any pre-training may be asked for; `config_of` makes a config of it."""
+    """What any pre-training may be asked for; `make_config` makes a config of it."""
     model = draw(model_values())
     shares = st.floats(0.01, 1)
     statistic = st.none() | st.tuples(*[shares] * model["in_channels"])
@@ -74,14 +74,14 @@ def values(draw) -> dict[str, Any]:
     }
 
 
-def config_of(values: dict[str, Any]) -> PretrainConfig:
+def make_config(values: dict[str, Any]) -> PretrainConfig:
     parts = {"model": ModelConfig, "views": ViewsConfig, "objective": ObjectiveConfig}
     return PretrainConfig(**values | {name: kind(**values[name]) for name, kind in parts.items()})
 
 
 @given(values())
 def test_json_brings_back_any_config(values):
-    config = config_of(values)
+    config = make_config(values)
     text = to_json(config)
     again = from_json(text, PretrainConfig, source="config.json")
     assert again == config

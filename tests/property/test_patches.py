@@ -9,14 +9,14 @@ small = st.integers(1, 5)
 seeds = st.integers(0, 2**32 - 1)
 
 
-def noise_of(seed: int, images: int, patches: int) -> torch.Tensor:
+def make_noise(seed: int, images: int, patches: int) -> torch.Tensor:
     return torch.rand(images, patches, generator=torch.Generator().manual_seed(seed))
 
 
 @st.composite
 def noises_and_counts(draw) -> tuple[torch.Tensor, int]:
     """Noise of some images, and how many of their patches stay visible."""
-    noise = noise_of(draw(seeds), draw(small), draw(st.integers(2, 64)))
+    noise = make_noise(draw(seeds), draw(small), draw(st.integers(2, 64)))
     return noise, draw(st.integers(1, noise.shape[1] - 1))
 
 

@@ -1,4 +1,4 @@
-"""What `bench step` says of a step's parts, against sleeps, sizes and products known beforehand."""
+"""Parts of a step in `benchmarks step`, against sleeps, sizes and products known beforehand."""
 
 import time
 
@@ -19,7 +19,7 @@ TINY = ModelConfig(encoder="vit_pico", image_size=16, patch_size=4, decoder_dim=
 NAP = 0.2  # seconds, far more than a step takes
 
 
-def step_of(model_config: ModelConfig, batch_size: int = 2):
+def make_step(model_config: ModelConfig, batch_size: int = 2):
     """A model, and a step that trains it, twice taken."""
     config = BenchConfig(part="step", model=model_config, batch_size=batch_size, device="cpu")
     training = step.training_config(config)
@@ -78,7 +78,7 @@ class Sleepy(nn.Module):
     ],
 )
 def test_a_slow_place_is_found_in_its_part(path, part, way):
-    model, once = step_of(TINY)
+    model, once = make_step(TINY)
     owner, _, name = path.rpartition(".")
     holder = model.get_submodule(owner)
     holder.set_submodule(name, Sleepy(getattr(holder, name), way))
@@ -96,7 +96,7 @@ def test_a_slow_place_is_found_in_its_part(path, part, way):
 
 
 def test_slow_losses_and_optimisers_are_found_in_theirs(monkeypatch):
-    model, once = step_of(TINY)
+    model, once = make_step(TINY)
     slow = losses.nt_xent
     monkeypatch.setattr(losses, "nt_xent", lambda *a, **k: (time.sleep(NAP), slow(*a, **k))[1])
     spent = parts.parts_of_step(once, model, CPU)["parts"]
@@ -113,7 +113,7 @@ def test_slow_losses_and_optimisers_are_found_in_theirs(monkeypatch):
 
 
 def test_looking_leaves_nothing_behind():
-    model, once = step_of(TINY)
+    model, once = make_step(TINY)
     before = losses.reconstruction_loss, losses.nt_xent
     parts.parts_of_step(once, model, CPU)
     assert (losses.reconstruction_loss, losses.nt_xent) == before
@@ -146,6 +146,6 @@ def products_by_part(config: ModelConfig, batch_size: int) -> dict[str, float]:
     "config", [TINY, ModelConfig(encoder="vit_nano", image_size=48, patch_size=8, in_channels=1)]
 )
 def test_products_by_part_are_those_of_the_formulas(config):
-    _, once = step_of(config, batch_size=3)
+    _, once = make_step(config, batch_size=3)
     gflop = parts.gflop_by_part(step.count_products(once).get_flop_counts())
     assert gflop == pytest.approx(products_by_part(config, 3), abs=1e-4)

@@ -17,8 +17,8 @@ printf '%s\\n' "$@" > "$SAID"
 """
 
 
-def script_of(name: str) -> str:
-    """What the nodes run."""
+def read_script(name: str) -> str:
+    """Return what the nodes run."""
     if name == "slurm.sbatch":
         return (CLUSTER / name).read_text()
     tree = yaml.safe_load((CLUSTER / name).read_text())
@@ -33,7 +33,7 @@ def script_of(name: str) -> str:
 
 @pytest.fixture
 def words(tmp_path):
-    """What mvmae is told by a script, on a machine where the cluster's programs do nothing."""
+    """The arguments that a script gives to mvmae, with programs of the cluster that do nothing."""
     for name in ("torchrun", "srun", "scontrol", "scancel"):
         text = FAKE
         if name == "scontrol":
@@ -70,7 +70,7 @@ def words(tmp_path):
 @pytest.mark.parametrize("checkpoint", ["last.pt", "last", "previous"])
 def test_a_job_begins_a_run_and_then_goes_on_with_it(name, checkpoint, words, tmp_path):
     out = tmp_path / "run"
-    command, *arguments = words(script_of(name), out)
+    command, *arguments = words(read_script(name), out)
     config = parse(command, arguments)
     assert isinstance(config, PretrainConfig)
     assert config.model == named("pretrain", "paper").model
@@ -78,9 +78,9 @@ def test_a_job_begins_a_run_and_then_goes_on_with_it(name, checkpoint, words, tm
     assert not config.resume
     (out / "checkpoints").mkdir(parents=True)
     (out / "checkpoints" / "fresh").touch()
-    assert "--resume" not in words(script_of(name), out)
+    assert "--resume" not in words(read_script(name), out)
     (out / "checkpoints" / checkpoint).touch()
-    assert words(script_of(name), out) == ["pretrain", "--resume", "--out", str(out)]
+    assert words(read_script(name), out) == ["pretrain", "--resume", "--out", str(out)]
 
 
 def test_skypilot_and_kubernetes_have_what_a_job_needs():

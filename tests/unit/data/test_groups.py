@@ -162,4 +162,4 @@ def test_a_split_never_parts_a_group(patients):
     assert not parts[0] & parts[1]
     assert parts[1] == {"blue1", "red1"}
     assert (len(data.train), len(data.test)) == (32, 8)
-    assert data.split == "every fifth group of images of each class tests"
+    assert data.split == "every fifth group of images of each class is for testing"

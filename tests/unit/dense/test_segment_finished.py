@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from masks_data import save_pair, values_of
+from masks_data import make_stripes, save_pair
 from PIL import Image
 
 from mvmae import encoders
@@ -35,7 +35,7 @@ def open_test_images(root: Path, saved: SavedSegmenter, **options):
 
 def save_plain_pairs(root: Path, *values: int, count: int = 6) -> Path:
     for index in range(count):
-        stripes = values_of(*values)
+        stripes = make_stripes(*values)
         stripes[0, :] = values[index % len(values)]  # makes the images differ
         stripes[1 + index, 0] = values[-1]
         save_pair(root, str(index), stripes, masks="masks")
@@ -44,7 +44,7 @@ def save_plain_pairs(root: Path, *values: int, count: int = 6) -> Path:
 
 def save_split(root: Path, *values: int) -> Path:
     for part in ("train", "val"):
-        save_pair(root, "a", values_of(*values), part, masks="masks")
+        save_pair(root, "a", make_stripes(*values), part, masks="masks")
     return root
 
 

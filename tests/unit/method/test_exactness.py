@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from objective import losses_of
+from objective import named_losses
 from pixel_source import PixelSource
 from scipy.stats import chi2
 from torch import nn
@@ -198,7 +198,7 @@ def model() -> MaskedAutoencoder:
 
 def test_one_view_without_contrast_is_mae(model):
     images, noise = images_and_noise(3, dtype=torch.float64)
-    losses = losses_of(model.double()(images, noise), RECONSTRUCTION_ONLY)
+    losses = named_losses(model.double()(images, noise), RECONSTRUCTION_ONLY)
     expected = mae_loss(model, images, noise)
     assert losses["loss"].item() == pytest.approx(expected.item(), abs=1e-6)
     assert losses.keys() == {"loss", "reconstruction"}
@@ -206,7 +206,7 @@ def test_one_view_without_contrast_is_mae(model):
 
 def test_the_reconstruction_of_two_views_is_the_mean_of_two_maes(model):
     images, noise = images_and_noise(6, dtype=torch.float64)
-    together = losses_of(model.double()(images, noise), ObjectiveConfig())["reconstruction"]
+    together = named_losses(model.double()(images, noise), ObjectiveConfig())["reconstruction"]
     apart = [mae_loss(model, images[rows], noise[rows]) for rows in (slice(3), slice(3, 6))]
     assert together.item() == pytest.approx(torch.stack(apart).mean().item(), abs=1e-6)
 
@@ -217,7 +217,7 @@ def test_the_loss_is_the_weighted_sum_of_equation_7(model):
     objective = ObjectiveConfig(
         reconstruction_weight=0.5, contrastive_weight=3.0, temperature=0.2, normalize_targets=False
     )
-    losses = losses_of(view, objective)
+    losses = named_losses(view, objective)
     reconstruction = F.mse_loss(view.prediction, view.target)
     contrastive = nt_xent(view.embedding[:4], view.embedding[4:], temperature=0.2)
     torch.testing.assert_close(losses["reconstruction"], reconstruction)
@@ -231,13 +231,13 @@ def test_every_patch_counts_where_equation_3_is_taken_at_its_word(model):
     assert torch.equal(view.target, patchify(images, 4))
     objective = ObjectiveConfig(contrastive_weight=0.0, reconstruct="all", normalize_targets=False)
     torch.testing.assert_close(
-        losses_of(view, objective)["loss"], F.mse_loss(view.prediction, view.target)
+        named_losses(view, objective)["loss"], F.mse_loss(view.prediction, view.target)
     )
 
 
 def test_a_loss_of_weight_0_is_not_computed(model):
     images, noise = images_and_noise(4)
-    losses = losses_of(model(images, noise, rebuild="none"), CONTRAST_ONLY)
+    losses = named_losses(model(images, noise, rebuild="none"), CONTRAST_ONLY)
     assert losses.keys() == {"loss", "contrastive"}
     torch.testing.assert_close(losses["loss"], 2 * losses["contrastive"])
 
@@ -329,7 +329,7 @@ def test_the_targets_of_hidden_patches_do_not_depend_on_visible_pixels(model):
 def gradients(model: MaskedAutoencoder, objective: ObjectiveConfig) -> dict[str, torch.Tensor]:
     """The gradient of each parameter that one of the losses reaches."""
     images, noise = images_and_noise(8)
-    losses_of(model(images, noise), objective)["loss"].backward()
+    named_losses(model(images, noise), objective)["loss"].backward()
     return {
         name: parameter.grad
         for name, parameter in model.named_parameters()
@@ -355,7 +355,7 @@ def test_the_reconstruction_trains_encoder_and_decoder_and_not_the_head():
 def test_both_views_are_learnt_from(model, objective):
     images, noise = images_and_noise(8)
     images.requires_grad_()
-    losses_of(model(images, noise), objective)["loss"].backward()
+    named_losses(model(images, noise), objective)["loss"].backward()
     assert images.grad.flatten(1).any(dim=1).all()
 
 
@@ -486,6 +486,6 @@ def test_a_step_in_bfloat16_computes_its_losses_in_full_precision(tiny):
     view, losses = training_step(model, optimizer, batch, config, torch.device("cpu"))
     assert view.prediction.dtype == torch.bfloat16
     exact = view._replace(prediction=view.prediction.float(), embedding=view.embedding.float())
-    for name, loss in losses_of(exact, config.objective).items():
+    for name, loss in named_losses(exact, config.objective).items():
         assert losses[name].dtype == torch.float32
         torch.testing.assert_close(losses[name], loss, rtol=1e-6, atol=0)

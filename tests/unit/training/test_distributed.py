@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import BASE, CONFIGS, CPU, on_processes, trained
+from processes import BASE, CONFIGS, CPU, on_processes, train_two_steps
 from torch import Generator, Tensor
 
 from mvmae.config.pretrain import PretrainConfig
@@ -44,11 +44,11 @@ def work(rank: int, world: int, folder: Path) -> dict:
         "largest": distributed.largest(10 - rank, CPU),
         "objects": distributed.gather_objects([("from", rank)] * (rank + 1)),
         "static": {name: is_static(config) for name, config in CONFIGS.items()},
-        "bf16": trained(BF16, "sgd", rank, world),
+        "bf16": train_two_steps(BF16, "sgd", rank, world),
     }
     for name, config in CONFIGS.items():
         for optimizer in ("sgd", "adamw"):
-            results[name, optimizer] = trained(config, optimizer, rank, world)
+            results[name, optimizer] = train_two_steps(config, optimizer, rank, world)
     return results
 
 
@@ -57,9 +57,9 @@ def is_static(config: PretrainConfig) -> bool:
 
 
 def work_of_four(rank: int, world: int, folder: Path) -> dict:
-    return {name: trained(config, "sgd", rank, world) for name, config in OF_FOUR.items()} | {
-        "adamw": trained(BASE, "adamw", rank, world)[1]
-    }
+    return {
+        name: train_two_steps(config, "sgd", rank, world) for name, config in OF_FOUR.items()
+    } | {"adamw": train_two_steps(BASE, "adamw", rank, world)[1]}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +98,7 @@ def test_nt_xent_without_the_others_is_another_loss(results):
 
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_two_processes_have_the_losses_of_one(results, name):
-    losses, _ = trained(CONFIGS[name], "sgd")
+    losses, _ = train_two_steps(CONFIGS[name], "sgd")
     for part in results:
         torch.testing.assert_close(part[name, "sgd"][0], losses, atol=1e-6, rtol=1e-6)
 
@@ -106,7 +106,7 @@ def test_two_processes_have_the_losses_of_one(results, name):
 @pytest.mark.parametrize("name", list(CONFIGS))
 def test_two_processes_train_the_weights_of_one(results, name):
     """By plain gradient descent, which shows the gradients as they are."""
-    _, weights = trained(CONFIGS[name], "sgd")
+    _, weights = train_two_steps(CONFIGS[name], "sgd")
     for part in results:
         torch.testing.assert_close(part[name, "sgd"][1], weights, atol=1e-6, rtol=1e-6)
 
@@ -118,7 +118,7 @@ def test_two_processes_train_the_weights_of_one_by_adamw(results, name):
 
 
 def assert_close_by_adamw(found: list[dict[str, Tensor]], config: PretrainConfig) -> None:
-    _, weights = trained(config, "adamw")
+    _, weights = train_two_steps(config, "adamw")
     ours = torch.cat([tensor.flatten() for tensor in weights.values()])
     for part in found:
         theirs = torch.cat([tensor.flatten() for tensor in part.values()])
@@ -136,7 +136,7 @@ def test_both_processes_have_the_same_weights_to_the_bit(results, name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", list(OF_FOUR))
 def test_four_processes_are_one(results_of_four, name):
-    losses, weights = trained(OF_FOUR[name], "sgd")
+    losses, weights = train_two_steps(OF_FOUR[name], "sgd")
     for part in results_of_four:
         torch.testing.assert_close(part[name][0], losses, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(part[name][1], weights, atol=1e-6, rtol=1e-6)
@@ -157,7 +157,7 @@ def test_graph_is_static_unless_gradients_wait_for_the_last_part(results):
 
 
 def test_gradients_summed_in_bf16_are_rounded_and_no_more(results):
-    losses, weights = trained(BASE, "sgd")
+    losses, weights = train_two_steps(BASE, "sgd")
     for part in results:
         rounded_losses, rounded = part["bf16"]
         torch.testing.assert_close(rounded_losses[0], losses[0], atol=1e-6, rtol=1e-6)
@@ -170,7 +170,7 @@ def test_gradients_summed_in_bf16_are_rounded_and_no_more(results):
 def test_two_steps_change_the_weights():
     """The comparison of weights would otherwise pass if nothing were trained."""
     before = MaskedAutoencoder(BASE.model, Generator().manual_seed(0)).state_dict()
-    _, after = trained(BASE, "adamw")
+    _, after = train_two_steps(BASE, "adamw")
     changed = [key for key in before if (after[key] - before[key]).abs().max() > 1e-4]
     assert set(before) - set(changed) == {"pos_embed", "decoder_pos_embed"}
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from processes import BASE, CONFIGS, CPU, begun, on_processes, steps, trained, whole
+from processes import BASE, CONFIGS, CPU, make_training, on_processes, steps, train_two_steps, whole
 from torch import Tensor
 
 from mvmae.config.pretrain import PretrainConfig
@@ -22,10 +22,14 @@ def shard_config(config: PretrainConfig) -> PretrainConfig:
 
 
 def work(rank: int, world: int, folder: Path, names: tuple[str, ...] = NAMES) -> dict:
-    results = {name: trained(shard_config(CONFIGS[name]), "sgd", rank, world) for name in names}
-    results["bf16"] = trained(replace(shard_config(BASE), reduce_dtype="bf16"), "sgd", rank, world)
+    results = {
+        name: train_two_steps(shard_config(CONFIGS[name]), "sgd", rank, world) for name in names
+    }
+    results["bf16"] = train_two_steps(
+        replace(shard_config(BASE), reduce_dtype="bf16"), "sgd", rank, world
+    )
 
-    model, wrapped, update = begun(shard_config(BASE), "adamw")
+    model, wrapped, update = make_training(shard_config(BASE), "adamw")
     results["begun"] = whole(model.state_dict())
     results["share"] = shares(model)
     steps(range(2), BASE, wrapped, update, rank, world)
@@ -43,7 +47,7 @@ def work(rank: int, world: int, folder: Path, names: tuple[str, ...] = NAMES) ->
 
 def gone_on(folder: Path, rank: int = 0, world: int = 1) -> dict:
     """What a checkpoint holds, and two steps from there."""
-    model, wrapped, update = begun(shard_config(BASE), "adamw")
+    model, wrapped, update = make_training(shard_config(BASE), "adamw")
     tensors = sharding.training_tensors(model, update)
     facts, path = sharded_checkpoint.newest(folder)
     sharded_checkpoint.fill(tensors, path)
@@ -65,7 +69,7 @@ def shares(model: torch.nn.Module) -> dict[str, tuple[int, int]]:
 
 def alone(folder: Path) -> dict[str, Tensor]:
     """A checkpoint by a single process after two steps; what it holds."""
-    model, wrapped, update = begun(shard_config(BASE), "adamw")
+    model, wrapped, update = make_training(shard_config(BASE), "adamw")
     steps(range(2), BASE, wrapped, update)
     tensors = sharding.training_tensors(model, update)
     sharded_checkpoint.save(folder, tensors, CONTENT)
@@ -105,7 +109,7 @@ def assert_equal(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> None:
 
 
 def assert_as_one_process(results: list[dict], name: str) -> None:
-    losses, weights = trained(CONFIGS[name], "sgd")
+    losses, weights = train_two_steps(CONFIGS[name], "sgd")
     for part in results:
         torch.testing.assert_close(part[name][0], losses, atol=1e-6, rtol=1e-6)
         torch.testing.assert_close(part[name][1], weights, atol=1e-6, rtol=1e-6)
@@ -124,7 +128,7 @@ def test_each_process_holds_half(results):
 
 
 def test_gradients_summed_in_bf16_are_rounded_and_no_more(results):
-    losses, weights = trained(BASE, "sgd")
+    losses, weights = train_two_steps(BASE, "sgd")
     for part in results:
         rounded_losses, rounded = part["bf16"]
         torch.testing.assert_close(rounded_losses[0], losses[0], atol=1e-6, rtol=1e-6)
@@ -165,7 +169,7 @@ def test_one_process_goes_on_from_two(results, folder):
 
 
 def test_one_process_goes_on_to_the_bit(saved_by_one, folder):
-    model, wrapped, update = begun(shard_config(BASE), "adamw")
+    model, wrapped, update = make_training(shard_config(BASE), "adamw")
     steps(range(4), BASE, wrapped, update)
     assert_equal(gone_on(folder / "by-1")["end"], sharding.training_tensors(model, update))
 

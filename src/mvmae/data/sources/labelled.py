@@ -66,7 +66,7 @@ def open_labelled(data: str, channels: int, depth: Depth = "8") -> Labelled:
         raise UserError(f"{data} has too few images to test on: a class needs at least 2")
     train, test = (Subset(source, np.flatnonzero(part).tolist()) for part in (~tests, tests))
     what = "image" if groups is None else "group of images"
-    return Labelled(train, test, f"every fifth {what} of each class tests")
+    return Labelled(train, test, f"every fifth {what} of each class is for testing")
 
 
 def _split_folders(folder: Path) -> tuple[Path, Path] | None:

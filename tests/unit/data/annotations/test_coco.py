@@ -10,7 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from coco_data import GOOD, annotation, as_found, content_of, save, write_both, write_split
+from coco_data import (
+    GOOD,
+    annotation,
+    coco_content,
+    perfect_detections,
+    save,
+    write_both,
+    write_split,
+)
 from faster_coco_eval.core import mask as rle
 from hypothesis import given
 from hypothesis import strategies as st
@@ -360,7 +368,7 @@ def truth_of(folder: Path) -> dict:
 def test_the_truth_is_perfect_and_nothing_is_worthless(tmp_path, kind):
     truth = truth_of(tmp_path)
     before = copy.deepcopy(truth)
-    best = average_precision(truth, as_found(truth), kind)
+    best = average_precision(truth, perfect_detections(truth), kind)
     assert tuple(best.figures) == NAMES
     assert best.figures["AP"] == best.figures["AR_100"] == 100
     assert best.by_class == {"square": 100, "bar": 100}
@@ -372,8 +380,8 @@ def test_the_truth_is_perfect_and_nothing_is_worthless(tmp_path, kind):
 
 
 def test_half_of_one_class_found_is_half_of_its_ap(tmp_path):
-    truth = content_of(*[annotation(n, 1, 3, [12 * n - 10, 5, 9, 9]) for n in range(1, 5)])
-    found = as_found(check_coco(truth).content)[:2]
+    truth = coco_content(*[annotation(n, 1, 3, [12 * n - 10, 5, 9, 9]) for n in range(1, 5)])
+    found = perfect_detections(check_coco(truth).content)[:2]
     judged = average_precision(check_coco(truth).content, found, "bbox")
     assert judged.figures["AP"] == pytest.approx(100 * 51 / 101, abs=1e-4)  # recall up to 0.5
     assert judged.by_class["bar"] is None
@@ -383,8 +391,8 @@ def test_a_crowd_that_is_found_is_no_mistake():
     crowd = annotation(2, 1, 3, [20, 5, 30, 30]) | {"iscrowd": 1}
     packed = rle.frPyObjects([[20, 5, 50, 5, 50, 35, 20, 35]], 40, 60)[0]
     crowd["segmentation"] = {"size": [40, 60], "counts": packed["counts"].decode()}
-    truth = check_coco(content_of(GOOD, crowd)).content
-    good, inside = as_found(truth)
+    truth = check_coco(coco_content(GOOD, crowd)).content
+    good, inside = perfect_detections(truth)
     inside = inside | {"bbox": [22, 8, 10, 10], "score": 0.99}
     assert average_precision(truth, [good, inside], "bbox").figures["AP"] == 100
     truth["annotations"] = truth["annotations"][:1]

@@ -6,7 +6,7 @@ from math import inf, nan
 
 import numpy as np
 import pytest
-from coco_data import GOOD, annotation, as_found, content_of
+from coco_data import GOOD, annotation, coco_content, perfect_detections
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -18,7 +18,7 @@ from mvmae.metrics.coco_ap import average_precision
 
 
 def test_a_good_file_has_no_findings():
-    found = check_coco(content_of(GOOD))
+    found = check_coco(coco_content(GOOD))
     assert found.findings == []
     assert found.has_masks
     assert found.content["annotations"][0]["bbox"] == [5, 5, 10, 10]
@@ -91,7 +91,7 @@ def with_box(*box: float) -> dict:
 )
 def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
     before = copy.deepcopy(second)
-    found = check_coco(content_of(GOOD, second))
+    found = check_coco(coco_content(GOOD, second))
     assert [(one.what, one.count, one.remedy) for one in found.findings] == [(what, 1, remedy)]
     assert len(found.content["annotations"]) == left
     assert [one["id"] for one in found.content["annotations"]] == list(range(1, left + 1))
@@ -99,12 +99,12 @@ def test_what_is_wrong_with_an_annotation_is_found(second, what, remedy, left):
 
 
 def test_a_box_that_sticks_out_is_clipped_to_the_image():
-    found = check_coco(content_of(GOOD, with_box(-4, 30, 14, 20)))
+    found = check_coco(coco_content(GOOD, with_box(-4, 30, 14, 20)))
     assert found.content["annotations"][1]["bbox"] == [0, 30, 10, 10]
 
 
 def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
-    found = check_coco(content_of(with_box(50.5, 5, 10, 10)))
+    found = check_coco(coco_content(with_box(50.5, 5, 10, 10)))
     assert found.findings == []
     assert found.content["annotations"][0]["bbox"] == [50.5, 5, 10, 10]
 
@@ -155,12 +155,12 @@ def test_a_box_that_is_rounded_beyond_the_edge_is_left_as_it_is():
     ],
 )
 def test_what_cannot_be_repaired_stops(changes, what):
-    found = check_coco(content_of(GOOD) | changes)
+    found = check_coco(coco_content(GOOD) | changes)
     assert any(what in one.what for one in found.fatal)
 
 
 def test_image_files_are_looked_at(tmp_path):
-    content = content_of(GOOD, images=9)
+    content = coco_content(GOOD, images=9)
     for n in range(1, 7):
         Image.new("RGB", (60, 40)).save(tmp_path / f"{n}.png")
     Image.new("RGB", (40, 60)).save(tmp_path / "7.png")
@@ -179,7 +179,7 @@ def test_image_files_are_looked_at(tmp_path):
 
 
 def test_a_picture_that_exif_turns_has_its_size_upright(tmp_path):
-    content = content_of(GOOD)
+    content = coco_content(GOOD)
     picture = Image.new("RGB", (40, 60))
     exif = picture.getexif()
     exif[0x0112] = 6
@@ -188,34 +188,36 @@ def test_a_picture_that_exif_turns_has_its_size_upright(tmp_path):
 
 
 def test_most_images_missing_is_the_wrong_folder(tmp_path):
-    found = check_coco(content_of(GOOD, images=4), read_image_sizes(tmp_path, content_of(images=4)))
+    found = check_coco(
+        coco_content(GOOD, images=4), read_image_sizes(tmp_path, coco_content(images=4))
+    )
     assert "more than half of the images cannot be used" in {one.what for one in found.fatal}
 
 
 def test_masks_are_used_where_most_things_have_one():
     bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
-    few = check_coco(content_of(GOOD, with_(), bare | {"id": 3}))
+    few = check_coco(coco_content(GOOD, with_(), bare | {"id": 3}))
     assert (few.has_masks, len(few.content["annotations"])) == (True, 2)
     assert few.findings[0].what == "annotations without a mask"
-    many = check_coco(content_of(GOOD, bare | {"id": 2}, bare | {"id": 3}))
+    many = check_coco(coco_content(GOOD, bare | {"id": 2}, bare | {"id": 3}))
     assert (many.has_masks, len(many.content["annotations"])) == (False, 3)
 
 
 def test_a_crowd_without_a_mask_gets_its_box_where_others_have_masks():
     bare = {k: v for k, v in GOOD.items() if k != "segmentation"}
     crowd = {**bare, "id": 2, "iscrowd": 1, "bbox": [20, 5, 30, 30]}
-    found = check_coco(content_of(GOOD, crowd))
+    found = check_coco(coco_content(GOOD, crowd))
     assert [(one.what, one.remedy) for one in found.findings] == [
         ("crowds without a mask: their box is used instead", "kept")
     ]
-    good, _ = as_found(found.content)
+    good, _ = perfect_detections(found.content)
     assert average_precision(found.content, [good], "segm").figures["AP"] == 100
-    assert check_coco(content_of(bare, crowd)).findings == []  # nothing else has a mask
+    assert check_coco(coco_content(bare, crowd)).findings == []  # nothing else has a mask
 
 
 def test_shares_in_place_of_pixels_are_no_matter_where_boxes_alone_are_learnt():
     wrong = with_(segmentation=[[0.1, 0.1, 0.2, 0.1, 0.2, 0.2]])
-    found = check_coco(content_of(wrong), with_masks=False)
+    found = check_coco(coco_content(wrong), with_masks=False)
     assert (found.findings, found.has_masks) == ([], False)
     assert "segmentation" not in found.content["annotations"][0]
 
@@ -224,21 +226,21 @@ def test_shares_in_place_of_pixels_are_no_matter_where_boxes_alone_are_learnt():
     ("value", "is_crowd"), [("0", 0), ("1", 1), ("true", 1), (0, 0), (1, 1), (True, 1), (None, 0)]
 )
 def test_crowds_are_marked_by_numbers_or_by_text(value, is_crowd):
-    found = check_coco(content_of(GOOD, with_(iscrowd=value)))
+    found = check_coco(coco_content(GOOD, with_(iscrowd=value)))
     assert [one["iscrowd"] for one in found.content["annotations"]] == [0, is_crowd]
 
 
 def test_sizes_may_be_whole_floats():
     image = {"id": 1, "file_name": "1.png", "height": 40.0, "width": 60.0}
-    found = check_coco(content_of(GOOD, images=1) | {"images": [image]})
+    found = check_coco(coco_content(GOOD, images=1) | {"images": [image]})
     assert found.findings == []
     assert [type(found.content["images"][0][side]) for side in ("height", "width")] == [int, int]
-    odd = check_coco(content_of(GOOD) | {"images": [image | {"width": 60.5}]})
+    odd = check_coco(coco_content(GOOD) | {"images": [image | {"width": 60.5}]})
     assert odd.fatal[0].what == "images without a size"
 
 
 def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
-    content = content_of(GOOD, images=9)
+    content = coco_content(GOOD, images=9)
     for number, name in enumerate(("a" * 300 + ".jpg", "\ud800x.jpg", "a\0b\x1b[31m.jpg"), 1):
         content["images"][number]["file_name"] = name
     for number in (1, 5, 6, 7, 8, 9):
@@ -252,13 +254,13 @@ def test_names_that_no_file_can_have_are_missing_and_can_be_printed(tmp_path):
 
 def test_a_byte_order_mark_does_no_harm(tmp_path):
     file = tmp_path / "instances_train.json"
-    file.write_text("\ufeff" + json.dumps(content_of(GOOD)), encoding="utf-8")
+    file.write_text("\ufeff" + json.dumps(coco_content(GOOD)), encoding="utf-8")
     assert load_coco(file)["annotations"][0]["id"] == 1
 
 
 def test_an_entry_that_is_no_object_is_named(tmp_path):
     file = tmp_path / "instances_train.json"
-    file.write_text(json.dumps(content_of(GOOD, 3, GOOD, "x")))
+    file.write_text(json.dumps(coco_content(GOOD, 3, GOOD, "x")))
     with pytest.raises(
         UserError, match=r"entry 2 of 4 in 'annotations' is not an object but 3 \(and 1"
     ):
@@ -289,7 +291,7 @@ json_like = (
     value=json_like,
 )
 def test_no_annotation_breaks_the_check_or_what_follows(key, value):
-    found = check_coco(content_of(GOOD, with_(**{key: value})))
+    found = check_coco(coco_content(GOOD, with_(**{key: value})))
     for one in found.content["annotations"]:
         thing = Instance((0, 0, 1, 1), 1, one.get("segmentation"))
         assert thing.segmentation is None or decode_masks([thing], (40, 60)).shape == (1, 40, 60)

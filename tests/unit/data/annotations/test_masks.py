@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from masks_data import complaint, found, save_pair, values_of
+from masks_data import complaint, find_test_pairs, make_stripes, save_pair
 from PIL import Image
 
 from mvmae.config.segment import SegmentConfig
@@ -53,7 +53,7 @@ PREPROCESSING = Preprocessing((10 / 255, 20 / 255, 30 / 255), (0.3,) * 3, "bilin
 def ade(tmp_path) -> Path:
     for part, count in (("training", 6), ("validation", 3)):
         for index in range(count):
-            save_pair(tmp_path, str(index), values_of(0, 1, 2, 3), part)
+            save_pair(tmp_path, str(index), make_stripes(0, 1, 2, 3), part)
     return tmp_path
 
 
@@ -170,7 +170,7 @@ def test_names_have_nothing_that_a_screen_would_obey(tmp_path):
 
 
 def test_ades_layout_has_its_parts_and_ignores_0(ade):
-    here = found(ade)
+    here = find_test_pairs(ade)
     data = usable_data(here, check_pairs(here))
     assert (len(data.train), len(data.test), data.split) == (6, 3, "training/ and validation/")
     assert data.classes == ("1", "2", "3")  # as the masks have them
@@ -179,17 +179,17 @@ def test_ades_layout_has_its_parts_and_ignores_0(ade):
 
 def test_other_names_of_parts_and_masks_are_known(tmp_path):
     for part in ("train", "val", "test"):
-        save_pair(tmp_path, part, values_of(0, 1, 2), part, masks="masks")
-    assert found(tmp_path).test.pairs.path(0).endswith("val.png")
-    assert found(tmp_path, test_split="test").test.pairs.path(0).endswith("test.png")
+        save_pair(tmp_path, part, make_stripes(0, 1, 2), part, masks="masks")
+    assert find_test_pairs(tmp_path).test.pairs.path(0).endswith("val.png")
+    assert find_test_pairs(tmp_path, test_split="test").test.pairs.path(0).endswith("test.png")
 
 
 def test_plain_pair_of_folders_is_split_and_keeps_0(tmp_path):
     for index in range(10):
-        save_pair(tmp_path, f"{index}", values_of(0, 1, 255), masks="masks")
+        save_pair(tmp_path, f"{index}", make_stripes(0, 1, 255), masks="masks")
     for where in (
-        found(tmp_path),
-        found("", folders=(tmp_path / "images", tmp_path / "masks")),
+        find_test_pairs(tmp_path),
+        find_test_pairs("", folders=(tmp_path / "images", tmp_path / "masks")),
     ):
         data = usable_data(where, check_pairs(where))
         tests = [Path(data.test.path(i)).stem for i in range(len(data.test))]
@@ -201,7 +201,7 @@ def test_plain_pair_of_folders_is_split_and_keeps_0(tmp_path):
 
 def test_names_in_the_folder_say_how_many_classes_there_are(ade):
     (ade / "classes.csv").write_text("value,name\n0,nothing\n1,sky\n5,road\n")
-    here = found(ade)
+    here = find_test_pairs(ade)
     data = usable_data(here, check_pairs(here))
     assert data.classes == ("sky", "2", "3", "4", "road")
     assert fingerprint(data) != fingerprint(data._replace(classes=data.classes[:4]))
@@ -218,7 +218,7 @@ def test_where_there_is_nothing_the_layout_is_told(tmp_path, ade):
 
 
 def test_no_image_with_a_mask_is_told(tmp_path):
-    save_pair(tmp_path, "a", values_of(0, 1))
+    save_pair(tmp_path, "a", make_stripes(0, 1))
     (tmp_path / "annotations" / "a.png").rename(tmp_path / "annotations" / "b.png")
     assert "no image of" in complaint(tmp_path)
 
@@ -246,7 +246,7 @@ def test_image_and_mask_are_cut_alike(tmp_path):
     rng = np.random.default_rng(0)
     plain = replace(TRAINING, distort=False)
     preprocessing = PREPROCESSING._replace(mean=(0.0, 0.0, 100 / 255))
-    classes = torch.from_numpy(values_of(0, 3, 6, 9).astype(np.int16))
+    classes = torch.from_numpy(make_stripes(0, 3, 6, 9).astype(np.int16))
     red = (classes * 10).to(torch.uint8)
     image = torch.stack([red, red * 0, red * 0 + 100])
     mirrored = 0
@@ -289,7 +289,7 @@ def test_distortion_changes_pixels_by_the_generator_alone():
 
 
 def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(ade):
-    pairs = found(ade).train.pairs
+    pairs = find_test_pairs(ade).train.pairs
 
     def steps(start, rank, world_size, workers):
         config, options = (
@@ -310,7 +310,7 @@ def test_batches_are_a_function_of_seed_and_step_for_any_workers_and_processes(a
 
 
 def test_unreadable_pair_is_replaced_and_told(ade):
-    pairs = found(ade).train.pairs
+    pairs = find_test_pairs(ade).train.pairs
     Path(pairs.paths[2]).write_bytes(b"no image")
     options = {"rank": 0, "world_size": 1, "cuda": False}
     batches = list(crop_batches(pairs, TRAINING, PREPROCESSING, range(3), **options))

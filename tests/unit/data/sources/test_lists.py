@@ -187,7 +187,7 @@ def test_no_group_is_in_both_parts_of_a_split(four):
     assert parts[0] & parts[1] == set()
     assert parts[0] | parts[1] == {f"p{number}" for number in range(10)}
     assert len(both.test) == 8
-    assert both.split == "every fifth group of images of each class tests"
+    assert both.split == "every fifth group of images of each class is for testing"
 
 
 # Where the files may lie
