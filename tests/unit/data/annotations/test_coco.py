@@ -52,7 +52,7 @@ from mvmae.method.views import Box
 from mvmae.metrics.coco_ap import NAMES, average_precision
 
 
-def split_of(folder: Path, name: str = "train", **options) -> CocoSplit:
+def open_split(folder: Path, name: str = "train", **options) -> CocoSplit:
     place = find_split(folder, name)
     found = check_coco(load_coco(place.file), read_image_sizes(place.images, load_coco(place.file)))
     options = {"channels": 3, "with_masks": found.has_masks} | options
@@ -158,7 +158,7 @@ def test_polygons_are_filled_and_joined():
 
 def test_classes_are_numbered_from_one_whatever_their_ids(tmp_path):
     content = write_split(tmp_path, "train", count=3)
-    split = split_of(tmp_path)
+    split = open_split(tmp_path)
     assert split.ids == [3, 7]
     assert split.classes == ["square", "bar"]
     kinds = [one["category_id"] for one in content["annotations"]]
@@ -172,23 +172,23 @@ def test_crowds_are_not_learnt_but_kept_for_the_figures(tmp_path):
     content = write_split(tmp_path, "train", count=1)
     crowd = annotation(99, 10, 3, [0, 0, 30, 30]) | {"iscrowd": 1}
     save(tmp_path, "train", content | {"annotations": [*content["annotations"], crowd]})
-    split = split_of(tmp_path)
+    split = open_split(tmp_path)
     assert len(split.images[0].instances) == len(content["annotations"])
     assert len(split.annotations["annotations"]) == len(content["annotations"]) + 1
 
 
 def test_another_annotation_is_another_fingerprint(tmp_path):
     content = write_split(tmp_path, "train")
-    before = split_of(tmp_path).fingerprint()
-    assert split_of(tmp_path).fingerprint() == before
+    before = open_split(tmp_path).fingerprint()
+    assert open_split(tmp_path).fingerprint() == before
     content["annotations"][0]["bbox"][0] += 1
     save(tmp_path, "train", content)
-    assert split_of(tmp_path).fingerprint() != before
+    assert open_split(tmp_path).fingerprint() != before
 
 
 def test_an_image_that_changed_its_size_is_unreadable(tmp_path):
     write_split(tmp_path, "train")
-    split = split_of(tmp_path)
+    split = open_split(tmp_path)
     Image.new("RGB", (30, 30)).save(split.path(1))
     with pytest.raises(UnreadableImageError, match="it is 30 x 30, not 64 x 48"):
         split.read(1)
@@ -206,7 +206,7 @@ def jitter(image: torch.Tensor, target: Target, seed: int, config=JITTER):
     return jitter_image(image, target, config, "bilinear", np.random.default_rng(seed))
 
 
-def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
+def paint_image(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
     """White things on black, with their masks and boxes."""
     image = torch.zeros(3, *size, dtype=torch.uint8)
     masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
@@ -219,7 +219,7 @@ def painted(size=(40, 60), boxes=((10, 5, 30, 25), (40, 20, 60, 40))):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_and_masks_move_with_the_pixels(seed):
-    image, moved = jitter(*painted(), seed)
+    image, moved = jitter(*paint_image(), seed)
     assert max(image.shape[1:]) <= 32
     assert moved.masks.shape[1:] == image.shape[1:]
     bright = image[0] > 127
@@ -232,7 +232,7 @@ def test_boxes_and_masks_move_with_the_pixels(seed):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_boxes_without_masks_move_too(seed):
-    image, target = painted()
+    image, target = paint_image()
     pixels, moved = jitter(image, target._replace(masks=None), seed)
     wanted, with_masks = jitter(image, target, seed)
     assert torch.equal(pixels, wanted)
@@ -241,14 +241,14 @@ def test_boxes_without_masks_move_too(seed):
 
 
 def test_scales_are_spread_over_their_range():
-    image, target = painted()
+    image, target = paint_image()
     sides = [max(jitter(image, target, seed)[0].shape[1:]) for seed in range(60)]
     assert min(sides) < 20  # 0.5 of 32 and a little
     assert np.mean([side == 32 for side in sides]) == pytest.approx(2 / 3, abs=0.2)
 
 
 def test_no_jitter_is_the_fitted_image():
-    image, target = painted()
+    image, target = paint_image()
     plain = replace(JITTER, scale_jitter=(1.0, 1.0), flip="none")
     pixels, moved = jitter(image, target, 0, plain)
     assert pixels.shape == (3, *scaled_size((40, 60), 32 / 60)) == (3, 21, 32)
@@ -281,7 +281,7 @@ def test_things_that_are_no_longer_seen_are_not_learnt():
 
 
 def test_an_image_without_things_is_jittered_too():
-    image, _ = painted()
+    image, _ = paint_image()
     empty = Target(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), None)
     for target in (empty, empty._replace(masks=torch.zeros(0, 40, 60, dtype=torch.uint8))):
         assert jitter(image, target, 3)[1].boxes.shape == (0, 4)
@@ -296,7 +296,7 @@ def test_odd_sizes_fit(size):
         assert 1 <= min(sides) <= max(sides) <= 32
 
 
-def batches_of(split, steps, workers=0, rank=0, world_size=1):
+def read_batches(split, steps, workers=0, rank=0, world_size=1):
     config, options = replace(JITTER, workers=workers), {"rank": rank, "world_size": world_size}
     preprocessing = Preprocessing((0.5,) * 3, (0.3,) * 3, "bilinear")
     return list(jitter_batches(split, config, preprocessing, steps, **options, cuda=False))
@@ -304,12 +304,12 @@ def batches_of(split, steps, workers=0, rank=0, world_size=1):
 
 def test_batches_are_a_function_of_seed_epoch_and_index_alone(tmp_path):
     write_split(tmp_path, "train", count=5)
-    split = split_of(tmp_path)
-    whole = batches_of(split, range(4))
+    split = open_split(tmp_path)
+    whole = read_batches(split, range(4))
     torch.manual_seed(77)
     random.seed(77)
-    later = batches_of(split, range(2, 4), workers=1)
-    halves = [batches_of(split, range(4), rank=rank, world_size=2) for rank in (0, 1)]
+    later = read_batches(split, range(2, 4), workers=1)
+    halves = [read_batches(split, range(4), rank=rank, world_size=2) for rank in (0, 1)]
     for step in range(4):
         shared = [image for half in halves for image in half[step].images]
         assert len(shared) == 2
@@ -322,16 +322,16 @@ def test_batches_are_a_function_of_seed_epoch_and_index_alone(tmp_path):
 
 def test_an_unreadable_image_gives_way_to_another(tmp_path):
     write_split(tmp_path, "train", count=4)
-    split = split_of(tmp_path)
+    split = open_split(tmp_path)
     Path(split.path(2)).write_bytes(b"broken")
-    batches = batches_of(split, range(2))
+    batches = read_batches(split, range(2))
     assert all(batch.is_whole and len(batch.images) == 2 for batch in batches)
     assert {skip.path for batch in batches for skip in batch.skipped} == {split.path(2)}
 
 
 def test_test_images_are_fitted_and_remember_their_size(tmp_path):
     write_split(tmp_path, "val", count=5)
-    split = split_of(tmp_path, "val")
+    split = open_split(tmp_path, "val")
     Path(split.path(3)).write_bytes(b"broken")
     read = partial(read_fitted, split, 32, "bicubic")
     for batch_size in (1, 2):
@@ -349,24 +349,24 @@ def test_test_images_are_fitted_and_remember_their_size(tmp_path):
 
 def test_a_target_has_what_the_file_says(tmp_path):
     content = write_split(tmp_path, "train", count=1)
-    _, target = read_annotated(split_of(tmp_path), 0)
+    _, target = read_annotated(open_split(tmp_path), 0)
     x, y, w, h = content["annotations"][0]["bbox"]
     assert target.boxes[0].tolist() == [x, y, x + w, y + h]
     assert target.masks[0].sum() == w * h
-    assert read_annotated(split_of(tmp_path, with_masks=False), 0)[1].masks is None
+    assert read_annotated(open_split(tmp_path, with_masks=False), 0)[1].masks is None
 
 
 # Figures
 
 
-def truth_of(folder: Path) -> dict:
+def true_boxes(folder: Path) -> dict:
     write_split(folder, "val", count=4)
-    return split_of(folder, "val").annotations
+    return open_split(folder, "val").annotations
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
 def test_the_truth_is_perfect_and_nothing_is_worthless(tmp_path, kind):
-    truth = truth_of(tmp_path)
+    truth = true_boxes(tmp_path)
     before = copy.deepcopy(truth)
     best = average_precision(truth, perfect_detections(truth), kind)
     assert tuple(best.figures) == NAMES
