@@ -82,7 +82,7 @@ def save_segmenter(job: SegmentJob, folder: Path) -> None:
         else [],
     }
     saved_model.save_model(folder, "segment", facts, job.model)
-    # The segmenter has trained this very encoder, so other commands can go on with it.
+    # The segmenter trains this encoder in place, so other commands can start from its weights.
     encoders.save_encoder(folder, job.opened)
 
 
