@@ -26,7 +26,7 @@ from mvmae.evaluation import knn, probe, probe_mae, shared
 from mvmae.evaluation.shared import Candidate, Setting
 from mvmae.method import pretrain
 from mvmae.method.preflight.resolve_config import fill_from_run, resolve_config
-from mvmae.storage import atomic, metrics_file, results, run_folder
+from mvmae.storage import atomic, results, run_folder
 from mvmae.terminal import Bar
 from mvmae.training import precision, run_checkpoints
 
@@ -37,17 +37,18 @@ NUM_COMPONENTS = 64  # principal components of pixels, a baseline without an enc
 
 
 def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
-    """How far the training of a cell has come.
+    """How far the training of a cell has come; a control needs none.
 
     Args:
-        cell: A cell that is trained.
+        cell: To look at.
         fingerprint: Of the training images. None: accept any images.
 
     Raises:
         UserError: Its folder holds a run with other settings or images, or other files.
     """
     folder, config = cell.folder, cell.config
-    assert config is not None
+    if config is None:
+        return "trained"
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, but {cell.name} needs a folder: choose another --out")
     if not run_folder.is_run(folder):
@@ -76,35 +77,20 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
     return "trained" if is_complete else "begun"
 
 
-def num_training_images(cell: Cell) -> int | None:
-    """Number of images that a cell is trained on; None before training."""
-    return atomic.read_object(cell.folder / "environment.json").get("num_images")
-
-
-def training_seconds(cell: Cell) -> float | None:
-    """Wall time of a cell's training, summed over resumptions; None if it is not complete."""
-    if training_progress(cell) != "trained":
-        return None
-    records = metrics_file.read(cell.folder)
-    return records[-1].get("seconds") if records else None
-
-
 def train(cell: Cell) -> int:
     """Begin or resume the training of a cell.
 
     Returns:
         The exit status of `pretrain`.
     """
-    assert cell.config is not None
-    match training_progress(cell):
-        case "trained":
-            return 0
-        case "new":
-            shutil.rmtree(cell.folder, ignore_errors=True)  # left by a run killed at its start
-            return pretrain.run(cell.config)
-        case _:
-            is_saved = run_checkpoints.has_checkpoint(cell.folder)
-            return pretrain.run(replace(cell.config, resume=is_saved, overwrite=not is_saved))
+    progress = training_progress(cell)
+    if cell.config is None or progress == "trained":
+        return 0
+    if progress == "new":
+        shutil.rmtree(cell.folder, ignore_errors=True)  # left by a run killed at its start
+        return pretrain.run(cell.config)
+    is_saved = run_checkpoints.has_checkpoint(cell.folder)
+    return pretrain.run(replace(cell.config, resume=is_saved, overwrite=not is_saved))
 
 
 def evaluation_configs(cell: Cell, config: AblateConfig) -> list[EvaluationConfig]:
@@ -160,9 +146,14 @@ def _deciding_options(config: dict[str, Any]) -> dict[str, Any]:
 
 def is_done(cell: Cell, config: AblateConfig, images: str | None = None) -> bool:
     """Whether a cell is trained and evaluated."""
-    if cell.config is not None and training_progress(cell) != "trained":
-        return False
-    return all(find_result(cell, one, images) for one in evaluation_configs(cell, config))
+    return training_progress(cell) == "trained" and all(
+        find_result(cell, one, images) for one in evaluation_configs(cell, config)
+    )
+
+
+def unfinished(plan: Plan, images: str) -> list[Cell]:
+    """Cells that are not trained and evaluated on these images, in the order of work."""
+    return [cell for cell in plan.cells() if not is_done(cell, plan.config, images)]
 
 
 def evaluate(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
@@ -177,25 +168,20 @@ def evaluate(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
     Returns:
         0; 130 or 143 if MAE's probe was stopped by SIGINT or SIGTERM, with its state saved.
     """
-    configs = evaluation_configs(cell, plan.config)
-    missing = [config for config in configs if not find_result(cell, config, images)]
-    if not missing:
-        return 0
+    missing = [
+        config
+        for config in evaluation_configs(cell, plan.config)
+        if not find_result(cell, config, images)
+    ]
     run_folder.make(cell.folder)
-    if cell.key == UNTRAINED and not (cell.folder / ENCODER_FILE).exists():
+    if missing and cell.key == UNTRAINED and not (cell.folder / ENCODER_FILE).exists():
         encoders.save_encoder(cell.folder, _untrained_encoder(cell, plan))
-    on_features: list[EvaluationConfig] = []
-    by_training: list[ProbeConfig] = []
-    for config in missing:
-        if isinstance(config, ProbeConfig) and config.protocol == "mae":
-            by_training.append(config)
-        else:
-            on_features.append(config)
+    on_features = [one for one in missing if getattr(one, "protocol", "cached") == "cached"]
     if on_features:
         _evaluate_features(cell, plan, data, on_features)
-    for config in by_training:
-        if status := probe_mae.run(config):
-            return status
+    for config in missing:
+        if isinstance(config, ProbeConfig) and config not in on_features:
+            return probe_mae.run(config)
     return 0
 
 
@@ -211,52 +197,45 @@ def _untrained_encoder(cell: Cell, plan: Plan) -> OpenedEncoder:
 def _evaluate_features(
     cell: Cell, plan: Plan, data: Labelled, configs: list[EvaluationConfig]
 ) -> None:
-    """Score features as `knn` and `probe` do, and write their results without printing them."""
-    setting = _open_setting(cell, plan, data, configs[0])
+    """Score features as `knn` and `probe` do, and write their results without printing them.
+
+    An encoder's features are computed once for all methods; pixels in the size of each method.
+    """
     methods = [
         knn.knn_method(config) if isinstance(config, KnnConfig) else probe.probe_method(config)
         for config in configs
     ]
-    sides = [method.pixel_side for method in methods]
-    for config, method, candidate in zip(
-        configs, methods, _candidates(cell, setting, configs[0], sides), strict=True
-    ):
+    first, on_pixels = configs[0], cell.key in SEEDLESS
+    setting = _pixel_setting(cell, plan, data) if on_pixels else shared.open_setting(first)
+    num_images = len(setting.data.train) + len(setting.data.test)
+    with Bar(num_images * (len(methods) if on_pixels else 1)) as bar:
+        bar.name(cell.name)
+        found = (
+            [shared.pixel_candidate(setting, one.pixel_side, first.workers, bar) for one in methods]
+            if on_pixels
+            else [shared.encoder_candidate(first, setting, str(cell.folder), setting.opened, bar)]
+            * len(methods)
+        )
+    for config, method, candidate in zip(configs, methods, found, strict=True):
+        assert candidate is not None  # it is None in other processes; here is only one
+        if cell.key == COMPONENTS:
+            candidate = _principal_components(candidate, NUM_COMPONENTS)
         rows, headline = shared.score_candidates([candidate], method, setting)
         assert headline is not None
         with terminal.output({"quiet"}):
             shared.report(config, setting, rows, headline, command=method.command, title="")
 
 
-def _open_setting(cell: Cell, plan: Plan, data: Labelled, config: EvaluationConfig) -> Setting:
-    """Open the setting of an evaluation; controls on pixels have no encoder to open."""
-    if cell.key not in SEEDLESS:
-        return shared.open_setting(config)
-    device = precision.choose_device(config.device)
-    placeholder = encoders.attach_preprocessing(
-        encoders.random_encoder(plan.recipe_config.model, 0), plan.recipe_config
-    )
+def _pixel_setting(cell: Cell, plan: Plan, data: Labelled) -> Setting:
+    """The setting of an evaluation of pixels, which reads no encoder: a random one takes its place.
+
+    That one gives the channels and the token's name, and is never run.
+    """
+    config = plan.recipe_config
+    opened = encoders.attach_preprocessing(encoders.random_encoder(config.model, 0), config)
+    device = precision.choose_device(plan.config.device)
     stamps = {"train": stamp(data.train), "test": stamp(data.test)}
-    return Setting(placeholder, data, "mean", cell.folder, device, time.perf_counter(), stamps, [])
-
-
-def _candidates(
-    cell: Cell, setting: Setting, config: EvaluationConfig, sides: list[int]
-) -> list[Candidate]:
-    """Compute the features for each method: an encoder's once, pixels in each method's size."""
-    num_images = len(setting.data.train) + len(setting.data.test)
-    on_pixels = cell.key in SEEDLESS
-    with Bar(num_images * (len(sides) if on_pixels else 1)) as bar:
-        bar.name(cell.name)
-        if on_pixels:
-            found = [shared.pixel_candidate(setting, side, config.workers, bar) for side in sides]
-        else:
-            one = shared.encoder_candidate(config, setting, str(cell.folder), setting.opened, bar)
-            found = [one] * len(sides)
-    computed = [candidate for candidate in found if candidate is not None]
-    assert len(computed) == len(sides)  # they are None in other processes; here is only one
-    if cell.key == COMPONENTS:
-        return [_principal_components(candidate, NUM_COMPONENTS) for candidate in computed]
-    return computed
+    return Setting(opened, data, "mean", cell.folder, device, time.perf_counter(), stamps, [])
 
 
 def _principal_components(candidate: Candidate, count: int) -> Candidate:

@@ -14,23 +14,20 @@ import matplotlib as mpl
 import numpy as np
 from jaxtyping import Shaped
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from mvmae.figures.text import drawable, shorten
+from mvmae.figures import charts
+from mvmae.figures.text import FAINT, INK, drawable, shorten
 
-OURS, PAPER, GRAY = "#0f766e", "#b45309", "#8a8f98"
-INK, FAINT, GRID, TINT = "#1f2933", "#66707a", "#e4e7eb", "#fdf6ec"
+OURS, PAPER, GRAY, TINT = "#0f766e", "#b45309", "#8a8f98", "#fdf6ec"
 PANEL = 3.5  # inches
 NOTE_LETTERS = 15.5  # per inch
 TEXT_SHARE = 0.6  # of the data's width, added at the right for figures as text
 MIN_RANGE = 1.0  # points of accuracy, so that no panel magnifies noise
-STYLE: dict[str, Any] = {
-    "font.size": 9,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "mvmae",  # the same table gives the same bytes
-}
+STYLE: dict[str, Any] = charts.STYLE | {"font.size": 9, "axes.ymargin": 0.05}
 
 
 class Row(NamedTuple):
@@ -109,7 +106,7 @@ def _add_text(figure: Figure, title: str, subtitle: str, note: str, width: float
 def _style(axes: Axes, name: str, colour: str) -> None:
     axes.set_title(name, fontsize=9.5, color=colour, loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(GRID)
+    axes.spines[["left", "bottom"]].set_color(charts.GRID)
     axes.tick_params(length=0, colors=INK)
     axes.set_axisbelow(True)
 
@@ -118,7 +115,7 @@ def _dots(axes: Axes, rows: Sequence[Row], key: str) -> None:
     """Draw a line for each row: its seeds, their mean, and the difference at the right."""
     low, high = _range(rows, key)
     for height, row in enumerate(rows):
-        values = row.scores.get(key, np.array([]))
+        values = row.scores[key]
         if not len(values):
             continue
         colour = OURS if row.is_trained else GRAY
@@ -133,9 +130,18 @@ def _dots(axes: Axes, rows: Sequence[Row], key: str) -> None:
             axes.scatter([mean], [height], s=44, color=face, edgecolor=colour, lw=1.8, zorder=3)
         if row.is_baseline:
             axes.axvline(mean, color=colour, lw=0.8, ls=(0, (2, 3)), zorder=0)
-        _add_figures(axes, height, f"{mean:.1f}", row, key)
+        difference = row.differences[key].replace("-", "\N{MINUS SIGN}")
+        for at, text in (
+            (0.79, f"{mean:.1f}"),
+            (1.0, "baseline" if row.is_baseline else difference),
+        ):
+            place = {"xycoords": ("axes fraction", "data"), "ha": "right"}
+            _write(axes, text, (at, height), FAINT if row.is_trained else GRAY, **place)
     _name_rows(axes, rows)
-    _leave_room(axes, low, high)
+    # The right third stays free for the figures, without ticks.
+    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
+    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
+    axes.set_xlim(low - 0.03 * (high - low), high + TEXT_SHARE * (high - low))
 
 
 def _deviation(values: Shaped[np.ndarray, " S"]) -> float:
@@ -162,7 +168,7 @@ def _range(rows: Sequence[Row], key: str) -> tuple[float, float]:
         [
             value
             for row in rows
-            if row.is_trained == is_trained and len(v := row.scores.get(key, np.array([])))
+            if row.is_trained == is_trained and len(v := row.scores[key])
             for sd in (_deviation(v),)
             for value in (v.mean() - sd, v.mean() + sd, v.min(), v.max())
         ]
@@ -178,29 +184,15 @@ def _range(rows: Sequence[Row], key: str) -> tuple[float, float]:
     return float(low - edge), float(high + edge)
 
 
-def _add_figures(axes: Axes, height: int, mean: str, row: Row, key: str) -> None:
-    """Write mean and difference in two columns at the right."""
-    difference = row.differences.get(key, "").replace("-", "\N{MINUS SIGN}")
-    for at, text in ((0.79, mean), (1.0, "baseline" if row.is_baseline else difference)):
-        colour = FAINT if row.is_trained else GRAY
-        _write(axes, text, (at, height), colour, xycoords=("axes fraction", "data"), ha="right")
-
-
-def _leave_room(axes: Axes, low: float, high: float) -> None:
-    """Keep the right third free for the figures, without ticks."""
-    ticks = MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low, high)
-    axes.set_xticks([tick for tick in ticks if low <= tick <= high])
-    axes.set_xlim(low - 0.03 * (high - low), high + TEXT_SHARE * (high - low))
+def _name_ticks(axis: Axis, rows: Sequence[Row], inches: float) -> None:
+    names = [shorten(drawable(row.name), inches, 9.0) for row in rows]
+    axis.set_ticks(range(len(rows)), names, parse_math=False)
 
 
 def _name_rows(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.set_yticks(
-        range(len(rows)),
-        [shorten(drawable(row.name), 2.2, 9.0) for row in rows],
-        parse_math=False,
-    )
+    _name_ticks(axes.yaxis, rows, inches=2.2)
     axes.set_ylim(len(rows) - 0.5, -0.7)
-    axes.grid(axis="x", color=GRID, lw=0.7)
+    axes.grid(axis="x", color=charts.GRID, lw=0.7)
     axes.spines["left"].set_visible(False)
 
 
@@ -223,7 +215,7 @@ def _paper_dots(axes: Axes, rows: Sequence[Row]) -> None:
 def _curve(axes: Axes, rows: Sequence[Row], key: str) -> None:
     """Draw the rows from left to right at even distances, and the controls as levels."""
     trained = [row for row in rows if row.is_trained]
-    known = [(at, row) for at, row in enumerate(trained) if len(row.scores.get(key, ()))]
+    known = [(at, row) for at, row in enumerate(trained) if len(row.scores[key])]
     means = [row.scores[key].mean() for _, row in known]
     sds = [_deviation(row.scores[key]) for _, row in known]
     positions = [at for at, _ in known]
@@ -244,7 +236,7 @@ def _levels(axes: Axes, rows: Sequence[Row], key: str) -> None:
     room = 0.8 * (high - low)
     texts = []
     for row, dashes in zip([row for row in rows if not row.is_trained], ("--", ":"), strict=False):
-        if not len(values := row.scores.get(key, np.array([]))):
+        if not len(values := row.scores[key]):
             continue
         level = values.mean()
         texts.append(f"{row.name} {level:.1f}")
@@ -257,13 +249,9 @@ def _levels(axes: Axes, rows: Sequence[Row], key: str) -> None:
 
 
 def _name_values(axes: Axes, rows: Sequence[Row]) -> None:
-    axes.set_xticks(
-        range(len(rows)),
-        [shorten(drawable(row.name), 0.9, 9.0) for row in rows],
-        parse_math=False,
-    )
+    _name_ticks(axes.xaxis, rows, inches=0.9)
     axes.set_xlim(-0.4, len(rows) - 0.6)
-    axes.grid(axis="y", color=GRID, lw=0.7)
+    axes.grid(axis="y", color=charts.GRID, lw=0.7)
 
 
 def _paper_curve(axes: Axes, rows: Sequence[Row]) -> None:

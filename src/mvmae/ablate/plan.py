@@ -6,15 +6,16 @@ import itertools
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from mvmae import recipes
-from mvmae.ablate.tables import ABLATIONS, BASE, Ablation, Arm, Change, unchanged
+from mvmae.ablate.tables import ABLATIONS, BASE, Ablation, Arm, keep
 from mvmae.config import files
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.files import from_json, read_json, to_plain
@@ -67,7 +68,7 @@ class Plan(NamedTuple):
         """Name of the table and its files; a grid's lists its values, as grids share a folder."""
         if self.config.table != GRID:
             return self.config.table
-        values = (part for words in _varied(self.config) for part in words)
+        values = (part for words in _varied_fields(self.config) for part in words)
         return slug("-".join([GRID, *values]))
 
     @property
@@ -78,6 +79,10 @@ class Plan(NamedTuple):
     def trained(self) -> list[Cell]:
         """The cells to train: all rows of a seed before the next seed."""
         return [_cell(self.config, row, seed) for seed in self.config.seeds for row in self.rows]
+
+    def cells(self) -> list[Cell]:
+        """All cells in the order of work: controls first, because they take little time."""
+        return [*self.controls(), *self.trained()]
 
     def controls(self) -> list[Cell]:
         """The cells that any encoder must beat: pixels, and the recipe's encoder untrained."""
@@ -101,7 +106,13 @@ def make_plan(config: AblateConfig) -> Plan:
     Raises:
         UserError: The table, recipe, field or baseline is unknown, or a row is invalid.
     """
-    ablation = _grid(config) if config.table == GRID else _named(config.table)
+    known = (*ABLATIONS, GRID)
+    if config.table not in known:
+        raise UserError(
+            f"unknown table '{config.table}'{nearest(config.table, known)} "
+            f"(tables: {', '.join(known)})"
+        )
+    ablation = _grid(config) if config.table == GRID else ABLATIONS[config.table]
     name, recipe = load_recipe(config)
     fixed = {words[0]: words[1] for words in config.set if len(words) == 2}
     recipe = with_values(recipe, fixed) if fixed else recipe
@@ -118,7 +129,7 @@ def make_plan(config: AblateConfig) -> Plan:
     rows = _rows(config, ablation, recipe)
     baseline = _baseline(config, ablation, rows)
     if baseline == BASE and all(row.arm.key != BASE for row in rows):
-        rows.insert(0, Row(Arm(BASE, "as the recipe", unchanged), recipe))
+        rows.insert(0, Row(Arm(BASE, "as the recipe", keep), recipe))
     _require_few_runs(len(rows), config)
     return Plan(config, name, recipe, ablation, tuple(rows), baseline)
 
@@ -158,9 +169,9 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         UserError: A field is unknown or not for --set, or a value has the wrong type.
     """
     plain = to_plain(config)
-    known = list(_field_names(plain))
+    known = list(flatten(plain))
     for name, word in words.items():
-        dotted = _dotted(name)
+        dotted = _field_name(name)
         if dotted not in known:
             hint = nearest(dotted, known).replace("_", "-")
             raise UserError(f"--set {name}: pretrain has no field of this name{hint}")
@@ -174,7 +185,7 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         for group in groups:
             fields_of_group = fields_of_group[group]
         fields_of_group[last] = _parse(word, like=fields_of_group[last])
-    if "warmup_epochs" not in map(_dotted, words) and isinstance(plain["epochs"], int):
+    if "warmup_epochs" not in map(_field_name, words) and isinstance(plain["epochs"], int):
         plain["warmup_epochs"] = recipes.warmup_for(config, plain["epochs"])
     try:
         return from_json(json.dumps(plain), PretrainConfig, source="it")
@@ -183,13 +194,16 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
         blamed = {
             name: word
             for name, word in words.items()
-            if _dotted(name).rpartition(".")[2] in message
+            if _field_name(name).rpartition(".")[2] in message
         }
         given = " ".join(f"--set {name} {word}" for name, word in (blamed or words).items())
-        raise UserError(f"{given}: {_simplify(re.sub(r' @ it[^;]*', '', message))}") from error
+        for pattern, simpler in SIMPLER:
+            message = re.sub(pattern, simpler, message)
+        raise UserError(f"{given}: {message}") from error
 
 
-SIMPLER = (  # messages of the JSON reader, which name Python's types
+SIMPLER = (  # messages of the JSON reader, which name places in a file and Python's types
+    (r" @ it[^;]*", ""),
     (
         r"a value is not Literal \((.*?) not in literal typing\.Literal\[(.*?)\]\)",
         r"\1 is not one of \2",
@@ -202,24 +216,18 @@ SIMPLER = (  # messages of the JSON reader, which name Python's types
 )
 
 
-def _simplify(message: str) -> str:
-    for pattern, words in SIMPLER:
-        message = re.sub(pattern, words, message)
-    return message
-
-
-def _dotted(name: str) -> str:
+def _field_name(name: str) -> str:
     """The field's name in the code."""
     return name.lstrip("-").replace("-", "_")
 
 
-def _field_names(plain: dict[str, Any]) -> Iterator[str]:
-    """Names of all fields, `model.mask_ratio` for one in a group."""
+def flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Options by their dotted names, such as `model.mask_ratio` for one in a group."""
+    flat: dict[str, Any] = {}
     for name, value in plain.items():
-        if isinstance(value, dict):
-            yield from (f"{name}.{rest}" for rest in _field_names(value))
-        else:
-            yield name
+        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        flat |= {prefix + name: value} if inner is None else inner
+    return flat
 
 
 def _parse(word: str, *, like: Any = None) -> Any:
@@ -238,23 +246,14 @@ def _parse(word: str, *, like: Any = None) -> Any:
         return word
 
 
-def _named(table: str) -> Ablation:
-    if table not in ABLATIONS:
-        known = (*ABLATIONS, GRID)
-        raise UserError(
-            f"unknown table '{table}'{nearest(table, known)} (tables: {', '.join(known)})"
-        )
-    return ABLATIONS[table]
-
-
-def _varied(config: AblateConfig) -> list[tuple[str, ...]]:
+def _varied_fields(config: AblateConfig) -> list[tuple[str, ...]]:
     """Fields of a grid, each followed by its values."""
     return [words for words in config.set if len(words) > 2]
 
 
 def _grid(config: AblateConfig) -> Ablation:
     """Build a table of all combinations of the values."""
-    varied = _varied(config)
+    varied = _varied_fields(config)
     _require_few_runs(math.prod(len(words) - 1 for words in varied), config)
     names = [words[0].lstrip("-").replace("_", "-") for words in varied]
     short = [name.rpartition(".")[2] for name in names]
@@ -264,15 +263,10 @@ def _grid(config: AblateConfig) -> Ablation:
         named = [f"{name} {value}" for name, value in zip(shown, values, strict=True)]
         key = slug("-".join(named))
         key = key if key not in arms else f"{key}-{len(arms)}"
-        change = _combination(names, values)
-        alone = len(varied) == 1
-        arms[key] = Arm(key, values[0] if alone else ", ".join(named), change)
+        change = partial(with_values, words=dict(zip(names, values, strict=True)))
+        arms[key] = Arm(key, values[0] if len(varied) == 1 else ", ".join(named), change)
     axis = shown[0] if len(shown) == 1 else ""
     return Ablation(" x ".join(names), "", tuple(arms.values()), axis=axis)
-
-
-def _combination(names: Sequence[str], values: Sequence[str]) -> Change:
-    return lambda config: with_values(config, dict(zip(names, values, strict=True)))
 
 
 def _rows(config: AblateConfig, ablation: Ablation, base: PretrainConfig) -> list[Row]:

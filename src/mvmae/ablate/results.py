@@ -8,15 +8,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mvmae.ablate import cells
-from mvmae.ablate.plan import SEEDLESS, Cell, Plan
+from mvmae.ablate.plan import SEEDLESS, Plan, flatten
 from mvmae.config.files import to_plain
 from mvmae.errors import UserError
-from mvmae.metrics.accuracy import (
-    Difference,
-    Spread,
-    paired_difference,
-    spread_over_seeds,
-)
+from mvmae.metrics.accuracy import Difference, Spread, paired_difference, spread_over_seeds
+from mvmae.storage import atomic, metrics_file
 
 
 class Score(NamedTuple):
@@ -103,16 +99,19 @@ def gather(plan: Plan, images: str | None = None) -> Results:
     seconds: dict[str, dict[int, float]] = {}
     for cell in [*plan.trained(), *plan.controls()]:
         own = scores.setdefault(cell.key, {})
-        found = _results(cell, plan, images)
-        if None in found.values():
-            missing.append(cell.folder.name)
-        for command, result in found.items():
+        is_trained = cells.training_progress(cell) == "trained"
+        for config in cells.evaluation_configs(cell, plan.config):
+            result = cells.find_result(cell, config, images) if is_trained else None
             if result is not None:
+                command = cells.command_name(config)
                 own.setdefault(command, {})[cell.seed] = result["headline"]["top1"]
                 facts[result["data"]["fingerprint"]] = result["data"]
-        if cell.config is not None and (count := cells.num_training_images(cell)):
+            elif cell.folder.name not in missing:
+                missing.append(cell.folder.name)
+        if count := atomic.read_object(cell.folder / "environment.json").get("num_images"):
             num_images[cell.key] = count
-        if cell.config is not None and (time := cells.training_seconds(cell)) is not None:
+        records = metrics_file.read(cell.folder) if cell.config and is_trained else []
+        if records and (time := records[-1].get("seconds")) is not None:
             seconds.setdefault(cell.key, {})[cell.seed] = time
     if len(facts) > 1:
         raise UserError(
@@ -124,28 +123,18 @@ def gather(plan: Plan, images: str | None = None) -> Results:
     return Results(lines, baseline, missing, next(iter(facts.values()), {}))
 
 
-def _results(cell: Cell, plan: Plan, images: str | None) -> dict[str, dict[str, Any] | None]:
-    """A cell's results by command; None for one that is missing."""
-    configs = cells.evaluation_configs(cell, plan.config)
-    if cell.config is not None and cells.training_progress(cell) != "trained":
-        return {cells.command_name(config): None for config in configs}
-    return {
-        cells.command_name(config): cells.find_result(cell, config, images) for config in configs
-    }
-
-
 def _lines(
     plan: Plan,
     scores: Mapping[str, SeedScores],
     num_images: Mapping[str, int],
     seconds: Mapping[str, dict[int, float]],
 ) -> list[Line]:
-    base, lines = _flatten(to_plain(plan.baseline_config)), []
+    base, lines = flatten(to_plain(plan.baseline_config)), []
     for arm, config in plan.rows:
         per_epoch = num_images[arm.key] // config.batch_size if arm.key in num_images else None
         steps = per_epoch * config.epochs if per_epoch else None
         views = steps * config.batch_size * config.views.num_views if steps else None
-        own = _flatten(to_plain(config))
+        own = flatten(to_plain(config))
         settings = {name: value for name, value in own.items() if value != base[name]}
         times, compared = seconds.get(arm.key, {}), _compare(plan, scores, arm.key)
         lines.append(Line(arm.key, arm.name, arm.paper, views, steps, settings, times, compared))
@@ -172,16 +161,6 @@ def _compare(plan: Plan, scores: Mapping[str, SeedScores], key: str) -> dict[str
             difference = paired_difference(ours, theirs)
         compared[command] = Score(own, spread, difference)
     return compared
-
-
-def _flatten(plain: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in plain.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def baseline_name(plan: Plan) -> str:

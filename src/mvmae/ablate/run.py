@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import shlex
 import signal
-from typing import Any
 
 from mvmae import terminal
-from mvmae.ablate import cells, jobs, results, summary, work
+from mvmae.ablate import cells, results, summary, work
 from mvmae.ablate.plan import LOCKS, Plan, command_line, make_plan
 from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Inputs, Outcome
@@ -31,7 +30,16 @@ def run(config: AblateConfig) -> int:
     """
     if config.list:
         terminal.people().print(list_tables())
-        terminal.emit("result", {"command": "ablate", "tables": tables_as_json()})
+        tables = {
+            name: {
+                "varies": ablation.varies,
+                "rows": {arm.name: arm.paper for arm in ablation.arms},
+                "says": ablation.says,
+                "source": ablation.source,
+            }
+            for name, ablation in ABLATIONS.items()
+        }
+        terminal.emit("result", {"command": "ablate", "tables": tables})
         return 0
     if distributed.announced_world_size() > 1:
         raise UserError(
@@ -54,8 +62,8 @@ def run(config: AblateConfig) -> int:
     introduce(plan, inputs)
     with Interrupt(at_once=True) as interrupt:  # training has its own while it runs
         try:
-            parallel = config.jobs > 1
-            outcome = jobs.run_jobs(plan, inputs) if parallel else work.do_cells(plan, inputs)
+            do = work.run_jobs if config.jobs > 1 else work.do_cells
+            outcome = do(plan, inputs)
         except KeyboardInterrupt:
             outcome = Outcome(exit_status(interrupt.signal or signal.SIGINT), {}, [])
     if outcome.status:
@@ -73,14 +81,13 @@ def run(config: AblateConfig) -> int:
 def introduce(plan: Plan, inputs: Inputs) -> None:
     """Print what is about to run."""
     config = plan.config
-    every = [*plan.trained(), *plan.controls()]
-    done = sum(cells.is_done(cell, config, inputs.labelled_fingerprint) for cell in every)
+    count, left = len(plan.cells()), len(cells.unfinished(plan, inputs.labelled_fingerprint))
     console = terminal.people()
     console.print(f"{config.table}: {plan.ablation.varies}")
     console.print(
         f"{counted(len(plan.rows), 'row')} x {counted(len(config.seeds), 'seed')} of recipe "
-        f"{plan.recipe}, compared with '{results.baseline_name(plan)}'; {done} of {len(every)} are "
-        f"done, including raw pixels and untrained encoders -> {config.folder}"
+        f"{plan.recipe}, compared with '{results.baseline_name(plan)}'; {count - left} of {count} "
+        f"are done, including raw pixels and untrained encoders -> {config.folder}"
     )
 
 
@@ -104,19 +111,6 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
     folders = [str(cell.folder) for cell in plan.trained() if cell.seed == config.seeds[0]]
     command = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
     terminal.people().print(f"Side by side: {command}")
-
-
-def tables_as_json() -> dict[str, Any]:
-    """Describe all tables for a program."""
-    return {
-        name: {
-            "varies": ablation.varies,
-            "rows": {arm.name: arm.paper for arm in ablation.arms},
-            "says": ablation.says,
-            "source": ablation.source,
-        }
-        for name, ablation in ABLATIONS.items()
-    }
 
 
 def list_tables() -> str:

@@ -22,19 +22,14 @@ from mvmae.ablate.plan import SEEDLESS, Plan, command_line
 from mvmae.ablate.results import Results, baseline_name, commands
 from mvmae.ablate.tables import PAPER
 from mvmae.config.files import to_plain
-from mvmae.metrics.accuracy import (
-    sampling_error,
-    significance_threshold,
-)
+from mvmae.metrics.accuracy import sampling_error, significance_threshold
 from mvmae.storage import atomic, run_folder
-from mvmae.storage.atomic import write_text, write_whole
+from mvmae.storage.atomic import write_bytes, write_text
 from mvmae.training import precision
 
 FILE_ONLY = {"views", "steps", "time", "seeds"}  # columns that do not fit a terminal
 
 NO_SPREAD = {"mean": None, "sd": None, "count": 0}
-
-"""Top-1 in percent, by command and seed."""
 
 
 def write(plan: Plan, results: Results) -> Path:
@@ -59,10 +54,7 @@ def write(plan: Plan, results: Results) -> Path:
     written = f"{file}, {name}.md"
     if not results.is_empty:
         for kind in ("png", "svg"):
-            picture = draw(plan, results, kind)
-            write_whole(
-                folder / f"{name}.{kind}", lambda stream, content=picture: stream.write(content)
-            )
+            write_bytes(folder / f"{name}.{kind}", draw(plan, results, kind))
         written += f", {name}.png, {name}.svg"
     console.print(f"written: {written}")
     terminal.emit("result", {"command": "ablate", "file": str(file)} | content)

@@ -12,7 +12,13 @@ from typing import Any, NamedTuple
 
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.recipes.paper import DECODERS, LAMBDAS, MASKS, TABLE_6
-from mvmae.recipes.pretrain import as_mae, with_one_target, without_contrast, without_reconstruction
+from mvmae.recipes.pretrain import (
+    as_mae,
+    with_group,
+    with_one_target,
+    without_contrast,
+    without_reconstruction,
+)
 
 BASE = "base"  # key of the row that is the recipe itself
 PAPER = "paper, not ours: ImageNet-1K, ViT-B/16, fine-tuned, top-1 in %"
@@ -57,24 +63,12 @@ class Ablation(NamedTuple):
     """Name of the quantity that the rows' names are values of; empty if they are words."""
 
 
-def with_fields(config: PretrainConfig, changed: dict[str, Any]) -> PretrainConfig:
-    """Change some fields of a config, at most one group deep: `model.mask_ratio`."""
-    groups: dict[str, dict[str, Any]] = {}
-    own: dict[str, Any] = {}
-    for name, value in changed.items():
-        group, _, field = name.rpartition(".")
-        (groups.setdefault(group, {}) if group else own)[field] = value
-    inner = {name: replace(getattr(config, name), **values) for name, values in groups.items()}
-    return replace(config, **inner, **own)
+def change(group: str, **changed: Any) -> Change:
+    """A change of options in one group of the config: `model`, `views` or `objective`."""
+    return lambda config: with_group(config, group, **changed)
 
 
-def change_fields(**changed: Any) -> Change:
-    """A change of fields, with `__` in place of the dot."""
-    named = {name.replace("__", "."): value for name, value in changed.items()}
-    return lambda config: with_fields(config, named)
-
-
-def unchanged(config: PretrainConfig) -> PretrainConfig:
+def keep(config: PretrainConfig) -> PretrainConfig:
     """The recipe itself."""
     return config
 
@@ -101,13 +95,13 @@ def with_lambda(weight: float) -> Change:
     """Set the weight of the contrastive loss; at 0, remove the projection head as well."""
     if weight == 0:
         return without_contrast
-    return change_fields(objective__contrastive_weight=weight)
+    return change("objective", contrastive_weight=weight)
 
 
-def _arms(kind: str, change: Callable[[Any], Change], values: dict[Any, float | None]) -> tuple:
+def _arms(kind: str, changes: Callable[[Any], Change], values: dict[Any, float | None]) -> tuple:
     """Build a row for each value, with the paper's figure."""
     return tuple(
-        Arm(f"{kind}-{value:g}", f"{value:g}", change(value), paper)
+        Arm(f"{kind}-{value:g}", f"{value:g}", changes(value), paper)
         for value, paper in values.items()
     )
 
@@ -121,7 +115,7 @@ ABLATIONS: dict[str, Ablation] = {
     "table5-mask": Ablation(
         "The share of masked patches.",
         "80 % is best, by 0.02 points; 50 to 90 % are within 0.16 points, 95 % is a point lower.",
-        _arms("mask", lambda value: change_fields(model__mask_ratio=value), MASK),
+        _arms("mask", lambda value: change("model", mask_ratio=value), MASK),
         source="Table 5, column Mask Ratio",
         axis="mask ratio",
     ),
@@ -135,7 +129,7 @@ ABLATIONS: dict[str, Ablation] = {
     "table5-decoder": Ablation(
         "The number of decoder blocks.",
         "4 and 8 are best and equal; 1 costs 5 points.",
-        _arms("decoder", lambda value: change_fields(model__decoder_depth=value), DECODER),
+        _arms("decoder", lambda value: change("model", decoder_depth=value), DECODER),
         source="Table 5, column Decoder Depth",
         axis="decoder blocks",
     ),
@@ -144,7 +138,7 @@ ABLATIONS: dict[str, Ablation] = {
         "All components together are best: 1.23 points above one target, 4.76 above no contrast, "
         "2.61 above MAE with equal epochs, which has seen half the views.",
         (
-            Arm(BASE, "the method", unchanged, TABLE_6["ours"]),
+            Arm(BASE, "the method", keep, TABLE_6["ours"]),
             Arm("one-target", "one target", with_one_target, TABLE_6["one target"]),
             Arm("no-contrast", "no contrast", without_contrast, TABLE_6["no contrast"]),
             Arm("contrast-only", "contrast only", without_reconstruction),
@@ -158,7 +152,7 @@ ABLATIONS: dict[str, Ablation] = {
         "One or two views per image, with and without contrast, at equal views and equal steps.",
         "No figures at equal views: its MAE row has equal epochs and therefore half the views.",
         (
-            Arm(BASE, "the method", unchanged),
+            Arm(BASE, "the method", keep),
             Arm("no-contrast", "two views, no contrast", without_contrast),
             Arm("mae", "one view, equal views", as_mae),
             Arm("mae-steps", "one view, equal steps", mae_with_equal_steps),
@@ -169,19 +163,19 @@ ABLATIONS: dict[str, Ablation] = {
     "latent": Ablation(
         "The latent that is contrasted and evaluated: mean of patch tokens, or class token.",
         "Nothing: it does not say which token.",
-        tuple(Arm(f"latent-{v}", v, change_fields(model__latent=v)) for v in ("mean", "cls")),
+        tuple(Arm(f"latent-{v}", v, change("model", latent=v)) for v in ("mean", "cls")),
     ),
     "head": Ablation(
         "The projection head before the contrastive loss: none, or an MLP.",
         "It uses no head and reports no comparison.",
-        tuple(Arm(f"head-{v}", v, change_fields(model__head=v)) for v in ("none", "mlp")),
+        tuple(Arm(f"head-{v}", v, change("model", head=v)) for v in ("none", "mlp")),
     ),
     "temperature": Ablation(
         "The temperature of the contrastive loss.",
         "It uses 0.07 and reports no comparison.",
         _arms(
             "tau",
-            lambda value: change_fields(objective__temperature=value),
+            lambda value: change("objective", temperature=value),
             dict.fromkeys((0.05, 0.07, 0.1, 0.2, 0.5)),
         ),
         axis="temperature",
@@ -190,8 +184,8 @@ ABLATIONS: dict[str, Ablation] = {
         "Whether each target patch is normalised by its own mean and variance.",
         "Nothing.",
         (
-            Arm("normalised", "normalised", change_fields(objective__normalize_targets=True)),
-            Arm("plain", "plain pixels", change_fields(objective__normalize_targets=False)),
+            Arm("normalised", "normalised", change("objective", normalize_targets=True)),
+            Arm("plain", "plain pixels", change("objective", normalize_targets=False)),
         ),
     ),
 }

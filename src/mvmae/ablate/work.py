@@ -1,15 +1,26 @@
-"""Train and evaluate the cells of a table in turn, while other processes may do the same."""
+"""Train and evaluate the cells of a table: in turn, or shared among processes on one machine.
+
+Processes share cells by locks alone, so commands started elsewhere on the same folder join in.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import NamedTuple
+
+import torch
 
 from mvmae import terminal
 from mvmae.ablate import cells
 from mvmae.ablate.plan import LOCKS, SEEDLESS, Cell, Plan
+from mvmae.config.files import arguments
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.detect_kind import ImageKind, detect_kind, require_channels
 from mvmae.data.sources.base import Source, plain_channels
@@ -22,6 +33,9 @@ from mvmae.method.knn_while_training import open_eval_data
 from mvmae.method.pretrain import make_plan
 from mvmae.storage import results, run_folder
 from mvmae.storage.lock import try_lock
+
+POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0  # time for a stopped process to save its state
 
 
 class Inputs(NamedTuple):
@@ -87,8 +101,7 @@ def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> 
 def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
     """Train and evaluate every cell that is neither done nor being run by another process."""
     config = plan.config
-    every = [*plan.controls(), *plan.trained()]
-    todo = [cell for cell in every if not cells.is_done(cell, config, inputs.labelled_fingerprint)]
+    every, todo = plan.cells(), cells.unfinished(plan, inputs.labelled_fingerprint)
     failed: dict[str, str] = {}
     elsewhere: list[str] = []
     clock = Clock(todo)
@@ -116,7 +129,7 @@ def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
 
 def _run_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str) -> int:
     """Train and evaluate one cell."""
-    if cell.config is not None and cells.training_progress(cell) != "trained":
+    if cells.training_progress(cell) != "trained":
         terminal.people().print(f"\n{position} {cell.name}, seed {cell.seed}", style="bold")
         if status := cells.train(cell):
             return status
@@ -141,7 +154,11 @@ class Clock:
     """Estimate the time left from the views that cells have seen and still have to see."""
 
     def __init__(self, todo: Sequence[Cell]) -> None:
-        self.left = {cell.folder: _epochs_of_views(cell) for cell in todo}
+        # Controls count nothing, because they take little time.
+        self.left = {
+            cell.folder: cell.config.epochs * cell.config.views.num_views if cell.config else 0
+            for cell in todo
+        }
         self.done, self.seconds, self.began = 0, 0.0, time.perf_counter()
 
     def left_after(self, cell: Cell) -> str:
@@ -155,6 +172,69 @@ class Clock:
         return f"; about {terminal.clock(self.seconds / self.done * left)} left"
 
 
-def _epochs_of_views(cell: Cell) -> int:
-    """Views of each image over a cell's training; none for controls, which take little time."""
-    return cell.config.epochs * cell.config.views.num_views if cell.config else 0
+def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
+    """Start the processes, print the cells that they finish, and wait for all of them.
+
+    Raises:
+        KeyboardInterrupt: The command was stopped; so were the processes, with their states saved.
+    """
+    folder = plan.config.folder / LOCKS
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = [folder / f"job-{number}.log" for number in range(plan.config.jobs)]
+    terminal.people().print(f"{len(logs)} processes; their output: {folder}/job-*.log")
+    started = [_start(plan, number, log) for number, log in enumerate(logs)]
+    try:
+        _wait(plan, inputs, started)
+    except KeyboardInterrupt:
+        for process in started:
+            process.terminate()
+        until = time.monotonic() + STOP_SECONDS
+        for process in started:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            process.kill()  # in case it hangs; its last checkpoint is complete
+        raise
+    failed = {}
+    for log, process in zip(logs, started, strict=True):
+        if process.returncode == 2:
+            lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+            failed[log.stem] = lines[-1].removeprefix("mvmae: ") if lines else f"see {log}"
+        elif process.returncode:
+            raise RuntimeError(f"a process ended with status {process.returncode}: see {log}")
+    return Outcome(0, failed, [])
+
+
+def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
+    """Start one process with its share of the cores and, if there are GPUs, one of them."""
+    config = plan.config
+    environment = os.environ | {"MVMAE_OUTPUT": "plain"}
+    environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // config.jobs)))
+    if count := torch.cuda.device_count() if config.device != "cpu" else 0:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        environment["CUDA_VISIBLE_DEVICES"] = visible.split(",")[number % count]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "mvmae", "ablate", *arguments(replace(config, jobs=1))],
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            start_new_session=True,  # Ctrl-C reaches this process alone, which passes it on once
+        )
+
+
+def _wait(plan: Plan, inputs: Inputs, started: list[subprocess.Popen[bytes]]) -> None:
+    """Print each cell that is done, until all processes have ended."""
+    every, left = plan.cells(), cells.unfinished(plan, inputs.labelled_fingerprint)
+    while True:
+        ended = all(process.poll() is not None for process in started)
+        for cell in left.copy():
+            if not cells.is_done(cell, plan.config, inputs.labelled_fingerprint):
+                continue
+            left.remove(cell)
+            terminal.people().print(
+                f"[{len(every) - len(left)}/{len(every)}] {cell.folder.name} is done"
+            )
+        if ended:
+            return
+        time.sleep(POLL_SECONDS)

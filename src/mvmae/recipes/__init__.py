@@ -53,18 +53,15 @@ def named(command: str, name: str) -> Any:
         )
     config = known[base].config
     for variant in variants:
-        config = _vary(config, variant)
+        from mvmae.recipes.pretrain import VARIANTS
+
+        if variant not in VARIANTS:
+            raise UserError(
+                f"no variant '{variant}'{nearest(variant, VARIANTS)} "
+                f"(there are: {', '.join(VARIANTS)})"
+            )
+        config = VARIANTS[variant](config)
     return config
-
-
-def _vary(config: Any, name: str) -> Any:
-    from mvmae.recipes.pretrain import VARIANTS
-
-    if name not in VARIANTS:
-        raise UserError(
-            f"no variant '{name}'{nearest(name, VARIANTS)} (there are: {', '.join(VARIANTS)})"
-        )
-    return VARIANTS[name](config)
 
 
 def warmup_for(config: Any, epochs: int) -> float:

@@ -103,16 +103,13 @@ ROWS: tuple[Row, ...] = (
         _pretrained(f"Table 5, decoder of {v}", f"decoder-{v}", f"{top1:.2f} {FINE}", gflop, 200)
         for v, (top1, gflop) in DECODERS.items()
     ),
-    _pretrained("Table 6, the method", "ablation", f"{TABLE_6['ours']:.2f} {FINE}", TWO_VIEWS, 200),
-    _pretrained(
-        "Table 6, one target", "one-target", f"{TABLE_6['one target']:.2f} {FINE}", TWO_VIEWS, 200
-    ),
-    _pretrained(
-        "Table 6, no contrast",
-        "no-contrast",
-        f"{TABLE_6['no contrast']:.2f} {FINE}",
-        TWO_VIEWS,
-        200,
+    *(
+        _pretrained(f"Table 6, {name}", recipe, f"{TABLE_6[key]:.2f} {FINE}", TWO_VIEWS, 200)
+        for name, recipe, key in (
+            ("the method", "ablation", "ours"),
+            ("one target", "one-target", "one target"),
+            ("no contrast", "no-contrast", "no contrast"),
+        )
     ),
     Row(
         *("Tables 1, 5 and 6, fine-tuning", "paper-finetune", "finetune"),

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import ObjectiveConfig, PretrainConfig
-from mvmae.config.views import ViewsConfig
 from mvmae.recipes import Recipe
 
 
@@ -29,23 +29,25 @@ def as_mae(config: PretrainConfig) -> PretrainConfig:
     )
 
 
+def with_group(config: PretrainConfig, group: str, **changed: Any) -> PretrainConfig:
+    """Change options of one group: `model`, `views` or `objective`."""
+    return replace(config, **{group: replace(getattr(config, group), **changed)})
+
+
 def without_contrast(config: PretrainConfig) -> PretrainConfig:
     """Two views, each only reconstructed (Table 6, "w/o contrastive")."""
-    return replace(
-        config,
-        model=replace(config.model, head="none"),
-        objective=replace(config.objective, contrastive_weight=0.0),
-    )
+    # Without contrast a config refuses a projection head, which only serves the contrast.
+    return with_group(with_group(config, "model", head="none"), "objective", contrastive_weight=0.0)
 
 
 def with_one_target(config: PretrainConfig) -> PretrainConfig:
     """One crop of each image, masked twice (Table 6, "w/o two target views")."""
-    return replace(config, views=replace(config.views, targets="one"))
+    return with_group(config, "views", targets="one")
 
 
 def without_reconstruction(config: PretrainConfig) -> PretrainConfig:
     """Two masked views, only contrasted; the row that the paper's tables lack."""
-    return replace(config, objective=replace(config.objective, reconstruction_weight=0.0))
+    return with_group(config, "objective", reconstruction_weight=0.0)
 
 
 VARIANTS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
@@ -81,13 +83,12 @@ TINY_CPU = PretrainConfig(
     warmup_epochs=2.0,
     save_every_minutes=2.0,
 )
-BEST_TINY_CPU = replace(TINY_CPU, views=replace(TINY_CPU.views, grayscale=0.2))  # docs/results.md
+BEST_TINY_CPU = with_group(TINY_CPU, "views", grayscale=0.2)  # docs/results.md
 DEMO = PretrainConfig(
     data=("photos",),
     model=ModelConfig(
         encoder="vit_pico", image_size=32, patch_size=4, decoder_depth=1, decoder_dim=64
     ),
-    views=ViewsConfig(),
     objective=ObjectiveConfig(contrastive_weight=1.0),
     epochs=8,
     batch_size=128,
@@ -96,34 +97,26 @@ DEMO = PretrainConfig(
 )
 
 
-def with_mask(ratio: float) -> PretrainConfig:
-    """A cell of Table 5: another share of hidden patches."""
-    return replace(ABLATION, model=replace(ABLATION.model, mask_ratio=ratio))
-
-
-def with_lambda(weight: float) -> PretrainConfig:
-    """A cell of Table 5: another weight of the contrast."""
-    return replace(ABLATION, objective=replace(ABLATION.objective, contrastive_weight=weight))
-
-
-def with_decoder(depth: int) -> PretrainConfig:
-    """A cell of Table 5: another number of decoder blocks."""
-    return replace(ABLATION, model=replace(ABLATION.model, decoder_depth=depth))
-
-
 TABLE_5 = {
     **{
         f"mask-{ratio:g}": Recipe(
-            f"Table 5: {100 * ratio:g} % of the patches hidden.", with_mask(ratio)
+            f"Table 5: {100 * ratio:g} % of the patches hidden.",
+            with_group(ABLATION, "model", mask_ratio=ratio),
         )
         for ratio in (0.5, 0.75, 0.8, 0.9, 0.95)
     },
     **{
-        f"lambda-{weight:g}": Recipe(f"Table 5: lambda {weight:g}.", with_lambda(weight))
+        f"lambda-{weight:g}": Recipe(
+            f"Table 5: lambda {weight:g}.",
+            with_group(ABLATION, "objective", contrastive_weight=weight),
+        )
         for weight in (0.1, 0.5, 1.0, 1.5, 2.0)
     },
     **{
-        f"decoder-{depth}": Recipe(f"Table 5: decoder of depth {depth}.", with_decoder(depth))
+        f"decoder-{depth}": Recipe(
+            f"Table 5: decoder of depth {depth}.",
+            with_group(ABLATION, "model", decoder_depth=depth),
+        )
         for depth in (1, 2, 4, 8, 12)
     },
 }
