@@ -72,7 +72,10 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
     """
     if config.encoder in config.against:
         raise UserError(f"--against names {config.encoder}, which is ENCODER itself: leave it out")
-    against = open_others(config, setting)
+    channels = setting.opened.encoder.in_channels
+    against = [
+        (name, encoders.open_encoder(name, config.image_size, channels)) for name in config.against
+    ]
     key = cells_key(config, setting, against)
     cache = CellCache(setting.home / "cache" / f"labels-{key}.jsonl")
     cells: list[Cell] = []
@@ -110,14 +113,6 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
     cache.file.unlink(missing_ok=True)
     shared.clear_caches(setting)
     console.print(f"written: {file} and {figure}")
-
-
-def open_others(config: LabelsConfig, setting: Setting) -> list[tuple[str, OpenedEncoder]]:
-    """Open the encoders of --against, adapted to the same channels."""
-    channels = setting.opened.encoder.in_channels
-    return [
-        (name, encoders.open_encoder(name, config.image_size, channels)) for name in config.against
-    ]
 
 
 def cells_key(

@@ -17,10 +17,7 @@ from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import ENCODER_FILE
 from mvmae.errors import printable, shown
-from mvmae.metrics.accuracy import (
-    most_confused,
-    per_class_accuracy,
-)
+from mvmae.metrics.accuracy import most_confused, per_class_accuracy
 
 NUM_MISTAKES = 3  # of the most frequent ones, printed
 
@@ -97,13 +94,10 @@ def build_table(rows: Sequence[Row], num_classes: int) -> Table:
     table = Table()
     table.add_column("encoder")
     table.add_column("token")
-    several = list(dict.fromkeys(row.notes["k"] for row in rows if "k" in row.notes))
-    for k in several:
-        table.add_column(f"k = {k}", justify="right")
-    if not several:
-        table.add_column("top-1", justify="right")
-    if has_top5 := num_classes > MAX_CLASSES_WITHOUT_TOP5:
-        table.add_column("top-5", justify="right")
+    several = dict.fromkeys(f"k = {row.notes['k']}" for row in rows if "k" in row.notes)
+    has_top5 = num_classes > MAX_CLASSES_WITHOUT_TOP5
+    for name in [*(several or ["top-1"]), *["top-5"] * has_top5]:
+        table.add_column(name, justify="right")
     for name, token in dict.fromkeys((row.name, row.token) for row in rows):
         own = [row for row in rows if (row.name, row.token) == (name, token)]
         figures = [f"{row.top1:.1f}" for row in own]

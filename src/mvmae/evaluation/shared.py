@@ -38,11 +38,7 @@ from mvmae.evaluation.result_text import (
     describe_mistakes,
     print_skipped,
 )
-from mvmae.metrics.accuracy import (
-    confusion_matrix,
-    sampling_error,
-    topk_accuracy,
-)
+from mvmae.metrics.accuracy import confusion_matrix, sampling_error, topk_accuracy
 from mvmae.storage import results
 from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
@@ -112,8 +108,7 @@ def evaluate(config: EvaluateConfig, method: Method) -> None:
         found = candidates(config, setting, pixel_side=method.pixel_side)
         rows, headline = score_candidates(found, method, setting)
         if headline is not None:  # the other processes only compute features
-            title = method.title
-            report(config, setting, rows, headline, command=method.command, title=title)
+            report(*(config, setting, rows, headline), command=method.command, title=method.title)
 
 
 @contextlib.contextmanager
@@ -299,19 +294,14 @@ def score_candidates(
     """Score candidates; the headline is the first one's. It is None without candidates."""
     rows, headline = [], None
     for candidate in found:
+        train, test = candidate.train, candidate.test
         for row, scores in method.score(candidate, setting):
             rows.append(row)
             is_its_token = row.token == (candidate.pool or "pixels")
-            if (
-                headline is None
-                and is_its_token
-                and method.headline_notes.items() <= row.notes.items()
-            ):
-                train, test = candidate.train, candidate.test
-                skipped = [*train.skipped, *test.skipped]
-                headline = Headline(
-                    row, scores.argmax(dim=1), test.labels, len(train.labels), skipped
-                )
+            has_notes = method.headline_notes.items() <= row.notes.items()
+            if headline is None and is_its_token and has_notes:
+                predictions, skipped = scores.argmax(dim=1), [*train.skipped, *test.skipped]
+                headline = Headline(row, predictions, test.labels, len(train.labels), skipped)
     return rows, headline
 
 

@@ -29,7 +29,7 @@ from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.evaluation.result_text import MAX_CLASSES_WITHOUT_TOP5, class_accuracies, data_facts
 from mvmae.metrics.accuracy import confusion_matrix, sampling_error, topk_accuracy
 from mvmae.storage import results, run_folder
-from mvmae.storage.atomic import write_whole
+from mvmae.storage.atomic import write_bytes
 from mvmae.training import checkpoint, distributed
 from mvmae.training.loop import Loop
 from mvmae.training.plan import Plan
@@ -156,8 +156,7 @@ def write_predictions(file: Path, job: Job, evaluation: Evaluation) -> None:
         label = classes[test.label(index)]
         writer.writerow((test.path(index), label, classes[predicted], f"{confidence:.4f}"))
     # Paths may contain bytes that are not UTF-8.
-    content = text.getvalue().encode(errors="surrogateescape")
-    write_whole(file, lambda stream: stream.write(content))
+    write_bytes(file, text.getvalue().encode(errors="surrogateescape"))
 
 
 def write_result(
@@ -195,16 +194,15 @@ def build_table(last: dict[str, Any], counters: Counters, epochs: int, num_class
         table.add_column(column, justify="left" if column in ("weights", "kept as") else "right")
     rows = (
         ("last", epochs, last["top1"], last["top5"], "model"),
-        ("best on these images", *_best(counters), "best"),
+        (
+            *("best on these images", counters.best_epoch),
+            *(counters.best_top1, counters.best_top5, "best"),
+        ),
     )
     for name, epoch, top1, top5, kept in rows:
         figures = [f"{top1:.1f}", *([f"{top5:.1f}"] if has_top5 else [])]
         table.add_row(name, f"{epoch:g}", *figures, f"{kept}.safetensors")
     return table
-
-
-def _best(counters: Counters) -> tuple[float, float, float]:
-    return counters.best_epoch, counters.best_top1, counters.best_top5
 
 
 def describe_worst_classes(confusion: Int[Tensor, "K K"], classes: Sequence[str]) -> str:

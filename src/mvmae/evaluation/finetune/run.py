@@ -223,7 +223,8 @@ def training_step(
         ):
             with precision.autocast(device, config.precision):
                 scores = wrapped(part)
-            loss = soft_cross_entropy(scores, target, config.label_smoothing)
+            # The loss is fp32 whatever the precision of the network.
+            loss = F.cross_entropy(scores.float(), target, label_smoothing=config.label_smoothing)
             loss = loss * (len(part) / len(images))
             loss.backward()
             total += loss.detach()
@@ -233,13 +234,6 @@ def training_step(
     if trained.average:
         trained.average.update_parameters(trained.model)
     return total
-
-
-def soft_cross_entropy(
-    scores: Float[Tensor, "B K"], targets: Float[Tensor, "B K"], smoothing: float
-) -> Float[Tensor, ""]:
-    """Cross-entropy in fp32 with class probabilities, of which `smoothing` is spread evenly."""
-    return F.cross_entropy(scores.float(), targets, label_smoothing=smoothing)
 
 
 def evaluate(loop: Loop, job: Job, trained: Trained, counters: Counters) -> Evaluation | None:
