@@ -151,7 +151,7 @@ def is_done(cell: Cell, config: AblateConfig, images: str | None = None) -> bool
     )
 
 
-def unfinished(plan: Plan, images: str) -> list[Cell]:
+def find_unfinished(plan: Plan, images: str) -> list[Cell]:
     """Cells that are not trained and evaluated on these images, in the order of work."""
     return [cell for cell in plan.cells() if not is_done(cell, plan.config, images)]
 

@@ -76,13 +76,13 @@ class Plan(NamedTuple):
         """The row with which others are compared."""
         return next(row.config for row in self.rows if row.arm.key == self.baseline)
 
-    def trained(self) -> list[Cell]:
+    def training_cells(self) -> list[Cell]:
         """The cells to train: all rows of a seed before the next seed."""
         return [_cell(self.config, row, seed) for seed in self.config.seeds for row in self.rows]
 
     def cells(self) -> list[Cell]:
         """All cells in the order of work: controls first, because they take little time."""
-        return [*self.controls(), *self.trained()]
+        return [*self.controls(), *self.training_cells()]
 
     def controls(self) -> list[Cell]:
         """The cells that any encoder must beat: pixels, and the recipe's encoder untrained."""
@@ -186,7 +186,7 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
             fields_of_group = fields_of_group[group]
         fields_of_group[last] = _parse(word, like=fields_of_group[last])
     if "warmup_epochs" not in map(_field_name, words) and isinstance(plain["epochs"], int):
-        plain["warmup_epochs"] = recipes.warmup_for(config, plain["epochs"])
+        plain["warmup_epochs"] = recipes.scale_warmup(config, plain["epochs"])
     try:
         return from_json(json.dumps(plain), PretrainConfig, source="it")
     except UserError as error:

@@ -71,7 +71,7 @@ class Results(NamedTuple):
     lines: list[Line]
     baseline: Line
     missing: list[str]
-    """Folder names of unfinished cells."""
+    """Folder names of find_unfinished cells."""
 
     data: dict[str, Any]
     """The labelled images as a result file describes them; empty if nothing is evaluated."""
@@ -97,7 +97,7 @@ def gather(plan: Plan, images: str | None = None) -> Results:
     scores: dict[str, SeedScores] = {}
     num_images: dict[str, int] = {}
     seconds: dict[str, dict[int, float]] = {}
-    for cell in [*plan.trained(), *plan.controls()]:
+    for cell in [*plan.training_cells(), *plan.controls()]:
         own = scores.setdefault(cell.key, {})
         is_trained = cells.training_progress(cell) == "trained"
         for config in cells.evaluation_configs(cell, plan.config):

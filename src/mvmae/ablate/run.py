@@ -20,7 +20,7 @@ from mvmae.training.interrupt import Interrupt, exit_status
 
 
 def run(config: AblateConfig) -> int:
-    """Train and evaluate the unfinished cells of a table, and write the table.
+    """Train and evaluate the find_unfinished cells of a table, and write the table.
 
     Returns:
         0; 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved.
@@ -81,7 +81,7 @@ def run(config: AblateConfig) -> int:
 def introduce(plan: Plan, inputs: Inputs) -> None:
     """Print what is about to run."""
     config = plan.config
-    count, left = len(plan.cells()), len(cells.unfinished(plan, inputs.labelled_fingerprint))
+    count, left = len(plan.cells()), len(cells.find_unfinished(plan, inputs.labelled_fingerprint))
     console = terminal.people()
     console.print(f"{config.table}: {plan.ablation.varies}")
     console.print(
@@ -108,7 +108,7 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
             f"{', '.join(outcome.elsewhere)} is run by {holder(config.folder / LOCKS / name)}, "
             "which writes the whole table when it ends"
         )
-    folders = [str(cell.folder) for cell in plan.trained() if cell.seed == config.seeds[0]]
+    folders = [str(cell.folder) for cell in plan.training_cells() if cell.seed == config.seeds[0]]
     command = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
     terminal.people().print(f"Side by side: {command}")
 

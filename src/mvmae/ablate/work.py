@@ -83,7 +83,7 @@ def check_inputs(plan: Plan) -> Inputs:
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
     labelled = open_eval_data(replace(recipe, views=views, eval_data=config.judged_on), source)
     fingerprint = make_plan(plan.baseline_config, source).fingerprint
-    for cell in plan.trained():
+    for cell in plan.training_cells():
         cells.training_progress(cell, fingerprint)
     return Inputs(labelled, result_text.data_facts(labelled)["fingerprint"])
 
@@ -101,7 +101,7 @@ def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> 
 def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
     """Train and evaluate every cell that is neither done nor being run by another process."""
     config = plan.config
-    every, todo = plan.cells(), cells.unfinished(plan, inputs.labelled_fingerprint)
+    every, todo = plan.cells(), cells.find_unfinished(plan, inputs.labelled_fingerprint)
     failed: dict[str, str] = {}
     elsewhere: list[str] = []
     clock = Clock(todo)
@@ -225,7 +225,7 @@ def _start(plan: Plan, number: int, log: Path) -> subprocess.Popen[bytes]:
 
 def _wait(plan: Plan, inputs: Inputs, started: list[subprocess.Popen[bytes]]) -> None:
     """Print each cell that is done, until all processes have ended."""
-    every, left = plan.cells(), cells.unfinished(plan, inputs.labelled_fingerprint)
+    every, left = plan.cells(), cells.find_unfinished(plan, inputs.labelled_fingerprint)
     while True:
         ended = all(process.poll() is not None for process in started)
         for cell in left.copy():

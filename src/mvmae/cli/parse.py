@@ -56,7 +56,7 @@ def parse(command: str, args: list[str]) -> Any:
 
 
 class _PlainStream(io.StringIO):
-    """Stands in for stdout, which tyro asks for its encoding before it draws a box."""
+    """Replacement of stdout, which tyro asks for its encoding before it draws a box."""
 
     encoding = "utf-8"
 
@@ -94,7 +94,7 @@ def default_config(command: str, args: list[str]) -> tuple[Any, list[str]]:
     it, a run to be resumed brings its own config, and commands that train get the recipe for this
     machine; `pretrain` without own images gets `demo`.
     """
-    if command == "ablate":  # its --recipe is an option of its own: the recipe of its runs
+    if command == "ablate":  # its --recipe is an option like others: the recipe of its runs
         return None, args
     if command == "data show":
         return _default_to_show(args)
@@ -119,7 +119,7 @@ def default_config(command: str, args: list[str]) -> tuple[Any, list[str]]:
 def _machine_default(command: str, args: list[str]) -> Any:
     """Recipe for this machine; reads the arguments once to know what they name."""
     kind, name = COMMANDS[command].config, DEFAULT_RECIPES[command][_has_cuda()]
-    recipe = recipes.recipes_of(command)[name]
+    recipe = recipes.load_recipes(command)[name]
     if command == "pretrain":
         default = recipes.named("pretrain", "demo")
     else:
@@ -157,10 +157,10 @@ def with_short_warmup(default: Any, args: list[str]) -> Any:
     warmup = getattr(default, "warmup_epochs", None)
     is_given = any(re.match(r"--warmup[-_]epochs\b", word) for word in args)
     # the value is checked by tyro later: here only what can be a number of epochs counts
-    epochs = [word for word in _values_of(args, "--epochs") if word.isdecimal() and len(word) < 9]
+    epochs = [word for word in _find_values(args, "--epochs") if word.isdecimal() and len(word) < 9]
     if warmup is None or is_given or not epochs:
         return default
-    shorter = recipes.warmup_for(default, int(epochs[-1]))
+    shorter = recipes.scale_warmup(default, int(epochs[-1]))
     return default if shorter == warmup else replace(default, warmup_epochs=shorter)
 
 
@@ -168,7 +168,7 @@ def recipe_or_file(command: str, recipe: str) -> Any:
     """Config that a recipe's name, a config.json or the JSON of a result stands for.
 
     Raises:
-        UserError: There is no such recipe or file, or it belongs to another command.
+        UserError: The recipe or file is unknown, or belongs to another command.
     """
     if not recipe.endswith(".json"):
         return recipes.named(command, recipe)
@@ -179,23 +179,15 @@ def recipe_or_file(command: str, recipe: str) -> Any:
         if content.get("command", command) != command:
             raise UserError(f"{recipe} is a result of mvmae {content['command']}, not of {command}")
         content = content["config"]
-    if others := _commands_with_keys(content, command):
-        raise UserError(f"{recipe} is a config of mvmae {others[0]}, not of {command}")
-    return from_json(json.dumps(content), COMMANDS[command].config, source=recipe)
+    kind, keys = COMMANDS[command].config, set(content) if isinstance(content, dict) else set()
+    if keys - kind.__dataclass_fields__.keys():  # only then is the file perhaps another command's
+        for name, other in COMMANDS.items():
+            if keys <= other.config.__dataclass_fields__.keys():
+                raise UserError(f"{recipe} is a config of mvmae {name}, not of {command}")
+    return from_json(json.dumps(content), kind, source=recipe)
 
 
-def _commands_with_keys(content: Any, command: str) -> list[str]:
-    """Other commands whose config has all keys of a file that this command's lacks."""
-
-    def has_all_keys(name: str) -> bool:
-        return content.keys() <= COMMANDS[name].config.__dataclass_fields__.keys()
-
-    if not isinstance(content, dict) or has_all_keys(command):
-        return []
-    return [name for name in COMMANDS if has_all_keys(name)]
-
-
-def _values_of(args: list[str], flag: str) -> list[str]:
+def _find_values(args: list[str], flag: str) -> list[str]:
     """Every value that a flag is given; the last one counts."""
     pairs = zip(args, [*args[1:], ""], strict=False)
     return [

@@ -22,7 +22,7 @@ def list_recipes(args: list[str]) -> None:
         summaries = {
             command: {
                 name: recipe.summary
-                for name, recipe in recipes.recipes_of(command).items()
+                for name, recipe in recipes.load_recipes(command).items()
                 if name in names or not names
             }
             for command in recipes.HOMES
@@ -36,22 +36,22 @@ def describe_recipe(name: str) -> str:
     Raises:
         UserError: No command has such a recipe.
     """
-    commands = [command for command in recipes.HOMES if name in recipes.recipes_of(command)]
+    commands = [command for command in recipes.HOMES if name in recipes.load_recipes(command)]
     if not commands:
-        known = [one for command in recipes.HOMES for one in recipes.recipes_of(command)]
+        known = [one for command in recipes.HOMES for one in recipes.load_recipes(command)]
         raise UserError(f"no recipe '{name}'{nearest(name, known)} (`mvmae recipes` lists them)")
     lines = [
-        f"{name}, of mvmae {command}: {recipes.recipes_of(command)[name].summary}"
+        f"{name}, of mvmae {command}: {recipes.load_recipes(command)[name].summary}"
         for command in commands
     ]
-    return "\n".join([*lines, *map(paper.describe, paper.rows_of(name))])
+    return "\n".join([*lines, *map(paper.describe, paper.find_rows(name))])
 
 
 def recipe_list() -> str:
     """List recipes and variants, one per line."""
     lines = []
     for command in recipes.HOMES:
-        known = recipes.recipes_of(command)
+        known = recipes.load_recipes(command)
         lines += [f"{command}:", *(f"  {name:15} {one.summary}" for name, one in known.items()), ""]
     lines += ["Variants, for any recipe of pretrain (demo+mae):"]
     for name, variant in VARIANTS.items():

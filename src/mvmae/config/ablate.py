@@ -34,7 +34,7 @@ class AblateConfig(Reading, Device):
     digits, or torchvision:NAME or hf:NAME."""
 
     eval_data: Annotated[
-        str | None, checks.filled("--eval-data is empty: name labelled images")
+        str | None, checks.not_empty("--eval-data is empty: name labelled images")
     ] = None
     """Labelled images to judge on, never trained on. Default: the test split of a data set that is
     given by its name."""

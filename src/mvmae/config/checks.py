@@ -10,13 +10,14 @@ import re
 from collections.abc import Callable
 from functools import cache
 from math import inf
+from sys import float_info
 from typing import Annotated, Any, NamedTuple, get_type_hints
 
 from tyro.constructors import PrimitiveConstructorSpec
 
 from mvmae.errors import UserError
 
-AUTO = -1
+AUTO = -1  # not None, which is the default of micro_batch_size and means "as a whole"
 """A batch size that the run determines itself."""
 MAX_WORKERS = 512  # each is a process: a typing slip would stop the machine
 
@@ -43,12 +44,12 @@ def between(low: int | float, high: int | float) -> Rule:
     return must_be(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
-def at_most(high: int | float) -> Rule:
+def limit(high: int | float) -> Rule:
     """Make a rule for numbers up to `high`."""
     return must_be(f"at most {high}", lambda value: value <= high)
 
 
-def filled(words: str) -> Rule:
+def not_empty(words: str) -> Rule:
     """Make a rule for names, none of which may be empty."""
     return Rule(words, bool)
 
@@ -56,6 +57,12 @@ def filled(words: str) -> Rule:
 def one_or_more(words: str) -> Rule:
     """Make a rule for tuples of at least one item, of which none is an empty name."""
     return Rule(words, lambda items: len(items) > 0 and "" not in items, is_whole=True)
+
+
+def increasing(what: str, high: float) -> Rule:
+    """Make a rule for a pair of numbers above 0 and up to `high`, the smaller one first."""
+    words = f"{{name}} {{value}} must be two increasing {what}"
+    return Rule(words, lambda pair: 0 < pair[0] <= pair[1] <= high, is_whole=True)
 
 
 def ending(*suffixes: str) -> Rule:
@@ -89,28 +96,12 @@ CountOrNone = Annotated[int | None, AT_LEAST_1]
 Minutes = Annotated[float, AT_LEAST_0]
 Workers = Annotated[int | None, between(0, MAX_WORKERS)]
 Seed = Annotated[int, SEED]
-CropScale = Annotated[
-    tuple[float, float],
-    Rule(
-        "{name} {value} must be two increasing shares in (0, 1]",
-        lambda scale: 0 < scale[0] <= scale[1] <= 1,
-        is_whole=True,
-    ),
-]
-
-
-Factors = Annotated[
-    tuple[float, float],
-    Rule(
-        "{name} {value} must be two increasing numbers above 0",
-        lambda factors: 0 < factors[0] <= factors[1] < inf,
-        is_whole=True,
-    ),
-]
+CropScale = Annotated[tuple[float, float], increasing("shares in (0, 1]", 1.0)]
+Factors = Annotated[tuple[float, float], increasing("numbers above 0", float_info.max)]
 
 
 @cache
-def _rules_of(kind: type) -> list[tuple[str, Rule]]:
+def _find_rules(kind: type) -> list[tuple[str, Rule]]:
     hints = get_type_hints(kind, include_extras=True)
     return [
         (name, rule)
@@ -126,7 +117,7 @@ def require_rules(config: object) -> None:
     Raises:
         UserError: A value breaks one; the message names the option.
     """
-    for name, rule in _rules_of(type(config)):
+    for name, rule in _find_rules(type(config)):
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) and not rule.is_whole else (value,):
             if item is not None and not rule.holds(item):
@@ -169,21 +160,19 @@ def _size(words: list[str]) -> int:
     return size
 
 
-def _in_words(size: int | None) -> list[str]:
-    return ["auto" if size == AUTO else str(size)]
+def _size_spec(
+    metavar: str, parse: Callable[[list[str]], int | None]
+) -> PrimitiveConstructorSpec[int | None]:
+    return PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=metavar,
+        instance_from_str=parse,
+        is_instance=lambda value: value is None or isinstance(value, int),
+        str_from_instance=lambda size: ["auto" if size == AUTO else str(size)],
+    )
 
 
-SIZE = PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="INT|auto",
-    instance_from_str=_size,
-    is_instance=lambda value: isinstance(value, int),
-    str_from_instance=_in_words,
-)
-SIZE_OR_NONE = PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="None|INT|auto",
-    instance_from_str=lambda words: None if words[0] == "None" else _size(words),
-    is_instance=lambda value: value is None or isinstance(value, int),
-    str_from_instance=_in_words,
+SIZE = _size_spec("INT|auto", _size)
+SIZE_OR_NONE = _size_spec(
+    "None|INT|auto", lambda words: None if words[0] == "None" else _size(words)
 )

@@ -67,7 +67,7 @@ class DataCheckConfig(GuardedReading):
     against: Annotated[
         tuple[str, ...],
         arg(metavar="VAL [VAL ...]"),
-        checks.filled("--against is empty: name a folder of images or a list file"),
+        checks.not_empty("--against is empty: name a folder of images or a list file"),
     ] = ()
     """Images that must not occur in DATA: folders or a list file. Exact and near duplicates between
     the two are named. Folders train and val in DATA are always compared."""
@@ -113,7 +113,7 @@ class DataPackConfig(GuardedReading):
     data: Annotated[
         Positional[str],
         arg(metavar="SRC"),
-        checks.filled("SRC is empty: name a folder of images or a list file"),
+        checks.not_empty("SRC is empty: name a folder of images or a list file"),
     ]
     """Images: a folder, a list (.txt, .csv, .tsv, .parquet), tar files, or any other DATA."""
 

@@ -16,7 +16,7 @@ NO_PREDICT = "--predict is empty: name a folder of images"
 class DenseTraining(RunOutput, AdamW, Reading, Compute, EncoderOption):
     """Training of an encoder with a head that finds objects or classifies pixels."""
 
-    predict: Annotated[str | None, checks.filled(NO_PREDICT)] = None
+    predict: Annotated[str | None, checks.not_empty(NO_PREDICT)] = None
     """Folder or list of images, or one image: apply the finished run ENCODER to them instead of
     training."""
 

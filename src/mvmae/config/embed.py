@@ -21,7 +21,7 @@ class EmbedConfig(Reading, Compute, InputSize, Images, EncoderOption):
     """mean: the mean of the patch tokens. cls: the class token. patch: every patch token, which
     takes that much more space. Default: mean or cls, whichever training shaped."""
 
-    query: Annotated[tuple[str, ...], checks.filled("--query is empty: name image files")] = ()
+    query: Annotated[tuple[str, ...], checks.not_empty("--query is empty: name image files")] = ()
     """Image files whose nearest neighbours among the images to find; missing embeddings are
     computed first."""
 

@@ -35,7 +35,7 @@ class ExportConfig(EncoderOption):
     pt2: torch.export's program, any number of images.
     safetensors: weights and sizes in mvmae's own format."""
 
-    data: Annotated[str, checks.filled(NO_IMAGES)] = "photos"
+    data: Annotated[str, checks.not_empty(NO_IMAGES)] = "photos"
     """Images to check with: a folder, a list file, photos or digits."""
 
     out: Annotated[

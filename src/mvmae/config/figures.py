@@ -34,8 +34,8 @@ MAX_PICTURES = 64  # of a report, 40 kB each: a browser opens the page as one fi
 MAX_PORT = 65535
 MIN_IMAGES = 5  # fewer have no neighbourhoods
 
-Against = Annotated[tuple[str, ...], checks.filled("--against is empty: name an encoder")]
-Rows = Annotated[Count, checks.at_most(MAX_ROWS)]
+Against = Annotated[tuple[str, ...], checks.not_empty("--against is empty: name an encoder")]
+Rows = Annotated[Count, checks.limit(MAX_ROWS)]
 Channels = Annotated[
     tuple[int, ...],
     Rule(
@@ -244,7 +244,7 @@ class ReportConfig(Device):
 
     data: Annotated[
         tuple[str, ...],
-        checks.filled("--data is empty: name a folder, a list file, photos or digits"),
+        checks.not_empty("--data is empty: name a folder, a list file, photos or digits"),
     ] = ()
     """Images for the pictures: folders, a list file, photos or digits. Default: the training images
     of the (first) run, or the built-in photographs if those are gone."""

@@ -14,11 +14,11 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from mvmae.config import checks
-from mvmae.config.checks import Count, filled, one_or_more, require
+from mvmae.config.checks import Count, not_empty, one_or_more, require
 
 NO_ENCODER = "ENCODER is empty: name a run folder, a checkpoint file, timm:NAME or hf:NAME"
 NO_IMAGES = "DATA is empty: name a folder, a list file, photos or digits"
-EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER"), filled(NO_ENCODER)]
+EncoderArgument = Annotated[Positional[str], arg(metavar="ENCODER"), not_empty(NO_ENCODER)]
 DataArgument = Annotated[Positional[tuple[str, ...]], arg(metavar="DATA"), one_or_more(NO_IMAGES)]
 
 
@@ -70,7 +70,7 @@ class LabelledImages(Options):
     """Images with labels."""
 
     data: Annotated[
-        Positional[str], arg(metavar="DATA"), filled("DATA is empty: name labelled images")
+        Positional[str], arg(metavar="DATA"), not_empty("DATA is empty: name labelled images")
     ] = "photos"
     """Labelled images: SPLIT/CLASS/image, CLASS/image, a .csv list of path,label, or the built-in
     photos or digits."""

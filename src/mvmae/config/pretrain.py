@@ -100,7 +100,7 @@ class PretrainConfig(RunOutput, AdamW, Reading, Compute, Images):
     seed: checks.Seed = 0
     """Seed of the initial weights, the order, the crops and the masks."""
 
-    eval_data: Annotated[str | None, checks.filled(NO_EVAL_DATA)] = None
+    eval_data: Annotated[str | None, checks.not_empty(NO_EVAL_DATA)] = None
     """Labelled images for kNN while training; never trained on."""
 
     eval_every: Count = 10

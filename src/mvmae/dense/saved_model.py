@@ -106,7 +106,7 @@ def command_of_run(folder: Path) -> str:
         text = file.read_text(encoding="utf-8")
         # config.json does not name its command, but each command rejects the others' options.
         for command in RUN_COMMANDS:
-            kind = type(next(iter(recipes.recipes_of(command).values())).config)
+            kind = type(next(iter(recipes.load_recipes(command).values())).config)
             with suppress(UserError):
                 from_json(text, kind, source=str(file))
                 return command
@@ -132,7 +132,9 @@ def saved_predictor(saved: Any, command: str, config: Any, device: torch.device)
     defaults = {field.name: field.default for field in fields(config)}
     for name, trained in saved.fixed_settings.items():
         value = getattr(config, name)
-        recipe_values = [getattr(one.config, name) for one in recipes.recipes_of(command).values()]
+        recipe_values = [
+            getattr(one.config, name) for one in recipes.load_recipes(command).values()
+        ]
         if value not in (trained, defaults[name], *recipe_values):
             flag = f"--{name.replace('_', '-')}"
             raise UserError(

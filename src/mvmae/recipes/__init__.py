@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     config: Any
 
 
-def recipes_of(command: str) -> Mapping[str, Recipe]:
+def load_recipes(command: str) -> Mapping[str, Recipe]:
     """Recipes of a command by name; empty for a command without any."""
     if command not in HOMES:
         return {}
@@ -41,9 +41,9 @@ def named(command: str, name: str) -> Any:
     """Config of a command's recipe, for `pretrain` also of `RECIPE+VARIANT`.
 
     Raises:
-        UserError: There is no such recipe or variant.
+        UserError: The recipe or variant is unknown.
     """
-    known = recipes_of(command)
+    known = load_recipes(command)
     base, *variants = name.split("+") if command == "pretrain" else [name]
     if base not in known:
         lists = "`mvmae recipes` lists them; " if known else ""
@@ -64,7 +64,7 @@ def named(command: str, name: str) -> Any:
     return config
 
 
-def warmup_for(config: Any, epochs: int) -> float:
+def scale_warmup(config: Any, epochs: int) -> float:
     """Warm-up for a run of `epochs`, in epochs.
 
     The config's own; or, if that would be the whole run, the share that it has of the config's.

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-H100_TFLOPS = 800  # products of bf16 matrices in a second: what large ones reach
-SHARE = 0.5  # of that, which the hours assume
+H100_TFLOPS = 800  # what large products of bf16 matrices reach, of the 989 on the data sheet
+SHARE = 0.5  # of that, as docs/performance.md assumes of a step
 IMAGENET, COCO = 1_281_167, 118_287  # training images
 ADE20K_STEPS, ADE20K_BATCH = 160_000, 16
 
@@ -19,27 +19,27 @@ class Row(NamedTuple):
     """A row of a table, or the value of a cell."""
 
     where: str
-    """In the paper."""
+    """Place in the paper."""
 
     recipe: str
     command: str
     command_line: str
     figure: str
-    """The paper's."""
+    """The paper's own figure, which is not ours."""
 
     choices: tuple[str, ...]
     """What the paper leaves open or gets wrong, and is decided here (docs/paper.md says why)."""
 
     gflop: float
-    """Products of an image's way forward and, where weights are trained, backward; a multiply-add
-    is two. A test counts them anew."""
+    """Matrix products of one image's forward pass and, where weights are trained, backward pass; a
+    multiply-add counts as two operations. A test counts them with torch's own counter."""
 
     images: int
-    """That pass, over the whole run."""
+    """Images that pass through the network over the whole run."""
 
     @property
     def hours(self) -> float:
-        """Of one H100 at `SHARE` of `H100_TFLOPS`, without tests on validation images."""
+        """Hours of one H100 at `SHARE` of `H100_TFLOPS`, without evaluations."""
         return self.gflop * self.images / (SHARE * H100_TFLOPS * 1000) / 3600
 
 
@@ -73,7 +73,7 @@ SEGMENTED = (
 )
 
 
-def _pretrained(where: str, recipe: str, figure: str, gflop: float, epochs: int) -> Row:
+def _pretraining_row(where: str, recipe: str, figure: str, gflop: float, epochs: int) -> Row:
     command_line = f"mvmae pretrain imagenet/train --recipe {recipe} --out runs/{recipe}"
     choices = METHOD if recipe.startswith("paper") else SHORT
     return Row(where, recipe, "pretrain", command_line, figure, choices, gflop, epochs * IMAGENET)
@@ -89,22 +89,28 @@ TABLE_6 = {"ours": 79.09, "one target": 77.86, "no contrast": 74.33, "baseline":
 FINE = "after fine-tuning"
 
 ROWS: tuple[Row, ...] = (
-    _pretrained("Table 1 and 2", "paper", f"84.3 {FINE}, 76.7 by linear probe", TWO_VIEWS, 1600),
-    _pretrained("Table 1, 800 epochs", "paper-800", f"83.2 {FINE}", TWO_VIEWS, 800),
+    _pretraining_row(
+        "Table 1 and 2", "paper", f"84.3 {FINE}, 76.7 by linear probe", TWO_VIEWS, 1600
+    ),
+    _pretraining_row("Table 1, 800 epochs", "paper-800", f"83.2 {FINE}", TWO_VIEWS, 800),
     *(
-        _pretrained(f"Table 5, mask ratio {v}", f"mask-{v}", f"{top1:.2f} {FINE}", gflop, 200)
+        _pretraining_row(f"Table 5, mask ratio {v}", f"mask-{v}", f"{top1:.2f} {FINE}", gflop, 200)
         for v, (top1, gflop) in MASKS.items()
     ),
     *(
-        _pretrained(f"Table 5, lambda {v:g}", f"lambda-{v:g}", f"{top1:.2f} {FINE}", TWO_VIEWS, 200)
+        _pretraining_row(
+            f"Table 5, lambda {v:g}", f"lambda-{v:g}", f"{top1:.2f} {FINE}", TWO_VIEWS, 200
+        )
         for v, top1 in LAMBDAS.items()
     ),
     *(
-        _pretrained(f"Table 5, decoder of {v}", f"decoder-{v}", f"{top1:.2f} {FINE}", gflop, 200)
+        _pretraining_row(
+            f"Table 5, decoder of {v}", f"decoder-{v}", f"{top1:.2f} {FINE}", gflop, 200
+        )
         for v, (top1, gflop) in DECODERS.items()
     ),
     *(
-        _pretrained(f"Table 6, {name}", recipe, f"{TABLE_6[key]:.2f} {FINE}", TWO_VIEWS, 200)
+        _pretraining_row(f"Table 6, {name}", recipe, f"{TABLE_6[key]:.2f} {FINE}", TWO_VIEWS, 200)
         for name, recipe, key in (
             ("the method", "ablation", "ours"),
             ("one target", "one-target", "one target"),
@@ -146,7 +152,7 @@ ROWS: tuple[Row, ...] = (
 )
 
 
-def rows_of(recipe: str) -> tuple[Row, ...]:
+def find_rows(recipe: str) -> tuple[Row, ...]:
     """The rows that a recipe is for; most have none."""
     return tuple(row for row in ROWS if row.recipe == recipe)
 

@@ -81,12 +81,12 @@ def test_the_papers_figures_stand_in_one_file():
 @pytest.mark.parametrize("table", ABLATIONS)
 def test_every_table_can_be_planned_from_every_recipe(table, recipe):
     plan = make_plan(asked(table, recipe=recipe))
-    folders = [cell.folder for cell in [*plan.trained(), *plan.controls()]]
+    folders = [cell.folder for cell in [*plan.training_cells(), *plan.controls()]]
     assert len(set(folders)) == len(folders)
     configs = [row.config for row in plan.rows]
     assert all(one != other for at, one in enumerate(configs) for other in configs[:at])
     assert plan.baseline in [row.arm.key for row in plan.rows]
-    for cell in plan.trained():
+    for cell in plan.training_cells():
         assert cell.config is not None
         assert (cell.config.seed, cell.config.out) == (cell.seed, cell.folder)
         assert cell.config.data == ("photos",)

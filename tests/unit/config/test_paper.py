@@ -66,7 +66,7 @@ def of_an_image(config: PretrainConfig) -> float:
 def test_every_row_has_a_recipe_and_its_own_command():
     assert len(BY_RECIPE) == len(ROWS) == 24
     for row in ROWS:
-        assert row.recipe in recipes.recipes_of(row.command)
+        assert row.recipe in recipes.load_recipes(row.command)
         assert row.command_line.startswith(f"mvmae {row.command} ")
         assert f"--recipe {row.recipe}" in row.command_line
         assert row.choices

@@ -97,7 +97,7 @@ def introduce(loop: Loop, job: Job, model: Classifier) -> None:
 
 def save_classifier(job: Job, name: str, model: Classifier) -> None:
     """Write NAME.safetensors with timm's keys, and NAME.json, which describes how to use it."""
-    metadata = encoders.encoder_metadata(_opened(job, model)) | {
+    metadata = encoders.encoder_metadata(_as_opened(job, model)) | {
         "test_share": job.config.test_share,
         "classes": list(job.data.train.classes),
     }
@@ -108,10 +108,10 @@ def save_classifier(job: Job, name: str, model: Classifier) -> None:
 def save_final(job: Job, model: Classifier) -> None:
     """Write the final classifier, and its encoder alone."""
     save_classifier(job, "model", model)
-    encoders.save_encoder(job.config.out, _opened(job, model))
+    encoders.save_encoder(job.config.out, _as_opened(job, model))
 
 
-def _opened(job: Job, model: Classifier) -> OpenedEncoder:
+def _as_opened(job: Job, model: Classifier) -> OpenedEncoder:
     return OpenedEncoder(model.encoder, job.opened.preprocessing, "mean", depth=job.opened.depth)
 
 
