@@ -29,7 +29,7 @@ PAGE_STYLE = STYLE | {
     "font.size": 13,
     **dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "axes.labelsize"), 13),
     "xtick.major.pad": 9,
-    "path.simplify": False,  # the page reads values from the points; `thinned` drops some instead
+    "path.simplify": False,  # the page reads values from the points; `thin` drops some instead
     "axes.ymargin": 0.0,
     "axes.autolimit_mode": "round_numbers",
 }
@@ -51,7 +51,11 @@ def draw(panel: Panel, *, label: str, x_label: str, axis: str = "steps") -> str:
         axes = figure.add_axes((LEFT / WIDTH, BOTTOM / HEIGHT, *size))
         for number, line in enumerate(panel.lines):
             _draw_line(axes, line, number)
-        levels = [_thinned_level(level) for level in panel.levels]
+        kept = [thin(level.y) for level in panel.levels]
+        levels = [
+            Level(level.x[at], level.y[at], level.name)
+            for level, at in zip(panel.levels, kept, strict=True)
+        ]
         draw_axes(axes, panel._replace(levels=levels), None)
         axes.set_xlabel(x_label, gid="axis-name")
         axes.spines["bottom"].set_gid("base")
@@ -71,8 +75,8 @@ def draw(panel: Panel, *, label: str, x_label: str, axis: str = "steps") -> str:
     }
     root = Element("svg", attributes)
     root.extend(_shapes(ElementTree.fromstring(stream.getvalue()), "", panel))
-    ends = {"y1": f"{TOP:g}", "y2": f"{HEIGHT - BOTTOM:g}"}
-    root.append(Element("line", {"class": "cursor", "visibility": "hidden", **ends}))
+    cursor = {"class": "cursor", "visibility": "hidden"}
+    root.append(Element("line", cursor, y1=f"{TOP:g}", y2=f"{HEIGHT - BOTTOM:g}"))
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
@@ -83,7 +87,7 @@ def _draw_line(axes: Axes, line: Line, number: int) -> None:
         x, y, spread = (one[known] for one in (line.x, line.y, line.spread))
         outline = np.concatenate([y + spread, (y - spread)[::-1]])
         axes.fill(np.concatenate([x, x[::-1]]), outline, gid=f"band-{number}")
-    kept = thinned(line.y)
+    kept = thin(line.y)
     x, y = line.x[kept], line.y[kept]
     is_known = np.isfinite(y)
     if is_known.any():
@@ -94,7 +98,7 @@ def _draw_line(axes: Axes, line: Line, number: int) -> None:
         axes.plot(x[alone], y[alone], "o", gid=f"dot-{number}")
 
 
-def thinned(y: np.ndarray) -> np.ndarray:
+def thin(y: np.ndarray) -> np.ndarray:
     """Return the places of few enough points to draw: of each stretch its lowest and highest."""
     if len(y) <= MAX_POINTS:
         return np.arange(len(y))
@@ -106,11 +110,6 @@ def thinned(y: np.ndarray) -> np.ndarray:
         else:
             kept.add(int(stretch[0]))  # keeps the gap
     return np.array(sorted(kept))
-
-
-def _thinned_level(level: Level) -> Level:
-    kept = thinned(level.y)
-    return level if level.x is None else level._replace(x=level.x[kept], y=level.y[kept])
 
 
 def dash(style: int) -> str:
@@ -132,7 +131,13 @@ def _shapes(node: Element, kind: str, panel: Panel) -> Iterator[Element]:
             yield from _shapes(child, _kind(child, kind), panel)
             continue
         name, _, number = kind.partition("-") if kind[-1:].isdigit() else (kind, "", "")
-        attributes = _attributes(name, panel.lines[int(number)] if number else None)
+        attributes = {"class": name}
+        if number:
+            line = panel.lines[int(number)]
+            attributes = {"class": f"{name} {name}-{line.run % COLOURS}"}
+            # The page's script reads the name of a line.
+            named = {"data-name": line.name, "stroke-dasharray": dash(line.run)}
+            attributes |= named if name == "line" else {}
         if tag == "text":
             anchor = re.findall(r"text-anchor: (\w+)", child.get("style", ""))
             at = {key: _short(child.get(key, "")) for key in ("x", "y")}
@@ -156,16 +161,6 @@ def _kind(group: Element, outer: str) -> str:
         return "grid"
     is_ours = re.fullmatch(r"(line|band|dot)-\d+|level|level-name|axis-name|base", name)
     return name if is_ours else outer
-
-
-def _attributes(name: str, line: Line | None) -> dict[str, str]:
-    """Return the class of a shape, and what the page's script reads of a line."""
-    if line is None:
-        return {"class": name}
-    attributes = {"class": f"{name} {name}-{line.run % COLOURS}"}
-    if name == "line":
-        attributes |= {"data-name": line.name, "stroke-dasharray": dash(line.run)}
-    return attributes
 
 
 def _short(numbers: str) -> str:

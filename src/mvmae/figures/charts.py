@@ -31,6 +31,7 @@ COLOURS = (
     *("#E69F00", "#56B4E9", "#000000", "#8a8f98"),
 )
 GRID = "#e4e7eb"
+X_LABELS = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
 PANEL = (2.95, 2.05)  # inches
 MAX_MARKED = 30  # points of a line; longer lines have no markers
 NOTE_DENSITY = 16  # characters of the note per inch
@@ -62,13 +63,11 @@ class Line(NamedTuple):
 class Level(NamedTuple):
     """What a line is compared with: chance, or the trivial answer."""
 
-    x: Float[np.ndarray, " T"] | None
-    """None: across the whole chart, at the height of y's last value."""
-
+    x: Float[np.ndarray, " T"]
     y: Float[np.ndarray, " T"]
     name: str
-    run: int | None = None
-    """None where it is the same for all runs."""
+    colour: str = FAINT
+    """Of its run, where runs have different levels."""
 
 
 class Panel(NamedTuple):
@@ -89,7 +88,7 @@ class Panel(NamedTuple):
     """Whether x has a logarithmic scale with a tick at every point; x must be positive."""
 
 
-def levels_of(name: str, runs: Sequence[Mapping[str, Column]]) -> list[Level]:
+def metric_levels(name: str, runs: Sequence[Mapping[str, Column]]) -> list[Level]:
     """Return what the lines of a metric are compared with: one level where all runs have the same.
 
     Args:
@@ -111,10 +110,11 @@ def levels_of(name: str, runs: Sequence[Mapping[str, Column]]) -> list[Level]:
         value = np.nanmean(values)
         ends = np.array([x.min(), x.max()])
         return [Level(ends, np.full(2, value), f"{label} {value:.3g}")]
-    return [Level(*level, label, number) for number, level in found.items()]
+    colours = COLOURS * (1 + len(runs) // len(COLOURS))
+    return [Level(*level, label, colours[number]) for number, level in found.items()]
 
 
-def figure_of(
+def build_figure(
     panels: Sequence[Panel],
     names: Sequence[str],
     *,
@@ -140,10 +140,17 @@ def figure_of(
     end = max((line.x[-1] for panel in panels for line in panel.lines if len(line.x)), default=0.0)
     for number, panel in enumerate(panels):
         axes = figure.add_subplot(rows, columns, number + 1)
-        draw_lines(axes, panel, window)
+        for line in panel.lines:
+            _draw_line(axes, line, window)
+        if panel.best is not None:
+            axes.update_datalim([(0.0, panel.best)], updatex=False)
         draw_axes(axes, panel, end)
+        # All titles of a row are at one height: above the room for a key, if any panel has one.
         row = panels[number // columns * columns :][:columns]
-        _name(axes, panel, has_room=any(one.key for one in row))
+        room = 17 if any(one.key for one in row) else 6
+        axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=room)
+        if panel.key:
+            axes.text(0, 1.05, panel.key, transform=axes.transAxes, fontsize=7.5, color=FAINT)
         if number + columns >= len(panels):
             axes.set_xlabel(x_label, color=FAINT)
     _head(figure, names, title, PANEL[0] * columns)
@@ -163,12 +170,12 @@ def draw(
         panels: At least one.
         names: Of the runs.
         kind: png, svg or pdf.
-        options: The other arguments of `figure_of`.
+        options: The other arguments of `build_figure`.
     """
     stream = io.BytesIO()
     dated = {"png": {"Software": None}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
     with mpl.rc_context(STYLE):
-        figure = figure_of(panels, names, **options)
+        figure = build_figure(panels, names, **options)
         figure.savefig(stream, format=kind, dpi=150, metadata=dated[kind])
     return stream.getvalue()
 
@@ -182,7 +189,7 @@ def grid(count: int) -> tuple[int, int]:
     return columns, ceil(count / columns)
 
 
-def smoothed(y: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]:
+def moving_mean(y: Float[np.ndarray, " T"], window: int) -> Float[np.ndarray, " T"]:
     """Return the centred mean over `window` points, over fewer at the ends; NaN is left out.
 
     The window reaches equally far to both sides, so an even one is widened by one.
@@ -221,29 +228,6 @@ def _head(figure: Figure, names: Sequence[str], title: str, inches: float) -> No
         text.set_parse_math(False)
 
 
-def _name(axes: Axes, panel: Panel, *, has_room: bool) -> None:
-    """Write a panel's title, with room below it where any panel of the row has a key."""
-    axes.set_title(panel.title, loc="left", fontsize=9.5, color=INK, pad=17 if has_room else 6)
-    if panel.key:
-        axes.annotate(
-            panel.key,
-            (0, 1),
-            xytext=(0, 6),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            fontsize=7.5,
-            color=FAINT,
-        )
-
-
-def draw_lines(axes: Axes, panel: Panel, window: int) -> None:
-    """Draw the lines of a panel in the colours of a figure for papers."""
-    for line in panel.lines:
-        _draw_line(axes, line, window)
-    if panel.best is not None:
-        axes.update_datalim([(0.0, panel.best)], updatex=False)
-
-
 def draw_axes(axes: Axes, panel: Panel, end: float | None) -> None:
     """Draw the grid, the ticks and the levels of a panel whose lines are drawn.
 
@@ -271,8 +255,8 @@ def draw_axes(axes: Axes, panel: Panel, end: float | None) -> None:
     axes.spines[["left", "bottom"]].set_color("#b8bfc6")
     axes.tick_params(colors=FAINT, length=2.5)
     for level in panel.levels:
-        _draw_level(axes, level)
-    for level in panel.levels:
+        axes.plot(level.x, level.y, ":", color=level.colour, lw=1.4, gid="level")
+    for level in panel.levels:  # once the limits are known, which every level may widen
         _name_level(axes, level, panel.lines)
 
 
@@ -303,24 +287,12 @@ def _draw_line(axes: Axes, line: Line, window: int) -> None:
     y = line.y
     if window > 1 and len(y) > 2:
         axes.plot(line.x, y, style, color=colour, lw=0.8, alpha=0.3)
-        y, marker = smoothed(y, window), None
+        y, marker = moving_mean(y, window), None
     inside = "white" if line.dashed else colour
     axes.plot(line.x, y, style, color=colour, lw=1.5, marker=marker, ms=3.2, mfc=inside)
-    lost = np.flatnonzero(~np.isfinite(line.y))
-    known = np.flatnonzero(np.isfinite(line.y))
-    for at in lost[:1]:  # where the run diverged
-        before = known[known < at]
-        height = line.y[before[-1]] if len(before) else np.nan
+    for at in np.flatnonzero(~np.isfinite(line.y))[:1]:  # where the run diverged
+        height = line.y[at - 1] if at else np.nan
         axes.plot(line.x[at], height, "X", color=colour, ms=7, mec="white", zorder=5)
-
-
-def _draw_level(axes: Axes, level: Level) -> None:
-    colour = FAINT if level.run is None else COLOURS[level.run]
-    style: dict[str, Any] = {"color": colour, "lw": 1.4, "ls": ":", "gid": "level"}
-    if level.x is None:
-        axes.axhline(level.y[-1], **style)
-    else:
-        axes.plot(level.x, level.y, marker=None, **style)
 
 
 def _name_level(axes: Axes, level: Level, lines: Sequence[Line]) -> None:
@@ -336,12 +308,11 @@ def _name_level(axes: Axes, level: Level, lines: Sequence[Line]) -> None:
     below = bool(is_crowded and last.min() - low > room)
     axes.annotate(
         level.name,
-        (1, last[-1]) if level.x is None else (level.x[-1], last.min() if below else last.max()),
+        (level.x[-1], last.min() if below else last.max()),
         xytext=(0, -4 if below else 3),
-        xycoords=axes.get_yaxis_transform() if level.x is None else "data",
         textcoords="offset points",
         ha="right",
         va="top" if below else "bottom",
-        color=FAINT if level.run is None else COLOURS[level.run],
+        color=level.colour,
         gid="level-name",
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
@@ -39,8 +40,8 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
         colour = GRAY if curve.is_baseline else next(colours)
         style = next(dashes) if curve.is_baseline else "-"
         axes.plot(curve.counts, curve.means, style, color=colour, marker="o", lw=2, ms=5)
-        low = [m - s for m, s in zip(curve.means, curve.spreads, strict=True)]
-        high = [m + s for m, s in zip(curve.means, curve.spreads, strict=True)]
+        means, spreads = np.array(curve.means), np.array(curve.spreads)
+        low, high = means - spreads, means + spreads
         axes.fill_between(curve.counts, low, high, color=colour, alpha=0.15, lw=0)
         ends.append((curve.means[-1], curve.name, colour))
     axes.axhline(chance, color=GRAY, lw=1, ls=(0, (1, 3)))
@@ -50,9 +51,8 @@ def draw(curves: Sequence[Curve], *, title: str, note: str, chance: float) -> by
     axes.minorticks_off()
     axes.set_xlabel("labelled images")
     axes.set_ylabel("top-1 in %")
-    heading: dict[str, Any] = {"fontsize": 12.0, "fontweight": "bold", "parse_math": False}
-    shown = shorten(title, TITLE_WIDTH, heading["fontsize"])
-    axes.set_title(shown, loc="left", **heading)
+    shown = shorten(title, TITLE_WIDTH, 12.0)
+    axes.set_title(shown, loc="left", fontsize=12.0, fontweight="bold", parse_math=False)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", alpha=0.25)
     _name_ends(axes, [*ends, (chance, "chance", GRAY)], ticks[-1])
@@ -80,9 +80,5 @@ def _name_ends(axes: matplotlib.axes.Axes, ends: list[tuple[float, str, str]], a
             fontsize=9,
             annotation_clip=False,
             parse_math=False,
-            bbox={
-                "facecolor": "white",
-                "edgecolor": "none",
-                "pad": 0.5,
-            },  # covers the line of chance
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},  # over chance's line
         )

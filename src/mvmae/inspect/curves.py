@@ -12,15 +12,13 @@ from mvmae import terminal
 from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
 from mvmae.figures import charts
-from mvmae.figures.charts import PANEL, Line, Panel
+from mvmae.figures.charts import PANEL, X_LABELS, Line, Panel
 from mvmae.figures.text import shorten
 from mvmae.storage import metric_specs, metrics_file, run_folder
 from mvmae.storage.atomic import read_object
 from mvmae.storage.metrics_file import FILE, Column
 from mvmae.storage.outputs import headings, require_output, require_place, write
 from mvmae.training.log import in_words
-
-X_LABELS = {"steps": "steps", "images": "images", "hours": "hours of training"}
 
 
 class Run(NamedTuple):
@@ -51,10 +49,10 @@ def run(config: CurvesConfig) -> None:
             "empty until the first --log-every steps are done"
         )
     picture = charts.draw(
-        panels_of(drawn),
+        build_panels(drawn),
         [run.name for run in drawn],
         title=drawn[0].name if len(drawn) == 1 else f"{len(drawn)} runs",
-        note=note_of(drawn, config),
+        note=progress_note(drawn, config),
         x_label=X_LABELS[config.against],
         window=config.smooth,
         kind=file.suffix.lower().removeprefix("."),
@@ -94,7 +92,7 @@ def opened_run(path: Path, name: str, config: CurvesConfig) -> Run:
     return Run(path, name, records, columns)
 
 
-def panels_of(drawn: Sequence[Run]) -> list[Panel]:
+def build_panels(drawn: Sequence[Run]) -> list[Panel]:
     """Return a panel for each chart that any of the runs has metrics for."""
     names = dict.fromkeys(name for run in drawn for name in run.columns)
     columns = [run.columns for run in drawn]
@@ -110,11 +108,13 @@ def panels_of(drawn: Sequence[Run]) -> list[Panel]:
         title = first.figure_title
         if first.name not in metric_specs.METRICS:  # its name is not a formula, and may be long
             title = shorten(first.chart.replace("$", "?"), PANEL[0] - 0.6, 9.5)
-        panels.append(Panel(title, key, lines, charts.levels_of(first.name, columns), first.best))
+        panels.append(
+            Panel(title, key, lines, charts.metric_levels(first.name, columns), first.best)
+        )
     return panels
 
 
-def note_of(drawn: Sequence[Run], config: CurvesConfig) -> str:
+def progress_note(drawn: Sequence[Run], config: CurvesConfig) -> str:
     """Say how far each run is, and how the lines are smoothed."""
     parts = [f"{run.name}: {how_far(run)}" if len(drawn) > 1 else how_far(run) for run in drawn]
     if config.smooth > 1:

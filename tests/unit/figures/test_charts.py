@@ -12,7 +12,7 @@ from PIL import Image
 
 from mvmae.config.figures import CurvesConfig
 from mvmae.errors import UserError
-from mvmae.figures.charts import COLOURS, Line, Panel, draw, figure_of, grid, smoothed
+from mvmae.figures.charts import COLOURS, Line, Panel, build_figure, draw, grid, moving_mean
 from mvmae.inspect import curves
 from mvmae.storage import metrics_file
 from mvmae.storage.outputs import headings
@@ -99,16 +99,16 @@ def test_chance_of_finding_the_partner_is_one_over_the_candidates():
 # drawing
 
 
-def run_of(name, records, against="steps") -> curves.Run:
+def make_run(name, records, against="steps") -> curves.Run:
     return curves.Run(Path(name), name, records, metrics_file.columns(records, against))
 
 
 def test_chance_is_drawn_at_its_height_and_within_the_axes():
     chance = log(2 * 64 - 1)
     records = [record(n, contrastive=4.0 / n, chance=chance) for n in (1, 2, 3, 4)]
-    panels = curves.panels_of([run_of("a", records)])
+    panels = curves.build_panels([make_run("a", records)])
     at = [panel.title for panel in panels].index("contrast, $L_c$")
-    axes = figure_of(panels, ["a"], **SAID).axes[at]
+    axes = build_figure(panels, ["a"], **SAID).axes[at]
     dotted = [line for line in axes.lines if line.get_linestyle() == ":"]
     assert [list(line.get_ydata()) for line in dotted] == [[pytest.approx(chance)] * 2]
     low, high = axes.get_ylim()
@@ -118,10 +118,10 @@ def test_chance_is_drawn_at_its_height_and_within_the_axes():
 
 def test_levels_that_differ_between_runs_are_drawn_for_each():
     runs = [
-        run_of(name, [record(n, reconstruction=0.7, colour_error=error) for n in (1, 2)])
+        make_run(name, [record(n, reconstruction=0.7, colour_error=error) for n in (1, 2)])
         for name, error in (("a", 0.6), ("b", 0.99))
     ]
-    (panel,) = [panel for panel in curves.panels_of(runs) if panel.levels]
+    (panel,) = [panel for panel in curves.build_panels(runs) if panel.levels]
     colour = "each patch's average colour"
     assert [(one.name, one.y[0]) for one in panel.levels] == [(colour, 0.6), (colour, 0.99)]
 
@@ -131,9 +131,9 @@ def test_a_level_below_the_lines_has_its_name_below_it():
     records = [
         record(n, reconstruction=0.7, colour_error=height) for n, height in enumerate(heights, 1)
     ]
-    panels = curves.panels_of([run_of("a", records)])
+    panels = curves.build_panels([make_run("a", records)])
     at = [panel.title for panel in panels].index("reconstruction, $L_r$")
-    figure = figure_of(panels, ["a"], **SAID)
+    figure = build_figure(panels, ["a"], **SAID)
     figure.draw_without_rendering()
     axes = figure.axes[at]
     (name,) = axes.texts
@@ -145,9 +145,9 @@ def test_a_level_below_the_lines_has_its_name_below_it():
 
 def test_similarities_are_shown_up_to_1():
     records = [record(n, positive_similarity=0.1 * n, negative_similarity=0.0) for n in (1, 2, 3)]
-    panels = curves.panels_of([run_of("a", records)])
+    panels = curves.build_panels([make_run("a", records)])
     at = [panel.title for panel in panels].index("similarity of two crops")
-    figure = figure_of(panels, ["a"], **SAID)
+    figure = build_figure(panels, ["a"], **SAID)
     figure.draw_without_rendering()
     axes = figure.axes[at]
     low, high = axes.get_ylim()
@@ -159,11 +159,11 @@ def test_similarities_are_shown_up_to_1():
 
 def test_levels_that_differ_have_the_colours_of_their_runs():
     runs = [
-        run_of(name, [record(n, contrastive=1.0, chance=log(2 * size - 1)) for n in (1, 2)])
+        make_run(name, [record(n, contrastive=1.0, chance=log(2 * size - 1)) for n in (1, 2)])
         for name, size in (("a", 8), ("b", 64))
     ]
-    (panel,) = [panel for panel in curves.panels_of(runs) if panel.levels]
-    assert [level.run for level in panel.levels] == [0, 1]
+    (panel,) = [panel for panel in curves.build_panels(runs) if panel.levels]
+    assert [level.colour for level in panel.levels] == list(COLOURS[:2])
     assert [level.y[0] for level in panel.levels] == pytest.approx([log(15), log(127)])
 
 
@@ -178,14 +178,14 @@ def test_two_runs_have_two_colours_and_the_lower_loss_is_drawn_below():
 
 def test_all_panels_share_their_x_axis():
     short, long = Line(np.array([1.0, 2]), np.ones(2), 0), Line(np.array([1.0, 90]), np.ones(2), 0)
-    figure = figure_of([Panel("a", "", [short]), Panel("b", "", [long])], ["a"], **SAID)
+    figure = build_figure([Panel("a", "", [short]), Panel("b", "", [long])], ["a"], **SAID)
     assert len({axes.get_xlim() for axes in figure.axes}) == 1
     assert figure.axes[0].get_xlim()[1] > 90
 
 
 def test_a_run_that_diverged_is_marked_where_it_did():
     y = np.array([3.0, 2.0, np.nan, np.nan])
-    figure = figure_of([Panel("loss", "", [Line(np.arange(4.0), y, 0)])], ["a"], **SAID)
+    figure = build_figure([Panel("loss", "", [Line(np.arange(4.0), y, 0)])], ["a"], **SAID)
     (mark,) = [line for line in figure.axes[0].lines if line.get_marker() == "X"]
     assert (mark.get_xdata()[0], mark.get_ydata()[0]) == (2.0, 2.0)
 
@@ -199,7 +199,7 @@ def test_any_values_can_be_drawn(values):
 def test_measured_values_stay_visible_behind_a_smoothed_line():
     y = np.array([0.0, 10.0] * 20)
     panel = Panel("loss", "", [Line(np.arange(40.0), y, 0)])
-    raw, mean = figure_of([panel], ["a"], window=5, **SAID).axes[0].lines
+    raw, mean = build_figure([panel], ["a"], window=5, **SAID).axes[0].lines
     assert list(raw.get_ydata()) == list(y)
     assert raw.get_alpha() < 0.5
     assert 3 < min(mean.get_ydata()[2:-2]) <= max(mean.get_ydata()[2:-2]) < 7
@@ -207,8 +207,8 @@ def test_measured_values_stay_visible_behind_a_smoothed_line():
 
 def test_smoothing_is_a_centred_mean_of_finite_values():
     y = np.array([1.0, 2.0, np.nan, 4.0, 9.0])
-    assert smoothed(y, 1)[[0, 1, 3, 4]].tolist() == [1, 2, 4, 9]
-    got = smoothed(y, 3)
+    assert moving_mean(y, 1)[[0, 1, 3, 4]].tolist() == [1, 2, 4, 9]
+    got = moving_mean(y, 3)
     assert got[[0, 1, 3, 4]].tolist() == [1.5, 1.5, 6.5, 6.5]
     assert np.isnan(got[2])
 
@@ -242,8 +242,8 @@ def test_folders_with_the_same_name_get_longer_names(tmp_path):
 
 
 def test_an_unknown_metric_is_drawn_last_and_is_not_a_formula():
-    run = run_of("a", [record(n, **{"my_$x^{": 1.0}, lr=1.0) for n in (1, 2)])
-    panels = curves.panels_of([run])
+    run = make_run("a", [record(n, **{"my_$x^{": 1.0}, lr=1.0) for n in (1, 2)])
+    panels = curves.build_panels([run])
     assert [panel.title for panel in panels] == ["loss", "learning rate", "my ?x^{"]
     draw(panels, ["$a_{"], **SAID)
 

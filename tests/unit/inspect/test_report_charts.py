@@ -19,10 +19,10 @@ def line(name: str, xs, ys, style: int = 0, spread=None) -> Line:
 
 
 def level(name: str, height: float) -> Level:
-    return Level(None, np.array([height]), name)
+    return Level(np.array([1.0, 2.0]), np.array([height, height]), name)
 
 
-def drawn(lines, *, levels=(), log_x=False, label="a chart", x_label="steps") -> str:
+def draw_chart(lines, *, levels=(), log_x=False, label="a chart", x_label="steps") -> str:
     panel = Panel("", "", lines, levels, log_x=log_x)
     return chart_svg.draw(panel, label=label, x_label=x_label)
 
@@ -55,7 +55,7 @@ def heights_of_levels(chart: str) -> list[float]:
 
 
 def test_a_line_passes_through_its_points():
-    chart = drawn([line("loss", [0, 50, 200], [4.0, 1.5, 1.0])])
+    chart = draw_chart([line("loss", [0, 50, 200], [4.0, 1.5, 1.0])])
     (((first, _, last),),) = pieces_of_lines(chart)
     assert first == pytest.approx((place(chart, "x", 0), place(chart, "y", 4.0)), abs=0.01)
     assert last == pytest.approx((place(chart, "x", 200), place(chart, "y", 1.0)), abs=0.01)
@@ -68,7 +68,7 @@ def test_a_line_passes_through_its_points():
 
 
 def test_a_level_is_drawn_at_its_height_with_its_name():
-    chart = drawn([line("loss", [1, 2], [5.0, 1.0])], levels=[level("chance 5.54", 5.541)])
+    chart = draw_chart([line("loss", [1, 2], [5.0, 1.0])], levels=[level("chance 5.54", 5.541)])
     (height,) = heights_of_levels(chart)
     assert height == pytest.approx(place(chart, "y", 5.541), abs=0.01)
     assert ">chance 5.54<" in chart
@@ -76,7 +76,7 @@ def test_a_level_is_drawn_at_its_height_with_its_name():
 
 
 def test_values_that_are_not_finite_leave_gaps():
-    chart = drawn([line("a", range(7), [1.0, 2.0, nan, 3.0, inf, 2.0, 1.0])])
+    chart = draw_chart([line("a", range(7), [1.0, 2.0, nan, 3.0, inf, 2.0, 1.0])])
     ((first, alone, last),) = pieces_of_lines(chart)
     assert [len(first), len(alone), len(last)] == [2, 1, 2]
     assert chart.count("<circle") == 1  # the point between two gaps
@@ -85,27 +85,27 @@ def test_values_that_are_not_finite_leave_gaps():
 
 
 def test_a_line_without_a_finite_value_is_not_drawn():
-    chart = drawn([line("a", [1, 2], [nan, nan]), line("b", [1, 2], [1.0, 2.0], 1)])
+    chart = draw_chart([line("a", [1, 2], [nan, nan]), line("b", [1, 2], [1.0, 2.0], 1)])
     assert len(pieces_of_lines(chart)) == 1
-    assert pieces_of_lines(drawn([line("a", [], [])])) == []
+    assert pieces_of_lines(draw_chart([line("a", [], [])])) == []
 
 
 @pytest.mark.parametrize("value", [0.0, 1e-12, -3.0, 1e300, 7.0])
 def test_a_flat_line_and_a_single_point_have_a_place(value):
     for xs in ([1, 2], [5]):
-        chart = drawn([line("a", xs, [value] * len(xs))])
+        chart = draw_chart([line("a", xs, [value] * len(xs))])
         low, high = limits(chart, "y")
         assert low <= value <= high
         assert isfinite(low)
         assert isfinite(high)
         assert "nan" not in chart
-    assert drawn([line("a", [5], [value])]).count("<circle") == 1
+    assert draw_chart([line("a", [5], [value])]).count("<circle") == 1
 
 
 def test_long_lines_keep_their_ends_and_their_extremes():
     ys = np.sin(np.linspace(0, 30, 20_000))
     ys[12_345] = 9.0
-    kept = chart_svg.thinned(ys).tolist()
+    kept = chart_svg.thin(ys).tolist()
     assert len(kept) <= chart_svg.MAX_POINTS + 2
     assert kept[0] == 0
     assert kept[-1] == 19_999
@@ -116,15 +116,15 @@ def test_long_lines_keep_their_ends_and_their_extremes():
 def test_a_long_gap_stays_a_gap():
     ys = np.ones(20_000)
     ys[5_000:15_000] = nan
-    assert np.isnan(ys[chart_svg.thinned(ys)]).any()
+    assert np.isnan(ys[chart_svg.thin(ys)]).any()
 
 
 def test_short_lines_are_drawn_whole():
-    assert chart_svg.thinned(np.array([1.0, 2.0])).tolist() == [0, 1]
+    assert chart_svg.thin(np.array([1.0, 2.0])).tolist() == [0, 1]
 
 
 def test_logarithmic_axes_have_equal_steps_for_equal_factors():
-    chart = drawn([line("a", [10, 100, 1000], [1.0, 2.0, 3.0])], log_x=True)
+    chart = draw_chart([line("a", [10, 100, 1000], [1.0, 2.0, 3.0])], log_x=True)
     (((one, _), (two, _), (three, _)),) = pieces_of_lines(chart)[0:1][0]
     assert two - one == pytest.approx(three - two, abs=0.02)
     ticks = re.findall(r'<text class="tick" [^>]*text-anchor="middle">([\d,]+)<', chart)
@@ -133,13 +133,13 @@ def test_logarithmic_axes_have_equal_steps_for_equal_factors():
 
 
 def test_ticks_are_round_and_within_the_axis():
-    chart = drawn([line("a", [0, 1460], [0.61, 5.54])])
+    chart = draw_chart([line("a", [0, 1460], [0.61, 5.54])])
     assert limits(chart, "y") == (0.0, 6.0)
     ticks = re.findall(r'<text class="tick" x="([\d.]+)" [^>]*="middle">([\d,]+)<', chart)
     assert [label for _, label in ticks] == ["0", "500", "1,000"]
     assert all(LEFT <= float(x) <= WIDTH - RIGHT for x, _ in ticks)
     for low, high in ((0.013, 0.0171), (-3.2, 900.0), (1e-9, 2e-3)):
-        bottom, top = limits(drawn([line("a", [1, 2], [low, high])]), "y")
+        bottom, top = limits(draw_chart([line("a", [1, 2], [low, high])]), "y")
         assert bottom <= low + 1e-12 < high <= top + 1e-12
         assert top - bottom < 2.5 * (high - low)
 
@@ -153,7 +153,7 @@ def test_ticks_are_short(value, label):
 
 
 def test_a_band_is_as_high_as_the_spread():
-    chart = drawn([line("a", [1, 2], [10.0, 20.0], spread=[1.0, 0.0])])
+    chart = draw_chart([line("a", [1, 2], [10.0, 20.0], spread=[1.0, 0.0])])
     d = re.search(r'class="band band-0" d="([^"]*)"', chart)[1]
     heights = [float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", d)]
     assert heights[0] == pytest.approx(place(chart, "y", 11.0), abs=0.1)
@@ -167,14 +167,14 @@ def test_styles_beyond_the_colours_have_other_dashes():
 
 def test_a_chart_has_no_colours_of_its_own_and_refers_to_nothing():
     """The page's style sheet colours it, in light and in dark."""
-    chart = drawn([line("a", [1, 2], [1.0, 2.0], spread=[1.0, 1.0])], levels=[level("b", 1.5)])
+    chart = draw_chart([line("a", [1, 2], [1.0, 2.0], spread=[1.0, 1.0])], levels=[level("b", 1.5)])
     assert not re.search(r'style=|#[0-9a-f]{3}|url\(|xlink|href|\bid="', chart)
     assert len(chart) < 3000
 
 
 def test_names_in_a_chart_are_text():
     name = '"><script>'
-    chart = drawn([line(name, [1, 2], [1.0, 2.0])], label=name, x_label="<b>")
+    chart = draw_chart([line(name, [1, 2], [1.0, 2.0])], label=name, x_label="<b>")
     assert "<script" not in chart
     assert "<b>" not in chart
     assert name in unescape(chart)
@@ -196,7 +196,7 @@ def test_several_lines_have_a_legend():
 
 def test_a_levels_name_is_not_written_over_a_line_that_ends_just_above_it():
     def places(end: float) -> tuple[float, float]:
-        chart = drawn([line("a", [0, 1, 2], [2.0, 1.0, end])], levels=[level("blur", 0.4)])
+        chart = draw_chart([line("a", [0, 1, 2], [2.0, 1.0, end])], levels=[level("blur", 0.4)])
         (height,) = heights_of_levels(chart)
         name = re.search(r'class="level-name"[^>]*y="([\d.]+)"', chart)
         assert name

@@ -31,13 +31,13 @@ from mvmae.inspect.report.html import (
 EVIL = "\"'><script>alert(1)</script><img src=x onerror=alert(1)>{{ 7*7 }}"
 
 
-def page_of(*blocks, text: str = "plain") -> Page:
+def make_page(*blocks, text: str = "plain") -> Page:
     verdict = Verdict("good", text, text, [Tile(text, text, text)], [text])
     return Page(text, text, verdict, [Section("a", text, text, blocks)])
 
 
-def rendered(*blocks, text: str = "plain") -> str:
-    return page.render(page_of(*blocks, text=text)).decode()
+def render_blocks(*blocks, text: str = "plain") -> str:
+    return page.render(make_page(*blocks, text=text)).decode()
 
 
 def every_block(text: str) -> list:
@@ -50,13 +50,13 @@ def every_block(text: str) -> list:
         Code(text, text),
         table,
         Charts([chart], ["steps", "images"]),
-        Gallery([Strip(text, pictures)], 1),
+        Gallery([Strip(text, pictures)]),
     ]
     return [*parts, Fold(text, parts)]
 
 
 def test_everything_in_a_page_is_text():
-    html = rendered(*every_block(EVIL), text=EVIL)
+    html = render_blocks(*every_block(EVIL), text=EVIL)
     assert "alert(1)</script>" not in html
     assert "<img src=x" not in html
     assert html.count("<script>") == 1  # our own
@@ -67,7 +67,7 @@ def test_everything_in_a_page_is_text():
 
 
 def test_page_may_load_nothing_and_run_its_own_script_only():
-    html = rendered()
+    html = render_blocks()
     policy = unescape(re.search(r'Content-Security-Policy" content="([^"]*)"', html)[1])
     (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -75,9 +75,9 @@ def test_page_may_load_nothing_and_run_its_own_script_only():
         "default-src 'none'",
         "img-src data:",
         "style-src 'unsafe-inline'",
-        f"script-src 'sha256-{digest}'",
         "base-uri 'none'",
         "form-action 'none'",
+        f"script-src 'sha256-{digest}'",
     ]
     assert html.index("Content-Security-Policy") < html.index("<style>")
     assert not re.search(r"https?://|@import|url\(|<link|src=\"(?!data:)", html)
@@ -86,7 +86,7 @@ def test_page_may_load_nothing_and_run_its_own_script_only():
 @pytest.mark.parametrize(
     ("letters", "written"),
     [
-        ("a\udcffb", "a\\udcffb"),  # of a file name that is no UTF-8
+        ("a\udcffb", "a\\udcffb"),  # of a file name that is not UTF-8
         ("a\x00\x1bb", "a\\x00\\x1bb"),
         ("a\nb\tc", "a\\nb\\tc"),  # of a file name: it stays on one line
         ("gpj.\u202efdp", "gpj.\\u202efdp"),  # turns what follows around
@@ -95,29 +95,29 @@ def test_page_may_load_nothing_and_run_its_own_script_only():
     ],
 )
 def test_characters_that_deceive_or_cannot_be_written_become_code_points(letters, written):
-    html = rendered(Text([letters]), text=letters)
+    html = render_blocks(Text([letters]), text=letters)
     assert written in html
     assert letters not in html
 
 
 def test_code_keeps_its_lines():
-    html = rendered(Code("one\n  two", "Code"))
+    html = render_blocks(Code("one\n  two", "Code"))
     assert ">one\n  two\n</code>" in html
 
 
 def test_a_section_without_blocks_is_left_out():
-    assert 'href="#a"' in rendered(Text(["something"]))
-    assert 'href="#a"' not in rendered()
+    assert 'href="#a"' in render_blocks(Text(["something"]))
+    assert 'href="#a"' not in render_blocks()
 
 
 def test_letters_of_every_language_are_kept():
     said = "Köln 東京 עברית 🦆 naïve"
-    assert said in rendered(Text([said]))
+    assert said in render_blocks(Text([said]))
 
 
 def test_numbers_of_a_table_are_kept_for_sorting():
     row = [Cell("a", strong=True), Cell("57.1 %", 57.121, 57.121, "untrained 34.2 %")]
-    html = rendered(Table("t", ["run", "kNN"], [row]))
+    html = render_blocks(Table("t", ["run", "kNN"], [row]))
     assert 'data-value="57.121"' in html
     assert "width:57.1%" in html
     assert '<tr class="strong">' in html

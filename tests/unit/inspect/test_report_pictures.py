@@ -24,7 +24,7 @@ from mvmae.inspect.report.pictures import (
 GRAY = np.full((32, 32, 3), 0.5, np.float32)
 
 
-def drawn(name: str, heat: np.ndarray) -> Drawn:
+def make_drawn(name: str, heat: np.ndarray) -> Drawn:
     return Drawn(name, None, [Look(GRAY, heat.astype(np.float32), GRAY)], [])
 
 
@@ -39,7 +39,7 @@ def test_runs_side_by_side_share_a_scale_and_say_their_peaks():
     weak, strong = np.ones((4, 4)), np.ones((4, 4))
     weak[0, 0], strong[0, 0] = 1.2, 6.0
     shown = Shown(("photos",), choose(open_source(("photos",), 3), 1, 0), "said")
-    runs = [drawn("weak", weak), drawn("strong", strong)]
+    runs = [make_drawn("weak", weak), make_drawn("strong", strong)]
     galleries = dict(side_by_side(runs, shown))
     assert galleries.keys() == {"attention", "features"}
     _, first, second = galleries["attention"].strips[0].pictures
@@ -60,7 +60,7 @@ def test_even_attention_has_one_colour():
     assert np.ptp(255 * overlay(GRAY, heat), axis=(0, 1)).max() > 80
 
 
-def decoded(picture: Picture) -> Image.Image:
+def decode(picture: Picture) -> Image.Image:
     head, body = picture.uri.split(",")
     image = Image.open(io.BytesIO(base64.b64decode(body)))
     assert head == f"data:image/{image.format.lower()};base64"
@@ -71,12 +71,12 @@ def test_small_pictures_keep_every_pixel():
     pixels = np.random.default_rng(0).random((8, 12, 3))
     shown = picture(pixels, "a", "b")
     assert shown.pixelated
-    assert np.array_equal(np.asarray(decoded(shown)), np.round(255 * pixels).astype(np.uint8))
+    assert np.array_equal(np.asarray(decode(shown)), np.round(255 * pixels).astype(np.uint8))
 
 
 def test_large_pictures_are_shrunk_and_gray_stays_gray():
     shown = picture(np.full((600, 300, 1), 0.5), alt="a", caption="b")
-    image = decoded(shown)
+    image = decode(shown)
     assert (image.size, image.mode, image.format) == ((128, 256), "L", "JPEG")
     assert not shown.pixelated
     assert np.abs(np.asarray(image).astype(int) - 128).max() <= 1
@@ -84,4 +84,4 @@ def test_large_pictures_are_shrunk_and_gray_stays_gray():
 
 def test_pixels_that_are_not_finite_are_gray():
     shown = picture(np.array([[[nan], [2.0], [-1.0]]]), alt="a", caption="b")
-    assert np.asarray(decoded(shown)).tolist() == [[128, 255, 0]]
+    assert np.asarray(decode(shown)).tolist() == [[128, 255, 0]]

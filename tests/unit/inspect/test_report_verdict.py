@@ -1,4 +1,4 @@
-"""What a report says: times, paths, verdicts and comparisons in words."""
+"""A report in words: times, paths, verdicts and comparisons."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from mvmae import terminal
 from mvmae.config.files import to_plain
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.inspect.report import compare, curves, html, scores, verdict
-from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, command_of
+from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, recognise_command
 
 
 def plain(text: str) -> str:
@@ -76,7 +76,7 @@ def test_durations_are_written_in_their_two_largest_units(seconds, said):
 )
 def test_the_home_folder_is_written_as_a_tilde(monkeypatch, text, said):
     monkeypatch.setenv("HOME", "/home/ann")
-    assert html.shown(text) == said
+    assert html.make_safe(text) == said
 
 
 def probe(top1: float, data: str = "/data/cats", **baselines: float) -> Result:
@@ -222,8 +222,8 @@ def test_no_line_ends_between_a_number_and_its_percent_sign():
 # Runs that did not end as they should
 
 
-def planned(steps: int, **known) -> RunFacts:
-    """A run of so many steps of 8 images, and the first of its records."""
+def make_planned_run(steps: int, **known) -> RunFacts:
+    """Make a run of this many steps of 8 images, with the first of its records."""
     config = to_plain(PretrainConfig(data=("cats",), batch_size=8, epochs=1, warmup_epochs=0.0))
     return run(config=config, environment={"num_images": 8 * steps}, **known)
 
@@ -244,7 +244,7 @@ def test_a_run_that_stopped_because_it_diverged_says_so_and_why():
     why = "the loss is not finite at step 12: begin a new run with a lower --base-lr"
     health = {"status": "diverged", "sentence": why, "step": 12}
     said = verdict.verdict(
-        planned(90, records=[{"step": 10}], finished=False, age=1.0, health=health)
+        make_planned_run(90, records=[{"step": 10}], finished=False, age=1.0, health=health)
     )
     assert (said.status, said.word) == ("bad", "Diverged")
     assert said.summary == f"T{why[1:]}."
@@ -255,14 +255,14 @@ def test_a_run_that_stopped_because_it_diverged_says_so_and_why():
 def test_metrics_that_end_before_the_run_are_reported_and_not_trusted():
     records = [{"step": 730, "reconstruction": 0.79, "seconds": 60.0, "contrastive": 1.0}]
     health = GOOD | {"colour_error": 1.0, "reconstruction": 0.76}
-    said = verdict.verdict(planned(1460, records=records, health=health))
+    said = verdict.verdict(make_planned_run(1460, records=records, health=health))
     assert (said.status, said.word) == ("weak", "Part of its metrics is missing")
     assert any("with 76 % of the error" in plain(reason) for reason in said.reasons)
     assert "metrics.jsonl ends at step 730 of 1,460" in said.reasons[-1]
     tiles = {tile.name: (tile.value, tile.note) for tile in said.tiles}
     assert tiles["steps"] == ("1,460", "8 images each")
     assert tiles["training time"] == ("60 s", "for the first 730 steps")
-    whole = verdict.verdict(planned(730, records=records, health=health))
+    whole = verdict.verdict(make_planned_run(730, records=records, health=health))
     assert (whole.status, whole.word) == ("good", "Pre-training worked")
     assert not any("ends at" in reason for reason in whole.reasons)
 
@@ -365,10 +365,10 @@ def test_label_curves_have_means_and_spreads():
 
 
 def test_the_command_is_recognised_by_its_settings():
-    assert command_of({"model": {}, "objective": {}, "views": {}, "epochs": 1}) == "pretrain"
-    assert command_of({"encoder": "a", "mixup": 0.1, "layer_decay": 0.7}) == "finetune"
-    assert command_of({"encoder": "a", "proposals": 100}) == "detect"
-    assert command_of({}) == JUDGED
+    assert recognise_command({"model": {}, "objective": {}, "views": {}, "epochs": 1}) == "pretrain"
+    assert recognise_command({"encoder": "a", "mixup": 0.1, "layer_decay": 0.7}) == "finetune"
+    assert recognise_command({"encoder": "a", "proposals": 100}) == "detect"
+    assert recognise_command({}) == JUDGED
 
 
 def test_several_runs_have_one_style_each_in_all_charts():

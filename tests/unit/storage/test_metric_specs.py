@@ -25,7 +25,7 @@ def test_an_unknown_metric_is_shown_in_the_log():
 
 def test_an_unknown_metric_gets_a_panel_among_the_curves():
     run = curves.Run(Path("a"), "a", RECORDS, metrics_file.columns(RECORDS))
-    panels = curves.panels_of([run])
+    panels = curves.build_panels([run])
     assert [panel.title for panel in panels] == ["loss", "uniformity"]
     assert panels[1].lines[0].y.tolist() == [-0.25, -0.5, -0.75]
 

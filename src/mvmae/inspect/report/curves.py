@@ -9,9 +9,9 @@ import numpy as np
 from markupsafe import Markup
 
 from mvmae.figures import chart_svg, charts
-from mvmae.figures.charts import Level, Line, Panel
+from mvmae.figures.charts import X_LABELS, Level, Line, Panel
 from mvmae.inspect.report.gather import Result, RunFacts, part
-from mvmae.inspect.report.html import UNITS, Block, Chart, Charts, Fold, short, shown
+from mvmae.inspect.report.html import Block, Chart, Charts, Fold, make_safe, short
 from mvmae.inspect.report.scores import encoder_name, label_points
 from mvmae.storage import metric_specs, metrics_file
 from mvmae.storage.metric_specs import METRICS, Metric
@@ -61,7 +61,7 @@ def _metric_chart(
             for number, row in enumerate(rows)
             if row.name in columns
         ]
-        panels[axis] = Panel("", "", lines, charts.levels_of(first.name, runs), first.best)
+        panels[axis] = Panel("", "", lines, charts.metric_levels(first.name, runs), first.best)
     values = np.concatenate([line.y for line in panels["steps"].lines])
     if not np.isfinite(values).any():
         return None
@@ -85,7 +85,8 @@ def label_curve(result: Result) -> Chart | None:
     levels = []
     if isinstance(classes, list) and classes:
         chance = 100 / len(classes)
-        levels = [Level(None, np.array([chance]), f"chance {chance:.3g}")]
+        ends = np.array([f(line.x) for f in (np.min, np.max) for line in lines])
+        levels = [Level(np.sort(ends)[[0, -1]], np.full(2, chance), f"chance {chance:.3g}")]
     verdict = result.content.get("verdict")
     sentence = f"{verdict[:1].upper()}{verdict[1:]} " if isinstance(verdict, str) else ""
     return chart(
@@ -125,10 +126,10 @@ def chart(
     """
     drawings = []
     for axis, panel in panels.items():
-        words = x_label or UNITS[axis]
+        words = x_label or X_LABELS[axis]
         label = f"{title}, against {words}. {summary(panel)}"
         drawing = chart_svg.draw(panel, label=label, x_label=words, axis=axis)
-        drawings.append(Markup(shown(drawing)))
+        drawings.append(Markup(make_safe(drawing)))
     first = next(iter(panels.values())).lines
     legend = [(line.run, line.name) for line in first] if always_named or len(first) > 1 else []
     return Chart(title, caption, drawings, legend)

@@ -6,7 +6,7 @@ import csv
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,7 +67,7 @@ class RunFacts(NamedTuple):
     """Seconds since the last line of metrics.jsonl; None without one."""
 
     @property
-    def parsed(self) -> Any:
+    def options(self) -> Any:
         """The config as the command's class; None where this version cannot read it."""
         kind = KINDS.get(self.command)
         with suppress(UserError):
@@ -76,7 +76,7 @@ class RunFacts(NamedTuple):
     @property
     def pretraining(self) -> PretrainConfig | None:
         """The config of a `pretrain` run; None where this version cannot read it."""
-        return self.parsed if self.command == "pretrain" else None
+        return self.options if self.command == "pretrain" else None
 
 
 def gather(names: Sequence[str]) -> list[RunFacts]:
@@ -111,8 +111,8 @@ def _facts(folder: Path, name: str) -> RunFacts:
     # Other files may be damaged; without its settings a run would be taken for another command's.
     if not config and (folder / run_folder.CONFIG).exists():
         raise UserError(f"{folder / run_folder.CONFIG} is damaged: it holds no JSON object")
-    command = command_of(config)
-    results = [one for file in sorted((folder / "results").glob("*.json")) for one in _result(file)]
+    command = recognise_command(config)
+    results = list(_read_results(folder))
     product = folder / (ENCODER_FILE if command == "pretrain" else "model.safetensors")
     metrics = folder / metrics_file.FILE
     return RunFacts(
@@ -124,7 +124,7 @@ def _facts(folder: Path, name: str) -> RunFacts:
         health=read_object(folder / "health.json"),
         records=metrics_file.read(folder),
         results=results,
-        skipped=_skipped(folder / "skipped.csv"),
+        skipped=_read_skipped(folder / "skipped.csv"),
         finished=command == JUDGED
         or product.exists()
         or any(one.command == command for one in results),
@@ -132,7 +132,7 @@ def _facts(folder: Path, name: str) -> RunFacts:
     )
 
 
-def command_of(config: dict[str, Any]) -> str:
+def recognise_command(config: dict[str, Any]) -> str:
     """The command whose fields are most like a config's."""
     if not config:
         return JUDGED
@@ -147,36 +147,26 @@ def part(content: dict[str, Any], name: str) -> dict[str, Any]:
 
 def numbers(content: Any) -> dict[str, float]:
     """Return the finite numbers of a JSON object, by name."""
-    if not isinstance(content, dict):
-        return {}
-    return {
-        str(name): float(value)
-        for name, value in content.items()
-        if isinstance(value, int | float)
-        and not isinstance(value, bool)
-        and abs(value) < float("inf")
-    }
+    found = metrics_file.last([content] if isinstance(content, dict) else [])
+    return {name: float(value) for name, value in found.items()}
 
 
-def _result(file: Path) -> list[Result]:
-    """Read a result; empty where the file holds none."""
-    content = read_object(file)
-    if not isinstance(content.get("command"), str):
-        return []
-    data = part(content, "config").get("data")
-    return [
-        Result(
-            file=os.fsdecode(file.name),
-            command=content["command"],
-            data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
-            command_line=str(content.get("command_line") or ""),
-            headline=numbers(content.get("headline")),
-            content=content,
-        )
-    ]
+def _read_results(folder: Path) -> Iterator[Result]:
+    for file in sorted((folder / "results").glob("*.json")):
+        content = read_object(file)
+        data = part(content, "config").get("data")
+        if isinstance(content.get("command"), str):
+            yield Result(
+                file=os.fsdecode(file.name),
+                command=content["command"],
+                data=" ".join(map(str, data)) if isinstance(data, list) else str(data or ""),
+                command_line=str(content.get("command_line") or ""),
+                headline=numbers(content.get("headline")),
+                content=content,
+            )
 
 
-def _skipped(file: Path) -> list[tuple[str, str]]:
+def _read_skipped(file: Path) -> list[tuple[str, str]]:
     try:
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
             rows = [row for row in csv.reader(stream) if len(row) >= 2]

@@ -21,10 +21,15 @@ from markupsafe import Markup
 
 from mvmae.errors import printable
 from mvmae.figures import chart_svg
+from mvmae.figures.charts import X_LABELS
 from mvmae.version import __version__
 
 PERCENT = "\u00a0%"  # with a space at which no line breaks
-UNITS = {"steps": "steps", "images": "images seen", "hours": "hours of training"}
+# A page gets its own images, style and script, whose digest is added, and nothing else.
+POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; "
+    "form-action 'none'"
+)
 
 
 def percent(value: int | float) -> str:
@@ -35,11 +40,6 @@ def percent(value: int | float) -> str:
 def share(value: int | float) -> str:
     """Write a share of 1 as a whole percentage."""
     return f"{100 * value:.0f}{PERCENT}"
-
-
-def count(value: int | float) -> str:
-    """Write a whole number with commas."""
-    return f"{round(value):,}"
 
 
 def short(path: str, parts: int = 1) -> str:
@@ -144,10 +144,9 @@ class Strip(NamedTuple):
 
 
 class Gallery(NamedTuple):
-    """Strips of pictures."""
+    """Strips of pictures, equally many in each."""
 
     strips: Sequence[Strip]
-    columns: int
 
 
 class Fold(NamedTuple):
@@ -204,33 +203,25 @@ def render(page: Page) -> bytes:
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
-        finalize=shown,
+        finalize=make_safe,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     script = asset("script.js")
+    digest = hashlib.sha256(script.encode()).digest()
     html = environment.from_string(asset("page.html")).render(
         page=page,
         kind_of=lambda part: type(part).__name__,
         style=Markup(asset("style.css")),
         script=Markup(script),
-        policy=policy(script),
+        policy=f"{POLICY}; script-src 'sha256-{base64.b64encode(digest).decode()}'",
         version=__version__,
         written=datetime.now(UTC).strftime("%d %B %Y, %H:%M UTC"),
-        units=UNITS,
+        units=X_LABELS,
         colours=chart_svg.COLOURS,
         dash=chart_svg.dash,
     )
     return html.lstrip().encode()
-
-
-def policy(script: str) -> str:
-    """Allow the page its own images, style and script, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
-        f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
 
 
 def asset(name: str) -> str:
@@ -238,7 +229,7 @@ def asset(name: str) -> str:
     return files("mvmae.inspect.report").joinpath(name).read_text(encoding="utf-8")
 
 
-def shown(value: Any) -> Any:
+def make_safe(value: Any) -> Any:
     """Escape what deceives or cannot be written, and replace the home folder by `~`.
 
     The template passes all that it inserts through this function, so that no part can forget it.

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from markupsafe import Markup
 from PIL import Image
-from torch import Tensor
 
 from mvmae import encoders
 from mvmae.config.figures import ReportConfig
@@ -46,7 +45,6 @@ MAX_SIDE = 256  # pixels of a side that are worth carrying in a page
 QUALITY = 88  # of JPEG
 PHOTOS = ("photos",)
 ROWS, COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-T = TypeVar("T")
 
 
 class Shown(NamedTuple):
@@ -105,95 +103,63 @@ def shown_images(config: ReportConfig, first: RunFacts) -> Shown:
 
 def draw(facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.device) -> Drawn:
     """Draw everything that a run can make of the images."""
-    reasons: list[str] = []
-    panels = _attempt(lambda: reconstruct(facts, shown, config, device), reasons)
-    looks = _attempt(lambda: look(facts, shown, device), reasons)
-    return Drawn(facts.name, panels, looks, list(dict.fromkeys(reasons)))
-
-
-def _attempt(work: Callable[[], T], reasons: list[str]) -> T | None:
-    """Return what `work` makes; None where it cannot, with the reason added to `reasons`."""
+    panels, looks, reasons = None, None, []
     try:
-        return work()
+        if facts.command == "pretrain":  # the others have no decoder
+            opened = open_with_decoder(str(facts.folder))
+            panels = reconstruct_images(
+                opened,
+                shown.data,
+                shown.chosen.indices,
+                seed=config.seed,
+                mask_ratio=opened.config.model.mask_ratio,
+                device=device,
+            )
     except UserError as error:
         reasons.append(str(error))
-        return None
-
-
-def reconstruct(
-    facts: RunFacts, shown: Shown, config: ReportConfig, device: torch.device
-) -> Panels | None:
-    """Reconstruct the images; None for a run that never has a decoder.
-
-    Raises:
-        UserError: The decoder was not trained, or the checkpoint is gone.
-    """
-    if facts.command != "pretrain":
-        return None
-    opened = open_with_decoder(str(facts.folder))
-    return reconstruct_images(
-        opened,
-        shown.data,
-        shown.chosen.indices,
-        seed=config.seed,
-        mask_ratio=opened.config.model.mask_ratio,
-        device=device,
-    )
-
-
-def look(facts: RunFacts, shown: Shown, device: torch.device) -> list[Look] | None:
-    """Return what an encoder makes of each image; None for whole models.
-
-    Raises:
-        UserError: The folder holds no encoder.
-    """
-    if facts.command in ("detect", "segment"):
-        return None
-    opened = encoders.open_encoder(str(facts.folder))
-    encoder = opened.encoder.to(device)
-    source = open_source(shown.data, encoder.in_channels, opened.depth)
-    mean, std, interpolation = opened.preprocessing
-    images = views(source, shown.chosen.indices, encoder.image_size, interpolation)
-    size = finer(encoder.image_size, DRAWN_SIDE)
-    fine = views(source, shown.chosen.indices, size, interpolation)
-    heat, tokens = _encode(opened, images, device)
-    pixels = select_channels(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
-    colours = principal_colors(tokens).unflatten(1, encoder.grid).numpy()
-    return [Look(*one) for one in zip(pixels, heat, colours, strict=True)]
+    try:
+        if facts.command not in ("detect", "segment"):  # whole models, whose encoder is not apart
+            looks = compute_looks(shown, encoders.open_encoder(str(facts.folder)), device)
+    except UserError as error:  # often the same: a run without a checkpoint has no encoder either
+        reasons += [] if str(error) in reasons else [str(error)]
+    return Drawn(facts.name, panels, looks, reasons)
 
 
 @torch.inference_mode()
-def _encode(
-    opened: OpenedEncoder, images: Tensor, device: torch.device
-) -> tuple[Float[np.ndarray, "B rows columns"], Float[Tensor, "B N D"]]:
-    """Compute attention as multiples of even, and patch tokens, a batch at a time."""
-    encoder, how = opened.encoder, opened.preprocessing
+def compute_looks(shown: Shown, opened: OpenedEncoder, device: torch.device) -> list[Look]:
+    """Compute where an encoder looks in each image, and the colours of its features."""
+    encoder, (mean, std, interpolation) = opened.encoder.to(device), opened.preprocessing
+    source = open_source(shown.data, encoder.in_channels, opened.depth)
+    images = views(source, shown.chosen.indices, encoder.image_size, interpolation)
     heat, tokens = [], []
     for batch in images.split(BATCH_SIZE):
-        inputs = normalized(batch, how.mean, how.std, device)
-        heat.append(attention_maps(encoder, inputs, None)[:, 0])
+        inputs = normalized(batch, mean, std, device)
+        heat += list(attention_maps(encoder, inputs, None)[:, 0])
         tokens.append(encoder(inputs)[:, encoder.num_prefix :].float().cpu())
-    return np.concatenate(heat), torch.cat(tokens)
+    colours = principal_colors(torch.cat(tokens)).unflatten(1, encoder.grid).numpy()
+    # The encoder's own size is often small: the pictures below its maps are read once more, finer.
+    size = finer(encoder.image_size, DRAWN_SIDE)
+    fine = views(source, shown.chosen.indices, size, interpolation)
+    pixels = select_channels(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
+    return [Look(*one) for one in zip(pixels, heat, colours, strict=True)]
 
 
 def gallery(drawn: Drawn, shown: Shown) -> Gallery | None:
     """Lay out the pictures of one run, a strip for each image; None where there are none."""
-    strips = [
-        Strip(name, list(_strip(drawn, at, name))) for at, name in enumerate(shown.chosen.names)
-    ]
-    columns = len(strips[0].pictures)
-    return Gallery(strips, columns) if columns else None
-
-
-def _strip(drawn: Drawn, at: int, name: str) -> Iterator[Picture]:
-    if panels := drawn.panels:
-        yield picture(panels.original[at], f"The image {name}", "original")
-        yield picture(panels.masked[at], f"{name} with hidden patches in gray", "what it saw")
-        yield _pasted(panels, at, name, "hidden parts rebuilt")
-    if drawn.looks:
-        look = drawn.looks[at]
-        yield attention_picture(look, name, "attention", [look])
-        yield _features(look, name, "features")
+    strips = []
+    for at, name in enumerate(shown.chosen.names):
+        pictures = []
+        if panels := drawn.panels:
+            masked = f"{name} with hidden patches in gray"
+            pictures.append(picture(panels.original[at], f"The image {name}", "original"))
+            pictures.append(picture(panels.masked[at], masked, "what it saw"))
+            pictures.append(_rebuilt_picture(panels, at, name, "hidden parts rebuilt"))
+        if drawn.looks:
+            look = drawn.looks[at]
+            pictures.append(attention_picture(look, name, "attention", [look]))
+            pictures.append(_features_picture(look, name, "features"))
+        strips.append(Strip(name, pictures))
+    return Gallery(strips) if strips[0].pictures else None
 
 
 def side_by_side(drawn: Sequence[Drawn], shown: Shown) -> Iterator[tuple[str, Gallery]]:
@@ -204,20 +170,22 @@ def side_by_side(drawn: Sequence[Drawn], shown: Shown) -> Iterator[tuple[str, Ga
     for at, name in enumerate(shown.chosen.names if rebuilding or looking else ()):
         pixels = looking[0][1][at].pixels if looking else rebuilding[0][1].original[at]
         original = picture(pixels, f"The image {name}", "original")
-        rebuilt = [_pasted(panels, at, f"{name} by {run}", run) for run, panels in rebuilding]
+        rebuilt = [
+            _rebuilt_picture(panels, at, f"{name} by {run}", run) for run, panels in rebuilding
+        ]
         strips["rebuilt"].append(Strip(name, [original, *rebuilt]))
         looks = [(run, f"{name} by {run}", looks[at]) for run, looks in looking]
         beside = [look for _, _, look in looks]
         attention = [attention_picture(look, alt, run, beside) for run, alt, look in looks]
         strips["attention"].append(Strip(name, [original, *attention]))
-        features = [_features(look, alt, run) for run, alt, look in looks]
+        features = [_features_picture(look, alt, run) for run, alt, look in looks]
         strips["features"].append(Strip(name, [original, *features]))
     for kind, found in strips.items():
         if found and len(found[0].pictures) > 1:
-            yield kind, Gallery(found, len(found[0].pictures))
+            yield kind, Gallery(found)
 
 
-def _pasted(panels: Panels, at: int, name: str, caption: str) -> Picture:
+def _rebuilt_picture(panels: Panels, at: int, name: str, caption: str) -> Picture:
     return picture(panels.pasted[at], f"{name}: rebuilt patches among the visible ones", caption)
 
 
@@ -231,7 +199,7 @@ def attention_picture(look: Look, name: str, caption: str, beside: Sequence[Look
     return picture(drawn, f"Attention over {name}: {highest}, {place}", f"{caption}, {highest}")
 
 
-def _features(look: Look, name: str, caption: str) -> Picture:
+def _features_picture(look: Look, name: str, caption: str) -> Picture:
     rows, columns = look.colours.shape[:2]
     alt = f"{name} as {rows} x {columns} patches; similar features have similar colours"
     return picture(look.colours, alt, caption)

@@ -16,9 +16,9 @@ from mvmae import terminal
 from mvmae.config.figures import ReportConfig
 from mvmae.inspect.report import compare, curves, html, pictures, settings, tables
 from mvmae.inspect.report.gather import RunFacts, gather
-from mvmae.inspect.report.html import Block, Code, Facts, Fold, Page, Section, Text, count
+from mvmae.inspect.report.html import Block, Code, Facts, Fold, Page, Section, Text
 from mvmae.inspect.report.scores import NAMES
-from mvmae.inspect.report.verdict import capitalized, verdict
+from mvmae.inspect.report.verdict import capitalize, verdict
 from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes
 from mvmae.storage.outputs import require_output
@@ -64,7 +64,7 @@ def run(config: ReportConfig) -> None:
     write_bytes(file, content)
     seconds = time.perf_counter() - began
     terminal.people().print(
-        f"written: {file} ({count(len(content) / 1e3)} kB, {seconds:.1f} s). It needs no other "
+        f"written: {file} ({len(content) / 1e3:,.0f} kB, {seconds:.1f} s). It needs no other "
         f"file and no network; open it in a browser, or: python -m webbrowser {file}"
     )
     facts = {"file": str(file), "bytes": len(content), "runs": len(known)}
@@ -90,11 +90,11 @@ def one_run(facts: RunFacts, config: ReportConfig) -> Page:
         _curves([facts]),
         *([_pictures(facts, config)] if config.pictures else []),
         _results(facts),
-        Section("skipped", "Images left out", "", list(tables.skipped(facts))),
+        Section("skipped", "Images left out", "", list(tables.skipped_images(facts))),
         Section("use", "How to use it", "", list(settings.how_to_use(facts))),
         Section("repeat", "How to repeat it", "", list(settings.how_to_repeat(facts))),
     ]
-    return Page(facts.name, capitalized(NAMES[facts.command]), verdict(facts), sections)
+    return Page(facts.name, capitalize(NAMES[facts.command]), verdict(facts), sections)
 
 
 def several_runs(known: Sequence[RunFacts], config: ReportConfig) -> Page:
@@ -122,7 +122,7 @@ def _curves(known: Sequence[RunFacts]) -> Section:
     note = Text(["There are no metrics yet, so there are no curves."], "note")
     drawn = curves.curves(known)
     lead = (
-        f"{count(sum(len(facts.records) for facts in known))} measurements. Point at a curve, or "
+        f"{sum(len(facts.records) for facts in known):,} measurements. Point at a curve, or "
         "use the slider under it, to read its values."
     )
     return Section("curves", "Curves", lead if drawn else "", drawn or [note])

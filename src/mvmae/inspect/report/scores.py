@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import hypot, isfinite
+from math import hypot
 from typing import Any, Literal, NamedTuple
 
 from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, numbers, part
@@ -31,12 +31,12 @@ def main_figure(values: Any) -> tuple[str, float] | None:
     return next(((name, known[name]) for name in HEADLINES if name in known), None)
 
 
-def score_of(result: Result) -> float:
+def main_score(result: Result) -> float:
     """Return the value of a result's main metric; 0 without one."""
     return (main_figure(result.headline) or ("", 0.0))[1]
 
 
-def rows_of(result: Result) -> list[dict[str, Any]]:
+def scored_rows(result: Result) -> list[dict[str, Any]]:
     """Return the rows of a result that have a main metric."""
     rows = result.content.get("rows")
     return [row for row in rows if main_figure(row)] if isinstance(rows, list) else []
@@ -55,7 +55,7 @@ def baselines(result: Result) -> dict[str, float]:
     shaped in an untrained one. A baseline without those settings has no score.
     """
     found: dict[str, float] = {}
-    for row in rows_of(result):
+    for row in scored_rows(result):
         name, figure = str(row.get("name")), main_figure(row)
         if figure and name in (PIXELS, UNTRAINED) and has_main_setting(result, row):
             found[name] = max(figure[1], found.get(name, 0.0))
@@ -67,12 +67,10 @@ def label_points(result: Result) -> dict[str, dict[int, list[float]]]:
     found: dict[str, dict[int, list[float]]] = {}
     cells = result.content.get("cells")
     for cell in cells if isinstance(cells, list) else []:
-        try:
-            name, count, top1 = str(cell["name"]), int(cell["count"]), float(cell["top1"])
-        except (KeyError, TypeError, ValueError):
-            continue
-        if count > 0 and isfinite(top1):
-            found.setdefault(name, {}).setdefault(count, []).append(top1)
+        known = numbers(cell)
+        if known.get("count", 0) >= 1 and "top1" in known:
+            points = found.setdefault(str(cell.get("name")), {})
+            points.setdefault(int(known["count"]), []).append(known["top1"])
     return found
 
 
@@ -132,7 +130,7 @@ def judgements(facts: RunFacts) -> list[Judgement]:
         if result.data == main_data(facts) and known:
             rival = max(known, key=lambda name: known[name])
             own, other, images = result.headline["top1"], known[rival], num_test(result)
-            is_clear = exceeds(own - other, error_of((own, images), (other, images)))
+            is_clear = exceeds(own - other, difference_error((own, images), (other, images)))
             found.append(Judgement(result, own, rival, other, is_clear))
     return found
 
@@ -158,11 +156,11 @@ def standard_error(first: Result, second: Result) -> float | None:
     """
     if "top1" not in first.headline or "top1" not in second.headline:
         return None
-    return error_of(*((one.headline["top1"], num_test(one)) for one in (first, second)))
+    return difference_error(*((one.headline["top1"], num_test(one)) for one in (first, second)))
 
 
-def error_of(*accuracies: tuple[float, float]) -> float | None:
-    """Return the standard error of a difference of accuracies in percent of so many images."""
+def difference_error(*accuracies: tuple[float, float]) -> float | None:
+    """Return the standard error of the difference of accuracies, each with its number of images."""
     if any(images < 1 for _, images in accuracies):
         return None
     # The numbers come from files that anybody may have edited: 101 % would have no root.

@@ -1,4 +1,4 @@
-"""What was run, how to use its encoder, and how to repeat it."""
+"""Settings of a run, how to use its encoder, and how to repeat it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def what_was_run(facts: RunFacts) -> Iterator[Block]:
     known = _help_texts(KINDS[facts.command]) if facts.command in KINDS else {}
     rows = {
         name: (name, value_in_words(name, value), meaning(known.get(name, ""), value))
-        for name, value in flattened(facts.config).items()
+        for name, value in flatten(facts.config).items()
     }
     main = [rows.pop(name) for name in MAIN if name in rows]
     for label, names in ENVIRONMENT.items():
@@ -48,11 +48,11 @@ def what_was_run(facts: RunFacts) -> Iterator[Block]:
         yield Fold("All other settings", [Facts(list(rows.values()))])
 
 
-def flattened(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(content: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return the settings of a config; those of a group as `views.flip`."""
     found = {}
     for name, value in content.items():
-        inner = flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
+        inner = flatten(value, f"{prefix}{name}.") if isinstance(value, dict) else {}
         found |= inner or {f"{prefix}{name}": value}
     return found
 
@@ -102,8 +102,8 @@ def how_to_repeat(facts: RunFacts) -> Iterator[Block]:
             yield Code(f"{command} {encoder}--resume --out {folder}", "To resume it")
         again = f"{command} --recipe {folder}/config.json --out runs/again"
         yield Code(again, "To run it again")
-    if facts.parsed is not None:
-        full = Code(command_line(facts.command, facts.parsed), "Without config.json")
+    if facts.options is not None:
+        full = Code(command_line(facts.command, facts.options), "Without config.json")
         yield Fold("The command in full", [full])
     for name, title, content in (
         ("config.json", "every setting", facts.config),
@@ -119,9 +119,9 @@ def how_to_use(facts: RunFacts) -> Iterator[Block]:
     name = shlex.quote(str(facts.folder))
     is_whole_model = facts.command in ("detect", "segment")
     if is_whole_model and (facts.folder / "model.safetensors").exists():
-        verb = "detect objects in" if facts.command == "detect" else "segment"
+        task = "detect objects in" if facts.command == "detect" else "segment"
         command = f"mvmae {facts.command} {name} --predict IMAGES --out FOLDER"
-        yield Code(command, f"To {verb} new images")
+        yield Code(command, f"To {task} new images")
     if not (facts.folder / ENCODER_FILE).exists():
         if not is_whole_model or not facts.finished:
             note = f"This folder holds no {ENCODER_FILE} yet: the run writes it at its end."

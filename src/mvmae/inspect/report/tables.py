@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
@@ -19,7 +19,6 @@ from mvmae.inspect.report.html import (
     Fold,
     Table,
     Text,
-    count,
     figure_cell,
     short,
 )
@@ -47,7 +46,12 @@ def results(facts: RunFacts) -> Iterator[Block]:
     for result in known:
         if result.command != "labels":
             yield from _result(result)
-    yield from _label_curves([one for one in known if one.command == "labels"])
+    labels = [result for result in known if result.command == "labels"]
+    if drawn := [chart for result in labels if (chart := label_curve(result))]:
+        yield Charts(drawn)
+    for result in labels:
+        caption = f"{TITLES['labels']}: {_data_in_words(result)}"
+        yield from _more(result, [labels_table(result, caption)])
     for result in facts.results:
         if result.command not in order:
             yield figures_table(result, f"{result.command} ({result.file})")
@@ -56,7 +60,7 @@ def results(facts: RunFacts) -> Iterator[Block]:
 def _result(result: Result) -> Iterator[Block]:
     caption = f"{TITLES[result.command]}: {_data_in_words(result)}"
     folded: list[Block] = []
-    if rows := scores.rows_of(result):
+    if rows := scores.scored_rows(result):
         chosen = [row for row in rows if scores.has_main_setting(result, row)] or rows
         neighbours = {part(row, "notes").get("k") for row in chosen} - {None}
         if len(neighbours) == 1:
@@ -67,15 +71,6 @@ def _result(result: Result) -> Iterator[Block]:
     else:
         yield figures_table(result, caption)
     yield from _more(result, folded)
-
-
-def _label_curves(found: Sequence[Result]) -> Iterator[Block]:
-    """Show the curves of `labels` side by side, then their numbers."""
-    if made := [chart for result in found if (chart := label_curve(result))]:
-        yield Charts(made)
-    for result in found:
-        caption = f"{TITLES['labels']}: {_data_in_words(result)}"
-        yield from _more(result, [labels_table(result, caption)])
 
 
 def _more(result: Result, folded: list[Block]) -> Iterator[Block]:
@@ -92,7 +87,7 @@ def _data_in_words(result: Result) -> str:
     data = part(result.content, "data")
     known = numbers(data)
     words = [
-        f"{count(known[key])} {purpose}"
+        f"{known[key]:,.0f} {purpose}"
         for key, purpose in (("num_train", "for training"), ("num_test", "for testing"))
         if key in known
     ]
@@ -144,7 +139,7 @@ def labels_table(result: Result, caption: str) -> Table:
         cells = [figure_cell(mean(points[c]) if c in points else None) for c in counts]
         lines.append([Cell(encoder, strong=encoder == "this encoder"), *cells])
     lines.sort(key=lambda line: -(line[-1].value or 0.0))
-    headings = ["encoder", *(f"{count(amount)} labels" for amount in counts)]
+    headings = ["encoder", *(f"{amount:,} labels" for amount in counts)]
     return Table(f"{caption}, top-1", headings, lines)
 
 
@@ -164,14 +159,14 @@ def class_tables(result: Result) -> Iterator[Table]:
             yield Table(f"Each class: {name}", ["class", name], lines, sortable=True)
 
 
-def skipped(facts: RunFacts) -> Iterator[Block]:
+def skipped_images(facts: RunFacts) -> Iterator[Block]:
     """Show how many images could not be read, why, and the first few; nothing where all could."""
     if not facts.skipped:
         return
     total = counted(len(facts.skipped), "image")
     yield Text([f"{total} could not be read. Training leaves such images out."])
     reasons = Counter(reason for _, reason in facts.skipped).most_common(MAX_LISTED)
-    lines = [[Cell(reason), Cell(count(number), number)] for reason, number in reasons]
+    lines = [[Cell(reason), Cell(f"{number:,}", number)] for reason, number in reasons]
     yield Table("Why", ["reason", "images"], lines)
     rows = [[Cell(path), Cell(reason)] for path, reason in facts.skipped[:MAX_LISTED]]
     caption = f"The first {MAX_LISTED}; all are in skipped.csv"

@@ -14,7 +14,7 @@ import numpy as np
 
 from mvmae.inspect.report import scores
 from mvmae.inspect.report.gather import JUDGED, Result, RunFacts, numbers, part
-from mvmae.inspect.report.html import PERCENT, Tile, Verdict, count, percent, share, short
+from mvmae.inspect.report.html import PERCENT, Tile, Verdict, percent, share, short
 from mvmae.inspect.report.scores import NAMES, PIXELS, UNTRAINED
 from mvmae.method import health
 from mvmae.storage import metrics_file
@@ -50,20 +50,20 @@ def verdict(facts: RunFacts) -> Verdict:
     reasons = list(_results(facts))
     if found.state != "diverged":
         # What was measured before a divergence says nothing about the weights that it left.
-        reasons = [*_last_metrics(facts), *reasons, *_measured_at_the_end(facts)]
+        reasons = [*_describe_metrics(facts), *reasons, *_measured_at_the_end(facts)]
     tiles = [*_score_tiles(facts), *_effort_tiles(facts)]
-    heading = capitalized(found.heading or found.state)
+    heading = capitalize(found.heading or found.state)
     return Verdict(found.status, heading, found.summary, tiles, reasons)
 
 
-def capitalized(text: str) -> str:
+def capitalize(text: str) -> str:
     """Raise the first letter, and leave the others as they are."""
     return text[:1].upper() + text[1:]
 
 
 def outcome(facts: RunFacts) -> Outcome:
     """Say how a run is: first whether it ended well, then what its losses and results show."""
-    if how := diverged(facts):
+    if how := divergence(facts):
         return Outcome("diverged", "bad", how)
     if not facts.finished:
         is_on = facts.age is not None and facts.age < STALE
@@ -75,13 +75,10 @@ def outcome(facts: RunFacts) -> Outcome:
         heading = "judged, not trained here" if is_other else f"{NAMES[facts.command]} is done"
         return Outcome("done", "none", summary, heading)
     match facts.health.get("status"), scores.use(scores.judgements(facts)):
-        case "good", "none":
-            state = "trained well, but not useful here yet"
-            return Outcome(state, "weak", _useless_in_words(facts))
-        case "good", "chance":
-            state = "trained well, with no clear gain here yet"
-            return Outcome(state, "weak", _useless_in_words(facts))
-        case "good", _ if cut_at(facts) is not None:
+        case "good", "none" | "chance" as gain:
+            lack = "but not useful" if gain == "none" else "with no clear gain"
+            return Outcome(f"trained well, {lack} here yet", "weak", _useless_in_words(facts))
+        case "good", _ if cut_step(facts) is not None:
             return Outcome("part of its metrics is missing", "weak", _good_in_words(facts))
         case "good", _:
             return Outcome("good", "good", _good_in_words(facts), "Pre-training worked")
@@ -107,10 +104,10 @@ def outcome(facts: RunFacts) -> Outcome:
             return Outcome("done", "none", summary, "Pre-training is done")
 
 
-def diverged(facts: RunFacts) -> str:
+def divergence(facts: RunFacts) -> str:
     """Say how the loss stopped being finite; empty where it did not."""
     if facts.health.get("status") == "diverged" and facts.health.get("sentence"):
-        return f"{capitalized(str(facts.health['sentence']))}."
+        return f"{capitalize(str(facts.health['sentence']))}."
     lost = []  # steps from which a loss is not finite until the end
     for name, column in metrics_file.columns(facts.records).items():
         if metric(name).better == "lower" and not isfinite(column.y[-1]):
@@ -119,7 +116,7 @@ def diverged(facts: RunFacts) -> str:
     if not lost:
         return ""
     return (
-        f"From step {count(min(lost))} on the loss is not finite, and nothing trained since then "
+        f"From step {min(lost):,.0f} on the loss is not finite, and nothing trained since then "
         "is usable. Start a new run with a lower --base-lr, or with --clip-grad 1."
     )
 
@@ -132,8 +129,8 @@ def planned_steps(facts: RunFacts) -> int | None:
     return int(images) // trained.batch_size * trained.epochs or None
 
 
-def cut_at(facts: RunFacts) -> float | None:
-    """Return the last step in metrics.jsonl if the run went on after it, else None."""
+def cut_step(facts: RunFacts) -> float | None:
+    """Return the last step in metrics.jsonl if the run continued after it, else None."""
     planned = planned_steps(facts)
     if not facts.finished or not facts.records or planned is None:
         return None
@@ -146,25 +143,25 @@ def _progress(facts: RunFacts) -> str:
     if not facts.records:
         return "The run has not written any metrics yet."
     step, planned = facts.records[-1]["step"], planned_steps(facts)
-    of = f" of {count(planned)} ({share(step / planned)})" if planned else ""
+    of = f" of {planned:,.0f} ({share(step / planned)})" if planned else ""
     last = f"The last line of its metrics is {duration(facts.age or 0)} old."
-    return f"{count(step)}{of} steps are done. {last} This page shows the run as it was then."
+    return f"{step:,.0f}{of} steps are done. {last} This page shows the run as it was then."
 
 
 def _good_in_words(facts: RunFacts) -> str:
-    values = numbers_of(facts)
+    values = last_metrics(facts)
     claims = ["tells images apart"] if "contrastive" in values else []
-    if filled := _filled_with(facts):
+    if filled := _trivial_answer(facts):
         is_better = health.reconstruction_share(values) < 1
-        verb, end = ("rebuilds", "would") if is_better else ("does not rebuild", "yet")
-        claims.append(f"{verb} hidden patches better than {filled} {end}")
+        claim, end = ("rebuilds", "would") if is_better else ("does not rebuild", "yet")
+        claims.append(f"{claim} hidden patches better than {filled} {end}")
     return f"The encoder {', and '.join(claims) or 'trained as it should'}."
 
 
-def _filled_with(facts: RunFacts) -> str:
+def _trivial_answer(facts: RunFacts) -> str:
     """Name what the reconstruction is compared with; empty where there is nothing."""
     channels = numbers(part(facts.config, "model")).get("in_channels", 3)
-    return health.reconstruction_baseline(numbers_of(facts), int(channels))
+    return health.reconstruction_baseline(last_metrics(facts), int(channels))
 
 
 def _useless_in_words(facts: RunFacts) -> str:
@@ -177,7 +174,7 @@ def _useless_in_words(facts: RunFacts) -> str:
     rivals = " or ".join(dict.fromkeys(RIVALS[one.rival] for one in judged))
     finding = f"it does no better than {rivals}"
     if scores.use(judged) == "chance":
-        images = count(scores.num_test(judged[0].result))
+        images = f"{scores.num_test(judged[0].result):,.0f}"
         finding = f"it is ahead by no more than the sampling error of {images} test images"
     return (
         f"Its losses fell as they should, but on {short(judged[0].result.data)} {finding} "
@@ -190,13 +187,13 @@ def _figure_in_words(result: Result) -> str:
     figure = scores.main_figure(result.headline)
     if figure is None:
         return "The results are below."
-    name = capitalized(metric(figure[0]).label)
+    name = capitalize(metric(figure[0]).label)
     return f"{name} of {percent(figure[1])} on the test images of {short(result.data)}."
 
 
-def _last_metrics(facts: RunFacts) -> Iterator[str]:
+def _describe_metrics(facts: RunFacts) -> Iterator[str]:
     """Describe the last metrics of a pre-training run, each with what it is compared with."""
-    values = numbers_of(facts) if facts.command == "pretrain" else {}
+    values = last_metrics(facts) if facts.command == "pretrain" else {}
     if "contrastive_top1" in values:
         level = metrics_file.level(metrics_file.columns(facts.records), "contrastive_top1")
         known = level.y[np.isfinite(level.y)] if level else []
@@ -206,7 +203,7 @@ def _last_metrics(facts: RunFacts) -> Iterator[str]:
             "the same image among all of a batch in "
             f"{values['contrastive_top1']:.0f}{PERCENT} of cases{chance}."
         )
-    if values and (filled := _filled_with(facts)):
+    if values and (filled := _trivial_answer(facts)):
         part_left = health.reconstruction_share(values)
         worse = ": no better than that yet" if part_left >= 1 else ""
         yield (
@@ -216,17 +213,17 @@ def _last_metrics(facts: RunFacts) -> Iterator[str]:
 
 
 def _measured_at_the_end(facts: RunFacts) -> Iterator[str]:
-    step, planned = cut_at(facts), planned_steps(facts)
+    step, planned = cut_step(facts), planned_steps(facts)
     if step is not None:
         yield (
-            f"Its {metrics_file.FILE} ends at step {count(step)} of {count(planned or 0)}: "
+            f"Its {metrics_file.FILE} ends at step {step:,.0f} of {planned or 0:,.0f}: "
             "the curves end there, and the figures are those of health.json."
         )
     if sentence := facts.health.get("sentence"):
         yield f"Measured at the end: {sentence}."
 
 
-def numbers_of(facts: RunFacts) -> dict[str, float]:
+def last_metrics(facts: RunFacts) -> dict[str, float]:
     """Return the last metrics of a run.
 
     health.json is written at the end of a run, so that its figures take precedence in a finished
@@ -290,16 +287,17 @@ def _score_tiles(facts: RunFacts) -> Iterator[Tile]:
 
 def _effort_tiles(facts: RunFacts) -> Iterator[Tile]:
     if images := numbers(facts.environment).get("num_images"):
-        yield Tile(count(images), "training images")
+        yield Tile(f"{images:,.0f}", "training images")
     if not facts.records:
         return
-    last, planned, cut = metrics_file.last(facts.records), planned_steps(facts), cut_at(facts)
+    last, planned, cut = metrics_file.last(facts.records), planned_steps(facts), cut_step(facts)
     batch = facts.config.get("batch_size")
-    notes = [f"of {count(planned)}"] if planned and cut is None else []
+    notes = [f"of {planned:,.0f}"] if planned and cut is None else []
     notes += [f"{batch} images each"] if isinstance(batch, int) else []
-    yield Tile(count(last["step"] if cut is None else planned or 0), "steps", ", ".join(notes))
+    steps = last["step"] if cut is None else planned or 0
+    yield Tile(f"{steps:,.0f}", "steps", ", ".join(notes))
     if "seconds" in last:
         device = str(facts.environment.get("device") or "")
         notes = [f"on {device}"] if device else []
-        notes += [f"for the first {count(cut)} steps"] if cut is not None else []
+        notes += [f"for the first {cut:,.0f} steps"] if cut is not None else []
         yield Tile(duration(last["seconds"]), "training time", ", ".join(notes))
