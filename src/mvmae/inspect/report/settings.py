@@ -74,12 +74,16 @@ def meaning(text: str, value: Any) -> str:
     """Return what a help text says of a value: its sentences without those on other values.
 
     A sentence that begins with a word and a colon, such as "horizontal: left to right.", is about
-    that value alone.
+    that value alone; a text that has no other sentences, such as "predict: smallest score.", names
+    the use of the option by the word.
     """
-    sentences = re.split(r"(?<=\.) ", " ".join(text.split()))
-    return " ".join(
-        one for one in sentences if not re.match(r"\w+: ", one) or one.startswith(f"{value}: ")
-    )
+    text = " ".join(text.split())
+    kept = [
+        sentence
+        for sentence in re.split(r"(?<=\.) ", text)
+        if not re.match(r"\w+: ", sentence) or sentence.startswith(f"{value}: ")
+    ]
+    return " ".join(kept) or text
 
 
 def value_in_words(name: str, value: Any) -> str:
