@@ -62,3 +62,8 @@ def wait_for_lines(run: Path, count: int) -> None:
         if file.exists() and file.read_text().count("\n") >= count:
             return
         time.sleep(0.01)
+
+
+def read_output(capsys) -> str:
+    """Return what was printed, in one line, because tables are as wide as the terminal."""
+    return " ".join(capsys.readouterr().out.split())

@@ -1,6 +1,7 @@
 """The command line as a user types it, on runs of a second."""
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -54,8 +55,17 @@ def pretrain(pretrain_command):
 
 
 @pytest.fixture
+def here(home, tmp_path, monkeypatch, capsys) -> Path:
+    """A copy of the module's `home` as the working folder; output so far is dropped."""
+    shutil.copytree(home, tmp_path / "here")
+    monkeypatch.chdir(tmp_path / "here")
+    capsys.readouterr()
+    return tmp_path / "here"
+
+
+@pytest.fixture
 def signal_when():
-    """Sends this process a signal as soon as what is waited for has come."""
+    """Sends this process a signal as soon as `wait` returns."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
     watches = []
@@ -77,7 +87,7 @@ def signal_when():
 
 @pytest.fixture
 def send_after(signal_when):
-    """Sends this process a signal as soon as a run has written so many lines of metrics."""
+    """Sends this process a signal as soon as a run has written `lines` lines of metrics."""
 
     def watch(number: int, run: Path, lines: int) -> None:
         signal_when(number, lambda: wait_for_lines(run, lines))

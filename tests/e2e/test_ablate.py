@@ -59,15 +59,6 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home` as the working folder; output so far is dropped."""
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
 def table(file: str = "table/head.json") -> dict:
     return json.loads(Path(file).read_text())
 

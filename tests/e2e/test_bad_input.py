@@ -49,14 +49,6 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch) -> Path:
-    """A copy of `home` to spoil, in which commands are given."""
-    shutil.copytree(home, tmp_path / "here", symlinks=True)
-    monkeypatch.chdir(tmp_path / "here")
-    return tmp_path / "here"
-
-
 def on_disk(folder: Path) -> dict[str, str]:
     return {
         str(path.relative_to(folder)): sha256(path.read_bytes()).hexdigest()

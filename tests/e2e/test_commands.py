@@ -1,7 +1,6 @@
 """`reconstruct`, `recipes` and help on a run of a second."""
 
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from run_folders import read_output
 
 from mvmae.cli.commands import COMMANDS
 from mvmae.cli.main import main
@@ -34,20 +34,6 @@ def home(tmp_path_factory) -> Path:
         patch.chdir(home)
         assert main(f"pretrain images --out run {A_SECOND}".split()) == 0
     return home
-
-
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home` as the working folder; output so far is dropped."""
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
-def read_output(capsys) -> str:
-    """What a person reads, in one line: tables are as wide as the terminal."""
-    return " ".join(capsys.readouterr().out.split())
 
 
 # reconstruct

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import read_output
 
 from mvmae.cli.main import main
 from mvmae.data.sources.folders import Files
@@ -54,22 +55,8 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home` as the working folder; output so far is dropped."""
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
 def result(file: Path | str) -> dict:
     return json.loads(Path(file).read_text())
-
-
-def read_output(capsys) -> str:
-    """What a person reads, in one line: tables are as wide as the terminal."""
-    return " ".join(capsys.readouterr().out.split())
 
 
 def judge(command: str, *words: str) -> int:

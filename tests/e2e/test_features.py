@@ -44,15 +44,6 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """The working folder of the commands: a copy of `home`."""
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
 def features(*words: str) -> int:
     return main(["features", *words, *SMALL])
 

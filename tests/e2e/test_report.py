@@ -46,15 +46,6 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    """A copy of `home`, in which commands are given."""
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
 def read_records(run: str) -> list[dict]:
     return [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
 

@@ -68,14 +68,6 @@ def home(tmp_path_factory) -> Path:
     return home
 
 
-@pytest.fixture
-def here(home, tmp_path, monkeypatch, capsys) -> Path:
-    shutil.copytree(home, tmp_path / "here")
-    monkeypatch.chdir(tmp_path / "here")
-    capsys.readouterr()
-    return tmp_path / "here"
-
-
 def execute(line: str) -> int:
     """Run a command line; returns its exit status."""
     return main(line.split())
