@@ -62,6 +62,7 @@ def draw_objects(
     Colours distinguish classes, or objects where there is one class. An object is drawn as its
     mask where there is one, else as its box; up to MAX_NAMED objects are named.
     """
+    # Small images are enlarged: lines are at least a pixel wide, and names ten pixels high.
     picture = Image.fromarray(np.repeat(image, 3, axis=2) if image.shape[2] == 1 else image)
     scale = max(1.0, MIN_SIDE / max(picture.size))
     size = round(picture.width * scale), round(picture.height * scale)

@@ -169,6 +169,7 @@ def draw(
         len(row.cells) * (size[0] + GAP) + len(row.groups) * (GROUP_GAP - GAP) for row in rows
     ]
     width = max(MIN_WIDTH, left + max(widths) - GROUP_GAP + MARGIN)
+    # All names of the legend get the same room, so that they are in columns.
     legend = [(colour, shorten(name, LEGEND_NAME, 7.0)) for colour, name in legend]
     step = max((text_width(name, 7.0) for _, name in legend), default=0.0) + 0.36
     fitting = max(1, int((width - 2 * MARGIN) / step))
@@ -234,6 +235,7 @@ class Sheet:
         width = min(size[0], size[1] / aspect)
         height = width * aspect
         x, y = x + _whole((size[0] - width) / 2), y + _whole((size[1] - height) / 2)
+        # matplotlib warns of values beyond white, even by a rounding error.
         white = 255 if picture.dtype == np.uint8 else 1
         pixels = picture.clip(0, white)
         self.axes.imshow(

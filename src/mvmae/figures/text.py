@@ -18,6 +18,7 @@ def shorten(text: str, inches: float, points: float) -> str:
     text = drawable(text)
     if len(text) > MAX_LENGTH:
         text = f"{text[: MAX_LENGTH // 2]}…{text[-MAX_LENGTH // 2 :]}"
+    # Both ends stay: paths begin with their run and end with their file.
     short, kept = text, len(text)
     while kept > 2 and text_width(short, points) > inches:
         kept -= 1
@@ -33,6 +34,7 @@ def text_width(text: str, points: float) -> float:
 
 def drawable(text: str) -> str:
     """Put a text on one line, with a question mark for each character that the font lacks."""
+    # For a missing character matplotlib would warn on stderr and draw an empty box.
     glyphs = get_font(findfont(FONT)).get_charmap()
     return "".join(letter if ord(letter) in glyphs else "?" for letter in " ".join(text.split()))
 

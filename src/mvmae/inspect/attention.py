@@ -79,6 +79,7 @@ def run(config: AttentionConfig) -> None:
     file = picture_file(config.encoder, config.out, "attention.png", config.data)
     names = (config.encoder, *config.against)
     opened = [encoders.open_encoder(name, config.image_size) for name in names]
+    # Checked for every encoder before any image is read.
     for name, one in zip(names, opened, strict=True):
         require_channels(config.channels, one.encoder.in_channels, name)
     source = open_source(config.data, opened[0].encoder.in_channels, opened[0].depth)
@@ -113,6 +114,7 @@ def look_at_images(
     encoder = opened.encoder.to(device)
     mean, std, interpolation = opened.preprocessing
     source = open_source(config.data, encoder.in_channels, opened.depth)
+    # Drawn finer than the encoder sees them, so that a small input is not drawn as blocks.
     shown = views(source, chosen.indices, finer(encoder.image_size, DRAWN_SIDE), interpolation)
     pixels = select_channels(
         for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels
@@ -171,6 +173,7 @@ def draw(
         shared_scale: Whether the maps of an image share one colour scale.
         heat_column: Whether the heat map is also drawn alone, not only as an overlay.
     """
+    # One scale for a row: on its own scale a map without a preference looks like an object.
     ends = [
         shared_limits(maps.heat[row] for model in models for maps in model.maps)
         if shared_scale

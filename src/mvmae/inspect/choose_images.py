@@ -42,6 +42,7 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
         UserError: None can be read.
     """
     chosen = Chosen([], [], [])
+    # Masks are drawn from (seed, 1): another number of images changes no mask.
     for index in np.random.default_rng((seed, 0)).permutation(len(source)).tolist():
         try:
             source.read(index)
@@ -105,6 +106,7 @@ def select_channels(
 ) -> Shaped[np.ndarray, "*B K"]:
     """Select the requested channels, else the first three, or the first of fewer."""
     have = pixels.shape[-1]
+    # Two channels, or four and more, have no agreed colours: red, green and blue come first if any.
     chosen = channels or (range(1, 4) if have >= 3 else range(1, 2))
     return pixels[..., [channel - 1 for channel in chosen]]
 

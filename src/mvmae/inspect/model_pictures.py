@@ -70,6 +70,7 @@ def open_with_decoder(name: str) -> OpenedAutoencoder:
     bad = [key for key, one in opened.model.state_dict().items() if not one.isfinite().all()]
     if bad:
         raise UserError(f"{name} is damaged: {bad[0]} holds infinite numbers or NaN")
+    # An untrained decoder would draw noise, which looks like a bad run.
     if opened.config.objective.reconstruction_weight == 0:
         raise UserError(
             f"{name} was trained without reconstruction (its weight is 0), so its decoder has "
@@ -163,13 +164,14 @@ def reconstruct_batch(
         shape = (1, -1, 1, 1)
         pixels = unpatchify(patches, patch, grid)
         pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
-        if images.dtype != torch.uint8:
+        if images.dtype != torch.uint8:  # deep pixels have no black and white: see `for_people`
             low, high = (bound.to(pixels) for bound in shown_range(images, mean, std))
             pixels = (pixels - low) / (high - low)
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 
     original, predicted = to_pixels(target), to_pixels(prediction)
     area = unpatchify(hidden.expand_as(target), patch, grid).permute(0, 2, 3, 1).cpu().numpy()
+    # The average colour of each patch, which the docs call `colours`: a mosaic of the image.
     squares = target.unflatten(-1, (-1, images.shape[1])).mean(-2, keepdim=True)
     squares = squares.expand(-1, -1, patch**2, -1).flatten(-2)
 

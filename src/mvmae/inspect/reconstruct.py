@@ -47,7 +47,9 @@ def run(config: ReconstructConfig) -> None:
     opened = [open_with_decoder(name) for name in encoders]
     file = picture_file(config.encoder, config.out, "reconstructions.png", config.data)
     shapes = [one.config.model for one in opened]
+    # All runs hide the same share, so that their errors can be compared.
     ratio = config.mask_ratio or shapes[0].mask_ratio
+    # Checked for every run before any image is read.
     for name, shape in zip(encoders, shapes, strict=True):
         require_visible_and_hidden(shape, ratio, name)
         require_channels(config.channels, shape.in_channels, name)

@@ -318,7 +318,8 @@ def test_the_share_of_variance_is_printed_for_every_encoder():
         {"encoder": "runs/a", "explained_total": 0.17},
         {"encoder": "random:runs/a", "explained_total": 0.59},
     ]
-    assert summarise_variance(facts[:1]) == "the colours show 17% of the variance of the patches"
+    alone = summarise_variance(facts[:1])
+    assert alone == "the colours show 17% (a) of the variance of the patches"
     assert summarise_variance(facts) == (
-        "the colours show 17% (runs/a) and 59% (random:runs/a) of the variance of the patches"
+        "the colours show 17% (runs/a), 59% (random:runs/a) of the variance of the patches"
     )

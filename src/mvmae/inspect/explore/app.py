@@ -87,6 +87,7 @@ def _get_routes(session: Session, workers: Workers) -> list[Route]:
 
     def numbers(request: Request) -> Values:
         """Values of the address; text other than a number stays as it is, and is refused later."""
+        # Beyond 18 digits a number would not fit into 64 bits.
         texts = dict(request.query_params) | request.path_params
         return {
             name: int(text) if text.isascii() and text.isdigit() and len(text) < 19 else text
@@ -148,7 +149,7 @@ def _post_routes(session: Session, workers: Workers) -> list[Route]:
                 work = _run_in(workers.computing, lambda: answer(session, values))
                 return JSONResponse(await work)
             finally:
-                workers.touch()
+                workers.touch()  # the pause of the background begins after the answer
 
         return Route(f"/api/{name}", page, methods=["POST"])
 

@@ -89,7 +89,7 @@ class EmbeddingIndex:
     def add(self, indices: Sequence[int], vectors: Float[Tensor, "b D"], unreadable: int) -> None:
         """Add a batch."""
         begin, end = self._count, self._count + len(indices)
-        self._vectors[begin:end] = vectors
+        self._vectors[begin:end] = vectors  # before they are counted, since others read meanwhile
         self._indices = np.concatenate([self.indices, np.array(indices, np.int64)])
         self._count, self._unreadable = end, self._unreadable + unreadable
 
@@ -115,7 +115,7 @@ class EmbeddingIndex:
             return [], []
         order = self.typicality.argsort(descending=True, stable=True).tolist()
         ranked = [Match(int(self.indices[at]), float(self.typicality[at])) for at in order]
-        count = min(count, len(ranked) // 2)
+        count = min(count, len(ranked) // 2)  # no image is in both lists
         return ranked[:count], ranked[::-1][:count]
 
 
@@ -208,6 +208,7 @@ def load(file: Path, embedded: EmbeddingIndex) -> bool:
         tensors: dict[str, Any] = safetensors.torch.load(file.read_bytes())
         basis = Basis(*(tensors[f"basis.{name}"] for name in Basis._fields))
         indices, vectors = tensors["indices"].tolist(), tensors["vectors"]
+        # The key of the file excludes other images and settings, but not a damaged file.
         if not set(indices) <= set(embedded.order) or vectors.shape[1] != embedded.width:
             return False
         embedded.add(indices, vectors, len(embedded.order) - len(indices))

@@ -105,6 +105,7 @@ def patches(values: dict[str, Any], name: str, total: int) -> list[int] | None:
     value = values.get(name)
     if value is None:
         return None
+    # The slice bounds the work for a list of millions, whose length is refused below.
     is_list = isinstance(value, list) and all(
         type(one) is int and 0 <= one < total for one in value[: total + 1]
     )

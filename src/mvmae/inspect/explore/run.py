@@ -47,6 +47,7 @@ def run(config: ExploreConfig) -> int:
     """
     require_packages()
     device = precision.choose_device(config.device)
+    # A port that cannot be used ends the command before the encoder is loaded.
     with listen(config.host, config.port) as sock:
         networks, no_decoder = open_networks(config, device)
         encoder = networks.opened.encoder

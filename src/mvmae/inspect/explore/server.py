@@ -28,6 +28,7 @@ class Workers:
 
     def __init__(self) -> None:
         self.stopped = threading.Event()
+        # One thread for the networks: answers stay in order, and nothing else needs a lock.
         self.computing = ThreadPoolExecutor(1, thread_name_prefix="compute")
         self.reading = ThreadPoolExecutor(2, thread_name_prefix="read")
         self._last_request = time.monotonic()
@@ -106,6 +107,7 @@ def own_names(host: str) -> frozenset[str]:
 
 def page_url(sock: socket.socket, host: str) -> str:
     """Address of the page for a browser on this machine."""
+    # A browser cannot open the address that stands for all addresses of a machine.
     if host in ("", "0.0.0.0", "::"):
         host = "127.0.0.1" if sock.family == socket.AF_INET else "::1"
     return f"http://{f'[{host}]' if ':' in host else host}:{sock.getsockname()[1]}/"

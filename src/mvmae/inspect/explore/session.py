@@ -153,6 +153,7 @@ class Session:
             RequestError: There is no such image, or it cannot be read.
         """
         number = image[1:]
+        # `isdigit` alone accepts digits of other alphabets; 19 digits do not fit into 64 bits.
         if image.startswith("d") and number.isascii() and number.isdigit() and len(number) < 19:
             return self._read(int(number))
         with self._lock:
@@ -184,7 +185,7 @@ class Session:
             reason = encodable(str(error)).rstrip(".")
             raise RequestError(f"That file cannot be read as an image: {reason}.") from error
         name = f"u{hashlib.sha256(content).hexdigest()[:16]}"
-        views = model.prepare(pixels, self.networks)
+        views = model.prepare(pixels, self.networks)  # outside of the lock: it takes longest
         with self._lock:
             self._uploads[name] = views
             self._uploads.move_to_end(name)
@@ -284,6 +285,7 @@ class Session:
 
     def neighbours(self, image: str, count: int) -> dict[str, Any]:
         """The images of the data that are most similar to an image, without itself."""
+        # The image itself would always come first.
         vector = model.embedding(self.networks, self.tokens(image))[0]
         itself = int(image[1:]) if image.startswith("d") else None
         matches = self.embedded.nearest(vector, count, itself)

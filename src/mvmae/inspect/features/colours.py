@@ -102,11 +102,8 @@ def encode_patches(
 
 def summarise_variance(facts: list[dict[str, Any]]) -> str:
     """Say how much of the patches' variance the colours of each encoder show."""
-    if len(facts) == 1:
-        return f"the colours show {facts[0]['explained_total']:.0%} of the variance of the patches"
     names = [one["encoder"] for one in facts]
     shares = [
         f"{one['explained_total']:.0%} ({short_name(one['encoder'], names)})" for one in facts
     ]
-    listed = f"{', '.join(shares[:-1])} and {shares[-1]}"
-    return f"the colours show {listed} of the variance of the patches"
+    return f"the colours show {', '.join(shares)} of the variance of the patches"

@@ -134,6 +134,7 @@ def compute_image_features(job: Job, indices: Sequence[int]) -> ImageFeatures | 
         found = encoders.extract_distributed(extractor, source, cache, bar.advance)
     if found is None:
         return None
+    # Rows are the readable images, in order: extraction leaves unreadable ones out.
     unreadable = {skip.path for skip in found.skipped}
     readable = [index for index in indices if job.source.path(index) not in unreadable]
     vectors = found.cls if job.pool == "cls" and found.cls is not None else found.mean
@@ -176,7 +177,7 @@ def find_classes(
         return (), None
     names = [class_name(source, index) for index in indices]
     classes = sorted(set(names))
-    if len(classes) < 2:
+    if len(classes) < 2:  # one colour for all would say nothing
         return (), None
     numbers = {name: number for number, name in enumerate(classes)}
     return classes, np.array([numbers[name] for name in names], dtype=np.int64)

@@ -71,6 +71,7 @@ def open_job(config: FeaturesConfig) -> Job:
         if name == config.encoder:
             raise UserError(f"--against {name} is ENCODER itself: name another encoder")
         against[name] = encoders.open_encoder(name, config.image_size, channels)
+    # Pictures among the images would be images of the next command.
     for name in config.data:
         require_results_outside(folder, name)
     whole = open_source(config.data, channels, opened.depth)
