@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import pickle
 import re
 import shutil
 from html import unescape
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 from mvmae.cli.main import main
+from mvmae.figures import chart_svg
 
 A_SECOND = (
     "--recipe demo --model.image-size 16 --model.decoder-dim 32 --batch-size 8 --epochs 4 "
@@ -29,6 +31,22 @@ def make_images(folder: Path, channels: str = "RGB") -> None:
             shade = tuple(value + 3 * index for value in colour)
             image = Image.new("RGB", (20, 16), shade).convert(channels)
             image.save(folder / label / f"{index}.png")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _draw_equal_charts_once():
+    """Keep drawings: most tests report on the same runs, and charts take most of the time."""
+    draw, drawings = chart_svg.draw, {}
+
+    def draw_once(panel: chart_svg.Panel, **options) -> str:
+        key = pickle.dumps((panel, options))
+        if key not in drawings:
+            drawings[key] = draw(panel, **options)
+        return drawings[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(chart_svg, "draw", draw_once)
+        yield
 
 
 @pytest.fixture(scope="module")
