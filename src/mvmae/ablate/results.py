@@ -110,6 +110,7 @@ def gather(plan: Plan, images: str | None = None) -> Results:
                 missing.append(cell.folder.name)
         if count := atomic.read_object(cell.folder / "environment.json").get("num_images"):
             num_images[cell.key] = count
+        # The last line holds the time of the whole run, also of one that was resumed.
         records = metrics_file.read(cell.folder) if cell.config and is_trained else []
         if records and (time := records[-1].get("seconds")) is not None:
             seconds.setdefault(cell.key, {})[cell.seed] = time

@@ -100,7 +100,7 @@ CropScale = Annotated[tuple[float, float], increasing("shares in (0, 1]", 1.0)]
 Factors = Annotated[tuple[float, float], increasing("numbers above 0", float_info.max)]
 
 
-@cache
+@cache  # configs are copied often, and each copy is checked; resolving type hints is slow
 def _find_rules(kind: type) -> list[tuple[str, Rule]]:
     hints = get_type_hints(kind, include_extras=True)
     return [

@@ -50,6 +50,7 @@ def without_reconstruction(config: PretrainConfig) -> PretrainConfig:
     return with_group(config, "objective", reconstruction_weight=0.0)
 
 
+# The first line of each docstring is what `mvmae recipes` prints.
 VARIANTS: dict[str, Callable[[PretrainConfig], PretrainConfig]] = {
     "mae": as_mae,
     "no-contrast": without_contrast,

@@ -34,7 +34,7 @@ PAPER_5 = {
 PAPER_6 = (79.09, 77.86, 74.33, 76.48)
 
 
-def asked(table: str, **other) -> AblateConfig:
+def make_config(table: str, **other) -> AblateConfig:
     return AblateConfig(**{"table": table, "device": "cpu", "workers": 0, **other})
 
 
@@ -80,7 +80,7 @@ def test_the_papers_figures_stand_in_one_file():
 @pytest.mark.parametrize("recipe", ["paper", "ablation", "vit-small-128", "tiny-cpu", "demo"])
 @pytest.mark.parametrize("table", ABLATIONS)
 def test_every_table_can_be_planned_from_every_recipe(table, recipe):
-    plan = make_plan(asked(table, recipe=recipe))
+    plan = make_plan(make_config(table, recipe=recipe))
     folders = [cell.folder for cell in [*plan.training_cells(), *plan.controls()]]
     assert len(set(folders)) == len(folders)
     configs = [row.config for row in plan.rows]
@@ -94,14 +94,14 @@ def test_every_table_can_be_planned_from_every_recipe(table, recipe):
 
 def test_a_row_that_is_the_recipe_itself_is_one_run_in_all_tables():
     for table in ("table5-mask", "table5-lambda", "latent", "head", "temperature", "norm-pix"):
-        plan = make_plan(asked(table, recipe="demo"))
+        plan = make_plan(make_config(table, recipe="demo"))
         (base,) = [row for row in plan.rows if row.arm.key == BASE]
         assert base.config == plan.recipe_config == plan.baseline_config
 
 
 def test_a_value_that_no_row_has_gets_a_row_to_compare_with():
     plan = make_plan(
-        asked("table5-decoder", recipe="tiny-cpu", set=(("model.decoder-depth", "3"),))
+        make_config("table5-decoder", recipe="tiny-cpu", set=(("model.decoder-depth", "3"),))
     )
     assert [row.arm.name for row in plan.rows] == ["as the recipe", "1", "2", "4", "8", "12"]
     assert plan.baseline_config.model.decoder_depth == 3
@@ -110,7 +110,7 @@ def test_a_value_that_no_row_has_gets_a_row_to_compare_with():
 def views_and_steps(table: str, recipe: str) -> dict[str, tuple[int, int]]:
     """Views and steps of each row, of 1,024 images."""
     found = {}
-    for arm, config in make_plan(asked(table, recipe=recipe)).rows:
+    for arm, config in make_plan(make_config(table, recipe=recipe)).rows:
         steps = config.epochs * (1024 // config.batch_size)
         found[arm.key] = steps * config.batch_size * config.views.num_views, steps
     return found
@@ -134,13 +134,13 @@ def test_rows_that_promise_equal_views_or_steps_have_them(recipe):
 
 
 def test_mae_of_equal_steps_and_views_has_the_learning_rate_of_the_recipe():
-    plan = make_plan(asked("views", recipe="demo"))
+    plan = make_plan(make_config("views", recipe="demo"))
     rates = {row.arm.key: row.config.lr for row in plan.rows}
     assert rates["mae-both"] == rates["base"]
 
 
 def test_the_rows_change_nothing_but_what_they_say():
-    plan = make_plan(asked("table5-mask", recipe="tiny-cpu"))
+    plan = make_plan(make_config("table5-mask", recipe="tiny-cpu"))
     for row in plan.rows:
         share = float(row.arm.name)
         assert row.config == replace(
@@ -149,7 +149,7 @@ def test_the_rows_change_nothing_but_what_they_say():
 
 
 def test_without_contrast_a_head_is_left_out():
-    plan = make_plan(asked("table5-lambda", recipe="demo", set=(("model.head", "mlp"),)))
+    plan = make_plan(make_config("table5-lambda", recipe="demo", set=(("model.head", "mlp"),)))
     heads = {row.arm.name: row.config.model.head for row in plan.rows}
     assert heads["0"] == "none"
     assert {heads[name] for name in heads if name != "0"} == {"mlp"}
@@ -160,7 +160,7 @@ def test_without_contrast_a_head_is_left_out():
 
 def test_a_grid_has_all_combinations():
     settings = (("model.mask-ratio", "0.6", "0.75"), ("--objective.temperature", "0.1", "0.2"))
-    plan = make_plan(asked("grid", recipe="demo", set=(*settings, ("epochs", "5"))))
+    plan = make_plan(make_config("grid", recipe="demo", set=(*settings, ("epochs", "5"))))
     found = {
         row.arm.name: (row.config.model.mask_ratio, row.config.objective.temperature)
         for row in plan.rows[1:]
@@ -176,7 +176,7 @@ def test_a_grid_has_all_combinations():
 
 
 def test_a_grid_of_one_field_is_a_curve_and_knows_the_recipes_own_value():
-    plan = make_plan(asked("grid", recipe="demo", set=(("model.mask-ratio", "0.6", "0.8"),)))
+    plan = make_plan(make_config("grid", recipe="demo", set=(("model.mask-ratio", "0.6", "0.8"),)))
     assert [(row.arm.key, row.arm.name) for row in plan.rows] == [
         ("mask-ratio-0.6", "0.6"),
         (BASE, "0.8"),
@@ -186,7 +186,7 @@ def test_a_grid_of_one_field_is_a_curve_and_knows_the_recipes_own_value():
 
 def test_values_that_only_go_together_are_set_together():
     settings = (("model.image-size", "20"), ("model.patch-size", "5"))
-    plan = make_plan(asked("head", recipe="demo", set=settings))
+    plan = make_plan(make_config("head", recipe="demo", set=settings))
     assert {row.config.model.grid for row in plan.rows} == {(4, 4)}
 
 
@@ -195,7 +195,7 @@ def test_more_runs_than_anybody_means_are_refused_at_once():
     fields = ("base-lr", "weight-decay", "model.mask-ratio", "objective.temperature")
     settings = tuple((field, *values) for field in fields)
     with pytest.raises(UserError, match="200000000 runs are more than 1000"):
-        make_plan(asked("grid", recipe="demo", seeds=(0, 1), set=settings))
+        make_plan(make_config("grid", recipe="demo", seeds=(0, 1), set=settings))
 
 
 # Words to values and back
@@ -227,7 +227,7 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
     assert with_values(pretraining("tiny-cpu"), {"epochs": "3"}).warmup_epochs == 2
     named_too = {"epochs": "1", "warmup-epochs": "0.5"}
     assert with_values(pretraining("tiny-cpu"), named_too).warmup_epochs == 0.5
-    plan = make_plan(asked("grid", recipe="demo", set=(("epochs", "1", "2"),)))
+    plan = make_plan(make_config("grid", recipe="demo", set=(("epochs", "1", "2"),)))
     assert {row.config.epochs: row.config.warmup_epochs for row in plan.rows} == {
         8: 1,
         1: 0.125,
@@ -250,7 +250,7 @@ def test_few_epochs_keep_the_share_of_the_warm_up_as_in_pretrain():
 )
 def test_values_that_cannot_be_are_refused_in_plain_words(words, message):
     with pytest.raises(UserError, match=message):
-        make_plan(asked("grid", recipe="demo", set=(words,)))
+        make_plan(make_config("grid", recipe="demo", set=(words,)))
 
 
 def test_grids_in_one_folder_have_names_of_their_own():
@@ -259,17 +259,17 @@ def test_grids_in_one_folder_have_names_of_their_own():
         (("views.crop-scale", "0.2,1", "0.8,1"),),
         (("--model.head", "none", "mlp"), ("base-lr", "1e-3", "2e-3")),
     ]
-    names = [make_plan(asked("grid", recipe="demo", set=one)).name for one in sets]
+    names = [make_plan(make_config("grid", recipe="demo", set=one)).name for one in sets]
     assert names == [
         "grid-views.crop-scale-0.2-1-0.6-1",
         "grid-views.crop-scale-0.2-1-0.8-1",
         "grid-model.head-none-mlp-base-lr-1e-3-2e-3",
     ]
-    assert make_plan(asked("table6", recipe="demo")).name == "table6"
+    assert make_plan(make_config("table6", recipe="demo")).name == "table6"
 
 
 def test_none_and_numbers_are_words_where_the_field_takes_words():
-    plan = make_plan(asked("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
+    plan = make_plan(make_config("grid", recipe="demo", set=(("model.head", "none", "mlp"),)))
     assert [row.config.model.head for row in plan.rows] == ["none", "mlp"]
     config = with_values(pretraining("demo"), {"views.flip": "none", "views.depth": "8"})
     assert (config.views.flip, config.views.depth) == ("none", "8")
@@ -298,11 +298,11 @@ def test_a_value_that_cannot_be_is_named_with_its_field(words, says):
 @pytest.mark.parametrize(
     "config",
     [
-        asked("table6"),
-        asked("grid", set=(("epochs", "4"), ("model.mask-ratio", "0.6", "0.8")), seeds=(3,)),
-        asked("table6", data=("a b", "c"), eval_data="d'e", recipe="tiny-cpu", seeds=(0, 5)),
-        asked("head", out=Path("my runs"), probe="none", baseline="mlp", only_table=True),
-        asked("head", jobs=3, recipe="runs/x/config.json", probe="mae"),
+        make_config("table6"),
+        make_config("grid", set=(("epochs", "4"), ("model.mask-ratio", "0.6", "0.8")), seeds=(3,)),
+        make_config("table6", data=("a b", "c"), eval_data="d'e", recipe="tiny-cpu", seeds=(0, 5)),
+        make_config("head", out=Path("my runs"), probe="none", baseline="mlp", only_table=True),
+        make_config("head", jobs=3, recipe="runs/x/config.json", probe="mae"),
     ],
 )
 def test_the_command_that_is_told_gives_the_same_config(config):
@@ -322,10 +322,10 @@ def test_the_list_says_what_each_table_varies_and_is_there_for_programs(capsys):
     assert "paper, not ours" in said
 
 
-# What a run has found out of its images
+# What a run inferred from its images
 
 
-def test_a_run_is_asked_for_with_what_it_found_out():
+def test_a_run_is_compared_with_what_it_inferred():
     plain = pretraining("demo")
     found = replace(plain, views=replace(plain.views, depth="16", mean=(0.1,) * 3, std=(0.2,) * 3))
     assert fill_from_run(plain, found) == found

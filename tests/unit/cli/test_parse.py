@@ -50,7 +50,7 @@ MINIMAL = {
 CHOOSE = "(--warmup-epochs chooses another)\n"
 
 
-def config_of(command: str, *args: str):
+def read_config(command: str, *args: str):
     return parse(command, list(args))
 
 
@@ -62,12 +62,12 @@ def complaint(command: str, *args: str) -> str:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_parses_with_the_least(command):
-    assert isinstance(config_of(command, *MINIMAL[command]), COMMANDS[command].config)
+    assert isinstance(read_config(command, *MINIMAL[command]), COMMANDS[command].config)
 
 
 @pytest.mark.parametrize("name", PRETRAIN)
 def test_every_recipe_parses_to_itself(name):
-    assert config_of("pretrain", "--recipe", name) == pretraining(name)
+    assert read_config("pretrain", "--recipe", name) == pretraining(name)
 
 
 @pytest.mark.parametrize("base", sorted(PRETRAIN.keys() - {"mae", "contrast-only"}))
@@ -77,15 +77,15 @@ def test_every_variant_of_every_recipe_parses_to_itself(base, variant):
     if name == "no-contrast+contrast-only":
         assert "both losses have weight 0" in complaint("pretrain", "--recipe", name)
     else:
-        assert config_of("pretrain", f"--recipe={name}") == pretraining(name)
+        assert read_config("pretrain", f"--recipe={name}") == pretraining(name)
 
 
 # What pretrain starts from
 
 
 def test_without_data_it_is_the_demo():
-    assert config_of("pretrain") == pretraining("demo")
-    assert config_of("pretrain", "photos", "--epochs", "3") == replace(
+    assert read_config("pretrain") == pretraining("demo")
+    assert read_config("pretrain", "photos", "--epochs", "3") == replace(
         pretraining("demo"), epochs=3
     )
 
@@ -95,14 +95,14 @@ def test_own_images_get_a_recipe_for_this_machine_and_are_told_so(
     cuda, recipe, monkeypatch, capsys
 ):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
-    assert config_of("pretrain", "cats/") == replace(pretraining(recipe), data=("cats/",))
-    assert config_of("pretrain", "cats/", "dogs/").data == ("cats/", "dogs/")
+    assert read_config("pretrain", "cats/") == replace(pretraining(recipe), data=("cats/",))
+    assert read_config("pretrain", "cats/", "dogs/").data == ("cats/", "dogs/")
     first = capsys.readouterr().out.splitlines()[0]
     assert first == f"recipe: {recipe} ({PRETRAIN[recipe].summary} --recipe chooses another)"
 
 
 def test_a_named_recipe_is_not_announced(capsys):
-    assert config_of("pretrain", "cats/", "--recipe", "tiny-cpu").data == ("cats/",)
+    assert read_config("pretrain", "cats/", "--recipe", "tiny-cpu").data == ("cats/",)
     assert capsys.readouterr().out == ""
 
 
@@ -110,15 +110,15 @@ def test_a_config_file_is_a_recipe(tmp_path):
     config = replace(pretraining("demo+mae"), seed=5)
     file = tmp_path / "config.json"
     file.write_text(to_json(config))
-    assert config_of("pretrain", "--recipe", str(file)) == config
-    assert config_of("pretrain", "--recipe", str(file), "--seed", "6") == replace(config, seed=6)
+    assert read_config("pretrain", "--recipe", str(file)) == config
+    assert read_config("pretrain", "--recipe", str(file), "--seed", "6") == replace(config, seed=6)
 
 
 def test_a_resumed_run_brings_its_own_config(tmp_path):
     config = replace(pretraining("demo"), out=tmp_path, epochs=77)
     (tmp_path / "config.json").write_text(to_json(config))
     for args in (["--resume", "--out", str(tmp_path)], [f"--out={tmp_path}", "--resume"]):
-        assert config_of("pretrain", *args) == replace(config, resume=True)
+        assert read_config("pretrain", *args) == replace(config, resume=True)
 
 
 def test_where_there_is_no_run_nothing_is_resumed(tmp_path):
@@ -130,7 +130,7 @@ def test_where_there_is_no_run_nothing_is_resumed(tmp_path):
 
 
 def test_fields_of_every_depth_can_be_set():
-    config = config_of(
+    config = read_config(
         *("pretrain", "a", "b", "--recipe", "demo", "--epochs", "5", "--out", "there"),
         *("--model.mask-ratio", "0.5", "--model.image-size", "32", "64", "--views.flip", "none"),
         *("--objective.temperature", "0.2", "--objective.no-normalize-targets"),
@@ -153,27 +153,29 @@ def test_fields_of_every_depth_can_be_set():
 
 
 def test_an_option_can_be_set_back_to_none():
-    assert config_of("pretrain", "--workers", "None", "--clip-grad", "None") == named(
+    assert read_config("pretrain", "--workers", "None", "--clip-grad", "None") == named(
         "pretrain", "demo"
     )
 
 
 def test_evaluations_take_an_encoder_and_data():
-    config = config_of("knn", "runs/a", "pets/", "--k", "5", "--no-baselines", "--out", "there")
+    config = read_config("knn", "runs/a", "pets/", "--k", "5", "--no-baselines", "--out", "there")
     assert config == KnnConfig(
         encoder="runs/a", data="pets/", k=(5,), baselines=False, out=Path("there")
     )
-    assert config_of("probe", "runs/a").data == "photos"
-    assert config_of("probe", "runs/a", "--costs", "1", "2").costs == (1.0, 2.0)
-    assert config_of("reconstruct", "runs/a", "cats", "dogs").data == ("cats", "dogs")
-    labels = config_of("labels", "runs/a", "pets/", "--against", "timm:b", "c", "--per-class", "5")
+    assert read_config("probe", "runs/a").data == "photos"
+    assert read_config("probe", "runs/a", "--costs", "1", "2").costs == (1.0, 2.0)
+    assert read_config("reconstruct", "runs/a", "cats", "dogs").data == ("cats", "dogs")
+    labels = read_config(
+        "labels", "runs/a", "pets/", "--against", "timm:b", "c", "--per-class", "5"
+    )
     assert (labels.against, labels.per_class) == (("timm:b", "c"), (5,))
 
 
 # A result, or a config, that is asked for again
 
 
-def result_of(folder: Path, command: str, config) -> str:
+def write_result(folder: Path, command: str, config) -> str:
     """A result as the commands write it, and a file of its name."""
     file = folder / f"{command}-pets.json"
     file.write_text(
@@ -191,16 +193,16 @@ def result_of(folder: Path, command: str, config) -> str:
     ],
 )
 def test_a_result_is_a_recipe_of_its_command(tmp_path, command, config):
-    file = result_of(tmp_path, command, config)
-    assert config_of(command, "--recipe", file) == config
-    assert config_of(command, f"--recipe={file}", "--seed", "9") == replace(config, seed=9)
-    assert config_of(command, "another", "--recipe", file) == replace(config, encoder="another")
+    file = write_result(tmp_path, command, config)
+    assert read_config(command, "--recipe", file) == config
+    assert read_config(command, f"--recipe={file}", "--seed", "9") == replace(config, seed=9)
+    assert read_config(command, "another", "--recipe", file) == replace(config, encoder="another")
     (tmp_path / "config.json").write_text(to_json(config))
-    assert config_of(command, "--recipe", str(tmp_path / "config.json")) == config
+    assert read_config(command, "--recipe", str(tmp_path / "config.json")) == config
 
 
 def test_a_result_of_another_command_is_no_recipe(tmp_path):
-    file = result_of(tmp_path, "knn", KnnConfig(encoder="run"))
+    file = write_result(tmp_path, "knn", KnnConfig(encoder="run"))
     assert complaint("probe", "--recipe", file) == f"{file} is a result of mvmae knn, not of probe"
 
 
@@ -272,7 +274,7 @@ REFUSED = [
 
 
 class Pipe(io.StringIO):
-    """Where a shell script's output goes; tyro draws its boxes by what it is told here."""
+    """Output of a shell script; tyro draws its boxes by the encoding that it finds here."""
 
     encoding = "utf-8"
 
@@ -307,7 +309,7 @@ def test_the_nearest_name_is_meant_where_there_is_one():
     assert nearest("xyz", ["demo", "paper"]) == ""
 
 
-# What is told
+# What is printed
 
 
 def test_help_names_every_command():
@@ -357,7 +359,7 @@ def test_help_of_a_command_names_every_option(capsys):
 
 
 class Screen(io.StringIO):
-    """A terminal, or a file of some encoding; tyro draws its boxes by what it is told here."""
+    """A terminal, or a file; tyro draws its boxes by the encoding that it finds here."""
 
     def __init__(self, encoding: str, *, terminal: bool) -> None:
         super().__init__()
@@ -406,20 +408,20 @@ def test_a_warm_up_that_would_be_all_of_few_epochs_keeps_its_share(command, name
     recipe = {"pretrain": "tiny-cpu", "finetune": "small-finetune"}[command]
     words = ["my_images"] if command == "pretrain" else ["run", "data"]
     words += ["--recipe", recipe] if named else []
-    assert config_of(command, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
+    assert read_config(command, *words, "--epochs", "1").warmup_epochs == pytest.approx(0.1)
     said = capsys.readouterr().out
     assert said.endswith("warm-up: 0.1 of 1 epoch, for the recipe's 2 would be all " + CHOOSE)
-    assert config_of(command, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
-    assert config_of(command, *words, "--epochs", "1", "--epochs", "2").warmup_epochs == 0.2
+    assert read_config(command, *words, "--epochs=2").warmup_epochs == pytest.approx(0.2)
+    assert read_config(command, *words, "--epochs", "1", "--epochs", "2").warmup_epochs == 0.2
     assert "warm-up: 0.2 of 2 epochs" in capsys.readouterr().out
-    assert config_of(command, *words, "--epochs", "1", "--epochs", "3").warmup_epochs == 2
+    assert read_config(command, *words, "--epochs", "1", "--epochs", "3").warmup_epochs == 2
     assert "warm-up" not in capsys.readouterr().out
 
 
 def test_a_warm_up_that_is_named_is_not_changed(capsys):
     words = ["--recipe", "tiny-cpu", "--epochs", "1"]
     for flag in ("--warmup-epochs", "--warmup_epochs"):
-        assert config_of("pretrain", *words, flag, "0.5").warmup_epochs == 0.5
+        assert read_config("pretrain", *words, flag, "0.5").warmup_epochs == 0.5
         assert "less than epochs 1" in complaint("pretrain", *words, flag, "2")
         assert "less than epochs 1" in complaint("pretrain", *words, f"{flag}=2")
     for wrong in ("0", "-1", "x", "1.5", "\u00b2", "9" * 5000):
@@ -429,4 +431,4 @@ def test_a_warm_up_that_is_named_is_not_changed(capsys):
 
 
 def test_without_images_or_recipe_a_single_epoch_is_the_demos(capsys):
-    assert config_of("pretrain", "--epochs", "1").warmup_epochs == pytest.approx(0.125)
+    assert read_config("pretrain", "--epochs", "1").warmup_epochs == pytest.approx(0.125)

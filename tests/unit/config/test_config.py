@@ -268,7 +268,7 @@ def test_json_may_leave_out_what_is_default():
     assert from_json('{"epochs": 50}', PretrainConfig, source="") == PretrainConfig(epochs=50)
 
 
-MENDED = [
+REFUSED_JSON = [
     ('{"epoch": 3}', "unknown key 'epoch': did you mean 'epochs'? @ my.json"),
     ('{"xyz": 3}', "unknown key 'xyz' @ my.json"),
     (
@@ -289,7 +289,7 @@ MENDED = [
 ]
 
 
-@pytest.mark.parametrize(("text", "message"), MENDED)
+@pytest.mark.parametrize(("text", "message"), REFUSED_JSON)
 def test_json_that_cannot_work_is_refused_with_its_place(text, message):
     with pytest.raises(UserError) as caught:
         from_json(text, PretrainConfig, source="my.json")

@@ -1,4 +1,4 @@
-"""The rows of the paper: each has a recipe of its own, and its arithmetic is counted anew."""
+"""The rows of the paper: each has its own recipe, and its arithmetic is counted by torch."""
 
 import re
 from collections.abc import Callable
@@ -47,7 +47,7 @@ def zeros(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, device=META, requires_grad=True)
 
 
-def of_an_image(config: PretrainConfig) -> float:
+def count_image(config: PretrainConfig) -> float:
     with META:
         model = MaskedAutoencoder(config.model).train()
     views = images(224, config.views.num_views).detach()
@@ -105,7 +105,7 @@ def test_figures_are_those_that_ablations_compare_with():
     "name", ["paper", "mask-0.5", "mask-0.75", "mask-0.9", "mask-0.95", "decoder-1", "decoder-12"]
 )
 def test_the_work_of_pretraining_is_what_the_counter_counts(name):
-    assert of_an_image(recipes.named("pretrain", name)) == pytest.approx(
+    assert count_image(recipes.named("pretrain", name)) == pytest.approx(
         BY_RECIPE[name].gflop, rel=1e-3
     )
 
@@ -144,14 +144,14 @@ def test_the_work_of_detection_is_what_the_counter_counts():
     boxes, masks = zeros(config.samples, 256, 7, 7), zeros(config.samples // 4, 256, 14, 14)
     heads = model.roi_heads
 
-    def all_of(outputs) -> None:
+    def backward_from(outputs) -> None:
         sum(one.sum() for one in outputs).backward()
 
     parts = (
-        gflop(lambda: all_of(model.backbone(images(side).detach()).values())),
-        gflop(lambda: all_of([x for both in model.rpn.head(maps) for x in both])),
-        gflop(lambda: all_of(heads.box_predictor(heads.box_head(boxes)))),
-        gflop(lambda: all_of([heads.mask_predictor(heads.mask_head(masks))])),
+        gflop(lambda: backward_from(model.backbone(images(side).detach()).values())),
+        gflop(lambda: backward_from([x for both in model.rpn.head(maps) for x in both])),
+        gflop(lambda: backward_from(heads.box_predictor(heads.box_head(boxes)))),
+        gflop(lambda: backward_from([heads.mask_predictor(heads.mask_head(masks))])),
     )
     assert sum(parts) == pytest.approx(BY_RECIPE["paper-coco"].gflop, rel=1e-3)
     said = "backbone {:,.0f}, proposals {:.0f}, 512 boxes {:.0f}, 128 masks {:.0f}"
@@ -163,7 +163,7 @@ def test_hours_are_at_half_the_rate_of_an_h100():
     assert row.hours == pytest.approx(73.89e9 * 1600 * 1_281_167 / 400e12 / 3600)
 
 
-# What is told
+# What is printed
 
 
 def test_the_page_has_the_command_the_figure_and_the_hours_of_each_row():
@@ -174,7 +174,7 @@ def test_the_page_has_the_command_the_figure_and_the_hours_of_each_row():
         assert note.endswith(f"{row.hours:.1f} h"), row.recipe
         numbers = set(re.findall(r"\d\d\.\d+", row.figure.split("from")[0]))
         if row.command == "pretrain" and row.recipe.startswith("paper"):
-            continue  # the figure stands beside the command that measures it
+            continue  # the figure is beside the command that measures it
         assert numbers <= set(re.findall(r"\d\d\.\d+", note)), row.recipe
 
 

@@ -17,7 +17,7 @@ from mvmae.training.optim import adamw, layer_groups, set_lr
 from mvmae.training.plan import warmup_cosine
 
 
-def encoder_of(**variant) -> Encoder:
+def build_encoder(**variant) -> Encoder:
     encoder = Encoder(
         ENCODERS["vit_pico"],
         image_size=(16, 16),
@@ -52,7 +52,7 @@ def test_smoothing_of_shares_is_the_mixture_of_smoothed_labels():
     [{}, {"cls_token": False}, {"num_registers": 2}, {"layer_scale": True}, {"final_norm": False}],
 )
 def test_any_encoder_becomes_a_classifier(variant):
-    encoder = encoder_of(**variant)
+    encoder = build_encoder(**variant)
     model = Classifier(encoder, 7).eval()
     images = torch.randn(2, 3, 16, 16)
     assert model(images).shape == (2, 7)
@@ -66,7 +66,7 @@ def test_any_encoder_becomes_a_classifier(variant):
 
 
 def test_patch_tokens_are_averaged_before_the_norm():
-    model = Classifier(encoder_of(), 3).eval()
+    model = Classifier(build_encoder(), 3).eval()
     images = torch.randn(2, 3, 16, 16)
     (last,) = model.encoder.forward_intermediates(images, [3])
     mean = F.layer_norm(last.mean(dim=(2, 3)), (64,), eps=1e-6)
@@ -74,7 +74,7 @@ def test_patch_tokens_are_averaged_before_the_norm():
 
 
 def test_everything_is_trained_and_the_encoder_given_stays_as_it_is():
-    encoder = encoder_of()
+    encoder = build_encoder()
     before = {key: value.clone() for key, value in encoder.state_dict().items()}
     model = Classifier(encoder, 3, drop_path=0.2)
     optimizer = adamw(model, lr=0.1, betas=(0.9, 0.999), weight_decay=0.05, layer_decay=0.65)
@@ -89,16 +89,16 @@ def test_everything_is_trained_and_the_encoder_given_stays_as_it_is():
 
 
 def test_first_predictions_are_even():
-    model = Classifier(encoder_of(), 10, generator=Generator().manual_seed(1)).eval()
+    model = Classifier(build_encoder(), 10, generator=Generator().manual_seed(1)).eval()
     shares = model(torch.randn(4, 3, 16, 16)).softmax(dim=1)
     assert shares.max().item() == pytest.approx(0.1, abs=1e-3)
     assert 0 < model.head.weight.std().item() < 4e-5
-    again = Classifier(encoder_of(), 10, generator=Generator().manual_seed(1))
+    again = Classifier(build_encoder(), 10, generator=Generator().manual_seed(1))
     assert torch.equal(again.head.weight, model.head.weight)
 
 
 def test_drop_path_rises_in_a_line_from_0_and_acts_only_in_training():
-    model = Classifier(encoder_of(), 2, drop_path=0.3)
+    model = Classifier(build_encoder(), 2, drop_path=0.3)
     assert [b.drop_path for b in model.encoder.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
     torch.nn.init.normal_(model.head.weight)
     images = torch.randn(8, 3, 16, 16)
@@ -111,7 +111,7 @@ def test_drop_path_rises_in_a_line_from_0_and_acts_only_in_training():
 
 
 def test_each_layer_learns_slower_than_the_one_above():
-    model = Classifier(encoder_of(num_registers=1), 3)
+    model = Classifier(build_encoder(num_registers=1), 3)
     groups = layer_groups(model, weight_decay=0.05, layer_decay=0.5)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     scale, decay = {}, {}
@@ -132,7 +132,7 @@ def test_each_layer_learns_slower_than_the_one_above():
 
 
 def test_rate_of_a_group_is_its_share():
-    model = Classifier(encoder_of(), 3)
+    model = Classifier(build_encoder(), 3)
     optimizer = adamw(model, lr=1.0, betas=(0.9, 0.99), weight_decay=0.0, layer_decay=0.5)
     set_lr(optimizer, 0.25)
     for group in optimizer.param_groups:
@@ -140,7 +140,7 @@ def test_rate_of_a_group_is_its_share():
 
 
 def test_frozen_parameters_have_no_layer():
-    model = Classifier(encoder_of(), 3)
+    model = Classifier(build_encoder(), 3)
     model.encoder.cls_token.requires_grad_(False)
     groups = layer_groups(model, weight_decay=0.0, layer_decay=0.5)
     assert all(model.encoder.cls_token is not p for group in groups for p in group["params"])
