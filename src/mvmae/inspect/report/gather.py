@@ -136,6 +136,7 @@ def recognise_command(config: dict[str, Any]) -> str:
     """The command whose fields are most like a config's."""
     if not config:
         return JUDGED
+    # config.json holds the options alone, without the name of the command.
     return max(KINDS, key=lambda name: len(KINDS[name].__dataclass_fields__.keys() & config.keys()))
 
 

@@ -154,6 +154,7 @@ def standard_error(first: Result, second: Result) -> float | None:
 
     The test images are the same, so the true error is smaller: the comparison is conservative.
     """
+    # Average precision is not a share of images, and has no such error.
     if "top1" not in first.headline or "top1" not in second.headline:
         return None
     return difference_error(*((one.headline["top1"], num_test(one)) for one in (first, second)))

@@ -126,6 +126,7 @@ def planned_steps(facts: RunFacts) -> int | None:
     images, trained = numbers(facts.environment).get("num_images"), facts.pretraining
     if trained is None or images is None:
         return None
+    # A last batch that is not full is dropped, so fewer images than one batch make no step.
     return int(images) // trained.batch_size * trained.epochs or None
 
 
