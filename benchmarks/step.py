@@ -25,7 +25,7 @@ from mvmae.data.reading.loader import Batch
 from mvmae.errors import UserError
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.pretrain import training_step
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.training import precision
 from mvmae.training.memory import peak_on_cpu
 from mvmae.training.optim import adamw
@@ -227,7 +227,7 @@ def random_batch(training: PretrainConfig, *, pinned: bool) -> Batch:
 def as_plain(batch: Batch, training: PretrainConfig) -> PlainBatch:
     """Return the same batch as torchvision's transforms would: already normalised."""
     mean, std = training.pixel_statistics
-    images = normalized(batch.views.flatten(0, 1), mean, std, torch.device("cpu"))
+    images = normalize(batch.views.flatten(0, 1), mean, std, torch.device("cpu"))
     images = images.pin_memory() if batch.views.is_pinned() else images
     first, second = images.chunk(2)
     return PlainBatch((first, second), (batch.noise[0], batch.noise[1]))

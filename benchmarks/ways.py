@@ -21,7 +21,7 @@ from mvmae.config.model import ModelConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.decode import decode
 from mvmae.data.reading.reduced_jpeg import fast_views
-from mvmae.method.views import normalized, random_crops, random_views
+from mvmae.method.views import normalize, random_crops, random_views
 
 Way = Callable[[Path], Any]  # an image file to two normalised views
 CPU = torch.device("cpu")
@@ -70,12 +70,12 @@ class OurViews:
         read = time.perf_counter()
         config, statistics = self.config, self.config.pixel_statistics
         if config.decode == "fast" and (fast := fast_views(data, config, self.rng)) is not None:
-            return normalized(fast, *statistics, CPU)
+            return normalize(fast, *statistics, CPU)
         image = decode(data, 3)
         decoded = time.perf_counter()
         pixels = random_views(image, config.views, config.model.height_width, self.rng)
         cropped = time.perf_counter()
-        views = normalized(pixels, *statistics, CPU)
+        views = normalize(pixels, *statistics, CPU)
         end = time.perf_counter()
         self.parts.append(Parts(read - begin, decoded - read, cropped - decoded, end - cropped))
         return views

@@ -161,9 +161,16 @@ def bad_names(text: str) -> list[tuple[int, str, str]]:
             continue
         if DANGLING_START.match(name) or DANGLING_END.match(name):
             found.append((node.lineno, name, "a name that does not hang on a preposition"))
-        elif PARTICIPLE.match(name) and not isinstance(node, ast.ClassDef):
+        elif PARTICIPLE.match(name) and not (isinstance(node, ast.ClassDef) or is_property(node)):
             found.append((node.lineno, name, "a verb, or the noun of what it returns"))
     return found
+
+
+def is_property(function: ast.FunctionDef | ast.AsyncFunctionDef) -> bool:
+    """Whether a function is read like a field, whose name may be a participle: `batch.skipped`."""
+    return any(
+        isinstance(one, ast.Name) and one.id == "property" for one in function.decorator_list
+    )
 
 
 def problems_in(path: Path) -> list[str]:

@@ -85,13 +85,13 @@ def nearest(word: str, names: Iterable[str]) -> str:
     return f": did you mean '{close[0]}'?" if close else ""
 
 
-def counted(number: int, what: str) -> str:
-    """Write a number of things: 1 image, 2 images."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
+def pluralize(number: int, noun: str) -> str:
+    """Write a number with its noun: 1 image, 2 images."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
-def shown(text: str, longest: int = 90) -> str:
-    """Make a name printable: escape control characters and broken bytes, cut a long middle."""
+def abridge(text: str, longest: int = 90) -> str:
+    """Make text fit on one line: escape control characters and broken bytes, cut a long middle."""
     plain = printable(text.replace("\n", "\\n").replace("\t", "\\t"))
     if len(plain) <= longest:
         return plain

@@ -244,7 +244,7 @@ def test_transformers_does_not_complain_about_our_key(here):
 def test_transformers_preprocesses_images_as_mvmae_does(here):
     transformers = pytest.importorskip("transformers")
     from mvmae.data.sources.open import open_source
-    from mvmae.method.views import normalized, whole_view
+    from mvmae.method.views import normalize, whole_view
 
     make_run(here / "run", image_size=32)
     export("run", "--format", "hf")
@@ -254,7 +254,7 @@ def test_transformers_preprocesses_images_as_mvmae_does(here):
     for width, tolerance in ((64, 0.005), (50, 0.06)):
         pixels = open_source(("photos",), 3).read(0)[:, :, :width]
         theirs = processor(images=pixels, return_tensors="pt")["pixel_values"]
-        ours = normalized(whole_view(pixels, (32, 32))[None], mean, std, torch.device("cpu"))
+        ours = normalize(whole_view(pixels, (32, 32))[None], mean, std, torch.device("cpu"))
         assert theirs.shape == ours.shape
         assert (theirs - ours).abs().mean() < tolerance
 

@@ -14,7 +14,7 @@ from mvmae.cli.main import main
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.sources.open import open_source
 from mvmae.method.preflight.resolve_config import resolve_config
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 
 CHANNELS = 5
 
@@ -239,6 +239,6 @@ def test_values_of_any_size_are_normalised_by_what_was_measured(tmp_path, dtype,
     trained, source, _ = resolve_config(asked, open_source(asked.data, 3))
     assert trained.views.depth == "float"
     images = torch.stack([source.read(index) for index in range(6)])
-    out = normalized(images, *trained.pixel_statistics, torch.device("cpu"))
+    out = normalize(images, *trained.pixel_statistics, torch.device("cpu"))
     assert out.mean((0, 2, 3)).abs().max() < 1e-3
     torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(3), atol=1e-3, rtol=0)

@@ -12,7 +12,7 @@ from mvmae.ablate.tables import ABLATIONS, PAPER
 from mvmae.ablate.work import Inputs, Outcome
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.figures import MAX_RUNS
-from mvmae.errors import UserError, counted
+from mvmae.errors import UserError, pluralize
 from mvmae.storage import run_folder
 from mvmae.storage.lock import holder, try_lock
 from mvmae.training import distributed, precision
@@ -85,7 +85,7 @@ def introduce(plan: Plan, inputs: Inputs) -> None:
     console = terminal.people()
     console.print(f"{config.table}: {plan.ablation.varies}")
     console.print(
-        f"{counted(len(plan.rows), 'row')} x {counted(len(config.seeds), 'seed')} of recipe "
+        f"{pluralize(len(plan.rows), 'row')} x {pluralize(len(config.seeds), 'seed')} of recipe "
         f"{plan.recipe}, compared with '{results.baseline_name(plan)}'; {count - left} of {count} "
         f"are done, including raw pixels and untrained encoders -> {config.folder}"
     )

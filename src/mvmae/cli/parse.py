@@ -19,7 +19,7 @@ import tyro
 
 from mvmae import recipes
 from mvmae.cli.commands import COMMANDS
-from mvmae.errors import UserError, counted
+from mvmae.errors import UserError, pluralize
 
 RECIPE_HELP = (  # printed above the options, which tyro lists
     "--recipe NAME|FILE.json starts from a recipe (`mvmae recipes` lists them), a run's\n"
@@ -49,7 +49,7 @@ def parse(command: str, args: list[str]) -> Any:
     config = parse_config(COMMANDS[command].config, shortened, args, prog=f"mvmae {command}")
     if config and shortened is not default:
         print(
-            f"warm-up: {config.warmup_epochs:g} of {counted(config.epochs, 'epoch')}, for the "
+            f"warm-up: {config.warmup_epochs:g} of {pluralize(config.epochs, 'epoch')}, for the "
             f"recipe's {default.warmup_epochs:g} would be all (--warmup-epochs chooses another)"
         )
     return config

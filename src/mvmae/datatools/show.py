@@ -23,7 +23,7 @@ from mvmae.inspect.choose_images import HIDDEN, Chosen, choose, report_missing, 
 from mvmae.method.augmentations import augment
 from mvmae.method.patches import masking_from_noise, patchify, unpatchify
 from mvmae.method.preflight.resolve_config import resolve_config
-from mvmae.method.views import Box, crop, for_people
+from mvmae.method.views import Box, crop, to_display_range
 from mvmae.storage.outputs import require_picture, write
 
 WHOLE_IMAGE_SIDE = 256  # pixels of its longer side on the sheet
@@ -100,7 +100,7 @@ def read_whole_images(
         scale = min(1.0, WHOLE_IMAGE_SIDE / max(height, width))
         size = max(1, round(height * scale)), max(1, round(width * scale))
         small = crop(pixels, Box(0, 0, *pixels.shape[1:]), size, trained.views.interpolation)
-        shown = for_people(small[None], *trained.pixel_statistics, like=pixels[None])
+        shown = to_display_range(small[None], *trained.pixel_statistics, like=pixels[None])
         found.append(select_channels(shown.permute(0, 2, 3, 1).numpy(), channels)[0])
     return found
 
@@ -121,7 +121,7 @@ def draw_views(
             views = (255 * changed).round().byte() if views.dtype == torch.uint8 else changed
         # Each image in its own range of brightness.
         own = source.read(index)[None]
-        rows.append(for_people(views, *trained.pixel_statistics, like=own))
+        rows.append(to_display_range(views, *trained.pixel_statistics, like=own))
         noise.append(sample.noise)
     found = []
     for number in range(trained.views.num_views):

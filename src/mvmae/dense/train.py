@@ -25,7 +25,7 @@ from mvmae.config.segment import SegmentConfig
 from mvmae.data.augment import seeded
 from mvmae.encoders import OpenedEncoder
 from mvmae.encoders.encoder_json import encoder_from_metadata
-from mvmae.errors import UserError, counted
+from mvmae.errors import UserError, pluralize
 from mvmae.storage import atomic, metrics_file, results, run_folder
 from mvmae.training import distributed
 from mvmae.training.loop import Loop
@@ -376,6 +376,6 @@ def require_8_bit(opened: OpenedEncoder, name: str) -> OpenedEncoder:
         return opened
     kind = {"8": "8-bit", "16": "16-bit", "float": "floating-point"}[depth]
     raise UserError(
-        f"{name} was trained on {kind} images of {counted(channels, 'channel')}. Boxes and masks "
+        f"{name} was trained on {kind} images of {pluralize(channels, 'channel')}. Boxes and masks "
         "need an encoder of 8-bit grey or colour images: choose another ENCODER"
     )

@@ -24,7 +24,7 @@ from mvmae.data.sources.open import open_source
 from mvmae.embed import formats, search, storage
 from mvmae.embed.compute import Job, compute_embeddings, write_parts
 from mvmae.embed.storage import PARTS, Index
-from mvmae.errors import OtherFailedError, UserError, counted
+from mvmae.errors import OtherFailedError, UserError, pluralize
 from mvmae.storage import results, run_folder
 from mvmae.storage.lock import locked
 from mvmae.terminal import Bar
@@ -269,7 +269,7 @@ def print_start(index: Index) -> None:
     size = " x ".join(str(number) for number in facts["shape"])
     height, width = facts["encoder_facts"]["image_size"]
     console.print(
-        f"{counted(facts['num_images'], 'image')} at {height} x {width}, "
+        f"{pluralize(facts['num_images'], 'image')} at {height} x {width}, "
         f"{TOKENS[facts['tokens']]}: {size} numbers each ({facts['dtype']})"
     )
     if index.parts:
@@ -284,8 +284,8 @@ def print_end(folder: Path, index: Index) -> None:
     skipped, megabytes = index.total("skipped"), index.total("bytes") / 1e6
     lost = f"; {skipped} could not be read: {folder / 'skipped.csv'}" if skipped else ""
     terminal.people().print(
-        f"written: {folder / PARTS} ({counted(index.total('rows'), 'image')} in "
-        f"{counted(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
+        f"written: {folder / PARTS} ({pluralize(index.total('rows'), 'image')} in "
+        f"{pluralize(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
     )
     result = {"command": "embed", "folder": str(folder), "images": index.total("rows")}
     terminal.emit("result", result | {"skipped": skipped, "parts": len(index.parts)})

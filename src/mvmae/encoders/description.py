@@ -7,7 +7,7 @@ from typing import Any
 
 from mvmae.config.model import ENCODERS
 from mvmae.encoders.encoder_json import OpenedEncoder
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 from mvmae.method.vit import PLAIN
 from mvmae.storage import metrics_file, results, run_folder
 from mvmae.storage.atomic import read_object
@@ -112,7 +112,7 @@ def format_encoder(facts: dict[str, Any]) -> dict[str, str]:
     mean, std = (", ".join(f"{value:.4g}" for value in facts[key]) for key in ("mean", "std"))
     words = {
         "cls_token": "no class token",
-        "num_registers": counted(variant.get("num_registers", 0), "register"),
+        "num_registers": pluralize(variant.get("num_registers", 0), "register"),
         "layer_scale": "layer scale",
         "final_norm": "no final norm",
         "mlp_ratio": f"MLP ratio {variant.get('mlp_ratio', 0):g}",
@@ -120,7 +120,7 @@ def format_encoder(facts: dict[str, Any]) -> dict[str, str]:
     }
     lines = {
         "size": format_sizes(facts),
-        "input": f"{height} x {width} pixels, {counted(facts['in_channels'], 'channel')}, "
+        "input": f"{height} x {width} pixels, {pluralize(facts['in_channels'], 'channel')}, "
         f"{rows} x {columns} patches of {patch} x {patch}",
         "unlike MAE's": ", ".join(words[name] for name in variant),
         "preprocessing": f"{facts['interpolation']}, mean {mean}, deviation {std} of values in "

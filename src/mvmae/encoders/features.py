@@ -25,7 +25,7 @@ from mvmae.data.reading.loader import Skipped, whole_batches
 from mvmae.data.sources.base import Source, Subset
 from mvmae.encoders.encoder_json import Preprocessing
 from mvmae.errors import UserError
-from mvmae.method.views import normalized, shares_or_values
+from mvmae.method.views import normalize, shares_or_values
 from mvmae.method.vit import Encoder
 from mvmae.storage import atomic, run_folder
 from mvmae.training import distributed, precision, process_store
@@ -99,7 +99,7 @@ def encode_source(
             if not len(batch.images):
                 yield Tokens(torch.empty(0, 0, encoder.embed_dim), [], batch.skipped)
                 continue
-            images = normalized(batch.images, preprocessing.mean, preprocessing.std, device)
+            images = normalize(batch.images, preprocessing.mean, preprocessing.std, device)
             with torch.inference_mode(), precision.autocast(device, how["precision_name"]):
                 tokens = encoder(images)
             yield Tokens(tokens, batch.indices.tolist(), batch.skipped)

@@ -25,7 +25,7 @@ from mvmae.data.sources.base import Subset
 from mvmae.errors import UserError
 from mvmae.evaluation import shared
 from mvmae.evaluation.shared import Headline, Setting
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.storage import run_folder
 from mvmae.storage.results import slug
 from mvmae.training import distributed, precision, process_store
@@ -226,7 +226,7 @@ def pool_frozen(
     encoder, (mean, std, _) = setting.opened.encoder, setting.opened.preprocessing
     parts: dict[str, list[Tensor]] = {"mean": [], "cls": []}
     for chunk in images.split(config.batch_size):
-        pixels = normalized(chunk, mean, std, setting.device)
+        pixels = normalize(chunk, mean, std, setting.device)
         with precision.autocast(setting.device, config.precision):
             tokens = encoder(pixels)
         parts["mean"].append(encoder.pool(tokens, "mean").float())

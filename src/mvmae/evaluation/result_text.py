@@ -16,7 +16,7 @@ from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import fingerprint
 from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import ENCODER_FILE
-from mvmae.errors import printable, shown
+from mvmae.errors import abridge, printable
 from mvmae.metrics.accuracy import most_confused, per_class_accuracy
 
 NUM_MISTAKES = 3  # of the most frequent ones, printed
@@ -57,9 +57,9 @@ def describe_mistakes(confusion: Int[Tensor, "K K"], classes: Sequence[str]) -> 
     if not common or len(classes) < 3:
         return ""
     worst = min(known, key=lambda name: known[name])
-    names = [shown(name, 40) for name in classes]
+    names = [abridge(name, 40) for name in classes]
     listed = ", ".join(f"{names[a]} taken for {names[b]} {n} times" for a, b, n in common)
-    return f"worst class: {shown(worst, 40)} ({known[worst]:.1f} %); {listed}"
+    return f"worst class: {abridge(worst, 40)} ({known[worst]:.1f} %); {listed}"
 
 
 def short_name(name: str, others: Sequence[str] = ()) -> str:

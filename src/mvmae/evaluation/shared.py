@@ -29,7 +29,7 @@ from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source, Subset, stamp
 from mvmae.data.sources.labelled import Labelled, open_labelled
 from mvmae.encoders import Features, OpenedEncoder
-from mvmae.errors import UserError, shown
+from mvmae.errors import UserError, abridge
 from mvmae.evaluation.result_text import (
     Row,
     build_table,
@@ -345,7 +345,7 @@ def report(
     if mistakes := describe_mistakes(confusion, classes):
         console.print(mistakes)
     if missing := [name for name, value in accuracies.items() if value is None]:
-        listed = ", ".join(shown(name, 40) for name in missing[:5])
+        listed = ", ".join(abridge(name, 40) for name in missing[:5])
         console.print(f"not evaluated, because no test image could be read: {listed}")
     print_skipped(console, headline.skipped)
     content = {

@@ -38,7 +38,7 @@ from mvmae.encoders.description import describe_encoder
 from mvmae.errors import UserError
 from mvmae.export import to_graph, to_hf, to_timm
 from mvmae.export.card import write_card
-from mvmae.method.views import normalized, whole_view
+from mvmae.method.views import normalize, whole_view
 from mvmae.storage import results
 from mvmae.storage.lock import locked
 
@@ -244,7 +244,7 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
     if encoder.in_channels not in (1, 3) and opened.depth == "8":
         shape = (NUM_IMAGES, encoder.in_channels, *encoder.image_size)
         pixels = torch.randint(256, shape, generator=torch.Generator().manual_seed(0))
-        return normalized(pixels.byte(), preprocessing.mean, preprocessing.std, CPU)
+        return normalize(pixels.byte(), preprocessing.mean, preprocessing.std, CPU)
     source = open_source((config.data,), encoder.in_channels, opened.depth)
     spread = range(0, len(source), max(1, len(source) // NUM_IMAGES))
     images = []
@@ -257,7 +257,7 @@ def load_images(config: ExportConfig, opened: OpenedEncoder) -> Tensor:
             break
     if not images:
         raise UserError(f"none of the {len(source)} images of {source.name} can be read")
-    return normalized(torch.stack(images), preprocessing.mean, preprocessing.std, CPU)
+    return normalize(torch.stack(images), preprocessing.mean, preprocessing.std, CPU)
 
 
 def replace_folder(source: Path, target: Path, *, aside: Path) -> None:

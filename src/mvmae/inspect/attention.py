@@ -38,7 +38,7 @@ from mvmae.inspect.model_pictures import (
     peak,
     shared_limits,
 )
-from mvmae.method.views import for_people, normalized
+from mvmae.method.views import normalize, to_display_range
 from mvmae.method.vit import Encoder
 from mvmae.storage.outputs import headings, join_names, picture_file, write
 from mvmae.training import precision
@@ -117,10 +117,10 @@ def look_at_images(
     # Drawn finer than the encoder sees them, so that a small input is not drawn as blocks.
     shown = views(source, chosen.indices, finer(encoder.image_size, DRAWN_SIDE), interpolation)
     pixels = select_channels(
-        for_people(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels
+        to_display_range(shown, mean, std).permute(0, 2, 3, 1).numpy(), config.channels
     )
     seen = views(source, chosen.indices, encoder.image_size, interpolation)
-    heat = compute_heat(encoder, normalized(seen, mean, std, device), config)
+    heat = compute_heat(encoder, normalize(seen, mean, std, device), config)
     maps = [Maps(f"head {head + 1}", heat[:, head]) for head in range(heat.shape[1])]
     return Model(heading, list(pixels), maps if len(maps) > 1 else [Maps("heat map", heat[:, 0])])
 

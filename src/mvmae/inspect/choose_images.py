@@ -17,7 +17,7 @@ from mvmae.data.sources.base import Source
 from mvmae.data.sources.labelled import TEST, TRAIN
 from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
-from mvmae.method.views import for_people, whole_view
+from mvmae.method.views import to_display_range, whole_view
 
 PARTS = frozenset((*TRAIN, *TEST))  # folder names that are parts of a data set and not classes
 
@@ -136,7 +136,7 @@ def render_image(
         view = whole_view(source.read(index), size, preprocessing.interpolation)
     except UnreadableImageError:
         view = torch.full((opened.encoder.in_channels, *size), unreadable, dtype=torch.uint8)
-    picture = for_people(view[None], preprocessing.mean, preprocessing.std)[0]
+    picture = to_display_range(view[None], preprocessing.mean, preprocessing.std)[0]
     return select_channels((picture * 255).round().byte().permute(1, 2, 0).numpy())
 
 

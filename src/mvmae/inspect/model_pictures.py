@@ -32,7 +32,7 @@ from mvmae.method.patches import (
     patchify,
     unpatchify,
 )
-from mvmae.method.views import mask_noise, normalized, shown_range
+from mvmae.method.views import display_range, mask_noise, normalize
 from mvmae.method.vit import Encoder
 
 BATCH_SIZE = 16
@@ -151,7 +151,7 @@ def reconstruct_batch(
         channels: Channels that are drawn, counted from 1; see `select_channels` for the default.
     """
     mean, std = trained.pixel_statistics
-    inputs = normalized(images, mean, std, device)
+    inputs = normalize(images, mean, std, device)
     masking = masking_from_noise(noise.to(device), num_visible)
     patch, grid = trained.model.patch_size, trained.model.grid
     target = patchify(inputs, patch)
@@ -165,7 +165,7 @@ def reconstruct_batch(
         pixels = unpatchify(patches, patch, grid)
         pixels = pixels * pixels.new_tensor(std).view(shape) + pixels.new_tensor(mean).view(shape)
         if images.dtype != torch.uint8:  # deep pixels have no black and white: see `for_people`
-            low, high = (bound.to(pixels) for bound in shown_range(images, mean, std))
+            low, high = (bound.to(pixels) for bound in display_range(images, mean, std))
             pixels = (pixels - low) / (high - low)
         return pixels.clamp(0, 1).permute(0, 2, 3, 1).float().cpu().numpy()
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 
 
 def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> float:
@@ -120,7 +120,7 @@ def verdict(
         sentences.append("the patches have one colour each, so there is nothing to rebuild")
         status = status if "contrastive" in metrics else "weak"
     if steps is not None and steps < MIN_STEPS:
-        sentences.append(f"but after {counted(steps, 'step')} of training that says little")
+        sentences.append(f"but after {pluralize(steps, 'step')} of training that says little")
         status = "weak" if status == "good" else status
     return Verdict(status, "; ".join(sentences))
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import Batch
 from mvmae.method.augmentations import Augmentations, augment
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 
 
 def model_inputs(
@@ -30,7 +30,7 @@ def model_inputs(
     if batch.augmentations is not None:
         moved = (move_rows(column, part, device) for column in batch.augmentations)
         images = augment(images, Augmentations(*moved), config.views, config.model.in_channels)
-    return normalized(images, mean, std, device), move_rows(batch.noise, part, device)
+    return normalize(images, mean, std, device), move_rows(batch.noise, part, device)
 
 
 def move_rows(

@@ -16,7 +16,7 @@ from torch import Tensor
 from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.encoders.encoder_json import ENCODER_FILE
-from mvmae.errors import DivergedError, counted
+from mvmae.errors import DivergedError, pluralize
 from mvmae.method import health
 from mvmae.method.model import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.storage import atomic, metrics_file
@@ -53,11 +53,11 @@ def introduce(
     height, width = config.model.height_width
     resumed = f", from step {loop.step}" if loop.step else ""
     for line in (
-        f"{counted(num_images, 'image')}, {config.model.encoder}/{config.model.patch_size} "
+        f"{pluralize(num_images, 'image')}, {config.model.encoder}/{config.model.patch_size} "
         f"with {size:.1f} M parameters at {height} x {width}, {config.model.num_visible} of "
         f"{config.model.num_patches} patches visible",
-        f"{counted(config.epochs, 'epoch')} of {counted(loop.plan.per_epoch, 'step')} of "
-        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}",
+        f"{pluralize(config.epochs, 'epoch')} of {pluralize(loop.plan.per_epoch, 'step')} of "
+        f"{pluralize(config.batch_size, 'image')}{resumed} -> {config.out}",
         *notes,
     ):
         loop.log.say(line)
@@ -144,7 +144,7 @@ def summary(
     """Label and text of each line about a finished run, first metrics to last."""
     yield (
         "steps",
-        f"{steps} of {counted(config.batch_size, 'image')}, {counted(config.epochs, 'epoch')}",
+        f"{steps} of {pluralize(config.batch_size, 'image')}, {pluralize(config.epochs, 'epoch')}",
     )
     words = ""
     if found := speed(columns):

@@ -170,7 +170,7 @@ def whole_view(
     return crop(image, box, size, interpolation)
 
 
-def for_people(
+def to_display_range(
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
     mean: tuple[float, ...],
     std: tuple[float, ...],
@@ -183,11 +183,11 @@ def for_people(
     """
     if images.dtype == torch.uint8:
         return shares_or_values(images)
-    low, high = shown_range(images if like is None else like, mean, std)
+    low, high = display_range(images if like is None else like, mean, std)
     return ((images - low) / (high - low)).clamp(0, 1)
 
 
-def shown_range(
+def display_range(
     images: Float[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Float[Tensor, "1 C 1 1"], Float[Tensor, "1 C 1 1"]]:
     """Return the values shown as black and as white in each channel of deep images."""
@@ -209,7 +209,7 @@ def _on_device(values: tuple[float, ...], device: torch.device) -> Float[Tensor,
     return torch.tensor(values, device=device).view(1, -1, 1, 1)
 
 
-def normalized(
+def normalize(
     images: UInt8[Tensor, "B C H W"] | Float32[Tensor, "B C H W"],
     mean: tuple[float, ...],
     std: tuple[float, ...],

@@ -144,14 +144,14 @@ def test_the_work_of_detection_is_what_the_counter_counts():
     boxes, masks = zeros(config.samples, 256, 7, 7), zeros(config.samples // 4, 256, 14, 14)
     heads = model.roi_heads
 
-    def backward_from(outputs) -> None:
+    def backpropagate(outputs) -> None:
         sum(one.sum() for one in outputs).backward()
 
     parts = (
-        gflop(lambda: backward_from(model.backbone(images(side).detach()).values())),
-        gflop(lambda: backward_from([x for both in model.rpn.head(maps) for x in both])),
-        gflop(lambda: backward_from(heads.box_predictor(heads.box_head(boxes)))),
-        gflop(lambda: backward_from([heads.mask_predictor(heads.mask_head(masks))])),
+        gflop(lambda: backpropagate(model.backbone(images(side).detach()).values())),
+        gflop(lambda: backpropagate([x for both in model.rpn.head(maps) for x in both])),
+        gflop(lambda: backpropagate(heads.box_predictor(heads.box_head(boxes)))),
+        gflop(lambda: backpropagate([heads.mask_predictor(heads.mask_head(masks))])),
     )
     assert sum(parts) == pytest.approx(BY_RECIPE["paper-coco"].gflop, rel=1e-3)
     said = "backbone {:,.0f}, proposals {:.0f}, 512 boxes {:.0f}, 128 masks {:.0f}"

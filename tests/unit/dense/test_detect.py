@@ -25,7 +25,7 @@ from mvmae.dense.detect.model import (
 from mvmae.dense.detect.run import open_job, training_step
 from mvmae.errors import UserError
 from mvmae.figures.detection import Panel, Things, draw, draw_objects, object_colour
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.method.vit import Encoder, initialize
 from mvmae.recipes.supervised import DETECT
 from mvmae.training.plan import warmup_drops
@@ -307,7 +307,7 @@ def test_accumulated_gradient_is_the_mean_over_the_parts(tmp_path):
     losses = []
     with seeded(int(np.random.default_rng((0, 7, 0)).integers(2**63))):
         for image, target in zip(batch.images, batch.targets, strict=True):
-            pixels = normalized(image[None], mean, std, job.device)
+            pixels = normalize(image[None], mean, std, job.device)
             terms = same.model.train()([pixels[0]], [target._asdict()])
             losses.append(sum(terms.values()))
     (sum(losses) / 2).backward()

@@ -14,7 +14,7 @@ FENCED = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", flags=re.DOTALL | re.MULTILI
 
 
 def code_blocks(page: Path, *languages: str) -> list[str]:
-    """Return the contents of a page's fenced blocks in some languages; "" is no language."""
+    """Return the contents of a page's fenced blocks in some languages; "" means unmarked blocks."""
     return [block for language, block in FENCED.findall(page.read_text()) if language in languages]
 
 

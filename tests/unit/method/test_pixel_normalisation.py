@@ -9,10 +9,10 @@ from mvmae.errors import UserError
 from mvmae.method.views import (
     Box,
     crop,
-    for_people,
-    normalized,
+    normalize,
     random_views,
     shares_or_values,
+    to_display_range,
     whole_view,
 )
 
@@ -48,22 +48,22 @@ def test_a_deep_crop_invents_no_value_beyond_those_of_its_box():
 
 def test_eight_bit_and_its_shares_are_normalised_alike():
     image, statistics = eight()[None], ((0.5, 0.4, 0.3), (0.2, 0.3, 0.1))
-    plain = normalized(image, *statistics, CPU)
-    deep = normalized(image.float() / 255, *statistics, CPU)
+    plain = normalize(image, *statistics, CPU)
+    deep = normalize(image.float() / 255, *statistics, CPU)
     assert torch.equal(plain, deep)
 
 
 def test_normalising_leaves_what_it_was_given_alone():
     images = torch.rand(2, 3, 4, 4)
     before = images.clone()
-    normalized(images, (0.5,) * 3, (0.1,) * 3, CPU)
+    normalize(images, (0.5,) * 3, (0.1,) * 3, CPU)
     assert torch.equal(images, before)
 
 
 def test_values_of_any_range_come_out_with_mean_0_and_deviation_1():
     images = torch.randn(4, 2, 30, 30) * torch.tensor([1e-3, 900.0]).view(2, 1, 1) - 50
     mean, std = images.mean((0, 2, 3)).tolist(), images.std((0, 2, 3)).tolist()
-    out = normalized(images, tuple(mean), tuple(std), CPU)
+    out = normalize(images, tuple(mean), tuple(std), CPU)
     assert out.mean((0, 2, 3)).abs().max() < 0.05
     torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(2), atol=0.05, rtol=0)
 
@@ -71,7 +71,7 @@ def test_values_of_any_range_come_out_with_mean_0_and_deviation_1():
 def test_counts_far_from_zero_lose_no_more_than_float32_did():
     whole = 1_000_000_000 + 10_000 * np.random.default_rng(0).standard_normal((1, 1, 50, 50))
     mean, std = whole.mean(), whole.std()
-    out = normalized(torch.from_numpy(whole.astype(np.float32)), (mean,), (std,), CPU)
+    out = normalize(torch.from_numpy(whole.astype(np.float32)), (mean,), (std,), CPU)
     step = 64 / std  # between float32's neighbours at 1e9
     assert np.abs(out.numpy() - (whole - mean) / std).max() <= step
 
@@ -133,13 +133,13 @@ def test_flips_top_to_bottom_leave_the_crops_and_mirrors_of_the_first_view_alone
 
 def test_people_see_eight_bit_as_it_is_and_deep_pixels_stretched():
     image = eight()[None]
-    assert torch.equal(for_people(image, (0.5,) * 3, (0.1,) * 3), image.float() / 255)
+    assert torch.equal(to_display_range(image, (0.5,) * 3, (0.1,) * 3), image.float() / 255)
     deep = torch.linspace(-500, 3500, 400).view(1, 1, 20, 20)
-    shown = for_people(deep, (1500.0,), (1000.0,))
+    shown = to_display_range(deep, (1500.0,), (1000.0,))
     assert (shown.min().item(), shown.max().item()) == (0, 1)
     assert shown.flatten().diff().min() >= 0
     outlier = deep.clone()
     outlier[..., -1] = 1e6
-    assert for_people(outlier, (1500.0,), (1000.0,))[0, 0, 10, 0] > 0.4
+    assert to_display_range(outlier, (1500.0,), (1000.0,))[0, 0, 10, 0] > 0.4
     flat = torch.full((1, 1, 4, 4), 7.0)
-    assert for_people(flat, (7.0,), (1.0,)).isfinite().all()
+    assert to_display_range(flat, (7.0,), (1.0,)).isfinite().all()

@@ -16,7 +16,7 @@ from mvmae.method.views import (
     Box,
     crop,
     mask_noise,
-    normalized,
+    normalize,
     random_box,
     random_views,
     whole_view,
@@ -257,7 +257,7 @@ def test_whole_view_has_the_size_whatever_the_image(height, width, size):
 def test_normalized_pixels_have_the_statistics_taken_away():
     image = torch.tensor([0, 255, 51], dtype=torch.uint8).view(1, 3, 1, 1)
     mean, std = (0.5, 0.25, 0.2), (0.5, 0.25, 0.1)
-    out = normalized(image, mean, std, torch.device("cpu"))
+    out = normalize(image, mean, std, torch.device("cpu"))
     assert out.flatten().tolist() == pytest.approx([-1, 3, 0], abs=1e-6)
     assert image.flatten().tolist() == [0, 255, 51]
 

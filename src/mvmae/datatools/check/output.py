@@ -27,7 +27,7 @@ from mvmae.datatools.check.annotations import Labels
 from mvmae.datatools.check.columns import Columns
 from mvmae.datatools.check.findings import SEVERITIES, class_counts, first_duplicates
 from mvmae.datatools.check.subjects import KINDS, Subject
-from mvmae.errors import UserError, shown
+from mvmae.errors import UserError, abridge
 from mvmae.storage import outputs
 from mvmae.storage.atomic import write_bytes, write_whole
 
@@ -88,7 +88,7 @@ def print_report(console: Console, report: Report) -> None:
     """Print facts, classes and findings."""
     subject, labels = report.subject, report.labels
     for name, text in fact_rows(report):
-        console.print(f"{shown(name):15} {text}")
+        console.print(f"{abridge(name):15} {text}")
     if subject.label is not None and (counts := class_counts(subject, report.columns)).size:
         parts = [name for at, name in enumerate(subject.parts) if at != subject.against]
         rows = {part: counts[at].tolist() for at, part in enumerate(parts)}
@@ -106,7 +106,7 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
     subject, facts = report.subject, report.facts
     what = "images" if subject.members else "files"
     rows = [
-        ("DATA", f"{shown(subject.name)}: {KINDS[subject.kind]}"),
+        ("DATA", f"{abridge(subject.name)}: {KINDS[subject.kind]}"),
         (what, f"{facts['files']}, {decimal(facts['bytes'])}; {facts['readable']} can be read"),
     ]
     counts = ("parts", "formats", "modes", "bits")
@@ -124,7 +124,7 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
             )
             rows.append((name, spread if lowest < highest else f"{lowest} pixels"))
         for name in ("smallest", "largest"):
-            path = shown(facts[name]["path"].removeprefix(subject.root))
+            path = abridge(facts[name]["path"].removeprefix(subject.root))
             rows.append((name, f"{facts[name]['width']} x {facts[name]['height']}  {path}"))
     if facts.get("passed over"):
         rows.append(("passed over", f"by their suffix: {_join_counts(facts['passed over'])}"))
@@ -134,7 +134,7 @@ def fact_rows(report: Report) -> list[tuple[str, str]]:
 
 
 def _join_counts(counts: dict[str, int]) -> str:
-    entries = [f"{count} {shown(name, 40)}" for name, count in list(counts.items())[:MAX_LISTED]]
+    entries = [f"{count} {abridge(name, 40)}" for name, count in list(counts.items())[:MAX_LISTED]]
     more = len(counts) - len(entries)
     return ", ".join(entries) + (f", {more} more" if more else "") or "none"
 
@@ -144,12 +144,12 @@ def class_table(unit: str, classes: Sequence[str], counts: dict[str, Any]) -> Ta
     table = Table(title=f"{unit} of each class", title_justify="left")
     table.add_column("class", overflow="fold")
     for part in counts:
-        table.add_column(Text(shown(part, 20) or unit), justify="right")
+        table.add_column(Text(abridge(part, 20) or unit), justify="right")
     sums = np.sum([list(own) for own in counts.values()], axis=0)
     order = np.argsort(-sums, kind="stable").tolist()  # of equal counts in the order of classes
     for at in order[:MAX_CLASS_ROWS]:
         cells = [f"{own[at]:,}" for own in counts.values()]
-        table.add_row(Text(shown(classes[at], 40)), *cells)
+        table.add_row(Text(abridge(classes[at], 40)), *cells)
     if rest := order[MAX_CLASS_ROWS:]:
         cells = [f"{sum(own[at] for at in rest):,}" for own in counts.values()]
         table.add_row(f"and {len(rest)} rarer classes", *cells)
@@ -162,7 +162,7 @@ def _finding_table(subject: Subject, title: str, findings: Sequence[Finding]) ->
     table.add_column("count", justify="right", min_width=5)
     table.add_column("for example", overflow="fold", ratio=3)
     for finding in findings:
-        what = Text.assemble((shown(finding.what), "bold"), f"\n{finding.advice}")
+        what = Text.assemble((abridge(finding.what), "bold"), f"\n{finding.advice}")
         examples = Text("\n".join(example_lines(subject, finding)))
         table.add_row(what, f"{finding.count:,}", examples)
     return table
@@ -172,9 +172,9 @@ def example_lines(subject: Subject, finding: Finding) -> list[str]:
     """Describe the first few files or examples of a finding."""
     lines = []
     for at, detail in list(finding.files.items())[:MAX_EXAMPLES]:
-        line = shown(subject.paths[at].removeprefix(subject.root), 60)
-        lines.append(f"{line}: {shown(detail.replace(subject.root, ''))}" if detail else line)
-    lines += [shown(text.removeprefix(subject.root)) for text in finding.examples[:MAX_EXAMPLES]]
+        line = abridge(subject.paths[at].removeprefix(subject.root), 60)
+        lines.append(f"{line}: {abridge(detail.replace(subject.root, ''))}" if detail else line)
+    lines += [abridge(text.removeprefix(subject.root)) for text in finding.examples[:MAX_EXAMPLES]]
     more = finding.count - len(lines)
     return [*lines, f"and {more:,} more"] if more > 0 and len(lines) >= MAX_EXAMPLES else lines
 

@@ -14,7 +14,7 @@ from mvmae.datatools.check import columns, findings, output, subjects
 from mvmae.datatools.check.annotations import CocoSplits, MaskSplits, open_coco, open_masks
 from mvmae.datatools.check.findings import SEVERITIES
 from mvmae.datatools.check.output import Report
-from mvmae.errors import shown
+from mvmae.errors import abridge
 
 
 def run(config: DataCheckConfig) -> int:
@@ -76,7 +76,7 @@ def conclude(config: DataCheckConfig, report: Report) -> int:
         if unlistable:
             console.print(
                 f"{len(unlistable)} readable files are not in the list, because their names do not "
-                f"fit on a line: {shown(unlistable[0])}"
+                f"fit on a line: {abridge(unlistable[0])}"
             )
         left = report.facts["files"] - kept
         console.print(f"written: {config.quarantine}, {kept} clean images; {left} left out")

@@ -25,7 +25,7 @@ from mvmae.dense.batches import whole_images
 from mvmae.dense.detect.data import DetectJob, read_fitted
 from mvmae.dense.saved_model import Predictor
 from mvmae.figures.detection import Things
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.metrics.coco_ap import AveragePrecision, average_precision
 from mvmae.training import distributed, precision
 
@@ -111,7 +111,7 @@ def detect_objects(
     while batch := list(islice(images, batch_size)):
         skipped += [skip for one in batch for skip in one.skipped]
         read = [(one.index, *one.content) for one in batch if one.content]
-        prepared = [normalized(image[None], mean, std, device)[0] for _, image, _ in read]
+        prepared = [normalize(image[None], mean, std, device)[0] for _, image, _ in read]
         with torch.inference_mode(), precision.autocast(device, config.precision):
             results = model(prepared) if prepared else []
         for (index, image, size), result in zip(read, results, strict=True):

@@ -22,7 +22,7 @@ from mvmae.dense.detect.data import DetectionData, DetectJob
 from mvmae.dense.detect.evaluate import Detections, Evaluation
 from mvmae.dense.detect.model import ANCHOR_SIDE
 from mvmae.dense.train import MAX_ROWS, build_table, class_table, evenly_spaced, percent
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 from mvmae.figures import detection
 from mvmae.figures.detection import Panel, Things
 from mvmae.metrics.coco_ap import AveragePrecision
@@ -49,8 +49,8 @@ def introduce(config: DetectConfig, data: DetectionData, plan: Plan, model: nn.M
         f"{len(train)} training images ({train.name}) with {num_objects} {kinds} of {classes}, "
         f"{len(test)} validation images ({test.name})\n"
         f"{name} on {config.encoder}, {millions:.1f} M parameters at {config.image_size} pixels\n"
-        f"{counted(config.epochs, 'epoch')} of {counted(plan.per_epoch, 'step')} of "
-        f"{counted(config.batch_size, 'image')}"
+        f"{pluralize(config.epochs, 'epoch')} of {pluralize(plan.per_epoch, 'step')} of "
+        f"{pluralize(config.batch_size, 'image')}"
     )
 
 

@@ -17,7 +17,7 @@ from mvmae.dense.detect.data import DetectJob, jitter_batches, open_detection
 from mvmae.dense.detect.evaluate import evaluate
 from mvmae.dense.detect.model import build_detector, detector_shape
 from mvmae.errors import UserError
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.training import distributed, precision
 from mvmae.training.plan import Plan, steps_per_epoch, warmup_cosine, warmup_drops
 
@@ -112,7 +112,7 @@ def training_step(
     """Update the weights once; returns the sum of the losses, then each (all of weight 1)."""
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
     # One at a time and as a list: images differ in size, and the model pads them.
-    images = [normalized(image[None], mean, std, device)[0] for image in batch.images]
+    images = [normalize(image[None], mean, std, device)[0] for image in batch.images]
     targets = [
         {
             name: value.to(device, non_blocking=True)

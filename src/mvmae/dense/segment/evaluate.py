@@ -31,7 +31,7 @@ from mvmae.dense.segment.model import resize
 from mvmae.dense.train import class_table, evenly_spaced, percent, write_picture
 from mvmae.figures import segmentation
 from mvmae.figures.segmentation import Shown
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.metrics.miou import SegmentationScores, pixel_confusion, segmentation_scores
 from mvmae.storage import results
 from mvmae.training import distributed, precision
@@ -107,7 +107,7 @@ def score_image(predictor: Predictor, pixels: Pixels) -> Float[Tensor, "K rows c
     short_side = predictor.config.short_side
 
     def score(image: Pixels) -> Tensor:
-        return sliding_scores(predictor, normalized(image[None], mean, std, predictor.device)[0])
+        return sliding_scores(predictor, normalize(image[None], mean, std, predictor.device)[0])
 
     if not predictor.config.multi_scale:
         return score(resize_to_base(pixels, short_side, interpolation))

@@ -31,7 +31,7 @@ from mvmae.dense.segment.model import FrozenMap, LinearSegmenter, pixel_loss
 from mvmae.dense.train import build_table, fit_encoder, percent, require_8_bit
 from mvmae.errors import UserError
 from mvmae.evaluation.result_text import short_name
-from mvmae.method.views import normalized, resize
+from mvmae.method.views import normalize, resize
 from mvmae.metrics.knn import knn_votes, nearest_neighbours
 from mvmae.storage import results
 from mvmae.terminal import Bar
@@ -112,7 +112,7 @@ def evaluate_linear(predictor: Predictor, data: SegmentationData, name: str) -> 
                 raise unreadable_error(len(skipped), attempts, skipped[-1])
             lr = warmup_cosine(step, peak=config.linear_lr, warmup_steps=0, total_steps=total)
             set_lr(optimizer, lr)
-            images = normalized(batch.images, mean, std, device)
+            images = normalize(batch.images, mean, std, device)
             with precision.autocast(device, config.precision):
                 scores = model(images).main
             loss = pixel_loss(scores, batch.targets.to(device).long())
@@ -215,7 +215,7 @@ def patch_map(predictor: Predictor, image: Pixels) -> Float[Tensor, "D h w"]:
     height, width = (max(1, round(side / patch_size)) * patch_size for side in image.shape[1:])
     image = resize(image, (height, width), interpolation)
     with torch.inference_mode(), precision.autocast(device, config.precision):
-        return model(normalized(image[None], mean, std, device))[0].float().cpu()
+        return model(normalize(image[None], mean, std, device))[0].float().cpu()
 
 
 def classify_patches(

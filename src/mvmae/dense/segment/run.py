@@ -20,7 +20,7 @@ from mvmae.dense.segment import finished, frozen
 from mvmae.dense.segment.data import SegmentJob, crop_batches, open_segmentation
 from mvmae.dense.segment.evaluate import Evaluation, draw, evaluate, report
 from mvmae.dense.segment.model import Segmenter, pixel_loss
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.training import precision
 from mvmae.training.plan import Plan, steps_per_epoch, warmup_poly
 
@@ -118,7 +118,7 @@ def training_step(
 ) -> dict[str, Float[Tensor, ""]]:
     """Update the weights once; returns the loss, then the losses of both heads."""
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
-    images = normalized(batch.images, mean, std, device)
+    images = normalize(batch.images, mean, std, device)
     classes = batch.targets.to(device, non_blocking=True).long()
 
     def losses(part: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -24,7 +24,7 @@ from mvmae.config.finetune import FinetuneConfig
 from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.labelled import Labelled
 from mvmae.encoders import OpenedEncoder
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 from mvmae.evaluation.finetune.classifier import Classifier, timm_keys
 from mvmae.evaluation.result_text import MAX_CLASSES_WITHOUT_TOP5, class_accuracies, data_facts
 from mvmae.metrics.accuracy import confusion_matrix, sampling_error, topk_accuracy
@@ -90,8 +90,8 @@ def introduce(loop: Loop, job: Job, model: Classifier) -> None:
     )
     resumed = f", from step {loop.step}" if loop.step else ""
     loop.log.say(
-        f"{counted(config.epochs, 'epoch')} of {counted(job.plan.per_epoch, 'step')} of "
-        f"{counted(config.batch_size, 'image')}{resumed} -> {config.out}"
+        f"{pluralize(config.epochs, 'epoch')} of {pluralize(job.plan.per_epoch, 'step')} of "
+        f"{pluralize(config.batch_size, 'image')}{resumed} -> {config.out}"
     )
 
 

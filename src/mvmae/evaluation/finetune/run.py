@@ -23,7 +23,7 @@ from mvmae.errors import UserError
 from mvmae.evaluation.finetune import report
 from mvmae.evaluation.finetune.classifier import Classifier
 from mvmae.evaluation.finetune.report import Counters, Evaluation, Job
-from mvmae.method.views import normalized
+from mvmae.method.views import normalize
 from mvmae.training import distributed, precision
 from mvmae.training.loop import Loop
 from mvmae.training.optim import adamw, set_lr
@@ -207,7 +207,7 @@ def training_step(
     """
     config, (mean, std, _), device = job.config, job.opened.preprocessing, job.device
     rng = np.random.default_rng((config.seed, step, distributed.rank()))
-    images = normalized(batch.images, mean, std, device)
+    images = normalize(batch.images, mean, std, device)
     labels = batch.labels.to(device, non_blocking=True)
     num_classes = trained.model.head.out_features
     trained.optimizer.zero_grad(set_to_none=True)
@@ -283,7 +283,7 @@ def score_test_images(model: Classifier, job: Job) -> Evaluation:
         skipped += batch.skipped
         if not len(batch.images):
             continue
-        images = normalized(batch.images, mean, std, job.device)
+        images = normalize(batch.images, mean, std, job.device)
         with torch.inference_mode(), precision.autocast(job.device, config.precision):
             scores.append(model(images).float().cpu())
         indices.append(batch.indices)

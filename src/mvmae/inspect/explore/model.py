@@ -17,7 +17,7 @@ from torch import Tensor
 from mvmae.data.reading.decode import Pixels
 from mvmae.encoders import OpenedAutoencoder, OpenedEncoder
 from mvmae.inspect.choose_images import finer, select_channels
-from mvmae.method.views import for_people, normalized, whole_view
+from mvmae.method.views import normalize, to_display_range, whole_view
 from mvmae.training import precision
 
 SIDE = 384  # pixels on the longer side of a picture below a heat map
@@ -56,7 +56,7 @@ def prepare(pixels: Pixels, networks: Networks) -> ImageViews:
     if networks.decoder is not None:
         model, views = networks.decoder.config.model, networks.decoder.config.views
         for_decoder = whole_view(pixels, model.height_width, views.interpolation)[None]
-    picture = for_people(whole_view(pixels, finer(size, SIDE), mode)[None], mean, std)[0]
+    picture = to_display_range(whole_view(pixels, finer(size, SIDE), mode)[None], mean, std)[0]
     return ImageViews(seen, for_decoder, select_channels(picture.permute(1, 2, 0).numpy()))
 
 
@@ -66,7 +66,7 @@ def encode(
 ) -> Float[Tensor, "B tokens D"]:
     """Encode whole images into all tokens, prefix tokens first, on the CPU."""
     mean, std, _ = networks.opened.preprocessing
-    inputs = normalized(images, mean, std, networks.device)
+    inputs = normalize(images, mean, std, networks.device)
     with precision.autocast(networks.device, networks.precision):
         return networks.opened.encoder(inputs).float().cpu()
 

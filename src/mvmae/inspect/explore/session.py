@@ -35,7 +35,7 @@ from mvmae.inspect.model_pictures import (
     reconstruct_batch,
     shared_limits,
 )
-from mvmae.method.views import mask_noise, normalized
+from mvmae.method.views import mask_noise, normalize
 from mvmae.metrics.principal import colors, principal_basis
 from mvmae.training import precision
 
@@ -251,7 +251,7 @@ class Session:
     def _attend(self, image: str, block: int | None) -> Float[np.ndarray, "heads rows columns"]:
         opened, device = self.networks.opened, self.networks.device
         mean, std, _ = opened.preprocessing
-        inputs = normalized(self.views(image).encoder, mean, std, device)
+        inputs = normalize(self.views(image).encoder, mean, std, device)
         with precision.autocast(device, self.networks.precision):
             return attention_maps(opened.encoder, inputs, block)[0]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from mvmae import encoders
 from mvmae.data.sources.base import Subset
 from mvmae.encoders import OpenedEncoder
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 from mvmae.evaluation.result_text import short_name
 from mvmae.figures import page
 from mvmae.figures.page import Cell, Group, Row
@@ -68,8 +68,8 @@ def draw(job: Job) -> Drawing:
     title = f"Patches in colour: {job.source.name}"
     note = (
         "Red, green and blue: the first three principal components of the patch tokens of "
-        f"{counted(len(indices), 'image')}, with their shares of the variance. Patches of similar "
-        "colour are similar to the encoder, wherever they are."
+        f"{pluralize(len(indices), 'image')}, with their shares of the variance. Patches of "
+        "similar colour are similar to the encoder, wherever they are."
     )
     if job.against:
         note += " Compare colours within a row only: each encoder has its own."

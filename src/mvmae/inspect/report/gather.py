@@ -17,7 +17,7 @@ from mvmae.config.finetune import FinetuneConfig
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.encoders import ENCODER_FILE
-from mvmae.errors import UserError, shown
+from mvmae.errors import UserError, abridge
 from mvmae.storage import metrics_file, run_folder
 from mvmae.storage.atomic import read_object
 from mvmae.storage.outputs import headings
@@ -97,7 +97,7 @@ def gather(names: Sequence[str]) -> list[RunFacts]:
 
 def _require_run(folder: Path) -> None:
     if not folder.exists():
-        raise UserError(f"no such run: {shown(str(folder))} (RUN is a run folder)")
+        raise UserError(f"no such run: {abridge(str(folder))} (RUN is a run folder)")
     if not folder.is_dir():
         raise UserError(f"{folder} is a file: name the run folder that contains it")
     parts = run_folder.CONFIG, metrics_file.FILE, "results"

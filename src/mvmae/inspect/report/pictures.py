@@ -35,7 +35,7 @@ from mvmae.inspect.model_pictures import (
 )
 from mvmae.inspect.report.gather import RunFacts
 from mvmae.inspect.report.html import Gallery, Picture, Strip
-from mvmae.method.views import for_people, normalized
+from mvmae.method.views import normalize, to_display_range
 from mvmae.metrics.principal import principal_colors
 
 BATCH_SIZE = 8  # attention over 224 pixels takes 200 MB a block for this many images
@@ -133,14 +133,14 @@ def compute_looks(shown: Shown, opened: OpenedEncoder, device: torch.device) -> 
     images = views(source, shown.chosen.indices, encoder.image_size, interpolation)
     heat, tokens = [], []
     for batch in images.split(BATCH_SIZE):
-        inputs = normalized(batch, mean, std, device)
+        inputs = normalize(batch, mean, std, device)
         heat += list(attention_maps(encoder, inputs, None)[:, 0])
         tokens.append(encoder(inputs)[:, encoder.num_prefix :].float().cpu())
     colours = principal_colors(torch.cat(tokens)).unflatten(1, encoder.grid).numpy()
     # The encoder's own size is often small: the pictures below its maps are read once more, finer.
     size = finer(encoder.image_size, DRAWN_SIDE)
     fine = views(source, shown.chosen.indices, size, interpolation)
-    pixels = select_channels(for_people(fine, mean, std).permute(0, 2, 3, 1).numpy())
+    pixels = select_channels(to_display_range(fine, mean, std).permute(0, 2, 3, 1).numpy())
     return [Look(*one) for one in zip(pixels, heat, colours, strict=True)]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from statistics import mean
 from typing import Any
 
-from mvmae.errors import counted
+from mvmae.errors import pluralize
 from mvmae.inspect.report import scores
 from mvmae.inspect.report.curves import label_curve
 from mvmae.inspect.report.gather import Result, RunFacts, numbers, part
@@ -163,7 +163,7 @@ def skipped_images(facts: RunFacts) -> Iterator[Block]:
     """Show how many images could not be read, why, and the first few; nothing where all could."""
     if not facts.skipped:
         return
-    total = counted(len(facts.skipped), "image")
+    total = pluralize(len(facts.skipped), "image")
     yield Text([f"{total} could not be read. Training leaves such images out."])
     reasons = Counter(reason for _, reason in facts.skipped).most_common(MAX_LISTED)
     lines = [[Cell(reason), Cell(f"{number:,}", number)] for reason, number in reasons]

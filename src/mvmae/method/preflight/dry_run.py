@@ -17,7 +17,7 @@ from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
 from mvmae.data.reading.loader import ViewsDataset, loading
 from mvmae.data.sources.base import Source
-from mvmae.errors import UserError, counted
+from mvmae.errors import UserError, pluralize
 from mvmae.method.preflight.measured_step import (
     CPU_BATCH_SIZES,
     GIB,
@@ -226,7 +226,7 @@ def forecast(
 def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> Table:
     """Make the table of what people ask for before a run: time, speed, memory."""
     where = "GPU" if device.type == "cuda" else "CPU"
-    model, epochs = config.model, counted(config.epochs, "epoch")
+    model, epochs = config.model, pluralize(config.epochs, "epoch")
     title = f"{model.encoder}/{model.patch_size}, {epochs} on this {where}"
     table = Table("", title=title, title_justify="left", show_header=False)
     table.add_column("", justify="right")
