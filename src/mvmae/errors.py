@@ -19,11 +19,11 @@ class OtherFailedError(UserError):
     """Another process of the same command failed or died; finished work is still valid."""
 
 
-class ToldError(UserError):
+class ReportedError(UserError):
     """Another process of the same command prints this error, so that this one must not."""
 
 
-MACHINE_SAYS_NO = {
+FIXABLE_ERRNOS = {
     *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
     *(errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE, errno.ENFILE),
 }
@@ -33,7 +33,7 @@ def user_message(error: BaseException) -> str | None:
     """Return the one-line message of an error that the user can fix; None for our own faults."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in MACHINE_SAYS_NO:
+    if isinstance(error, OSError) and error.errno in FIXABLE_ERRNOS:
         return f"{error.strerror}: {error.filename or 'no file named'}"
     # torch's error class by its name, or the message of its CPU allocator: torch is not loaded here
     is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
@@ -45,7 +45,7 @@ def user_message(error: BaseException) -> str | None:
     return None
 
 
-KEPT = "\n\t\u00a0"  # a no-break space counts as not printable
+NOT_ESCAPED = "\n\t\u00a0"  # a no-break space counts as not printable
 
 
 def printable(text: str) -> str:
@@ -56,7 +56,7 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(
-        one if one.isprintable() or one in KEPT else one.encode("unicode_escape").decode()
+        one if one.isprintable() or one in NOT_ESCAPED else one.encode("unicode_escape").decode()
         for one in text
     )
 
@@ -79,7 +79,7 @@ class DivergedError(UserError):
         self.step = step
 
 
-def nearest(word: str, names: Iterable[str]) -> str:
+def suggest(word: str, names: Iterable[str]) -> str:
     """Return the end of an error message: ": did you mean 'NAME'?", or "" if nothing is near."""
     close = get_close_matches(word, list(names), n=1)
     return f": did you mean '{close[0]}'?" if close else ""

@@ -23,12 +23,12 @@ from rich.text import Text
 
 from mvmae.errors import UserError, printable
 
-VARIABLE = "MVMAE_OUTPUT"
-WORDS = ("auto", "plain", "quiet", "json")
+OUTPUT_VARIABLE = "MVMAE_OUTPUT"
+MODES = ("auto", "plain", "quiet", "json")
 WIDE = 72  # columns from which a bar has room for its title and more
 # Seconds over which a bar measures its speed. Rich's 30 would show none for steps that take longer.
 SPEED_SECONDS = 300.0
-FIRST_LINE = 10.0  # seconds of work without a terminal before the first line of progress
+FIRST_LINE_SECONDS = 10.0  # seconds of work without a terminal before the first line of progress
 MAX_LINES = 10  # of progress
 
 
@@ -43,15 +43,15 @@ class _Output(NamedTuple):
 _now = _Output(frozenset(), None)
 
 
-def requested_words(words: Collection[str] = ()) -> frozenset[str]:
+def requested_modes(words: Collection[str] = ()) -> frozenset[str]:
     """Return the words given, or else those of the environment.
 
     Raises:
-        UserError: A word is not in `WORDS`.
+        UserError: A word is not in `MODES`.
     """
-    found = frozenset(words) or frozenset(os.environ.get(VARIABLE, "").replace(",", " ").split())
-    if unknown := sorted(found - set(WORDS)):
-        raise UserError(f"{VARIABLE}={unknown[0]}: choose from {', '.join(WORDS)}")
+    found = frozenset(words or os.environ.get(OUTPUT_VARIABLE, "").replace(",", " ").split())
+    if unknown := sorted(found - set(MODES)):
+        raise UserError(f"{OUTPUT_VARIABLE}={unknown[0]}: choose from {', '.join(MODES)}")
     return found - {"auto"}
 
 
@@ -77,10 +77,10 @@ def output(words: Collection[str] = (), *, silent: bool = False) -> Iterator[Non
         silent: Not even warnings and JSON, because another process prints everything.
 
     Raises:
-        UserError: As `requested_words`.
+        UserError: As `requested_modes`.
     """
     global _now
-    before, words = _now, frozenset(("quiet", "silent")) if silent else requested_words(words)
+    before, words = _now, frozenset(("quiet", "silent")) if silent else requested_modes(words)
     _now = _Output(words, sys.stdout if "json" in words else None)
     try:
         with contextlib.ExitStack() as stack:
@@ -115,7 +115,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-class _People(Console):
+class _SafeConsole(Console):
     """A console that shows control characters and never obeys them."""
 
     def print(self, *objects: Any, **options: Any) -> None:
@@ -123,13 +123,13 @@ class _People(Console):
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
-def people() -> Console:
+def console() -> Console:
     """Return the console for lines that people read.
 
     Such lines contain names of files, so nothing in them is markup, and control characters are
     shown. The terminal breaks long lines.
     """
-    return _People(soft_wrap=True, highlight=False, markup=False)
+    return _SafeConsole(soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(text: str) -> None:
@@ -139,7 +139,7 @@ def warn(text: str) -> None:
     if "quiet" in _now.words:
         print(f"mvmae: {printable(text)}", file=sys.stderr)
     else:
-        people().print(text)
+        console().print(text)
     emit("warning", {"message": text})
 
 
@@ -225,7 +225,7 @@ class Bar:
     def __init__(self, total: int, unit: str = "images", done: int = 0) -> None:
         self.total, self.done, self.first, self.unit, self.title = total, done, done, unit, ""
         self.began, self._lines = time.perf_counter(), -1
-        self.bar = StepBar("", total, unit=unit, console=people(), transient=True)
+        self.bar = StepBar("", total, unit=unit, console=console(), transient=True)
         self.bar.update(self.bar.task, completed=done)
 
     def __enter__(self) -> Bar:
@@ -248,7 +248,7 @@ class Bar:
         # Quick work needs no line. Slow work gets one at once, and then one for each tenth.
         seconds, due = time.perf_counter() - self.began, self.done * MAX_LINES // self.total
         is_wanted = self.bar.disable and "quiet" not in _now.words
-        is_slow = seconds >= FIRST_LINE and self.first < self.done < self.total
+        is_slow = seconds >= FIRST_LINE_SECONDS and self.first < self.done < self.total
         if not (is_wanted and is_slow and due > self._lines):
             return
         self._lines = due

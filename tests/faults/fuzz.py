@@ -78,7 +78,7 @@ def facts(file: Path) -> None:
 
 
 def newest(file: Path) -> None:
-    checkpoint.newest(file.parent)
+    checkpoint.load_newest(file.parent)
 
 
 EMPTY = b"\x02" + bytes(7) + b"{}"  # no tensors

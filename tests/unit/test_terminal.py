@@ -21,7 +21,7 @@ class Screen(io.StringIO):
 def test_quiet_lets_warnings_through_and_nothing_else(capsys):
     with terminal.output({"quiet"}):
         print("for people")
-        terminal.people().print("for people")
+        terminal.console().print("for people")
         terminal.emit("result", {"a": 1})
         terminal.warn("it matters")
     said = capsys.readouterr()
@@ -31,7 +31,7 @@ def test_quiet_lets_warnings_through_and_nothing_else(capsys):
 def test_stdout_of_json_has_objects_only_whoever_prints(capsys):
     with terminal.output({"json"}):
         print("a line of somebody")
-        terminal.people().print("for people")
+        terminal.console().print("for people")
         terminal.emit("metrics", {"loss": float("nan"), "all": [1.5, float("inf")]})
         terminal.warn("it matters")
     said = capsys.readouterr()
@@ -65,13 +65,13 @@ def test_output_is_as_before_after_an_error(capsys):
 
 
 def test_the_environment_holds_where_nothing_is_asked(monkeypatch):
-    monkeypatch.setenv(terminal.VARIABLE, "json,quiet")
-    assert terminal.requested_words() == {"json", "quiet"}
-    assert terminal.requested_words({"plain"}) == {"plain"}
-    assert terminal.requested_words({"auto"}) == frozenset()
-    monkeypatch.setenv(terminal.VARIABLE, "loud")
+    monkeypatch.setenv(terminal.OUTPUT_VARIABLE, "json,quiet")
+    assert terminal.requested_modes() == {"json", "quiet"}
+    assert terminal.requested_modes({"plain"}) == {"plain"}
+    assert terminal.requested_modes({"auto"}) == frozenset()
+    monkeypatch.setenv(terminal.OUTPUT_VARIABLE, "loud")
     with pytest.raises(UserError, match="MVMAE_OUTPUT=loud: choose from auto, plain, quiet, json"):
-        terminal.requested_words()
+        terminal.requested_modes()
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_flags_are_taken_out_of_the_arguments(args, words, rest):
     ],
 )
 def test_what_a_terminal_would_obey_is_shown(capsys, said, seen):
-    terminal.people().print(said)
+    terminal.console().print(said)
     terminal.warn(said)
     assert capsys.readouterr().out == f"{seen}\n{seen}\n"
     with terminal.output({"quiet"}):

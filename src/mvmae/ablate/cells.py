@@ -97,7 +97,7 @@ def evaluation_configs(cell: Cell, config: AblateConfig) -> list[EvaluationConfi
     """Options of the `mvmae knn` and `mvmae probe` that evaluate a cell."""
     common: dict[str, Any] = {
         "encoder": str(cell.folder),
-        "data": config.judged_on,
+        "data": config.eval_source,
         "baselines": False,
         "seed": cell.seed,
         "device": config.device,

@@ -20,7 +20,7 @@ from mvmae.config import files
 from mvmae.config.ablate import GRID, AblateConfig
 from mvmae.config.files import from_json, read_json, to_plain
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 from mvmae.storage.results import slug
 
 LOCKS = ".locks"  # folder of the locks of cells, in the folder of the table
@@ -109,7 +109,7 @@ def make_plan(config: AblateConfig) -> Plan:
     known = (*ABLATIONS, GRID)
     if config.table not in known:
         raise UserError(
-            f"unknown table '{config.table}'{nearest(config.table, known)} "
+            f"unknown table '{config.table}'{suggest(config.table, known)} "
             f"(tables: {', '.join(known)})"
         )
     ablation = _grid(config) if config.table == GRID else ABLATIONS[config.table]
@@ -173,7 +173,7 @@ def with_values(config: PretrainConfig, words: Mapping[str, str]) -> PretrainCon
     for name, word in words.items():
         dotted = _field_name(name)
         if dotted not in known:
-            hint = nearest(dotted, known).replace("_", "-")
+            hint = suggest(dotted, known).replace("_", "-")
             raise UserError(f"--set {name}: pretrain has no field of this name{hint}")
         if dotted in SET_BY_ABLATE:
             raise UserError(
@@ -299,7 +299,7 @@ def _baseline(config: AblateConfig, ablation: Ablation, rows: Sequence[Row]) -> 
             return arm.key
     if config.baseline == BASE:
         return BASE
-    hint, names = nearest(config.baseline, [*keys, *own_key]), [row.arm.name for row in rows]
+    hint, names = suggest(config.baseline, [*keys, *own_key]), [row.arm.name for row in rows]
     raise UserError(f"--baseline: unknown row '{config.baseline}'{hint} (rows: {'; '.join(names)})")
 
 

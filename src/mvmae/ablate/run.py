@@ -29,7 +29,7 @@ def run(config: AblateConfig) -> int:
         UserError: The table, images, folder or settings are invalid, or a row could not be trained.
     """
     if config.list:
-        terminal.people().print(list_tables())
+        terminal.console().print(list_tables())
         tables = {
             name: {
                 "varies": ablation.varies,
@@ -62,12 +62,12 @@ def run(config: AblateConfig) -> int:
     introduce(plan, inputs)
     with Interrupt(at_once=True) as interrupt:  # training has its own while it runs
         try:
-            do = work.run_jobs if config.jobs > 1 else work.do_cells
+            do = work.run_jobs if config.jobs > 1 else work.run_cells
             outcome = do(plan, inputs)
         except KeyboardInterrupt:
             outcome = Outcome(exit_status(interrupt.signal or signal.SIGINT), {}, [])
     if outcome.status:
-        console = terminal.people()
+        console = terminal.console()
         console.print(f"stopped; finished work is kept. To resume: {command_line(config)}")
         console.print(f"The table so far: {command_line(config, only_table=True, jobs=1)}")
         return outcome.status
@@ -82,7 +82,7 @@ def introduce(plan: Plan, inputs: Inputs) -> None:
     """Print what is about to run."""
     config = plan.config
     count, left = len(plan.cells()), len(cells.find_unfinished(plan, inputs.labelled_fingerprint))
-    console = terminal.people()
+    console = terminal.console()
     console.print(f"{config.table}: {plan.ablation.varies}")
     console.print(
         f"{pluralize(len(plan.rows), 'row')} x {pluralize(len(config.seeds), 'seed')} of recipe "
@@ -104,13 +104,13 @@ def conclude(plan: Plan, outcome: Outcome) -> None:
         raise UserError(f"{name} failed: {reason}{others}")
     if outcome.elsewhere:
         name = outcome.elsewhere[0]
-        terminal.people().print(
+        terminal.console().print(
             f"{', '.join(outcome.elsewhere)} is run by {holder(config.folder / LOCKS / name)}, "
             "which writes the whole table when it ends"
         )
     folders = [str(cell.folder) for cell in plan.training_cells() if cell.seed == config.seeds[0]]
     command = shlex.join(["mvmae", "report", *folders[:MAX_RUNS]])
-    terminal.people().print(f"Side by side: {command}")
+    terminal.console().print(f"Side by side: {command}")
 
 
 def list_tables() -> str:

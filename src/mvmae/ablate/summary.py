@@ -46,7 +46,7 @@ def write(plan: Plan, results: Results) -> Path:
     head, rows = text_columns(plan, results)
     sentences = notes(plan, results)
     write_text(folder / f"{name}.md", to_markdown(plan, head, rows, sentences))
-    console = terminal.people()
+    console = terminal.console()
     console.print(f"\n{name}: {plan.ablation.varies}", style="bold")
     Console().print(to_terminal(plan, head, rows))
     for sentence in sentences:
@@ -161,7 +161,7 @@ def notes(plan: Plan, results: Results) -> list[str]:
         spread = baseline.scores["knn"].spread
         share = min(max(spread.mean / 100, 0.01), 0.99) if spread else 0.5
         sentences.append(
-            f"In %, top-1 on {count} test images of {config.judged_on} (sampling error of one "
+            f"In %, top-1 on {count} test images of {config.eval_source} (sampling error of one "
             f"figure ±{sampling_error(share, count):.1f}): mean and standard deviation over seeds "
             f"{seeds}; recipe {plan.recipe}."
         )
@@ -205,7 +205,7 @@ def draw(plan: Plan, results: Results, kind: str) -> bytes:
         note += f"At the right: mean, and difference to '{baseline_name(plan)}' by seed ± its "
         note += "standard error. An arrow: beyond the scale. "
     trained_on = " ".join(plan.config.data)
-    note += f"Recipe {plan.recipe} on {trained_on}, evaluated on {plan.config.judged_on}."
+    note += f"Recipe {plan.recipe} on {trained_on}, evaluated on {plan.config.eval_source}."
     if results.missing:
         note += f" Not finished: {len(results.missing)} runs."
     if plan.ablation.source:

@@ -69,7 +69,7 @@ def check_inputs(plan: Plan) -> Inputs:
     results.home("random:none", config.folder)  # raises if it is a file or not writable
     if run_folder.is_run(config.folder):
         raise UserError(f"{config.folder} is itself a run: choose an --out that is new or empty")
-    for data in (*config.data, config.judged_on):
+    for data in (*config.data, config.eval_source):
         shared.require_results_outside(config.folder, data)
     recipe = plan.recipe_config
     source = open_source(config.data, plain_channels(recipe.model.in_channels))
@@ -81,7 +81,7 @@ def check_inputs(plan: Plan) -> Inputs:
             raise UserError(f"row '{row.arm.name}' of {config.table}: {error}") from error
     views = recipe.views
     views = replace(views, depth=kind.depth if views.depth == "auto" else views.depth)
-    labelled = open_eval_data(replace(recipe, views=views, eval_data=config.judged_on), source)
+    labelled = open_eval_data(replace(recipe, views=views, eval_data=config.eval_source), source)
     fingerprint = make_plan(plan.baseline_config, source).fingerprint
     for cell in plan.training_cells():
         cells.training_progress(cell, fingerprint)
@@ -98,13 +98,13 @@ def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> 
         )
 
 
-def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
+def run_cells(plan: Plan, inputs: Inputs) -> Outcome:
     """Train and evaluate every cell that is neither done nor being run by another process."""
     config = plan.config
     every, todo = plan.cells(), cells.find_unfinished(plan, inputs.labelled_fingerprint)
     failed: dict[str, str] = {}
     elsewhere: list[str] = []
-    clock = Clock(todo)
+    clock = TimeLeft(todo)
     for cell in todo:
         name = cell.folder.name
         with try_lock(config.folder / LOCKS / name) as is_held:
@@ -130,13 +130,13 @@ def do_cells(plan: Plan, inputs: Inputs) -> Outcome:
 def _run_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str) -> int:
     """Train and evaluate one cell."""
     if cells.training_progress(cell) != "trained":
-        terminal.people().print(f"\n{position} {cell.name}, seed {cell.seed}", style="bold")
+        terminal.console().print(f"\n{position} {cell.name}, seed {cell.seed}", style="bold")
         if status := cells.train(cell):
             return status
     return cells.evaluate(cell, plan, inputs.labelled, inputs.labelled_fingerprint)
 
 
-def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: Clock) -> None:
+def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: TimeLeft) -> None:
     """Print the figures of a cell, and the estimated time left."""
     figures = {
         cells.command_name(config): result["headline"]["top1"]
@@ -145,12 +145,12 @@ def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: C
     }
     listed = ", ".join(f"{cells.TITLES[name]} {value:.1f}" for name, value in figures.items())
     which = cell.name if cell.key in SEEDLESS else f"{cell.name}, seed {cell.seed}"
-    terminal.people().print(f"{position} {which}: {listed}{clock.left_after(cell)}")
+    terminal.console().print(f"{position} {which}: {listed}{clock.left_after(cell)}")
     content = {"cell": cell.key, "seed": cell.seed, "folder": str(cell.folder)}
     terminal.emit("cell", content | {f"{name}_top1": value for name, value in figures.items()})
 
 
-class Clock:
+class TimeLeft:
     """Estimate the time left from the views that cells have seen and still have to see."""
 
     def __init__(self, todo: Sequence[Cell]) -> None:
@@ -181,7 +181,7 @@ def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
     folder = plan.config.folder / LOCKS
     folder.mkdir(parents=True, exist_ok=True)
     logs = [folder / f"job-{number}.log" for number in range(plan.config.jobs)]
-    terminal.people().print(f"{len(logs)} processes; their output: {folder}/job-*.log")
+    terminal.console().print(f"{len(logs)} processes; their output: {folder}/job-*.log")
     started = [_start(plan, number, log) for number, log in enumerate(logs)]
     try:
         _wait(plan, inputs, started)
@@ -232,9 +232,8 @@ def _wait(plan: Plan, inputs: Inputs, started: list[subprocess.Popen[bytes]]) ->
             if not cells.is_done(cell, plan.config, inputs.labelled_fingerprint):
                 continue
             left.remove(cell)
-            terminal.people().print(
-                f"[{len(every) - len(left)}/{len(every)}] {cell.folder.name} is done"
-            )
+            position = f"[{len(every) - len(left)}/{len(every)}]"
+            terminal.console().print(f"{position} {cell.folder.name} is done")
         if ended:
             return
         time.sleep(POLL_SECONDS)

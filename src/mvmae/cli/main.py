@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from mvmae.cli.commands import COMMANDS, GROUPS
-from mvmae.errors import ToldError, UserError, nearest, printable, user_message
+from mvmae.errors import ReportedError, UserError, printable, suggest, user_message
 from mvmae.version import __version__
 
 NAMES = (*COMMANDS, *GROUPS, "recipes")
@@ -46,7 +46,7 @@ def exit_status(run: Callable[[list[str]], int], args: list[str]) -> int:
         status = run(args)
         sys.stdout.flush()
         return status
-    except ToldError:
+    except ReportedError:
         return 2
     except BrokenPipeError:  # `mvmae recipes | head`
         # Python flushes stdout once more at exit; send that to nowhere.
@@ -112,7 +112,7 @@ def run_command(name: str, args: list[str]) -> int:
     if name not in COMMANDS:
         group = f"{name.split()[0]} " if " " in name else ""
         raise UserError(
-            f"no command '{name}'{nearest(name, NAMES)} (`mvmae {group}--help` lists them)"
+            f"no command '{name}'{suggest(name, NAMES)} (`mvmae {group}--help` lists them)"
         )
     from mvmae import terminal  # loads rich
     from mvmae.cli.parse import parse  # loads tyro

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mvmae import recipes, terminal
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 from mvmae.recipes import paper
 from mvmae.recipes.pretrain import VARIANTS
 
@@ -39,7 +39,7 @@ def describe_recipe(name: str) -> str:
     commands = [command for command in recipes.HOMES if name in recipes.load_recipes(command)]
     if not commands:
         known = [one for command in recipes.HOMES for one in recipes.load_recipes(command)]
-        raise UserError(f"no recipe '{name}'{nearest(name, known)} (`mvmae recipes` lists them)")
+        raise UserError(f"no recipe '{name}'{suggest(name, known)} (`mvmae recipes` lists them)")
     lines = [
         f"{name}, of mvmae {command}: {recipes.load_recipes(command)[name].summary}"
         for command in commands

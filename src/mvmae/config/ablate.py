@@ -112,7 +112,7 @@ class AblateConfig(Reading, Device):
         )
 
     @property
-    def judged_on(self) -> str:
+    def eval_source(self) -> str:
         """The labelled images."""
         return self.eval_data if self.eval_data is not None else self.data[0]
 

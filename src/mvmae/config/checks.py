@@ -44,7 +44,7 @@ def between(low: int | float, high: int | float) -> Rule:
     return must_be(f"between {low} and {high}", lambda value: low <= value <= high)
 
 
-def limit(high: int | float) -> Rule:
+def maximum(high: int | float) -> Rule:
     """Make a rule for numbers up to `high`."""
     return must_be(f"at most {high}", lambda value: value <= high)
 
@@ -65,7 +65,7 @@ def increasing(what: str, high: float) -> Rule:
     return Rule(words, lambda pair: 0 < pair[0] <= pair[1] <= high, is_whole=True)
 
 
-def ending(*suffixes: str) -> Rule:
+def has_suffix(*suffixes: str) -> Rule:
     """Make a rule for files of certain formats."""
     words = f"--{{name}} {{value}} must end in {' or '.join(suffixes)}"
     return Rule(words, lambda file: file.suffix.lower() in suffixes)

@@ -81,10 +81,10 @@ class DataCheckConfig(GuardedReading):
     similarity: Annotated[float, checks.between(0.5, 1)] = 0.99
     """Correlation of two thumbnails' pixels from which two images are near duplicates."""
 
-    out: Annotated[Path | None, checks.ending(".csv", ".json")] = None
+    out: Annotated[Path | None, checks.has_suffix(".csv", ".json")] = None
     """File for all findings: .csv has a row per file, .json also the tables."""
 
-    quarantine: Annotated[Path | None, checks.ending(".txt", ".csv")] = None
+    quarantine: Annotated[Path | None, checks.has_suffix(".txt", ".csv")] = None
     """List file (.txt, or .csv with labels) of the clean images, for `mvmae pretrain LIST`: those
     that can be read, and one of each set of exact duplicates."""
 
@@ -184,7 +184,7 @@ class DataStatsConfig(Reading, Images):
     """Processes that read images; the result does not depend on them. Default: depends on the
     machine."""
 
-    out: Annotated[Path | None, checks.ending(".json")] = None
+    out: Annotated[Path | None, checks.has_suffix(".json")] = None
     """File for all measurements, .json."""
 
 

@@ -35,7 +35,7 @@ MAX_PORT = 65535
 MIN_IMAGES = 5  # fewer have no neighbourhoods
 
 Against = Annotated[tuple[str, ...], checks.not_empty("--against is empty: name an encoder")]
-Rows = Annotated[Count, checks.limit(MAX_ROWS)]
+Rows = Annotated[Count, checks.maximum(MAX_ROWS)]
 Channels = Annotated[
     tuple[int, ...],
     Rule(
@@ -208,7 +208,7 @@ class CurvesConfig(Options):
     """Lines of metrics.jsonl in a centred mean; the measured values stay visible behind it.
     1: no smoothing."""
 
-    out: Annotated[Path | None, checks.ending(".png", ".svg", ".pdf")] = None
+    out: Annotated[Path | None, checks.has_suffix(".png", ".svg", ".pdf")] = None
     """The figure: .png, .svg or .pdf. Default: figures/curves.png in the run folder; for several
     runs, curves.png beside the first of them."""
 
@@ -239,7 +239,7 @@ class ReportConfig(Device):
     """Run folders of pretrain, finetune, detect or segment, finished or not; or a folder with the
     results/ of an encoder that was only judged."""
 
-    out: Annotated[Path | None, checks.ending(".html", ".htm")] = None
+    out: Annotated[Path | None, checks.has_suffix(".html", ".htm")] = None
     """The page. Default: report.html in the run folder; for several runs, beside the first."""
 
     data: Annotated[

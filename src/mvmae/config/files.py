@@ -12,7 +12,7 @@ import cattrs
 from cattrs.errors import ForbiddenExtraKeysError
 from cattrs.preconf.json import make_converter
 
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ def _describe(error: BaseException, kind: Any) -> str:
     match error:
         case ForbiddenExtraKeysError(cl=owner, extra_fields=unknown) if owner and unknown:
             names = [field.name for field in fields(owner)]
-            return ", ".join(f"unknown key '{key}'{nearest(key, names)}" for key in sorted(unknown))
+            return ", ".join(f"unknown key '{key}'{suggest(key, names)}" for key in sorted(unknown))
         case UserError():
             return str(error)
         case KeyError():

@@ -58,7 +58,7 @@ class ModelConfig:
     patch_size: Count = 16
     """Side of a square patch in pixels."""
 
-    in_channels: Annotated[Count, checks.limit(MAX_CHANNELS)] = 3
+    in_channels: Annotated[Count, checks.maximum(MAX_CHANNELS)] = 3
     """Channels of the images: 3 for colour, 1 for gray, up to 64 of TIFF and .npy files."""
 
     mask_ratio: Annotated[float, checks.BETWEEN_0_AND_1] = 0.8

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config.views import IMAGENET_MEAN
 from mvmae.data.augment import rand_augment
-from mvmae.data.reading.loader import Skipped, StepSampler, collate_whole, first_readable, loading
+from mvmae.data.reading import loader
+from mvmae.data.reading.loader import Skipped
 from mvmae.data.sources.base import Source
 from mvmae.method.views import crop, random_box
 
@@ -68,7 +69,7 @@ class LabelledDataset(Dataset):
     def __getitem__(self, index: tuple[int, int]) -> tuple[Tensor | None, int, list[Skipped]]:
         options = self.options
         rng = np.random.default_rng((options.seed, *index))
-        pixels, place, skipped = first_readable(self.source.read, self.source, index[1], rng)
+        pixels, place, skipped = loader.first_readable(self.source.read, self.source, index[1], rng)
         if pixels is None:
             return None, 0, skipped
         height, width = pixels.shape[1:]
@@ -88,7 +89,7 @@ class LabelledDataset(Dataset):
 
 
 def _collate(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> LabelledBatch:
-    images, labels, skipped = collate_whole(samples)
+    images, labels, skipped = loader.collate_whole(samples)
     return LabelledBatch(images, labels, skipped, is_whole=len(images) == len(samples))
 
 
@@ -116,7 +117,7 @@ def labelled_batches(
     order = options.seed, options.batch_size
     return DataLoader(
         LabelledDataset(source, options),
-        batch_sampler=StepSampler(len(source), *order, steps, rank, world_size),
-        **loading(workers, cuda),
+        batch_sampler=loader.StepSampler(len(source), *order, steps, rank, world_size),
+        **loader.loader_options(workers, cuda),
         collate_fn=_collate,
     )

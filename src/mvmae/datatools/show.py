@@ -60,7 +60,7 @@ def run(config: DataShowConfig) -> None:
         note=describe_views(trained.views),
     )
     write(config.out, picture)
-    console = terminal.people()
+    console = terminal.console()
     if own != config.model.in_channels:
         console.print(
             f"the images have {own} channels: pretrain reads them with --model.in-channels {own}"

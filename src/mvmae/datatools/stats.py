@@ -59,7 +59,7 @@ def run(config: DataStatsConfig) -> None:
             f"none of the {len(indices)} images can be read, for example {path} ({reason})"
         )
     facts = collect_facts(config, found, kind, len(source))
-    console = terminal.people()
+    console = terminal.console()
     print_facts(console, facts)
     if config.out is not None:
         atomic.write_json(config.out, facts)

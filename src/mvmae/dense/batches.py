@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from mvmae.config.detect import DetectConfig
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.reading.decode import UnreadableImageError
-from mvmae.data.reading.loader import Skipped, StepSampler, first_readable, loading
+from mvmae.data.reading.loader import Skipped, StepSampler, first_readable, loader_options
 from mvmae.data.sources.base import Source
 
 
@@ -90,7 +90,7 @@ def training_batches(
         batch_sampler=StepSampler(
             len(source), config.seed, config.batch_size, steps, rank, world_size
         ),
-        **loading(config.workers, cuda),
+        **loader_options(config.workers, cuda),
         collate_fn=partial(_collate, stack=stack),
     )
 
@@ -133,7 +133,7 @@ def whole_images(
             _WholeImages(source, read),
             sampler=list(indices),
             batch_size=batch_size,
-            **loading(workers, cuda),
+            **loader_options(workers, cuda),
             collate_fn=list,
         )
     )

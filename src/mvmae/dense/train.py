@@ -268,7 +268,7 @@ def evenly_spaced(items: Sequence[Item]) -> list[Item]:
     return [items[(2 * at + 1) * len(items) // (2 * count)] for at in range(count)]
 
 
-def optimise(
+def update_weights(
     job: Job,
     step: int,
     parts: Sequence[tuple[int, P]],

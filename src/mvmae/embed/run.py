@@ -116,7 +116,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
         if index.missing:
             raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
         distributed.from_main(None)
-        terminal.people().print(f"embeddings of {source.name}: {folder}")
+        terminal.console().print(f"embeddings of {source.name}: {folder}")
     else:
         index = Index(facts, {}, 0.0)
         if config.resume:
@@ -144,7 +144,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
             raise
         if stopped_by:
             command = command_line("embed", replace(config, resume=True, overwrite=False))
-            terminal.people().print(
+            terminal.console().print(
                 f"stopped by {signal.Signals(stopped_by).name}: {index.total('images')} of "
                 f"{len(source)} images are in complete parts; continue with {command}"
             )
@@ -265,7 +265,7 @@ def _list_differences(
 
 def print_start(index: Index) -> None:
     """Print what is going to be computed."""
-    console, facts = terminal.people(), index.facts
+    console, facts = terminal.console(), index.facts
     size = " x ".join(str(number) for number in facts["shape"])
     height, width = facts["encoder_facts"]["image_size"]
     console.print(
@@ -283,7 +283,7 @@ def print_end(folder: Path, index: Index) -> None:
     """Print what was written."""
     skipped, megabytes = index.total("skipped"), index.total("bytes") / 1e6
     lost = f"; {skipped} could not be read: {folder / 'skipped.csv'}" if skipped else ""
-    terminal.people().print(
+    terminal.console().print(
         f"written: {folder / PARTS} ({pluralize(index.total('rows'), 'image')} in "
         f"{pluralize(len(index.parts), 'part')}, {megabytes:.1f} MB{lost})"
     )

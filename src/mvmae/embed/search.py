@@ -117,7 +117,7 @@ def answer_queries(job: Job, index: Index, queries: Queries) -> None:
     """
     config, folder = job.config, job.folder
     results = search(folder, index, job.source, queries, config.k)
-    console = terminal.people()
+    console = terminal.console()
     if index.facts["tokens"] == "patch":
         console.print("patch tokens are searched by their mean")
     # In a file or a pipe a table row must not be wrapped.

@@ -25,7 +25,7 @@ from mvmae.data.reading.loader import Skipped, whole_batches
 from mvmae.data.sources.base import Source, Subset
 from mvmae.encoders.encoder_json import Preprocessing
 from mvmae.errors import UserError
-from mvmae.method.views import normalize, shares_or_values
+from mvmae.method.views import normalize, to_floats
 from mvmae.method.vit import Encoder
 from mvmae.storage import atomic, run_folder
 from mvmae.training import distributed, precision, process_store
@@ -151,7 +151,7 @@ def pixel_extractor(*, side: int, workers: int | None) -> FeatureExtractor:
             cuda=False,
         ):
             labels = torch.tensor([source.label(index) for index in batch.indices.tolist()]).long()
-            yield Features(shares_or_values(batch.images).flatten(1), None, labels, batch.skipped)
+            yield Features(to_floats(batch.images).flatten(1), None, labels, batch.skipped)
 
     return FeatureExtractor(batches, batch_size)
 

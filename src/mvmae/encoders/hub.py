@@ -12,7 +12,7 @@ from torch import nn
 
 from mvmae.encoders.encoder_json import OpenedEncoder, Preprocessing
 from mvmae.encoders.formats import Hints, find_encoder
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 from mvmae.training import checkpoint
 
 # Plain ViTs. BEiT, Swin and others share key names with them but compute something else.
@@ -36,7 +36,7 @@ def from_timm(name: str) -> OpenedEncoder:
     if not timm.is_model(name):
         known = timm.list_models(module="vision_transformer")
         raise UserError(
-            f"timm has no model '{name}'{nearest(name, known)} "
+            f"timm has no model '{name}'{suggest(name, known)} "
             "(timm.list_models('vit*') lists them)"
         )
     try:

@@ -21,7 +21,7 @@ from mvmae.encoders.encoder_json import (
 from mvmae.encoders.formats import Hints, default_preprocessing, find_encoder
 from mvmae.encoders.hub import from_timm, from_transformers, local_folder
 from mvmae.encoders.resize import adapt_channels, height_width, resize_encoder
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 from mvmae.method.model import MaskedAutoencoder
 from mvmae.method.vit import Encoder, initialize
 from mvmae.storage import run_folder
@@ -109,7 +109,7 @@ def _open_random(
         return like._replace(encoder=encoder, maker="random weights", left_out=())
     if name not in ENCODERS:
         raise UserError(
-            f"no encoder '{name}'{nearest(name, ENCODERS)} (sizes: {', '.join(ENCODERS)}; "
+            f"no encoder '{name}'{suggest(name, ENCODERS)} (sizes: {', '.join(ENCODERS)}; "
             "random:RUN builds an untrained encoder of a run's shape)"
         )
     # No resampling: positions are a function of the grid, computed for the requested size.

@@ -89,7 +89,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
     if not cells:  # a process other than the main one only computes features
         return
     figure = write_figure(cells, config, setting)
-    console = terminal.people()
+    console = terminal.console()
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
     Console().print(build_table(cells))
     verdict = describe_gain(cells, config.encoder, num_test)

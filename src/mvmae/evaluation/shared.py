@@ -329,7 +329,7 @@ def report(
         more: Further content of the file.
     """
     classes, row, count = setting.data.test.classes, headline.row, len(headline.labels)
-    console = terminal.people()
+    console = terminal.console()
     console.print(f"\n{title}", style="bold")
     Console().print(build_table(rows, len(classes)))
     # With every prediction right, or wrong, the formula gives no error at all: count + 2 images

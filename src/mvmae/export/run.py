@@ -120,7 +120,7 @@ def run(config: ExportConfig) -> None:
     opened, autoencoder = open_models(config)
     images = load_images(config, opened)
 
-    console = terminal.people()
+    console = terminal.console()
     description = describe_encoder(config.encoder, opened)
     sources = {name: autoencoder if name == "hf-mae" else opened for name in config.format}
     rows: list[dict[str, Any]] = []

@@ -40,7 +40,7 @@ from mvmae.inspect.model_pictures import (
 )
 from mvmae.method.views import normalize, to_display_range
 from mvmae.method.vit import Encoder
-from mvmae.storage.outputs import headings, join_names, picture_file, write
+from mvmae.storage.outputs import join_names, picture_file, short_names, write
 from mvmae.training import precision
 
 DRAWN_SIDE = 256  # pixels of a drawn image's longer side, at least: one cell of the figure
@@ -86,20 +86,20 @@ def run(config: AttentionConfig) -> None:
     chosen = choose(source, config.count, config.seed)
     models = [
         look_at_images(heading, one, chosen, config, device)
-        for heading, one in zip(headings(names), opened, strict=True)
+        for heading, one in zip(short_names(names), opened, strict=True)
     ]
     looks = "looks" if len(names) == 1 else "look"
     picture = draw(
         models,
         names=chosen.names,
-        title=f"Where {join_names(headings(names))} {looks}",
+        title=f"Where {join_names(short_names(names))} {looks}",
         note=write_note(config, [one.encoder for one in opened]),
         shared_scale=config.scale == "row",
         heat_column=config.kind != "heads",
     )
     write(file, picture)
     report_missing(chosen, config.count)
-    terminal.people().print(f"written: {file}")
+    terminal.console().print(f"written: {file}")
     terminal.emit("result", {"command": "attention", "file": str(file)})
 
 

@@ -64,7 +64,7 @@ def choose(source: Source, count: int, seed: int) -> Chosen:
 
 def report_missing(chosen: Chosen, count: int) -> None:
     """Print why fewer images than requested are drawn, and which cannot be read."""
-    console = terminal.people()
+    console = terminal.console()
     if len(chosen.indices) < count:
         what = "no more can be read" if chosen.passed_over else "there are no more"
         console.print(f"{len(chosen.indices)} of {count} images: {what}")

@@ -17,7 +17,7 @@ from mvmae.figures.text import shorten
 from mvmae.storage import metric_specs, metrics_file, run_folder
 from mvmae.storage.atomic import read_object
 from mvmae.storage.metrics_file import FILE, Column
-from mvmae.storage.outputs import headings, require_output, require_place, write
+from mvmae.storage.outputs import require_output, require_writable, short_names, write
 from mvmae.training.log import in_words
 
 
@@ -40,7 +40,7 @@ def run(config: CurvesConfig) -> None:
     # The metrics file may be named instead of its run.
     paths = [path.parent if path.name == FILE else path for path in config.runs]
     file = output_file(config, paths[0])
-    names = headings(list(map(str, paths)))
+    names = short_names(list(map(str, paths)))
     opened = [opened_run(path, name, config) for path, name in zip(paths, names, strict=True)]
     drawn = [run for run in opened if run.columns]
     if not drawn:
@@ -70,7 +70,7 @@ def output_file(config: CurvesConfig, first: Path) -> Path:
     is_alone = len(config.runs) == 1
     file = config.out or (first / "figures" if is_alone else first.parent) / "curves.png"
     # Among the run's own figures, whatever is there may be replaced.
-    (require_place if config.out is None and is_alone else require_output)(file)
+    (require_writable if config.out is None and is_alone else require_output)(file)
     return file
 
 
@@ -97,7 +97,7 @@ def build_panels(drawn: Sequence[Run]) -> list[Panel]:
     names = dict.fromkeys(name for run in drawn for name in run.columns)
     columns = [run.columns for run in drawn]
     panels = []
-    for first, *others in metric_specs.charts(names):
+    for first, *others in metric_specs.group_by_chart(names):
         key = f"solid: {first.label}, dashed: {others[0].label}" if others else ""
         lines = [
             Line(*run.columns[row.name], number, dashed=row != first)
@@ -140,7 +140,7 @@ def how_far(run: Run) -> str:
 
 def tell(opened: Sequence[Run], file: Path) -> None:
     """Print a line for each run, and the file."""
-    console = terminal.people()
+    console = terminal.console()
     results: list[Mapping[str, Any]] = []
     for run in opened:
         last = metrics_file.last(run.records)

@@ -17,7 +17,7 @@ from mvmae.figures import page
 from mvmae.figures.page import Column
 from mvmae.inspect.choose_images import choose, report_missing, require_channels
 from mvmae.inspect.model_pictures import Panels, open_with_decoder, reconstruct_images
-from mvmae.storage.outputs import headings, join_names, picture_file, write
+from mvmae.storage.outputs import join_names, picture_file, short_names, write
 from mvmae.training import precision
 
 
@@ -55,7 +55,7 @@ def run(config: ReconstructConfig) -> None:
         require_channels(config.channels, shape.in_channels, name)
     source = open_source(config.data, shapes[0].in_channels, opened[0].config.views.pixel_depth)
     chosen = choose(source, config.count, config.seed)
-    names = headings(encoders)
+    names = short_names(encoders)
     if len({shape.decoder_depth for shape in shapes}) > 1:  # the paper's Figure 5 compares depths
         names = [
             f"{name} (decoder {shape.decoder_depth} deep)"
@@ -80,7 +80,7 @@ def run(config: ReconstructConfig) -> None:
     title, note = write_title(config, shapes, ratio), write_note(config, opened)
     write(file, draw(models, names=chosen.names, title=title, note=note))
     report_missing(chosen, config.count)
-    terminal.people().print(f"written: {file}")
+    terminal.console().print(f"written: {file}")
     mse = {name: round(float(panels.error.mean()), 6) for name, panels in models}
     terminal.emit("result", {"command": "reconstruct", "file": str(file), "mse": mse})
 
@@ -101,7 +101,7 @@ def require_visible_and_hidden(shape: ModelConfig, mask_ratio: float, name: str)
 
 def write_title(config: ReconstructConfig, shapes: Sequence[ModelConfig], mask_ratio: float) -> str:
     """Name the runs, and say how much of each image they saw."""
-    names = join_names(headings((config.encoder, *config.against)))
+    names = join_names(short_names((config.encoder, *config.against)))
     shown = {(num_visible(shape.num_patches, mask_ratio), shape.num_patches) for shape in shapes}
     if len(shown) > 1:
         return f"{names}: {mask_ratio:.0%} of the patches hidden"
@@ -127,7 +127,7 @@ def write_note(config: ReconstructConfig, opened: Sequence[OpenedAutoencoder]) -
     )
     if all(normalized):
         return f"{how[0].upper()}{how[1:]}. {error}"
-    names = headings((config.encoder, *config.against))
+    names = short_names((config.encoder, *config.against))
     which = " and ".join(n for n, flag in zip(names, normalized, strict=True) if flag)
     return f"For {which}, {how}; pixels of the others are as predicted. {error}"
 

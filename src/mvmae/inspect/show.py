@@ -26,7 +26,7 @@ def run(config: ShowConfig) -> None:
     """
     facts = describe_encoder(config.encoder, encoders.open_encoder(config.encoder))
     terminal.emit("result", {"command": "show"} | facts)
-    console = terminal.people()
+    console = terminal.console()
     for label, text in rows(facts):
         console.print(f"{label:14}{text}")
 

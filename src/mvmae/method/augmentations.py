@@ -21,7 +21,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from mvmae.config.views import ViewsConfig
-from mvmae.method.views import DEVIATIONS, shares_or_values
+from mvmae.method.views import DISPLAY_DEVIATIONS, to_floats
 
 JITTER_PROBABILITY = 0.8  # SimCLR's
 LIGHT_RANGE, HUE_RANGE = 0.8, 0.2  # SimCLR's at strength 1: factors of 1 +- 0.8, 0.2 of a turn
@@ -87,15 +87,16 @@ def augment(
     views: ViewsConfig,
     channels: int,
 ) -> Float[Tensor, "R C H W"]:
-    """Apply the augmentations to images as they come from the reader; returns floats.
+    """Apply the augmentations to images as the reader returns them; return floats.
 
-    Pixels of depth "float" have no black and no white. `DEVIATIONS` standard deviations below and
-    above each channel's mean take their place, as in pictures, and nothing is clipped.
+    Pixels of depth "float" have no black and no white. The values `DISPLAY_DEVIATIONS` standard
+    deviations below and above each channel's mean serve instead, as in pictures, and nothing is
+    clipped.
     """
     if views.pixel_depth != "float":
-        return change_colours(shares_or_values(images), drawn, bounded=True)
+        return change_colours(to_floats(images), drawn, bounded=True)
     mean, std = (images.new_tensor(s).view(-1, 1, 1) for s in views.pixel_statistics(channels))
-    black, span = mean - DEVIATIONS * std, 2 * DEVIATIONS * std
+    black, span = mean - DISPLAY_DEVIATIONS * std, 2 * DISPLAY_DEVIATIONS * std
     return black + span * change_colours((images - black) / span, drawn, bounded=False)
 
 
@@ -119,7 +120,7 @@ def change_colours(
     if images.shape[1] != 3:
         return images
     luminance = gray(images)
-    return turn_hue(_clip(luminance + saturation * (images - luminance), bounded), hue)
+    return rotate_hue(_clip(luminance + saturation * (images - luminance), bounded), hue)
 
 
 def gray(images: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 1 H W"]:
@@ -129,7 +130,7 @@ def gray(images: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 1 H W"]:
     return (images * images.new_tensor(GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def turn_hue(images: Float[Tensor, "R 3 H W"], hue: Float[Tensor, "R 1 1 1"]) -> Tensor:
+def rotate_hue(images: Float[Tensor, "R 3 H W"], hue: Float[Tensor, "R 1 1 1"]) -> Tensor:
     """Turn the hue of HSV by a share of the full circle.
 
     A pixel keeps the largest and the smallest of its three numbers. With h its hue in sixths of a

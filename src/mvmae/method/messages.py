@@ -20,7 +20,7 @@ from mvmae.errors import DivergedError, pluralize
 from mvmae.method import health
 from mvmae.method.model import HEAD_WIDTH, MaskedAutoencoder, View
 from mvmae.storage import atomic, metrics_file
-from mvmae.storage.metric_specs import in_order
+from mvmae.storage.metric_specs import sort_metrics
 from mvmae.storage.metrics_file import Column
 from mvmae.training import distributed
 from mvmae.training.loop import Loop
@@ -153,7 +153,7 @@ def summary(
             "the time waiting for data"
         )
     yield "time", f"{terminal.clock(seconds)}{words}"
-    for row in in_order(columns):
+    for row in sort_metrics(columns):
         is_term = row.better == "lower" and row.name != "loss"
         if row.name == "loss" or (is_term and "contrastive" in columns):  # one term is the loss
             first, last = columns[row.name].y[[0, -1]]

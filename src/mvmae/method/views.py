@@ -23,7 +23,7 @@ CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCr
 INTERPOLATIONS = ("bicubic", "bilinear")
 # Standard deviations on each side of the mean that pictures show of deep pixels: 99 % of a normal
 # distribution.
-DEVIATIONS = 2.5
+DISPLAY_DEVIATIONS = 2.5
 
 View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
 Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
@@ -176,13 +176,16 @@ def to_display_range(
     std: tuple[float, ...],
     like: Float32[Tensor, "1 C _ _"] | UInt8[Tensor, "1 C _ _"] | None = None,
 ) -> Float[Tensor, "B C H W"]:
-    """Convert pixels for a screen, to [0, 1]: 8-bit pixels as they are, deeper ones stretched.
+    """Scale pixels to [0, 1] for display: 8-bit pixels by 255, deeper ones by their range.
 
-    Each deep channel shows `DEVIATIONS` standard deviations on each side of its mean, but no more
-    than the range of the images, or of the image `like` that they are parts of.
+    Args:
+        images: 8-bit pixels, or floats in the unit of mean and deviation.
+        mean: One per channel.
+        std: One per channel.
+        like: Image whose `display_range` to use, if `images` are parts of it. Default: `images`.
     """
     if images.dtype == torch.uint8:
-        return shares_or_values(images)
+        return to_floats(images)
     low, high = display_range(images if like is None else like, mean, std)
     return ((images - low) / (high - low)).clamp(0, 1)
 
@@ -190,15 +193,18 @@ def to_display_range(
 def display_range(
     images: Float[Tensor, "B C H W"], mean: tuple[float, ...], std: tuple[float, ...]
 ) -> tuple[Float[Tensor, "1 C 1 1"], Float[Tensor, "1 C 1 1"]]:
-    """Return the values shown as black and as white in each channel of deep images."""
+    """Return the values shown as black and as white in each channel of deep images.
+
+    They are `DISPLAY_DEVIATIONS` standard deviations from the mean, within the images' own range.
+    """
     middle, spread = (images.new_tensor(s).view(1, -1, 1, 1) for s in (mean, std))
     least, most = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    low = torch.maximum(least, middle - DEVIATIONS * spread)
-    high = torch.minimum(most, middle + DEVIATIONS * spread)
+    low = torch.maximum(least, middle - DISPLAY_DEVIATIONS * spread)
+    high = torch.minimum(most, middle + DISPLAY_DEVIATIONS * spread)
     return low, torch.maximum(high, low + 1e-3 * spread)
 
 
-def shares_or_values(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Float32[Tensor, "*B"]:
+def to_floats(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Float32[Tensor, "*B"]:
     """Convert to floats: 8-bit pixels to shares of 255; deeper ones stay as they are."""
     floats = images.float()
     return floats.div_(255) if images.dtype == torch.uint8 else floats
@@ -226,7 +232,7 @@ def normalize(
         device: Where they go.
     """
     mean_C, std_C = _on_device(mean, device), _on_device(std, device)
-    pixels = shares_or_values(images.to(device, non_blocking=True))
+    pixels = to_floats(images.to(device, non_blocking=True))
     if pixels.data_ptr() == images.data_ptr():  # the caller's own memory, which must not change
         return pixels.sub(mean_C).div_(std_C)
     return pixels.sub_(mean_C).div_(std_C)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple
 
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 
 HOMES = {  # modules, so that a command loads only what it needs
     "pretrain": "mvmae.recipes.pretrain",
@@ -48,7 +48,7 @@ def named(command: str, name: str) -> Any:
     if base not in known:
         lists = "`mvmae recipes` lists them; " if known else ""
         raise UserError(
-            f"{command} has no recipe '{base}'{nearest(base, known)} ({lists}a run's config.json "
+            f"{command} has no recipe '{base}'{suggest(base, known)} ({lists}a run's config.json "
             "or the JSON of a result works too)"
         )
     config = known[base].config
@@ -57,7 +57,7 @@ def named(command: str, name: str) -> Any:
 
         if variant not in VARIANTS:
             raise UserError(
-                f"no variant '{variant}'{nearest(variant, VARIANTS)} "
+                f"no variant '{variant}'{suggest(variant, VARIANTS)} "
                 f"(there are: {', '.join(VARIANTS)})"
             )
         config = VARIANTS[variant](config)

@@ -133,26 +133,26 @@ CAPTIONS = {
 }
 
 
-def metric(name: str) -> Metric:
+def find_metric(name: str) -> Metric:
     """Return the row of a metric, or a plain one that shows an unknown metric under its name."""
     plain = name.replace("_", " ")
     return METRICS.get(name) or Metric(name, plain, chart=plain, short=plain)
 
 
-def in_order(names: Iterable[str]) -> list[Metric]:
+def sort_metrics(names: Iterable[str]) -> list[Metric]:
     """Return the rows of some metrics in the order of the table, unknown ones last."""
     order = {name: place for place, name in enumerate(METRICS)}
     known = sorted(names, key=lambda name: order.get(name, len(order)))
-    return [metric(name) for name in known if name not in POSITION]
+    return [find_metric(name) for name in known if name not in POSITION]
 
 
-def charts(names: Iterable[str]) -> list[list[Metric]]:
+def group_by_chart(names: Iterable[str]) -> list[list[Metric]]:
     """Group metrics into charts, in the order of the table.
 
     Metrics without a chart are left out.
     """
     found: dict[str, list[Metric]] = {}
-    for row in in_order(names):
+    for row in sort_metrics(names):
         if row.chart:
             found.setdefault(row.chart, []).append(row)
     return list(found.values())

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mvmae.errors import UserError
-from mvmae.storage.metric_specs import POSITION, metric
+from mvmae.storage.metric_specs import POSITION, find_metric
 
 FILE = "metrics.jsonl"
 Against = Literal["steps", "images", "hours"]
@@ -135,7 +135,7 @@ def level(found: Mapping[str, Column], name: str) -> Column | None:
         found: From `columns`.
         name: The metric.
     """
-    column = found.get(metric(name).level or "")
+    column = found.get(find_metric(name).level or "")
     if column is None or not np.isfinite(column.y).any():
         return None
     return Column(column.x, 100 * np.exp(-column.y)) if name == "contrastive_top1" else column
@@ -143,5 +143,5 @@ def level(found: Mapping[str, Column], name: str) -> Column | None:
 
 def level_name(name: str) -> str:
     """Return what the level of a metric is called; empty if it has none."""
-    compared = metric(name).level
-    return metric(compared).label if compared else ""
+    compared = find_metric(name).level
+    return find_metric(compared).label if compared else ""

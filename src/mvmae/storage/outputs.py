@@ -18,16 +18,16 @@ from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes
 
 PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"
-FIRST_CHUNKS = 8 + 25  # bytes at the beginning of a PNG file: magic number and IHDR
-TEXT = b"tEXtSoftware\0mvmae"  # PNG specification, 11.3.4.3
+IHDR_END = 8 + 25  # bytes at the beginning of a PNG file: magic number and IHDR
+PNG_TAG = b"tEXtSoftware\0mvmae"  # PNG specification, 11.3.4.3
 SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # after the end of a PDF comments are free
-HEAD, TAIL = 4096, 64  # bytes that are searched for a mark
-TABLE = b"path,part,label,severity,"  # how the CSV of `data check` begins
-JSON = re.compile(
+HEAD_BYTES, TAIL_BYTES = 4096, 64  # bytes that are searched for a mark
+FIRST_BYTES = re.compile(  # of the tables and JSON files that commands write to --out
+    rb"path,part,label,severity,|"  # the CSV of `data check`
     rb'\{\s*("command": "(data check|data stats|features)"|'
     rb'"config": \{\s*"part": "(step|input|scale)")'  # of the benchmarks
 )
-KINDS = ("random:", "timm:", "hf:")  # prefixes of encoders that are not paths
+ENCODER_PREFIXES = ("random:", "timm:", "hf:")  # prefixes of encoders that are not paths
 RUN_PARTS = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
 MAX_NAMES = 3  # in a title
 
@@ -35,8 +35,8 @@ MAX_NAMES = 3  # in a title
 def add_mark(content: bytes) -> bytes:
     """Return a picture (PNG, SVG or PDF) with our mark."""
     if content.startswith(PNG):
-        chunk = struct.pack(">I", len(TEXT) - 4) + TEXT + struct.pack(">I", zlib.crc32(TEXT))
-        return content[:FIRST_CHUNKS] + chunk + content[FIRST_CHUNKS:]
+        chunk = struct.pack(f">I{len(PNG_TAG)}sI", len(PNG_TAG) - 4, PNG_TAG, zlib.crc32(PNG_TAG))
+        return content[:IHDR_END] + chunk + content[IHDR_END:]
     if content.startswith(PDF):
         return content + PDF_MARK
     before, tag, after = content.partition(b"<svg")
@@ -46,17 +46,17 @@ def add_mark(content: bytes) -> bytes:
 def is_ours(file: Path) -> bool:
     """Whether a file has our mark; an empty file is nobody's and counts as ours."""
     with file.open("rb") as stream:
-        head = stream.read(HEAD)
-        stream.seek(max(0, file.stat().st_size - TAIL))
+        head = stream.read(HEAD_BYTES)
+        stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
         tail = stream.read()
     if head.startswith(PNG):
-        return TEXT in head[: FIRST_CHUNKS + 64]
+        return PNG_TAG in head[: IHDR_END + 64]
     if head.startswith(PDF):
         return tail.endswith(PDF_MARK)
-    return not head or SVG_MARK in head or head.startswith(TABLE) or bool(JSON.match(head))
+    return not head or SVG_MARK in head or bool(FIRST_BYTES.match(head))
 
 
-def require_place(file: Path, flag: str = "--out") -> None:
+def require_writable(file: Path, flag: str = "--out") -> None:
     """Require that a file can be written there, by making one without a name.
 
     Raises:
@@ -90,7 +90,7 @@ def require_output(file: Path, flag: str = "--out", *, data: Sequence[str] = ())
     Raises:
         UserError: It cannot be written there, or there is a file that is not ours.
     """
-    require_place(file, flag)
+    require_writable(file, flag)
     if file.exists():
         if not file.is_file():
             raise UserError(f"{flag} {file} is not a regular file: name another")
@@ -132,14 +132,14 @@ def picture_file(encoder: str, out: Path | None, name: str, data: Sequence[str])
     if out is not None:
         require_picture(out, data)
         return out
-    if not encoder.startswith(KINDS) and not Path(encoder).exists():
+    if not encoder.startswith(ENCODER_PREFIXES) and not Path(encoder).exists():
         raise UserError(f"no such encoder: {encoder}")
     if not run_folder.is_run(Path(encoder)):
         raise UserError(
             f"{encoder} is not a run folder: say where to write the picture with --out FILE.png"
         )
     file = Path(encoder) / "figures" / name
-    require_place(file)  # figures/ belongs to the run, so what is there may be replaced
+    require_writable(file)  # figures/ belongs to the run, so what is there may be replaced
     return file
 
 
@@ -149,7 +149,7 @@ def write(file: Path, picture: bytes) -> None:
     write_bytes(file, add_mark(picture))
 
 
-def headings(encoders: Sequence[str]) -> list[str]:
+def short_names(encoders: Sequence[str]) -> list[str]:
     """Return a short name for each encoder: as many last parts of its path as make it unique."""
     kinds_and_parts = [_split(encoder) for encoder in encoders]
     lengths = [1] * len(encoders)
@@ -171,8 +171,8 @@ def headings(encoders: Sequence[str]) -> list[str]:
 
 def _split(encoder: str) -> tuple[str, list[str]]:
     """Split an encoder into the prefix of its path, and the path's parts that tell runs apart."""
-    kind = next((kind for kind in KINDS if encoder.startswith(kind)), "")
-    if kind in KINDS[1:]:
+    kind = next((kind for kind in ENCODER_PREFIXES if encoder.startswith(kind)), "")
+    if kind in ENCODER_PREFIXES[1:]:
         return "", [encoder]
     path = Path(encoder.removeprefix(kind))
     if kind and not path.exists():  # random:vit_small

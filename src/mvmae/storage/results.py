@@ -15,7 +15,7 @@ from mvmae import terminal
 from mvmae.config.files import command_line, to_plain
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
-from mvmae.storage.outputs import KINDS
+from mvmae.storage.outputs import ENCODER_PREFIXES
 
 # File systems allow 255 bytes. A name gets a command before it and a suffix after it.
 MAX_NAME_BYTES = 80
@@ -45,7 +45,7 @@ def home(encoder: str, out: Path | None) -> Path:
 
 def _find_run(encoder: str) -> Path | None:
     """Find the run folder that an encoder is, or is in."""
-    if encoder.startswith(KINDS):
+    if encoder.startswith(ENCODER_PREFIXES):
         return None
     for folder in (Path(encoder), *Path(encoder).parents):
         # transformers' folders have a config.json too, but no environment.json.
@@ -56,7 +56,7 @@ def _find_run(encoder: str) -> Path | None:
 
 def _short_name(encoder: str) -> str:
     """Return a file's or folder's own name; `timm:NAME` and the like stay whole."""
-    if encoder.startswith(KINDS):
+    if encoder.startswith(ENCODER_PREFIXES):
         return encoder
     path = Path(encoder)
     if path.is_file() and path.stem in ("encoder", "model", "best", "last"):

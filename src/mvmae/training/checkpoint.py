@@ -85,7 +85,7 @@ class _ErrorKeeper:
         """Do nothing: `write_whole` flushes."""
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], Path]:
+def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
     """Read `last.pt`, or `previous.pt` if that is damaged or gone; return the state and the file.
 
     Raises:

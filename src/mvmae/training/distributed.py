@@ -168,7 +168,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
     return values
 
 
-def largest(value: int, device: torch.device) -> int:
+def max_over_processes(value: int, device: torch.device) -> int:
     """Return the largest of each process's numbers, so that all act on it together."""
     if world_size() == 1:
         return value

@@ -17,7 +17,7 @@ from rich.console import Console
 from mvmae import terminal
 from mvmae.errors import UserError, printable
 from mvmae.storage.atomic import write_text
-from mvmae.storage.metric_specs import in_order
+from mvmae.storage.metric_specs import sort_metrics
 
 PLAIN_LINES = 20  # lines in a whole run without a terminal
 LONG_WAIT = 0.1  # share of time waiting for data from which it is shown
@@ -132,7 +132,7 @@ class Log:
 
 def in_words(known: Mapping[str, Any]) -> dict[str, str]:
     """Metrics as the log prints them, by name; the wait for data only if it is long."""
-    rows = [row for row in in_order(known) if row.short]
+    rows = [row for row in sort_metrics(known) if row.short]
     words = {row.name: f"{row.short} {known[row.name]:{row.format}}" for row in rows}
     return words | ({} if known.get("data_wait", 0.0) > LONG_WAIT else {"data_wait": ""})
 

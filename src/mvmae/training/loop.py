@@ -140,7 +140,7 @@ class Loop(Generic[B]):
             # between all of them, so they do it only now and then.
             agree = self.step % self.agree_every == 0
             if agree or distributed.world_size() == 1:
-                self.signal = distributed.largest(self._interrupt.signal, self.device)
+                self.signal = distributed.max_over_processes(self._interrupt.signal, self.device)
             if self.signal:
                 self.save()
                 name = signal.Signals(self.signal).name
@@ -150,7 +150,7 @@ class Loop(Generic[B]):
                 return
             kept = self.plan.name_to_keep(self.step)
             late = time.monotonic() - self._saved_at >= 60 * self.config.save_every_minutes
-            is_due = agree and distributed.largest(int(late), self.device)
+            is_due = agree and distributed.max_over_processes(int(late), self.device)
             if self.step < self.plan.total and (kept or is_due):
                 self.save(keep_as=kept, in_background=True)
 

@@ -20,14 +20,14 @@ from typing import Any
 
 import torch.distributed as dist
 
-from mvmae.errors import OtherFailedError, ToldError, UserError, printable, user_message
+from mvmae.errors import OtherFailedError, ReportedError, UserError, printable, user_message
 
 FAILED, REPORTED, SIGNAL = "failed", "reported", "signal"  # keys of all processes
-POLL = 0.05  # seconds between two reads of a waiting process
-PATIENCE = 2.0  # seconds in which the main process may report what the others would report too
+POLL_SECONDS = 0.05  # seconds between two reads of a waiting process
+REPORT_SECONDS = 2.0  # in which the main process may report what the others would report too
 # Seconds between two heartbeats, and without one until a process counts as dead. They come from a
-# thread, which a long computation in C can hold up, so DEAD is many heartbeats.
-HEARTBEAT, DEAD = 2.0, 60.0
+# thread, which a long computation in C can hold up, so DEATH_SECONDS is many heartbeats.
+HEARTBEAT_SECONDS, DEATH_SECONDS = 2.0, 60.0
 CONNECTION_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
 
 
@@ -75,7 +75,7 @@ class ProcessStore:
             A signal that any process received, or 0.
 
         Raises:
-            ToldError: Another process failed, and the main process reports it.
+            ReportedError: Another process failed, and the main process reports it.
             OtherFailedError: The same, in the main process; or a process died.
         """
         if self.size == 1:
@@ -92,7 +92,7 @@ class ProcessStore:
             self._signal = int(self.store.compare_set(SIGNAL, "", str(signal)))  # the first wins
         if self.store.check([FAILED]):
             complaint = self.store.get(FAILED).decode()
-            raise OtherFailedError(complaint) if self.rank == 0 else ToldError(complaint)
+            raise OtherFailedError(complaint) if self.rank == 0 else ReportedError(complaint)
         if self.rank == 0:
             self._require_alive()
         if not self._signal and self.store.check([SIGNAL]):
@@ -102,12 +102,12 @@ class ProcessStore:
     def _require_alive(self) -> None:
         now = time.monotonic()
         for rank, (heartbeat, since) in self._heartbeats.items():
-            if now - since < DEAD / 2 or self.store.check([f"left/{rank}"]):
+            if now - since < DEATH_SECONDS / 2 or self.store.check([f"left/{rank}"]):
                 continue
             newest = self.latest("beat", rank)
             if newest != heartbeat:
                 self._heartbeats[rank] = newest, now
-            elif now - since > DEAD:
+            elif now - since > DEATH_SECONDS:
                 raise OtherFailedError(
                     f"process {rank} of this command died: it was killed, or its machine is lost"
                 )
@@ -120,7 +120,7 @@ class ProcessStore:
             return value
         while not self.store.check([key]):
             self.check()
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return pickle.loads(self.store.get(key))
 
     def publish(self, name: str, value: int) -> None:
@@ -163,7 +163,7 @@ class ProcessStore:
                 if self.store.check([f"left/{rank}"]) and not self.store.check([key]):
                     raise OtherFailedError(f"process {rank} of this command was interrupted")
                 yield
-                time.sleep(POLL)
+                time.sleep(POLL_SECONDS)
 
     def stop_others(self, seconds: float) -> None:
         """Let the others stop what they are doing, and wait for them up to `seconds`."""
@@ -175,7 +175,7 @@ class ProcessStore:
         self.store.set(f"left/{self.rank}", "")
         self.store.set(f"gone/{self.rank}", "")
         if self.rank == 0:
-            self._wait_until(lambda: self._all_set("gone"), PATIENCE)
+            self._wait_until(lambda: self._all_set("gone"), REPORT_SECONDS)
 
     def _all_set(self, key: str) -> bool:
         """Whether all others set a key: "left" their work, or "gone" and read nothing more."""
@@ -184,7 +184,7 @@ class ProcessStore:
     def _wait_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds
         while not (result := is_true()) and time.monotonic() < end:
-            time.sleep(POLL)
+            time.sleep(POLL_SECONDS)
         return result
 
     def send_heartbeats(self, stop: threading.Event) -> None:
@@ -192,7 +192,7 @@ class ProcessStore:
         with suppress(RuntimeError):  # the main process left, and the store with it
             for number in count():
                 self.publish("beat", number)
-                if stop.wait(HEARTBEAT):
+                if stop.wait(HEARTBEAT_SECONDS):
                     break
 
     def error_to_raise(self, error: Exception) -> Exception:
@@ -201,22 +201,22 @@ class ProcessStore:
         The main process prints it. Another process that fails waits for that, since mostly all fail
         alike, and prints it itself where the main process is busy.
         """
-        if isinstance(error, ToldError):
+        if isinstance(error, ReportedError):
             return error
         try:
             return self._error_to_raise(error)
         except RuntimeError:  # the main process left, and the store with it
             if _is_connection_loss(error):
                 error = UserError("the main process of this command is gone: was it killed?")
-                return self._print_line(error) if self.rank == 1 else ToldError(str(error))
+                return self._print_line(error) if self.rank == 1 else ReportedError(str(error))
             return self._print_line(error)
 
     def _error_to_raise(self, error: Exception) -> Exception:
         self.store.set(f"left/{self.rank}", "")
         if _is_connection_loss(error):
-            if self._wait_until(lambda: self.store.check([FAILED]), PATIENCE):
+            if self._wait_until(lambda: self.store.check([FAILED]), REPORT_SECONDS):
                 if self.rank:
-                    return ToldError(str(error))
+                    return ReportedError(str(error))
                 error = UserError(self.store.get(FAILED).decode())
             else:
                 error = UserError("another process of this command is gone: was it killed?")
@@ -224,12 +224,12 @@ class ProcessStore:
         complaint = line or f"process {self.rank} failed: {type(error).__name__}: {error}"
         self.store.compare_set(FAILED, "", complaint)
         if self.rank and line is not None:
-            self._wait_until(lambda: self.store.check([REPORTED]), PATIENCE)
+            self._wait_until(lambda: self.store.check([REPORTED]), REPORT_SECONDS)
         is_first = self.store.add(REPORTED, 1) == 1
         if line is None:  # a bug: raise it with its traceback
             return error
         if not is_first:
-            return ToldError(line)
+            return ReportedError(line)
         return self._print_line(error) if self.rank else error
 
     def _print_line(self, error: Exception) -> Exception:
@@ -237,7 +237,7 @@ class ProcessStore:
         if self.rank == 0 or (line := user_message(error)) is None:
             return error
         print(f"mvmae: {printable(' '.join(line.split()))}", file=sys.stderr)
-        return ToldError(line)
+        return ReportedError(line)
 
 
 def _is_connection_loss(error: Exception) -> bool:
@@ -247,8 +247,8 @@ def _is_connection_loss(error: Exception) -> bool:
     return has_words or isinstance(error, dist.DistNetworkError)
 
 
-ALONE = ProcessStore(NoStore(), 0, 1)  # of commands that run in one process
-_current = ALONE
+SINGLE_PROCESS = ProcessStore(NoStore(), 0, 1)  # of commands that run in one process
+_current = SINGLE_PROCESS
 
 
 def current() -> ProcessStore:
@@ -278,8 +278,8 @@ def connect() -> Iterator[None]:
         with suppress(RuntimeError):  # the store may be gone
             own.leave()
         if own.rank:
-            heart.join(HEARTBEAT)
-        _current = ALONE
+            heart.join(HEARTBEAT_SECONDS)
+        _current = SINGLE_PROCESS
 
 
 def partition(items: int, rank: int, size: int) -> range:

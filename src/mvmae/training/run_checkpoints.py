@@ -163,7 +163,7 @@ class RunCheckpoints:
                 else f"no checkpoint {last}: the run was stopped before its first, "
                 "begin again with --overwrite"
             )
-        saved, place = kind.newest(last.parent)
+        saved, place = kind.load_newest(last.parent)
         distributed.barrier()  # or a slow process would not find the file that is renamed next
         if place != last and distributed.is_main():
             checkpoint.set_aside(last)

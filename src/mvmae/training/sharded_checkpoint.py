@@ -103,7 +103,7 @@ def _digests(files: list[Path]) -> list[tuple[str, str]]:
     return digests
 
 
-def newest(folder: Path) -> tuple[dict[str, Any], Path]:
+def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
     """Return the plain data of `last`, or of `previous` if that is damaged or gone; and its path.
 
     All processes call this together. Each checks its share of the files, and all return the same.

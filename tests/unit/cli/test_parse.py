@@ -15,7 +15,7 @@ from mvmae.cli.parse import parse
 from mvmae.config.evaluation import KnnConfig, LabelsConfig, ProbeConfig
 from mvmae.config.files import to_json
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 from mvmae.recipes import named
 from mvmae.recipes.pretrain import PRETRAIN, VARIANTS
 from mvmae.version import __version__
@@ -305,8 +305,8 @@ def test_a_damaged_config_file_is_named(tmp_path):
 
 
 def test_the_nearest_name_is_meant_where_there_is_one():
-    assert nearest("demi", ["demo", "paper"]) == ": did you mean 'demo'?"
-    assert nearest("xyz", ["demo", "paper"]) == ""
+    assert suggest("demi", ["demo", "paper"]) == ": did you mean 'demo'?"
+    assert suggest("xyz", ["demo", "paper"]) == ""
 
 
 # What is printed

@@ -15,7 +15,7 @@ from mvmae.errors import UserError
 from mvmae.figures.charts import COLOURS, Line, Panel, build_figure, draw, grid, moving_mean
 from mvmae.inspect import curves
 from mvmae.storage import metrics_file
-from mvmae.storage.outputs import headings
+from mvmae.storage.outputs import short_names
 
 SAID = {"title": "run", "note": "of a test", "x_label": "steps"}
 
@@ -237,8 +237,8 @@ def test_drawing_restores_the_settings_of_matplotlib():
 
 def test_folders_with_the_same_name_get_longer_names(tmp_path):
     paths = [tmp_path / "a" / "run", tmp_path / "b" / "run"]
-    assert headings(list(map(str, paths))) == ["a/run", "b/run"]
-    assert headings([str(paths[0]), str(tmp_path / "other")]) == ["run", "other"]
+    assert short_names(list(map(str, paths))) == ["a/run", "b/run"]
+    assert short_names([str(paths[0]), str(tmp_path / "other")]) == ["run", "other"]
 
 
 def test_an_unknown_metric_is_drawn_last_and_is_not_a_formula():

@@ -4,7 +4,7 @@ import pytest
 
 from mvmae.config.figures import ReconstructConfig
 from mvmae.errors import UserError
-from mvmae.storage.outputs import headings, join_names
+from mvmae.storage.outputs import join_names, short_names
 
 
 @pytest.mark.parametrize(
@@ -19,7 +19,7 @@ from mvmae.storage.outputs import headings, join_names
     ],
 )
 def test_runs_have_short_names_no_two_alike(sources, names):
-    assert headings(sources) == names
+    assert short_names(sources) == names
 
 
 def test_a_checkpoint_in_a_run_is_called_by_both(tmp_path):
@@ -28,7 +28,7 @@ def test_a_checkpoint_in_a_run_is_called_by_both(tmp_path):
         (tmp_path / "run" / "checkpoints" / name).touch()
     folder = tmp_path / "run"
     sources = [f"random:{folder}", str(folder), f"{folder}/checkpoints/previous.pt"]
-    assert headings(sources) == ["random:run", "run", "run/previous.pt"]
+    assert short_names(sources) == ["random:run", "run", "run/previous.pt"]
 
 
 def test_a_title_names_three_and_counts_more():

@@ -11,8 +11,8 @@ from mvmae.method.views import (
     crop,
     normalize,
     random_views,
-    shares_or_values,
     to_display_range,
+    to_floats,
     whole_view,
 )
 
@@ -92,8 +92,8 @@ def test_statistics_that_float32_cannot_hold_are_refused(given, complaint):
 
 
 def test_shares_are_of_255_for_eight_bit_alone():
-    assert shares_or_values(torch.tensor([255], dtype=torch.uint8)).item() == 1
-    assert shares_or_values(torch.tensor([255.0])).item() == 255
+    assert to_floats(torch.tensor([255], dtype=torch.uint8)).item() == 1
+    assert to_floats(torch.tensor([255.0])).item() == 255
 
 
 def draw_views(flip: str, count: int = 400) -> list[torch.Tensor]:

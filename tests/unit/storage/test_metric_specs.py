@@ -6,7 +6,7 @@ from mvmae.inspect import curves
 from mvmae.inspect.report import curves as report_curves
 from mvmae.inspect.report.gather import RunFacts
 from mvmae.storage import metrics_file
-from mvmae.storage.metric_specs import METRICS, charts, metric
+from mvmae.storage.metric_specs import METRICS, find_metric, group_by_chart
 from mvmae.training.log import in_words
 
 RECORDS = [
@@ -41,10 +41,10 @@ def test_an_unknown_metric_gets_a_chart_in_the_report_of_one_run_and_of_several(
 def test_every_level_is_a_metric_of_the_table_that_is_not_drawn_itself():
     levels = {row.level for row in METRICS.values() if row.level}
     assert levels == {"chance", "colour_error"}
-    assert charts(levels) == []
+    assert group_by_chart(levels) == []
 
 
 def test_metrics_of_one_chart_are_drawn_together_whatever_their_order_in_the_file():
-    ((first, second),) = charts(["top5", "step", "top1"])
+    ((first, second),) = group_by_chart(["top5", "step", "top1"])
     assert (first.name, second.name) == ("top1", "top5")
-    assert metric("top1").caption
+    assert find_metric("top1").caption

@@ -59,7 +59,7 @@ def test_tables_are_known_by_their_beginning(tmp_path, content, ours):
 
 
 def test_a_file_goes_where_one_can_be_made(tmp_path):
-    outputs.require_place(tmp_path / "new" / "folder" / "a.png")
+    outputs.require_writable(tmp_path / "new" / "folder" / "a.png")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / "file").touch()
     for file, says in (
@@ -67,4 +67,4 @@ def test_a_file_goes_where_one_can_be_made(tmp_path):
         (tmp_path / "file" / "a.png", "file is a file, not a folder"),
     ):
         with pytest.raises(UserError, match=says):
-            outputs.require_place(file)
+            outputs.require_writable(file)

@@ -149,14 +149,14 @@ def test_truncated_checkpoint_is_refused_and_the_one_before_taken(tmp_path, shar
     file.write_bytes(content[: int(share * len(content))])
     with pytest.raises(UserError, match="damaged or no checkpoint"):
         checkpoint.load(file)
-    state, source = checkpoint.newest(tmp_path)
+    state, source = checkpoint.load_newest(tmp_path)
     assert source == tmp_path / "previous.pt"
     assert state["step"] == 1
 
 
 def test_newest_is_the_last_where_it_is_whole_and_has_no_checksum_left_in_it(tmp_path):
     save_states(tmp_path, 3)
-    read, source = checkpoint.newest(tmp_path)
+    read, source = checkpoint.load_newest(tmp_path)
     assert source == tmp_path / "last.pt"
     assert read.keys() == state(2).keys()
     assert read["step"] == 3
@@ -166,7 +166,7 @@ def test_damaged_checkpoint_without_an_older_one_promises_nothing(tmp_path):
     file = save_states(tmp_path)
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError) as caught:
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
     assert "previous" not in str(caught.value)
 
 
@@ -175,7 +175,7 @@ def test_two_damaged_checkpoints_are_both_named(tmp_path):
     for name in ("last.pt", "previous.pt"):
         (tmp_path / name).write_bytes(b"garbage")
     with pytest.raises(UserError, match=r"last\.pt is damaged .*; .*previous\.pt is damaged"):
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
 def test_damaged_last_never_becomes_the_previous(tmp_path):
@@ -190,7 +190,7 @@ def test_damaged_last_never_becomes_the_previous(tmp_path):
 def test_checkpoint_of_ours_without_its_checksum_is_not_gone_on_from(tmp_path):
     torch.save(state(1), tmp_path / "last.pt")
     with pytest.raises(UserError, match="no checksum"):
-        checkpoint.newest(tmp_path)
+        checkpoint.load_newest(tmp_path)
 
 
 def test_every_flipped_bit_of_the_weights_is_noticed(tmp_path):
@@ -219,7 +219,7 @@ def test_checkpoint_with_random_damage_is_refused_or_equal(tmp_path, seed):
             content[at] ^= 1 << int(rng.integers(8))
         file.write_bytes(content)
         with contextlib.suppress(UserError):  # anything else is a failure
-            read, _ = checkpoint.newest(tmp_path)
+            read, _ = checkpoint.load_newest(tmp_path)
             assert atomic.digest(read) == atomic.digest(original)
 
 

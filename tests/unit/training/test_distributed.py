@@ -41,7 +41,7 @@ def work(rank: int, world: int, folder: Path) -> dict:
         "announced": distributed.announced_world_size(),
         "main": distributed.is_main(),
         "mean": distributed.mean_over_processes(torch.tensor([float(rank), 4.0])),
-        "largest": distributed.largest(10 - rank, CPU),
+        "largest": distributed.max_over_processes(10 - rank, CPU),
         "objects": distributed.gather_objects([("from", rank)] * (rank + 1)),
         "static": {name: is_static(config) for name, config in CONFIGS.items()},
         "bf16": train_two_steps(BF16, "sgd", rank, world),
@@ -196,7 +196,7 @@ def test_single_process_needs_no_group():
     rows = torch.randn(3, 2)
     assert distributed.gather_rows(rows) is rows
     assert distributed.mean_over_processes(rows) is rows
-    assert distributed.largest(3, CPU) == 3
+    assert distributed.max_over_processes(3, CPU) == 3
     assert distributed.gather_objects([1]) == [1]
     assert distributed.is_main()
     model = torch.nn.Linear(1, 1)

@@ -6,14 +6,14 @@ import time
 import pytest
 import torch.distributed as dist
 
-from mvmae.errors import OtherFailedError, ToldError, UserError
+from mvmae.errors import OtherFailedError, ReportedError, UserError
 from mvmae.training import process_store
 from mvmae.training.process_store import ProcessStore, partition
 
 
 @pytest.fixture
 def three(monkeypatch) -> list[ProcessStore]:
-    monkeypatch.setattr(process_store, "PATIENCE", 0.05)
+    monkeypatch.setattr(process_store, "REPORT_SECONDS", 0.05)
     store = dist.HashStore()
     return [ProcessStore(store, rank, 3) for rank in range(3)]
 
@@ -86,12 +86,12 @@ def test_a_number_that_is_told_replaces_the_one_before(three):
 def test_another_process_that_fails_is_said_by_the_main_one(three, capsys):
     main, first, second = three
     ended = first.error_to_raise(UserError("no room"))  # nobody says it in its time: it does
-    assert isinstance(ended, ToldError)
+    assert isinstance(ended, ReportedError)
     assert capsys.readouterr().err == "mvmae: no room\n"
     with pytest.raises(OtherFailedError, match="no room") as failure:
         main.check()
-    assert isinstance(main.error_to_raise(failure.value), ToldError)  # it was reported
-    with pytest.raises(ToldError):
+    assert isinstance(main.error_to_raise(failure.value), ReportedError)  # it was reported
+    with pytest.raises(ReportedError):
         second.check()
     assert capsys.readouterr().err == ""
 
@@ -100,7 +100,7 @@ def test_what_all_find_wrong_the_main_process_says(three, capsys):
     main, first, _ = three
     error = UserError("no such folder")
     assert main.error_to_raise(error) is error  # which the command line prints
-    assert isinstance(first.error_to_raise(UserError("no such folder")), ToldError)
+    assert isinstance(first.error_to_raise(UserError("no such folder")), ReportedError)
     assert capsys.readouterr().err == ""
 
 
@@ -117,7 +117,7 @@ def test_our_own_fault_keeps_its_stack_and_the_others_end(three, capsys):
     assert first.error_to_raise(fault) is fault
     with pytest.raises(OtherFailedError, match="process 1 failed: KeyError") as failure:
         main.check()
-    assert isinstance(main.error_to_raise(failure.value), ToldError)
+    assert isinstance(main.error_to_raise(failure.value), ReportedError)
     assert capsys.readouterr().err == ""
 
 
@@ -127,12 +127,12 @@ def test_a_connection_that_is_lost_is_said_in_words(three):
         RuntimeError("[gloo/tcp/pair.cc:537] Connection closed by peer [::1]")
     )
     assert str(ended) == "another process of this command is gone: was it killed?"
-    assert isinstance(first.error_to_raise(RuntimeError("Connection reset by peer")), ToldError)
+    assert isinstance(first.error_to_raise(RuntimeError("Connection reset by peer")), ReportedError)
 
 
 def test_a_process_without_a_sign_of_life_is_missed(three, monkeypatch):
     main, first, second = three
-    monkeypatch.setattr(process_store, "DEAD", 0.2)
+    monkeypatch.setattr(process_store, "DEATH_SECONDS", 0.2)
     first.store.set("beat/1", "1")
     second.store.set("beat/2", "1")
 
@@ -151,7 +151,7 @@ def test_a_process_without_a_sign_of_life_is_missed(three, monkeypatch):
 
 def test_a_process_that_is_done_is_not_missed(three, monkeypatch):
     main, first, second = three
-    monkeypatch.setattr(process_store, "DEAD", 0.05)
+    monkeypatch.setattr(process_store, "DEATH_SECONDS", 0.05)
     for one in (first, second):
         one.store.set(f"left/{one.rank}", "")
     for _ in range(20):

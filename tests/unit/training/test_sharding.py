@@ -49,7 +49,7 @@ def gone_on(folder: Path, rank: int = 0, world: int = 1) -> dict:
     """What a checkpoint holds, and two steps from there."""
     model, wrapped, update = make_training(shard_config(BASE), "adamw")
     tensors = sharding.training_tensors(model, update)
-    facts, path = sharded_checkpoint.newest(folder)
+    facts, path = sharded_checkpoint.load_newest(folder)
     sharded_checkpoint.fill(tensors, path)
     filled = whole(tensors)
     losses = steps(range(2, 4), BASE, wrapped, update, rank, world)

@@ -29,8 +29,8 @@ from mvmae.data.sources.base import Source
 from mvmae.method.augmentations import Augmentations, draw_augmentations, stack_augmentations
 from mvmae.method.views import mask_noise, random_views, whole_view
 
-AUGMENTATIONS = 1  # seeds their draws apart from those of crops and masks
-ATTEMPTS = 64  # other images tried in place of an unreadable one
+AUGMENTATION_STREAM = 1  # seeds their draws apart from those of crops and masks
+MAX_ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
 
 
@@ -96,7 +96,7 @@ class ViewsDataset(Dataset):
         read = partial(self.views, rng=rng)
         views, place, skipped = first_readable(read, self.source, place, rng)
         # From a separate stream, so that runs without augmentation stay the same bit for bit.
-        augmentations = draw_augmentations((config.seed, *index, AUGMENTATIONS), config.views)
+        augmentations = draw_augmentations((config.seed, *index, AUGMENTATION_STREAM), config.views)
         return Sample(views, noise, skipped, place, augmentations)
 
     def views(self, index: int, rng: np.random.Generator) -> Tensor:
@@ -125,11 +125,11 @@ def first_readable(
     """Call `read` on an image and, while it cannot be read, on others drawn from `rng`.
 
     Returns:
-        The result, or None after `ATTEMPTS` unreadable images; the index of the image that was
+        The result, or None after `MAX_ATTEMPTS` unreadable images; the index of the image that was
         read; the images that were skipped.
     """
     skipped = []
-    for _ in range(ATTEMPTS):
+    for _ in range(MAX_ATTEMPTS):
         try:
             return read(index), index, skipped
         except UnreadableImageError as error:
@@ -217,7 +217,7 @@ def view_batches(
         cuda: Whether the batches go to a GPU.
         groups: Group numbers from `groups.group_numbers`.
     """
-    options = loading(config.workers, cuda, timeout=POLL)
+    options = loader_options(config.workers, cuda, timeout=POLL)
     order = config.seed, config.batch_size
     watched = Watched(source, options["num_workers"])
 
@@ -282,12 +282,12 @@ def whole_batches(
     return DataLoader(
         WholeDataset(source, size, interpolation, share),
         batch_size=batch_size,
-        **loading(workers, cuda),
+        **loader_options(workers, cuda),
         collate_fn=collate_whole,
     )
 
 
-def loading(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
+def loader_options(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
     """Options for DataLoader. On a CPU the network needs the cores, so one process reads."""
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

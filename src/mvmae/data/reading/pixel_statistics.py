@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from mvmae.config.views import Depth
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
-from mvmae.data.reading.loader import Skipped, loading
+from mvmae.data.reading.loader import Skipped, loader_options
 from mvmae.data.reading.resilient_loader import POLL, Watched, resilient_batches
 from mvmae.data.sources.base import Source
 
@@ -118,7 +118,7 @@ def measure_pixels(
     indices = list(indices)
     begins = range(0, len(indices), PIECE)
     pieces = [indices[begin : begin + PIECE] for begin in begins]
-    options = loading(workers, cuda=False, timeout=POLL)
+    options = loader_options(workers, cuda=False, timeout=POLL)
     watched = Watched(source, options["num_workers"])
     dataset = PieceDataset(watched, depth, len(indices))
     # torch's own collating would turn the arrays into tensors.

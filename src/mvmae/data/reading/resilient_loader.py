@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader, get_worker_info
 
 from mvmae.data.reading.decode import Pixels, UnreadableImageError
-from mvmae.data.sources.base import Forwarding, Source
+from mvmae.data.sources.base import Source, SourceWrapper
 from mvmae.errors import UserError, printable
 
 POLL = 5.0  # seconds between two checks of the reader processes
@@ -45,7 +45,7 @@ class Held(NamedTuple):
     pid: int
 
 
-class Watched(Forwarding):
+class Watched(SourceWrapper):
     """A source whose readers note what they are reading; images known to be deadly are refused.
 
     Args:

@@ -17,7 +17,7 @@ from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.string_table import CodedWords, encode_words
 from mvmae.errors import UserError
 
-NOT_OWN_FILES = (  # why `data check` refuses a named set
+NOT_FILES_MESSAGE = (  # why `data check` refuses a named set
     "{} does not consist of files: mvmae data pack writes it to tar files, which can be checked"
 )
 
@@ -97,7 +97,7 @@ class Source(ABC):
         return iter(())
 
 
-class Forwarding(Source):
+class SourceWrapper(Source):
     """Everything from another source; subclasses change what differs."""
 
     def __init__(self, source: Source) -> None:
@@ -138,7 +138,7 @@ class Forwarding(Source):
         return self.source.files()
 
 
-class Subset(Forwarding):
+class Subset(SourceWrapper):
     """Some images of another source."""
 
     def __init__(self, source: Source, indices: Sequence[int]) -> None:
@@ -175,7 +175,7 @@ def with_depth(source: Source, channels: int, depth: Depth) -> Source:
         return source
     deep = copy(source)
     deep.wanted = Wanted(channels, depth)
-    if isinstance(deep, Forwarding):  # the source inside reads the pixels
+    if isinstance(deep, SourceWrapper):  # the source inside reads the pixels
         deep.source = with_depth(deep.source, channels, depth)
     return deep
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from mvmae.data.reading.decode import UnreadableImageError, Wanted
-from mvmae.data.sources.base import NOT_OWN_FILES, Source
+from mvmae.data.sources.base import NOT_FILES_MESSAGE, Source
 from mvmae.data.sources.cache_dir import CONSENT, may_download
 from mvmae.data.sources.folders import read_file
 from mvmae.data.sources.labelled import TEST, TRAIN
@@ -41,7 +41,7 @@ class HubSet(Source):
         from datasets import ClassLabel, Image, Value  # pyrefly: ignore[missing-import]  # extra
 
         self.name, self.wanted = name, Wanted(channels)
-        self.refuses_check = NOT_OWN_FILES.format(name)
+        self.refuses_check = NOT_FILES_MESSAGE.format(name)
         images = [key for key, kind in rows.features.items() if isinstance(kind, Image)]
         if not images:
             raise UserError(

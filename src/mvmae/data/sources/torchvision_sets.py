@@ -13,9 +13,9 @@ from PIL import Image
 from torchvision import datasets
 
 from mvmae.data.reading.pixel_depth import UnreadableImageError, Values, Wanted
-from mvmae.data.sources.base import NOT_OWN_FILES, Source
+from mvmae.data.sources.base import NOT_FILES_MESSAGE, Source
 from mvmae.data.sources.cache_dir import CONSENT, cache_folder, may_download
-from mvmae.errors import UserError, nearest
+from mvmae.errors import UserError, suggest
 
 PREFIX = "torchvision:"
 ROOT = "MVMAE_TORCHVISION"  # a folder
@@ -54,7 +54,7 @@ class TorchvisionSet(Source):
 
     def __init__(self, name: str, split: Split, channels: int) -> None:
         self.name, self.channels = f"{PREFIX}{name}:{split}", channels
-        self.wanted, self.refuses_check = Wanted(channels), NOT_OWN_FILES.format(self.name)
+        self.wanted, self.refuses_check = Wanted(channels), NOT_FILES_MESSAGE.format(self.name)
         root, kind, options = folder(), getattr(datasets, name), dict(PARTS[name][split])
         # Some classes cannot download, and raise an error if they are asked to.
         if "download" in inspect.signature(kind).parameters:
@@ -102,7 +102,7 @@ def open_images(data: str, channels: int, split: Split = "train") -> Torchvision
     known = {one.lower(): one for one in PARTS}
     if name.lower() not in known:
         raise UserError(
-            f"unknown torchvision set '{name}'{nearest(name, PARTS)} (supported: "
+            f"unknown torchvision set '{name}'{suggest(name, PARTS)} (supported: "
             f"{', '.join(sorted(PARTS))})"
         )
     return TorchvisionSet(known[name.lower()], split, channels)

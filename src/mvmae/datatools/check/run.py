@@ -66,7 +66,7 @@ def run(config: DataCheckConfig) -> int:
 
 def conclude(config: DataCheckConfig, report: Report) -> int:
     """Print and write everything, and return the exit status."""
-    console = terminal.people()
+    console = terminal.console()
     output.print_report(console, report)
     if config.out is not None:
         output.write_report(config.out, config, report)

@@ -74,14 +74,14 @@ def write(source: Source, config: DataPackConfig, folder: Path) -> int:
     """
     state = load_or_start(folder, source, config)
     if state.done:
-        terminal.people().print(f"resuming after image {state.done:,} of {len(source):,}")
+        terminal.console().print(f"resuming after image {state.done:,} of {len(source):,}")
     writer = Writer(folder, state, config.shard_size * 1e6)
     distributed.from_main(state.done)  # the other processes start when the folder is ready
     with Interrupt() as interrupt, writer:
         pack(source, config, writer, interrupt)
     if interrupt.signal:
         process_store.current().check(interrupt.signal)  # tells the other processes
-        terminal.people().print(
+        terminal.console().print(
             f"stopped; {state.done:,} of {len(source):,} images are kept in {folder}, and the "
             "same command resumes"
         )
@@ -197,7 +197,7 @@ def finish(folder: Path, source: Source, state: State, config: DataPackConfig) -
 
 
 def _print_result(facts: dict[str, Any], source: Source, config: DataPackConfig) -> None:
-    console = terminal.people()
+    console = terminal.console()
     console.print(
         f"written: {config.out}, {facts['images']:,} images in {facts['shards']:,} tar "
         f"file{'s' * (facts['shards'] != 1)}, {facts['bytes'] / 1e6:,.1f} MB"

@@ -129,5 +129,5 @@ def training_step(
         return torch.stack(list(terms.values())).sum(), terms
 
     parts = np.array_split(np.arange(len(images)), config.accumulate)
-    terms = train.optimise(job, step, [(len(part), part) for part in parts], losses)
+    terms = train.update_weights(job, step, [(len(part), part) for part in parts], losses)
     return {"loss": torch.stack(list(terms.values())).sum()} | terms

@@ -134,4 +134,4 @@ def training_step(
 
     count = config.accumulate
     parts = zip(images.tensor_split(count), classes.tensor_split(count), strict=True)
-    return train.optimise(job, step, [(len(part[0]), part) for part in parts], losses)
+    return train.update_weights(job, step, [(len(part[0]), part) for part in parts], losses)

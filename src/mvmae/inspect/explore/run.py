@@ -29,7 +29,7 @@ from mvmae.inspect.explore.server import Workers, is_loopback, listen, own_names
 from mvmae.inspect.explore.session import Facts, Session
 from mvmae.inspect.model_pictures import open_with_decoder
 from mvmae.storage import results
-from mvmae.storage.outputs import headings
+from mvmae.storage.outputs import short_names
 from mvmae.training import precision
 from mvmae.training.interrupt import Interrupt, exit_status
 
@@ -96,7 +96,7 @@ def open_networks(config: ExploreConfig, device: torch.device) -> tuple[Networks
 
 def describe(config: ExploreConfig, opened: OpenedEncoder, source: Source, reason: str) -> Facts:
     """Describe the encoder and the data for the page."""
-    (name,) = headings([config.encoder])
+    (name,) = short_names([config.encoder])
     encoder = opened.encoder
     sizes = format_sizes(
         {
@@ -154,14 +154,14 @@ def serve(config: ExploreConfig, session: Session, sock: socket.socket) -> int:
             server.run(sockets=[sock])
         workers.close()
         background.join(SHUTDOWN_SECONDS)
-    terminal.people().print("stopped")
+    terminal.console().print("stopped")
     terminal.emit("result", {"command": "explore", "url": url})
     return 0 if interrupt.signal in (0, signal.SIGINT) else exit_status(interrupt.signal)
 
 
 def announce(config: ExploreConfig, session: Session, url: str, sock: socket.socket) -> None:
     """Print the address of the page, and who can open it."""
-    console = terminal.people()
+    console = terminal.console()
     port = sock.getsockname()[1]
     if config.port not in (0, port):
         console.print(f"port {config.port} is in use: using {port} instead")

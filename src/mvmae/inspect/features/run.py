@@ -127,7 +127,7 @@ def write_pictures(job: Job, images: ImageFeatures | None) -> None:
     Raises:
         UserError: The images or the folder cannot be used.
     """
-    console = terminal.people()
+    console = terminal.console()
     if images:
         print_skipped(console, images.skipped)
     run_folder.make(job.folder)

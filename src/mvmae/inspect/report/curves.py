@@ -31,7 +31,7 @@ def curves(runs: Sequence[RunFacts]) -> list[Block]:
     }
     found = {axis: columns for axis, columns in found.items() if any(columns)}
     known = dict.fromkeys(name for columns in found.get("steps", []) for name in columns)
-    groups = metric_specs.charts(known)
+    groups = metric_specs.group_by_chart(known)
     if len(runs) > 1:  # a chart for each metric, so that a colour is a run
         groups = [[row] for rows in groups for row in rows]
     names = [facts.name for facts in runs]

@@ -20,7 +20,7 @@ from mvmae.encoders import ENCODER_FILE
 from mvmae.errors import UserError, abridge
 from mvmae.storage import metrics_file, run_folder
 from mvmae.storage.atomic import read_object
-from mvmae.storage.outputs import headings
+from mvmae.storage.outputs import short_names
 
 KINDS = {
     "pretrain": PretrainConfig,
@@ -92,7 +92,7 @@ def gather(names: Sequence[str]) -> list[RunFacts]:
         if place in known:
             raise UserError(f"{name} is the same run as {known[place]}: name each once")
         known[place] = name
-    return [_facts(Path(name), title) for name, title in zip(names, headings(names), strict=True)]
+    return list(map(_facts, map(Path, names), short_names(names)))
 
 
 def _require_run(folder: Path) -> None:

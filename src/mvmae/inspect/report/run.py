@@ -63,7 +63,7 @@ def run(config: ReportConfig) -> None:
     run_folder.make(file.parent)
     write_bytes(file, content)
     seconds = time.perf_counter() - began
-    terminal.people().print(
+    terminal.console().print(
         f"written: {file} ({len(content) / 1e3:,.0f} kB, {seconds:.1f} s). It needs no other "
         f"file and no network; open it in a browser, or: python -m webbrowser {file}"
     )

@@ -22,7 +22,7 @@ from mvmae.inspect.report.html import (
     figure_cell,
     short,
 )
-from mvmae.storage.metric_specs import METRICS, metric
+from mvmae.storage.metric_specs import METRICS, find_metric
 
 TITLES = {
     "knn": "Nearest neighbours",
@@ -115,15 +115,15 @@ def rows_table(result: Result, rows: list[dict[str, Any]], caption: str) -> Tabl
             [*cells, *(figure_cell(known.get(key), has_bar=key == shown[0]) for key in shown)]
         )
     tokens = ["token"] if has_tokens else []
-    return Table(caption, ["encoder", *tokens, *(metric(key).label for key in shown)], lines)
+    return Table(caption, ["encoder", *tokens, *(find_metric(key).label for key in shown)], lines)
 
 
 def figures_table(result: Result, caption: str) -> Table:
     """Return a table of all metrics of a result without rows."""
     lines = [
-        [Cell(metric(name).label), figure_cell(value, has_bar=True)]
+        [Cell(find_metric(name).label), figure_cell(value, has_bar=True)]
         if name in COLUMNS
-        else [Cell(metric(name).label), figure_cell(value, "{:.6g}".format)]
+        else [Cell(find_metric(name).label), figure_cell(value, "{:.6g}".format)]
         for name, value in result.headline.items()
     ]
     return Table(caption, ["figure", "value"], lines)

@@ -18,7 +18,7 @@ from mvmae.inspect.report.html import PERCENT, Tile, Verdict, percent, share, sh
 from mvmae.inspect.report.scores import NAMES, PIXELS, UNTRAINED
 from mvmae.method import health
 from mvmae.storage import metrics_file
-from mvmae.storage.metric_specs import metric
+from mvmae.storage.metric_specs import find_metric
 from mvmae.terminal import duration
 
 STALE = 600.0  # seconds without a new line of metrics, after which a run counts as stopped
@@ -110,7 +110,7 @@ def divergence(facts: RunFacts) -> str:
         return f"{capitalize(str(facts.health['sentence']))}."
     lost = []  # steps from which a loss is not finite until the end
     for name, column in metrics_file.columns(facts.records).items():
-        if metric(name).better == "lower" and not isfinite(column.y[-1]):
+        if find_metric(name).better == "lower" and not isfinite(column.y[-1]):
             known = np.flatnonzero(np.isfinite(column.y))
             lost.append(column.x[known[-1] + 1 if len(known) else 0])
     if not lost:
@@ -188,7 +188,7 @@ def _figure_in_words(result: Result) -> str:
     figure = scores.main_figure(result.headline)
     if figure is None:
         return "The results are below."
-    name = capitalize(metric(figure[0]).label)
+    name = capitalize(find_metric(figure[0]).label)
     return f"{name} of {percent(figure[1])} on the test images of {short(result.data)}."
 
 
@@ -283,7 +283,7 @@ def _score_tiles(facts: RunFacts) -> Iterator[Tile]:
         yield Tile(percent(last["knn_top1"]), "kNN top-1", f"while training, on {data}")
     for result in facts.results:
         if result.command == facts.command and (figure := scores.main_figure(result.headline)):
-            yield Tile(percent(figure[1]), metric(figure[0]).label, f"on {short(result.data)}")
+            yield Tile(percent(figure[1]), find_metric(figure[0]).label, f"on {short(result.data)}")
 
 
 def _effort_tiles(facts: RunFacts) -> Iterator[Tile]:

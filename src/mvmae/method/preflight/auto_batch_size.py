@@ -50,14 +50,14 @@ def find_batch_size(
     largest = _largest_allowed(config, num_images)
     if distributed.is_main():
         slow = ": a minute or more for a large model" if device.type == "cpu" else ""
-        terminal.people().print(f"trying how many images fit into memory{slow}", style="dim")
+        terminal.console().print(f"trying how many images fit into memory{slow}", style="dim")
     limit = USABLE_MEMORY * memory.total(device)
     if device.type == "cpu":
         limit /= distributed.processes_here()
     with distributed.apart():
         trial = Trial(config, device, training_step, random_views(config))
         size = _largest_fitting(trial, largest, limit)
-    size = -distributed.largest(-size, device)  # the smallest of all processes
+    size = -distributed.max_over_processes(-size, device)  # the smallest of all processes
     if config.batch_size == AUTO:
         batch_size = power_of_two(min(size, largest)) * processes
         steps = num_images // batch_size

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mvmae import terminal
 from mvmae.config.pretrain import PretrainConfig
-from mvmae.data.reading.loader import ViewsDataset, loading
+from mvmae.data.reading.loader import ViewsDataset, loader_options
 from mvmae.data.sources.base import Source
 from mvmae.errors import UserError, pluralize
 from mvmae.method.preflight.measured_step import (
@@ -103,7 +103,7 @@ def dry_run(
     found = forecast(config, cost, steps_per_epoch, device)
     facts = {"command": "pretrain", "dry_run": True} | cost._asdict() | found._asdict()
     terminal.emit("result", facts)
-    console = terminal.people()
+    console = terminal.console()
     console.print(_table(config, cost, found, device))
     for line in [*notes, *advice(config, cost, found, device)]:
         console.print(line, highlight=False, soft_wrap=True)
@@ -209,7 +209,7 @@ def forecast(
     config: PretrainConfig, cost: Cost, steps_per_epoch: int, device: torch.device
 ) -> Forecast:
     """Work out the run from the cost of a step and of an image."""
-    readers = loading(config.workers, device.type == "cuda")["num_workers"]
+    readers = loader_options(config.workers, device.type == "cuda")["num_workers"]
     reading = config.batch_size * cost.read_seconds
     step = max(cost.step_seconds, reading / readers) if readers else cost.step_seconds + reading
     return Forecast(

@@ -8,7 +8,7 @@ import torch
 
 from mvmae.config.pretrain import ObjectiveConfig
 from mvmae.config.views import ViewsConfig
-from mvmae.data.reading.loader import ATTEMPTS, Batch, view_batches, whole_batches
+from mvmae.data.reading.loader import MAX_ATTEMPTS, Batch, view_batches, whole_batches
 from mvmae.data.sources.open import open_source
 from mvmae.method.views import whole_view
 
@@ -155,7 +155,7 @@ def test_batch_without_anything_readable_says_so(image_folder, tiny):
         file.write_bytes(b"")
     (batch,) = batches(open_source([str(folder)], 3), tiny, range(1))
     assert not batch.is_whole
-    assert len(batch.skipped) == 8 * ATTEMPTS
+    assert len(batch.skipped) == 8 * MAX_ATTEMPTS
     assert len(batch.views) == 0
 
 

@@ -11,12 +11,12 @@ from torch.utils.data import get_worker_info
 
 from mvmae.data.reading.loader import view_batches
 from mvmae.data.reading.resilient_loader import MAX_FAILURES
-from mvmae.data.sources.base import Forwarding
+from mvmae.data.sources.base import SourceWrapper
 from mvmae.data.sources.open import open_source
 from mvmae.errors import UserError
 
 
-class Deadly(Forwarding):
+class Deadly(SourceWrapper):
     """A source of which some images kill or block their reader a given number of times."""
 
     classes = ()
