@@ -11,16 +11,16 @@ class UserError(ValueError):
     """An option, a file or the machine is at fault, and the user can fix it.
 
     The message is one plain line: what is wrong, what was expected, what to do. The command line
-    prints it and exits with status 2; any other exception is our own fault.
+    prints it and exits with status 2. Any other exception is a bug in mvmae.
     """
 
 
 class OtherFailedError(UserError):
-    """Another process of the same command failed or died; finished work is still valid."""
+    """Another process of the same command failed or died; this one's finished work is valid."""
 
 
 class ReportedError(UserError):
-    """Another process of the same command prints this error, so that this one must not."""
+    """An error that another process of the same command prints, so this one must not."""
 
 
 FIXABLE_ERRNOS = {
@@ -30,28 +30,25 @@ FIXABLE_ERRNOS = {
 
 
 def user_message(error: BaseException) -> str | None:
-    """Return the one-line message of an error that the user can fix; None for our own faults."""
+    """Return the one-line message of an error that the user can fix; None for bugs."""
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, OSError) and error.errno in FIXABLE_ERRNOS:
         return f"{error.strerror}: {error.filename or 'no file named'}"
-    # torch's error class by its name, or the message of its CPU allocator: torch is not loaded here
+    # By name, because this module must not import torch; its CPU allocator raises a RuntimeError.
     is_memory = type(error).__name__ == "OutOfMemoryError" or "allocate memory" in str(error)
     if isinstance(error, RuntimeError) and is_memory:
-        return (
-            "the memory is too small for this: lower --batch-size or --image-size, or choose a "
-            "smaller model"
-        )
+        return "not enough memory: lower --batch-size or --image-size, or choose a smaller model"
     return None
 
 
-NOT_ESCAPED = "\n\t\u00a0"  # a no-break space counts as not printable
+NOT_ESCAPED = "\n\t\u00a0"  # harmless, though `str.isprintable` is false for them
 
 
 def printable(text: str) -> str:
-    r"""Escape what a terminal would obey or cannot write, such as `\x1b`.
+    r"""Escape characters that a terminal would obey or cannot print, such as `\x1b`.
 
-    Names of files may contain colours, commands to the terminal, and bytes that are not UTF-8.
+    Names of files may contain escape sequences and bytes that are not UTF-8.
     """
     if text.isprintable():
         return text
@@ -62,7 +59,7 @@ def printable(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    r"""Return text that UTF-8 can hold: other bytes of a file name become `\udcff`."""
+    r"""Make text encodable as UTF-8: an invalid byte of a file name becomes `\udcff` as text."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -70,7 +67,7 @@ class DivergedError(UserError):
     """The loss stopped being a finite number.
 
     Args:
-        message: As of a `UserError`.
+        message: As in `UserError`.
         step: The first step whose loss is not finite.
     """
 
@@ -80,7 +77,7 @@ class DivergedError(UserError):
 
 
 def suggest(word: str, names: Iterable[str]) -> str:
-    """Return the end of an error message: ": did you mean 'NAME'?", or "" if nothing is near."""
+    """Return the end of an error message: ": did you mean 'NAME'?", or "" if no name is close."""
     close = get_close_matches(word, list(names), n=1)
     return f": did you mean '{close[0]}'?" if close else ""
 

@@ -1,7 +1,8 @@
-"""Output of commands: text, bars and JSON, for a terminal, the log of a machine or a program.
+"""Output of commands: text, progress bars and JSON, for a terminal, a log file or a program.
 
-`MVMAE_OUTPUT`, or `--quiet` and `--json` of the command line, chooses. `output` affects everything
-that runs inside of it, whatever prints: with JSON nothing else can get on stdout.
+`--quiet` and `--json`, or the environment variable `MVMAE_OUTPUT`, choose the mode. The context
+manager `output` redirects everything that is printed inside it, so that with JSON nothing else can
+reach stdout.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from mvmae.errors import UserError, printable
 
 OUTPUT_VARIABLE = "MVMAE_OUTPUT"
 MODES = ("auto", "plain", "quiet", "json")
-WIDE = 72  # columns from which a bar has room for its title and more
-# Seconds over which a bar measures its speed. Rich's 30 would show none for steps that take longer.
+MIN_WIDE = 72  # columns of a terminal in which a bar has room for its title and unit
+# Seconds over which a bar measures its speed. With Rich's 30, slower steps would show no estimate.
 SPEED_SECONDS = 300.0
 FIRST_LINE_SECONDS = 10.0  # seconds of work without a terminal before the first line of progress
-MAX_LINES = 10  # of progress
+MAX_LINES = 10  # lines of progress without a terminal
 
 
 class _Output(NamedTuple):
@@ -37,17 +38,17 @@ class _Output(NamedTuple):
 
     words: frozenset[str]
     json: TextIO | None
-    """The stdout that carries JSON only."""
+    """The stdout that carries JSON only; None without `json`."""
 
 
 _now = _Output(frozenset(), None)
 
 
 def requested_modes(words: Collection[str] = ()) -> frozenset[str]:
-    """Return the words given, or else those of the environment.
+    """Return the given modes, or else those of the environment variable.
 
     Raises:
-        UserError: A word is not in `MODES`.
+        UserError: A mode is not in `MODES`.
     """
     found = frozenset(words or os.environ.get(OUTPUT_VARIABLE, "").replace(",", " ").split())
     if unknown := sorted(found - set(MODES)):
@@ -56,9 +57,9 @@ def requested_modes(words: Collection[str] = ()) -> frozenset[str]:
 
 
 def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
-    """Split a command's arguments into words for `output` and the other arguments.
+    """Split a command's arguments into modes for `output` and the other arguments.
 
-    Help is always shown: with it the only word is `auto`.
+    Help is always printed, whatever the modes: with it the only mode is `auto`.
     """
     given = {flag for flag in ("--quiet", "--json") if flag in args}
     words = {flag.removeprefix("--") for flag in given}
@@ -68,13 +69,15 @@ def flags(args: Sequence[str]) -> tuple[set[str], list[str]]:
 
 @contextlib.contextmanager
 def output(words: Collection[str] = (), *, silent: bool = False) -> Iterator[None]:
-    """Send what is printed in the block where `words`, or else `MVMAE_OUTPUT`, say.
+    """Redirect everything that is printed in the block, according to the modes.
 
     Args:
-        words: `quiet`: only errors and important warnings, on stderr. `json`: stdout gets one JSON
-            object per line, from `emit`; text for people goes to stderr. Both: JSON, and nothing
-            for people. `plain`: lines and no bars, even in a terminal.
-        silent: Not even warnings and JSON, because another process prints everything.
+        words: Modes. Default: those of `MVMAE_OUTPUT`.
+            `quiet`: only errors and important warnings, on stderr.
+            `json`: stdout gets one JSON object per line, from `emit`; text goes to stderr. With
+            `quiet` too there is no text.
+            `plain`: lines and no bars, even in a terminal.
+        silent: Print nothing, not even warnings and JSON, because another process prints them.
 
     Raises:
         UserError: As `requested_modes`.
@@ -116,24 +119,24 @@ def _finite(value: Any) -> Any:
 
 
 class _SafeConsole(Console):
-    """A console that shows control characters and never obeys them."""
+    """A console that escapes control characters, so that the terminal does not obey them."""
 
     def print(self, *objects: Any, **options: Any) -> None:
-        """As Rich's, with strings made `printable`."""
+        """Print as Rich does, after making strings `printable`."""
         super().print(*(printable(o) if isinstance(o, str) else o for o in objects), **options)
 
 
 def console() -> Console:
-    """Return the console for lines that people read.
+    """Return the console for text that people read, as opposed to JSON.
 
-    Such lines contain names of files, so nothing in them is markup, and control characters are
-    shown. The terminal breaks long lines.
+    Text contains names of files, so nothing in it is markup, and control characters are escaped.
+    The terminal breaks long lines.
     """
     return _SafeConsole(soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(text: str) -> None:
-    """Print a warning that matters, with --quiet too."""
+    """Print an important warning, with --quiet too."""
     if "silent" in _now.words:
         return
     if "quiet" in _now.words:
@@ -144,10 +147,10 @@ def warn(text: str) -> None:
 
 
 def has_bars(console: Console) -> bool:
-    """Whether a line on the console can be overwritten.
+    """Whether the console can draw progress bars, which overwrite lines.
 
-    Rich mistakes a pipe for a terminal if FORCE_COLOR is set, as on machines that run tests, and a
-    dumb terminal for any other.
+    Rich takes a pipe for a terminal if FORCE_COLOR is set, as in continuous integration, and would
+    draw on a dumb terminal.
     """
     file = console.file
     is_terminal = not file.closed and file.isatty() and console.is_terminal
@@ -155,14 +158,14 @@ def has_bars(console: Console) -> bool:
 
 
 class StepBar(Progress):
-    """A bar, and below it figures that stay until they are replaced.
+    """A progress bar, and below it figures that stay until they are replaced.
 
     Args:
-        title: Before the bar, if there is room.
+        title: Text before the bar, if there is room.
         total: Number of steps or images.
-        unit: Their name, in the plural.
-        console: Where it is drawn, if a bar can be drawn there.
-        transient: Whether it vanishes at the end.
+        unit: What is counted, in the plural.
+        console: Console to draw on; nothing is drawn if it has no bars.
+        transient: Whether the bar vanishes at the end.
     """
 
     def __init__(
@@ -183,7 +186,7 @@ class StepBar(Progress):
             TextColumn("left"),
         ]
         super().__init__(
-            *(narrow if width < WIDE else wide),
+            *(narrow if width < MIN_WIDE else wide),
             console=console,
             transient=transient,
             disable=not has_bars(console),
@@ -192,11 +195,11 @@ class StepBar(Progress):
         self.task = self.add_task(escape(title), total=total)
 
     def say(self, items: Mapping[str, str]) -> None:
-        """Show these figures below the bar, in place of the ones before."""
+        """Replace the figures below the bar; the keys are for callers only."""
         self.items = dict(items)
 
     def get_renderables(self) -> Iterable[RenderableType]:
-        """The bar, and lines of figures, none of them broken in two."""
+        """The bar, and lines of figures that do not wrap."""
         yield self.make_tasks_table(self.tasks)
         for line in pack_items(self.items.values(), self._drawn_on.width):
             yield Text(line, no_wrap=True, overflow="ellipsis")
@@ -214,12 +217,12 @@ def pack_items(items: Iterable[str], width: int) -> list[str]:
 
 
 class Bar:
-    """Progress over images; without a terminal about ten lines on stderr, if the work is long.
+    """Progress over images: a bar, or without a terminal about ten lines on stderr.
 
     Args:
         total: Number of images.
-        unit: Their name, in the plural.
-        done: Images that an earlier command finished.
+        unit: What is counted, in the plural.
+        done: Images that an earlier, interrupted command finished.
     """
 
     def __init__(self, total: int, unit: str = "images", done: int = 0) -> None:
@@ -242,10 +245,10 @@ class Bar:
         self.bar.update(self.bar.task, description=escape(printable(name)))
 
     def advance(self, count: int) -> None:
-        """Count images that are done."""
+        """Add to the number of finished images."""
         self.done += count
         self.bar.update(self.bar.task, completed=self.done)
-        # Quick work needs no line. Slow work gets one at once, and then one for each tenth.
+        # Work of a few seconds prints nothing; longer work prints a line for each tenth.
         seconds, due = time.perf_counter() - self.began, self.done * MAX_LINES // self.total
         is_wanted = self.bar.disable and "quiet" not in _now.words
         is_slow = seconds >= FIRST_LINE_SECONDS and self.first < self.done < self.total
@@ -258,14 +261,14 @@ class Bar:
 
 
 def clock(seconds: float) -> str:
-    """Write a time as minutes:seconds, or hours:minutes:seconds from an hour on."""
+    """Format seconds as minutes:seconds, or hours:minutes:seconds from an hour on."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def duration(seconds: int | float) -> str:
-    """Write a duration in its two largest units."""
+    """Format seconds in one or two units: 89 s, 45 min, 3 h 20 min, 2.5 days."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)

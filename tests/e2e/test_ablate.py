@@ -393,7 +393,7 @@ def assert_refused(here: Path, capsys, command: str, says: str) -> None:
         (f"{HEAD} --set model.in-channels 5", "have 3 channels, not 5"),
         (f"{HEAD} --set group-regex zzz", "matches none of the 18 paths"),
         (f"{HEAD} --jobs 2 --only-table", "--only-table needs no --jobs"),
-        (HEAD.replace("--seeds 0 1", "--seeds 1 1"), "seeds names one twice"),
+        (HEAD.replace("--seeds 0 1", "--seeds 1 1"), "seeds lists a value twice"),
         (HEAD.replace("--recipe demo", "--recipe dmo"), "no recipe 'dmo': did you mean 'demo'"),
         (HEAD.replace("--recipe demo", "--recipe table/head.json"), "is not a config of"),
         (HEAD.replace("ablate head", "ablate grid"), "a grid needs a field with two"),

@@ -112,8 +112,8 @@ OF_ALL = [
     case("no such encoder", "gone images", "no such encoder: gone"),
     case("no encoder in the folder", "empty images", "empty holds no encoder"),
     case("unknown random encoder", "random:vit_smal images", "did you mean 'vit_small'"),
-    case("not an encoder", "notes/a.txt images", "a.txt is damaged or no checkpoint"),
-    case("image as encoder", "flat/0.png images", "0.png is damaged or no checkpoint"),
+    case("not an encoder", "notes/a.txt images", "a.txt is damaged or not a checkpoint"),
+    case("image as encoder", "flat/0.png images", "0.png is damaged or not a checkpoint"),
     case("nothing", "enc gone", "no such folder: gone"),
     case("an empty name", "enc=", "no such encoder: enc="),
     case("an empty folder", "enc empty", "no images below empty"),
@@ -149,7 +149,7 @@ OF_ALL = [
 OF_ONE = [
     case("no neighbours", "knn enc images --k 0", "k must be at least 1"),
     case("neighbours unnamed", "knn enc images --k", "k is empty: name a number of neighbours"),
-    case("neighbours twice", "knn enc images --k 5 5", "k names one twice"),
+    case("neighbours twice", "knn enc images --k 5 5", "k lists a value twice"),
     case("k before the data", "knn enc --k 5 images", "images"),
     case("temperature", "knn enc images --temperature 0", "temperature must be finite and above 0"),
     case("hot", "knn enc images --temperature inf", "temperature must be finite and above 0"),
@@ -173,7 +173,7 @@ OF_ONE = [
     ),
     case("shares", "labels enc images --shares 10", r"shares must be in \(0, 1\]"),
     case("no shares", "labels enc images --shares", "name shares, or numbers with --per-class"),
-    case("a share twice", "labels enc images --shares 0.5 0.5", "shares names one twice"),
+    case("a share twice", "labels enc images --shares 0.5 0.5", "shares lists a value twice"),
     case("none a class", "labels enc images --per-class 0", "per_class must be at least 1"),
     case(
         "a part of an image",
@@ -183,7 +183,11 @@ OF_ONE = [
     case("no draws", "labels enc images --draws 0", "draws must be at least 1"),
     case("against nothing", "labels enc images --against gone", "no such encoder: gone"),
     case("against itself", "labels enc images --against enc", "names enc, which is ENCODER itself"),
-    case("against two alike", "labels enc images --against nocls nocls", "against names one twice"),
+    case(
+        "against two alike",
+        "labels enc images --against nocls nocls",
+        "against lists a value twice",
+    ),
     case(
         "against another patch",
         "labels enc images --image-size 24 --against random:vit_pico",

@@ -334,32 +334,36 @@ def damage_case(what: str, command: str, says: str):
 @pytest.mark.parametrize(
     ("what", "command", "says"),
     [
-        damage_case("truncated", RESUME, "last.pt is damaged or no checkpoint"),
-        damage_case("emptied", RESUME, "last.pt is damaged or no checkpoint"),
+        damage_case("truncated", RESUME, "last.pt is damaged or not a checkpoint"),
+        damage_case("emptied", RESUME, "last.pt is damaged or not a checkpoint"),
         damage_case("removed", RESUME, "no checkpoint run/checkpoints/last.pt"),
-        damage_case("another shape", RESUME, "last.pt is of another shape: norm.weight is"),
+        damage_case(
+            "another shape", RESUME, "last.pt does not fit the model: norm.weight has shape"
+        ),
         damage_case("another model", RESUME, "another model: missing keys: norm.weight"),
         damage_case("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
         damage_case(
             "foreign", RESUME, "last.pt is damaged or from another program: it has no checksum"
         ),
         damage_case("list", RESUME, "last.pt is not a checkpoint: it holds a list"),
-        damage_case("hostile", RESUME, "last.pt is damaged or no checkpoint"),
+        damage_case("hostile", RESUME, "last.pt is damaged or not a checkpoint"),
         damage_case("image gone", RESUME, "the images in images are not those that run began with"),
         damage_case(
             "image added", RESUME, "the images in images are not those that run began with"
         ),
         damage_case("config cut", RESUME, "run/config.json is not a config"),
-        damage_case("truncated", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
-        damage_case("another shape", RECONSTRUCT, "last.pt is of another shape: norm.weight is"),
+        damage_case("truncated", RECONSTRUCT, "last.pt is damaged or not a checkpoint"),
+        damage_case(
+            "another shape", RECONSTRUCT, "last.pt does not fit the model: norm.weight has shape"
+        ),
         damage_case(
             "foreign",
             RECONSTRUCT,
             "is not a training checkpoint of a pretrain run and has no decoder",
         ),
-        damage_case("hostile", RECONSTRUCT, "last.pt is damaged or no checkpoint"),
+        damage_case("hostile", RECONSTRUCT, "last.pt is damaged or not a checkpoint"),
         damage_case("no decoder", RECONSTRUCT, "was trained without reconstruction"),
-        damage_case("product cut", KNN, "encoder.safetensors is damaged or no safetensors file"),
+        damage_case("product cut", KNN, "encoder.safetensors is damaged or not a safetensors file"),
         damage_case("facts cut", KNN, "run/encoder.json is damaged"),
         damage_case("facts gone", KNN, "no such file: run/encoder.json"),
         damage_case(
@@ -367,7 +371,7 @@ def damage_case(what: str, command: str, says: str):
         ),
         damage_case("width gone", KNN, "encoder.json does not describe an encoder"),
         damage_case("negative width", KNN, "encoder.json does not describe an encoder"),
-        damage_case("another width", KNN, "is of another shape"),
+        damage_case("another width", KNN, "does not fit the model"),
         damage_case("no patch", KNN, "describe"),
         damage_case("another pool", KNN, "describe"),
         damage_case("another interpolation", KNN, "describe"),

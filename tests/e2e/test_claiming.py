@@ -97,7 +97,7 @@ def test_images_that_go_and_come_back_cost_no_steps(tmp_path, image_folder, pret
 def test_one_group_of_all_images_is_nothing_to_contrast(tmp_path, image_folder, pretrain, capsys):
     images, run = image_folder(per_class=12), tmp_path / "run"
     assert pretrain(images, run, {"group-regex": "images"}) == 2
-    assert "all 24 images are of one group" in capsys.readouterr().err
+    assert "all 24 images are in one group" in capsys.readouterr().err
     assert not run.exists()
     mae = {"recipe": "demo+mae", "epochs": 1}
     assert pretrain(images, run, {"group-regex": "images"} | mae) == 0

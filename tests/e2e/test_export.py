@@ -370,7 +370,7 @@ def test_a_missing_decoder_is_refused(here, capsys):
         ("export run", "--format"),
         ("export run --format", "--format"),
         ("export run --format tflite", "tflite"),
-        ("export run --format pt2 pt2", "format names one twice: pt2 pt2"),
+        ("export run --format pt2 pt2", "format lists a value twice: pt2 pt2"),
         ("export nowhere --format pt2", "no such encoder: nowhere"),
         ("export run --format pt2 --data nowhere", "no such folder: nowhere"),
         ("export run --format pt2 --data empty", "no images"),

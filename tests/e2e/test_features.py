@@ -240,7 +240,7 @@ REFUSED = [
     ("gone images", "no such encoder: gone"),
     ("run images --draw", "--draw"),
     ("run images --draw pac", "invalid choice 'pac'"),
-    ("run images --draw pca pca", "draw names one twice: pca pca"),
+    ("run images --draw pca pca", "draw lists a value twice: pca pca"),
     ("run images --against run", "is ENCODER itself"),
     ("run images --against gone", "no such encoder: gone"),
     ("run images --against random:run --draw map", "add pca to --draw"),

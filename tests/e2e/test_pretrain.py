@@ -200,7 +200,7 @@ def test_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(
     assert "a lower --base-lr, or with --clip-grad 1" in line
     step = int(line.split("not finite at step ")[1].split(":")[0])
     kept = state(run)
-    assert f"{run}/checkpoints/last.pt, saved at step {kept['step']}, is from before it" in line
+    assert f"{run}/checkpoints/last.pt was saved before it, at step {kept['step']}" in line
     assert 1 <= kept["step"] < step
     assert [record["step"] for record in metrics(run)] == list(range(1, step))
     assert names(run) == RUN - PRODUCTS | {"health.json"}

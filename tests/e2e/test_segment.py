@@ -430,7 +430,7 @@ def test_a_damaged_model_is_reported(here, capsys):
     facts = result("run/model.json")
     Path("run/model.json").write_text(json.dumps(facts | {"channels": 9}))
     command = "segment run --predict data --out seen --device cpu"
-    assert "is of another shape" in error_line(capsys, command)
+    assert "does not fit the model" in error_line(capsys, command)
     Path("run/model.json").write_text(json.dumps({"task": "segment"}))
     assert "does not describe a segmenter" in error_line(capsys, command)
     Path("run/model.safetensors").unlink()

@@ -1,6 +1,7 @@
-"""Train and evaluate the cells of a table: in turn, or shared among processes on one machine.
+"""Train and evaluate the cells of a table: one by one, or in several processes on one machine.
 
-Processes share cells by locks alone, so commands started elsewhere on the same folder join in.
+Only locks divide the cells among processes, so commands that are started separately with the same
+folder share the work too.
 """
 
 from __future__ import annotations
@@ -39,34 +40,34 @@ STOP_SECONDS = 60.0  # time for a stopped process to save its state
 
 
 class Inputs(NamedTuple):
-    """The labelled images of a table, which were checked before any training."""
+    """The labelled images of a table, and their fingerprint."""
 
     labelled: Labelled
     labelled_fingerprint: str
 
 
 class Outcome(NamedTuple):
-    """How a table's work ended."""
+    """How the work on a table ended."""
 
     status: int
-    """0; 130 or 143 when stopped with the state saved."""
+    """0, or 130 or 143 when stopped by SIGINT or SIGTERM, with the state saved."""
 
     failed: dict[str, str]
-    """Why cells could not be trained, by folder name."""
+    """Error messages of failed cells by folder name, or of failed processes by log name."""
 
     elsewhere: list[str]
     """Folder names of cells that other processes are running."""
 
 
 def check_inputs(plan: Plan) -> Inputs:
-    """Check everything that can be checked before the first step of any cell.
+    """Check all inputs before any cell is trained, and open the labelled images.
 
     Raises:
         UserError: Images cannot be opened, are too few for a row or are in both training and test
             set, or the folder holds other files.
     """
     config = plan.config
-    results.home("random:none", config.folder)  # raises if it is a file or not writable
+    results.home("random:none", config.folder)  # raises if the folder is not writable
     if run_folder.is_run(config.folder):
         raise UserError(f"{config.folder} is itself a run: choose an --out that is new or empty")
     for data in (*config.data, config.eval_source):
@@ -84,7 +85,7 @@ def check_inputs(plan: Plan) -> Inputs:
     labelled = open_eval_data(replace(recipe, views=views, eval_data=config.eval_source), source)
     fingerprint = make_plan(plan.baseline_config, source).fingerprint
     for cell in plan.training_cells():
-        cells.training_progress(cell, fingerprint)
+        cells.training_progress(cell, fingerprint)  # raises if the folder has another run
     return Inputs(labelled, result_text.data_facts(labelled)["fingerprint"])
 
 
@@ -99,7 +100,7 @@ def _require_images(config: PretrainConfig, source: Source, kind: ImageKind) -> 
 
 
 def run_cells(plan: Plan, inputs: Inputs) -> Outcome:
-    """Train and evaluate every cell that is neither done nor being run by another process."""
+    """Train and evaluate each cell that is neither finished nor locked by another process."""
     config = plan.config
     every, todo = plan.cells(), cells.find_unfinished(plan, inputs.labelled_fingerprint)
     failed: dict[str, str] = {}
@@ -111,7 +112,7 @@ def run_cells(plan: Plan, inputs: Inputs) -> Outcome:
             if not is_held:
                 elsewhere.append(name)
                 continue
-            # Another process may have finished it since.
+            # Another process may have finished it after `todo` was made.
             if cells.is_done(cell, config, inputs.labelled_fingerprint):
                 continue
             position = f"[{every.index(cell) + 1}/{len(every)}]"
@@ -128,7 +129,7 @@ def run_cells(plan: Plan, inputs: Inputs) -> Outcome:
 
 
 def _run_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str) -> int:
-    """Train and evaluate one cell."""
+    """Train and evaluate one cell; return 0, or 130 or 143 when stopped by a signal."""
     if cells.training_progress(cell) != "trained":
         terminal.console().print(f"\n{position} {cell.name}, seed {cell.seed}", style="bold")
         if status := cells.train(cell):
@@ -137,7 +138,7 @@ def _run_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str) -> int:
 
 
 def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: TimeLeft) -> None:
-    """Print the figures of a cell, and the estimated time left."""
+    """Print the accuracies of a cell and the estimated time left."""
     figures = {
         cells.command_name(config): result["headline"]["top1"]
         for config in cells.evaluation_configs(cell, plan.config)
@@ -151,10 +152,10 @@ def _report_cell(cell: Cell, plan: Plan, inputs: Inputs, position: str, clock: T
 
 
 class TimeLeft:
-    """Estimate the time left from the views that cells have seen and still have to see."""
+    """Estimate the time left from the numbers of views in finished and in remaining cells."""
 
     def __init__(self, todo: Sequence[Cell]) -> None:
-        # Controls count nothing, because they take little time.
+        # Controls are not trained and take little time: they count as 0.
         self.left = {
             cell.folder: cell.config.epochs * cell.config.views.num_views if cell.config else 0
             for cell in todo
@@ -162,7 +163,7 @@ class TimeLeft:
         self.done, self.seconds, self.began = 0, 0.0, time.perf_counter()
 
     def left_after(self, cell: Cell) -> str:
-        """Time left after a cell, in words; empty if it is unknown or zero."""
+        """Format the time left after a cell for a message; empty if it is unknown or zero."""
         now = time.perf_counter()
         self.seconds, self.began = self.seconds + now - self.began, now
         self.done += self.left.pop(cell.folder)
@@ -176,7 +177,9 @@ def run_jobs(plan: Plan, inputs: Inputs) -> Outcome:
     """Start the processes, print the cells that they finish, and wait for all of them.
 
     Raises:
-        KeyboardInterrupt: The command was stopped; so were the processes, with their states saved.
+        KeyboardInterrupt: The user stopped the command. The processes were stopped too, with their
+            states saved.
+        RuntimeError: A process ended with an unexpected status.
     """
     folder = plan.config.folder / LOCKS
     folder.mkdir(parents=True, exist_ok=True)

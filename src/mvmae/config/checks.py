@@ -17,25 +17,25 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from mvmae.errors import UserError
 
-AUTO = -1  # not None, which is the default of micro_batch_size and means "as a whole"
+AUTO = -1  # not None: micro_batch_size None means that a batch is not divided
 """A batch size that the run determines itself."""
-MAX_WORKERS = 512  # each is a process: a typing slip would stop the machine
+MAX_WORKERS = 512  # each is a process, so a typing error would freeze the machine
 
 
 class Rule(NamedTuple):
-    """What a value must satisfy; None, the default of many options, always does."""
+    """A condition on a value; None, the default of many options, always satisfies it."""
 
-    words: str
-    """The message; {name} and {value} become those of the option."""
+    message: str
+    """Error message; {name} and {value} are replaced by those of the option."""
 
     holds: Callable[[Any], bool]
 
     is_whole: bool = False
-    """Whether `holds` takes a tuple as a whole; otherwise each of its items in turn."""
+    """Whether `holds` checks a tuple as a whole rather than item by item."""
 
 
 def must_be(words: str, holds: Callable[[Any], bool]) -> Rule:
-    """Make a rule whose message says what the value must be, and what it is."""
+    """Make a rule with the message "NAME must be WORDS, not VALUE"."""
     return Rule(f"{{name}} must be {words}, not {{value}}", holds)
 
 
@@ -49,29 +49,29 @@ def maximum(high: int | float) -> Rule:
     return must_be(f"at most {high}", lambda value: value <= high)
 
 
-def not_empty(words: str) -> Rule:
-    """Make a rule for names, none of which may be empty."""
-    return Rule(words, bool)
+def not_empty(message: str) -> Rule:
+    """Make a rule that a name, or each name in a tuple, is not empty."""
+    return Rule(message, bool)
 
 
-def one_or_more(words: str) -> Rule:
-    """Make a rule for tuples of at least one item, of which none is an empty name."""
-    return Rule(words, lambda items: len(items) > 0 and "" not in items, is_whole=True)
+def one_or_more(message: str) -> Rule:
+    """Make a rule that a tuple has at least one name, and no empty one."""
+    return Rule(message, lambda items: len(items) > 0 and "" not in items, is_whole=True)
 
 
 def increasing(what: str, high: float) -> Rule:
     """Make a rule for a pair of numbers above 0 and up to `high`, the smaller one first."""
-    words = f"{{name}} {{value}} must be two increasing {what}"
-    return Rule(words, lambda pair: 0 < pair[0] <= pair[1] <= high, is_whole=True)
+    message = f"{{name}} {{value}} must be two increasing {what}"
+    return Rule(message, lambda pair: 0 < pair[0] <= pair[1] <= high, is_whole=True)
 
 
 def has_suffix(*suffixes: str) -> Rule:
-    """Make a rule for files of certain formats."""
-    words = f"--{{name}} {{value}} must end in {' or '.join(suffixes)}"
-    return Rule(words, lambda file: file.suffix.lower() in suffixes)
+    """Make a rule that a file's name ends in one of the suffixes, in upper or lower case."""
+    message = f"--{{name}} {{value}} must end in {' or '.join(suffixes)}"
+    return Rule(message, lambda file: file.suffix.lower() in suffixes)
 
 
-# NaN fails all of them, because it compares as false.
+# NaN breaks all of these rules, because its comparisons are false.
 AT_LEAST_1 = must_be("at least 1", lambda value: value >= 1)
 ABOVE_0 = must_be("above 0", lambda value: value > 0)
 POSITIVE = must_be("finite and above 0", lambda value: 0 < value < inf)
@@ -84,7 +84,7 @@ SHARE = must_be("in (0, 1]", lambda value: 0 < value <= 1)
 AT_LEAST_0 = must_be("at least 0", lambda value: value >= 0)
 AT_LEAST_2 = must_be("at least 2", lambda value: value >= 2)
 DISTINCT = Rule(
-    "{name} names one twice: {value}",
+    "{name} lists a value twice: {value}",
     lambda items: len(set(items)) == len(items),
     is_whole=True,
 )
@@ -121,8 +121,8 @@ def require_rules(config: object) -> None:
         value = getattr(config, name)
         for item in value if isinstance(value, tuple) and not rule.is_whole else (value,):
             if item is not None and not rule.holds(item):
-                shown = " ".join(map(str, item)) if isinstance(item, tuple) else item
-                raise UserError(rule.words.format(name=name, value=shown))
+                text = " ".join(map(str, item)) if isinstance(item, tuple) else item
+                raise UserError(rule.message.format(name=name, value=text))
 
 
 def require(condition: bool, message: str) -> None:

@@ -1,9 +1,9 @@
 """Groups of options that several commands share.
 
 A command's config inherits the groups it needs, so that an option has one default, one help text
-and one set of rules. The command line and the JSON stay flat. A command that means something else
-by an option declares it again, with its rules, which keeps the help text true. (No slots: two
-slotted classes cannot be bases of one class.)
+and one set of rules. The command line and the JSON stay flat. If an option means something else in
+a command, its config declares the option again, with its own help text and rules. (No slots: a
+class cannot inherit from two slotted classes.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Options:
     """Base of every group and every config that inherits groups."""
 
     def __post_init__(self) -> None:
-        """Check each value by its rules, then run the `check` of each base and the command's."""
+        """Check each value by its rules, then run every `check`, those of base classes first."""
         checks.require_rules(self)
         for kind in reversed(type(self).__mro__):
             if "check" in vars(kind):
@@ -102,7 +102,7 @@ class Reading(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class AdamW(Options):
-    """The optimiser of every training but the linear probe's."""
+    """The optimiser of all training except the linear probe."""
 
     weight_decay: Annotated[float, checks.NOT_NEGATIVE] = 0.05
     """AdamW's weight decay, on everything except biases, norms, tokens and positions."""
@@ -116,7 +116,7 @@ class AdamW(Options):
 
 @dataclass(frozen=True, kw_only=True)
 class RunOutput(Options):
-    """What a training writes, and how it resumes."""
+    """What a training run writes, and how it resumes."""
 
     log_every: Count = 10
     """Steps between two lines of metrics."""
@@ -134,7 +134,7 @@ class RunOutput(Options):
     """Replace the run in `out`."""
 
     def check(self) -> None:
-        """Require one way to treat an existing run."""
+        """Require that an existing run is not both resumed and replaced."""
         require(not (self.resume and self.overwrite), "--resume and --overwrite exclude each other")
 
 

@@ -1,6 +1,7 @@
-"""Training runs of `detect` and `segment`: one job, plan, optimiser and loop. Read `train`.
+"""Training runs of `detect` and `segment`. Start reading at `train`.
 
-The two commands differ in data, model, losses and metrics. Those come in a `Task`.
+The two commands share plan, optimiser and loop. They differ in data, model, losses and metrics,
+which a `Task` provides.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Job(Generic[C, D]):
-    """What a run works with; only the weights and the optimiser's state change."""
+    """Everything that a run needs; only the weights and the optimiser's state change."""
 
     config: C
     opened: OpenedEncoder
@@ -57,7 +58,7 @@ class Job(Generic[C, D]):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     introduction: str
-    """What to print about data, model and length at the start."""
+    """Text about data, model and length of the run, printed at the start."""
 
 
 @dataclass
@@ -69,38 +70,39 @@ class Counters:
 
 
 class Task(NamedTuple):
-    """What `detect` and `segment` do differently in a run.
+    """Functions and names in which the runs of `detect` and `segment` differ.
 
     A batch has `images`, `skipped` and `is_whole`; an evaluation has `figures()` and `skipped`.
     """
 
     command: str
     picture: str
-    """Name of the picture of some predictions."""
+    """File name, without suffix, of the picture of predictions."""
 
     open_job: Callable[[Any, torch.device], Job]
     learning_rate: Callable[[Job, int], float]
-    """Peak learning rate over the layers, by step."""
+    """Learning rate of the last layers in a step; earlier layers have smaller ones."""
 
     batches: Callable[..., Iterable[Any]]
-    """Called with training images, config, preprocessing and steps; rank, world_size and cuda."""
+    """Returns the batches of some steps. Arguments: training images, config, preprocessing, steps;
+    by keyword rank, world_size and cuda."""
 
     training_step: Callable[[nn.Module, Any, Job, int], dict[str, Tensor]]
     """Update the weights once; return the losses to log, the sum first."""
 
     evaluate: Callable[[Job, bool], Any]
-    """Called by every process with whether it is the last evaluation; may return None on all but
-    the main one."""
+    """Evaluate the model; every process calls it. Arguments: the job, and whether it is the last
+    evaluation. Processes other than the main one may return None."""
 
     draw: Callable[[Job, Any, str], bytes]
-    """PNG of some predictions, under a title."""
+    """Draw predictions of an evaluation, with a title; return PNG bytes."""
 
     save_model: Callable[[Job, Path], None]
     report: Callable[[Job, Any, Loop], dict[str, Any]]
     """Print an evaluation and write its files; return the content of the result."""
 
     hint: str
-    """What to do with the run next; printed before the command."""
+    """What a user can do with the run next; printed before the command that does it."""
 
 
 def train(config: C, task: Task) -> int:
@@ -151,24 +153,25 @@ def train(config: C, task: Task) -> int:
             resumed = f", from step {loop.step}" if loop.step else ""
             loop.log.say(f"{job.introduction}{resumed} -> {folder}")
             if counters.judged_step < loop.step and is_interim_evaluation(loop):
-                evaluate(loop, task, job, counters)  # the run was stopped during this evaluation
+                evaluate(loop, task, job, counters)  # the run was stopped before it finished
             for batch in loop:
                 lr = task.learning_rate(job, loop.step)
                 set_lr(optimizer, lr)
                 if loop.record(task.training_step(wrapped, batch, job, loop.step)):
                     loop.write({"lr": lr} | loop.interval_means() | loop.interval_speed())
                 if is_interim_evaluation(loop):
-                    loop.save()  # a failing evaluation must not cost the steps before it
+                    loop.save()  # if the evaluation fails, the steps before it are not lost
                     evaluate(loop, task, job, counters)
             if loop.signal:
                 return loop.status
 
             loop.save()
-            # Before the evaluation: images that vanished must not cost the trained model.
+            # Before the evaluation: if that fails, for example because images vanished, the trained
+            # model is not lost.
             if distributed.is_main():
                 task.save_model(job, folder)
             evaluation = evaluate(loop, task, job, counters)
-            loop.save()  # with the step of this evaluation
+            loop.save()  # again, as `counters` now has the step of this evaluation
             if distributed.is_main():
                 report_result(loop, task, job, evaluation)
         distributed.barrier()
@@ -187,7 +190,8 @@ def evaluate(loop: Loop, task: Task, job: Job, counters: Counters) -> Any:
         UserError: A loss is not finite, or most images cannot be read.
     """
     loop.require_finite()
-    # Each process has its own running statistics of batch norm; all must evaluate one model.
+    # Each process has its own running statistics of batch norm, but all must evaluate the same
+    # model.
     distributed.share_buffers(job.model)
     evaluation = task.evaluate(job, loop.step == loop.plan.total)
     job.model.train()
@@ -204,13 +208,16 @@ def evaluate(loop: Loop, task: Task, job: Job, counters: Counters) -> Any:
 
 
 def has_metric(folder: Path, step: int, name: str) -> bool:
-    """Whether metrics.jsonl has a metric of a step: a run may be killed right after writing it."""
+    """Whether metrics.jsonl already has a metric of a step.
+
+    It may, if a run was killed between writing the metric and saving the next checkpoint.
+    """
     records = metrics_file.read(folder)
     return any(record["step"] == step and name in record for record in records[-2:])
 
 
 def report_result(loop: Loop, task: Task, job: Job, evaluation: Any) -> None:
-    """Write result, picture and skipped images of a finished run, and print where they are."""
+    """Write result, picture and skipped images of a finished run, and print their paths."""
     config, folder, log = job.config, loop.folder, loop.log
     run_folder.append_skipped(folder, evaluation.skipped)
     content = task.report(job, evaluation, loop)
@@ -250,7 +257,7 @@ def build_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Table:
 
 
 def class_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    """Build a table of classes, of which only the first are shown."""
+    """Build a table of classes that shows the first `MAX_ROWS`."""
     table = build_table(("class", *columns), rows[:MAX_ROWS])
     if len(rows) > MAX_ROWS:
         table.add_row(f"and {len(rows) - MAX_ROWS} rarer classes")
@@ -263,7 +270,7 @@ def percent(value: float | None) -> str:
 
 
 def evenly_spaced(items: Sequence[Item]) -> list[Item]:
-    """Return a few of the items to draw, each from the middle of an equal share of them."""
+    """Return at most `NUM_PICTURES` items to draw: the middle ones of equal parts of the list."""
     count = min(NUM_PICTURES, len(items))
     return [items[(2 * at + 1) * len(items) // (2 * count)] for at in range(count)]
 
@@ -276,13 +283,13 @@ def update_weights(
 ) -> dict[str, Float[Tensor, ""]]:
     """Update the weights once, with the gradient accumulated over the parts of a batch.
 
-    Whatever is random is a function of (seed, step, rank).
+    Everything random is a function of (seed, step, rank).
 
     Args:
         job: The run.
         step: Number of the step, from 0.
-        parts: The parts, each with its number of images.
-        losses: Returns the loss of a part and the values to log.
+        parts: Number of images and data of each part.
+        losses: Returns the loss of a part, and the values to log by name.
 
     Returns:
         Means of the values, weighted by the number of images.
@@ -324,13 +331,13 @@ def prepare_model(
 
 
 def load_initial_encoder(config: DetectConfig | SegmentConfig) -> OpenedEncoder:
-    """Open the encoder that a run starts from; for a resumed run, only its shape.
+    """Open the encoder that a run starts from; for a resumed run, build only its architecture.
 
     The weights of a resumed run are in its checkpoint, so ENCODER may have been removed or
-    replaced. Shape and preprocessing are in environment.json.
+    replaced. Architecture and preprocessing are in environment.json.
 
     Raises:
-        UserError: There is no such encoder, or it was trained on other than 8-bit images.
+        UserError: The encoder does not exist, or was not trained on 8-bit grey or colour images.
     """
     if config.resume and config.out is not None:
         file = config.out / run_folder.ENVIRONMENT
@@ -347,10 +354,10 @@ def fit_encoder(opened: OpenedEncoder, option: str, side: int, patches: int) -> 
         opened: The encoder.
         option: Name of the option that gives the side.
         side: Side of the images in pixels.
-        patches: Number of patches that the side must be a multiple of.
+        patches: The side must be a multiple of this number of patches.
 
     Raises:
-        UserError: The side is not such a multiple, or less than two patches.
+        UserError: The side is not such a multiple, or is less than two patches.
     """
     patch_size, multiple = opened.encoder.patch_size, patches * opened.encoder.patch_size
     if side % multiple or side < 2 * patch_size:
@@ -365,8 +372,8 @@ def fit_encoder(opened: OpenedEncoder, option: str, side: int, patches: int) -> 
 def require_8_bit(opened: OpenedEncoder, name: str) -> OpenedEncoder:
     """Return the encoder if it was trained on 8-bit grey or colour images.
 
-    The readers of annotated images are for 8 bits: colour jitter, padding and pictures would need
-    to know which value is white in deeper images.
+    The readers of annotated images take only 8 bits: in deeper images, colour jitter, padding and
+    pictures would need to know which value is white.
 
     Raises:
         UserError: The encoder was trained on other pixels.

@@ -29,7 +29,7 @@ from mvmae.storage.atomic import read_object
 from mvmae.training import checkpoint, sharded_checkpoint
 
 RANDOM_PATCH_SIZE = 16  # of random:NAME, in pixels
-RANDOM_IMAGE_SIZE = 224  # as most published encoders
+RANDOM_IMAGE_SIZE = 224  # of random:NAME, as most published encoders have
 ENCODER_SOURCES = "a run folder, a checkpoint file, random:NAME, timm:NAME or hf:NAME"
 DECODER_PREFIXES = ("decoder", "mask_token", "projection_head")
 
@@ -48,8 +48,8 @@ def load_encoder(
             `random:RUN` for the shape of a run, with weights drawn with seed 0.
         image_size: Side, or height and width, in pixels. Default: the size it was trained on, 224
             for a random encoder. Position embeddings are resampled to the new grid (bicubic, 2-D).
-        in_channels: Default: the number it was trained on, 3 for a random encoder. The patch
-            embedding is adapted as in timm.
+        in_channels: Number of channels. Default: the number it was trained on, 3 for a random
+            encoder. The patch embedding is adapted as in timm.
 
     Raises:
         UserError: The encoder does not exist, is damaged, or is of an unsupported architecture.
@@ -71,7 +71,8 @@ def open_encoder(
 
     Returns:
         The encoder, on the CPU and in eval mode; mean and deviation of each channel, in the unit of
-        `depth` (shares of 255 for "8"); the token that training shaped; the project that wrote it.
+        `depth` (shares of 255 for "8"); the token that training optimised; the project that wrote
+        the weights.
 
     Raises:
         UserError: As `load_encoder`.
@@ -91,7 +92,7 @@ def open_encoder(
     else:
         opened = _open_path(Path(source))
     for key, tensor in opened.encoder.state_dict().items():
-        if not tensor.isfinite().all():  # every figure computed from it would be infinite or NaN
+        if not tensor.isfinite().all():  # every result would be infinite or NaN
             raise UserError(
                 f"the weights of {source} are damaged: {key} holds infinite or NaN values"
             )
@@ -132,9 +133,9 @@ def untrained_copy(encoder: Encoder, seed: int) -> Encoder:
 
 
 def finetuning_copy(encoder: Encoder) -> Encoder:
-    """Return a copy without the last norm, whose position embeddings are a trained parameter.
+    """Return a copy without the last norm, and with position embeddings that are trained.
 
-    Fine-tuned models have their own norm, and pre-training leaves the positions fixed.
+    A fine-tuned model normalises after pooling instead. Pre-training keeps the positions fixed.
     """
     copy = Encoder(
         encoder.size,
@@ -152,7 +153,7 @@ def finetuning_copy(encoder: Encoder) -> Encoder:
 
 
 def random_encoder(config: ModelConfig, seed: int) -> Encoder:
-    """Build the encoder of a config as it is before training."""
+    """Build the untrained encoder of a config; `seed` draws its weights."""
     encoder = Encoder(
         config.size,
         image_size=config.height_width,
@@ -246,7 +247,7 @@ def _open_training_state(state: dict[str, Any], path: Path) -> OpenedEncoder:
 
 
 class OpenedAutoencoder(NamedTuple):
-    """An autoencoder and the config it was trained with."""
+    """A masked autoencoder and the config that it was trained with."""
 
     model: MaskedAutoencoder
     config: PretrainConfig
@@ -277,8 +278,8 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
     path = Path(source)
     if path.is_dir() and not sharded_checkpoint.is_checkpoint(path):
         run_folder.require_format(path)
-        newest, alone = _checkpoint_in(path), path / ENCODER_FILE
-        path = alone if alone.exists() and not newest.exists() else newest
+        newest, encoder = _checkpoint_in(path), path / ENCODER_FILE
+        path = encoder if encoder.exists() and not newest.exists() else newest
     if path.suffix == ".safetensors":
         raise UserError(
             f"{path} holds the encoder alone: give the run folder, or checkpoints/last.pt"
@@ -296,8 +297,8 @@ def open_autoencoder(source: str | Path) -> OpenedAutoencoder:
 
 
 def _is_supervised(config: str) -> bool:
-    """Whether a config belongs to finetune, detect or segment: those start from an encoder."""
-    # Their configs name an encoder; the config of `pretrain` does not.
+    """Whether a config belongs to finetune, detect or segment rather than to pretrain."""
+    # Those start from an encoder, which their configs name.
     with suppress(ValueError, AttributeError):
         return isinstance(json.loads(config).get("encoder"), str)
     return False

@@ -1,9 +1,10 @@
-"""Evaluate an encoder and its baselines on the same labelled images, as all evaluations do.
+"""Evaluate an encoder and its baselines on the same labelled images: shared by all evaluations.
 
-Each candidate (the encoder, others beside it, the same encoder untrained, raw pixels) has features
-of the training and test images. A `Method` scores them; the result is a table and a JSON file.
+Candidates are the encoder, others to compare it with, the same encoder untrained, and raw pixels.
+Each has features of the training and test images. A `Method` scores them; the result is a table
+and a JSON file.
 
-Shapes: Q test images, K classes, D width.
+Shapes: M training images, Q test images, K classes, D width.
 """
 
 from __future__ import annotations
@@ -46,31 +47,35 @@ from mvmae.training.run_start import claim_shared_folder
 
 
 class Setting(NamedTuple):
-    """What an evaluation works on, and where its result goes."""
+    """Encoder, data and folder of an evaluation."""
 
     opened: OpenedEncoder
     data: Labelled
     pool: Pool
-    """The token whose figure is the headline."""
+    """The token whose accuracy is the headline."""
 
     home: Path
+    """Folder of the results and of cached features."""
+
     device: torch.device
     began: float
+    """Value of `time.perf_counter` at the start."""
+
     stamps: dict[str, str]
-    """By part of the data: changes when images are replaced."""
+    """Hash of the images in the parts "train" and "test"; changes when images are replaced."""
 
     caches: list[Path]
     """Folders of partial results, removed once the result is written."""
 
 
 class Candidate(NamedTuple):
-    """Features of an encoder, or raw pixels, that are to be scored."""
+    """Features to score: those of an encoder, or raw pixels."""
 
     name: str
     train: Features
     test: Features
     pool: Pool | None = None
-    """The token whose figure is the headline; None for raw pixels."""
+    """The token whose accuracy is the headline; None for raw pixels."""
 
 
 class Method(NamedTuple):
@@ -79,17 +84,17 @@ class Method(NamedTuple):
     command: str
     title: str
     pixel_side: int
-    """Side to which images are shrunk as raw pixels."""
+    """Side in pixels to which images are shrunk for the baseline of raw pixels."""
 
     score: Callable[[Candidate, Setting], Iterator[tuple[Row, Float[Tensor, "Q K"]]]]
-    """Score every token; classes' scores beside each row."""
+    """Score every token; yields each row of the table with the class scores behind it."""
 
     headline_notes: Mapping[str, Any] = {}
-    """Notes of the headline's row, if a token has several rows."""
+    """Notes that pick the headline's row, if a token has several rows."""
 
 
 class Headline(NamedTuple):
-    """The row that counts, with its predictions for the test images that could be read."""
+    """The main row of the table, with its predictions for the readable test images."""
 
     row: Row
     predictions: Int[Tensor, " Q"]
@@ -113,9 +118,10 @@ def evaluate(config: EvaluateConfig, method: Method) -> None:
 
 @contextlib.contextmanager
 def evaluation_setting(config: EvaluateConfig) -> Iterator[Setting]:
-    """Open the setting of an evaluation, shared by all processes; only the main one scores.
+    """Join the processes of an evaluation and open its setting in each of them.
 
-    Each process reads and encodes its share of the images into files, which the main one joins.
+    Each process writes the features of its share of the images to files. The main process joins and
+    scores them.
 
     Raises:
         UserError: As `open_setting`, or another command with several processes uses the folder.
@@ -142,7 +148,7 @@ def open_setting(config: EvaluateConfig) -> Setting:
     data = open_labelled(config.data, opened.encoder.in_channels, opened.depth)
     train = random_subset(data.train, config.max_train, config.seed)
     test = random_subset(data.test, config.max_test, config.seed + 1)
-    # Only one process asks the disk about every image.
+    # Stamps ask the disk about every image, so only the main process computes them.
     is_main = distributed.is_main()
     stamps = distributed.from_main({"train": stamp(train), "test": stamp(test)} if is_main else {})
     used = Labelled(train, test, data.split)
@@ -169,9 +175,15 @@ def candidates(
     pixel_side: int,
     against: Sequence[tuple[str, OpenedEncoder]] = (),
 ) -> Iterator[Candidate]:
-    """Yield features of the encoder, of those beside it and, unless left out, of the baselines.
+    """Yield features of the encoder, of those in `against`, and of the baselines.
 
-    A process other than the main one computes its share of them and yields nothing.
+    Processes other than the main one compute their share of the features and yield nothing.
+
+    Args:
+        config: Options of the command; they may leave out the baselines.
+        setting: From `evaluation_setting`.
+        pixel_side: Side in pixels to which images are shrunk for raw pixels.
+        against: Names and encoders to compare with.
     """
     parts = setting.data.train, setting.data.test
     named = [(config.encoder, setting.opened), *against]
@@ -190,7 +202,7 @@ def candidates(
 
 
 def pixel_candidate(setting: Setting, side: int, workers: int | None, bar: Bar) -> Candidate | None:
-    """Use shrunk images minus the mean training image as vectors; None but in the main process.
+    """Use shrunk images minus the mean training image as vectors; None outside the main process.
 
     Vectors that are all positive have nearly equal cosines. Without subtracting the mean, kNN on
     pixels is ten points worse (CIFAR-10 36 % instead of 46 %, Imagenette 27 % instead of 37 %) and
@@ -215,7 +227,7 @@ def pixel_candidate(setting: Setting, side: int, workers: int | None, bar: Bar) 
 def encoder_candidate(
     config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
 ) -> Candidate | None:
-    """Compute features of both parts with an encoder; None but in the main process."""
+    """Compute features of both parts with an encoder; None outside the main process."""
     extractor = encoders.encoder_extractor(
         opened.encoder,
         opened.preprocessing,
@@ -242,7 +254,7 @@ def encoder_candidate(
 def cache_folder(
     config: EvaluateConfig, setting: Setting, opened: OpenedEncoder, part: str
 ) -> Path:
-    """Folder of partial features of one part by one encoder."""
+    """Folder of unfinished features of one part; its name changes with all that they depend on."""
     facts = (
         encoders.weights_digest(opened.encoder),
         opened.encoder.image_size,
@@ -256,12 +268,12 @@ def cache_folder(
 
 
 def cache_key(facts: object) -> str:
-    """A short hash of some facts, for a file's or folder's name."""
+    """Return a short hash of some facts, for the name of a file or folder."""
     return hashlib.sha256(repr(facts).encode()).hexdigest()[:16]
 
 
 def random_subset(source: Source, count: int | None, seed: int) -> Source:
-    """Draw at most `count` images at random, and keep their order."""
+    """Draw at most `count` images at random, in their original order."""
     if count is None or count >= len(source):
         return source
     drawn = np.random.default_rng(seed).permutation(len(source))[:count]
@@ -283,7 +295,7 @@ def vectors_by_token(
 def score_row(
     name: str, token: str, scores: Float[Tensor, "Q K"], labels: Int[Tensor, " Q"], **notes: Any
 ) -> Row:
-    """Compute the accuracies of classes' scores."""
+    """Build a row of the table from class scores: top-1 and top-5 accuracy in percent."""
     top1, top5 = (round(topk_accuracy(scores, labels, k), 4) for k in (1, 5))
     return Row(name, token, top1, top5, notes)
 
@@ -291,7 +303,7 @@ def score_row(
 def score_candidates(
     found: Iterable[Candidate], method: Method, setting: Setting
 ) -> tuple[list[Row], Headline | None]:
-    """Score candidates; the headline is the first one's. It is None without candidates."""
+    """Score candidates; return all rows, and the first candidate's headline (None without one)."""
     rows, headline = [], None
     for candidate in found:
         train, test = candidate.train, candidate.test
@@ -321,19 +333,19 @@ def report(
     Args:
         config: Options of the command.
         setting: From `open_setting`.
-        rows: Of all candidates and tokens.
-        headline: The row that counts.
+        rows: Rows of all candidates and tokens.
+        headline: The main row.
         command: Name of the command.
         title: Line above the table.
-        name: Name of the file. Default: the command and the data.
-        more: Further content of the file.
+        name: Name of the JSON file. Default: the command and the data.
+        more: Further content of the JSON file.
     """
     classes, row, count = setting.data.test.classes, headline.row, len(headline.labels)
     console = terminal.console()
     console.print(f"\n{title}", style="bold")
     Console().print(build_table(rows, len(classes)))
-    # With every prediction right, or wrong, the formula gives no error at all: count + 2 images
-    # with one exception are what `count` images cannot rule out.
+    # If all predictions are right, or all are wrong, the formula would give an error of 0. Then
+    # assume one exception among count + 2 images (Laplace's rule of succession).
     share = min(max(row.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))
     console.print(
         f"in %; {headline.num_train} training and {count} test images ({setting.data.split}); "

@@ -1,11 +1,11 @@
 """Colour augmentations of views: brightness, contrast, saturation and hue.
 
-MoCo v2 and SimCLR use them, the paper does not. Without them two crops of an image share their
-colours, and the contrast may learn nothing else. They are drawn for each view, one named column an
-augmentation, and applied to whole batches on the device.
+MoCo v2 and SimCLR use them; the paper does not. Without them two crops of an image share their
+colours, and the contrast may learn nothing but colours. Their strengths are drawn for each view by
+the readers, and applied to whole batches on the device.
 
-To add one: its option in `ViewsConfig`, a column in `Augmentations` that is drawn last (so that
-old runs draw the same numbers), and its effect in `augment`.
+To add an augmentation, add an option to `ViewsConfig`, a column to `Augmentations`, drawn last (so
+that old runs draw the same numbers), and its effect to `augment`.
 
 Shapes: V views, B images, R rows of a batch.
 """
@@ -30,9 +30,9 @@ UNCHANGED = (1.0, 1.0, 1.0, 0.0)
 
 
 class Augmentations(NamedTuple):
-    """The numbers drawn for each view, a column for each augmentation.
+    """Random numbers of each view, one column per augmentation.
 
-    Shapes: "V" for one image, "V B" for a batch, " R" as `augment` takes them.
+    Shapes: "V" for one image, "V B" for a batch, "R" for `augment`.
     """
 
     brightness: Float[Tensor, ...]
@@ -42,10 +42,10 @@ class Augmentations(NamedTuple):
     """Factor."""
 
     saturation: Float[Tensor, ...]
-    """Factor; 0 is gray."""
+    """Factor; 0 gives a gray image."""
 
     hue: Float[Tensor, ...]
-    """Turn of the hue, in [-0.5, 0.5] of the full circle."""
+    """Rotation of the hue, from -0.5 to 0.5 turns."""
 
 
 def draw_augmentations(seed: tuple[int, ...], config: ViewsConfig) -> Augmentations | None:
@@ -109,7 +109,7 @@ def change_colours(
     order). Images without exactly 3 channels have neither saturation nor hue.
 
     Args:
-        images: Shares of the full range, or values of any range where not `bounded`.
+        images: Pixels in [0, 1], or of any range if not `bounded`.
         drawn: One number per row in each column.
         bounded: Whether results are clipped to [0, 1].
     """
@@ -124,19 +124,19 @@ def change_colours(
 
 
 def gray(images: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 1 H W"]:
-    """Luminance of colour images; the mean of the channels of others."""
+    """Return the luminance of colour images, and the mean over the channels of others."""
     if images.shape[1] != 3:
         return images.mean(1, keepdim=True)
     return (images * images.new_tensor(GRAY).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
 def rotate_hue(images: Float[Tensor, "R 3 H W"], hue: Float[Tensor, "R 1 1 1"]) -> Tensor:
-    """Turn the hue of HSV by a share of the full circle.
+    """Rotate the hue of HSV by `hue` turns.
 
-    A pixel keeps the largest and the smallest of its three numbers. With h its hue in sixths of a
-    circle, channel n (5, 3, 1 for red, green, blue) becomes v - c max(0, min(k, 4 - k, 1)), where
-    k = (n + h) mod 6, v is the largest number and c the span. This is the usual inverse of the HSV
-    formula without its six cases.
+    A pixel keeps its largest and its smallest value. With h its hue in sixths of a turn, channel n
+    (5, 3, 1 for red, green, blue) becomes v - c max(0, min(k, 4 - k, 1)), where k = (n + h) mod 6,
+    v is the largest value and c the largest minus the smallest. This is the usual conversion from
+    HSV to RGB, without its six cases.
     """
     red, green, blue = images.unbind(1)
     value, span = images.amax(1), images.amax(1) - images.amin(1)

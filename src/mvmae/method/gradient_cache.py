@@ -2,8 +2,11 @@
 
 The contrast compares every image with every other, so its gradient is not the sum of the parts'
 gradients. But it reaches the weights only through the embeddings (GradCache, Gao et al. 2021, arXiv
-2101.06983): embed all parts without keeping activations, find the gradient of each embedding, then
-pass each part again and propagate that gradient. The cost is a second forward pass of the encoder.
+2101.06983). So embed all parts without keeping activations, find the gradient of each embedding,
+then encode each part again and propagate that gradient. The cost is a second forward pass of the
+encoder.
+
+Shapes: V views, R = V * B rows of this process's batch, D embedding width.
 """
 
 from __future__ import annotations
@@ -33,10 +36,17 @@ def backward(
     config: PretrainConfig,
     device: torch.device,
 ) -> tuple[View, dict[str, Term]]:
-    """Add the gradient of the whole batch to the model's, part by part.
+    """Accumulate the gradient of the whole batch in the model's parameters, part by part.
+
+    Args:
+        model: A `MaskedAutoencoder`, wrapped or not.
+        batch: Images of this process.
+        parts: Slices of the images, from `split_batch`.
+        config: Options of the run.
+        device: Device of this process.
 
     Returns:
-        All embeddings, with the predictions of the last part; the terms of the whole batch.
+        All embeddings, with the predictions of the last part only; the terms of the whole batch.
     """
     objective, num_views = config.objective, config.views.num_views
 
@@ -45,37 +55,38 @@ def backward(
         with precision.autocast(device, config.precision):
             return model(images, noise, rebuild=rebuild)
 
-    compared: dict[str, Term] = {}
+    contrast_terms: dict[str, Term] = {}
     embedding_gradient = embedding = None
     if compares_images(objective):
-        # 1. Embed all parts, and keep nothing else of them. r = V * (images in the part) rows.
+        # 1. Embed all parts, and keep nothing else. Each has V * (images in the part) rows.
         with torch.no_grad():
             embeddings = [forward(part, "none").embedding.float() for part in parts]
         by_view = [rows.unflatten(0, (num_views, -1)) for rows in embeddings]  # V x images x D
         embedding = torch.cat(by_view, dim=1).flatten(0, 1).requires_grad_()  # R x D
-        # 2. The contrast over the whole batch, and its gradient for each embedding.
-        compared = embedding_terms(embedding, objective, num_views, batch.groups)
-        (embedding_gradient,) = torch.autograd.grad(equation_7(compared), embedding)
+        # 2. Compute the contrast over the whole batch, and its gradient for each embedding.
+        contrast_terms = embedding_terms(embedding, objective, num_views, batch.groups)
+        (embedding_gradient,) = torch.autograd.grad(equation_7(contrast_terms), embedding)
 
-    # 3. Each part again, now with its activations. The reconstruction is a mean over rows, so its
-    # gradients add up by the parts' shares of the batch.
-    summed: dict[str, Term] = {}
+    # 3. Encode each part again, now with activations. The reconstruction is a mean over rows, so
+    # the gradients of the parts add up, weighted by their shares of the batch.
+    patch_sums: dict[str, Term] = {}
     view = View(torch.empty(0))
     for part in parts:
+        # The processes average their gradients once per batch, in the last part's backward pass.
         with distributed.without_averaging(model, unless=part is parts[-1]):
             view = forward(part, objective.rebuild)
             terms = patch_terms(view, objective, config.model.in_channels)
             share = (part.stop - part.start) / batch.noise.shape[1]
             loss = share * equation_7(terms) if terms else torch.zeros((), device=device)
             if embedding_gradient is not None:
-                # The derivative of this product by the weights is what the chain rule asks for:
-                # the gradient found above times the embedding's derivative.
+                # Chain rule: the derivative of this product with respect to the weights is the
+                # gradient from step 2 times the derivative of the embedding.
                 gradient = embedding_gradient.unflatten(0, (num_views, -1))[:, part].flatten(0, 1)
                 loss = loss + (view.embedding.float() * gradient).sum()
             loss.backward()
         for name, (weight, value) in terms.items():
-            before = summed[name].value if name in summed else 0.0
-            summed[name] = Term(weight, before + share * value.detach())
+            before = patch_sums[name].value if name in patch_sums else 0.0
+            patch_sums[name] = Term(weight, before + share * value.detach())
     if embedding is not None:
         view = view._replace(embedding=embedding.detach())
-    return view, summed | compared
+    return view, patch_sums | contrast_terms

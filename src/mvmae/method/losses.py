@@ -35,19 +35,22 @@ class Term(NamedTuple):
 
 
 def equation_7(terms: Mapping[str, Term]) -> Float[Tensor, ""]:
-    """Add the terms by their weights, in the order given. Nothing else adds losses."""
-    # One stacked sum in a fixed order: adding one by one would round differently, and a run must
-    # give the same bits whether its batches are whole or in parts, new or resumed.
+    """Return the weighted sum of the terms, in the order given. No other code adds losses."""
+    # One stacked sum in a fixed order: adding term by term would round differently, and a run must
+    # give the same bits for whole batches and micro-batches, and after a resume.
     return torch.stack([weight * value for weight, value in terms.values() if weight]).sum()
 
 
 def patch_terms(view: View, objective: ObjectiveConfig, channels: int) -> dict[str, Term]:
-    """Compute the terms that are means over rows, so that parts of a batch add up by their share.
+    """Compute the terms that are means over rows; micro-batches average them by their sizes.
 
     Args:
         view: The model's output, with predictions unless the reconstruction has weight 0.
         objective: Weights, and whether target patches are normalised.
         channels: Channels of the images.
+
+    Returns:
+        Terms by name; none if the reconstruction has weight 0.
     """
     if objective.reconstruction_weight == 0:
         return {}
@@ -59,12 +62,13 @@ def patch_terms(view: View, objective: ObjectiveConfig, channels: int) -> dict[s
         colour_error = health.colour_error(target, channels)
     return {
         "reconstruction": Term(objective.reconstruction_weight, error),
-        "colour_error": Term(0.0, colour_error),  # a blurred picture; the decoder must beat it
+        # A baseline: the error of predicting each patch's average colour.
+        "colour_error": Term(0.0, colour_error),
     }
 
 
 def compares_images(objective: ObjectiveConfig) -> bool:
-    """Whether `embedding_terms` has a term."""
+    """Whether `embedding_terms` returns a term."""
     return objective.contrastive_weight > 0
 
 
@@ -80,10 +84,13 @@ def embedding_terms(
     Contrastive multiview coding, "full graph"), so that its chance level stays the same.
 
     Args:
-        embedding: Of this process's rows, in fp32.
+        embedding: Embeddings of this process's rows, in fp32.
         objective: Weights and temperature.
-        num_views: V.
-        groups: A group number for each image; images of one group are not negatives.
+        num_views: Number of views V.
+        groups: Group number of each image; images of one group are not negatives of each other.
+
+    Returns:
+        Terms by name; none if the contrast has weight 0.
     """
     terms: dict[str, Term] = {}
     if objective.contrastive_weight > 0:
@@ -103,8 +110,8 @@ def embedding_terms(
             for i, j in combinations(range(num_views), 2)
         ]
         terms["contrastive"] = Term(objective.contrastive_weight, torch.stack(losses).mean())
-    # Micro-batches embed the whole batch first only if `compares_images` says so. They would
-    # silently drop a term that it forgets.
+    # With micro-batches, the whole batch is embedded first only if `compares_images` is true. A new
+    # term that it does not know of would silently get no gradient.
     assert bool(terms) == compares_images(objective)
     return terms
 
@@ -126,14 +133,14 @@ def reconstruction_loss(
 ) -> Float[Tensor, ""]:
     """Mean squared error over patches (equation 3).
 
-    The equation as printed sums over pixels; beside such a sum the paper's range of lambda, 0.1 to
-    2, would have no effect. As in MAE this is the mean over pixels, then over patches.
+    The equation as printed sums over pixels. Such a sum is so large that the contrast would have no
+    effect with the paper's lambda, 0.1 to 2. As in MAE this is the mean over pixels, then patches.
 
     Args:
         prediction: Decoder output.
         target: Patches of the view before masking.
         mask: 1 where a patch was hidden from the encoder. With a mask only hidden patches
-            count, as in MAE; without one every patch does, as equation 3 reads.
+            count, as in MAE; without one every patch counts, as in equation 3.
     """
     error_BN = (prediction - target).square().mean(dim=-1)
     if mask is None:
@@ -157,30 +164,30 @@ def nt_xent(
     denominator; this follows SimCLR (Chen et al. 2020), which the paper cites.
 
     Args:
-        z1: Embeddings of the first views, of any norm; they are normalised here.
+        z1: Embeddings of the first views; any norm, as they are normalised here.
         z2: Embeddings of the second views.
         temperature: Divides the cosine similarities.
         gathered: Both views' embeddings of all processes, this one included. Default: this
             process only.
         offset: Row of `gathered` where this process's embeddings start.
-        groups: A group number for each row of all processes. Images of one group, such as those of
-            one patient, are left out of each other's denominator: they are neither negatives nor
-            positives, and the sum of equation 6 runs over the images of other groups only.
-            Default: each image is its own group.
+        groups: Group number of each row of all processes. Images of one group, such as those of one
+            patient, are left out of each other's denominator: they are neither negatives nor
+            positives, and only images of other groups are negatives. Default: each image is its own
+            group.
     """
     all1, all2 = gathered if gathered is not None else (z1, z2)
     z1, z2, all1, all2 = (F.normalize(z, dim=-1) for z in (z1, z2, all1, all2))
     positive = torch.arange(len(z1), device=z1.device) + offset
-    itself = F.one_hot(positive, len(all1)).bool()  # an embedding is not its own negative
-    alike = itself if groups is None else groups[positive, None] == groups
+    is_own = F.one_hot(positive, len(all1)).bool()  # an embedding is not its own negative
+    same_group = is_own if groups is None else groups[positive, None] == groups  # B x G
 
     def one_direction(query: Tensor, same_view: Tensor, other_view: Tensor) -> Tensor:
         # The logarithm of the softmax's denominator runs over the other view of the image (the
         # positive), the other view of other images, and the same view of other images.
-        same = (query @ same_view.T).masked_fill(alike, float("-inf"))  # B x G
+        same = (query @ same_view.T).masked_fill(same_group, float("-inf"))  # B x G
         other = query @ other_view.T  # B x G, the positive in column i + offset
         if groups is not None:
-            other = other.masked_fill(alike & ~itself, float("-inf"))
+            other = other.masked_fill(same_group & ~is_own, float("-inf"))
         logits = torch.cat([other, same], dim=1) / temperature
         return F.cross_entropy(logits, positive)  # equation 4, averaged over images
 

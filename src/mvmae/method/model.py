@@ -1,7 +1,7 @@
 """The multi-view masked autoencoder (section 3 of the paper).
 
-Shapes: B views, C channels, N patches, K visible patches, M patches whose error counts, P numbers
-in a patch, D width of the encoder, d of the decoder.
+Shapes: B views, C channels, N patches, K visible patches, M predicted patches, P numbers in a
+patch, D width of the encoder, d of the decoder, E of the embedding.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from mvmae.method.vit import (
 )
 
 HEAD_WIDTH = 128  # outputs of the projection head, as in SimCLR
-Rebuild = Literal["masked", "all", "none"]
+Rebuild = Literal["masked", "all", "none"]  # the patches to predict
 
 
 class View(NamedTuple):
     """Output of the model for masked views."""
 
     embedding: Float[Tensor, "B E"]
-    """What the contrast compares: the latent, after the projection head if there is one."""
+    """Input of the contrastive loss: the latent, after the projection head if there is one."""
 
     prediction: Float[Tensor, "B M P"] | None = None
-    """The hidden patches in the order of their noise, or all patches in image order; None where
-    nothing is reconstructed."""
+    """Predictions of the hidden patches in the order of their noise, or of all patches in image
+    order; None where nothing is reconstructed."""
 
     target: Float[Tensor, "B M P"] | None = None
     """The same patches of the input."""
@@ -51,7 +51,7 @@ class MaskedAutoencoder(nn.Module):
     Args:
         config: Sizes, mask ratio, latent and head.
         generator: Draws the initial weights. Default: seeded with 0.
-        recompute: Whether the backward pass computes the activations of blocks again.
+        recompute: Whether the backward pass recomputes the activations of blocks, to save memory.
     """
 
     decoder_pos_embed: Tensor
@@ -96,10 +96,16 @@ class MaskedAutoencoder(nn.Module):
         *,
         rebuild: Rebuild = "masked",
     ) -> View:
-        """Mask, encode and reconstruct views (equations 1 and 2); the largest noise hides a patch.
+        """Mask, encode and reconstruct views (equations 1 and 2).
 
-        With `decoded_share` below 1, "masked" means the hidden patches with the least noise. The
-        decoder then sees no other hidden ones: a mask token carries nothing but its position.
+        Args:
+            images: Normalised pixels.
+            noise: Ranks the patches; those with the largest values are hidden.
+            rebuild: "masked" predicts the hidden patches; with `decoded_share` below 1 only those
+                with the least noise. "all" predicts every patch, "none" nothing.
+
+        Raises:
+            ValueError: The images have a different size or number of channels.
         """
         masking = masking_from_noise(noise, self.config.num_visible)
         patches = self.encoder.patches(images)  # B x N x P
@@ -109,22 +115,23 @@ class MaskedAutoencoder(nn.Module):
             return View(embedding)
         if rebuild == "all":
             return View(embedding, self.decode(tokens, masking), patches)
-        # Noise is random, so the hidden patches with the least noise are a random subset.
-        some = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
-        hidden = self._run_decoder(tokens, some)[:, tokens.shape[1] :]
-        return View(embedding, self._predict(hidden), take_rows(patches, some.ids_hidden))
+        # Noise is random, so the hidden patches with the least noise are a random subset. Leaving
+        # out the other mask tokens costs no information: they carry only their position.
+        decoded = masking._replace(ids_hidden=masking.ids_hidden[:, : self.config.num_decoded])
+        hidden = self._run_decoder(tokens, decoded)[:, tokens.shape[1] :]
+        return View(embedding, self._predict(hidden), take_rows(patches, decoded.ids_hidden))
 
     def decode(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking
     ) -> Float[Tensor, "B N P"]:
-        """Predict every patch from the class token and the visible patches."""
+        """Predict every patch, in image order, from the class token and the visible patches."""
         patches = self._predict(self._run_decoder(tokens, masking)[:, 1:])
         return take_rows(patches, masking.ids_restore)
 
     def _run_decoder(
         self, tokens: Float[Tensor, "B tokens D"], masking: Masking
     ) -> Float[Tensor, "B all d"]:
-        """Decode the class token, the visible and the hidden patches, each in order of their noise.
+        """Decode the class token, then visible and hidden patches, both in order of their noise.
 
         Attention ignores the order of tokens, so they are not sorted back: only the position says
         where a patch belongs.
@@ -140,7 +147,7 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(x))
 
     def freeze_decoder(self) -> None:
-        """Stop training what only the reconstruction reaches; DDP waits for unused gradients."""
+        """Freeze the weights that only the reconstruction uses: DDP would wait for gradients."""
         for name, parameter in self.named_parameters():
             if name.startswith(("decoder", "mask_")):
                 parameter.requires_grad_(False)
@@ -161,7 +168,7 @@ def _drop_prefix(_module: nn.Module, state: dict[str, Any], prefix: str, *_: Any
 
 
 def _add_prefix(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
-    """Undo `_drop_prefix` on the way in."""
+    """Undo `_drop_prefix` before a state dict is loaded."""
     ours = module.encoder.state_dict()  # type: ignore[union-attr]
     for key in ours:
         if prefix + key in state:

@@ -52,7 +52,8 @@ def run(config: PretrainConfig) -> int:
     """
     with open_run(config) as device:
         source = open_source(config.data, plain_channels(config.model.in_channels))
-        # The images and the machine decide what the config leaves open; the notes tell the user.
+        # Infer settings that the config leaves open from the images and the machine. The notes,
+        # printed later, say what was inferred.
         config, source, notes = resolve_config(config, source)
         groups = read_groups(config, source)
         if groups is not None:
@@ -79,7 +80,7 @@ def run(config: PretrainConfig) -> int:
         begin_run(config, device, data_fingerprint=plan.fingerprint, num_images=len(source))
         counters = messages.Counters()
         # Order, crops, flips and masks are functions of the seed, the epoch and the image, so that
-        # a resumed run sees what it would have seen.
+        # a resumed run reads the batches that an uninterrupted one would have read.
         loop = Loop(
             config,
             plan,
@@ -100,7 +101,7 @@ def run(config: PretrainConfig) -> int:
                 set_lr(optimizer, lr)
                 view, losses = training_step(wrapped, optimizer, batch, config, device)
                 if loop.record(losses):
-                    means = loop.interval_means()  # first, as it raises if a loss is not finite
+                    means = loop.interval_means()  # before all else: raises if a loss is not finite
                     health = messages.embedding_health(view, config, batch.groups)
                     counters.last_record = means | health
                     loop.write({"lr": lr} | counters.last_record | loop.interval_speed())
@@ -137,15 +138,15 @@ def read_batches(
 
 
 def make_plan(config: PretrainConfig, source: Source) -> Plan:
-    """Count the steps.
+    """Count the steps of an epoch and of the run, and set when to evaluate and keep checkpoints.
 
     Raises:
-        UserError: There are fewer images than a batch needs, or the batch cannot be divided.
+        UserError: There are fewer images than a batch needs, or the processes cannot share it.
     """
     if len(source) == 1:
         raise UserError(
-            "there is 1 image, too few to learn from: give more (an array of many images is named "
-            "itself, folder/stack.npy)"
+            "there is only 1 image, and training needs more. If it is an array of many images, "
+            "name the file instead of its folder: folder/stack.npy"
         )
     per_epoch = steps_per_epoch(len(source), config.batch_size)
     return Plan(
@@ -170,7 +171,7 @@ def learning_rate(step: int, plan: Plan, config: PretrainConfig) -> float:
 
 
 def read_groups(config: PretrainConfig, source: Source) -> Int[np.ndarray, " images"] | None:
-    """Number the group of each image; None if the images have no groups.
+    """Return the group number of each image; None if the images have no groups.
 
     Raises:
         UserError: All images are in one group, so that there is nothing to contrast.
@@ -178,8 +179,8 @@ def read_groups(config: PretrainConfig, source: Source) -> Int[np.ndarray, " ima
     groups = group_numbers(source, config.group_regex)
     if groups is not None and config.objective.contrastive_weight > 0 and len(set(groups)) == 1:
         raise UserError(
-            f"all {len(groups)} images are of one group, and images of a group are not contrasted: "
-            "give finer groups, or none, or --objective.contrastive-weight 0"
+            f"all {len(groups)} images are in one group, and images of the same group are not "
+            "contrasted: give finer groups, or none, or --objective.contrastive-weight 0"
         )
     return groups
 
@@ -213,7 +214,7 @@ def training_step(
         with precision.autocast(device, config.precision):
             view = model(images, noise, rebuild=config.objective.rebuild)
         terms = patch_terms(view, config.objective, config.model.in_channels)
-        # Cosines need more than bf16's 8 bits: 1 - 1/256 is its nearest neighbour of 1.
+        # Cosines need more than bf16's 8 bits: its largest number below 1 is 1 - 1/256.
         terms |= embedding_terms(
             view.embedding.float(), config.objective, config.views.num_views, batch.groups
         )

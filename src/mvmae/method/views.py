@@ -21,8 +21,8 @@ from mvmae.config.views import ViewsConfig
 
 CROP_RATIO = (3 / 4, 4 / 3)  # width to height, as torchvision's RandomResizedCrop
 INTERPOLATIONS = ("bicubic", "bilinear")
-# Standard deviations on each side of the mean that pictures show of deep pixels: 99 % of a normal
-# distribution.
+# Pictures of deep pixels show this many standard deviations on each side of the mean: 99 % of a
+# normal distribution.
 DISPLAY_DEVIATIONS = 2.5
 
 View = UInt8[Tensor, "C h w"] | Float32[Tensor, "C h w"]
@@ -31,7 +31,7 @@ Pixels = UInt8[Tensor, "C H W"] | Float32[Tensor, "C H W"]
 
 
 class Box(NamedTuple):
-    """A crop in pixels."""
+    """Position and size of a crop, in pixels."""
 
     top: int
     left: int
@@ -42,9 +42,15 @@ class Box(NamedTuple):
 def random_box(
     rng: np.random.Generator, height: int, width: int, scale: tuple[float, float]
 ) -> Box:
-    """Draw a crop of random area and shape, as torchvision's RandomResizedCrop does.
+    """Draw a crop of random area and aspect ratio, as torchvision's RandomResizedCrop does.
 
-    torchvision draws from the global generator, and a resumed run could not draw the same again.
+    torchvision draws from the global generator, so a resumed run could not repeat its draws.
+
+    Args:
+        rng: Generator of the draws.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+        scale: Smallest and largest area of the crop, as shares of the image.
     """
     for _ in range(10):  # a tall crop of a wide image may not fit
         area = height * width * rng.uniform(*scale)
@@ -52,7 +58,7 @@ def random_box(
         w, h = round((area * ratio) ** 0.5), round((area / ratio) ** 0.5)
         if 0 < w <= width and 0 < h <= height:
             return Box(int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w)
-    # Of images that are long strips: the largest crop in the middle.
+    # The image is a long strip: take the largest crop in its middle.
     h = min(height, max(1, round(width / CROP_RATIO[0])))
     w = min(width, max(1, round(height * CROP_RATIO[1])))
     return Box((height - h) // 2, (width - w) // 2, h, w)
@@ -61,16 +67,16 @@ def random_box(
 def crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
     """Cut out a box and resize it with antialiasing; 8-bit pixels stay 8-bit pixels.
 
-    Mean difference to Pillow's bicubic, which MAE uses: 0.03 grey levels, at 2.6 times the images
-    per second. Bicubic overshoots at edges. Floats have no bounds, so they are clipped to the
-    smallest and largest value of the box in each channel: no reflectance becomes negative beside a
-    bright roof.
+    The result differs from Pillow's bicubic, which MAE uses, by 0.03 grey levels on average, at 2.6
+    times the speed. Bicubic overshoots at edges. Floats have no fixed range, so they are clipped to
+    the smallest and largest value of the box in each channel. Otherwise a reflectance could become
+    negative beside a bright roof.
     """
     return _crop(image, box, size, interpolation).contiguous()
 
 
 def _crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) -> View:
-    """As `crop`, without the copy that reorders memory: channels may come last in it."""
+    """Crop as `crop` does, without the final copy: channels may come last in memory."""
     part = image[:, box.top : box.top + box.height, box.left : box.left + box.width]
     resized = resize(part, size, interpolation)
     if image.dtype == torch.uint8:
@@ -79,11 +85,11 @@ def _crop(image: Pixels, box: Box, size: tuple[int, int], interpolation: str) ->
 
 
 def resize(image: Pixels, size: Sequence[int], interpolation: str) -> View:
-    """Resize with antialiasing, 8-bit pixels as 8-bit pixels.
+    """Resize with antialiasing; 8-bit pixels stay 8-bit pixels.
 
     Args:
         image: C x h x w.
-        size: Height and width wanted, in pixels.
+        size: New height and width in pixels.
         interpolation: "bicubic" or "bilinear".
     """
     batch = image[None]
@@ -93,7 +99,7 @@ def resize(image: Pixels, size: Sequence[int], interpolation: str) -> View:
 
 
 class Crop(NamedTuple):
-    """The part of an image that a view shows."""
+    """The part of an image that a view shows, and how it is mirrored."""
 
     box: Box
 
@@ -116,7 +122,7 @@ def random_views(
 def random_crops(
     height: int, width: int, config: ViewsConfig, rng: np.random.Generator
 ) -> list[Crop]:
-    """Draw the crops of an image of some size: one for each view, or one for all."""
+    """Draw the crops of an image: one per view, or with `targets` "one" a single one for all."""
     crops = []
     for _ in range(config.num_views if config.targets == "two" else 1):
         box = random_box(rng, height, width, config.crop_scale)
@@ -128,7 +134,7 @@ def random_crops(
 def cut_views(
     image: Pixels, crops: Sequence[Crop], config: ViewsConfig, size: tuple[int, int]
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """Cut the crops out of an image, and make them its views."""
+    """Cut the crops out of an image, resize and mirror them, and stack them to views."""
     parts = [_crop(image, one.box, size, config.interpolation) for one in crops]
     return stack_views(parts, crops, config.num_views)
 
@@ -136,10 +142,13 @@ def cut_views(
 def stack_views(
     parts: Sequence[View], crops: Sequence[Crop], num_views: int
 ) -> UInt8[Tensor, "V C h w"] | Float32[Tensor, "V C h w"]:
-    """Mirror the resized parts of an image as the crops say, and stack them to views."""
+    """Mirror resized parts of an image as their crops say, and stack them to views.
+
+    A single part is repeated for every view.
+    """
     shape = num_views, *parts[0].shape
     views = np.empty(shape, dtype=parts[0].numpy().dtype)
-    for number, view in enumerate(views):  # numpy mirrors and turns over in one copy
+    for number, view in enumerate(views):  # numpy mirrors both axes in one copy
         flipped = crops[number % len(crops)].flipped
         sides = [slice(None, None, -1 if side in flipped else 1) for side in (-2, -1)]
         view[...] = parts[number % len(crops)].numpy()[:, *sides]
@@ -147,20 +156,20 @@ def stack_views(
 
 
 def mask_noise(rng: np.random.Generator, num_views: int, num_patches: int) -> Float[Tensor, "V N"]:
-    """Draw noise that ranks the patches of each view; those with the largest are hidden."""
+    """Draw noise that ranks the patches of each view; those with the largest noise are hidden."""
     return torch.from_numpy(rng.random((num_views, num_patches), dtype=np.float32))
 
 
 def whole_view(
     image: Pixels, size: tuple[int, int], interpolation: str = "bicubic", share: float = 1.0
 ) -> View:
-    """Resize the largest part in the middle that has the shape; evaluations see this.
+    """Resize the largest centre crop with the aspect ratio of `size`, as evaluations do.
 
     Args:
         image: The pixels.
-        size: Height and width wanted, in pixels.
+        size: New height and width in pixels.
         interpolation: "bicubic" or "bilinear".
-        share: Of that part's height and width that is kept, in the middle; supervised models are
+        share: Share of the crop's height and width to keep, in its middle; supervised models are
             usually tested with 224/256.
     """
     height, width = image.shape[1:]
@@ -198,14 +207,14 @@ def display_range(
     They are `DISPLAY_DEVIATIONS` standard deviations from the mean, within the images' own range.
     """
     middle, spread = (images.new_tensor(s).view(1, -1, 1, 1) for s in (mean, std))
-    least, most = images.amin((0, 2, 3), keepdim=True), images.amax((0, 2, 3), keepdim=True)
-    low = torch.maximum(least, middle - DISPLAY_DEVIATIONS * spread)
-    high = torch.minimum(most, middle + DISPLAY_DEVIATIONS * spread)
-    return low, torch.maximum(high, low + 1e-3 * spread)
+    darkest, brightest = (f((0, 2, 3), keepdim=True) for f in (images.amin, images.amax))
+    low = torch.maximum(darkest, middle - DISPLAY_DEVIATIONS * spread)
+    high = torch.minimum(brightest, middle + DISPLAY_DEVIATIONS * spread)
+    return low, torch.maximum(high, low + 1e-3 * spread)  # not equal: they become a divisor
 
 
 def to_floats(images: UInt8[Tensor, "*B"] | Float32[Tensor, "*B"]) -> Float32[Tensor, "*B"]:
-    """Convert to floats: 8-bit pixels to shares of 255; deeper ones stay as they are."""
+    """Convert 8-bit pixels to floats in [0, 1], as shares of 255; return floats unchanged."""
     floats = images.float()
     return floats.div_(255) if images.dtype == torch.uint8 else floats
 
@@ -221,15 +230,15 @@ def normalize(
     std: tuple[float, ...],
     device: torch.device,
 ) -> Float[Tensor, "B C H W"]:
-    """Move pixels to the device and give them mean 0 and standard deviation 1, as floats.
+    """Move pixels to the device, subtract the mean and divide by the standard deviation.
 
-    They travel as 8-bit pixels: a quarter of the bytes.
+    8-bit pixels become floats on the device, so that a quarter of the bytes is copied.
 
     Args:
         images: 8-bit pixels, or floats in the unit of mean and deviation.
-        mean: Of each channel.
-        std: Of each channel.
-        device: Where they go.
+        mean: One per channel; for 8-bit pixels a share of 255.
+        std: One per channel, in the same unit.
+        device: Device to move them to.
     """
     mean_C, std_C = _on_device(mean, device), _on_device(std, device)
     pixels = to_floats(images.to(device, non_blocking=True))

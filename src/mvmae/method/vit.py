@@ -21,7 +21,7 @@ from mvmae.method.patches import patchify, take_rows
 
 
 class Variant(NamedTuple):
-    """Where other Vision Transformers differ from MAE's."""
+    """Architecture options in which other Vision Transformers differ from MAE's, the default."""
 
     mlp_ratio: float = 4.0
     """Width of the MLP's hidden layer divided by that of a token."""
@@ -30,7 +30,7 @@ class Variant(NamedTuple):
     """Whether the first token is a class token."""
 
     num_registers: int = 0
-    """Further tokens without a position, after the class token (DINOv2's registers)."""
+    """Number of further tokens without a position, after the class token (DINOv2's registers)."""
 
     layer_scale: bool = False
     """Whether a learnt factor scales each branch (CaiT, DeiT III, DINOv2)."""
@@ -53,8 +53,14 @@ def attend(
 ) -> Float[Tensor, "B h N d"]:
     """Compute scaled dot-product attention with the faster kernel for this device and data type.
 
-    On the shapes of this model, forward and backward, torch's fused kernel takes 1 to 28 times as
-    long as plain products in bf16 on a CPU; in fp32 it is up to four times as fast.
+    For bf16 on a CPU that is plain matrix products: with this model's shapes, torch's fused kernel
+    takes 1 to 28 times as long, forward and backward. In fp32 it is up to four times as fast.
+
+    Args:
+        q: Queries of h heads.
+        k: Keys.
+        v: Values.
+        mask: Added to the logits; broadcasts to B h N M.
     """
     if q.device.type != "cpu" or q.dtype != torch.bfloat16:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -76,7 +82,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Float[Tensor, "B N D"], bias: Callable[[Tensor], Tensor] | None = None
     ) -> Float[Tensor, "B N D"]:
-        """Mix tokens; `bias` maps the queries, B heads N d, to what is added to their logits."""
+        """Mix tokens; `bias` maps the queries, B x heads x N x d, to a bias of the logits."""
         B, N, D = x.shape
         qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B x heads x N x (D / heads)
@@ -99,7 +105,7 @@ class Mlp(nn.Module):
 
 
 class LayerScale(nn.Module):
-    """A learnt factor for each number of a token."""
+    """A learnt factor for each dimension of a token."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -113,8 +119,8 @@ class LayerScale(nn.Module):
 class Block(nn.Module):
     """Pre-norm Transformer block.
 
-    `drop_path` is the probability with which training skips a branch of an image (stochastic
-    depth, Huang et al. 2016); fine-tuning sets it.
+    `drop_path` is the probability of skipping a branch for an image in training (stochastic depth,
+    Huang et al. 2016). It is 0 in pre-training; fine-tuning sets it.
     """
 
     def __init__(self, dim: int, num_heads: int, variant: Variant = PLAIN) -> None:
@@ -128,12 +134,12 @@ class Block(nn.Module):
         self.ls2 = LayerScale(dim) if variant.layer_scale else nn.Identity()
 
     def forward(self, x: Float[Tensor, "B N D"]) -> Float[Tensor, "B N D"]:
-        """Attend, then transform."""
+        """Apply attention, then the MLP, each as a residual branch."""
         x = x + self.drop_branch(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_branch(self.ls2(self.mlp(self.norm2(x))))
 
     def drop_branch(self, branch: Tensor) -> Tensor:
-        """Leave the branch out of some images while training."""
+        """Zero the branch of randomly chosen images while training."""
         if self.drop_path == 0 or not self.training:
             return branch
         kept = branch.new_empty(len(branch), *[1] * (branch.ndim - 1))
@@ -149,7 +155,7 @@ def run_blocks(
     """Pass tokens through blocks one after the other.
 
     Args:
-        blocks: Of equal width.
+        blocks: Blocks of equal width.
         x: The tokens.
         recompute: Whether to keep only the tokens between blocks for the backward pass, which
             then computes the rest again (Chen et al. 2016, arXiv 1604.06174).
@@ -163,10 +169,10 @@ def run_blocks(
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches, kept under the name and shape of ViT's strided convolution.
+    """Linear embedding of patches, whose weights have the name and shape of ViT's convolution.
 
-    A convolution would have to embed the whole image; a matrix product embeds only the visible
-    patches, a fifth of them.
+    A strided convolution would have to embed the whole image. This matrix product embeds only the
+    visible patches, a fifth of all.
     """
 
     def __init__(self, patch_size: int, in_channels: int, dim: int) -> None:
@@ -202,7 +208,7 @@ class Encoder(nn.Module):
         image_size: Height and width of the images in pixels.
         patch_size: Side of a patch in pixels; divides both.
         in_channels: Channels of the images.
-        variant: How it differs from MAE's.
+        variant: How the architecture differs from MAE's.
     """
 
     pos_embed: Tensor
@@ -237,7 +243,7 @@ class Encoder(nn.Module):
     def new_like(
         self, *, image_size: tuple[int, int] | None = None, in_channels: int | None = None
     ) -> Encoder:
-        """Make an encoder of the same shape, or for other images, with untrained weights."""
+        """Build an encoder of the same shape, or for other images, with torch's initial weights."""
         return Encoder(
             self.size,
             image_size=image_size or self.image_size,
@@ -286,7 +292,14 @@ class Encoder(nn.Module):
         *,
         recompute: bool = False,
     ) -> Float[Tensor, "B tokens D"]:
-        """Encode patches from `patches`; hidden ones are dropped before they are embedded."""
+        """Encode patches as `patches` returns them.
+
+        Args:
+            patches: All patches of the images.
+            ids_keep: Indices of the visible patches; the others are dropped before the embedding.
+                Default: all are visible.
+            recompute: As in `run_blocks`.
+        """
         return self.norm(
             run_blocks(self.blocks, self._embed(patches, ids_keep), recompute=recompute)
         )
@@ -328,7 +341,11 @@ class Encoder(nn.Module):
     def forward_intermediates(
         self, images: Float[Tensor, "B C H W"], indices: Sequence[int]
     ) -> list[Float[Tensor, "B D rows columns"]]:
-        """Return maps of patch tokens after the blocks at `indices`, before the last norm."""
+        """Return maps of patch tokens after the blocks at `indices`, before the last norm.
+
+        Raises:
+            ValueError: The images have a different size or number of channels.
+        """
         x = self._embed(self.patches(images), None)
         outputs = []
         for block in self.blocks:
@@ -343,14 +360,15 @@ class Encoder(nn.Module):
 def pool_tokens(
     tokens: Float[Tensor, "B N D"], pool: Pool, num_prefix: int = 1
 ) -> Float[Tensor, "B D"]:
-    """Return the mean of the patch tokens, after the prefix, or the class token, the first."""
+    """Pool tokens: the class token, which is the first, or the mean of those after the prefix."""
     return tokens[:, 0] if pool == "cls" else tokens[:, num_prefix:].mean(dim=1)
 
 
 def initialize(model: nn.Module, generator: Generator) -> None:
     """Set MAE's initial weights: Xavier-uniform matrices, zero biases, tokens with std 0.02.
 
-    The patch embedding counts as a matrix with one column per pixel, not as a convolution.
+    The patch embedding is initialised as a matrix with one column per number of a patch; Xavier's
+    range would differ for a convolution.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):

@@ -1,7 +1,7 @@
-"""The table of metrics: what each is called, how it is printed, and in which chart it is drawn.
+"""The table of metrics: their labels, formats and charts.
 
-A metric that is missing here still appears in the log, the curves and the report, under its own
-name; a row gives it a readable label, an explanation and its chance level.
+A metric that is missing here still appears in the log, the curves and the report, under its
+own name. A row gives it a readable label, an explanation and its chance level.
 """
 
 from __future__ import annotations
@@ -22,22 +22,24 @@ class Metric(NamedTuple):
     """Its name in a chart's legend and at the head of a table's column."""
 
     chart: str = ""
-    """Title of its chart; metrics of one chart are drawn together. A metric without a chart is only
-    drawn as the level of another."""
+    """Title of its chart, which metrics can share. A metric without a chart is only drawn as the
+    level of another."""
 
     better: Literal["higher", "lower", "neither"] = "neither"
-    """Losses, and nothing else, are "lower"."""
+    """Which values are better; "lower" for losses only."""
 
     unit: str = ""
     format: str = ".4g"
+    """Format specification of its values."""
+
     short: str = ""
-    """Its name in the log; empty: not shown there."""
+    """Its name in the log; empty: not logged there."""
 
     level: str | None = None
     """The metric to compare with: chance, or the trivial answer."""
 
     best: float | None = None
-    """A value that its chart shows whatever the lines reach."""
+    """The best possible value, which its chart always includes."""
 
     figure: str = ""
     """Title of its chart in a figure for papers, if it differs; $...$ is a formula."""
@@ -134,7 +136,7 @@ CAPTIONS = {
 
 
 def find_metric(name: str) -> Metric:
-    """Return the row of a metric, or a plain one that shows an unknown metric under its name."""
+    """Return the row of a metric; for an unknown one, a row with its name as label."""
     plain = name.replace("_", " ")
     return METRICS.get(name) or Metric(name, plain, chart=plain, short=plain)
 
@@ -147,10 +149,7 @@ def sort_metrics(names: Iterable[str]) -> list[Metric]:
 
 
 def group_by_chart(names: Iterable[str]) -> list[list[Metric]]:
-    """Group metrics into charts, in the order of the table.
-
-    Metrics without a chart are left out.
-    """
+    """Group metrics by their chart, in the order of the table; drop those without a chart."""
     found: dict[str, list[Metric]] = {}
     for row in sort_metrics(names):
         if row.chart:

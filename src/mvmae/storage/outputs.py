@@ -1,7 +1,7 @@
-"""Output files: where pictures go, what may be replaced, and how encoders are called in titles.
+"""Output files: where pictures go, which files may be replaced, and names of encoders in titles.
 
 Every picture, table and JSON file that a command writes to --out carries a mark, and a command
-replaces only files with the mark: a mistyped --out must not cost somebody's file.
+replaces only files with the mark: a mistyped --out must not destroy another file.
 """
 
 from __future__ import annotations
@@ -18,22 +18,22 @@ from mvmae.storage import run_folder
 from mvmae.storage.atomic import write_bytes
 
 PNG, PDF = b"\x89PNG\r\n\x1a\n", b"%PDF-"
-IHDR_END = 8 + 25  # bytes at the beginning of a PNG file: magic number and IHDR
-PNG_TAG = b"tEXtSoftware\0mvmae"  # PNG specification, 11.3.4.3
-SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # after the end of a PDF comments are free
-HEAD_BYTES, TAIL_BYTES = 4096, 64  # bytes that are searched for a mark
+IHDR_END = 8 + 25  # where the chunk IHDR ends, after 8 bytes of magic number
+PNG_TAG = b"tEXtSoftware\0mvmae"  # a text chunk: PNG specification, 11.3.4.3
+SVG_MARK, PDF_MARK = b"<!-- mvmae -->\n", b"%mvmae\n"  # PDF readers ignore what follows %%EOF
+HEAD_BYTES, TAIL_BYTES = 4096, 64  # searched for a mark, at the start and end of a file
 FIRST_BYTES = re.compile(  # of the tables and JSON files that commands write to --out
     rb"path,part,label,severity,|"  # the CSV of `data check`
     rb'\{\s*("command": "(data check|data stats|features)"|'
     rb'"config": \{\s*"part": "(step|input|scale)")'  # of the benchmarks
 )
-ENCODER_PREFIXES = ("random:", "timm:", "hf:")  # prefixes of encoders that are not paths
-RUN_PARTS = ("checkpoints", "encoder.safetensors", "last.pt")  # names that every run has
-MAX_NAMES = 3  # in a title
+ENCODER_PREFIXES = ("random:", "timm:", "hf:")  # of encoders that are not paths
+RUN_PARTS = ("checkpoints", "encoder.safetensors", "last.pt")  # in every run, so no help in titles
+MAX_NAMES = 3  # encoders that a title names
 
 
 def add_mark(content: bytes) -> bytes:
-    """Return a picture (PNG, SVG or PDF) with our mark."""
+    """Return the content of a picture (PNG, SVG or PDF) with the mark of mvmae."""
     if content.startswith(PNG):
         chunk = struct.pack(f">I{len(PNG_TAG)}sI", len(PNG_TAG) - 4, PNG_TAG, zlib.crc32(PNG_TAG))
         return content[:IHDR_END] + chunk + content[IHDR_END:]
@@ -44,7 +44,7 @@ def add_mark(content: bytes) -> bytes:
 
 
 def is_ours(file: Path) -> bool:
-    """Whether a file has our mark; an empty file is nobody's and counts as ours."""
+    """Whether a file has the mark of mvmae or is empty, so that a command may replace it."""
     with file.open("rb") as stream:
         head = stream.read(HEAD_BYTES)
         stream.seek(max(0, file.stat().st_size - TAIL_BYTES))
@@ -57,38 +57,42 @@ def is_ours(file: Path) -> bool:
 
 
 def require_writable(file: Path, flag: str = "--out") -> None:
-    """Require that a file can be written there, by making one without a name.
+    """Require that a file can be written, by making a temporary file in its folder.
+
+    Args:
+        file: Path to write to.
+        flag: Option that names it.
 
     Raises:
-        UserError: It is a folder, is below a file, or is where no file can be made.
+        UserError: It is a folder, is below a file, or its folder is not writable.
     """
     if file.is_dir():
         raise UserError(f"{flag} {file} is a folder: name a file")
     nearest = next(place for place in file.absolute().parents if place.exists())
     if not nearest.is_dir():
         raise UserError(
-            f"{flag} {file}: {nearest.name} is a file, not a folder: name another place"
+            f"{flag} {file}: {nearest.name} is a file, not a folder: choose another path"
         )
     try:
         with tempfile.TemporaryFile(dir=nearest):
             pass
     except OSError as error:
         raise UserError(
-            f"{flag} {file}: no file can be made in {nearest} ({error.strerror}): name another "
-            "place"
+            f"{flag} {file}: no file can be made in {nearest} ({error.strerror}): choose another "
+            "path"
         ) from error
 
 
 def require_output(file: Path, flag: str = "--out", *, data: Sequence[str] = ()) -> None:
-    """Require that a file can be written there, and that an existing one is ours.
+    """Require that a file can be written, and that mvmae wrote the file that it replaces, if any.
 
     Args:
-        file: To write.
+        file: Path to write to.
         flag: Option that names it.
-        data: Sources of images; a picture in one of their folders would be an image the next time.
+        data: Sources of images. The next command would read a picture in their folders as an image.
 
     Raises:
-        UserError: It cannot be written there, or there is a file that is not ours.
+        UserError: It cannot be written, is among the images, or would replace another file.
     """
     require_writable(file, flag)
     if file.exists():
@@ -106,16 +110,16 @@ def require_output(file: Path, flag: str = "--out", *, data: Sequence[str] = ())
     for folder in map(Path, data):
         if folder.is_dir() and file.resolve().is_relative_to(folder.resolve()):
             raise UserError(
-                f"{flag} {file} is among the images of {folder} and would be one of them: name "
-                "another place"
+                f"{flag} {file} is among the images of {folder} and would be one of them: choose "
+                "another path"
             )
 
 
 def require_picture(file: Path, data: Sequence[str]) -> None:
-    """Require that a PNG of images in `data` can be written there.
+    """Require that a PNG of images in `data` can be written.
 
     Raises:
-        UserError: It is not a .png, or as `require_output`.
+        UserError: The name does not end in .png, or as `require_output`.
     """
     if file.suffix.lower() != ".png":
         raise UserError(f"--out {file} must end in .png")
@@ -123,7 +127,7 @@ def require_picture(file: Path, data: Sequence[str]) -> None:
 
 
 def picture_file(encoder: str, out: Path | None, name: str, data: Sequence[str]) -> Path:
-    """Return where a picture goes: `out`, or `name` among the run's figures.
+    """Return the path of a picture: `out`, or `name` in the run's figures/.
 
     Raises:
         UserError: ENCODER does not exist, or there is neither a run folder nor --out, or as
@@ -139,12 +143,12 @@ def picture_file(encoder: str, out: Path | None, name: str, data: Sequence[str])
             f"{encoder} is not a run folder: say where to write the picture with --out FILE.png"
         )
     file = Path(encoder) / "figures" / name
-    require_writable(file)  # figures/ belongs to the run, so what is there may be replaced
+    require_writable(file)  # figures/ belongs to the run, so its files may be replaced
     return file
 
 
 def write(file: Path, picture: bytes) -> None:
-    """Write a PNG, SVG or PDF with our mark, whole or not at all."""
+    """Write a PNG, SVG or PDF with the mark of mvmae, completely or not at all."""
     run_folder.make(file.parent)
     write_bytes(file, add_mark(picture))
 
@@ -170,7 +174,7 @@ def short_names(encoders: Sequence[str]) -> list[str]:
 
 
 def _split(encoder: str) -> tuple[str, list[str]]:
-    """Split an encoder into the prefix of its path, and the path's parts that tell runs apart."""
+    """Split an encoder's name into its prefix and the parts of its path that tell runs apart."""
     kind = next((kind for kind in ENCODER_PREFIXES if encoder.startswith(kind)), "")
     if kind in ENCODER_PREFIXES[1:]:
         return "", [encoder]
@@ -184,7 +188,7 @@ def _split(encoder: str) -> tuple[str, list[str]]:
 
 
 def join_names(names: Sequence[str]) -> str:
-    """Join names for a title; if they are many, the first and the number of others."""
+    """Join names for a title; with more than `MAX_NAMES`, name one and count the others."""
     if len(names) > MAX_NAMES:
         return f"{names[0]} and {len(names) - 1} more"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -1,4 +1,4 @@
-"""Checkpoints and weights on disk: written whole or not at all, and read without running code."""
+"""Checkpoints and weights on disk: written completely or not at all, read without running code."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
 
-CHECKSUM = "checksum"  # a key in every checkpoint of ours
-MAX_KEYS = 10  # named in a message
+CHECKSUM = "checksum"  # a key in every checkpoint that mvmae writes
+MAX_KEYS = 10  # keys named in a message
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state to `last.pt`; the checkpoint before becomes `previous.pt`."""
+    """Write the state to `last.pt`; the old `last.pt` becomes `previous.pt`."""
     folder.mkdir(exist_ok=True)
     last, previous, fresh = (folder / f"{name}.pt" for name in ("last", "previous", "fresh"))
     write_state(fresh, state)
     if last.exists():
-        # A second name for the file, so that `last.pt` exists at every moment, for commands that
+        # Hard-link `last.pt` before renaming, so that it exists at every moment for commands that
         # read it during the run. Some file systems have no hard links.
         second = folder / "second.pt"
         try:
@@ -44,19 +44,19 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 
 
 def write_state(file: Path, state: dict[str, Any]) -> None:
-    """Write tensors and plain data with their checksum, whole or not at all.
+    """Write tensors and plain data with their checksum, completely or not at all.
 
-    torch reads an archive without checking the checksums in it, so that a flipped bit in a weight
-    would come back as another weight.
+    torch does not verify the checksums in its archives, so a flipped bit would silently change a
+    weight.
     """
     whole = state | {CHECKSUM: atomic.digest(state)}
     atomic.write_whole(file, lambda stream: _write(whole, stream))
 
 
 def _write(state: dict[str, Any], stream: BinaryIO) -> None:
-    """Write with torch, then raise the error of the disk, if there was one.
+    """Write with torch, then raise the disk's error, such as "no space left", if there was one.
 
-    An error that passes through torch's writer comes out as a RuntimeError about an archive.
+    torch's writer would turn it into a RuntimeError about an archive.
     """
     writer = _ErrorKeeper(stream)
     torch.save(state, cast(BinaryIO, writer))
@@ -86,10 +86,13 @@ class _ErrorKeeper:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
-    """Read `last.pt`, or `previous.pt` if that is damaged or gone; return the state and the file.
+    """Load `last.pt`, or `previous.pt` if that is damaged or missing.
+
+    Returns:
+        The state, and the file that it was read from.
 
     Raises:
-        UserError: Neither is whole.
+        UserError: Neither can be loaded.
     """
     complaints = []
     for file in (folder / "last.pt", folder / "previous.pt"):
@@ -102,7 +105,7 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], Path]:
 
 
 def load_own(file: Path) -> dict[str, Any]:
-    """Read what `write_state` wrote, without its checksum.
+    """Load a state that `write_state` wrote, and drop its checksum.
 
     Raises:
         UserError: It is missing, damaged or from another program.
@@ -115,7 +118,7 @@ def load_own(file: Path) -> dict[str, Any]:
 
 
 def set_aside(last: Path) -> None:
-    """Rename a damaged checkpoint, or the next save would make it the previous one."""
+    """Rename a damaged `last.pt`, so that the next save does not make it `previous.pt`."""
     if last.exists():
         damaged = last.with_stem("damaged")
         run_folder.remove(damaged)
@@ -123,9 +126,9 @@ def set_aside(last: Path) -> None:
 
 
 def keep(last: Path, name: str) -> None:
-    """Keep a checkpoint, file or folder, under another name for good.
+    """Keep a checkpoint, file or folder, permanently under another name.
 
-    Its files get second names, so that it takes no room until the next one is saved.
+    Its files are hard-linked, so that it takes no space until the next checkpoint is saved.
     """
     kept, fresh = last.with_name(name), last.with_name(f".{name}.tmp")
     run_folder.remove(fresh)
@@ -141,7 +144,7 @@ def keep(last: Path, name: str) -> None:
 
 
 def link_or_copy(file: str | Path, copy: str | Path) -> None:
-    """Give a file a second name, or copy it if the file system has no hard links."""
+    """Hard-link a file, or copy it if the file system has no hard links."""
     try:
         os.link(file, copy)
     except OSError:
@@ -149,29 +152,29 @@ def link_or_copy(file: str | Path, copy: str | Path) -> None:
 
 
 def load(file: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU, ours or another program's.
+    """Load a checkpoint of mvmae or of another program onto the CPU.
 
     Raises:
-        UserError: It is missing, damaged, or holds what is not plain data.
+        UserError: It is missing or damaged, or holds objects other than tensors and plain data.
     """
     try:
         # argparse's Namespace is plain data, and the training scripts of MAE, MoCo v3 and DINO keep
         # their arguments in one.
         safe = torch.serialization.safe_globals([argparse.Namespace])
         with safe, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of pickle protocols, before it refuses them
+            warnings.simplefilter("ignore")  # about pickle protocols, which it then refuses
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
     except Exception as error:  # torch raises RuntimeError, UnpicklingError, EOFError, ...
-        # torch's own message is an essay about `weights_only`.
+        # torch's own message is several paragraphs about `weights_only`.
         reason = "torch cannot read it as tensors and plain data"
         if objects := re.search(r"(?:GLOBAL|Unsupported class) ([\w.]+)", str(error)):
             reason = (
                 f"it holds {objects[1]}, which is not plain data and could run code; save the "
                 "state dict alone"
             )
-        raise UserError(f"{file} is damaged or no checkpoint: {reason}") from error
+        raise UserError(f"{file} is damaged or not a checkpoint: {reason}") from error
     if not isinstance(state, dict):
         raise UserError(f"{file} is not a checkpoint: it holds a {type(state).__name__}")
     if CHECKSUM in state:
@@ -184,7 +187,11 @@ def load(file: Path) -> dict[str, Any]:
 
 
 def read_metadata(file: Path) -> dict[str, Any] | None:
-    """Read the encoder.json that `mvmae export` writes into safetensors; None for other files."""
+    """Read the metadata that `mvmae export` writes into a safetensors file's header.
+
+    Returns:
+        The content of encoder.json; None for other files.
+    """
     if file.suffix != ".safetensors":
         return None
     try:
@@ -196,14 +203,14 @@ def read_metadata(file: Path) -> dict[str, Any] | None:
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write tensors as safetensors, and facts about them into a JSON file beside it."""
+    """Write tensors to a safetensors file, and facts about them to a JSON file beside it."""
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     atomic.write_bytes(file, safetensors.torch.save(plain))
     atomic.write_json(file.with_suffix(".json"), facts)
 
 
 def load_tensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote.
+    """Load the tensors and the facts that `save_tensors` wrote.
 
     Raises:
         UserError: Either file is missing or damaged.
@@ -227,23 +234,28 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise UserError(f"no such file: {file}") from error
     except (OSError, ValueError, safetensors.SafetensorError) as error:
-        raise UserError(f"{file} is damaged or no safetensors file: {error}") from error
+        raise UserError(f"{file} is damaged or not a safetensors file: {error}") from error
 
 
 def abbreviate_list(keys: list[str]) -> str:
-    """Join the first of many names, and say how many more there are."""
+    """Join the first `MAX_KEYS` names, and say how many more there are."""
     more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
     return ", ".join(keys[:MAX_KEYS]) + more
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> None:
-    """Load weights into a model; every key must fit.
+    """Load weights into a model; keys and shapes must match exactly.
 
-    Everything is checked first: `load_state_dict` alone would raise torch's errors, copy a part of
-    the weights before it fails, and cast whole numbers to floats.
+    All of them are checked first. `load_state_dict` alone would raise torch's errors, copy some of
+    the weights before it fails, and cast integers to floats.
+
+    Args:
+        model: The model.
+        state: Its state dict.
+        source: Where the weights come from, for messages.
 
     Raises:
-        UserError: A key is missing or unknown, or a tensor has another shape.
+        UserError: A key is missing or unknown, or a tensor has another shape or kind of number.
     """
     ours = model.state_dict()
     keys = {
@@ -251,13 +263,13 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], *, source: str) -> 
         "unknown keys": sorted(state.keys() - ours.keys()),
     }
     if misfits := [f"{what}: {abbreviate_list(names)}" for what, names in keys.items() if names]:
-        raise UserError(f"{source} is of another model: {'; '.join(misfits)}")
+        raise UserError(f"{source} does not fit the model: {'; '.join(misfits)}")
     for key, tensor in state.items():
         if tensor.is_floating_point() != ours[key].is_floating_point():
-            raise UserError(f"{source} is of another kind: {key} holds {tensor.dtype}")
+            raise UserError(f"{source} does not fit the model: {key} holds {tensor.dtype}")
         if tensor.shape != ours[key].shape:
             raise UserError(
-                f"{source} is of another shape: {key} is {list(tensor.shape)}, "
-                f"the model has {list(ours[key].shape)}"
+                f"{source} does not fit the model: {key} has shape {list(tensor.shape)}, "
+                f"in the model {list(ours[key].shape)}"
             )
     model.load_state_dict(state)

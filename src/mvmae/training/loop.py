@@ -31,20 +31,20 @@ from mvmae.training.log import Log
 from mvmae.training.plan import Plan
 from mvmae.training.run_checkpoints import RunCheckpoints
 
-MIN_ATTEMPTS = 100  # images read before the share of unreadable ones is trusted
+MIN_ATTEMPTS = 100  # reads before a run stops because most of them failed
 
 
 @runtime_checkable  # the tests check types at run time
 class ReadBatch(Protocol):
-    """What the loop looks at in a batch."""
+    """Fields of a batch that the loop reads."""
 
     @property
     def skipped(self) -> Sequence[tuple[str, str]]:
-        """Path and reason of each image that was replaced by another."""
+        """Path and reason of each unreadable image, which another one replaces."""
 
     @property
     def is_whole(self) -> bool:
-        """Whether something readable was found for every place."""
+        """Whether a readable image was found for every row."""
 
 
 B = TypeVar("B", bound=ReadBatch)
@@ -52,26 +52,26 @@ B = TypeVar("B", bound=ReadBatch)
 
 @dataclass(eq=False)
 class Loop(Generic[B]):
-    """Yield the batches of the steps that are still to be taken.
+    """Yield the batches of the remaining steps.
 
     Raises:
         UserError: The checkpoint is damaged, or belongs to another run.
     """
 
     config: RunOutput
-    """Intervals of metrics and checkpoints, and where else to log."""
+    """Intervals of metrics and checkpoints, and additional logs."""
 
     plan: Plan
-    """How long the run is."""
+    """Number of steps, and when to evaluate and keep checkpoints."""
 
     parts: Mapping[str, Any]
     """Objects with a state dict (model, optimiser), by their names in the checkpoint."""
 
     batches: Callable[[range], Iterable[B]]
-    """From a range of steps to their batches."""
+    """Returns the batches of a range of steps."""
 
     device: torch.device
-    """Of this process."""
+    """Device of this process."""
 
     _: KW_ONLY
     checkpoints: RunCheckpoints
@@ -81,7 +81,7 @@ class Loop(Generic[B]):
     """Run folder: metrics.jsonl, skipped.csv."""
 
     title: str
-    """The command, for the bar and for the hint how to resume."""
+    """Name of the command, for the progress bar and the hint how to resume."""
 
     resume: bool
     """Whether to continue from the newest checkpoint."""
@@ -90,21 +90,21 @@ class Loop(Generic[B]):
     """What to do when the loss diverges, before and after the first update."""
 
     counters: Any = None
-    """A dataclass of plain values that the command counts; part of the checkpoint."""
+    """Further state of the command, a dataclass of plain values; part of the checkpoint."""
 
     resume_hint: str = ""
     """How to continue after a signal. Default: the command with --resume."""
 
     agree_every: int = 0
-    """Steps after which the processes agree on signals and checkpoints. Default: at lines of
-    metrics."""
+    """Steps between two agreements of the processes on signals and checkpoints. Default: those
+    between two lines of metrics."""
 
     def __post_init__(self) -> None:
         self.resume_hint = self.resume_hint or f"mvmae {self.title} --resume --out {self.folder}"
         self.agree_every = self.agree_every or self.config.log_every
         self.step = self.saved_step = self.signal = 0
-        self.unreadable = self._drawn = 0  # images
-        self._pending: list[Tensor] = []  # a row of losses for each step since the last line
+        self.unreadable = self._drawn = 0  # reads of this process: failed ones, and all
+        self._pending: list[Tensor] = []  # losses of each step since the last line of metrics
         self._names: tuple[str, ...] = ()
         self._skipped: list[tuple[str, str]] = []  # not yet in skipped.csv
         self._last_skipped = ("skipped.csv", "it lists them")
@@ -136,8 +136,8 @@ class Loop(Generic[B]):
     def __iter__(self) -> Iterator[B]:
         while (batch := self._next_batch()) is not None:
             yield batch
-            # The processes must save and stop at the same step. Asking each other costs a message
-            # between all of them, so they do it only now and then.
+            # The processes must save and stop at the same step. Agreeing on it is a collective
+            # operation, so they do it only every few steps.
             agree = self.step % self.agree_every == 0
             if agree or distributed.world_size() == 1:
                 self.signal = distributed.max_over_processes(self._interrupt.signal, self.device)
@@ -171,7 +171,8 @@ class Loop(Generic[B]):
         attempts = self._drawn + drawn + len(batch.skipped)
         failed = self.unreadable + len(batch.skipped)
         if not batch.is_whole or is_mostly_unreadable(failed, attempts):
-            # The images may return: keep the steps taken. Only a single process can save alone.
+            # The images may return, for example a lost network disk, so save the steps taken. With
+            # several processes this one cannot: saving needs all, and the others are not here.
             if distributed.world_size() == 1 and self.step > self.saved_step:
                 self.save()
             run_folder.append_skipped(self.folder, self._skipped)
@@ -197,7 +198,7 @@ class Loop(Generic[B]):
         return self.step % self.config.log_every == 0 or self.step == self.plan.total
 
     def interval_means(self) -> dict[str, float]:
-        """Mean losses since the last line of metrics, over all processes.
+        """Return mean losses since the last line of metrics, over all processes.
 
         Raises:
             DivergedError: A loss is not finite.
@@ -209,7 +210,7 @@ class Loop(Generic[B]):
         return dict(zip(self._names, losses, strict=True))
 
     def interval_speed(self) -> dict[str, float]:
-        """Images per second since the last call, and the share of time spent waiting for data."""
+        """Return images per second since the last call, and the share of time waiting for data."""
         now, (start, first_step) = time.perf_counter(), self._lap
         passed = max(now - start, 1e-9)
         images = (self.step - first_step) * self.plan.batch_size
@@ -225,10 +226,10 @@ class Loop(Generic[B]):
         self.log.write({**self.plan.position(self.step), **record})
 
     def require_finite(self) -> None:
-        """Stop at the first loss since the last line of metrics that is not finite.
+        """Require that all losses since the last line of metrics are finite.
 
         Raises:
-            DivergedError: There is one.
+            DivergedError: One is not; the error names the first step.
         """
         if not self._pending:
             return
@@ -238,7 +239,7 @@ class Loop(Generic[B]):
             return
         step = self.step - len(values) + int(bad[0]) + 1
         kept = (
-            f"{self.checkpoints.newest}, saved at step {self.saved_step}, is from before it"
+            f"{self.checkpoints.newest} was saved before it, at step {self.saved_step}"
             if self.saved_step
             else "no checkpoint had been saved yet"
         )
@@ -257,17 +258,17 @@ class Loop(Generic[B]):
             DivergedError: A loss is not finite; the previous checkpoint stays.
         """
         self.checkpoints.finish()
-        self.require_finite()
+        self.require_finite()  # or the only good checkpoints would be replaced by diverged ones
         rows = distributed.gather_objects(self._skipped)
         self._skipped = []
         if distributed.is_main():
             run_folder.append_skipped(self.folder, rows)
-        plain = self._plain()
+        plain = self._plain_state()
         self.checkpoints.save(self.parts, plain, keep_as=keep_as, in_background=in_background)
         self._saved_at, self.saved_step = time.monotonic(), self.step
         distributed.barrier()
 
-    def _plain(self) -> dict[str, Any]:
+    def _plain_state(self) -> dict[str, Any]:
         return {
             "step": self.step,
             "pending": self._pending,
@@ -276,7 +277,7 @@ class Loop(Generic[B]):
         } | (vars(self.counters) if self.counters else {})
 
     def _restore(self) -> None:
-        plain = self.checkpoints.load(self.parts, tuple(self._plain()))
+        plain = self.checkpoints.load(self.parts, tuple(self._plain_state()))
         self.step = self.saved_step = plain["step"]
         self._pending = [row.to(self.device) for row in plain["pending"]]
         self._drawn, self.unreadable = plain["drawn"], plain["unreadable"]
@@ -285,12 +286,12 @@ class Loop(Generic[B]):
 
 
 def is_mostly_unreadable(failed: int, attempts: int) -> bool:
-    """Whether more than half of the attempts to read an image failed, once there are enough."""
+    """Whether more than half of at least `MIN_ATTEMPTS` attempts to read an image failed."""
     return attempts >= MIN_ATTEMPTS and failed > attempts / 2
 
 
 def unreadable_error(failed: int, attempts: int, example: tuple[str, str]) -> UserError:
-    """Error for data that mostly cannot be read; `example` is a path with its reason."""
+    """Build the error for data that mostly cannot be read; `example` is a path and a reason."""
     path, reason = example
     return UserError(
         f"{failed} of the first {attempts} attempts to read an image failed, for example "

@@ -1,9 +1,9 @@
 """Messages between the processes of one command, and how they end together.
 
-They use the key-value store through which `torchrun` connected them, not collectives: a process
-reads a key (about 15 microseconds on one machine), continues, and reads it again. So nothing times
-out while one process fits a classifier for hours, signals are noticed, and a process that failed or
-died leaves nobody waiting.
+They use the key-value store through which `torchrun` connected them, not collectives. A waiting
+process reads a key again and again (about 15 microseconds on one machine) instead of blocking. So
+nothing times out while one process fits a classifier for hours, signals are noticed, and no process
+waits forever for one that failed or died.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from mvmae.errors import OtherFailedError, ReportedError, UserError, printable, 
 
 FAILED, REPORTED, SIGNAL = "failed", "reported", "signal"  # keys of all processes
 POLL_SECONDS = 0.05  # seconds between two reads of a waiting process
-REPORT_SECONDS = 2.0  # in which the main process may report what the others would report too
-# Seconds between two heartbeats, and without one until a process counts as dead. They come from a
-# thread, which a long computation in C can hold up, so DEATH_SECONDS is many heartbeats.
+REPORT_SECONDS = 2.0  # time for the main process to report what the others would report too
+# Seconds between two heartbeats, and seconds without one after which a process counts as dead. A
+# thread sends them, which a long computation in C can block, so that is many heartbeats.
 HEARTBEAT_SECONDS, DEATH_SECONDS = 2.0, 60.0
 CONNECTION_LOST = ("connection closed", "connection reset", "connection refused", "broken pipe")
 
 
 class NoStore:
-    """The key-value store of a single process: it keeps nothing, as nobody else reads it.
+    """The store of a command that runs in one process: it keeps nothing, as no other reads it.
 
     torch's own store in memory, `HashStore`, does not exist on Windows.
     """
@@ -49,11 +49,11 @@ class NoStore:
 
 
 class ProcessStore:
-    """The store as one of the processes of a command sees it; a single process asks nobody.
+    """Messages of one process to and from the other processes of its command.
 
     Args:
         store: A `torch.distributed.Store` that all processes reach, or `NoStore`.
-        rank: Of this process; 0 is the main one.
+        rank: Rank of this process; 0 is the main process.
         size: Number of processes.
     """
 
@@ -66,17 +66,17 @@ class ProcessStore:
         self._signal = 0
 
     def check(self, signal: int = 0) -> int:
-        """Ask whether to continue.
+        """Raise if another process failed; exchange signals, so that all stop together.
 
         Args:
-            signal: A signal that this process received, so that all stop.
+            signal: Number of a signal that this process received, or 0.
 
         Returns:
-            A signal that any process received, or 0.
+            The first signal that any process received, or 0.
 
         Raises:
             ReportedError: Another process failed, and the main process reports it.
-            OtherFailedError: The same, in the main process; or a process died.
+            OtherFailedError: In the main process: another process failed or died.
         """
         if self.size == 1:
             return signal  # not stored: the next command of this Python process must not find it
@@ -113,7 +113,14 @@ class ProcessStore:
                 )
 
     def from_main(self, value: Any) -> Any:
-        """Send the main process's value, plain data, to all."""
+        """Return the main process's value in all processes; every process must call this.
+
+        Args:
+            value: Anything that can be pickled; ignored in the other processes.
+
+        Raises:
+            UserError: As `check`, while waiting.
+        """
         key = f"main/{next(self._calls)}"
         if self.rank == 0:
             self.store.set(key, pickle.dumps(value))
@@ -124,11 +131,11 @@ class ProcessStore:
         return pickle.loads(self.store.get(key))
 
     def publish(self, name: str, value: int) -> None:
-        """Set a number of this process that the others can read with `latest`."""
+        """Publish a number that the other processes read with `latest`."""
         self.store.set(f"{name}/{self.rank}", str(value))
 
     def latest(self, name: str, rank: int = 0) -> int:
-        """Read the number that a process published last; -1 before the first."""
+        """Return the number that a process published last; -1 if it published none."""
         key = f"{name}/{rank}"
         return int(self.store.get(key)) if self.store.check([key]) else -1
 
@@ -137,7 +144,7 @@ class ProcessStore:
         self.store.set(f"post/{self.rank}/{next(self._posts)}", json.dumps(value))
 
     def read_posts(self) -> Iterator[Any]:
-        """Read what was posted to the main process since the last call, in each sender's order."""
+        """Yield what the others posted since the last call, in each sender's order."""
         for rank in self.others:
             while self.store.check([key := f"post/{rank}/{self._read[rank]}"]):
                 value = json.loads(self.store.get(key))
@@ -166,7 +173,7 @@ class ProcessStore:
                 time.sleep(POLL_SECONDS)
 
     def stop_others(self, seconds: float) -> None:
-        """Let the others stop what they are doing, and wait for them up to `seconds`."""
+        """Make the others fail at their next `check`, and wait up to `seconds` until they have."""
         self.store.compare_set(FAILED, "", "the main process failed")
         self._wait_until(lambda: self._all_set("left"), seconds)
 
@@ -178,7 +185,7 @@ class ProcessStore:
             self._wait_until(lambda: self._all_set("gone"), REPORT_SECONDS)
 
     def _all_set(self, key: str) -> bool:
-        """Whether all others set a key: "left" their work, or "gone" and read nothing more."""
+        """Whether all others set a key: "left" after their work, "gone" after their last read."""
         return all(self.store.check([f"{key}/{rank}"]) for rank in self.others)
 
     def _wait_until(self, is_true: Callable[[], bool], seconds: float) -> bool:
@@ -196,10 +203,10 @@ class ProcessStore:
                     break
 
     def error_to_raise(self, error: Exception) -> Exception:
-        """Choose what to raise in place of an error, so that one process prints one line.
+        """Choose what to raise in place of an error, so that only one process prints it.
 
-        The main process prints it. Another process that fails waits for that, since mostly all fail
-        alike, and prints it itself where the main process is busy.
+        The main process prints it if it fails too. Processes usually fail for the same reason, so
+        another process waits for that a moment, and prints its line itself if it waits in vain.
         """
         if isinstance(error, ReportedError):
             return error
@@ -233,7 +240,7 @@ class ProcessStore:
         return self._print_line(error) if self.rank else error
 
     def _print_line(self, error: Exception) -> Exception:
-        """Print the line here, since the command line prints only in the main process."""
+        """Print an error's line here, since only the main process's command line prints errors."""
         if self.rank == 0 or (line := user_message(error)) is None:
             return error
         print(f"mvmae: {printable(' '.join(line.split()))}", file=sys.stderr)
@@ -241,13 +248,13 @@ class ProcessStore:
 
 
 def _is_connection_loss(error: Exception) -> bool:
-    """Whether another process did not answer."""
+    """Whether an error says that another process closed its connection."""
     text = str(error).lower()  # gloo and NCCL raise a plain RuntimeError
     has_words = isinstance(error, RuntimeError) and any(words in text for words in CONNECTION_LOST)
     return has_words or isinstance(error, dist.DistNetworkError)
 
 
-SINGLE_PROCESS = ProcessStore(NoStore(), 0, 1)  # of commands that run in one process
+SINGLE_PROCESS = ProcessStore(NoStore(), 0, 1)
 _current = SINGLE_PROCESS
 
 
@@ -283,5 +290,5 @@ def connect() -> Iterator[None]:
 
 
 def partition(items: int, rank: int, size: int) -> range:
-    """Return the consecutive part of the items that one of `size` processes takes."""
+    """Return the indices that one of `size` processes takes, consecutive and evenly divided."""
     return range(items * rank // size, items * (rank + 1) // size)

@@ -160,7 +160,7 @@ def fill(tensors: dict[str, Tensor], path: Path) -> None:
     if stored != ours:
         different = sorted(name for name in stored | ours if stored.get(name) != ours.get(name))
         raise UserError(
-            f"{path} is of another model: {checkpoint.abbreviate_list(different)} differ"
+            f"{path} does not fit the model: {checkpoint.abbreviate_list(different)} differ"
         )
     _read(tensors, path, no_dist=distributed.world_size() == 1)
 

@@ -277,7 +277,7 @@ def test_code_in_a_checkpoint_is_refused_and_does_not_run(tmp_path, by_torch):
         torch.save(content, tmp_path / "w.pth")
     else:
         (tmp_path / "w.pth").write_bytes(pickle.dumps(content))
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         open_encoder(tmp_path / "w.pth")
     assert not marker.exists()
     pickle.loads(pickle.dumps(Trap(marker)))
@@ -300,5 +300,5 @@ def test_a_file_that_was_cut_is_refused(tmp_path, suffix, kept):
 
 def test_a_text_file_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("weights\n" * 99)
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         open_encoder(tmp_path / "notes.txt")

@@ -198,7 +198,7 @@ def test_a_cut_checkpoint_is_named(run):
     folder, _ = run
     file = folder / "checkpoints" / "last.pt"
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"last.pt is damaged or no checkpoint"):
+    with pytest.raises(UserError, match=r"last.pt is damaged or not a checkpoint"):
         load_autoencoder(folder)
 
 
@@ -208,7 +208,7 @@ def test_weights_of_another_shape_are_refused(run):
     for change, message in [
         ({"depth": 5}, "missing keys: blocks.4.attn.proj.bias, .* and 2 more"),
         ({"depth": 3}, "unknown keys: blocks.3.attn.proj.bias, .* and 2 more"),
-        ({"width": 128}, r"is of another shape: .* the model has"),
+        ({"width": 128}, r"does not fit the model: .* in the model "),
     ]:
         (folder / "encoder.json").write_text(json.dumps(facts | change))
         with pytest.raises(UserError, match=message):

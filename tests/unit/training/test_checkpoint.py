@@ -147,7 +147,7 @@ def test_truncated_checkpoint_is_refused_and_the_one_before_taken(tmp_path, shar
     file = save_states(tmp_path, 2)
     content = file.read_bytes()
     file.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load(file)
     state, source = checkpoint.load_newest(tmp_path)
     assert source == tmp_path / "previous.pt"
@@ -263,7 +263,7 @@ def test_kept_checkpoint_outlives_the_next_ones(tmp_path):
 @pytest.mark.parametrize("content", [b"garbage", b"\x80\x02", b"PK\x03\x04", b"\0" * 5000])
 def test_garbage_is_refused(tmp_path, content):
     (tmp_path / "last.pt").write_bytes(content)
-    with pytest.raises(UserError, match=r"last\.pt is damaged or no checkpoint") as caught:
+    with pytest.raises(UserError, match=r"last\.pt is damaged or not a checkpoint") as caught:
         checkpoint.load(tmp_path / "last.pt")
     assert "\n" not in str(caught.value)
 
@@ -285,7 +285,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, zipped):
     marker = tmp_path / "marker"
     content = {"step": 1, "model": WritesAFile(marker)}
     torch.save(content, tmp_path / "last.pt", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     assert not marker.exists()
 
@@ -293,7 +293,7 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path, zipped):
 def test_code_in_a_bare_pickle_is_refused_and_never_runs(tmp_path):
     marker = tmp_path / "marker"
     (tmp_path / "last.pt").write_bytes(pickle.dumps(WritesAFile(marker)))
-    with pytest.raises(UserError, match="damaged or no checkpoint"):
+    with pytest.raises(UserError, match="damaged or not a checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     assert not marker.exists()
 
@@ -370,15 +370,15 @@ def test_weights_that_fit_are_taken(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda s: s.pop("bias"), "f.pt is of another model: missing keys: bias"),
-        (lambda s: s.update(odd=s["bias"]), "f.pt is of another model: unknown keys: odd"),
+        (lambda s: s.pop("bias"), "f.pt does not fit the model: missing keys: bias"),
+        (lambda s: s.update(odd=s["bias"]), "f.pt does not fit the model: unknown keys: odd"),
         (
             lambda s: s.update(odd=s.pop("bias")),
             "missing keys: bias; unknown keys: odd",
         ),
         (
             lambda s: s.update(weight=torch.zeros(3, 3)),
-            r"f.pt is of another shape: weight is \[3, 3\], the model has \[2, 3\]",
+            r"f.pt does not fit the model: weight has shape \[3, 3\], in the model \[2, 3\]",
         ),
     ],
     ids=["missing", "extra", "both", "shape"],

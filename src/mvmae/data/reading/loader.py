@@ -1,7 +1,7 @@
-"""Views and whole images by index, and batches of them, read by worker processes.
+"""Batches of views and of whole images, read by worker processes.
 
-The order of the images is a function of (seed, epoch) and a batch is a slice of it, so that a run
-resumes at any step, on any number of processes, with the batches it would have seen.
+The order of the images is a function of (seed, epoch) and a batch is a slice of it. So a run can
+resume at any step, on any number of processes, with the same batches as without the interruption.
 
 Shapes: V views of an image, B images, C channels, H x W pixels, N patches.
 """
@@ -29,7 +29,7 @@ from mvmae.data.sources.base import Source
 from mvmae.method.augmentations import Augmentations, draw_augmentations, stack_augmentations
 from mvmae.method.views import mask_noise, random_views, whole_view
 
-AUGMENTATION_STREAM = 1  # seeds their draws apart from those of crops and masks
+AUGMENTATION_STREAM = 1  # in their seed, which keeps their draws apart from crops and masks
 MAX_ATTEMPTS = 64  # other images tried in place of an unreadable one
 T = TypeVar("T")
 
@@ -48,7 +48,7 @@ class Batch(NamedTuple):
     """Views of each image, first views first."""
 
     noise: Float[Tensor, "V B N"]
-    """Ranks the patches of each view for masking."""
+    """Noise that ranks the patches of each view for masking."""
 
     skipped: list[Skipped]
     """Images that should have been in the batch and could not be read."""
@@ -64,7 +64,7 @@ class Batch(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """What was made of an image, or of another in place of an unreadable one."""
+    """The views of an image, or of another one in place of an unreadable image."""
 
     views: Tensor | None
     """Shape V C H W; None where no readable image was found."""
@@ -89,15 +89,15 @@ class ViewsDataset(Dataset):
             self.fast_views = reduced_jpeg.fast_views if reduced_jpeg.applies(config) else None
 
     def __getitem__(self, index: tuple[int, int]) -> Sample:
-        config, (epoch, place) = self.config, index
-        rng = np.random.default_rng((config.seed, epoch, place))
+        config, (_, number) = self.config, index
+        rng = np.random.default_rng((config.seed, *index))
         # First, so that masks do not depend on how many images were tried.
         noise = mask_noise(rng, config.views.num_views, config.model.num_patches)
         read = partial(self.views, rng=rng)
-        views, place, skipped = first_readable(read, self.source, place, rng)
+        views, number, skipped = first_readable(read, self.source, number, rng)
         # From a separate stream, so that runs without augmentation stay the same bit for bit.
         augmentations = draw_augmentations((config.seed, *index, AUGMENTATION_STREAM), config.views)
-        return Sample(views, noise, skipped, place, augmentations)
+        return Sample(views, noise, skipped, number, augmentations)
 
     def views(self, index: int, rng: np.random.Generator) -> Tensor:
         """Random views of an image, shape V C H W.
@@ -122,7 +122,7 @@ class ViewsDataset(Dataset):
 def first_readable(
     read: Callable[[int], T], source: Source, index: int, rng: np.random.Generator
 ) -> tuple[T | None, int, list[Skipped]]:
-    """Call `read` on an image and, while it cannot be read, on others drawn from `rng`.
+    """Call `read` on an image; if that cannot be read, on others drawn from `rng`.
 
     Returns:
         The result, or None after `MAX_ATTEMPTS` unreadable images; the index of the image that was
@@ -134,13 +134,13 @@ def first_readable(
             return read(index), index, skipped
         except UnreadableImageError as error:
             skipped.append(Skipped(source.path(index), str(error)))
-            # From the image's own generator: a resumed run finds the same one.
+            # From the image's own generator: a resumed run finds the same replacement.
             index = int(rng.integers(len(source)))
     return None, index, skipped
 
 
 def collate(samples: Sequence[Sample], groups: np.ndarray | None = None) -> Batch:
-    """Stack samples to a batch; `groups` has the group number of each image of the source."""
+    """Stack samples to a batch; `groups` holds the group number of every image of the source."""
     views = [sample.views for sample in samples if sample.views is not None]
     stacked = torch.stack(views, dim=1) if views else torch.empty(0, 0, 0, 0, 0, dtype=torch.uint8)
     noise = torch.stack([sample.noise for sample in samples], dim=1)
@@ -153,22 +153,22 @@ def collate(samples: Sequence[Sample], groups: np.ndarray | None = None) -> Batc
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> np.ndarray:
-    """Every image once, shuffled."""
+    """Return the indices of all images, shuffled."""
     return np.random.default_rng((seed, epoch)).permutation(num_images)
 
 
 class StepSampler:
     """The (epoch, index) pairs of this process's share of each batch.
 
-    Images at the end of an epoch that do not fill a batch are left out, as in MAE.
+    The last images of an epoch are left out if they do not fill a batch, as in MAE.
 
     Args:
         num_images: Images in an epoch.
         seed: Seed of the shuffling.
         batch_size: Images in a step, over all processes.
         steps: Steps of the run.
-        rank: Number of this training process.
-        world_size: Training processes that share a batch.
+        rank: Rank of this training process.
+        world_size: Number of training processes, which share each batch.
     """
 
     def __init__(
@@ -206,14 +206,14 @@ def view_batches(
     cuda: bool,
     groups: Int[np.ndarray, " images"] | None = None,
 ) -> Iterator[Batch]:
-    """Batches of views for the given steps, even if reader processes die or hang.
+    """Yield the batches of views of some steps, even if reader processes die or hang.
 
     Args:
         source: The images.
         config: Options of the run.
         steps: Steps of the run.
-        rank: Number of this training process.
-        world_size: Training processes that share a batch.
+        rank: Rank of this training process.
+        world_size: Number of training processes, which share each batch.
         cuda: Whether the batches go to a GPU.
         groups: Group numbers from `groups.group_numbers`.
     """
@@ -241,7 +241,7 @@ class WholeBatch(NamedTuple):
 
 
 class WholeDataset(Dataset):
-    """Images as they are evaluated, by index."""
+    """Whole images by index, as evaluations use them."""
 
     def __init__(
         self, source: Source, size: tuple[int, int], interpolation: str, share: float = 1.0
@@ -260,7 +260,7 @@ class WholeDataset(Dataset):
 
 
 def collate_whole(samples: list[tuple[Tensor | None, int, list[Skipped]]]) -> WholeBatch:
-    """Stack images, the numbers of those that could be read, and what was skipped."""
+    """Stack the images that could be read and their indices, and list the skipped ones."""
     images = [image for image, _, _ in samples if image is not None]
     indices = [index for image, index, _ in samples if image is not None]
     stacked = torch.stack(images) if images else torch.empty(0, 0, 0, 0, dtype=torch.uint8)
@@ -278,7 +278,17 @@ def whole_batches(
     cuda: bool,
     share: float = 1.0,
 ) -> DataLoader:
-    """Every image once, in order, as `whole_view` shows it; yields `WholeBatch`."""
+    """Return a loader of `WholeBatch`es of all images in order, resized by `whole_view`.
+
+    Args:
+        source: The images.
+        size: Height and width in pixels.
+        interpolation: "bicubic" or "bilinear".
+        batch_size: Images in a batch.
+        workers: Reader processes. Default: depends on the machine.
+        cuda: Whether the batches go to a GPU.
+        share: As in `whole_view`.
+    """
     return DataLoader(
         WholeDataset(source, size, interpolation, share),
         batch_size=batch_size,
@@ -288,7 +298,13 @@ def whole_batches(
 
 
 def loader_options(workers: int | None, cuda: bool, *, timeout: float = 0) -> dict:
-    """Options for DataLoader. On a CPU the network needs the cores, so one process reads."""
+    """Return options for DataLoader; on a CPU one worker reads, as the network needs the cores.
+
+    Args:
+        workers: Reader processes. Default: on a GPU one per core, at most 16.
+        cuda: Whether the batches go to a GPU.
+        timeout: Seconds to wait for a batch; 0 waits forever.
+    """
     if workers is None:
         cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
         workers = min(16, cores) if cuda else min(1, cores - 1)

@@ -17,19 +17,19 @@ from mvmae.data.reading.pixel_depth import Values
 from mvmae.data.sources.string_table import CodedWords, encode_words
 from mvmae.errors import UserError
 
-NOT_FILES_MESSAGE = (  # why `data check` refuses a named set
+NOT_FILES_MESSAGE = (  # why `data check` refuses a data set given by name
     "{} does not consist of files: mvmae data pack writes it to tar files, which can be checked"
 )
 
 
 class Source(ABC):
-    """Images by index. Picklable, because reader processes get a copy.
+    """Images by index. Sources are picklable, because reader processes get a copy.
 
-    A new source implements the four abstract methods and sets `name` and `wanted`.
+    A new kind of source implements the four abstract methods and sets `name` and `wanted`.
     """
 
     name: str
-    """What the user called it."""
+    """DATA as the user wrote it."""
 
     wanted: Wanted
     """Channels and depth of the pixels that `read` returns."""
@@ -41,16 +41,16 @@ class Source(ABC):
     """Index in `classes` for each image; empty without labels."""
 
     groups: CodedWords = encode_words(())
-    """What each image belongs to besides its class, such as a patient; empty if unknown."""
+    """Name of each image's group, such as its patient; empty without groups."""
 
     has_own_files: bool = False
     """Whether each image is a separate file, at `path`."""
 
     refuses_check: str = ""
-    """Why `mvmae data check` cannot read these images; empty where it can."""
+    """Why `mvmae data check` cannot check these images; empty if it can."""
 
     damage: Sequence[tuple[str, str]] = ()
-    """Archives of which only the beginning can be read, each with what is wrong."""
+    """Path and problem of each archive that can be read only in part."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Source(ABC):
 
     @abstractmethod
     def path(self, index: int) -> str:
-        """Where an image is, for messages; unique in this source."""
+        """Path of an image, for messages; unique in this source."""
 
     @abstractmethod
     def content(self, index: int) -> bytes | Values:
@@ -77,11 +77,11 @@ class Source(ABC):
         return int(self.label_codes[index]) if len(self.label_codes) else -1
 
     def group(self, index: int) -> str | None:
-        """The group of an image, see `groups`; None if it belongs to none."""
+        """Name of an image's group; None if it is in none."""
         return self.groups.word(index) if self.groups.table else None
 
     def read(self, index: int) -> Pixels:
-        """The pixels of an image.
+        """The pixels of an image, C x H x W.
 
         Raises:
             UnreadableImageError: The image cannot be decoded.
@@ -89,7 +89,7 @@ class Source(ABC):
         return decode_content(self.content(index), self.wanted)
 
     def member(self, index: int) -> str:
-        """The path of an image in an archive of this source, with forward slashes."""
+        """Path under which `data pack` stores an image in an archive, with forward slashes."""
         return self.path(index).replace(os.sep, "/")
 
     def files(self) -> Iterator[str]:
@@ -98,7 +98,7 @@ class Source(ABC):
 
 
 class SourceWrapper(Source):
-    """Everything from another source; subclasses change what differs."""
+    """A source that forwards everything to another source; subclasses override parts."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -153,10 +153,10 @@ class Subset(SourceWrapper):
 
 
 def plain_channels(channels: int) -> int:
-    """The channels to open a source with before `with_depth` converts it: 1 or 3.
+    """The number of channels to open a source with before `with_depth` converts it: 1 or 3.
 
     Raises:
-        UserError: Images cannot have this number of channels.
+        UserError: `channels` is not between 1 and `MAX_CHANNELS`.
     """
     if not 1 <= channels <= MAX_CHANNELS:
         raise UserError(f"image files are read with 1 to {MAX_CHANNELS} channels, not {channels}")
@@ -164,11 +164,13 @@ def plain_channels(channels: int) -> int:
 
 
 def with_depth(source: Source, channels: int, depth: Depth) -> Source:
-    """The source itself, or for other than 8-bit gray and colour, a copy that reads those.
+    """Return a source whose `read` returns pixels with these channels and this depth.
+
+    For 8-bit gray and colour that is the source itself, otherwise a copy.
 
     Args:
         source: Opened with `plain_channels`.
-        channels: Channels of the pixels.
+        channels: Number of channels of the pixels.
         depth: Depth of the pixels, see `Wanted`.
     """
     if depth == "8" and channels in (1, 3):

@@ -1,4 +1,4 @@
-"""From what the user wrote to a source: the table of source kinds."""
+"""Open the images that DATA names: the table of source kinds."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ LISTS = (".txt", ".csv", ".tsv", ".parquet")
 class SourceKind(NamedTuple):
     """A kind of source; its module is imported when one is opened.
 
-    Where `split` is not empty, the module also has `open_parts(name, channels)`, which returns the
-    training and the test part, or None if there are no such parts.
+    If `split` is not empty, the module also has `open_parts(name, channels)`, which returns the
+    training and the test part, or None if a name has no such parts.
     """
 
     recognises: Callable[[str], bool]
-    """Whether a name that the user wrote is of this kind."""
+    """Whether a name in DATA is of this kind."""
 
     module: str
-    """Below `mvmae.data.sources`."""
+    """Name of the module in `mvmae.data.sources`."""
 
     opener: str = "open_images"
     """Its function or class that takes the name (the list of names, if `takes_several`) and the
     channels, and returns a source."""
 
     split: str = ""
-    """Where a split into training and test part comes from, in words; empty without parts."""
+    """Origin of a split into training and test part, for messages; empty without parts."""
 
     takes_several: bool = False
-    """Whether several names of this kind are one source."""
+    """Whether several names of this kind are opened together as one source."""
 
 
 def is_builtin(name: str) -> bool:
@@ -80,21 +80,21 @@ KINDS = (
 
 
 def open_source(data: Sequence[str], channels: int, depth: Depth = "8") -> Source:
-    """Open folders, one list, tar files, or a named set (its training part).
+    """Open folders, one list, one array, tar files, or a named set (its training part).
 
     Args:
-        data: What the user wrote.
-        channels: Channels of the pixels.
+        data: DATA as the user wrote it: one name, or several folders or tar files.
+        channels: Number of channels of the pixels.
         depth: Depth of the pixels, see `Wanted`.
 
     Raises:
-        UserError: There is nothing there, or nothing that mvmae reads.
+        UserError: A name does not exist, or is not of a kind that mvmae reads.
     """
     kind = _choose_kind(data)
     open_images = getattr(_load(kind), kind.opener)
     names = data if kind.takes_several else data[0]
     source = with_depth(open_images(names, plain_channels(channels)), channels, depth)
-    if channels not in (1, 3):  # gray and colour are converted to each other
+    if channels not in (1, 3):  # gray and colour are converted to each other, others never
         require_channels(detect_kind(source, 0), channels, data)
     return source
 
@@ -103,7 +103,7 @@ def open_parts(name: str, channels: int) -> tuple[tuple[Source, Source], str] | 
     """Open the training and the test part of a named set that has both.
 
     Returns:
-        The parts and where they come from, in words; None where there are no such parts.
+        The parts, and the origin of the split for messages; None if there are no such parts.
 
     Raises:
         UserError: The set is unknown, or not on this machine.
@@ -118,7 +118,7 @@ def _load(kind: SourceKind) -> Any:
 
 
 def _choose_kind(data: Sequence[str]) -> SourceKind:
-    """The kind of source that all of the names are together.
+    """Return the kind of source that the names are, all together.
 
     Raises:
         UserError: No kind recognises them, or they are of several kinds.
@@ -131,7 +131,7 @@ def _choose_kind(data: Sequence[str]) -> SourceKind:
     if len(data) > 1:
         other = next(name for name in data if not Path(name).is_dir())
         raise UserError(
-            f"several DATA must all be folders, and {other} is not one; or all tar files"
+            f"several DATA must all be folders, or all tar files, and {other} is not a folder"
         )
     if Path(data[0]).exists():
         raise UserError(f"{data[0]} is neither a folder nor a list of images ({', '.join(LISTS)})")
