@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TextIO
 from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
 from rich.text import Text
 
 from mvmae.errors import UserError, printable
@@ -132,7 +133,12 @@ def console() -> Console:
     Text contains names of files, so nothing in it is markup, and control characters are escaped.
     The terminal breaks long lines.
     """
-    return _SafeConsole(soft_wrap=True, highlight=False, markup=False)
+    return _SafeConsole(soft_wrap=True, highlight=False, markup=False, emoji=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table whose cells may hold rich's markup; names in it are escaped by its maker."""
+    Console(emoji=False).print(table)
 
 
 def warn(text: str) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import rich.table
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.markup import escape
 
 from mvmae import terminal
@@ -48,7 +47,7 @@ def write(plan: Plan, results: Results) -> Path:
     write_text(folder / f"{name}.md", to_markdown(plan, head, rows, sentences))
     console = terminal.console()
     console.print(f"\n{name}: {plan.ablation.varies}", style="bold")
-    Console().print(to_terminal(plan, head, rows))
+    terminal.print_table(to_terminal(plan, head, rows))
     for sentence in sentences:
         console.print(sentence)
     written = f"{file}, {name}.md"

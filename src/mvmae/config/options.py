@@ -61,8 +61,8 @@ class Images(Options):
     """Images, with or without labels."""
 
     data: DataArgument = ("photos",)
-    """Images, labelled or not: folders (including subfolders), a list file (.txt, .csv), or the
-    built-in photos or digits."""
+    """Images, labelled or not: folders (including subfolders), lists (.txt, .csv, .parquet), tar
+    files, .npy arrays, torchvision:NAME, hf:NAME, or the built-in photos or digits."""
 
 
 @dataclass(frozen=True, kw_only=True)

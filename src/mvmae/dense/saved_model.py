@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from rich.console import Console
 from torch import nn
 
 from mvmae import recipes, terminal
@@ -203,7 +202,7 @@ def predict(
                 f"none of the images in {source.name} can be read, for example {path} ({reason})"
             )
         run_folder.append_skipped(folder, skipped)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.console()
     counts = {"images": num_images - len(skipped), "skipped": len(skipped)}
     seconds = time.perf_counter() - began
     console.print(f"{counts['images']} images in {seconds:.0f} s; {findings}")

@@ -121,7 +121,7 @@ def answer_queries(job: Job, index: Index, queries: Queries) -> None:
     if index.facts["tokens"] == "patch":
         console.print("patch tokens are searched by their mean")
     # In a file or a pipe a table row must not be wrapped.
-    wide = Console() if console.is_terminal else Console(width=1000)
+    wide = Console(emoji=False, width=None if console.is_terminal else 1000)
     for query, result in zip(config.query, results, strict=True):
         console.print(f"\nnearest to {query}", style="bold")
         wide.print(make_table(result))

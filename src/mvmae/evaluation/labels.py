@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -91,7 +90,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
     figure = write_figure(cells, config, setting)
     console = terminal.console()
     console.print(f"\naccuracy with few labels on {config.data}", style="bold")
-    Console().print(build_table(cells))
+    terminal.print_table(build_table(cells))
     verdict = describe_gain(cells, config.encoder, num_test)
     for line in (*remarks(train_labels, config), verdict):
         console.print(line)

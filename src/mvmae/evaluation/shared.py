@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from rich.console import Console
 from torch import Tensor
 
 from mvmae import encoders, terminal
@@ -343,7 +342,7 @@ def report(
     classes, row, count = setting.data.test.classes, headline.row, len(headline.labels)
     console = terminal.console()
     console.print(f"\n{title}", style="bold")
-    Console().print(build_table(rows, len(classes)))
+    terminal.print_table(build_table(rows, len(classes)))
     # If all predictions are right, or all are wrong, the formula would give an error of 0. Then
     # assume one exception among count + 2 images (Laplace's rule of succession).
     share = min(max(row.top1 / 100, 1 / (count + 2)), 1 - 1 / (count + 2))

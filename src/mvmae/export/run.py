@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
@@ -155,7 +154,7 @@ def run(config: ExportConfig) -> None:
 
     terminal.emit("result", {"command": "export", "folder": str(folder), "formats": rows})
     console.print(f"written: {folder}")
-    Console().print(make_table(rows))
+    terminal.print_table(make_table(rows))
     console.print(
         f"largest difference from the source on {len(images)} images of "
         f"{config.data if opened.encoder.in_channels in (1, 3) else 'noise'}; "

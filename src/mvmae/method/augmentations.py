@@ -4,8 +4,8 @@ MoCo v2 and SimCLR use them; the paper does not. Without them two crops of an im
 colours, and the contrast may learn nothing but colours. Their strengths are drawn for each view by
 the readers, and applied to whole batches on the device.
 
-To add an augmentation, add an option to `ViewsConfig`, a column to `Augmentations`, drawn last (so
-that old runs draw the same numbers), and its effect to `augment`.
+To add an augmentation, add an option to `ViewsConfig`, a column to `Augmentations` and `UNCHANGED`,
+its numbers to `draw_augmentations`, and its effect to `augment`.
 
 Shapes: V views, B images, R rows of a batch.
 """
@@ -26,7 +26,7 @@ from mvmae.method.views import DISPLAY_DEVIATIONS, to_floats
 JITTER_PROBABILITY = 0.8  # SimCLR's
 LIGHT_RANGE, HUE_RANGE = 0.8, 0.2  # SimCLR's at strength 1: factors of 1 +- 0.8, 0.2 of a turn
 GRAY = (0.2989, 0.587, 0.114)  # ITU-R 601, as in torchvision's rgb_to_grayscale
-UNCHANGED = (1.0, 1.0, 1.0, 0.0)
+UNCHANGED = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0}
 
 
 class Augmentations(NamedTuple):
@@ -61,15 +61,18 @@ def draw_augmentations(seed: tuple[int, ...], config: ViewsConfig) -> Augmentati
     if strength == 0 and config.grayscale == 0:
         return None
     rng = np.random.default_rng(seed)
-    colours = np.empty((config.num_views, 4), dtype=np.float32)
-    for view in colours:
+    drawn = Augmentations(**{k: torch.full((config.num_views,), v) for k, v in UNCHANGED.items()})
+    for view in range(config.num_views):
         light = rng.uniform(1 - LIGHT_RANGE * strength, 1 + LIGHT_RANGE * strength, size=3)
-        view[:] = (*light, rng.uniform(-HUE_RANGE * strength, HUE_RANGE * strength))
-        if rng.random() >= JITTER_PROBABILITY:
-            view[:] = UNCHANGED
+        hue = rng.uniform(-HUE_RANGE * strength, HUE_RANGE * strength)
+        if rng.random() < JITTER_PROBABILITY:
+            drawn.brightness[view], drawn.contrast[view], drawn.saturation[view] = light
+            drawn.hue[view] = hue
         if rng.random() < config.grayscale:
-            view[2] = 0
-    return Augmentations(*torch.from_numpy(colours).unbind(1))
+            drawn.saturation[view] = 0
+    # A new augmentation draws its numbers here, after those of all views, so that runs without it
+    # draw the same numbers as before.
+    return drawn
 
 
 def stack_augmentations(drawn: Sequence[Augmentations | None]) -> Augmentations | None:
@@ -113,14 +116,15 @@ def change_colours(
         drawn: One number per row in each column.
         bounded: Whether results are clipped to [0, 1].
     """
-    brightness, contrast, saturation, hue = (column[:, None, None, None] for column in drawn)
-    images = _clip(images * brightness, bounded)
+    drawn = Augmentations(*(column[:, None, None, None] for column in drawn))
+    images = _clip(images * drawn.brightness, bounded)
     mean = gray(images).mean((1, 2, 3), keepdim=True)
-    images = _clip(mean + contrast * (images - mean), bounded)
+    images = _clip(mean + drawn.contrast * (images - mean), bounded)
     if images.shape[1] != 3:
         return images
     luminance = gray(images)
-    return rotate_hue(_clip(luminance + saturation * (images - luminance), bounded), hue)
+    saturated = _clip(luminance + drawn.saturation * (images - luminance), bounded)
+    return rotate_hue(saturated, drawn.hue)
 
 
 def gray(images: Float[Tensor, "R C H W"]) -> Float[Tensor, "R 1 H W"]:

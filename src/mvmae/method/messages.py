@@ -153,9 +153,11 @@ def summary(
             "the time waiting for data"
         )
     yield "time", f"{terminal.clock(seconds)}{words}"
-    for row in sort_metrics(columns):
-        is_term = row.better == "lower" and row.name != "loss"
-        if row.name == "loss" or (is_term and "contrastive" in columns):  # one term is the loss
+    losses = [row for row in sort_metrics(columns) if row.better == "lower"]
+    for row in losses:
+        is_term = row.name != "loss"
+        # Plain MAE's only term is the loss itself; a contrast alone is shown for its chance level.
+        if not is_term or len(losses) > 2 or row.name == "contrastive":
             first, last = columns[row.name].y[[0, -1]]
             level = metrics_file.level(columns, row.name)
             name = metrics_file.level_name(row.name)

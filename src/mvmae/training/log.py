@@ -82,7 +82,7 @@ class Log:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         # Names of files may hold control characters, or brackets that rich would take for markup.
-        self.console.print(printable(text), markup=False, highlight=False)
+        self.console.print(printable(text), markup=False, highlight=False, emoji=False)
 
     def warn(self, text: str) -> None:
         """Print a warning, with --quiet too."""

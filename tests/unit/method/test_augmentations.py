@@ -41,20 +41,26 @@ def draws(count: int, config: ViewsConfig = STRONG) -> Augmentations:
     return Augmentations(*map(torch.cat, columns))
 
 
-def equal(count: int, *numbers: float) -> Augmentations:
-    """The same numbers for every view."""
-    return Augmentations(*(torch.full((count,), number) for number in numbers))
+def equal(count: int, **changed: float) -> Augmentations:
+    """The same numbers for every view; what is not named is unchanged."""
+    return Augmentations(**{k: torch.full((count,), v) for k, v in (UNCHANGED | changed).items()})
 
 
 def first(drawn: Augmentations, count: int) -> Augmentations:
     return Augmentations(*(column[:count] for column in drawn))
 
 
-def theirs(image: torch.Tensor, *drawn: torch.Tensor) -> torch.Tensor:
-    """torchvision's functions, one after the other."""
-    brightness, contrast, saturation, hue = (number.item() for number in drawn)
-    image = tv.adjust_contrast(tv.adjust_brightness(image, brightness), contrast)
-    return tv.adjust_hue(tv.adjust_saturation(image, saturation), hue)
+def theirs(images: torch.Tensor, drawn: Augmentations) -> list[torch.Tensor]:
+    """torchvision's functions, one after the other, for each image."""
+    changed = []
+    for index, image in enumerate(images):
+        of_image = Augmentations(*(column.flatten()[index].item() for column in drawn))
+        image = tv.adjust_brightness(image, of_image.brightness)
+        image = tv.adjust_contrast(image, of_image.contrast)
+        changed.append(
+            tv.adjust_hue(tv.adjust_saturation(image, of_image.saturation), of_image.hue)
+        )
+    return changed
 
 
 def make_config(views: ViewsConfig, **changed: object) -> PretrainConfig:
@@ -70,7 +76,7 @@ def make_batch(config: PretrainConfig, count: int = 4):
 def test_equal_to_torchvision() -> None:
     pixels = images(count=40)
     colours = draws(20)
-    expected = torch.stack([theirs(*row) for row in zip(pixels, *colours, strict=True)])
+    expected = torch.stack(theirs(pixels, colours))
     torch.testing.assert_close(
         change_colours(pixels, colours, bounded=True), expected, atol=2e-6, rtol=0
     )
@@ -79,20 +85,22 @@ def test_equal_to_torchvision() -> None:
 @pytest.mark.parametrize("hue", [-0.5, -0.37, -1 / 6, 0.0, 0.01, 1 / 3, 0.5])
 def test_every_hue_turns_as_torchvision_turns_it(hue: float) -> None:
     pixels = images()
-    colours = equal(len(pixels), 1.0, 1.0, 1.0, hue)
+    colours = equal(len(pixels), hue=hue)
     ours = change_colours(pixels, colours, bounded=True)
     torch.testing.assert_close(ours, tv.adjust_hue(pixels, hue), atol=2e-6, rtol=0)
 
 
 def test_what_is_unchanged_stays() -> None:
     pixels = images()
-    colours = equal(len(pixels), *UNCHANGED)
+    colours = equal(len(pixels))
     ours = change_colours(pixels, colours, bounded=True)
     torch.testing.assert_close(ours, pixels, atol=1e-6, rtol=0)
 
 
 def test_gray_views_have_three_equal_channels_whatever_the_hue() -> None:
-    gray = change_colours(images(), equal(5, 1.2, 0.7, 0.0, 0.3), bounded=True)
+    gray = change_colours(
+        images(), equal(5, brightness=1.2, contrast=0.7, saturation=0.0, hue=0.3), bounded=True
+    )
     torch.testing.assert_close(gray[:, 0], gray[:, 1], atol=1e-6, rtol=0)
     torch.testing.assert_close(gray[:, 0], gray[:, 2], atol=1e-6, rtol=0)
     assert gray.std() > 0.1
@@ -101,7 +109,7 @@ def test_gray_views_have_three_equal_channels_whatever_the_hue() -> None:
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_images_without_colour_have_brightness_and_contrast(channels: int) -> None:
     pixels = images(channels)
-    colours = equal(5, 1.5, 0.5, 0.0, 0.4)
+    colours = equal(5, brightness=1.5, contrast=0.5, saturation=0.0, hue=0.4)
     brighter = (1.5 * pixels).clamp(0, 1)
     middle = brighter.mean((1, 2, 3), keepdim=True)
     expected = (middle + 0.5 * (brighter - middle)).clamp(0, 1)
@@ -110,7 +118,7 @@ def test_images_without_colour_have_brightness_and_contrast(channels: int) -> No
 
 def test_values_of_any_range_are_not_cut() -> None:
     values = 1000 * images() - 300
-    colours = equal(5, 1.5, 1.4, 1.2, 0.1)
+    colours = equal(5, brightness=1.5, contrast=1.4, saturation=1.2, hue=0.1)
     ours = change_colours(values, colours, bounded=False)
     assert ours.max() > 1000
     assert ours.min() < -400
@@ -125,10 +133,10 @@ def test_values_with_an_offset_change_about_their_own_black_and_stay_in_sight() 
     assert changed.min() > 250
     assert changed.max() < 330
     assert not torch.equal(changed, kelvin[: len(colours.hue)])
-    same = augment(kelvin, equal(len(kelvin), *UNCHANGED), views, 1)
+    same = augment(kelvin, equal(len(kelvin)), views, 1)
     torch.testing.assert_close(same, kelvin, atol=1e-3, rtol=0)
     # brightness alone: black, 290 - 2.5 x 5, stays, and what lies above it is scaled
-    dark = augment(kelvin, equal(len(kelvin), 0.5, 1.0, 1.0, 0.0), views, 1)
+    dark = augment(kelvin, equal(len(kelvin), brightness=0.5), views, 1)
     torch.testing.assert_close(dark, 277.5 + 0.5 * (kelvin - 277.5), atol=1e-3, rtol=0)
 
 
@@ -179,9 +187,8 @@ def test_the_model_sees_each_view_in_its_own_colours() -> None:
     assert batch.augmentations is not None
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in config.pixel_statistics)
     seen, _ = model_inputs(batch, config, CPU)
-    columns = (column.flatten() for column in batch.augmentations)
-    rows = zip(batch.views.flatten(0, 1) / 255, *columns, strict=True)
-    expected = torch.stack([(theirs(*row) - mean) / std for row in rows])
+    coloured = theirs(batch.views.flatten(0, 1) / 255, batch.augmentations)
+    expected = (torch.stack(coloured) - mean) / std
     torch.testing.assert_close(seen, expected, atol=2e-5, rtol=0)
     part, _ = model_inputs(batch, config, CPU, slice(1, 3))
     torch.testing.assert_close(part, seen.unflatten(0, (2, 4))[:, 1:3].flatten(0, 1))
@@ -193,7 +200,7 @@ def test_the_model_sees_each_view_in_its_own_colours() -> None:
         ({"color_jitter": 1.5}, "between 0 and 1, not 1.5"),
         ({"color_jitter": -0.1}, "between 0 and 1"),
         ({"color_jitter": float("nan")}, "between 0 and 1"),
-        ({"grayscale": 2.0}, "a probability"),
+        ({"grayscale": 2.0}, "between 0 and 1, not 2"),
     ],
 )
 def test_what_cannot_be_is_refused(changed: dict, words: str) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mvmae import terminal
 from mvmae.config.datatools import Severity
 from mvmae.errors import printable
 
@@ -78,4 +78,4 @@ def print_findings(title: str, findings: Mapping[str, Sequence[Finding]]) -> Non
         for one in ones:
             cells = (one.what, str(one.count), "\n".join(map(escape, one.examples)), one.remedy)
             table.add_row(*([escape(split)] if any(findings) else []), *cells)
-    Console().print(table)
+    terminal.print_table(table)

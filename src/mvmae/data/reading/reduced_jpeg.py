@@ -77,7 +77,8 @@ def plain_header(data: bytes) -> Header | None:
 
 def choose_reduction(crops: Sequence[Crop], size: tuple[int, int]) -> int:
     """The largest reduction at which every crop still has the pixels of a view."""
-    most = min(min(box.height / size[0], box.width / size[1]) for box, _ in crops)
+    boxes = [crop.box for crop in crops]
+    most = min(min(box.height / size[0], box.width / size[1]) for box in boxes)
     return next((reduction for reduction in REDUCTIONS if reduction <= most), 1)
 
 

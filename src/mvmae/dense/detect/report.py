@@ -9,10 +9,10 @@ from math import ceil, sqrt
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from mvmae import terminal
 from mvmae.config.detect import DetectConfig
 from mvmae.config.files import command_line
 from mvmae.data.annotations.coco import CocoSplit, decode_masks
@@ -89,12 +89,12 @@ def report(job: DetectJob, evaluation: Evaluation, loop: Loop) -> dict[str, Any]
     atomic.write_text(loop.folder / "predictions.json", json.dumps(evaluation.results) + "\n")
     kinds = {"box": evaluation.box} | ({"mask": mask} if mask else {})
     if len(test.classes) > 1:
-        Console().print(table_of_classes(job.data, kinds))
+        terminal.print_table(table_of_classes(job.data, kinds))
     rows = [
         ("masks" if kind == "mask" else "boxes", *(percent(ap.figures[name]) for name in METRICS))
         for kind, ap in kinds.items()
     ]
-    Console().print(build_table(("", *(name.replace("_", " ") for name in METRICS)), rows))
+    terminal.print_table(build_table(("", *(name.replace("_", " ") for name in METRICS)), rows))
     loop.log.say(f"in %, COCO's metrics on the {len(test)} images of {test.name}")
     by_class = (mask or evaluation.box).by_class
     known = {name: value for name, value in by_class.items() if value is not None}

@@ -15,11 +15,10 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, Int16
-from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from mvmae import encoders
+from mvmae import encoders, terminal
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.masks import ImageMaskPairs, SegmentationData, fingerprint
 from mvmae.data.reading.decode import Pixels
@@ -198,7 +197,7 @@ def evaluate(
 
 def report(job: SegmentJob, evaluation: Evaluation, loop: Loop) -> dict[str, Any]:
     """Print the metrics; return the content of the result."""
-    Console().print(table_of_classes(evaluation, job.data))
+    terminal.print_table(table_of_classes(evaluation, job.data))
     loop.log.say(describe(evaluation))
     return result_content(evaluation, job.data)
 
@@ -222,7 +221,7 @@ def write_outputs(
         name=f"{name}-{results.slug(data.name)}",
     )
     picture = write_picture(folder, name, draw(evaluation, data, title))
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.console()
     console.print(f"written: {file} and {picture}")
 
 

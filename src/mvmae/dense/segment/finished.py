@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from rich.console import Console
 from torch import Tensor
 
-from mvmae import encoders
+from mvmae import encoders, terminal
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations import masks
 from mvmae.data.annotations.mask_check import CheckedMasks, describe_values, usable_data
@@ -37,7 +36,6 @@ from mvmae.encoders import OpenedEncoder
 from mvmae.errors import UserError
 from mvmae.figures.segmentation import overlay_classes, palette
 from mvmae.storage import atomic, results, run_folder
-from mvmae.terminal import Bar
 from mvmae.training import distributed, precision
 
 CLASSES = "classes.csv"
@@ -125,7 +123,7 @@ def predict_all(task: Prediction) -> tuple[list[tuple[str, str]], str, str, dict
     colours = palette(len(saved.classes))
     pixels = torch.zeros(len(saved.classes), dtype=torch.int64)
     skipped = []
-    with Bar(len(source)) as bar:
+    with terminal.Bar(len(source)) as bar:
         bar.name("segmenting")
         for index, name in enumerate(saved_model.prediction_names(source)):
             bar.advance(1)
@@ -191,14 +189,15 @@ def test(config: SegmentConfig) -> None:
         folder = results.home(config.encoder, config.out)
         data, remarks = open_test_data(config, saved)
         is_main = distributed.is_main()
-        console = Console(soft_wrap=True, highlight=False, markup=False, quiet=not is_main)
+        console = terminal.console()
+        console.quiet = not is_main
         console.print("\n".join(remarks))
-        with Bar(len(data.test) // distributed.world_size()) as bar:
+        with terminal.Bar(len(data.test) // distributed.world_size()) as bar:
             bar.name("testing")
             evaluation = evaluate(predictor, data.test, len(data.classes), bar.advance)
         if not is_main:
             return
-        Console().print(table_of_classes(evaluation, data))
+        terminal.print_table(table_of_classes(evaluation, data))
         console.print(describe(evaluation))
         name = "segment-test" + ("-multi-scale" if config.multi_scale else "")
         title = f"{config.encoder} on {data.name}"

@@ -15,10 +15,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int, Int16
-from rich.console import Console
 from torch import Generator, Tensor
 
-from mvmae import encoders
+from mvmae import encoders, terminal
 from mvmae.config.segment import SegmentConfig
 from mvmae.data.annotations.mask_values import IGNORED
 from mvmae.data.annotations.masks import SegmentationData
@@ -34,7 +33,6 @@ from mvmae.evaluation.result_text import short_name
 from mvmae.method.views import normalize, resize
 from mvmae.metrics.knn import knn_votes, nearest_neighbours
 from mvmae.storage import results
-from mvmae.terminal import Bar
 from mvmae.training import precision
 from mvmae.training.loop import is_mostly_unreadable, unreadable_error
 from mvmae.training.optim import adamw, set_lr
@@ -55,7 +53,7 @@ def run(config: SegmentConfig) -> None:
     opened = require_8_bit(encoders.open_encoder(config.encoder), config.encoder)
     opened = fit_encoder(opened, "crop", config.crop, 1)
     data, description = open_segmentation(config, opened.encoder.in_channels)
-    console = Console(soft_wrap=True, highlight=False, markup=False)
+    console = terminal.console()
     console.print(description)
 
     candidates = [(config.encoder, opened)]
@@ -73,7 +71,7 @@ def run(config: SegmentConfig) -> None:
     title = f"{config.protocol} segmentation on {data.name}, frozen encoder"
     console.print(f"\n{title}", style="bold")
     columns = ("encoder", "mIoU", "mean accuracy", "pixel accuracy")
-    Console().print(build_table(columns, cells))
+    terminal.print_table(build_table(columns, cells))
     console.print(f"in %, over the pixels of all {len(data.test)} test images")
     facts = {"rows": rows, "seconds": round(time.perf_counter() - began, 1)}
     name, title = f"segment-{config.protocol}", f"{config.encoder}: {title}"
@@ -103,7 +101,7 @@ def evaluate_linear(predictor: Predictor, data: SegmentationData, name: str) -> 
     )
     mean, std, _ = opened.preprocessing
     skipped, attempts = [], 0
-    with Bar(total + len(data.test)) as bar:
+    with terminal.Bar(total + len(data.test)) as bar:
         bar.name(short_name(name))
         for step, batch in enumerate(batches):
             skipped += batch.skipped
@@ -144,7 +142,7 @@ def evaluate_knn(predictor: Predictor, data: SegmentationData, name: str) -> Eva
     model = FrozenMap(predictor.opened.encoder).to(predictor.device).eval()
     config = replace(predictor.config, multi_scale=False)  # patches are those of one scale
     predictor, num_classes = predictor._replace(model=model, config=config), len(data.classes)
-    with Bar(len(data.train) + len(data.test)) as bar:
+    with terminal.Bar(len(data.train) + len(data.test)) as bar:
         bar.name(short_name(name))
         bank = build_bank(predictor, data, bar)
         predict = partial(classify_patches, predictor, bank, num_classes)
@@ -152,7 +150,7 @@ def evaluate_knn(predictor: Predictor, data: SegmentationData, name: str) -> Eva
     return evaluation._replace(skipped=[*bank.skipped, *evaluation.skipped])
 
 
-def build_bank(predictor: Predictor, data: SegmentationData, bar: Bar) -> Bank:
+def build_bank(predictor: Predictor, data: SegmentationData, bar: terminal.Bar) -> Bank:
     """Collect tokens of training images, the same number of each, drawn by (seed, image).
 
     A patch has the class of most of its pixels that count; patches without any are left out.
