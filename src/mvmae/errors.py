@@ -1,7 +1,5 @@
 """Errors that the user can fix, and text that is safe to print."""
 
-from __future__ import annotations
-
 import errno
 from collections.abc import Iterable
 from difflib import get_close_matches

@@ -1,7 +1,5 @@
 """Train and evaluate one cell of a table: a run folder that is new, begun or complete."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

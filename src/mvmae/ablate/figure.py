@@ -3,8 +3,6 @@
 Shapes: S seeds.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Mapping, Sequence

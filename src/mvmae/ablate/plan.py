@@ -1,7 +1,5 @@
 """Turn a table's name into the runs that it needs."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import math

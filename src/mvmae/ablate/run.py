@@ -1,7 +1,5 @@
 """Run `mvmae ablate`: pre-train and evaluate the rows of a table over several seeds. Read `run`."""
 
-from __future__ import annotations
-
 import shlex
 import signal
 

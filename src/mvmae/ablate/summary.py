@@ -4,8 +4,6 @@ All of them show the same `Line`s, one per row, with means over seeds and differ
 baseline.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any

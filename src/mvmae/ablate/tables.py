@@ -4,8 +4,6 @@ The paper's figures are from Ji, Han and Rhee (2023), Tables 5 and 6: top-1 accu
 after 200 epochs of pre-training and 100 of fine-tuning a ViT-B/16. They are not ours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple

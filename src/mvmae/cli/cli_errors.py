@@ -5,8 +5,6 @@ events (`tyro._errors.on_parse_error`), but calls them private and free to chang
 the text of the boxes has been more stable, and tests compare every kind of message.
 """
 
-from __future__ import annotations
-
 import re
 
 REPLACEMENTS = (  # the order matters: the option's name comes first

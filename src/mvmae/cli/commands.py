@@ -1,7 +1,5 @@
 """The table of commands. Classes and functions are named and loaded for the chosen command only."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any, NamedTuple

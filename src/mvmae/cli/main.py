@@ -7,8 +7,6 @@
 Only the chosen command is imported, so `mvmae --help` answers without loading torch.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 import time

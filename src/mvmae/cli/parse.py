@@ -4,8 +4,6 @@ A config begins as a recipe, as the config of the run to resume, or as the recip
 tyro then reads the other arguments into it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

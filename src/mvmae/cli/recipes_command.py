@@ -1,7 +1,5 @@
 """`mvmae recipes`: list the recipes, or describe some in full."""
 
-from __future__ import annotations
-
 from mvmae import recipes, terminal
 from mvmae.errors import UserError, suggest
 from mvmae.recipes import paper

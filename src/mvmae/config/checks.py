@@ -4,8 +4,6 @@ A field's type carries the rules for its value, `Annotated[float, SHARE]`, so th
 declared beside the option it limits. What depends on several options is checked by `require`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from functools import cache

@@ -1,7 +1,5 @@
 """Options of `mvmae data check`, `data pack`, `data stats` and `data show`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """Options that `mvmae detect` and `mvmae segment` share."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """Options of the commands that draw: reconstruct, attention, features, curves, report, explore."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path

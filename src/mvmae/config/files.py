@@ -1,7 +1,5 @@
 """Configs as JSON and back."""
 
-from __future__ import annotations
-
 import json
 import shlex
 from dataclasses import MISSING, fields, is_dataclass

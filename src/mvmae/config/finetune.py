@@ -1,7 +1,5 @@
 """Options of `mvmae finetune`."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

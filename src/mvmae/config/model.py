@@ -1,7 +1,5 @@
 """Options of the model: sizes, patches, mask and decoder."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from math import floor
 from typing import Annotated, Literal, NamedTuple

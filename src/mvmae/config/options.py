@@ -6,8 +6,6 @@ a command, its config declares the option again, with its own help text and rule
 class cannot inherit from two slotted classes.)
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

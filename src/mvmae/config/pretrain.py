@@ -1,7 +1,5 @@
 """Options of `mvmae pretrain`, with those of its objective."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path

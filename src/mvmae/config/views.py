@@ -1,7 +1,5 @@
 """Options of views: crops, flips, colours, depth and statistics of pixels."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

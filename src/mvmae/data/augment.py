@@ -4,8 +4,6 @@ torchvision's transforms draw from torch's global generator, which `seeded` sets
 Shapes: B images, C channels, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -4,8 +4,6 @@ As in pre-training, the order is a function of (seed, epoch) and the crop of an 
 (seed, epoch, index), so any number of workers and processes sees the same images.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

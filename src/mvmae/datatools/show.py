@@ -1,7 +1,5 @@
 """`mvmae data show`: draw images, their views, and what the masks leave of them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`mvmae data stats`: measure pixel values, to normalise them and to see if their range is used."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from rich.console import Console

@@ -6,8 +6,6 @@ Shapes: B images, C channels, D width, h x w patches, N tokens, W windows per im
 tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any

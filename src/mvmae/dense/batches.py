@@ -4,8 +4,6 @@ The two commands differ in what they read and how they augment it, which they pa
 Shapes: C channels, H x W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain

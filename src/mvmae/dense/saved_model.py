@@ -3,8 +3,6 @@
 A model is model.safetensors with its model.json.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

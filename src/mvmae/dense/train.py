@@ -4,8 +4,6 @@ The two commands share plan, optimiser and loop. They differ in data, model, los
 which a `Task` provides.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial

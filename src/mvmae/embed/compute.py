@@ -1,7 +1,5 @@
 """Compute embeddings part by part, in one process or in several that share the parts."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ The same part gives the same bytes every time, so folders can be compared by the
 Shapes: M images, D width, N patch tokens.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import struct

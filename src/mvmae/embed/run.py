@@ -4,8 +4,6 @@ Read `run` from top to bottom. The parts are split across the processes, which t
 same bytes as a single process.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal

@@ -5,8 +5,6 @@ parts/part-00000.*     `part_size` images each, less those that cannot be read
 skipped.csv            images that could not be read, and why
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import hashlib

@@ -3,8 +3,6 @@
 The names below load on first use (PEP 562), so that a command imports only the modules it needs.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

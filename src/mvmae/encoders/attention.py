@@ -3,8 +3,6 @@
 Shapes: B images, C channels, N tokens (prefix tokens, then patches), D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import cast
 

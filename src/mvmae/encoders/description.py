@@ -1,7 +1,5 @@
 """Describe an encoder for `show` and model cards: sizes, preprocessing, training and results."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Write and read encoder.safetensors and encoder.json, the result of a pre-training run."""
 
-from __future__ import annotations
-
 import hashlib
 from math import inf, isfinite
 from pathlib import Path

@@ -6,8 +6,6 @@ an interrupted command resumes and several processes share the work.
 Shapes: M images, B images of a batch, D width.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable, Iterator, Sequence

@@ -4,8 +4,6 @@ Supported are checkpoints of MAE, MoCo v3, DINO and DINOv2, timm's ViTs, and tra
 ViTMAE and DINOv2, under every spelling of their keys that transformers has used.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from math import isqrt

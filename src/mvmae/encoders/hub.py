@@ -1,7 +1,5 @@
 """Load encoders of timm and transformers, from this machine or from the Hugging Face hub."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Load encoders from run folders, checkpoints of many projects, timm and the Hugging Face hub."""
 
-from __future__ import annotations
-
 import json
 from contextlib import suppress
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Adapt an encoder's weights to another image size or number of channels."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn

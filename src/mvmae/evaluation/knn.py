@@ -1,7 +1,5 @@
 """Run `mvmae knn`: how well an encoder's features separate classes, without any training."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 from jaxtyping import Float

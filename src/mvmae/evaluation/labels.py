@@ -4,8 +4,6 @@ A cell is the accuracy of one encoder with one random draw of labels. An encoder
 same number of labels form a point of its curve.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import statistics

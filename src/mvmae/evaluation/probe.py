@@ -1,7 +1,5 @@
 """Run `mvmae probe`: how well a linear classifier on frozen features separates classes."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

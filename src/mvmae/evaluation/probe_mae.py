@@ -4,8 +4,6 @@ Shapes: B images of this process, G images of a step over all processes, D width
 K classes.
 """
 
-from __future__ import annotations
-
 import csv
 import json
 from collections.abc import Iterator

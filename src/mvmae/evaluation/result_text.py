@@ -1,7 +1,5 @@
 """How results are described: names, mistakes, skipped images, facts of the data."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

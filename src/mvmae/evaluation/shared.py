@@ -7,8 +7,6 @@ and a JSON file.
 Shapes: M training images, Q test images, K classes, D width.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import shutil

@@ -1,7 +1,5 @@
 """Model card of an export: what the encoder is, how it was trained, how to load it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from mvmae.config.export import ExportFormat

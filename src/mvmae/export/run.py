@@ -14,8 +14,6 @@ to a temporary folder in OUT, loaded back and compared with the source on real i
 renamed to their final place only when all of them agree.
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Callable
 from contextlib import suppress

@@ -5,8 +5,6 @@ element whose classes the page's style sheet colours, in light and in dark. Leng
 the view box, which the page scales.
 """
 
-from __future__ import annotations
-
 import io
 import re
 from collections.abc import Iterator

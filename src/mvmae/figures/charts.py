@@ -3,8 +3,6 @@
 Shapes: T points.
 """
 
-from __future__ import annotations
-
 import io
 import textwrap
 from collections.abc import Mapping, Sequence

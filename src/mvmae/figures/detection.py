@@ -3,8 +3,6 @@
 Shapes: H x W pixels, C channels 1 or 3, N objects in an image.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Accuracy against the number of labels, with a line for each encoder."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -3,8 +3,6 @@
 Shapes: H and W pixels, C channels 1 or 3; any picture may have its own. Lengths are inches.
 """
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 from typing import Any, NamedTuple

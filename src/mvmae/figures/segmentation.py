@@ -3,8 +3,6 @@
 Shapes: C channels, H x W pixels of a mask, K classes.
 """
 
-from __future__ import annotations
-
 import colorsys
 from collections.abc import Sequence
 from pathlib import Path

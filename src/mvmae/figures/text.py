@@ -3,8 +3,6 @@
 Lengths are in inches, sizes in points.
 """
 
-from __future__ import annotations
-
 from matplotlib.font_manager import FontProperties, findfont, get_font
 from matplotlib.textpath import TextToPath
 

@@ -4,8 +4,6 @@ A sheet shows images, where each encoder looks, and the two over each other. Sha
 H and W pixels, C channels 1 or 3, rows x columns of patches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

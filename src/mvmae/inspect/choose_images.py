@@ -1,7 +1,5 @@
 """Choose the images that are drawn, and prepare them for the encoder and for the figure."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple

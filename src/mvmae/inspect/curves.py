@@ -1,7 +1,5 @@
 """Training curves: losses, health metrics, scores and speed of one or several runs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

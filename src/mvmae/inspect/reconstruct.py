@@ -1,7 +1,5 @@
 """Reconstructions: the paper's Figure 5 for any runs and any images."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

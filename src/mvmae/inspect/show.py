@@ -1,7 +1,5 @@
 """Facts about an encoder: origin, sizes, preprocessing, and a run's training and results."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any
 

@@ -9,8 +9,6 @@ encoder.
 Shapes: V views, R = V * B rows of this process's batch, D embedding width.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

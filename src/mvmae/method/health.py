@@ -3,8 +3,6 @@
 Shapes: B images, D embedding width, N and M patches, P = p * p * C numbers in a patch.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import log
 from typing import Literal, NamedTuple

@@ -1,7 +1,5 @@
 """From a batch of the reader to what the model takes: on the device, augmented and normalised."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import torch

@@ -1,7 +1,5 @@
 """KNN accuracy on labelled images while pre-training runs (--eval-data)."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import torch

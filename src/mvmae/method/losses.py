@@ -7,8 +7,6 @@ Shapes: B images, V views, R = V * B rows (all first views, then all second view
 reconstructed patches, P numbers in a patch, D embedding width, G rows over all processes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from itertools import combinations
 from typing import NamedTuple

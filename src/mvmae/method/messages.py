@@ -1,7 +1,5 @@
 """Messages of `pretrain`: its start, a collapse, the verdict, the summary."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field

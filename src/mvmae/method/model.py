@@ -4,8 +4,6 @@ Shapes: B views, C channels, N patches, K visible patches, M predicted patches, 
 patch, D width of the encoder, d of the decoder, E of the embedding.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """One model on several processes: replicated (DDP) or sharded (FSDP2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -3,8 +3,6 @@
 Shapes: B images, C channels, H and W pixels, N patches, K kept and M hidden patches, P = p * p * C.
 """
 
-from __future__ import annotations
-
 from typing import Literal, NamedTuple
 
 import torch

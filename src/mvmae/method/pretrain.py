@@ -3,8 +3,6 @@
 Read `run` from top to bottom, then `training_step`, then `losses.py`, `model.py` and `vit.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from itertools import combinations
 

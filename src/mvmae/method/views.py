@@ -4,8 +4,6 @@ Everything random is a function of (seed, epoch, index): a resumed run, any numb
 any number of processes see the same views.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import cache
 from math import exp, log

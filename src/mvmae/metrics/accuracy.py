@@ -3,8 +3,6 @@
 Shapes: Q images, K classes, S seeds.
 """
 
-from __future__ import annotations
-
 from math import sqrt
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """COCO's average precision, computed by faster-coco-eval, whose figures equal pycocotools'."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections.abc import Mapping, Sequence

@@ -3,8 +3,6 @@
 Shapes: M labelled vectors, Q queries, D width, k neighbours, K classes.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """Draw few labels of each class, and find how many labels reach an accuracy."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import pairwise
 from math import exp, log

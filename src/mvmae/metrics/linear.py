@@ -3,8 +3,6 @@
 Shapes: M training vectors, Q test vectors, D width, K classes.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple

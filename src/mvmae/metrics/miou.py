@@ -3,8 +3,6 @@
 Shapes: K classes; a confusion matrix has true classes as rows and predicted classes as columns.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: N images, thumbnails of 16 x 16 pixels, P pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shapes: M images, D width.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Callable
 from typing import Any, Literal

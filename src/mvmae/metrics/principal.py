@@ -7,8 +7,6 @@ background.
 Shapes: B images, N patch tokens, D width, T tokens of all images.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

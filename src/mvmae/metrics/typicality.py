@@ -6,8 +6,6 @@ result. Time grows with the square of their number.
 Shapes: M images, D width, k neighbours.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
 from typing import NamedTuple

@@ -6,8 +6,6 @@ A recipe is a value, so one derives from another with `dataclasses.replace`. A v
 method and leaves the rest of any recipe of `pretrain` alone: `demo+mae` is the demo trained as MAE.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple

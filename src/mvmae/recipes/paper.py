@@ -5,8 +5,6 @@ the costs are arithmetic, for no run of this size was made on any GPU. docs/repr
 rows, `mvmae recipes NAME` those of a recipe. No torch.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 H100_TFLOPS = 800  # what large products of bf16 matrices reach, of the 989 on the data sheet

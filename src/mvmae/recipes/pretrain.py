@@ -1,7 +1,5 @@
 """Recipes of `pretrain`, and variants of the method for any of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

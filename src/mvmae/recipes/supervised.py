@@ -1,7 +1,5 @@
 """Recipes of the commands that train on labelled images."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from mvmae.config.detect import DetectConfig

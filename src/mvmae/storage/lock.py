@@ -5,8 +5,6 @@ left behind means nothing. filelock keeps forked readers, which outlive a killed
 from inheriting it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import json

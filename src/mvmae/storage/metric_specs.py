@@ -4,8 +4,6 @@ A metric that is missing here still appears in the log, the curves and the repor
 own name. A row gives it a readable label, an explanation and its chance level.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 

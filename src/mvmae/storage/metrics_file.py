@@ -1,7 +1,5 @@
 """Read metrics.jsonl of any run: finished, running, killed or diverged."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

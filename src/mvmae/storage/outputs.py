@@ -4,8 +4,6 @@ Every picture, table and JSON file that a command writes to --out carries a mark
 replaces only files with the mark: a mistyped --out must not destroy another file.
 """
 
-from __future__ import annotations
-
 import re
 import struct
 import tempfile

@@ -1,7 +1,5 @@
 """Results of evaluations: RESULTS/results/COMMAND-DATA.json, with everything that repeats them."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Run folders: whether a run may write there, their format number, and their environment."""
 
-from __future__ import annotations
-
 import csv
 import platform
 import shutil

@@ -1,7 +1,5 @@
 """Checkpoints and weights on disk: written completely or not at all, read without running code."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import json

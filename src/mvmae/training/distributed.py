@@ -4,8 +4,6 @@ Every function works in a single process too, so no caller asks whether it is di
 Shapes: B rows of this process, G rows of all, D width.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar

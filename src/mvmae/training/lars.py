@@ -1,7 +1,5 @@
 """LARS (You, Gitman and Ginsburg 2017, arXiv 1708.03888): steps scaled by each weight's norm."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from typing import Any
 

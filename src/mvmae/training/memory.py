@@ -1,7 +1,5 @@
 """Memory of the machine, and the peak memory of a piece of work."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress

@@ -1,7 +1,5 @@
 """AdamW with the weight decay and layer decay of MAE and BEiT."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

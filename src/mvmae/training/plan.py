@@ -1,7 +1,5 @@
 """How long a run is, what is due after which step, and the learning rate of each step."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import cos, pi
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Device and number format of a run."""
 
-from __future__ import annotations
-
 from contextlib import AbstractContextManager, nullcontext
 from shutil import which
 

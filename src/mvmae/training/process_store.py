@@ -6,8 +6,6 @@ nothing times out while one process fits a classifier for hours, signals are not
 waits forever for one that failed or died.
 """
 
-from __future__ import annotations
-
 import json
 import pickle
 import sys

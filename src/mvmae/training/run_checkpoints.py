@@ -3,8 +3,6 @@
 "Resumed" must mean the same run, or a result would belong to no config.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
 from collections.abc import Iterable, Mapping, Sequence

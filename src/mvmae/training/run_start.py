@@ -1,7 +1,5 @@
 """The start of a run: lock its folder, check what --overwrite may delete, write the first files."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace

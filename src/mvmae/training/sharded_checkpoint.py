@@ -5,8 +5,6 @@ pickled index that it writes by default; `state.pt` has the plain data and the S
 That package takes a second to load, so it is imported where it is used.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import warnings

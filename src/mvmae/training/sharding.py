@@ -5,8 +5,6 @@ every parameter, and a block's parameters are whole only while it computes. In a
 everything here leaves a model as it is.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterable
 

@@ -4,8 +4,6 @@
 `read_image_sizes` reads those.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import posixpath

@@ -1,7 +1,5 @@
 """Problems of the masks of a COCO file: polygons or run lengths of each object."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from faster_coco_eval.core import mask as rle

@@ -1,7 +1,5 @@
 """Problems of images, boxes and masks: counted by kind, and printed."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal

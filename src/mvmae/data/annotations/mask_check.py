@@ -1,7 +1,5 @@
 """Whether images and masks fit together: every pair is checked once, before any training."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence

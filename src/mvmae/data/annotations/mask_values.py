@@ -3,8 +3,6 @@
 Shapes: H x W pixels.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from pathlib import Path

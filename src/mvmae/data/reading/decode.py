@@ -5,8 +5,6 @@ else, and both give the picture upright, as EXIF says. For deeper files and othe
 `decode_deep`.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import re

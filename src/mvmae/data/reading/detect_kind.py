@@ -1,7 +1,5 @@
 """Channels and depth of images, from the headers or arrays of some of them."""
 
-from __future__ import annotations
-
 import contextlib
 from collections import Counter
 from collections.abc import Sequence

@@ -4,8 +4,6 @@
 values.
 """
 
-from __future__ import annotations
-
 import hashlib
 import stat
 from collections.abc import Sequence

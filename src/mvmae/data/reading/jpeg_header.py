@@ -1,7 +1,5 @@
 """The header of a JPEG file (ITU T.81, annex B; Exif 2.3)."""
 
-from __future__ import annotations
-
 import struct
 from collections.abc import Iterator
 from typing import NamedTuple

@@ -6,8 +6,6 @@ resume at any step, on any number of processes, with the same batches as without
 Shapes: V views of an image, B images, C channels, H x W pixels, N patches.
 """
 
-from __future__ import annotations
-
 import atexit
 import os
 import signal

@@ -4,8 +4,6 @@ uint8 pixels are shares of 255. float32 pixels are in the units of `--views.mean
 for 8-bit and 16-bit files the share of the full range, for anything else the values in the file.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

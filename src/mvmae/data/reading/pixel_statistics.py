@@ -5,8 +5,6 @@ results do not depend on the number of processes: each takes fixed pieces of the
 merged in order.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce

@@ -5,8 +5,6 @@ the image at a half, a quarter or an eighth of its size, for a fraction of the t
 drawn before decoding, so the size that they need is known.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from math import ceil, floor
 

@@ -5,8 +5,6 @@ shared memory which image it is reading. When it dies or hangs, that image is tr
 new processes and then skipped, with its path and the reason in skipped.csv.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

@@ -4,8 +4,6 @@ Made for untrusted files: a decoder that crashes, loops or allocates all memory 
 process and nothing else, and the item that it was working on is reported.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os

@@ -3,8 +3,6 @@
 Labels are beside it, in NAME.labels.npy (whole numbers) or in NAME.csv (one label per line).
 """
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Iterator
 from functools import cached_property

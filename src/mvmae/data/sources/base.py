@@ -1,7 +1,5 @@
 """The interface of an image source, and sources that wrap another source."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from abc import ABC, abstractmethod

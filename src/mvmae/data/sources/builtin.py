@@ -4,8 +4,6 @@
 photograph. `digits`: scikit-learn's handwritten digits.
 """
 
-from __future__ import annotations
-
 from importlib.resources import files
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """The folder for files that can be made again: indexes of shards, blocks of remote files."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import secrets

@@ -1,7 +1,5 @@
 """classes.txt beside tar files: the class names in the order of their numbers, one per line."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 

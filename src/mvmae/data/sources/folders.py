@@ -1,7 +1,5 @@
 """Image files below one or several folders."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import stat

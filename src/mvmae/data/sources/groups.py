@@ -1,7 +1,5 @@
 """Groups of images, such as those of one patient, from a list's column or from paths."""
 
-from __future__ import annotations
-
 import re
 
 import numpy as np

@@ -4,8 +4,6 @@ Streams are not supported: without random access there is neither a shuffle over
 resume at any step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path

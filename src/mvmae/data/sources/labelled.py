@@ -1,7 +1,5 @@
 """Labelled images with a training and a test part."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Open the images that DATA names: the table of source kinds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path

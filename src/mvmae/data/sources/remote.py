@@ -5,8 +5,6 @@ fetched once, together with its neighbours. If they do not fit, single images ar
 nothing is kept: a shuffle over all images would evict nearly every block before its next use.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os

@@ -1,7 +1,5 @@
 """Tar files that the user names: one, several, a pattern, a range in braces, a folder of them."""
 
-from __future__ import annotations
-
 import glob
 import re
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ An index tells where each image is. So a shuffle is over all images and a run re
 as with files in folders, while a million images are a few hundred files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """Millions of strings in little memory."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 

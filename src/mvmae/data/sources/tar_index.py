@@ -4,8 +4,6 @@ Tar headers are not trusted: members are never written to a disk, whatever is no
 skipped and counted, and sizes are compared with the size of the tar file.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

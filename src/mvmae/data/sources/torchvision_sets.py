@@ -1,7 +1,5 @@
 """torchvision:NAME, data sets of torchvision that are on the disk already."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from collections.abc import Sequence

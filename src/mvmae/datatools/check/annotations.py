@@ -1,7 +1,5 @@
 """Boxes and masks of all splits, checked as `detect` and `segment` check them before training."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """Problems of inspected images: how often each kind occurs, and what to do about it."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 

@@ -3,8 +3,6 @@
 Names come from users' disks: nothing in them is markup, and unprintable characters are escaped.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -4,8 +4,6 @@ Every file is opened in a process that may crash or hang, and judged by the same
 training.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from mvmae import terminal

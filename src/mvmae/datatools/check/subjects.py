@@ -1,7 +1,5 @@
 """The files to check: the layout of DATA, and the split and class of each file."""
 
-from __future__ import annotations
-
 import itertools
 import os
 from collections.abc import Iterator, Sequence

@@ -3,8 +3,6 @@
 `Packer` runs in processes that may crash or hang.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from typing import NamedTuple

@@ -7,8 +7,6 @@ process copies and removes. No process is more than `MAX_BLOCKS_AHEAD` blocks ah
 the disk does not fill up.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import sys

@@ -4,8 +4,6 @@ Images are opened in processes that may crash or hang, and written in their orde
 Under `torchrun`, the other processes pack images too (`order.py`).
 """
 
-from __future__ import annotations
-
 import contextlib
 import csv
 import itertools

@@ -3,8 +3,6 @@
 Shapes: C channels, H x W pixels of a file, h x w pixels of a prepared image, N objects in it.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ bits, too few for a position in an image of 1024 pixels.
 Shapes: B images, C channels, D width, h x w positions of a map, A anchors.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from math import log2

@@ -1,7 +1,5 @@
 """Save trained detectors, and apply them: `mvmae detect RUN --predict IMAGES --out FOLDER`."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Messages, tables, pictures and result files of `detect`."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Train Mask R-CNN on an encoder, or apply a finished run. Read `run`, then `dense/train.py`."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from jaxtyping import Float

@@ -3,8 +3,6 @@
 Shapes: C channels, H x W pixels of a file, h x w pixels after resizing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any

@@ -3,8 +3,6 @@
 Shapes: C channels, K classes, H x W pixels.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import islice, product

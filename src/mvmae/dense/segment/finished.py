@@ -1,7 +1,5 @@
 """Finished runs of `segment`: saved, applied to images (--predict), tested (--protocol test)."""
 
-from __future__ import annotations
-
 import csv
 import io
 import time

@@ -3,8 +3,6 @@
 Shapes: M stored patches, N patches of an image, D width, K classes, h x w patches.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Iterator
 from dataclasses import replace

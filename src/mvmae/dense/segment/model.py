@@ -4,8 +4,6 @@ Shapes: B images, C channels, D width of a map, E width of a head, K classes, h 
 map.
 """
 
-from __future__ import annotations
-
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple

@@ -3,8 +3,6 @@
 Read `run`, then `dense/train.py`.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import torch

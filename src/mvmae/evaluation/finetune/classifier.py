@@ -3,8 +3,6 @@
 Shapes: B images, C channels, D width, K classes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

@@ -3,8 +3,6 @@
 Shapes: Q test images, K classes.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 from collections.abc import Sequence

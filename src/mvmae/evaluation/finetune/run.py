@@ -1,7 +1,5 @@
 """Run `mvmae finetune`: train an encoder and a classifier end to end, as MAE. Read `run`."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Routes of the server: turn requests into calls of a session."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor

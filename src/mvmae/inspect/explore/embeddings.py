@@ -3,8 +3,6 @@
 Shapes: M embedded images, D width.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import time

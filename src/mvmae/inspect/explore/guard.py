@@ -1,7 +1,5 @@
 """Decide who may send requests, and what a browser may do with the answers."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from urllib.parse import urlsplit
 

@@ -4,8 +4,6 @@ Shapes: H and W pixels as the networks take them, h and w pixels of a picture, N
 K channels drawn (1 or 3).
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import numpy as np

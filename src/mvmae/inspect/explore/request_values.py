@@ -1,7 +1,5 @@
 """Check the values that the page sends: anyone who finds the address may send anything."""
 
-from __future__ import annotations
-
 import json
 from math import isfinite
 from typing import Any

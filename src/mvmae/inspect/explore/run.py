@@ -1,7 +1,5 @@
 """Explore an encoder on a web page that this machine serves. Read `run` from top to bottom."""
 
-from __future__ import annotations
-
 import signal
 import socket
 import sys

@@ -4,8 +4,6 @@ Networks run in a single thread, so that no other lock is needed: requests queue
 background adds one batch at a time. Files are decoded in two other threads.
 """
 
-from __future__ import annotations
-
 import errno
 import ipaddress
 import os

@@ -1,7 +1,5 @@
 """Answers to the page. Images are named by number or hash: the page never sends a path."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import io

@@ -3,8 +3,6 @@
 Shapes: B images, N patch tokens, D width.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -3,8 +3,6 @@
 Shapes: M images. Lengths are in inches.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Draw what an encoder sees: in patches, in images, in a whole folder of images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Typical images and outliers (features-typical), and near-duplicates (features-duplicates)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Comparison of several runs: which is best, and what differs between them."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple

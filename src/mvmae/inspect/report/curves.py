@@ -1,7 +1,5 @@
 """The charts of a report: training metrics, and accuracy against the number of labels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from statistics import mean, stdev
 

@@ -3,8 +3,6 @@
 Shapes: B images, H and W pixels, C channels.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterator, Sequence

@@ -5,8 +5,6 @@
 `html.py` turns the parts into HTML.
 """
 
-from __future__ import annotations
-
 import shlex
 import time
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Scores of an encoder, its baselines, and whether it beats them beyond the sampling error."""
 
-from __future__ import annotations
-
 from math import hypot
 from typing import Any, Literal, NamedTuple
 

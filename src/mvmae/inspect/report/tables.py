@@ -1,7 +1,5 @@
 """Results as tables, best first."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from statistics import mean

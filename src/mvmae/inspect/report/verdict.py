@@ -4,8 +4,6 @@
 sentences here only combine both.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from math import isfinite
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """`--batch-size auto` and `--micro-batch-size auto`: the largest that fits into memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any

@@ -1,7 +1,5 @@
 """`pretrain --dry-run`: what a run would cost, from a few measured steps; writes nothing."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Training steps on throw-away weights, to measure what the real ones will take."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache

@@ -1,7 +1,5 @@
 """Infer what the config leaves to the images: bit depth, mean and standard deviation."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from mvmae.config.checks import AUTO
