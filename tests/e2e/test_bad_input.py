@@ -161,7 +161,7 @@ FOLDERS = [
     case("built in or not", "pretrain digits --out new", "builtin:digits for the other"),
     case("a file that is not a list", "pretrain run/config.json --out new", "neither a folder nor"),
     case("list of nothing there", "pretrain notes/a.txt --out new", "entry 1: no such file"),
-    case("two, one no folder", "pretrain images gone --out new", "gone is not one"),
+    case("two, one no folder", "pretrain images gone --out new", "gone is not a folder"),
     case("endless name", f"pretrain {'x' * 300} --out new", "x{50}"),
     case("another run", "pretrain images --out run", "run already holds a run: .*--overwrite"),
     case("other files", "pretrain images --out notes", "notes holds other files"),
@@ -340,7 +340,7 @@ def damage_case(what: str, command: str, says: str):
         damage_case(
             "another shape", RESUME, "last.pt does not fit the model: norm.weight has shape"
         ),
-        damage_case("another model", RESUME, "another model: missing keys: norm.weight"),
+        damage_case("another model", RESUME, "does not fit the model: missing keys: norm.weight"),
         damage_case("older", RESUME, "last.pt is not a checkpoint of mvmae pretrain"),
         damage_case(
             "foreign", RESUME, "last.pt is damaged or from another program: it has no checksum"

@@ -213,7 +213,7 @@ def test_missing_and_unknown_keys_are_listed(tmp_path):
         (plain() | {"pos_embed": torch.zeros(64)}, "positions of shape"),
         (plain() | {"patch_embed.proj.weight": torch.zeros(64, 3, 4, 8)}, "must be square"),
         (plain() | {"patch_embed.proj.weight": torch.zeros(64, 48)}, "must be square"),
-        (plain() | {"norm.bias": torch.zeros(3)}, "norm.bias is [3], the model has [64]"),
+        (plain() | {"norm.bias": torch.zeros(3)}, "norm.bias has shape [3], in the model [64]"),
         (plain() | {"cls_token": torch.zeros(1, 1, 32)}, "cls_token"),
         (plain() | {"reg_token": torch.zeros(64)}, "registers of shape [64]"),
         (plain(width=96, depth=2), "does not give its number of attention heads, and its width 96"),
