@@ -14,7 +14,7 @@ from rich.console import Console
 from benchmarks import input, scale, step
 from benchmarks.config import BenchConfig
 from mvmae import terminal
-from mvmae.cli.main import exit_status, num_processes
+from mvmae.cli.main import num_processes, reported_errors, set_environment
 from mvmae.cli.parse import parse_config
 from mvmae.errors import UserError
 from mvmae.storage import atomic, run_folder
@@ -24,7 +24,10 @@ from mvmae.training import precision
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse the arguments, run one benchmark and return its exit status, as `mvmae` does."""
-    return exit_status(_main, list(sys.argv[1:] if argv is None else argv))
+    set_environment()
+    with reported_errors() as ended:
+        ended.status = _main(list(sys.argv[1:] if argv is None else argv))
+    return ended.status
 
 
 def _main(args: list[str]) -> int:

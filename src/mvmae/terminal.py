@@ -175,7 +175,13 @@ class StepBar(Progress):
     """
 
     def __init__(
-        self, title: str, total: int, *, unit: str, console: Console, transient: bool = False
+        self,
+        title: str,
+        total: int,
+        *,
+        unit: str,
+        console: Console,
+        transient: bool = False,
     ) -> None:
         self.items: dict[str, str] = {}
         self._drawn_on, width = console, console.width  # Progress makes `console` a property

@@ -10,7 +10,9 @@ Only the chosen command is imported, so `mvmae --help` answers without loading t
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
 
 from mvmae.cli.commands import COMMANDS, GROUPS
 from mvmae.errors import ReportedError, UserError, printable, suggest, user_message
@@ -21,44 +23,64 @@ ERROR_DELAY = 5.0  # seconds
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status."""
-    return exit_status(_run, list(sys.argv[1:] if argv is None else argv))
-
-
-def exit_status(run: Callable[[list[str]], int], args: list[str]) -> int:
-    """Run a program and turn what it raises into messages and an exit status.
+    """Run one command.
 
     Returns:
-        The program's own status; 2 after one plain line about what the user can fix; 130 after
+        The command's exit status; 2 after one plain line about what the user can fix; 130 after
         SIGINT (commands that train return 130 or 143 themselves, once they have saved).
 
     Raises:
         Exception: A fault of ours; Python prints the traceback and exits with 1.
     """
+    set_environment()
+    with reported_errors() as ended:
+        name, args = choose_command(list(sys.argv[1:] if argv is None else argv))
+        if name:
+            from mvmae import terminal  # loads rich
+            from mvmae.cli.parse import parse  # loads tyro
+
+            command = COMMANDS[name]
+            words, args = terminal.flags(args)
+            with terminal.output(words, silent=_rank() > 0):
+                config = parse(name, args)
+                if config is not None and not command.is_shared and num_processes() > 1:
+                    raise UserError(f"mvmae {name} runs in one process: start it without torchrun")
+                if config is not None:  # None after --help
+                    ended.status = command.run(config) or 0
+        sys.stdout.flush()
+    return ended.status
+
+
+def set_environment() -> None:
+    """Set what torch reads when it is loaded, unless the user has set it."""
     # Threads that spin while they wait make a training step 4 to 14 times as slow when anything
     # else runs on the machine (docs/log.md). OpenMP reads this once, when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if num_processes() > 1:  # torch's own message about a closed connection, with a stack
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+@contextmanager
+def reported_errors() -> Iterator[SimpleNamespace]:
+    """Turn errors into messages and an exit status, the `status` of what is yielded."""
+    ended = SimpleNamespace(status=0)
     try:
-        status = run(args)
-        sys.stdout.flush()
-        return status
+        yield ended
     except ReportedError:
-        return 2
+        ended.status = 2
     except BrokenPipeError:  # `mvmae recipes | head`
         # Python flushes stdout once more at exit; send that to nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        ended.status = 0
     except KeyboardInterrupt:
         if not _rank():
             print("mvmae: interrupted", file=sys.stderr)
-        return 130
+        ended.status = 130
     except Exception as error:
         if (message := user_message(error)) is None:
             raise
         _print_error(message)
-        return 2
+        ended.status = 2
 
 
 def _rank() -> int:
@@ -80,7 +102,14 @@ def _print_error(message: str) -> None:
     print(f"mvmae: {printable(' '.join(message.split()))}", file=sys.stderr)
 
 
-def _run(args: list[str]) -> int:
+def choose_command(args: list[str]) -> tuple[str, list[str]]:
+    """Split arguments into the name of a command and the rest.
+
+    Answers what needs no command (help, version, recipes) by itself, and returns an empty name.
+
+    Raises:
+        UserError: The command is unknown.
+    """
     match args:
         case [] | ["-h" | "--help" | "help", *_]:
             print(usage())
@@ -92,38 +121,22 @@ def _run(args: list[str]) -> int:
             list_recipes(rest)
         case [group] | [group, "-h" | "--help" | "help", *_] if group in GROUPS:
             print(group_usage(group))
-        case [group, name, *rest] if group in GROUPS:
-            return run_command(f"{group} {name}", rest)
         case [("--quiet" | "--json") as flag, name, *rest]:
-            return _run([name, *rest, flag])
+            return choose_command([name, *rest, flag])
+        case [group, name, *rest] if group in GROUPS:
+            return _known(f"{group} {name}"), rest
         case [name, *rest]:
-            return run_command(name, rest)
-    return 0
+            return _known(name), rest
+    return "", []
 
 
-def run_command(name: str, args: list[str]) -> int:
-    """Parse the arguments of a command and run it.
-
-    Raises:
-        UserError: The command, an option or a value is wrong.
-    """
+def _known(name: str) -> str:
     if name not in COMMANDS:
         group = f"{name.split()[0]} " if " " in name else ""
         raise UserError(
             f"no command '{name}'{suggest(name, NAMES)} (`mvmae {group}--help` lists them)"
         )
-    from mvmae import terminal  # loads rich
-    from mvmae.cli.parse import parse  # loads tyro
-
-    command = COMMANDS[name]
-    words, args = terminal.flags(args)
-    with terminal.output(words, silent=_rank() > 0):
-        config = parse(name, args)
-        if config is None:  # --help
-            return 0
-        if not command.is_shared and num_processes() > 1:
-            raise UserError(f"mvmae {name} runs in one process: start it without torchrun")
-        return command.run(config) or 0
+    return name
 
 
 def usage() -> str:

@@ -149,7 +149,13 @@ class Backbone(nn.Module):
         return torch.cat([token.to(x.dtype).expand(len(x), -1, -1) for token in tokens], dim=1)
 
     def _block(
-        self, block: Any, number: int, prefix: Tensor, x: Tensor, *, grid: tuple[int, int]
+        self,
+        block: Any,
+        number: int,
+        prefix: Tensor,
+        x: Tensor,
+        *,
+        grid: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
         """Apply one `Block` to prefix and patches; its attention may be windowed."""
         whole = torch.cat([prefix, x], dim=1)

@@ -218,7 +218,11 @@ def _stack_qkv(parts: list[Tensor], block: str, source: str) -> Tensor:
 
 
 def _build(
-    maker: str, tensors: dict[str, Tensor], left_out: tuple[str, ...], hints: Hints, source: str
+    maker: str,
+    tensors: dict[str, Tensor],
+    left_out: tuple[str, ...],
+    hints: Hints,
+    source: str,
 ) -> OpenedEncoder:
     """Build an encoder of the sizes that its tensors show, and load them; every key must fit."""
     embedding = tensors["patch_embed.proj.weight"]

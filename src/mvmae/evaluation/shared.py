@@ -222,7 +222,11 @@ def pixel_candidate(setting: Setting, side: int, workers: int | None, bar: Bar) 
 
 
 def encoder_candidate(
-    config: EvaluateConfig, setting: Setting, name: str, opened: OpenedEncoder, bar: Bar
+    config: EvaluateConfig,
+    setting: Setting,
+    name: str,
+    opened: OpenedEncoder,
+    bar: Bar,
 ) -> Candidate | None:
     """Compute features of both parts with an encoder; None outside the main process."""
     extractor = encoders.encoder_extractor(

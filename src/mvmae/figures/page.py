@@ -218,7 +218,13 @@ class Sheet:
             self.write(MARGIN, y, line, None, SMALL, ha="left", va="bottom")
 
     def write(
-        self, x: float, y: float, text: str, room: float | None, points: float, **style: Any
+        self,
+        x: float,
+        y: float,
+        text: str,
+        room: float | None,
+        points: float,
+        **style: Any,
     ) -> None:
         """Write a text centred at a place, shortened where it is wider than the room, if any."""
         words = text if room is None else shorten(text, room, points)
@@ -226,7 +232,12 @@ class Sheet:
         self.axes.text(x, y, words, fontsize=points, parse_math=False, **place | style)
 
     def picture(
-        self, x: float, y: float, size: tuple[float, float], picture: Picture, frame: str = ""
+        self,
+        x: float,
+        y: float,
+        size: tuple[float, float],
+        picture: Picture,
+        frame: str = "",
     ) -> None:
         """Draw a picture as large as a width and height allow, in their middle."""
         aspect = _aspect(picture)
@@ -248,7 +259,12 @@ class Sheet:
             self.frame(x, y, (width, height), frame, 1.2)
 
     def frame(
-        self, x: float, y: float, size: tuple[float, float], colour: str, points: float
+        self,
+        x: float,
+        y: float,
+        size: tuple[float, float],
+        colour: str,
+        points: float,
     ) -> None:
         """Draw the border of a rectangle."""
         self.axes.add_patch(

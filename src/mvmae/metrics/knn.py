@@ -59,7 +59,12 @@ def nearest_neighbours(
 
 
 def knn_votes(
-    near: Neighbours, labels: Int[Tensor, " M"], num_classes: int, *, k: int, temperature: float
+    near: Neighbours,
+    labels: Int[Tensor, " M"],
+    num_classes: int,
+    *,
+    k: int,
+    temperature: float,
 ) -> Float[Tensor, "Q K"]:
     """Sum the votes of each query's first `k` neighbours per class, scaled so the nearest's is 1.
 

@@ -55,13 +55,22 @@ class Metric(NamedTuple):
 
 
 def _loss(
-    name: str, label: str, chart: str, short: str = "", level: str | None = None, figure: str = ""
+    name: str,
+    label: str,
+    chart: str,
+    short: str = "",
+    level: str | None = None,
+    figure: str = "",
 ) -> Metric:
     return Metric(name, label, chart, "lower", "", ".3f", short, level, figure=figure)
 
 
 def _score(
-    name: str, label: str, chart: str = "", short: str = "", level: str | None = None
+    name: str,
+    label: str,
+    chart: str = "",
+    short: str = "",
+    level: str | None = None,
 ) -> Metric:
     return Metric(name, label, chart, "higher", "%", ".1f", short, level)
 

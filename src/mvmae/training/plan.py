@@ -73,7 +73,12 @@ def steps_per_epoch(num_images: int, batch_size: int, accumulate: int = 1) -> in
 
 
 def warmup_cosine(
-    step: int, *, peak: float, warmup_steps: int, total_steps: int, final: float = 0.0
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    final: float = 0.0,
 ) -> float:
     """Linear warm-up from 0 to `peak`, then half a cosine down to `final`."""
     if step < warmup_steps:
@@ -83,7 +88,12 @@ def warmup_cosine(
 
 
 def warmup_drops(
-    step: int, *, peak: float, warmup_steps: int, total_steps: int, drops: Sequence[float]
+    step: int,
+    *,
+    peak: float,
+    warmup_steps: int,
+    total_steps: int,
+    drops: Sequence[float],
 ) -> float:
     """Linear warm-up from 0 to `peak`, then a tenth after each of `drops`, shares of all steps."""
     if step < warmup_steps:

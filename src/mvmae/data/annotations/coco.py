@@ -67,7 +67,12 @@ class CocoSplit(Files):
     """
 
     def __init__(
-        self, files: SplitFiles, content: Entry, *, channels: int, with_masks: bool
+        self,
+        files: SplitFiles,
+        content: Entry,
+        *,
+        channels: int,
+        with_masks: bool,
     ) -> None:
         self.file, self.annotations, self.with_masks = files.file, content, with_masks
         self.ids = [int(category["id"]) for category in content["categories"]]
@@ -204,7 +209,11 @@ def split_names(folder: Path) -> list[str]:
 
 
 def _choose_split(
-    names: list[str], given: str | None, prefixes: tuple[str, ...], flag: str, folder: Path
+    names: list[str],
+    given: str | None,
+    prefixes: tuple[str, ...],
+    flag: str,
+    folder: Path,
 ) -> str:
     known = f"{folder} has {', '.join(names)}"
     if given is not None:

@@ -36,7 +36,12 @@ class ImageMaskPairs(Files):
     """Images with masks, as a source of images; `read_mask` reads the masks."""
 
     def __init__(
-        self, name: str, paths: Sequence[str], masks: Sequence[str], channels: int, rule: Rule
+        self,
+        name: str,
+        paths: Sequence[str],
+        masks: Sequence[str],
+        channels: int,
+        rule: Rule,
     ) -> None:
         super().__init__(name, paths, channels)
         self.channels, self.masks, self.rule = channels, list(masks), rule
@@ -218,7 +223,11 @@ def _image_and_mask_folder(data: Path) -> tuple[Path, Path]:
 
 
 def _split_folders(
-    images: Path, masks: Path, test_split: str | None, *, with_training: bool
+    images: Path,
+    masks: Path,
+    test_split: str | None,
+    *,
+    with_training: bool,
 ) -> tuple[str, str] | None:
     """Names of the training and test folders; None where the images are not in splits.
 

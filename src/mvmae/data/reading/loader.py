@@ -170,7 +170,13 @@ class StepSampler:
     """
 
     def __init__(
-        self, num_images: int, seed: int, batch_size: int, steps: range, rank: int, world_size: int
+        self,
+        num_images: int,
+        seed: int,
+        batch_size: int,
+        steps: range,
+        rank: int,
+        world_size: int,
     ) -> None:
         self.num_images, self.seed, self.batch_size = num_images, seed, batch_size
         self.steps, self.rank, self.world_size = steps, rank, world_size
@@ -242,7 +248,11 @@ class WholeDataset(Dataset):
     """Whole images by index, as evaluations use them."""
 
     def __init__(
-        self, source: Source, size: tuple[int, int], interpolation: str, share: float = 1.0
+        self,
+        source: Source,
+        size: tuple[int, int],
+        interpolation: str,
+        share: float = 1.0,
     ) -> None:
         self.source, self.size, self.interpolation, self.share = source, size, interpolation, share
 

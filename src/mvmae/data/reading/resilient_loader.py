@@ -108,7 +108,11 @@ class Watched(SourceWrapper):
 
 
 def resilient_batches(
-    open_loader: Callable[[range], DataLoader], steps: range, watched: Watched, *, timeout: float
+    open_loader: Callable[[range], DataLoader],
+    steps: range,
+    watched: Watched,
+    *,
+    timeout: float,
 ) -> Iterator[Any]:
     """The batches of the steps, even if reader processes die or hang.
 

@@ -112,7 +112,11 @@ class Waiting:
 
 
 def pack_with_all(
-    source: Source, config: DataPackConfig, folder: Path, first: int, interrupt: Interrupt
+    source: Source,
+    config: DataPackConfig,
+    folder: Path,
+    first: int,
+    interrupt: Interrupt,
 ) -> Generator[tuple[int, Packed | Refused], None, None]:
     """Yield each image from `first` on, packed by all processes; called in the main process.
 
@@ -149,7 +153,11 @@ def pack_with_all(
 
 
 def _open_block(
-    file: Path, number: int, ready: set[int], ours: Future[None], interrupt: Interrupt
+    file: Path,
+    number: int,
+    ready: set[int],
+    ours: Future[None],
+    interrupt: Interrupt,
 ) -> BinaryIO | None:
     """Wait for a block and open it; None if a signal comes first."""
     while True:

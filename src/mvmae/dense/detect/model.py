@@ -202,7 +202,11 @@ class PyramidBackbone(nn.Module):
 
 
 def build_backbone(
-    encoder: Encoder, shape: DetectorShape, *, drop_path: float, recompute: bool
+    encoder: Encoder,
+    shape: DetectorShape,
+    *,
+    drop_path: float,
+    recompute: bool,
 ) -> PyramidBackbone:
     """Build a new pyramid on a copy of the encoder; see `build_detector` for the arguments."""
     depth, width, channels = encoder.size.depth, encoder.embed_dim, shape.channels

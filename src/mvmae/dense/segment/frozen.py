@@ -215,7 +215,11 @@ def patch_map(predictor: Predictor, image: Pixels) -> Float[Tensor, "D h w"]:
 
 
 def classify_patches(
-    predictor: Predictor, bank: Bank, num_classes: int, images: list[Pixels], sizes: list[Size]
+    predictor: Predictor,
+    bank: Bank,
+    num_classes: int,
+    images: list[Pixels],
+    sizes: list[Size],
 ) -> Iterator[Int16[Tensor, "H W"]]:
     """Yield the classes of images at the given sizes, by the votes for each of their patches."""
     if not images:  # none of them could be read

@@ -158,7 +158,11 @@ def write_predictions(file: Path, job: Job, evaluation: Evaluation) -> None:
 
 
 def write_result(
-    job: Job, evaluation: Evaluation, counters: Counters, confusion: Tensor, seconds: float
+    job: Job,
+    evaluation: Evaluation,
+    counters: Counters,
+    confusion: Tensor,
+    seconds: float,
 ) -> Path:
     """Write the JSON in the run's results/, and unreadable test images to skipped.csv."""
     config, data = job.config, job.data

@@ -197,7 +197,11 @@ def learning_rate(step: int, plan: Plan, config: FinetuneConfig) -> float:
 
 
 def training_step(
-    wrapped: nn.Module, trained: Trained, batch: LabelledBatch, job: Job, step: int
+    wrapped: nn.Module,
+    trained: Trained,
+    batch: LabelledBatch,
+    job: Job,
+    step: int,
 ) -> Float[Tensor, ""]:
     """Update the weights once and return the loss.
 

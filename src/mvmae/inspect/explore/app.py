@@ -36,7 +36,11 @@ NUM_TYPICAL = 8
 
 
 def build_app(
-    session: Session, workers: Workers, *, names: Collection[str], allow_addresses: bool = False
+    session: Session,
+    workers: Workers,
+    *,
+    names: Collection[str],
+    allow_addresses: bool = False,
 ) -> Starlette:
     """Build the server.
 
