@@ -23,13 +23,14 @@ setup: .venv/ready
 demo: setup  ## pre-train on the built-in photographs, judge, draw: about three minutes on two cores
 	$(BIN)/python examples/demo.py
 
-check: setup  ## format, lint, import direction, types, spelling, lengths
+check: setup  ## format, lint, import direction, types, spelling, lengths, language
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/lint-imports --no-cache > /dev/null || $(BIN)/lint-imports --no-cache
 	$(BIN)/pyrefly check
 	$(BIN)/codespell
 	$(BIN)/python -m checks.lengths
+	$(BIN)/python -m checks.english
 
 test: setup  ## everything but the slow tests, with coverage
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
