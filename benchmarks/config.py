@@ -71,7 +71,10 @@ class BenchConfig:
             not self.quick or self.part == "input" or self.model == ModelConfig(),
             "--quick brings its own model: leave out --quick or --model.*",
         )
-        require(len(set(self.peers)) == len(self.peers), "peers names one twice")
+        require(
+            len(set(self.peers)) == len(self.peers),
+            f"peers lists a value twice: {' '.join(self.peers)}",
+        )
         require(
             self.model.decoded_share == 1 or not self.peers or self.part != "step",
             "peers rebuild every hidden patch: leave model.decoded_share at 1, or have no --peers",

@@ -5,6 +5,8 @@ from the same functions; each test adds terms to those functions and looks where
 """
 
 from dataclasses import replace
+from pathlib import Path
+from traceback import extract_stack
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import torch.nn.functional as F
 from run_folders import metrics
 from torch import Generator
 
+import mvmae
 from mvmae.cli.main import main
 from mvmae.data.reading.loader import Batch
 from mvmae.method import gradient_cache, losses, pretrain
@@ -88,3 +91,19 @@ def test_the_terms_are_in_metrics_curves_and_report(
     for file in ("curves.svg", "report.html"):
         text = (tmp_path / file).read_text()
         assert all(name in text for name in WEIGHTS)
+
+
+def test_four_calls_lead_from_the_command_to_the_contrast(
+    pretrain_command, image_folder, tmp_path, monkeypatch
+):
+    """What a reader has to follow; `python -m checks.size` prints the same path."""
+    source, paths, nt_xent = str(Path(mvmae.__file__).parent), set(), losses.nt_xent
+
+    def record_callers(*args, **options):
+        calls = [call for call in extract_stack() if call.filename.startswith(source)]
+        paths.add(tuple(call.name for call in calls if not call.name.startswith("<")))
+        return nt_xent(*args, **options)
+
+    monkeypatch.setattr(losses, "nt_xent", record_callers)
+    assert main(pretrain_command(image_folder(), tmp_path / "run", {"epochs": 1})) == 0
+    assert paths == {("main", "run", "training_step", "embedding_terms")}
