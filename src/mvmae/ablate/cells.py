@@ -1,4 +1,7 @@
-"""Train and evaluate one cell of a table: a run folder that is new, begun or complete."""
+"""Train and evaluate one cell of an ablation table; each cell is a run folder.
+
+A control is a cell without pre-training: an untrained encoder, pixels or their components.
+"""
 
 import json
 import os
@@ -30,16 +33,16 @@ from mvmae.training import precision, run_checkpoints
 
 Progress = Literal["new", "begun", "trained"]
 EvaluationConfig = KnnConfig | ProbeConfig
-TITLES = {"knn": "kNN", "probe": "linear"}  # of the commands' figures
+TITLES = {"knn": "kNN", "probe": "linear"}  # names of the accuracies by command
 NUM_COMPONENTS = 64  # principal components of pixels, a baseline without an encoder
 
 
 def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
-    """How far the training of a cell has come; a control needs none.
+    """Return how far the training of a cell is; a control needs none, so it counts as trained.
 
     Args:
-        cell: To look at.
-        fingerprint: Of the training images. None: accept any images.
+        cell: The cell.
+        fingerprint: Fingerprint of the training images. None: accept any images.
 
     Raises:
         UserError: Its folder holds a run with other settings or images, or other files.
@@ -52,6 +55,7 @@ def training_progress(cell: Cell, fingerprint: str | None = None) -> Progress:
     if not run_folder.is_run(folder):
         names = {path.name for path in folder.iterdir()} if folder.exists() else set()
         names = {name for name in names if not name.startswith(run_folder.LOCK)}
+        # A run killed at its start leaves .NAME.tmp, the temporary file of NAME.
         if {name.removeprefix(".").removesuffix(".tmp") for name in names} - {*run_folder.OURS}:
             raise UserError(f"{folder} holds other files: choose an --out that is new or empty")
         return "new"
@@ -79,7 +83,10 @@ def train(cell: Cell) -> int:
     """Begin or resume the training of a cell.
 
     Returns:
-        The exit status of `pretrain`.
+        The exit status of `pretrain`; 0 if there is nothing to train.
+
+    Raises:
+        UserError: As `training_progress` and `pretrain`.
     """
     progress = training_progress(cell)
     if cell.config is None or progress == "trained":
@@ -92,7 +99,10 @@ def train(cell: Cell) -> int:
 
 
 def evaluation_configs(cell: Cell, config: AblateConfig) -> list[EvaluationConfig]:
-    """Options of the `mvmae knn` and `mvmae probe` that evaluate a cell."""
+    """Return the options of each evaluation of a cell: `mvmae knn`, and `mvmae probe` if asked for.
+
+    Pixels are not evaluated by MAE's probe, which trains on an encoder's tokens.
+    """
     common: dict[str, Any] = {
         "encoder": str(cell.folder),
         "data": config.eval_source,
@@ -108,7 +118,7 @@ def evaluation_configs(cell: Cell, config: AblateConfig) -> list[EvaluationConfi
 
 
 def command_name(config: EvaluationConfig) -> str:
-    """The command that has these options."""
+    """Return the name of the command that has these options."""
     return "knn" if isinstance(config, KnnConfig) else "probe"
 
 
@@ -136,14 +146,14 @@ def find_result(
 
 
 def _deciding_options(config: dict[str, Any]) -> dict[str, Any]:
-    """The options that decide a cell's result, whatever the path of its folder."""
+    """Return the options that decide a cell's result; the path of its folder does not."""
     idle = results.IDLE | {"encoder", "data"}
     rest = {name: value for name, value in config.items() if name not in idle}
     return rest | {"data": os.path.normpath(config["data"])}
 
 
 def is_done(cell: Cell, config: AblateConfig, images: str | None = None) -> bool:
-    """Whether a cell is trained and evaluated."""
+    """Whether a cell is trained, and evaluated on these images (None: on any)."""
     return training_progress(cell) == "trained" and all(
         find_result(cell, one, images) for one in evaluation_configs(cell, config)
     )
@@ -155,13 +165,13 @@ def find_unfinished(plan: Plan, images: str) -> list[Cell]:
 
 
 def evaluate(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
-    """Run the evaluations that are missing.
+    """Run the evaluations of a cell that have no result yet.
 
     Args:
         cell: A trained cell, or a control.
-        plan: The table.
-        data: The labelled images, for raw pixels.
-        images: Their fingerprint.
+        plan: All cells of the table and their options.
+        data: The labelled images; read directly for raw pixels.
+        images: Fingerprint of the labelled images.
 
     Returns:
         0; 130 or 143 if MAE's probe was stopped by SIGINT or SIGTERM, with its state saved.
@@ -184,7 +194,7 @@ def evaluate(cell: Cell, plan: Plan, data: Labelled, images: str) -> int:
 
 
 def _untrained_encoder(cell: Cell, plan: Plan) -> OpenedEncoder:
-    """The recipe's encoder before training, with the preprocessing that training would use."""
+    """Return the recipe's encoder before training, with the preprocessing of training."""
     config = replace(plan.recipe_config, seed=cell.seed, out=cell.folder)
     source = open_source(config.data, plain_channels(config.model.in_channels))
     config, _, _ = resolve_config(config, source)
@@ -197,7 +207,8 @@ def _evaluate_features(
 ) -> None:
     """Score features as `knn` and `probe` do, and write their results without printing them.
 
-    An encoder's features are computed once for all methods; pixels in the size of each method.
+    An encoder's features are computed once for all methods. Pixels are read again for each method,
+    because each shrinks images to a different size.
     """
     methods = [
         knn.knn_method(config) if isinstance(config, KnnConfig) else probe.probe_method(config)
@@ -215,7 +226,7 @@ def _evaluate_features(
             * len(methods)
         )
     for config, method, candidate in zip(configs, methods, found, strict=True):
-        assert candidate is not None  # it is None in other processes; here is only one
+        assert candidate is not None  # None only in processes other than the main one
         if cell.key == COMPONENTS:
             candidate = _principal_components(candidate, NUM_COMPONENTS)
         rows, headline = shared.score_candidates([candidate], method, setting)
@@ -225,9 +236,10 @@ def _evaluate_features(
 
 
 def _pixel_setting(cell: Cell, plan: Plan, data: Labelled) -> Setting:
-    """The setting of an evaluation of pixels, which reads no encoder: a random one takes its place.
+    """Return the setting for evaluating pixels.
 
-    That one gives the channels and the token's name, and is never run.
+    A setting needs an encoder, so it gets a random one. That gives the number of channels and the
+    token's name, and is never run.
     """
     config = plan.recipe_config
     opened = encoders.attach_preprocessing(encoders.random_encoder(config.model, 0), config)
@@ -237,12 +249,13 @@ def _pixel_setting(cell: Cell, plan: Plan, data: Labelled) -> Setting:
 
 
 def _principal_components(candidate: Candidate, count: int) -> Candidate:
-    """Project vectors on the first principal components of the training vectors."""
+    """Project vectors on the first `count` principal components of the training vectors."""
     from sklearn.decomposition import PCA  # takes half a second, and few commands need it
 
     train, test = candidate.train, candidate.test
     count = min(count, *train.mean.shape)
-    # Both are exact. The first one's cost depends on the width alone, which is seconds for pixels.
+    # Both solvers are exact. The cost of covariance_eigh depends on the width alone, which is
+    # seconds for pixels.
     many = len(train.mean) > train.mean.shape[1]
     solver: Any = "covariance_eigh" if many else "full"
     pca = PCA(count, svd_solver=solver).fit(train.mean.numpy())

@@ -26,7 +26,7 @@ class TrainingBatch(NamedTuple):
     """8-bit pixels of shape C H W: a list, or one tensor where `stack` made one."""
 
     targets: Any
-    """Annotation of each image, likewise."""
+    """Annotation of each image, as a list or one tensor like `images`."""
 
     skipped: list[Skipped]
     """Images that could not be read and were replaced by others."""
@@ -36,7 +36,7 @@ class TrainingBatch(NamedTuple):
 
 
 class _AugmentedImages(Dataset):
-    """Image with its annotation, by (epoch, index), and the images skipped on the way to it."""
+    """Images with annotations by (epoch, index), each with the unreadable ones that it replaces."""
 
     def __init__(self, source: Source, seed: int, read: Callable, augment: Callable) -> None:
         self.source, self.seed, self.read, self.augment = source, seed, read, augment
@@ -78,9 +78,10 @@ def training_batches(
         augment: Augments an image and its annotation with the generator `rng`.
         config: Options of the command.
         steps: Steps of the run; 0 is the first of the first epoch.
-        stack: Joins the images of a batch, and their annotations.
-        rank: Number of this training process.
-        world_size: Training processes that share a batch.
+        stack: Joins the images of a batch, and separately their annotations: `list`, or
+            `torch.stack` if all have the same shape.
+        rank: Rank of this training process.
+        world_size: Number of training processes that share a batch.
         cuda: Whether the batches go to a GPU.
     """
     return DataLoader(
@@ -94,7 +95,7 @@ def training_batches(
 
 
 class WholeImage(NamedTuple):
-    """Image of an evaluation."""
+    """An image to evaluate or predict."""
 
     index: int
     """Position in its source."""
@@ -125,7 +126,16 @@ def whole_images(
     cuda: bool,
     batch_size: int = 1,
 ) -> Iterator[WholeImage]:
-    """Read images once, in order; a reading process hands over `batch_size` at a time."""
+    """Read each image once, in the order of `indices`.
+
+    Args:
+        source: The images.
+        read: Returns the content of an image by index; picklable.
+        indices: Which images.
+        workers: Reading processes. None: the default of `loader_options`.
+        cuda: Whether the images go to a GPU.
+        batch_size: Images that a reading process hands over at a time; they are yielded singly.
+    """
     return chain.from_iterable(
         DataLoader(
             _WholeImages(source, read),

@@ -1,7 +1,7 @@
 """Embed images: write one vector per image or patch to files, and search them.
 
-Read `run` from top to bottom. The parts are split across the processes, which therefore write the
-same bytes as a single process.
+Read `run` from top to bottom. Each part, a file of consecutive images, is written by one process.
+So any number of processes writes the same bytes.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from mvmae.terminal import Bar
 from mvmae.training import distributed, precision, process_store
 from mvmae.training.interrupt import Interrupt, exit_status
 
-LEAVE_SECONDS = 60.0  # for other processes to stop writing before their parts are removed
+LEAVE_SECONDS = 60.0  # to wait for other processes to stop writing, before parts are removed
 SAME_NUMBERS = {  # facts on which the embeddings depend, and their names in messages
     "digest": "encoder weights",
     "encoder_facts": "encoder settings",
@@ -56,12 +56,13 @@ def run(config: EmbedConfig) -> int:
     Raises:
         UserError: The encoder, the data, a query, the folder or the settings cannot be used.
     """
-    with distributed.process_group(torch.device("cpu")):  # no tensors are exchanged
+    # On the CPU also for GPUs, because processes exchange no tensors.
+    with distributed.process_group(torch.device("cpu")):
         device = precision.choose_device(config.device)
         folder = config.out or (
             results.home(config.encoder, None) / f"embeddings-{results.slug(' '.join(config.data))}"
         )
-        # Before the encoder is loaded, which may be a download.
+        # Check before the encoder is loaded, which may be a download.
         if distributed.is_main():
             check_folder(folder, config)
         formats.package_versions(config.format)  # fails now if the package is missing
@@ -79,10 +80,13 @@ def run(config: EmbedConfig) -> int:
 
 
 def write_share(job: Job) -> int:
-    """Write this process's share of the parts and tell the main process about each.
+    """Write this process's share of the parts, and report each to the main process.
 
     Returns:
         Exit status.
+
+    Raises:
+        UserError: The images or the folder cannot be used, or another process failed.
     """
     if (content := distributed.from_main(None)) is None:  # there is nothing to embed
         return 0
@@ -113,7 +117,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
         _require_same(folder, index, facts, SAME_NUMBERS)
         if index.missing:
             raise UserError(f"{folder} is not finished: add --resume to finish it and then search")
-        distributed.from_main(None)
+        distributed.from_main(None)  # the other processes wait for it in `write_share`
         terminal.console().print(f"embeddings of {source.name}: {folder}")
     else:
         index = Index(facts, {}, 0.0)
@@ -133,7 +137,7 @@ def write_and_search(job: Job, facts: dict[str, Any], queries: search.Queries | 
             with Bar(len(source), done=index.total("images")) as bar, Interrupt() as interrupt:
                 bar.name("embed")
                 index, stopped_by = compute_embeddings(job, index, bar, interrupt)
-        except OtherFailedError:  # the parts that this process wrote are good
+        except OtherFailedError:  # keep the parts that this process wrote: they are good
             raise
         except UserError:
             if not config.resume:  # there is nothing worth keeping
@@ -185,13 +189,13 @@ def check_folder(folder: Path, config: EmbedConfig) -> None:
 
 
 def describe_embeddings(job: Job) -> dict[str, Any]:
-    """The facts of index.json: what the embeddings are and depend on.
+    """Return the facts of index.json: what the embeddings are, and what they depend on.
 
     Raises:
         UserError: There is no class token, or a part is too large.
     """
     config, _, opened, source, device = job
-    # Of the classes, because a list file can change them while its paths stay.
+    # Hash class names and not paths, because a list file can change classes while its paths stay.
     names = [source.classes[label] for i in range(len(source)) if (label := source.label(i)) >= 0]
     names_digest = hashlib.sha256("\0".join(names).encode(errors="surrogateescape"))
     encoder, tokens = opened.encoder, config.tokens or opened.pool
@@ -233,7 +237,7 @@ def describe_embeddings(job: Job) -> dict[str, Any]:
 
 
 def _require_same(folder: Path, index: Index, facts: dict[str, Any], names: dict[str, str]) -> None:
-    """Refuse embeddings whose facts differ, and name the differences.
+    """Refuse existing embeddings that were made with other facts; `names` are those that count.
 
     Raises:
         UserError: A fact differs.

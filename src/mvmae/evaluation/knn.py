@@ -1,4 +1,7 @@
-"""Run `mvmae knn`: how well an encoder's features separate classes, without any training."""
+"""Run `mvmae knn`: how well an encoder's features separate classes, without any training.
+
+Shapes: Q test images, K classes.
+"""
 
 from collections.abc import Iterator
 
@@ -25,7 +28,10 @@ def run(config: KnnConfig) -> None:
 
 
 def knn_method(config: KnnConfig) -> Method:
-    """Score by votes of the nearest training images; the headline is that of 20 votes."""
+    """Return a method that scores by votes of the nearest training images, for each of `config.k`.
+
+    The headline is the score with `USUAL_K` neighbours, or with the first of `config.k`.
+    """
 
     def score(candidate: Candidate, setting: Setting) -> Iterator[tuple[Row, Float[Tensor, "Q K"]]]:
         num_classes = len(setting.data.test.classes)

@@ -1,7 +1,8 @@
 """Run `mvmae labels`: accuracy with few labels, compared with the same encoder untrained.
 
 A cell is the accuracy of one encoder with one random draw of labels. An encoder's cells with the
-same number of labels form a point of its curve.
+same number of labels form a point of its curve. Accuracies and gains are in percentage points.
+Shapes: M training images.
 """
 
 import contextlib
@@ -49,6 +50,7 @@ class Cell(NamedTuple):
     """Labelled images."""
 
     top1: float
+    """In percent."""
 
 
 def run(config: LabelsConfig) -> None:
@@ -83,7 +85,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
         cells += compute_cells(candidate, config, setting, cache)
         skipped = skipped or [*candidate.train.skipped, *candidate.test.skipped]
         num_test, train_labels = len(candidate.test.labels), candidate.train.labels.numpy()
-    if not cells:  # a process other than the main one only computes features
+    if not cells:  # processes other than the main one only compute features
         return
     figure = write_figure(cells, config, setting)
     console = terminal.console()
@@ -115,7 +117,7 @@ def evaluate(config: LabelsConfig, setting: Setting) -> None:
 def cells_key(
     config: LabelsConfig, setting: Setting, against: Sequence[tuple[str, OpenedEncoder]]
 ) -> str:
-    """A hash of everything that a cell depends on."""
+    """Hash everything that cells depend on, for the name of their cache."""
     caches = [
         shared.cache_folder(config, setting, opened, part).name
         for _, opened in [("", setting.opened), *against]
@@ -146,9 +148,10 @@ class CellCache:
 
 
 def draws_per_amount(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dict[int | float, int]:
-    """Number of draws of each amount, without amounts that equal an earlier one on these images.
+    """Map each amount of labels to its number of draws.
 
-    There is only one way to draw all labels.
+    Amounts that draw the same number of images of every class as an earlier one are left out. All
+    labels are drawn once, because there is only one way to draw them.
     """
     amounts: dict[tuple[int, ...], int | float] = {}
     for amount in config.per_class or config.shares:
@@ -160,7 +163,7 @@ def draws_per_amount(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> dic
 
 
 def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
-    """Lines on options that had no effect, or not the full one."""
+    """Return a line for each option that had no effect, or only part of it."""
     lines, requested = [], config.per_class or config.shares
     if config.per_class and config.shares != LabelsConfig.shares:
         lines.append("--shares is not used, because --per-class replaces it")
@@ -182,7 +185,7 @@ def remarks(labels: Int[np.ndarray, " M"], config: LabelsConfig) -> list[str]:
 def compute_cells(
     candidate: Candidate, config: LabelsConfig, setting: Setting, cache: CellCache
 ) -> Iterator[Cell]:
-    """Compute the cells of one encoder for every amount and draw."""
+    """Yield the cells of one encoder for every amount and draw; the cache keeps each new one."""
     vectors = shared.vectors_by_token(candidate)
     train, test = vectors[candidate.pool or "pixels"]
     labels, test_labels = candidate.train.labels.numpy(), candidate.test.labels.numpy()
@@ -191,6 +194,7 @@ def compute_cells(
             # As text, because 1 (image per class) and 1.0 (all images) are equal keys.
             cell = cache.cells.get((candidate.name, str(amount), number))
             if cell is None:
+                # A seed consists of integers; amounts may be shares.
                 rng = np.random.default_rng((config.seed, number, round(amount * 1e6)))
                 drawn = stratified_draw(labels, amount, rng)
                 fit = logistic_regression(
@@ -251,7 +255,7 @@ def build_table(cells: Sequence[Cell]) -> Table:
 def describe_gain(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
     """Say in a few sentences whether pre-training was worth it.
 
-    A gain over the untrained encoder is clear if it is significant at 5 % over the draws.
+    A gain over the untrained encoder is clear if it is significant at 5 %; see `paired_gains`.
     """
     if encoder.startswith("random:"):
         return f"{encoder} was not pre-trained, so there is nothing to judge"
@@ -293,7 +297,7 @@ def _describe_pixels(cells: Sequence[Cell], encoder: str) -> Iterator[str]:
 
 def _describe_test_error(cells: Sequence[Cell], encoder: str, num_test: int) -> str:
     """Give the sampling error of the test images, which all draws share."""
-    share = max(curve_points(cells, encoder)).mean / 100
+    share = max(curve_points(cells, encoder)).mean / 100  # the point with the most labels
     return (
         f"All draws are tested on the same {num_test} images; {num_test} others would change an "
         f"accuracy by about {sampling_error(share, num_test):.1f} points."
@@ -323,9 +327,10 @@ class Gain(NamedTuple):
 
 
 def paired_gains(cells: Sequence[Cell], name: str, other: str, num_test: int) -> list[Gain]:
-    """Mean gain over the same draws for each number of labels, and its standard error.
+    """Compute the mean gain of `name` over `other` on the same draws, for each number of labels.
 
-    With a single draw, the error is that of the difference of two proportions of the test images.
+    Its standard error is that over the draws. With a single draw, it is that of the difference of
+    two proportions of the `num_test` test images.
     """
     theirs = {(cell.amount, cell.draw): cell.top1 for cell in cells if cell.name == other}
     pairs: dict[int, list[tuple[float, float]]] = {}

@@ -53,7 +53,8 @@ def run(config: ProbeConfig) -> int:
     Raises:
         UserError: The encoder or the images cannot be read, or the loss diverged.
     """
-    with distributed.process_group(torch.device("cpu")):  # tokens and scores are exchanged on it
+    # Processes exchange tokens and scores on the CPU.
+    with distributed.process_group(torch.device("cpu")):
         setting = shared.open_setting(config)
         with claim_shared_folder(setting.home / "cache"):
             return train(config, setting)
@@ -74,7 +75,7 @@ def train(config: ProbeConfig, setting: Setting) -> int:
     optimizer = Lars(heads.parameters(), lr=0.0)
     folder = state_folder(config, setting)
     run_folder.make(folder)
-    checkpoints = RunCheckpoints(folder)  # its name depends on all settings
+    checkpoints = RunCheckpoints(folder)  # only this command's: the name depends on all settings
     with Loop(
         RunOutput(save_every_minutes=config.save_every_minutes),
         plan,
@@ -106,7 +107,7 @@ def train(config: ProbeConfig, setting: Setting) -> int:
 
 
 def make_plan(config: ProbeConfig, setting: Setting) -> Plan:
-    """Count the steps.
+    """Count the steps; fewer training images than `step_size` are all in one step.
 
     Raises:
         UserError: A step has too few images for batch norm, or for the processes.
@@ -129,12 +130,12 @@ def make_plan(config: ProbeConfig, setting: Setting) -> Plan:
 
 
 def peak_rate(config: ProbeConfig, plan: Plan) -> float:
-    """Largest learning rate, by MAE's rule for the batch size."""
+    """Largest learning rate, by MAE's rule: `base_lr` times the batch size over 256."""
     return config.base_lr * plan.batch_size / 256
 
 
 def learning_rate(step: int, plan: Plan, config: ProbeConfig) -> float:
-    """Learning rate of a step."""
+    """Learning rate of a step: linear warm-up, then half a cosine to 0."""
     warmup_steps = round(config.warmup_epochs * plan.per_epoch)
     peak = peak_rate(config, plan)
     return warmup_cosine(step, peak=peak, warmup_steps=warmup_steps, total_steps=plan.total)
@@ -220,7 +221,11 @@ def build_heads(setting: Setting, seed: int) -> nn.ModuleDict:
 def pool_frozen(
     images: UInt8[Tensor, "B C H W"], config: ProbeConfig, setting: Setting
 ) -> dict[str, Float[Tensor, "B D"]]:
-    """Compute the frozen encoder's pooled tokens, `config.batch_size` images at a time."""
+    """Compute the frozen encoder's pooled tokens, `config.batch_size` images at a time.
+
+    Returns:
+        Vectors by token: "mean", and "cls" if the encoder has a class token.
+    """
     encoder, (mean, std, _) = setting.opened.encoder, setting.opened.preprocessing
     parts: dict[str, list[Tensor]] = {"mean": [], "cls": []}
     for chunk in images.split(config.batch_size):
@@ -254,7 +259,10 @@ def update(
 
 
 def state_folder(config: ProbeConfig, setting: Setting) -> Path:
-    """Folder of the state until the result is written, separate for all other settings."""
+    """Return the folder of the training state, which differs for each combination of settings.
+
+    Its removal is scheduled for when the result is written.
+    """
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     facts = (
         encoders.weights_digest(setting.opened.encoder),
@@ -268,7 +276,7 @@ def state_folder(config: ProbeConfig, setting: Setting) -> Path:
 
 
 def evaluate(loop: Loop, config: ProbeConfig, setting: Setting, heads: nn.ModuleDict) -> None:
-    """Score the test images, and write the result with the curve of the loss."""
+    """Score the test images; on the main process, write the result with the curve of the loss."""
     scores, labels, skipped = score_test_images(config, setting, heads.eval())
     if not distributed.is_main():
         return
@@ -306,10 +314,15 @@ def read_skipped(file: Path) -> list[Skipped]:
 def score_test_images(
     config: ProbeConfig, setting: Setting, heads: nn.ModuleDict
 ) -> tuple[dict[str, Float[Tensor, "Q K"]], Int[Tensor, " Q"], list[Skipped]]:
-    """Compute each head's logits of the test images' centres; each process takes its share.
+    """Compute each head's logits for the centre crops of the test images.
+
+    Each process takes its share. The main process gathers them; the others return empty results.
 
     Returns:
-        Logits by token, labels and unreadable images; complete in the main process only.
+        Logits by token, labels and unreadable images.
+
+    Raises:
+        UserError: More than half of the images cannot be read, or another process failed.
     """
     test, size = setting.data.test, config.batch_size
     batches = -(-len(test) // size)
@@ -337,6 +350,6 @@ def score_test_images(
     labels, skipped = distributed.gather_objects(labels), distributed.gather_objects(skipped)
     if distributed.is_main():
         encoders.require_readable(test, skipped)
-    none = torch.empty(0, len(test.classes))
+    none = torch.empty(0, len(test.classes))  # `torch.cat` refuses an empty list
     joined = {token: torch.cat([none, *parts]) for token, parts in scores.items()}
     return joined, torch.tensor(labels, dtype=torch.int64), skipped

@@ -1,6 +1,7 @@
-"""Sheets of pictures: rows of cells, some in groups, between a title and a note.
+"""Draw sheets of pictures: rows of cells, some in groups, between a title and a note.
 
-Shapes: H and W pixels, C channels 1 or 3; any picture may have its own. Lengths are inches.
+Shapes: H and W pixels, C channels (1 or 3), which may differ between pictures. Lengths and
+positions are in inches, font sizes in points.
 """
 
 import io
@@ -42,7 +43,7 @@ class Cell(NamedTuple):
     """Lines of small print below the picture."""
 
     frame: str = ""
-    """Colour; empty: no frame."""
+    """Colour of the frame; empty: no frame."""
 
 
 class Group(NamedTuple):
@@ -57,10 +58,10 @@ class Row(NamedTuple):
 
     groups: Sequence[Group]
     name: str = ""
-    """Upright, left of the row."""
+    """Written upwards, left of the row."""
 
     detail: str = ""
-    """Small print beside the name."""
+    """Small print, written upwards between the name and the pictures."""
 
     @property
     def cells(self) -> list[Cell]:
@@ -83,13 +84,16 @@ class Column(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """The meaning of colours."""
+    """A colour scale, drawn as a bar between two labels."""
 
     colours: str
     """Name of a matplotlib colour map."""
 
     low: str
+    """Label of the lowest value."""
+
     high: str
+    """Label of the highest value."""
 
 
 def columns_to_rows(
@@ -121,7 +125,10 @@ def columns_to_rows(
 
 
 def in_blocks(rows: Sequence[Row], most: int) -> list[Row]:
-    """Break rows with equally many cells into blocks: all rows with at most `most` of the cells."""
+    """Break wide rows into blocks, one below another, of at most `most` columns each.
+
+    Every block has all rows. The rows must have the same number of cells; groups are dissolved.
+    """
     return [
         Row([Group(row.cells[block.start : block.stop])], row.name, row.detail)
         for block in split_evenly(len(rows[0].cells), most)
@@ -130,7 +137,7 @@ def in_blocks(rows: Sequence[Row], most: int) -> list[Row]:
 
 
 def split_evenly(count: int, most: int) -> list[range]:
-    """Split a count into ranges of about equal length, at most `most`."""
+    """Split range(count) into consecutive ranges of about equal length, at most `most`."""
     length = -(-count // -(-count // most))
     return [range(at, min(at + length, count)) for at in range(0, count, length)]
 
@@ -147,12 +154,15 @@ def draw(
     """Draw a PNG of rows of cells, which all have the same size.
 
     Args:
-        rows: At least one, each with a cell.
-        title: Above the pictures.
-        note: Below them, in as many lines as it needs.
-        side: Longer side of a cell; 0: `CELL`, or `SMALL_CELL` for many columns.
-        scale: Drawn above the note, where colours have a meaning.
+        rows: At least one, each with at least one cell.
+        title: Title above the pictures.
+        note: Note below them, in as many lines as it needs.
+        side: Longer side of a cell; 0: `CELL`, or `SMALL_CELL` for more than `MANY_COLUMNS`.
+        scale: Colour scale above the note, if colours have a meaning.
         legend: Colours and names, drawn above the note.
+
+    Returns:
+        The content of the PNG file.
     """
     across = max(len(row.cells) for row in rows)
     side = side or (CELL if across <= MANY_COLUMNS else SMALL_CELL)
@@ -196,8 +206,8 @@ class Sheet:
     Args:
         width: Width of the page, at least `MIN_WIDTH`.
         height: Height of the content, between title and note.
-        title: Above the content, from `TOP` downwards.
-        note: Below it, in as many lines as it needs.
+        title: Title above the content, which begins at `TOP`.
+        note: Note below the content, in as many lines as it needs.
     """
 
     def __init__(self, width: float, height: float, *, title: str, note: str) -> None:
@@ -226,7 +236,7 @@ class Sheet:
         points: float,
         **style: Any,
     ) -> None:
-        """Write a text centred at a place, shortened where it is wider than the room, if any."""
+        """Write a text centred at (x, y), shortened if it is wider than `room` (None: no limit)."""
         words = text if room is None else shorten(text, room, points)
         place: dict[str, Any] = {"color": FAINT, "ha": "center", "va": "center"}
         self.axes.text(x, y, words, fontsize=points, parse_math=False, **place | style)
@@ -239,12 +249,15 @@ class Sheet:
         picture: Picture,
         frame: str = "",
     ) -> None:
-        """Draw a picture as large as a width and height allow, in their middle."""
+        """Draw a picture centred in a box, as large as its aspect ratio allows.
+
+        The box has its upper left corner at (x, y), and `size` is its width and height.
+        """
         aspect = _aspect(picture)
         width = min(size[0], size[1] / aspect)
         height = width * aspect
         x, y = x + _whole((size[0] - width) / 2), y + _whole((size[1] - height) / 2)
-        # matplotlib warns of values beyond white, even by a rounding error.
+        # matplotlib warns of values above white, even if they exceed it by a rounding error.
         white = 255 if picture.dtype == np.uint8 else 1
         pixels = picture.clip(0, white)
         self.axes.imshow(
@@ -273,7 +286,7 @@ class Sheet:
 
     def png(self) -> bytes:
         """The page as a PNG file."""
-        # Drawing pictures and points has set the limits to what they cover.
+        # Drawing has changed the limits of the axes; set them to the whole page.
         self.axes.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="auto")
         buffer = io.BytesIO()
         # Three times as fast as the default of 6, and a tenth larger.
@@ -284,7 +297,7 @@ class Sheet:
 
 
 def _aspect(picture: Picture) -> float:
-    """Height over width, as it is drawn."""
+    """Height over width of a picture as it is drawn, which may be stretched (`MIN_ASPECT`)."""
     height, width = picture.shape[:2]
     return min(max(height / width, MIN_ASPECT), 1 / MIN_ASPECT)
 

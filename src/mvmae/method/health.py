@@ -20,7 +20,9 @@ def chance_level(num_images: int, groups: Int[Tensor, " N"] | None = None) -> fl
 
     Args:
         num_images: N.
-        groups: Images of one group are not candidates for each other; the mean over images then.
+        groups: Group of each image. Images of the same group are not candidates for each other, so
+            the number of candidates varies, and the result is the mean over images. Default: each
+            image is its own group.
     """
     if groups is None:
         return log(2 * num_images - 1)
@@ -42,15 +44,18 @@ def effective_rank(z: Float[Tensor, "B D"]) -> float:
 def contrast_health(
     z1: Float[Tensor, "B D"], z2: Float[Tensor, "B D"], groups: Int[Tensor, " B"] | None = None
 ) -> dict[str, float]:
-    """Measure mean cosine similarities of views of one image and of different images.
-
-    Also how often a view's partner is the nearest of all 2B - 1 others, in percent, and the
-    effective rank.
+    """Measure how well embeddings tell images apart.
 
     Args:
         z1: Embeddings of the first views.
         z2: Embeddings of the second views of the same images.
-        groups: Images of one group are not compared. Default: all images are.
+        groups: Group of each image; images of the same group are not compared. Default: all are.
+
+    Returns:
+        `positive_similarity`: mean cosine similarity of the two views of an image.
+        `negative_similarity`: mean cosine similarity of views of different images.
+        `contrastive_top1`: how often a view's partner is its nearest candidate, in percent.
+        `effective_rank`: that of all 2B embeddings.
     """
     z = F.normalize(torch.cat([z1, z2]), dim=1)
     cosine = z @ z.T
@@ -71,11 +76,11 @@ def contrast_health(
 
 
 def colour_error(target: Float[Tensor, "B M P"], channels: int) -> Float[Tensor, ""]:
-    """Squared error of filling each patch with its average colour, the best that a blur can do.
+    """Mean squared error of filling each patch with its average colour, the best single colour.
 
     Args:
         target: Patches to reconstruct; channels run fastest.
-        channels: C; the mean is taken per channel.
+        channels: C; each channel has its own average.
     """
     return target.unflatten(-1, (-1, channels)).var(dim=-2, unbiased=False).mean()
 
@@ -94,14 +99,15 @@ MIN_STEPS = 20  # of training, before anything is called good
 def verdict(
     metrics: Mapping[str, float], width: int, channels: int = 3, steps: int | None = None
 ) -> Verdict:
-    """Judge the last line of metrics.
+    """Judge a run by the last record of its metrics.
 
     Args:
-        metrics: `contrastive`, `chance`, the four of `contrast_health`, `reconstruction` and
-            `colour_error`, where the run has them.
+        metrics: `contrastive`, `chance`, all that `contrast_health` returns, `reconstruction` and
+            `colour_error`. Those of a loss that the run does not have are missing.
         width: Width of the embeddings.
         channels: Channels of the images.
-        steps: Steps trained; after fewer than `MIN_STEPS` nothing is called good. Default: enough.
+        steps: Steps trained; after fewer than `MIN_STEPS` nothing is called good. Default: at least
+            that many.
     """
     sentences, status = [], "good"
     if "contrastive" in metrics:
@@ -140,7 +146,11 @@ def reconstruction_baseline(metrics: Mapping[str, float], channels: int) -> str:
 
 
 def is_collapsed(metrics: Mapping[str, float]) -> bool:
-    """Whether different images get the same embedding, and the loss agrees."""
+    """Whether all images get nearly the same embedding.
+
+    Either the embeddings vary along less than two dimensions, or views of different images are
+    almost equal and the contrastive loss confirms it: it is close to its chance level.
+    """
     return "contrastive" in metrics and (
         metrics["effective_rank"] < 2
         or (

@@ -30,7 +30,7 @@ LABEL_WIDTH = 14  # characters
 
 @dataclass
 class Counters:
-    """What the messages need and the checkpoint keeps."""
+    """State of the messages, saved in checkpoints so that a resumed run continues with it."""
 
     last_record: dict[str, float] = field(default_factory=dict)
     """The newest losses, health and kNN accuracy."""
@@ -65,7 +65,19 @@ def introduce(
 def embedding_health(
     view: View, config: PretrainConfig, groups: Int[Tensor, " B"] | None
 ) -> dict[str, float]:
-    """Measure the embeddings of one step over all processes; empty without contrast."""
+    """Measure `chance_level` and `contrast_health` on one step, over all processes.
+
+    Every process must call this. More than two views are judged by the first two.
+
+    Args:
+        view: Output of the model for the V views of B images in this process: its V * B embeddings
+            begin with the first view of each image, then the second.
+        config: Options of the run.
+        groups: Group of each image of this process.
+
+    Returns:
+        Empty if the run has no contrastive loss.
+    """
     if config.objective.contrastive_weight == 0:
         return {}
     first, second = view.embedding.float().chunk(config.views.num_views)[:2]
@@ -92,9 +104,9 @@ def warn_of_collapse(loop: Loop, counters: Counters, warmup: int) -> None:
 
 @contextmanager
 def divergence_recorded(folder: Path) -> Iterator[None]:
-    """Record in health.json where a diverging loss stopped the run.
+    """Record in health.json at which step a diverging loss stopped the run.
 
-    A run that resumes from before that point loses the record.
+    First delete such a record of an earlier attempt, because a resumed run starts before that step.
     """
     file = folder / "health.json"
     if distributed.is_main() and atomic.read_object(file).get("status") == DIVERGED:
@@ -139,7 +151,7 @@ def conclude(loop: Loop, config: PretrainConfig, counters: Counters) -> None:
 def summary(
     columns: Mapping[str, Column], config: PretrainConfig, steps: int, seconds: float
 ) -> Iterator[tuple[str, str]]:
-    """Label and text of each line about a finished run, first metrics to last."""
+    """Yield label and text of each line about a finished run, such as "loss" and "2.1 → 0.8"."""
     yield (
         "steps",
         f"{steps} of {pluralize(config.batch_size, 'image')}, {pluralize(config.epochs, 'epoch')}",

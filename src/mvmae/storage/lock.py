@@ -31,11 +31,11 @@ def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
     the mere existence of a file instead, which a killed process leaves behind for ever.
 
     Args:
-        file: Of the lock; its folder is made if it is missing.
-        wait: Wait for the process that holds it.
+        file: Lock file; its folder is made if it is missing.
+        wait: Wait for the process that holds the lock, instead of giving up at once.
 
     Yields:
-        Whether it is held.
+        Whether this process holds the lock.
     """
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, blocking=wait, fallback_to_soft=False)
@@ -50,22 +50,22 @@ def try_lock(file: Path, *, wait: bool = False) -> Iterator[bool]:
         terminal.warn(f"no locks in {file.parent}: make sure that no other command writes there")
         yield True
         return
-    # Beside it, because on Windows no other process can read a locked file.
+    # In a second file, because on Windows no other process can read a locked one.
     note = file.with_name(f"{file.name}.holder")
     try:
         note.write_text(json.dumps({"process": os.getpid(), "host": socket.gethostname()}))
         yield True
     finally:
         note.unlink(missing_ok=True)
-        # While the lock is held: filelock notices that its file is gone and tries again. Windows
-        # refuses to remove an open file, so there it stays.
+        # Remove the file while the lock is held: another process that waits for it notices that the
+        # file is gone, and filelock tries again. Windows refuses to remove an open file; it stays.
         with contextlib.suppress(OSError):
             file.unlink()
         lock.release()
 
 
 def holder(file: Path) -> str:
-    """Name the process that holds a lock."""
+    """Name the process that holds a lock, and its machine, for messages."""
     content = read_object(file.with_name(f"{file.name}.holder"))
     if not content.keys() >= {"process", "host"}:
         return "unknown process"
@@ -77,12 +77,12 @@ def locked(folder: Path, file: Path | None = None, *, flag: str = "--out") -> It
     """Make a folder and lock it for this process; new folders that stay empty are removed again.
 
     Args:
-        folder: To write into.
-        file: Of the lock. Default: in the folder.
+        folder: Folder to write into.
+        file: Lock file. Default: `run_folder.LOCK` in the folder.
         flag: Option that names the folder, for the message.
 
     Raises:
-        UserError: Another process holds it.
+        UserError: Another process holds the lock, or the folder cannot be made.
     """
     file = file or folder / run_folder.LOCK
     made = [path for path in (folder, *folder.parents) if not path.exists()]

@@ -1,4 +1,7 @@
-"""Results of evaluations: RESULTS/results/COMMAND-DATA.json, with everything that repeats them."""
+"""Results of evaluations: FOLDER/results/COMMAND-DATA.json, with all that is needed to repeat them.
+
+FOLDER is that of `home`.
+"""
 
 import os
 import re
@@ -18,7 +21,7 @@ from mvmae.storage.outputs import ENCODER_PREFIXES
 # File systems allow 255 bytes. A name gets a command before it and a suffix after it.
 MAX_NAME_BYTES = 80
 OMITTED = {"confusion", "skipped"}  # entries that are only in the file: they may be very long
-# Options that do not change a result, so that a repeated command replaces its file.
+# Options that do not change a result: a command repeated with other values replaces its file.
 IDLE = {"out", "device", "workers", "precision", "batch_size", "save_every_minutes"}
 
 
@@ -63,7 +66,11 @@ def _short_name(encoder: str) -> str:
 
 
 def slug(text: str) -> str:
-    """Turn a name that the user gave into a file name that any disk takes."""
+    """Turn a name that the user gave into a file name that every file system accepts.
+
+    Long names lose their beginning.
+    """
+    # The cut may fall within a character, whose remaining bytes are ignored.
     plain = re.sub(r"[^\w.]+", "-", text).encode()[-MAX_NAME_BYTES:].decode(errors="ignore")
     return plain.strip("-.") or "data"
 
@@ -81,16 +88,19 @@ def write(
     """Write a result as JSON, whole or not at all.
 
     Args:
-        folder: From `home`.
-        command: Of the command line.
-        config: Of the command; `mvmae COMMAND --recipe FILE` repeats it.
+        folder: The folder that `home` returns; results/ is made in it.
+        command: Name of the command, such as `knn`.
+        config: Options of the command; `mvmae COMMAND --recipe FILE` repeats it.
         content: The figures, and the data's name, fingerprint and sizes.
-        device: Where it was computed.
+        device: Device that computed the result.
         world_size: Number of processes that computed it.
-        name: Of the file, without .json. Default: the command and the data.
+        name: File name without .json. Default: the command and the data.
 
     Returns:
-        The file.
+        The written file; a number is added to its name if other options have taken the name.
+
+    Raises:
+        UserError: The folder or the file cannot be made.
     """
     run_folder.make(folder / "results")
     file = _choose_file(
@@ -105,20 +115,23 @@ def write(
 
 
 def emit(command: str, file: Path, content: Mapping[str, Any]) -> None:
-    """Print the result for programs: the headline as COMMAND_NAME, then all but `OMITTED`."""
+    """Print the result for programs, without the entries in `OMITTED`.
+
+    Figures of the headline are repeated with the command in their names, such as `knn_top1`.
+    """
     figures = {f"{command}_{name}": value for name, value in content.get("headline", {}).items()}
     rest = {name: value for name, value in content.items() if name not in OMITTED}
     terminal.emit("result", {"command": command, "file": str(file)} | figures | rest)
 
 
 def _choose_file(first: Path, config: Any) -> Path:
-    """Return the file, or one with a number if that has the result of another question."""
+    """Return `first`, or the first numbered variant of it without a result of other options."""
     question = _question(to_plain(config))
     for number in count(1):
         file = first if number == 1 else first.with_name(f"{first.stem}-{number}.json")
         known = atomic.read_object(file).get("config")
         if not isinstance(known, dict) or _question(known) == question:
-            break  # nothing there, or a result of the same question
+            break  # a new file, or a result of the same options
     return file
 
 

@@ -105,7 +105,16 @@ def remove(path: Path) -> None:
 
 
 def environment(device: torch.device, world_size: int, **facts: Any) -> dict[str, Any]:
-    """Describe what results depend on besides the config: versions, machine and commit."""
+    """Describe what results depend on besides the config: versions, machine and commit.
+
+    Args:
+        device: Device that computes.
+        world_size: Number of processes.
+        **facts: More entries.
+
+    Returns:
+        The content of environment.json.
+    """
     return {
         "mvmae": __version__,
         "format": FORMAT,
@@ -138,8 +147,9 @@ def _git_commit() -> str | None:
 
 
 def append_skipped(folder: Path, rows: Iterable[tuple[str, str]]) -> None:
-    """Add images that could not be read to skipped.csv, each once."""
+    """Add unreadable images to skipped.csv, as (path, reason); each path is listed once."""
     file, known = folder / "skipped.csv", set()
+    # surrogateescape: paths may contain bytes that are not UTF-8.
     if file.exists():
         with file.open(newline="", encoding="utf-8", errors="surrogateescape") as stream:
             known = {row[0] for row in csv.reader(stream) if row}

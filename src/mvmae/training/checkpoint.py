@@ -23,7 +23,7 @@ MAX_KEYS = 10  # keys named in a message
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
-    """Write the state to `last.pt`; the old `last.pt` becomes `previous.pt`."""
+    """Write the state to `last.pt` in a folder; the old `last.pt` becomes `previous.pt`."""
     folder.mkdir(exist_ok=True)
     last, previous, fresh = (folder / f"{name}.pt" for name in ("last", "previous", "fresh"))
     write_state(fresh, state)
@@ -116,7 +116,7 @@ def load_own(file: Path) -> dict[str, Any]:
 
 
 def set_aside(last: Path) -> None:
-    """Rename a damaged `last.pt`, so that the next save does not make it `previous.pt`."""
+    """Rename a damaged `last.pt` to `damaged.pt`, or the next save would make it `previous.pt`."""
     if last.exists():
         damaged = last.with_stem("damaged")
         run_folder.remove(damaged)
@@ -160,7 +160,8 @@ def load(file: Path) -> dict[str, Any]:
         # their arguments in one.
         safe = torch.serialization.safe_globals([argparse.Namespace])
         with safe, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols, which it then refuses
+            # torch warns about unusual pickle protocols before it refuses them.
+            warnings.simplefilter("ignore")
             state = torch.load(file, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(f"no checkpoint {file}") from error
@@ -177,7 +178,8 @@ def load(file: Path) -> dict[str, Any]:
         raise UserError(f"{file} is not a checkpoint: it holds a {type(state).__name__}")
     if CHECKSUM in state:
         digest = None
-        with contextlib.suppress(TypeError, ValueError, RuntimeError):  # damaged, or not ours
+        # Values that `digest` cannot hash are damaged or from another program.
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
             digest = atomic.digest({name: state[name] for name in state if name != CHECKSUM})
         if digest != state[CHECKSUM]:
             raise UserError(f"{file} is damaged: its content does not match its checksum")

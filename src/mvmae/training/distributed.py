@@ -39,7 +39,7 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 def local_rank() -> int:
-    """Number of this process on its machine, which is the number of its GPU."""
+    """Rank of this process on its machine, which is also the index of its GPU."""
     return int(environ.get("LOCAL_RANK", "0"))
 
 
@@ -49,12 +49,12 @@ def processes_here() -> int:
 
 
 def rank() -> int:
-    """Number of this process, 0 on its own."""
+    """Rank of this process; 0 without `torchrun` and within `apart`."""
     return dist.get_rank() if dist.is_initialized() and not _apart.get() else 0
 
 
 def world_size() -> int:
-    """Number of processes, 1 on its own."""
+    """Number of processes; 1 without `torchrun` and within `apart`."""
     return dist.get_world_size() if dist.is_initialized() and not _apart.get() else 1
 
 
@@ -63,7 +63,7 @@ _apart: ContextVar[bool] = ContextVar("apart", default=False)
 
 @contextmanager
 def apart() -> Iterator[None]:
-    """Let each process count as the only one, while it measures itself without the others."""
+    """Let each process act as if it were the only one, while it takes measurements alone."""
     token = _apart.set(True)
     try:
         yield
@@ -109,7 +109,14 @@ def wrap(
 
 
 def without_averaging(model: nn.Module, *, unless: bool) -> AbstractContextManager:
-    """Keep this process's gradients to itself for now; they are averaged with the next ones."""
+    """Accumulate gradients in this process without averaging them over processes yet.
+
+    The next backward pass outside of this block averages the sum.
+
+    Args:
+        model: What `wrap` returned.
+        unless: Average as usual, because this is the last part of a batch.
+    """
     if unless or not isinstance(model, DistributedDataParallel):
         return nullcontext()
     return model.no_sync()
@@ -135,7 +142,10 @@ class _GatherWithGradient(torch.autograd.Function):
 
 
 def gather_rows(local: Shaped[Tensor, "B ..."]) -> Shaped[Tensor, "G ..."]:
-    """Stack the rows of every process, in rank order; gradients flow back to their owners."""
+    """Stack the rows of every process, in rank order; gradients flow back to their owners.
+
+    All processes must have the same number of rows; see `gather_unequal_rows`.
+    """
     return _GatherWithGradient.apply(local) if world_size() > 1 else local
 
 
@@ -158,7 +168,7 @@ def gather_unequal_rows(
 
 
 def mean_over_processes(values: Tensor) -> Tensor:
-    """Average the values of all processes."""
+    """Average a tensor over all processes, element by element."""
     if world_size() > 1:
         values = values.clone()
         dist.all_reduce(values)
@@ -167,7 +177,7 @@ def mean_over_processes(values: Tensor) -> Tensor:
 
 
 def max_over_processes(value: int, device: torch.device) -> int:
-    """Return the largest of each process's numbers, so that all act on it together."""
+    """Return the largest of the processes' numbers to all of them; exchanged on `device`."""
     if world_size() == 1:
         return value
     tensor = torch.tensor(value, device=device)

@@ -29,7 +29,7 @@ def adamw(
 ) -> torch.optim.AdamW:
     """Make AdamW over `parameter_groups`, or over `layer_groups` with a layer decay.
 
-    `set_lr` applies the factors of the layers.
+    Change the rate later with `set_lr`, which applies the factors of the layers.
     """
     if layer_decay is None:
         groups = parameter_groups(model, weight_decay)
@@ -39,6 +39,7 @@ def adamw(
     return torch.optim.AdamW(groups, lr=lr, betas=betas, fused=True)
 
 
+# Beginnings of parameter names, after `name_in_vit`.
 LAYER_0 = ("cls_token", "reg_token", "pos_embed", "patch_embed")
 NOT_DECAYED = ("cls_token", "reg_token", "pos_embed")
 
@@ -55,8 +56,11 @@ def layer_groups(
 
     Args:
         model: Holds an `Encoder` as `encoder`; frozen parameters are left out.
-        weight_decay: Of matrices.
-        layer_decay: In (0, 1].
+        weight_decay: Weight decay of matrices.
+        layer_decay: Factor between one layer and the next above it, in (0, 1].
+
+    Returns:
+        Groups for an optimiser; `lr_scale` is the factor, which `set_lr` reads.
     """
     named = [(name_in_vit(name), p) for name, p in model.named_parameters() if p.requires_grad]
     layers = {name: int(name.split(".")[1]) + 1 for name, _ in named if name.startswith("blocks.")}
@@ -75,7 +79,7 @@ def layer_groups(
 
 
 def name_in_vit(name: str) -> str:
-    """Strip the prefix before `encoder.` from a parameter's name; other names stay.
+    """Strip everything up to `encoder.` from a parameter's name; leave other names as they are.
 
     Relative positions, which a `Backbone` keeps beside its encoder, count as part of their block.
     """
@@ -85,6 +89,6 @@ def name_in_vit(name: str) -> str:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of the next step, times each group's factor."""
+    """Set the learning rate of each group for the next step: `lr` times its factor, if any."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)

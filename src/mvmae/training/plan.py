@@ -21,7 +21,7 @@ class Plan(NamedTuple):
     """Images in a step, over all processes."""
 
     fingerprint: str
-    """Of the images; a run resumes only with the same ones."""
+    """Hash of the training images; a run resumes only with the same ones."""
 
     eval_every: int
     """Steps between two evaluations."""
@@ -47,7 +47,12 @@ class Plan(NamedTuple):
 
 
 def steps_per_epoch(num_images: int, batch_size: int, accumulate: int = 1) -> int:
-    """Count the full batches in an epoch.
+    """Count the full batches in an epoch; the images that remain are left out of it.
+
+    Args:
+        num_images: Training images.
+        batch_size: Images in a step, over all processes.
+        accumulate: Parts into which each process divides its share of the batch.
 
     Raises:
         UserError: There are fewer images than a batch needs, or the batch cannot be divided among
@@ -95,7 +100,10 @@ def warmup_drops(
     total_steps: int,
     drops: Sequence[float],
 ) -> float:
-    """Linear warm-up from 0 to `peak`, then a tenth after each of `drops`, shares of all steps."""
+    """Linear warm-up from 0 to `peak`, then a drop to a tenth at each of `drops`.
+
+    The drops are shares of `total_steps`.
+    """
     if step < warmup_steps:
         return peak * step / warmup_steps
     return peak * 0.1 ** sum(step >= drop * total_steps for drop in drops)
@@ -110,7 +118,10 @@ def warmup_poly(
     power: float = 1.0,
     begin: float = 1e-6,
 ) -> float:
-    """Polynomial from `peak` to 0, reduced in the warm-up, from the share `begin` on (mmcv)."""
+    """Polynomial decay from `peak` to 0, as in mmcv.
+
+    In the warm-up it is multiplied by a factor that rises linearly from `begin` to 1.
+    """
     rate = peak * (1 - min(1.0, step / total_steps)) ** power
     if step >= warmup_steps:
         return rate

@@ -1,6 +1,6 @@
-"""Images with masks: where they are, and how they are split into training and test images.
+"""Find images with masks, and split them into training and test images.
 
-A mask becomes int16 classes, in which `IGNORED` pixels are left out. Shapes: H x W pixels.
+A mask is read as int16 classes; pixels of class `IGNORED` do not count. Shapes: H x W pixels.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EVERY_FIFTH_IMAGE_TESTS = "every fifth image is a test image"
 ALL_IMAGES_TEST = "all images test"
 # Rules for masks of two values, as microscopy and painting programs save them.
 BLACK_AND_WHITE_RULES = tuple(Rule(None, white) for white in WHITE_VALUES)
-# Without JPEG, which changes values.
+# JPEG is not among them, because it changes values.
 MASK_EXTENSIONS = (".png", ".tif", ".tiff", ".bmp", ".gif")
 
 
@@ -69,7 +69,7 @@ class ImageMaskPairs(Files):
         return pixels, classes
 
     def select(self, indices: Sequence[int], rule: Rule | None = None) -> ImageMaskPairs:
-        """Return some of the pairs, on request with another meaning of the masks' values."""
+        """Return the pairs at `indices`; with `rule`, the masks' values get another meaning."""
         paths, masks = ([own[index] for index in indices] for own in (self.paths, self.masks))
         return ImageMaskPairs(self.name, paths, masks, self.channels, rule or self.rule)
 
@@ -79,13 +79,13 @@ class MaskSplit(NamedTuple):
 
     pairs: ImageMaskPairs
     without_mask: list[str]
-    """Images."""
+    """Paths of images without a mask."""
 
     without_image: list[str]
-    """Masks."""
+    """Paths of masks without an image."""
 
     same_name: tuple[str, ...] = ()
-    """Images, or masks, that differ only by their suffix, joined by commas."""
+    """Paths, joined by commas, of images (or of masks) that differ only by their suffix."""
 
 
 class FoundPairs(NamedTuple):
@@ -97,13 +97,17 @@ class FoundPairs(NamedTuple):
     """Where the split comes from, in words."""
 
     rule: Rule
+    """What the masks' values mean."""
+
     names: dict[int, str]
-    """Class names, where a file gives them."""
+    """Class names by class; empty without a file of names."""
 
     alternatives: tuple[Rule, ...] = ()
     """Rules to try where `rule` leaves fewer than two classes."""
 
     names_file: Path | None = None
+    """File of class names."""
+
     with_training: bool = True
     """Whether training images are needed."""
 
@@ -136,8 +140,8 @@ def find_pairs(
     """Find images and masks; only the file of class names is read.
 
     Args:
-        data: Folder of images/ and annotations/ (or masks/).
-        folders: Folders of the images and of the masks, instead of `data`.
+        data: Folder that contains images/ and annotations/ (or masks/ or labels/).
+        folders: Folder of the images and folder of the masks, instead of `data`.
         channels: Channels of the decoded images.
         ignore_index: A value, "none", or "auto" (see `candidate_rules`).
         test_split: Name of the test split.
@@ -173,7 +177,7 @@ def find_pairs(
     whole = match_by_name(name, images, masks, channels, rules[0])
     if not with_training:
         return FoundPairs(without_files(whole), whole, ALL_IMAGES_TEST, *meaning)
-    # The second of five, so that two pairs make one of each part.
+    # The second of every five, so that two pairs give one training and one test pair.
     test_indices = [index for index in range(len(whole.pairs)) if index % 5 == 1]
     train_indices = [index for index in range(len(whole.pairs)) if index % 5 != 1]
     if not test_indices:
@@ -189,11 +193,10 @@ def without_files(split: MaskSplit) -> MaskSplit:
 
 
 def candidate_rules(ignore_index: int | str, *, has_splits: bool) -> tuple[Rule, ...]:
-    """Return what the values of masks can mean, the likeliest first.
+    """Return the possible meanings of the masks' values, the likeliest first.
 
-    A number or "none" leaves no choice. With "auto", 0 is ignored where there are splits, as in
-    ADE20K; where that leaves one class, or in a plain pair of folders, every value is a class; and
-    black-and-white masks have two classes.
+    A number or "none" leaves one. "auto" gives, in this order: 0 is ignored, as in ADE20K, if the
+    images are in splits; every value is a class; black-and-white masks have two classes.
     """
     if ignore_index == "auto":
         first = (Rule(0),) if has_splits else ()
@@ -229,17 +232,17 @@ def _split_folders(
     *,
     with_training: bool,
 ) -> tuple[str, str] | None:
-    """Names of the training and test folders; None where the images are not in splits.
+    """Return the names of the training and test folders; None if the images are not in splits.
 
     Raises:
-        UserError: One of the splits is missing.
+        UserError: A split is missing, or the test split is the training split.
     """
     own = sorted(folder.name for folder in images.iterdir() if folder.is_dir())
     train = next((name for name in TRAIN if name in own), None)
     test = test_split or next((name for name in TEST if name in own), None)
     if train is None and test is None:
         return None
-    train = train if with_training else test
+    train = train if with_training else test  # then no training split needs to exist
     if train is None or test is None or test not in own:
         raise UserError(
             f"{images} has the splits {', '.join(own) or 'none'}: it needs a training split "
@@ -303,13 +306,20 @@ def _paths_by_stem(folder: Path, extensions: Collection[str]) -> dict[str, list[
 
 
 def class_names(names: dict[int, str], count: int, rule: Rule | None = None) -> tuple[str, ...]:
-    """Name each class: by the file, else by its value in the masks (its number without `rule`)."""
+    """Return `count` class names: the given one, or else the class's value in the masks.
+
+    Without `rule`, values equal classes.
+    """
     values = (rule or Rule(None)).to_values(np.arange(count)).tolist()
     return tuple(names.get(number, str(value)) for number, value in enumerate(values))
 
 
 def fingerprint(data: SegmentationData) -> str:
-    """Hash the pairs' paths and sizes in bytes, to notice when the data change."""
+    """Hash the rule, the number of classes, and each file's path and size, to notice changes.
+
+    Returns:
+        16 hexadecimal digits.
+    """
     whole = hashlib.sha256(repr((data.train.rule, len(data.classes))).encode())
     for part in (data.train, data.test):
         # The empty texts end the lists, so that no path moves unnoticed from one to the other.
@@ -327,7 +337,7 @@ def _file_size(path: str) -> int:
 
 
 def hash_images(pairs: ImageMaskPairs) -> list[str]:
-    """Hash the content of each image file, to recognise it in any folder."""
+    """Hash the content of each image file, to recognise it in any folder; empty if unreadable."""
     return [_hash_file(path) for path in pairs.paths]
 
 

@@ -1,8 +1,8 @@
-"""Bytes of an image file to pixels.
+"""Decode image files to pixels.
 
-Nearly all images are 8-bit gray or colour. simplejpeg decodes their JPEG files, Pillow everything
-else, and both give the picture upright, as EXIF says. For deeper files and other channels, see
-`decode_deep`.
+Nearly all images are 8-bit gray or colour: simplejpeg decodes JPEG files and Pillow the others.
+Both return the picture upright, as its EXIF orientation says. For deeper files and other numbers of
+channels, see `decode_deep`.
 """
 
 import contextlib
@@ -67,7 +67,7 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
         UnreadableImageError: The bytes are not an image, are damaged, or of an unsupported kind.
     """
     try:
-        # Before Pillow, which would read the first page of a stack alone.
+        # Stacks must not reach Pillow, which would read only their first page.
         if data.startswith(NPY_MAGIC) or is_stack(data, channels):
             return convert_values(read_values(data, channels), Wanted(channels))
         image = _decode_jpeg(data) if data.startswith(jpeg_header.MAGIC) else None
@@ -85,8 +85,8 @@ def decode(data: bytes, channels: int) -> UInt8[Tensor, "C H W"]:
 def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
     """Decode an image file to any number of channels, with 8 bits or more.
 
-    Pages and bands of a TIFF file and the third axis of an array become channels. Otherwise as
-    `decode`; with four requested channels, colour with transparency has four.
+    Pages and bands of a TIFF file and the third axis of an array become channels. With four
+    requested channels, colour with transparency keeps its alpha channel. Otherwise as `decode`.
 
     Args:
         data: The whole file.
@@ -98,12 +98,19 @@ def decode_deep(data: bytes, wanted: Wanted) -> Pixels:
     """
     try:
         return convert_values(read_values(data, wanted.channels), wanted)
-    except Exception as error:  # as above
+    except Exception as error:  # as in `decode`
         raise unreadable(error) from error
 
 
 def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
     """Decode an image file, or convert an array, to the requested channels and depth.
+
+    Args:
+        content: The whole file, or an array of values.
+        wanted: Requested channels and depth.
+
+    Returns:
+        Pixels, C x H x W.
 
     Raises:
         UnreadableImageError: As `decode` and `decode_deep`.
@@ -116,7 +123,7 @@ def decode_content(content: bytes | Values, wanted: Wanted) -> Pixels:
 
 
 def unreadable(error: BaseException) -> UnreadableImageError:
-    """The reason in plain words, whatever a decoder raised."""
+    """Convert any exception of a decoder to an error that gives the reason in plain words."""
     if isinstance(error, UnreadableImageError):
         return error
     known = next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), "")
@@ -125,7 +132,7 @@ def unreadable(error: BaseException) -> UnreadableImageError:
 
 
 def plain_reason(message: str) -> str:
-    """Remove source paths, memory addresses and line breaks from a decoder's message."""
+    """Remove source paths, memory addresses, line breaks and advice from a decoder's message."""
     message = " ".join(message.split())
     message = SOURCE_PATH.sub("", OBJECT.sub("", message))
     message = ERROR_CODE.sub("damaged data", message)
@@ -134,11 +141,11 @@ def plain_reason(message: str) -> str:
 
 
 def _decode_jpeg(data: bytes) -> Pixels | None:
-    """Decode a JPEG file of the usual kind; None for those that are left to Pillow.
+    """Decode a JPEG file of the usual kind; return None for one that Pillow should decode.
 
     Pillow gets the colours of CMYK right, and accepts faults after which simplejpeg gives up.
     """
-    # Here, because simplejpeg sets no limit to what a header may announce.
+    # simplejpeg does not limit the size that a header may announce.
     if (size := jpeg_header.announced_pixels(data)) > MAX_PIXELS:
         raise UnreadableImageError(f"{size} pixels: could be a decompression bomb")
     header = jpeg_header.read_header(data)
@@ -146,7 +153,7 @@ def _decode_jpeg(data: bytes) -> Pixels | None:
 
 
 def decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -> Pixels | None:
-    """Decode a JPEG file at its own or at reduced size, using part of its cosine transform.
+    """Decode a JPEG file at full or reduced size; reduced sizes use part of its cosine transform.
 
     Args:
         data: The whole file.
@@ -172,7 +179,8 @@ def decode_simplejpeg(data: bytes, header: jpeg_header.Header, reduction: int) -
 def _eight_bit(values: np.ndarray) -> UInt8[Tensor, "C H W"]:
     """Scale the values of a file, H x W x C, to 8 bits.
 
-    The channels stay last in memory: the kernel that resizes crops would rearrange each of them.
+    The channels stay last in memory, where the kernel that resizes crops needs them: otherwise it
+    would rearrange each crop.
     """
     if values.dtype.kind == "f":
         raise UnreadableImageError(
@@ -181,7 +189,7 @@ def _eight_bit(values: np.ndarray) -> UInt8[Tensor, "C H W"]:
     if values.dtype != np.uint8:
         if values.min() < 0 or values.max() > 65535:
             raise UnreadableImageError("32-bit integers beyond 16 bit are not supported")
-        values = (values // 257).astype(np.uint8)
+        values = (values // 257).astype(np.uint8)  # 65535 / 257 = 255
     return torch.from_numpy(values).permute(2, 0, 1)
 
 

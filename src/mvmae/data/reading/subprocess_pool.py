@@ -59,7 +59,7 @@ class _Worker:
         return self.since + limit - time.monotonic()
 
     def end(self) -> int | None:
-        """Stop the process and return its exit code, negative for a signal."""
+        """Kill the process; return the exit code it had: None if it ran, negative for a signal."""
         self.connection.close()
         code = self.process.exitcode
         self.process.kill()
@@ -105,7 +105,11 @@ def run_guarded(
         memory: Bytes that a process may allocate beyond what it has at its start.
 
     Yields:
-        The index of an item with the result or `Lost`, in arbitrary order.
+        The index of an item with the result or `Lost`, in arbitrary order. A function that raises
+        ends its process, so its item is `Lost`.
+
+    Raises:
+        RuntimeError: A subprocess could not be started.
     """
     waiting = deque(range(len(items)))
     count = min(workers, -(-len(items) // ITEMS_PER_PROCESS))
@@ -122,7 +126,8 @@ def run_guarded(
                     answer = _lose(worker, timeout) if hung else worker.connection.recv()
                 except (EOFError, OSError):  # it died
                     answer = _lose(worker, None)
-                if worker.index is not None:  # else it reports that it has started
+                # A process's first message only reports that it has started.
+                if worker.index is not None:
                     yield worker.index, answer
                 if isinstance(answer, Lost):
                     pool.remove(worker)
@@ -140,7 +145,15 @@ def run_guarded(
 
 
 def _lose(worker: _Worker, timeout: float | None) -> Lost:
-    """End a process that hangs, or is dead if no timeout is given; return why its item is lost."""
+    """End a worker and return why its item is lost.
+
+    Args:
+        worker: One that did not answer.
+        timeout: The exceeded limit in seconds; None if the process died.
+
+    Raises:
+        RuntimeError: The process never started.
+    """
     if timeout is None:
         worker.process.join(END_SECONDS)
     code = worker.end()

@@ -38,7 +38,8 @@ def open_labelled(data: str, channels: int, depth: Depth = "8") -> Labelled:
         depth: Depth of the pixels, see `Wanted`.
 
     Raises:
-        UserError: There are no images there, or they have no labels.
+        UserError: There are no images, they have no labels or only one class, the parts have
+            different classes, or there are too few images to split.
     """
     if (found := open_parts(data, plain_channels(channels))) is not None:
         parts, split = found
@@ -91,7 +92,7 @@ def _require_labels(source: Source) -> Source:
 def _every_fifth(classes: np.ndarray, groups: np.ndarray | None = None) -> np.ndarray:
     """Mark every fifth image of each class, starting with the second, so that a pair is split too.
 
-    Without a seed: the split is the same in every run, and in every command.
+    No seed is involved: the split is the same in every run and in every command.
 
     With groups, such as the images of one patient, mark every fifth group instead, so that no group
     spans both parts. The class of a group is the class of its first image.

@@ -1,7 +1,7 @@
 """Images in tar files (WebDataset's shards), each read by itself, in any order.
 
-An index tells where each image is. So a shuffle is over all images and a run resumes at any step,
-as with files in folders, while a million images are a few hundred files.
+An index records where each image is. So images are shuffled over all shards and a run resumes at
+any step, as with files in folders, although a million images are only a few hundred files.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ MAX_OPEN = 64  # files per process
 MAX_SHOWN = 3  # damaged shards named in messages
 
 
-@runtime_checkable  # beartype asks in tests
+@runtime_checkable  # for the isinstance checks of beartype in tests
 class Storage(Protocol):
     """Where shards are, on a disk or elsewhere; picklable."""
 
@@ -36,7 +36,7 @@ class Storage(Protocol):
     """Their paths or addresses."""
 
     def read(self, shard: int, start: int, size: int) -> bytes:
-        """Read some bytes of a shard.
+        """Read `size` bytes of a shard from offset `start`.
 
         Raises:
             UnreadableImageError: They cannot be read.
@@ -82,7 +82,7 @@ class Shards(Source):
         self.begins = np.cumsum([0, *(len(index.names) for index in indexes)])
         if not len(self):
             raise UserError(f"no images in {name}: searched {len(self.shards)} tar file(s)")
-        # Names stay in their tables: joined, they would be copied.
+        # Names stay in one table per shard: joining the tables would copy them.
         self._names = [index.names for index in indexes]
         self._starts = np.concatenate([index.starts for index in indexes])
         self._sizes = np.concatenate([index.sizes for index in indexes])
@@ -153,9 +153,9 @@ USUAL = ("folders", "other files", "hidden files")
 
 
 def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -> CodedWords:
-    """Labels from .cls or .json if every image has one, else from folders if every image has one.
+    """Return labels from .cls or .json if every image has one, else from folders if all have one.
 
-    With an empty list of classes images have no labels, whatever folders they are in.
+    If the list of classes exists and is empty, images have no labels, whatever folders they are in.
 
     Raises:
         UserError: A label is not in the list of classes.
@@ -170,7 +170,7 @@ def _classes(indexes: Sequence[TarIndex], listed: list[str] | None, name: str) -
 
 
 def _folders(indexes: Sequence[TarIndex]) -> list[str]:
-    """The folder of each image below the folders common to all; empty for none."""
+    """Return each image's first folder below those common to all; empty if there is none."""
     every = [name.split("/")[:-1] for index in indexes for name in index.names]
     common = len(os.path.commonprefix(every))  # noqa: RUF071  # compares parts, not letters
     return [parts[common] if len(parts) > common else "" for parts in every]
@@ -201,7 +201,7 @@ class Local:
         self._opened: dict[int, _Opened] = {}
 
     def __getstate__(self) -> dict[str, object]:
-        """Omit open files."""
+        """Omit open files, which another process cannot use."""
         return self.__dict__ | {"_opened": {}}
 
     def read(self, shard: int, start: int, size: int) -> bytes:
@@ -218,7 +218,11 @@ class Local:
         return content
 
     def _file(self, shard: int) -> _Opened:
-        """An open file; threads may share it."""
+        """Return a shard's open file; threads may share it.
+
+        Raises:
+            UnreadableImageError: The shard changed after it was indexed.
+        """
         opened = self._opened.get(shard)
         if opened is None:
             opened = _Opened(self.shards[shard])

@@ -22,8 +22,8 @@ from mvmae.errors import UserError
 
 SUFFIX = ".index"
 MAGIC = b"mvmae tar index 2\n"
-DIGEST = 32  # bytes, of BLAKE2b
-BLOCK = 512  # of a tar file
+DIGEST = 32  # bytes of the BLAKE2b hash in an index file
+BLOCK = 512  # bytes; a tar file consists of blocks of this size
 MAX_HEADER = 1 << 20  # bytes of a long name or of PAX records; a few hundred are usual
 MAX_TEXT = 1 << 16  # bytes of a .cls or .json file
 MAX_BYTES = 1 << 31  # bytes of an image
@@ -51,10 +51,10 @@ class TarIndex(NamedTuple):
     """Sizes in bytes."""
 
     labels: CodedWords
-    """From .cls or .json."""
+    """Label of each image, from .cls or .json."""
 
     groups: CodedWords
-    """From .json."""
+    """Group of each image, from .json."""
 
     passed_over: dict[str, int]
     """Number of skipped members by kind."""
@@ -68,7 +68,7 @@ class Stamp(NamedTuple):
 
     size: int
     mtime_ns: int | None
-    """None where `probe_headers` alone tells, as copies have other times."""
+    """Nanoseconds; None to compare by `probe_headers` instead, because copies have other times."""
 
 
 class _Bounded:
@@ -79,10 +79,10 @@ class _Bounded:
         self.seek, self.tell = file.seek, file.tell
 
     def read(self, size: int = -1) -> bytes:
-        """Read some bytes.
+        """Read `size` bytes.
 
         Raises:
-            tarfile.ReadError: They are more than a header can have.
+            tarfile.ReadError: This is more than a header can have, or has no limit.
         """
         if not 0 <= size <= MAX_HEADER:
             raise tarfile.ReadError("a header claims an impossible length")
@@ -177,11 +177,11 @@ def _members(
         with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:  # type: ignore[arg-type]
             while (member := tar.next()) is not None:
                 tar.members = []  # tarfile would keep all members in memory
-                # Or a loop of headers would never end.
+                # Without this check, headers that form a loop would be read forever.
                 if member.offset <= last or member.size < 0:
                     raise tarfile.ReadError("a header points backwards")
                 last = member.offset
-                # The size of a sparse member is that of the expanded file.
+                # A sparse member's size is that of the expanded file, so it may exceed the tar's.
                 end = member.offset_data + member.size
                 if member.isreg() and not _is_sparse(member) and end > size:
                     raise tarfile.ReadError("cut short")
@@ -231,14 +231,14 @@ def _plain_name(member: tarfile.TarInfo) -> tuple[str, str]:
 
 
 def _label_and_group(text: bytes) -> tuple[str, str]:
-    """The values of `label` and `group` in JSON; empty unless they are texts or whole numbers."""
+    """Return `label` and `group` from JSON; empty unless they are strings or integers."""
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):
         content = None
     content = content if isinstance(content, dict) else {}
     label, group = (
-        # `type`, because True and False are integers too
+        # Not `isinstance`, because True and False are instances of int.
         str(one).strip() if isinstance(one, str) or type(one) is int else ""
         for one in (content.get("label"), content.get("group"))
     )
@@ -246,7 +246,10 @@ def _label_and_group(text: bytes) -> tuple[str, str]:
 
 
 def to_bytes(index: TarIndex, stamp: Stamp, probe: str) -> bytes:
-    """The content of an index file.
+    """Return the content of an index file.
+
+    It is `MAGIC`, a hash of the rest, a line of JSON, and little-endian arrays: starts, sizes and
+    ends of names as int64, codes of labels and groups as int32. The names in UTF-8 come last.
 
     Args:
         index: The index.
@@ -271,7 +274,7 @@ def to_bytes(index: TarIndex, stamp: Stamp, probe: str) -> bytes:
 
 
 class KeptIndex(NamedTuple):
-    """An index from an index file, with what recognises its tar file."""
+    """An index from an index file, with the stamp and probe of the tar file that it is of."""
 
     index: TarIndex
     stamp: Stamp
@@ -279,7 +282,7 @@ class KeptIndex(NamedTuple):
 
 
 def from_bytes(content: bytes) -> KeptIndex | None:
-    """Read an index file; None if a single bit of it is not as it was written."""
+    """Parse the content of an index file; None if any bit has changed since it was written."""
     start = len(MAGIC) + DIGEST
     digest, whole = content[len(MAGIC) : start], content[start:]
     if not content.startswith(MAGIC):
@@ -293,7 +296,7 @@ def from_bytes(content: bytes) -> KeptIndex | None:
 
 
 def kept_index(file: Path, stamp: Stamp, shard: BufferedIOBase) -> TarIndex | None:
-    """The index in a file; None if it is missing, damaged, or the shard has changed."""
+    """Read the index in a file; None if it is missing or damaged, or the shard has changed."""
     try:
         kept = from_bytes(file.read_bytes())
     except OSError:
@@ -312,7 +315,7 @@ def _parse(whole: bytes) -> KeptIndex | None:
     count, size = int(facts["images"]), int(facts["size"])
     starts, sizes, ends = np.frombuffer(body, "<i8", 3 * count).reshape(3, count)
     both = np.frombuffer(body, "<i4", 2 * count, offset=24 * count).reshape(2, count)
-    blob = body[32 * count :]
+    blob = body[32 * count :]  # after three int64 and two int32 for each image
     labels, groups = (
         CodedWords(codes.astype(np.int32), tuple(map(str, facts[name])))
         for codes, name in zip(both, ("label_names", "group_names"), strict=True)
@@ -339,9 +342,9 @@ def _parse(whole: bytes) -> KeptIndex | None:
 
 
 def probe_headers(file: BufferedIOBase, size: int, starts: np.ndarray) -> str:
-    """A hash of some headers of a tar file and of its end.
+    """Hash up to `PROBES` headers of a tar file, evenly spread, and its last two blocks.
 
-    Headers contain names and sizes, so members are where they were if the headers agree.
+    Headers contain names and sizes, so if they agree, members are where they were.
 
     Args:
         file: The tar file.

@@ -48,25 +48,47 @@ class DetectorShape(NamedTuple):
     """Side of the square that images are fitted into, in pixels."""
 
     with_masks: bool = True
+    """True: Mask R-CNN; False: Faster R-CNN."""
+
     window: int | None = 16
+    """Side of the attention windows, in patches; None: every block attends to the whole image."""
+
     global_blocks: int = 4
+    """Evenly spaced blocks that attend to the whole image in spite of windows."""
+
     relative_positions: bool = True
+    """Whether blocks learn relative positions; needs windows."""
+
     pyramid: Literal["fpn", "simple"] = "fpn"
+    """`FpnPyramid` or `SimplePyramid`."""
+
     norm: Literal["batch", "layer"] = "batch"
+    """Norm in the feature pyramid network and the heads."""
+
     channels: int = 256
+    """Width of the pyramid's maps and of the heads' convolutions."""
+
     hidden: int = 1024
+    """Width of the box head's linear layer."""
+
     proposals: int = 2000
+    """Maximum number of proposals for each training image; half as many for a test image."""
+
     samples: int = 512
+    """Proposals per image from which the heads learn in a step."""
 
 
 def detector_shape(config: DetectConfig, num_classes: int, *, with_masks: bool) -> DetectorShape:
-    """Return the architecture that a config asks for."""
+    """Return the architecture that the options describe, for data with these classes."""
     same = {name: getattr(config, name) for name in DetectorShape._fields if hasattr(config, name)}
     return DetectorShape(num_classes, config.image_size, with_masks, **same)
 
 
 def spread_blocks(count: int, depth: int) -> tuple[int, ...]:
-    """Return the last block of each of `count` equal parts, from 0: 2, 5, 8 and 11 of 12."""
+    """Divide `depth` blocks into `count` equal parts, and return the last block of each.
+
+    Blocks are numbered from 0: four of 12 are 2, 5, 8 and 11.
+    """
     count = min(count, depth)
     return tuple((part + 1) * depth // count - 1 for part in range(count))
 
@@ -115,10 +137,10 @@ class SimplePyramid(nn.Module):
 
 
 class Anchors(AnchorGenerator):
-    """Anchors of `ANCHOR_SIDE` strides at each position of each level.
+    """Anchors with sides of `ANCHOR_SIDE` strides at each position of each level.
 
-    torchvision computes the strides from the sizes of the maps and rounds them down: patches of 14
-    pixels would get 3 instead of 3.5.
+    The strides are given because torchvision would compute them from the sizes of the maps and
+    round them down: patches of 14 pixels would get 3 instead of 3.5.
     """
 
     def __init__(self, strides: Sequence[float]) -> None:
@@ -139,10 +161,10 @@ class Anchors(AnchorGenerator):
 
 
 def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
-    """Pool regions to `side` x `side` from the level that suits their size (FPN's rule).
+    """Build a layer that pools regions to `side` x `side` from the level that suits their size.
 
-    The scales are set here because torchvision would infer them from the first batch, and takes
-    the largest image in it for the size of the maps.
+    The level is chosen by FPN's rule. The scales are set here because torchvision would infer them
+    from the first batch, and takes the largest image in it for the size of the maps.
     """
     levels = strides[: len(SCALES)]
     pool = MultiScaleRoIAlign([str(i) for i in range(len(levels))], side, sampling_ratio=2)
@@ -153,7 +175,7 @@ def roi_align(side: int, strides: Sequence[float]) -> MultiScaleRoIAlign:
 
 
 def to_fp32(_module: nn.Module, _inputs: object, output: Any) -> Any:
-    """Convert what a layer returns, tensors or lists of them; a forward hook."""
+    """Convert the output of a layer, tensors or nested lists of them, to fp32; a forward hook."""
     if isinstance(output, Tensor):
         return output.float()
     return [to_fp32(_module, _inputs, part) for part in output]
@@ -162,8 +184,8 @@ def to_fp32(_module: nn.Module, _inputs: object, output: Any) -> Any:
 class PadToSquare(nn.Module):
     """Replacement for torchvision's transform: images are already prepared and only padded.
 
-    Normalised pixels average 0, so zeros fill the right and the bottom. Results are left alone:
-    boxes in pixels of the prepared image, masks of 28 x 28 in their boxes.
+    Normalised pixels average 0, so the padding on the right and at the bottom is 0. Results are not
+    changed: boxes are in pixels of the prepared image, masks are 28 x 28 within their boxes.
     """
 
     def __init__(self, side: int) -> None:
@@ -270,6 +292,7 @@ def build_detector(
 
 def _build_rcnn(backbone: PyramidBackbone, shape: DetectorShape, patch_size: int) -> FasterRCNN:
     channels, num_scores, norm = shape.channels, shape.num_classes + 1, NORMS[shape.norm]
+    # In pixels; the finest of the `SCALES` is 4.
     strides = [patch_size * 2.0**level / 4 for level in range(NUM_LEVELS)]
     # Sizes and numbers without a name are those of torchvision's v2 models: two convolutions in the
     # RPN, regions of 7 and 14, half as many proposals in tests as in training.

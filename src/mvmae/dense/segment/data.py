@@ -38,12 +38,16 @@ SegmentJob = Job[SegmentConfig, SegmentationData]
 MAX_NAMES = 5  # classes named in a warning
 MAX_ASPECT = 4  # long side over short side after resizing: ADE20K's 2048 for 512
 CROP_ATTEMPTS = 10  # to find a crop that is not dominated by one class
-# Defaults of mmsegmentation's PhotoMetricDistortion; the hue is a share of the circle: 18 of 180.
+# Defaults of mmsegmentation's PhotoMetricDistortion. Brightness is in 8-bit levels; the hue is a
+# share of the circle, 18 of 180.
 BRIGHTNESS, CONTRAST, SATURATION, HUE = 32.0, (0.5, 1.5), (0.5, 1.5), 0.1
 
 
 def open_segmentation(config: SegmentConfig, channels: int) -> tuple[SegmentationData, str]:
-    """Open and check the images with masks that a config names; also describe them.
+    """Open and check the images with masks that a config names.
+
+    Returns:
+        The data, and a description of them for the screen.
 
     Raises:
         UserError: There are none, or they cannot be used.
@@ -79,7 +83,10 @@ def find_data(config: SegmentConfig, channels: int, **options: Any) -> FoundPair
 
 
 def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
-    """Read every pair on the main process, and print a table of what is wrong with them."""
+    """Read every pair on the main process, and print a table of what is wrong with them.
+
+    Every process must call this; all return the same.
+    """
     checked = None
     if distributed.is_main():
         with Bar(len(found.train.pairs) + len(found.test.pairs)) as bar:
@@ -90,14 +97,17 @@ def check_masks(found: FoundPairs, num_classes: int | None) -> CheckedMasks:
 
 
 def base_scale(size: tuple[int, int], short_side: int | None) -> float:
-    """Return the factor that brings an image's short side to `short_side` pixels."""
+    """Return the factor that resizes an image's short side to `short_side` pixels.
+
+    It is smaller if the long side would exceed `MAX_ASPECT * short_side`, and 1 for None.
+    """
     if short_side is None:
         return 1.0
     return min(short_side / min(size), MAX_ASPECT * short_side / max(size))
 
 
 def resize_classes(classes: Int16[Tensor, "H W"], size: tuple[int, int]) -> Int16[Tensor, "h w"]:
-    """Resize a mask: each new pixel gets the class at its centre."""
+    """Resize a mask to (h, w): each new pixel gets the class at its centre."""
     for axis, new in enumerate(size):
         old = classes.shape[axis]
         indices = ((torch.arange(new) + 0.5) * (old / new)).long().clamp(max=old - 1)
@@ -128,7 +138,7 @@ def training_crop(
 ) -> tuple[UInt8[Tensor, "C side side"], Int16[Tensor, "side side"]]:
     """Crop, resize, flip and distort an image with its mask; pad both at the bottom and right.
 
-    Padding has the mean colour and is ignored.
+    Padding has the mean colour and the class `IGNORED`. Both results have `config.crop` as side.
     """
     box, size = random_crop(rng, classes, config)
     image = crop(pixels, box, size, preprocessing.interpolation)
@@ -148,9 +158,9 @@ def training_crop(
 def random_crop(
     rng: np.random.Generator, classes: Int16[Tensor, "H W"], config: SegmentConfig
 ) -> tuple[Box, tuple[int, int]]:
-    """Choose a box at the file's own resolution, and the size that it is resized to.
+    """Choose a box in the file's pixels, and the (height, width) that it is to be resized to.
 
-    Resizing after cropping is cheaper than the reverse. The size is at most the crop's.
+    Cropping before resizing is cheaper than the reverse. Neither side exceeds `config.crop`.
     """
     size = (classes.shape[0], classes.shape[1])
     scale = base_scale(size, config.short_side) * rng.uniform(*config.jitter)
@@ -171,7 +181,7 @@ def random_crop(
 
 def largest_share(classes: Int16[Tensor, "H W"]) -> float:
     """Share of the most frequent class among the pixels that count; 1 if there are none."""
-    counts = torch.bincount(classes.flatten().int() - IGNORED)[1:]
+    counts = torch.bincount(classes.flatten().int() - IGNORED)[1:]  # the first is that of `IGNORED`
     total = int(counts.sum())
     return int(counts.max()) / total if total else 1.0
 
@@ -209,7 +219,7 @@ def read_images(
 ) -> Iterator[WholeImage]:
     """Read images, resized to the scale of evaluation, with their classes at the file's size."""
     config = predictor.config
-    # Several scales are made from the original, not from the base scale.
+    # For several scales, each is resized from the original pixels and not from the base scale.
     short_side = None if config.multi_scale else config.short_side
     read = partial(read_resized, pairs, short_side, predictor.opened.preprocessing.interpolation)
     is_cuda = predictor.device.type == "cuda"

@@ -1,4 +1,8 @@
-"""Answers to the page. Images are named by number or hash: the page never sends a path."""
+"""Compute what the page of `mvmae explore` asks for.
+
+Images are named by number or hash: the page never sends a path.
+Shapes: H x W pixels, K channels drawn (1 or 3), D width.
+"""
 
 import base64
 import hashlib
@@ -41,16 +45,16 @@ HEAD_SIDE = 192  # pixels on the longer side of a picture where there is one for
 THUMBNAIL = 128  # pixels
 UNREADABLE = 128  # gray of the thumbnail of an unreadable image
 MAX_IMAGES = 64  # in memory: 3 MB each for ViT-B at 224 pixels
-MAX_ANSWERS = 128  # heat maps, and tokens, in memory: less than 1 MB each
-MAX_THUMBNAILS = 2048
+MAX_ANSWERS = 128  # images whose heat maps, or tokens, are in memory: less than 1 MB each
+MAX_THUMBNAILS = 2048  # in memory
 
 
 class RequestError(Exception):
     """A request that cannot be answered; the message says why, and what would be right.
 
     Args:
-        message: In sentences, for the page.
-        status: Of HTTP.
+        message: Sentences for the page.
+        status: HTTP status.
     """
 
     def __init__(self, message: str, status: int = 400) -> None:
@@ -93,7 +97,7 @@ class Session:
         self.networks, self.source, self.order = networks, source, order
         self.embedded, self.facts = embedded, facts
         self._uploads: OrderedDict[str, ImageViews] = OrderedDict()
-        self._lock = threading.Lock()  # of the uploads; `lru_cache` has its own
+        self._lock = threading.Lock()  # for `_uploads`; `lru_cache` has its own
         self._read = lru_cache(MAX_IMAGES)(self._read_views)
         self.thumbnail = lru_cache(MAX_THUMBNAILS)(self._make_thumbnail)
         self.tokens = lru_cache(MAX_ANSWERS)(self._encode)
@@ -211,8 +215,15 @@ class Session:
             decoder: The autoencoder of the networks.
             image: Name of the image.
             mask_ratio: Share of patches hidden; at least one stays visible and one hidden.
-            seed: Of the mask. For one seed, a larger share hides all that a smaller share hides.
-            visible: Numbers of the visible patches, in place of a mask by share and seed.
+            seed: Seed of the mask. With the same seed, a larger share hides all that a smaller one
+                hides, and more.
+            visible: Numbers of the visible patches, instead of a mask by share and seed.
+
+        Returns:
+            `pictures` as data URIs, numbers of the `visible` patches, and the `error`.
+
+        Raises:
+            RequestError: There is no such image, or it cannot be read.
         """
         network, trained = decoder
         total = trained.model.num_patches
@@ -220,6 +231,7 @@ class Session:
             noise = mask_noise(np.random.default_rng((seed, 1)), 1, total)
             count = min(max(num_visible(total, mask_ratio), 1), total - 1)
         else:
+            # The patches with the smallest noise are visible.
             noise = torch.ones(1, total)
             noise[0, list(visible)] = 0
             count = len(set(visible))
@@ -240,7 +252,16 @@ class Session:
         }
 
     def attention(self, image: str, block: int | None, heads: bool) -> dict[str, Any]:
-        """Heat maps on the image: one of all blocks, one of a block, or one per head of a block."""
+        """Draw attention as heat maps on the image.
+
+        Args:
+            image: Name of the image.
+            block: Index of a block; None: one map, a rollout through all blocks.
+            heads: One map for each head of the block, instead of their mean.
+
+        Raises:
+            RequestError: There is no such image, or it cannot be read.
+        """
         heat = self._heat(image, block)
         maps = heat if heads else [heat.mean(axis=0)]
         side, limits = HEAD_SIDE if heads else model.SIDE, shared_limits(maps)
@@ -266,7 +287,11 @@ class Session:
         return data_uri(overlay(picture[::step, ::step], heat, limits))
 
     def similar(self, image: str, patch: int) -> dict[str, Any]:
-        """Similarity of one patch to all patches of its image."""
+        """Cosine similarity of one patch, by its number, to all patches of its image.
+
+        Raises:
+            RequestError: There is no such image, or it cannot be read.
+        """
         tokens = model.patch_tokens(self.networks, self.tokens(image))
         cosines = patch_similarity(tokens, patch)[0].clamp(-1, 1)
         heat = cosines.unflatten(0, self.networks.opened.encoder.grid).numpy()
@@ -274,7 +299,15 @@ class Session:
         return {"map": self._overlay(image, heat), "values": values}
 
     def features(self, image: str, alone: bool) -> dict[str, Any]:
-        """A colour for each patch; for this image alone until there are colours for all."""
+        """A colour for each patch, from the first three principal components of the tokens.
+
+        The components come from a sample of the data, so that colours can be compared between
+        images; `common` is true then. They come from this image if `alone` is true, or as long as
+        too few images are embedded.
+
+        Raises:
+            RequestError: There is no such image, or it cannot be read.
+        """
         basis = None if alone else self.embedded.basis
         tokens = model.patch_tokens(self.networks, self.tokens(image))
         coloured = colors(tokens, principal_basis(tokens) if basis is None else basis)[0]
@@ -282,8 +315,12 @@ class Session:
         return {"map": data_uri(pixels), "common": basis is not None}
 
     def neighbours(self, image: str, count: int) -> dict[str, Any]:
-        """The images of the data that are most similar to an image, without itself."""
-        # The image itself would always come first.
+        """The `count` images of the data that are most similar to an image.
+
+        Raises:
+            RequestError: There is no such image, or it cannot be read.
+        """
+        # Leave out the image itself, which would always come first.
         vector = model.embedding(self.networks, self.tokens(image))[0]
         itself = int(image[1:]) if image.startswith("d") else None
         matches = self.embedded.nearest(vector, count, itself)
@@ -309,12 +346,18 @@ def encode_png(pixels: Float[np.ndarray, "H W K"]) -> bytes:
 
 
 def data_uri(pixels: Float[np.ndarray, "H W K"]) -> str:
-    """Encode a PNG as an address, which needs no further request."""
+    """Encode values in [0, 1] as a PNG in a data URI, which needs no further request."""
     return f"data:image/png;base64,{base64.b64encode(encode_png(pixels)).decode()}"
 
 
 def encode_picture(pixels: UInt8[np.ndarray, "H W K"], kind: str, **options: int) -> bytes:
-    """Encode pixels as a file of one of Pillow's formats."""
+    """Encode pixels in a file format of Pillow.
+
+    Args:
+        pixels: Gray if K is 1.
+        kind: Pillow's name of the format.
+        **options: Options of Pillow's encoder.
+    """
     plain = pixels[..., 0] if pixels.shape[-1] == 1 else np.ascontiguousarray(pixels)
     stream = io.BytesIO()
     Image.fromarray(plain).save(stream, kind, **options)

@@ -22,24 +22,26 @@ from mvmae.method.preflight.measured_step import (
 from mvmae.training import distributed, memory
 from mvmae.training.plan import steps_per_epoch
 
-MAX_BATCH = 4096  # images; up to there MAE scales the learning rate
+MAX_BATCH = 4096  # images; MAE's batch size, up to which it scales the learning rate
 MIN_STEPS_PER_EPOCH = 8  # with fewer, training approaches slow full-batch gradient descent
-MIN_BATCH = 16  # images, whatever the steps: the contrast needs others to compare with
+MIN_BATCH = 16  # images, even for fewer steps per epoch: the contrast needs others to compare with
 
 
 def find_batch_size(
     config: PretrainConfig, num_images: int, device: torch.device, training_step: Callable[..., Any]
 ) -> tuple[PretrainConfig, str]:
-    """Find the batch size that the config leaves to the machine, with steps on random pixels.
+    """Replace `auto` in `batch_size` or `micro_batch_size` by the largest number that fits.
+
+    Takes training steps on random pixels. Every process must call this.
 
     Args:
-        config: With pixel depth and statistics settled.
-        num_images: Images of the run.
-        device: Of this process.
+        config: Options of the run, with pixel depth and statistics resolved.
+        num_images: Training images.
+        device: Device of this process.
         training_step: `pretrain.training_step`.
 
     Returns:
-        The config with numbers; a note for the screen.
+        The config with numbers in place of `auto`, and a note for the screen.
 
     Raises:
         UserError: Not even the smallest batch fits, or the system does not report memory.
@@ -70,14 +72,14 @@ def find_batch_size(
 
 
 def _largest_allowed(config: PretrainConfig, num_images: int) -> int:
-    """Images per process and step beyond which it is useless to try.
+    """Return the largest number of images per process and step that is worth trying.
 
     Raises:
         UserError: There are too few images.
     """
     processes = distributed.world_size()
     if config.batch_size != AUTO:
-        steps_per_epoch(num_images, config.batch_size)
+        steps_per_epoch(num_images, config.batch_size)  # only for the errors that it raises
         return config.batch_size // processes
     wanted = min(MAX_BATCH, num_images, max(MIN_BATCH, num_images // MIN_STEPS_PER_EPOCH))
     if wanted < max(2, processes):
@@ -89,10 +91,10 @@ def _largest_allowed(config: PretrainConfig, num_images: int) -> int:
 
 
 def _largest_fitting(trial: Trial, largest: int, limit: float) -> int:
-    """Images in a step that takes at most `limit` bytes, up to `largest`.
+    """Return how many images, up to `largest`, a step within `limit` bytes can have.
 
-    A GPU is tried with doubled batches. A CPU is extrapolated from a small step, because a system
-    that runs out of memory ends programs.
+    On a GPU, the batch is doubled until it no longer fits. On a CPU, memory is extrapolated from a
+    small step, because a system that runs out of memory kills processes.
 
     Raises:
         UserError: The smallest batch does not fit, or the system does not report memory.
@@ -100,6 +102,7 @@ def _largest_fitting(trial: Trial, largest: int, limit: float) -> int:
     smallest, size = min(largest, 2), 0
     if trial.device.type == "cpu":
         start = min(largest, min(CPU_BATCH_SIZES))
+        # A limit of 0 means that the machine's memory is unknown.
         need = measure_cpu_memory(trial, start) if limit else None
         if need is None:
             raise UserError("auto needs a system that reports memory: give a number instead")

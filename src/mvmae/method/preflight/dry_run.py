@@ -41,13 +41,13 @@ class Cost(NamedTuple):
     """Network and optimiser, for a whole batch."""
 
     read_seconds: float = 0.0
-    """One image in one process: reading, decoding, its views."""
+    """To read and decode one image and make its views, in one process."""
 
     memory_gib: float | None = None
-    """At the peak of a step, on a CPU of the whole process; None if unknown."""
+    """At the peak of a step: tensors on a GPU, the whole process on a CPU; None if unknown."""
 
     micro_batch_size: int | None = None
-    """On a GPU, the part of the batch that fits into its memory."""
+    """On a GPU, images that pass the model at once, so that a step fits; None: the whole batch."""
 
 
 class Forecast(NamedTuple):
@@ -56,15 +56,17 @@ class Forecast(NamedTuple):
     seconds_per_step: float
     seconds_per_epoch: float
     seconds: float
+    """Of the whole run."""
+
     images_per_second: float
     readers: int
-    """Reading processes, as asked for or by default."""
+    """Reading processes: `config.workers`, or the default."""
 
     readers_needed: int
-    """Reading processes with which the network never waits."""
+    """Smallest number of reading processes with which the network never waits."""
 
     memory_there_gib: float
-    """Memory of the device or machine."""
+    """Memory of the GPU, or of the machine for a CPU; 0 if unknown."""
 
 
 def dry_run(
@@ -75,15 +77,18 @@ def dry_run(
     training_step: Callable[..., Any],
     notes: Sequence[str] = (),
 ) -> int:
-    """Measure some steps and print what the run would take.
+    """Measure a few steps, and print the time and memory that the run would take.
 
     Args:
-        config: Of the run.
-        source: Its images.
-        steps_per_epoch: Of the run.
-        device: Where it would run.
+        config: Options of the run.
+        source: Training images.
+        steps_per_epoch: Steps in an epoch of the run.
+        device: Device that the run would use.
         training_step: `pretrain.training_step`.
-        notes: Settings that were inferred.
+        notes: Lines to print about inferred settings.
+
+    Returns:
+        0, the exit status.
 
     Raises:
         UserError: There are several processes, nothing can be read, or one image does not fit.
@@ -150,7 +155,7 @@ def _measure_on_cpu(trial: Trial) -> Cost:
 
 
 def extrapolate(sizes: list[int], values: list[float], size: int) -> float:
-    """Value at a size on the line through the first and the last point; never falling."""
+    """Extend the line through the first and the last point to `size`; treat falling as level."""
     slope = (values[-1] - values[0]) / max(1, sizes[-1] - sizes[0])
     return values[-1] + max(0.0, slope) * (size - sizes[-1])
 
@@ -206,7 +211,11 @@ def _time(step: Callable[[], Any], device: torch.device) -> float:
 def forecast(
     config: PretrainConfig, cost: Cost, steps_per_epoch: int, device: torch.device
 ) -> Forecast:
-    """Work out the run from the cost of a step and of an image."""
+    """Predict the whole run from the cost of a step and of reading an image.
+
+    Reading processes work while the network computes, so the slower of the two decides. With no
+    reading processes, their times add up.
+    """
     readers = loader_options(config.workers, device.type == "cuda")["num_workers"]
     reading = config.batch_size * cost.read_seconds
     step = max(cost.step_seconds, reading / readers) if readers else cost.step_seconds + reading
@@ -222,7 +231,7 @@ def forecast(
 
 
 def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> Table:
-    """Make the table of what people ask for before a run: time, speed, memory."""
+    """Build the table that is printed: time, speed and memory."""
     where = "GPU" if device.type == "cuda" else "CPU"
     model, epochs = config.model, pluralize(config.epochs, "epoch")
     title = f"{model.encoder}/{model.patch_size}, {epochs} on this {where}"
@@ -243,7 +252,7 @@ def _table(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.de
 
 
 def advice(config: PretrainConfig, cost: Cost, found: Forecast, device: torch.device) -> list[str]:
-    """Sentences on what to change, if anything."""
+    """Return sentences on which options to change, or one that says that nothing needs to."""
     lines = []
     part = config.micro_batch_size or config.batch_size
     usable = USABLE_MEMORY * found.memory_there_gib
