@@ -42,10 +42,10 @@ class Row(NamedTuple):
 
 
 METHOD = (
-    "what is contrasted is not said: the mean of the visible patch tokens, without a head",
-    "lambda is not said but for Table 5, whose best is 2; equation 4 gets the exponential it lacks",
+    "the paper does not say what is contrasted: here the mean of the visible patch tokens, no head",
+    "lambda is named only in Table 5, whose best is 2; equation 4 gets its missing exponential",
     "equation 3 is a mean over the hidden patches, each normalised by its own mean and variance",
-    "crops of 0.2 to 1, bicubic, mirrored by half, weight decay 0.05: MAE's",
+    "from MAE: crops of 0.2 to 1, bicubic, half of them mirrored, weight decay 0.05",
 )
 SHORT = (
     *METHOD,
@@ -58,8 +58,8 @@ FINE_TUNED = (
     "path 0.1, cutmix, label smoothing, random erasing, the mean of the patch tokens",
 )
 PROBED = (
-    "optimiser, rate and token are not said: MAE's LARS, 0.1 for 256 images, 10 epochs of warm-up, "
-    "batch norm without weights; both tokens are trained and told",
+    "optimiser, rate and token are unnamed: MAE's LARS, 0.1 for 256 images, 10 epochs of warm-up, "
+    "batch norm without weights; both tokens are trained and reported",
 )
 DETECTED = (
     "section 4.1.2 names Li et al. 2021: AdamW 8e-5, windows of 16, four global blocks, relative "

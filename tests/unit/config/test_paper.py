@@ -185,7 +185,7 @@ def test_a_recipe_is_told_with_its_figure_its_cost_and_its_choices(capsys):
         "mvmae pretrain imagenet/train --recipe paper",
         "84.3 after fine-tuning, 76.7 by linear probe. Not ours",
         "105.2 hours of an H100 at half of 800 TFLOP/s",
-        "- what is contrasted is not said: the mean of the visible patch tokens",
+        "- the paper does not say what is contrasted: here the mean of the visible patch tokens",
     ):
         assert words in told
 
