@@ -33,6 +33,7 @@ check: setup  ## format, lint, import direction, types, spelling, lengths, langu
 	$(BIN)/python -m checks.english
 
 test: setup  ## everything but the slow tests, with coverage
+	$(BIN)/python -m compileall -q src  # the tests' child processes write no bytecode
 	$(PYTEST) -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 test-all: setup  ## the slow tests too

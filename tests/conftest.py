@@ -9,6 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ["OMP_NUM_THREADS"] = "1"  # child processes inherit it
+# Tests limit the size of files in child processes. Python would write bytecode cut off at that
+# limit, which later imports cannot read.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 import jaxtyping
 import numpy as np
